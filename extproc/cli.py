@@ -1,0 +1,59 @@
+"""The ``extproc`` command: parses arguments and calls one module of ``commands``.
+
+Exit status: 0 fine, 1 the work failed, 2 bad arguments or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import extproc
+
+#: Command name to its one-line description; the module of the same name (``-`` as
+#: ``_``) has ``add_arguments(parser)`` and ``run(args) -> int``.
+COMMANDS = {
+    "serve": "run the ext_proc server",
+    "check-config": "print the configuration in force, or why there is none",
+    "demo": "Envoy, the server and two vLLM stand-ins on this machine",
+    "explain": "one request: every number of its decision",
+    "replay": "a log through the live code: errors, misroutes, baselines",
+    "plan": "what would the split save: closed form and sized fleet",
+    "simulate": "one fleet, in detail",
+    "profile": "measure a live vLLM server and write a hardware profile",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="extproc", description=extproc.__doc__)
+    parser.add_argument(
+        "--version", action="version", version=f"extproc {extproc.__version__}"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, description in COMMANDS.items():
+        command = commands.add_parser(name, help=description, add_help=False)
+        command.set_defaults(command=name)
+    # Only the chosen command's module is imported: `extproc --help` stays quick and
+    # `extproc serve` never loads the demo or the simulator.
+    chosen, rest = parser.parse_known_args(arguments[:1])
+    module = importlib.import_module(
+        f"extproc.commands.{chosen.command.replace('-', '_')}"
+    )
+    command_parser = argparse.ArgumentParser(
+        prog=f"extproc {chosen.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(command_parser)
+    args = command_parser.parse_args(rest + arguments[1:])
+    try:
+        status: int = module.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    return status

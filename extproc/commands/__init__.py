@@ -1,0 +1,1 @@
+"""The sub-commands of ``extproc``, a module each: arguments, then work."""

@@ -1,0 +1,1 @@
+"""The whole thing on one machine: Envoy, the server, two pools, real requests."""

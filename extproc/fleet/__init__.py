@@ -1,0 +1,4 @@
+"""Is it worth it: cost model, hardware, workloads, vLLM's scheduler, simulation, sizing.
+
+Pure: no I/O; randomness and time are parameters.
+"""

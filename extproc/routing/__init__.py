@@ -1,0 +1,4 @@
+"""Request to pool: text features, categories, estimators, output allowance, policy.
+
+Pure: no I/O, no clock, no randomness.
+"""

@@ -1,0 +1,1 @@
+"""I/O: transports, codec, metrics, state, the admin port."""
