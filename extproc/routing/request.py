@@ -1,0 +1,56 @@
+"""What a request asks of a backend, as far as its token budget goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model will read, after JSON decoding.
+
+    The same request in UTF-8, with ``\\uXXXX`` escapes or with spaces between tokens
+    gives the same ``Prompt``: wire bytes vary by a factor of 2.7 between clients.
+    """
+
+    text: bytes
+    """UTF-8 of all message text, tool calls and results, joined by newlines."""
+    messages: int = 1
+    """Chat messages; each costs the template some tokens."""
+    tools_text: bytes = b""
+    """The tool definitions as compact JSON."""
+    tools: int = 0
+    """Tool definitions."""
+    images: int = 0
+    audios: int = 0
+    """Audio and video parts."""
+    files: int = 0
+    token_ids: int = 0
+    """Prompt tokens that the client counted itself by sending token ids."""
+
+    @property
+    def has_media(self) -> bool:
+        """Whether parts other than text are there; their tokens are not learned."""
+        return bool(self.images or self.audios or self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One inference request."""
+
+    prompt: Prompt
+    body_bytes: int
+    """Bytes of the body as received, after content-decoding."""
+    model: str = ""
+    """Served model name as the client wrote it; client text, so never a label."""
+    max_tokens: int | None = None
+    """The client's own limit on output tokens, or None."""
+    sequences: int = 1
+    """Completions computed side by side from one prompt (``n``, ``best_of``, beams)."""
+    prompts: int = 1
+    """Prompts in the request; ``prompt`` is the longest of them."""
+    generates: bool = True
+    """False for embeddings: no output tokens."""
+    stream: bool = False
+    asks_usage: bool = False
+    """Whether a stream's client asked for ``include_usage``."""
