@@ -1,0 +1,37 @@
+"""Run the ext_proc server until SIGTERM or SIGINT.
+
+Without a file it runs with the defaults: pools short (8,192) and long (65,536),
+gRPC on 0.0.0.0:9002, admin on 127.0.0.1:9090.
+The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
+EXTPROC_TRANSPORT, EXTPROC_LOG_LEVEL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from extproc.commands.check_config import read_config
+from extproc.server.app import App
+from extproc.server.logs import configure_logging
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--config", type=Path, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve; 2 for a bad configuration, 1 if the address is taken."""
+    config = read_config(args.config)
+    if config is None:
+        return 2
+    configure_logging(config.log)
+    try:
+        asyncio.run(App(config).run())
+    except OSError as error:
+        print(f"extproc: server.listen: {error}", file=sys.stderr)
+        return 1
+    return 0

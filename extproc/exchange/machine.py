@@ -1,0 +1,380 @@
+"""One HTTP exchange as ext_proc shows it: a state machine without effects.
+
+``Exchange.receive(event)`` gives exactly one reply for each event, and over the
+whole exchange at most one observation. States are named for what we wait for.
+``TRANSITIONS`` holds every legal move; anything else is ``ProtocolError``: Envoy, not
+a client, broke the order.
+
+The request side (measured on Envoy 1.40)::
+
+    headers  path not ours, no body         Continue, end
+             over the cap, length unknown   Route to the default pool, end
+             else                           AskRequestBody
+    body     complete                       Route, end unless chosen for feedback
+
+Full duplex cannot end early and keeps no copy of the body in Envoy: the headers'
+reply is withheld until the body is here, then released with it.
+
+The response side, for exchanges chosen for feedback: headers of a 200 with usage
+ask for the body in chunks; anything else ends the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from extproc.exchange import openai
+from extproc.exchange.encoding import decode_content
+from extproc.exchange.events import (
+    AskRequestBody,
+    AskResponseBody,
+    BodyMode,
+    Continue,
+    Echo,
+    Event,
+    Observation,
+    Release,
+    RequestBody,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+    Rewrite,
+    Route,
+    Step,
+    Withhold,
+)
+from extproc.exchange.injection import ask_for_usage
+from extproc.exchange.usage import UsageReader, usage_reader
+from extproc.routing.policy import PoolLoad, Reason
+from extproc.routing.request import Request
+from extproc.routing.router import Decision, Outcome, Router
+
+MAX_ENCODED_RESPONSE_BYTES = 1 << 20
+"""Of a compressed response; one that is larger teaches nothing."""
+
+MAX_DECODED_RESPONSE_BYTES = 16 << 20
+
+
+class ProtocolError(Exception):
+    """The messages came in an order that ext_proc does not have."""
+
+
+class State(Enum):
+    """What we wait for."""
+
+    REQUEST_HEADERS = "request_headers"
+    REQUEST_BODY = "request_body"
+    RESPONSE_HEADERS = "response_headers"
+    RESPONSE_BODY = "response_body"
+    DONE = "done"
+
+
+MORE, END = False, True
+
+TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
+    (State.REQUEST_HEADERS, RequestHeaders, MORE): State.REQUEST_BODY,
+    (State.REQUEST_HEADERS, RequestHeaders, END): State.RESPONSE_HEADERS,
+    (State.REQUEST_BODY, RequestBody, MORE): State.REQUEST_BODY,
+    (State.REQUEST_BODY, RequestBody, END): State.RESPONSE_HEADERS,
+    (State.REQUEST_BODY, RequestTrailers, END): State.RESPONSE_HEADERS,
+    # A local reply (413, 408), or a backend that answers before it has read all.
+    (State.REQUEST_BODY, ResponseHeaders, MORE): State.RESPONSE_BODY,
+    (State.REQUEST_BODY, ResponseHeaders, END): State.DONE,
+    # Streamed modes repeat the end of the body in an empty message.
+    (State.RESPONSE_HEADERS, RequestBody, MORE): State.RESPONSE_HEADERS,
+    (State.RESPONSE_HEADERS, RequestBody, END): State.RESPONSE_HEADERS,
+    (State.RESPONSE_HEADERS, RequestTrailers, END): State.RESPONSE_HEADERS,
+    (State.RESPONSE_HEADERS, ResponseHeaders, MORE): State.RESPONSE_BODY,
+    (State.RESPONSE_HEADERS, ResponseHeaders, END): State.DONE,
+    (State.RESPONSE_BODY, ResponseBody, MORE): State.RESPONSE_BODY,
+    (State.RESPONSE_BODY, ResponseBody, END): State.DONE,
+    (State.RESPONSE_BODY, ResponseTrailers, END): State.DONE,
+    # The rest of a request whose response is under way already.
+    (State.RESPONSE_BODY, RequestBody, MORE): State.RESPONSE_BODY,
+    (State.RESPONSE_BODY, RequestBody, END): State.RESPONSE_BODY,
+    (State.RESPONSE_BODY, RequestTrailers, END): State.RESPONSE_BODY,
+    (State.DONE, RequestBody, MORE): State.DONE,
+    (State.DONE, RequestBody, END): State.DONE,
+    (State.DONE, RequestTrailers, END): State.DONE,
+    (State.DONE, ResponseBody, MORE): State.DONE,
+    (State.DONE, ResponseBody, END): State.DONE,
+    (State.DONE, ResponseTrailers, END): State.DONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSettings:
+    """What all exchanges share."""
+
+    max_body_bytes: int = 1 << 20
+    """Bodies above this are not read. Must not exceed Envoy's buffer limit, or the
+    request hangs there."""
+    category_header: str = "x-llm-category"
+    inject_usage: bool = False
+    """Ask for usage in the place of a stream's client that did not."""
+
+
+class Exchange:
+    """One HTTP exchange.
+
+    Args:
+        router: decides; shared by all exchanges.
+        settings: shared by all exchanges.
+        wants_feedback: asked once, after a decision that can be learned from.
+        loads: gives what is known of the pools' load.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        settings: ExchangeSettings,
+        wants_feedback: Callable[[Decision], bool],
+        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+    ) -> None:
+        self.state = State.REQUEST_HEADERS
+        self.decision: Decision | None = None
+        self._router = router
+        self._settings = settings
+        self._wants_feedback = wants_feedback
+        self._loads = loads
+        self._path = ""
+        self._hint: str | None = None
+        self._encoding = ""
+        self._request_mode: BodyMode | None = None
+        self._response_duplex = False
+        self._received = bytearray()
+        self._withheld = False
+        self._watched = False
+        self._injected = False
+        self._reader: UsageReader | None = None
+        self._attempts = 1
+        self._encoded: bytearray | None = None
+        self._response_encoding = ""
+
+    def receive(self, event: Event) -> Step:
+        """Take one event; give its reply.
+
+        Raises:
+            ProtocolError: a move that ``TRANSITIONS`` does not have.
+        """
+        move = (self.state, type(event), event.end_of_stream)
+        try:
+            following = TRANSITIONS[move]
+        except KeyError:
+            raise ProtocolError(
+                f"{type(event).__name__} (end_of_stream={event.end_of_stream}) "
+                f"while waiting for {self.state.value}"
+            ) from None
+        waited_for, self.state = self.state, following
+        match event:
+            case RequestHeaders():
+                return self._request_headers(event)
+            case RequestBody():
+                return self._request_body(event, waited_for)
+            case RequestTrailers():
+                return self._request_trailers(waited_for)
+            case ResponseHeaders():
+                return self._response_headers(event)
+            case ResponseBody():
+                return self._response_body(event, waited_for)
+            case ResponseTrailers():
+                return Step(Continue(), end=True, observation=self._observed())
+
+    # The request.
+
+    def _request_headers(self, event: RequestHeaders) -> Step:
+        headers = event.headers
+        self._request_mode = event.request_mode
+        self._response_duplex = event.response_mode is BodyMode.FULL_DUPLEX_STREAMED
+        self._path = headers.get(":path", "")
+        self._hint = headers.get(self._settings.category_header)
+        self._encoding = headers.get("content-encoding", "")
+        routed = headers.get(":method") == "POST" and openai.is_routed(self._path)
+        if event.end_of_stream or (not routed and not self._duplex):
+            return Step(Continue(), end=True)
+        if not routed:
+            return Step(Continue())  # its body is to be echoed
+        if self._duplex:
+            self._withheld = True
+            return Step(Withhold())
+        length = headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            return self._fail_open(Reason.LENGTH_UNKNOWN)
+        if int(length[:20]) > self._settings.max_body_bytes:
+            return self._fail_open(Reason.TOO_LARGE, int(length[:20]))
+        return Step(AskRequestBody())
+
+    @property
+    def _duplex(self) -> bool:
+        return self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
+
+    def _fail_open(self, reason: Reason, body_bytes: int = 0) -> Step:
+        self.decision = self._router.fail_open(reason, body_bytes)
+        return Step(Route(self.decision), end=True)
+
+    def _request_body(self, event: RequestBody, waited_for: State) -> Step:
+        if self._duplex and not self._withheld:
+            over = event.end_of_stream and self._may_end
+            return Step(Echo(event.body, event.end_of_stream), end=over)
+        if self.decision is not None or waited_for is not State.REQUEST_BODY:
+            return Step(Continue())  # repeated end, or the response is under way
+        self._received += event.body
+        too_large = len(self._received) > self._settings.max_body_bytes
+        cut_off = (
+            self._request_mode is BodyMode.BUFFERED_PARTIAL and not event.end_of_stream
+        )
+        if too_large or cut_off:
+            self.decision = self._router.fail_open(
+                Reason.TOO_LARGE, len(self._received)
+            )
+        elif event.end_of_stream or self._comes_whole:
+            self._decide()
+        else:
+            return Step(Withhold() if self._withheld else Continue())
+        if self._withheld:
+            return self._release(event.end_of_stream)
+        assert self.decision is not None
+        return Step(Route(self.decision, self._replacement()), end=not self._watched)
+
+    @property
+    def _may_end(self) -> bool:
+        # In full duplex a response body that is not echoed is lost.
+        return not self._watched and not self._response_duplex
+
+    @property
+    def _comes_whole(self) -> bool:
+        # Buffered, as configured or as asked for: one message, whose end_of_stream is
+        # false if trailers follow (which are not sent to us).
+        return self._request_mode in (BodyMode.NONE, BodyMode.BUFFERED)
+
+    def _release(self, end_of_stream: bool, *, trailers: bool = False) -> Step:
+        self._withheld = False
+        body = bytes(self._received)
+        self._received.clear()
+        over = (end_of_stream or trailers) and self._may_end
+        return Step(Release(self.decision, body, end_of_stream, trailers), end=over)
+
+    def _request_trailers(self, waited_for: State) -> Step:
+        if waited_for is State.REQUEST_BODY and self._withheld:
+            self._decide()
+            return self._release(end_of_stream=False, trailers=True)
+        # A streamed body that ends in trailers: too late for a route of its own.
+        return Step(Continue(), end=self._may_end)
+
+    def _decide(self) -> None:
+        body = bytes(self._received)
+        if self._encoding:
+            decoded = decode_content(
+                body, self._encoding, self._settings.max_body_bytes
+            )
+            if decoded is None:
+                self.decision = self._router.fail_open(Reason.UNDECODABLE, len(body))
+                return
+            body = decoded
+        request = openai.parse_request(self._path, body)
+        if request is None:
+            self.decision = self._router.fail_open(Reason.UNPARSABLE, len(body))
+            return
+        self.decision = self._router.route(request, self._hint, self._loads())
+        self._watched = self._wants_feedback(self.decision)
+        self._injected = self._watched and self._may_inject(request)
+
+    def _may_inject(self, request: Request) -> bool:
+        return (
+            self._settings.inject_usage
+            and request.stream
+            and not request.asks_usage
+            and not self._encoding
+            and self._comes_whole
+            and openai.has_stream_options(self._path)
+        )
+
+    def _replacement(self) -> bytes | None:
+        if not self._injected:
+            return None
+        body = ask_for_usage(bytes(self._received))
+        self._injected = body is not None
+        return body
+
+    # The response.
+
+    def _response_headers(self, event: ResponseHeaders) -> Step:
+        decision = self.decision
+        if decision is None or not self._watched:
+            return Step(Continue(), end=not self._response_duplex)
+        status = _number(event.headers.get(":status", ""))
+        self._attempts = max(1, _number(event.headers.get("x-envoy-attempt-count", "")))
+        self._response_encoding = event.headers.get("content-encoding", "")
+        if status == 200 and not event.end_of_stream:
+            self._reader = usage_reader(
+                event.headers.get("content-type", ""),
+                drop_usage_chunk=self._injected and not self._response_encoding,
+            )
+        if self._reader is None:
+            outcome = Outcome(status, attempts=self._attempts)
+            self._watched = False
+            return Step(
+                Continue(),
+                end=not self._response_duplex,
+                observation=Observation(decision, outcome),
+            )
+        if self._response_encoding:
+            self._encoded = bytearray()
+        return Step(Continue() if self._response_duplex else AskResponseBody())
+
+    def _response_body(self, event: ResponseBody, waited_for: State) -> Step:
+        if self._reader is None or waited_for is State.DONE:
+            if self._response_duplex:
+                return Step(Echo(event.body, event.end_of_stream))
+            return Step(Continue(), end=True)
+        passed = self._read(event.body, self._reader)
+        observation = None
+        if event.end_of_stream:
+            passed += self._reader.finish() if self._encoded is None else b""
+            observation = self._observed()
+        if self._response_duplex:
+            return Step(
+                Echo(passed, event.end_of_stream), event.end_of_stream, observation
+            )
+        if passed != event.body:
+            return Step(Rewrite(passed), event.end_of_stream, observation)
+        return Step(Continue(), event.end_of_stream, observation)
+
+    def _read(self, chunk: bytes, reader: UsageReader) -> bytes:
+        if self._encoded is None:
+            return reader.feed(chunk)
+        if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
+            self._encoded += chunk
+        return chunk
+
+    def _observed(self) -> Observation | None:
+        reader, self._reader = self._reader, None
+        if reader is None or self.decision is None:
+            return None
+        if self._encoded is not None:
+            decoded = None
+            if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
+                decoded = decode_content(
+                    bytes(self._encoded),
+                    self._response_encoding,
+                    MAX_DECODED_RESPONSE_BYTES,
+                )
+            reader.feed(decoded or b"")
+        reader.finish()
+        usage = reader.usage
+        outcome = Outcome(
+            200,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.truncated,
+            self._attempts,
+        )
+        return Observation(self.decision, outcome)
+
+
+def _number(text: str) -> int:
+    return int(text[:9]) if text.isascii() and text.isdigit() else 0

@@ -1,0 +1,306 @@
+"""Requests of the OpenAI and Anthropic APIs, as vLLM serves them.
+
+``parse_request`` never raises on what a client sent: what is not a request that we
+understand is None, and goes to the default pool for the backend to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from extproc.routing.request import Prompt, Request
+
+MAX_OUTPUT_TOKENS = 1 << 31
+"""Declared limits above this are cut to it: no model's window comes near."""
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    tool_calls: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    name: Any = None
+
+
+class _Body(msgspec.Struct):
+    """The fields that we need; everything else is skipped without being built."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
+    use_beam_search: Any = None
+    tools: Any = None
+
+
+class _Chat(_Body):
+    messages: list[_Message] = []
+    system: Any = None
+
+
+class _Completion(_Body):
+    prompt: Any = None
+    suffix: Any = None
+
+
+class _Response(_Body):
+    input: Any = None
+    instructions: Any = None
+
+
+class _Gathered:
+    """Text and media, gathered while walking through a body's parts."""
+
+    __slots__ = ("audios", "files", "images", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.images = 0
+        self.audios = 0
+        self.files = 0
+
+    def add(self, value: Any) -> None:
+        """Take a string, or a list of strings and content parts, or nothing."""
+        if type(value) is str:
+            self.texts.append(value)
+        elif type(value) is list:
+            for part in value:
+                if type(part) is str:
+                    self.texts.append(part)
+                elif type(part) is dict:
+                    self._add_part(part)
+
+    def _add_part(self, part: dict[str, Any]) -> None:
+        kind = part.get("type")
+        if kind in _IMAGE_PARTS:
+            self.images += 1
+        elif kind in _AUDIO_PARTS:
+            self.audios += 1
+        elif kind in _FILE_PARTS:
+            self._add_document(part)
+        elif kind in _CALL_PARTS:
+            self.add_call(part)
+        else:
+            # Text parts of either API, tool results (``content``, ``output``),
+            # thinking blocks, refusals; what has none of these has no text.
+            for key in ("text", "thinking", "refusal", "content", "output"):
+                if key in part:
+                    self.add(part[key])
+
+    def _add_document(self, part: dict[str, Any]) -> None:
+        source = part.get("source")
+        if type(source) is dict and source.get("type") in ("text", "content"):
+            self.add(source.get("data"))
+            self.add(source.get("content"))
+        else:
+            self.files += 1
+
+    def add_call(self, call: dict[str, Any]) -> None:
+        """Take a tool call: its name, and its arguments as text or as an object."""
+        function = call.get("function")
+        call = function if type(function) is dict else call
+        self.add(call.get("name"))
+        arguments = call.get("arguments", call.get("input"))
+        if type(arguments) is str:
+            self.texts.append(arguments)
+        elif arguments:
+            self.texts.append(_compact(arguments).decode())
+
+    def add_message(self, message: _Message) -> None:
+        """Take a chat message."""
+        self.add(message.content)
+        if type(message.tool_calls) is list:
+            for call in message.tool_calls:
+                if type(call) is dict:
+                    self.add_call(call)
+        for extra in (
+            message.reasoning_content or message.reasoning,
+            message.refusal,
+            message.name,
+        ):
+            if extra is not None:
+                self.add(extra)
+
+
+_IMAGE_PARTS = frozenset({"image_url", "image", "input_image", "image_embeds"})
+_AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio", "video_url", "video"})
+_FILE_PARTS = frozenset({"file", "input_file", "document"})
+_CALL_PARTS = frozenset({"tool_use", "function_call", "server_tool_use"})
+
+_compact = msgspec.json.encode
+_decode_chat = msgspec.json.Decoder(_Chat).decode
+_decode_completion = msgspec.json.Decoder(_Completion).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+
+
+def _parse_chat(body: bytes) -> Request | None:
+    chat = _decode_chat(body)
+    gathered = _Gathered()
+    if chat.system is not None:
+        gathered.add(chat.system)
+    for message in chat.messages:
+        gathered.add_message(message)
+    if not chat.messages:
+        return None
+    messages = len(chat.messages) + (chat.system is not None)
+    limit = _first_limit(chat.max_completion_tokens, chat.max_tokens)
+    return _request(chat, body, gathered, messages, limit)
+
+
+def _parse_completion(body: bytes) -> Request | None:
+    completion = _decode_completion(body)
+    limit = _first_limit(completion.max_tokens, completion.max_completion_tokens)
+    return _request_of_prompts(completion, completion.prompt, body, limit)
+
+
+def _parse_embedding(body: bytes) -> Request | None:
+    embedding = _decode_response(body)
+    request = _request_of_prompts(embedding, embedding.input, body, None)
+    if request is None:
+        # vLLM also embeds a conversation: ``messages`` in place of ``input``.
+        request = _parse_chat(body)
+    return None if request is None else replace(request, generates=False)
+
+
+def _parse_response(body: bytes) -> Request | None:
+    response = _decode_response(body)
+    gathered = _Gathered()
+    gathered.add(response.instructions)
+    messages = 1 + (response.instructions is not None)
+    if type(response.input) is str:
+        gathered.texts.append(response.input)
+    elif type(response.input) is list:
+        gathered.add(response.input)
+        messages += max(0, len(response.input) - 1)
+    else:
+        return None
+    limit = _first_limit(response.max_output_tokens)
+    return _request(response, body, gathered, messages, limit)
+
+
+def _request(
+    body: _Body, raw: bytes, gathered: _Gathered, messages: int, limit: int | None
+) -> Request:
+    tools = body.tools if type(body.tools) is list else []
+    prompt = Prompt(
+        text="\n".join(gathered.texts).encode(),
+        messages=messages,
+        tools_text=_compact(tools) if tools else b"",
+        tools=len(tools),
+        images=gathered.images,
+        audios=gathered.audios,
+        files=gathered.files,
+    )
+    return _finished(body, raw, prompt, limit, prompts=1)
+
+
+def _request_of_prompts(
+    body: _Body, value: Any, raw: bytes, limit: int | None
+) -> Request | None:
+    prompts = _prompts(value)
+    if not prompts:
+        return None
+    # Each prompt is a sequence of its own: the longest decides whether a pool fits.
+    longest = max(prompts, key=lambda p: max(p.token_ids, len(p.text) // 4))
+    return _finished(body, raw, longest, limit, prompts=len(prompts))
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    if type(value) is str:
+        return [Prompt(value.encode())]
+    if type(value) is not list or not value:
+        return []
+    if type(value[0]) is int:
+        return [Prompt(b"", token_ids=len(value))]
+    prompts = []
+    for item in value:
+        if type(item) is str:
+            prompts.append(Prompt(item.encode()))
+        elif type(item) is list:
+            prompts.append(Prompt(b"", token_ids=len(item)))
+        elif type(item) is dict:
+            gathered = _Gathered()
+            gathered.add([item])
+            prompts.append(Prompt("\n".join(gathered.texts).encode()))
+    return prompts
+
+
+def _finished(
+    body: _Body, raw: bytes, prompt: Prompt, limit: int | None, prompts: int
+) -> Request:
+    options = body.stream_options
+    sequences = max(_positive(body.n) or 1, _positive(body.best_of) or 1)
+    return Request(
+        prompt=prompt,
+        body_bytes=len(raw),
+        model=body.model if type(body.model) is str else "",
+        max_tokens=limit,
+        sequences=sequences,
+        prompts=prompts,
+        stream=body.stream is True,
+        asks_usage=type(options) is dict and options.get("include_usage") is True,
+    )
+
+
+def _first_limit(*values: Any) -> int | None:
+    for value in values:
+        limit = _positive(value)
+        if limit is not None:
+            return min(limit, MAX_OUTPUT_TOKENS)
+    return None
+
+
+def _positive(value: Any) -> int | None:
+    """Read a count as vLLM's validation does: 8, 8.0 and "8" are 8."""
+    if type(value) is str and value.isascii() and value.isdigit():
+        value = int(value[:20])
+    elif type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value > 0 else None
+
+
+_PARSERS: dict[str, Callable[[bytes], Request | None]] = {
+    "/v1/chat/completions": _parse_chat,
+    "/v1/completions": _parse_completion,
+    "/v1/responses": _parse_response,
+    "/v1/messages": _parse_chat,
+    "/v1/embeddings": _parse_embedding,
+}
+
+PATHS = tuple(_PARSERS)
+"""The paths whose requests are routed by budget."""
+
+
+def is_routed(path: str) -> bool:
+    """Whether a request path (query string and all) is one of ours."""
+    return path.partition("?")[0] in _PARSERS
+
+
+def parse_request(path: str, body: bytes) -> Request | None:
+    """Read an inference request, or None where it is not one that we understand.
+
+    Args:
+        path: request path; one that is not ours gives None.
+        body: the JSON body, content-decoded. Never raises on its bytes.
+    """
+    parser = _PARSERS.get(path.partition("?")[0])
+    if parser is None:
+        return None
+    try:
+        return parser(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
+        return None
+
+
+def has_stream_options(path: str) -> bool:
+    """Whether the API of this path knows ``stream_options.include_usage``."""
+    return path.partition("?")[0] in ("/v1/chat/completions", "/v1/completions")

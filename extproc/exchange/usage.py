@@ -1,0 +1,244 @@
+"""Token usage out of a response body, JSON or server-sent events, in any split.
+
+Only what is needed is kept: the current event of a stream, or the last part of a
+JSON body. Nothing here raises on what a backend sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+MAX_KEPT_BYTES = 256 * 1024
+"""Of a JSON body, and of one event: usage stands at the end of the one, and the
+largest events seen (log probabilities) are a tenth of it."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a response has said so far."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    truncated: bool = False
+    """The output stopped at a token limit."""
+
+    def merge(self, message: object) -> None:
+        """Take what a response object or one event of a stream says.
+
+        Partial usage objects add up: Anthropic's streams give the input tokens first
+        and the output tokens last; where counts repeat, the larger one stands.
+        """
+        if type(message) is not dict:
+            return
+        for inner in ("response", "message"):  # Responses API, Anthropic
+            if type(message.get(inner)) is dict:
+                self.merge(message[inner])
+        self._merge_usage(message.get("usage"))
+        self.truncated |= _says_truncated(message)
+
+    def _merge_usage(self, usage: object) -> None:
+        if type(usage) is not dict:
+            return
+        prompt = _count(usage.get("prompt_tokens"))
+        if prompt is None:
+            prompt = _count(usage.get("input_tokens"))
+            for cached in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+                # Anthropic counts these apart from input_tokens; OpenAI has them in.
+                if prompt is not None:
+                    prompt += _count(usage.get(cached)) or 0
+        completion = _count(usage.get("completion_tokens"))
+        if completion is None:
+            completion = _count(usage.get("output_tokens"))
+        self.prompt_tokens = _larger(self.prompt_tokens, prompt)
+        self.completion_tokens = _larger(self.completion_tokens, completion)
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def _larger(known: int | None, new: int | None) -> int | None:
+    if known is None or new is None:
+        return known if new is None else new
+    return max(known, new)
+
+
+def _says_truncated(message: dict[str, Any]) -> bool:
+    if message.get("stop_reason") == "max_tokens":
+        return True
+    delta = message.get("delta")
+    if type(delta) is dict and delta.get("stop_reason") == "max_tokens":
+        return True
+    if message.get("status") == "incomplete":
+        return True
+    choices = message.get("choices")
+    return type(choices) is list and any(
+        type(choice) is dict and choice.get("finish_reason") == "length"
+        for choice in choices
+    )
+
+
+class UsageReader(Protocol):
+    """Reads usage from the chunks of one response body."""
+
+    usage: Usage
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take a chunk; return the bytes that the client is to get for it."""
+
+    def finish(self) -> bytes:
+        """The body is over; return the bytes still owed to the client."""
+
+
+class JsonUsageReader:
+    """Usage of a JSON body."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self._kept = bytearray()
+        self._cut = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Keep the end of the body."""
+        self._kept += chunk
+        if len(self._kept) > 2 * MAX_KEPT_BYTES:
+            del self._kept[:-MAX_KEPT_BYTES]
+            self._cut = True
+        return chunk
+
+    def finish(self) -> bytes:
+        """Read the usage from what was kept."""
+        if not self._cut:
+            self.usage.merge(_decode(self._kept))
+        else:
+            self.usage.merge({"usage": _last_usage(self._kept)})
+            self.usage.truncated |= _CUT_OFF.search(self._kept) is not None
+        return b""
+
+
+def _decode(data: bytes | bytearray) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def _last_usage(tail: bytearray) -> object:
+    """Read the last ``"usage"`` object in the tail of a JSON body.
+
+    Inside a JSON string the quotes would be escaped, so these bytes are a key.
+    """
+    at = tail.rfind(b'"usage"')
+    if at < 0:
+        return None
+    text = tail[at + 7 : at + 7 + MAX_USAGE_BYTES].decode(errors="replace")
+    try:
+        return _DECODER.raw_decode(text.lstrip().removeprefix(":").lstrip())[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+MAX_USAGE_BYTES = 4096
+"""Of one usage object in a cut body; vLLM's take 100 to 300."""
+
+_DECODER = json.JSONDecoder()
+_CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
+
+# An event ends at an empty line; lines end in LF, CR LF or CR. Atomic, so that one
+# CR LF is never taken for two line ends.
+_EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class SseUsageReader:
+    """Usage of a stream of server-sent events.
+
+    Args:
+        drop_usage_chunk: take the event away that only ``include_usage`` makes the
+            backend send (no choices, a usage object), for a client that did not ask
+            for it. Everything else passes byte for byte.
+    """
+
+    def __init__(self, *, drop_usage_chunk: bool = False) -> None:
+        self.usage = Usage()
+        self._drop = drop_usage_chunk
+        self._pending = bytearray()
+        self._searched = 0
+        self._overlong = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read the events that this chunk completes."""
+        self._pending += chunk
+        passed = bytearray()
+        # A CR at the end may be half of a CR LF: the event's end is not known yet.
+        end = len(self._pending) - self._pending.endswith(b"\r")
+        start = 0
+        while match := _EVENT_END.search(
+            self._pending, max(start, self._searched), end
+        ):
+            passed += self._complete(bytes(self._pending[start : match.end()]))
+            start = self._searched = match.end()
+        del self._pending[:start]
+        self._searched = max(0, len(self._pending) - 4)
+        if len(self._pending) > MAX_KEPT_BYTES:
+            passed += self._pending
+            self._pending.clear()
+            self._searched = 0
+            self._overlong = True
+        return bytes(passed) if self._drop else chunk
+
+    def finish(self) -> bytes:
+        """Read the last event, which may lack its empty line."""
+        rest = self._complete(bytes(self._pending))
+        self._pending.clear()
+        return rest if self._drop else b""
+
+    def _complete(self, event: bytes) -> bytes:
+        if self._overlong:  # its first part has passed already
+            self._overlong = False
+            return event
+        if b'"usage"' not in event and not _may_tell_truncation(event):
+            return event
+        message = _decode(_event_data(event))
+        self.usage.merge(message)
+        if self._drop and _only_usage(message):
+            return b""
+        return event
+
+
+def _may_tell_truncation(event: bytes) -> bool:
+    return b'"length"' in event or b'"max_tokens"' in event or b"incomplete" in event
+
+
+def _event_data(event: bytes) -> bytes:
+    lines = [
+        line[5:].removeprefix(b" ")
+        for line in _LINE_END.split(event)
+        if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines)
+
+
+def _only_usage(message: object) -> bool:
+    return (
+        type(message) is dict
+        and type(message.get("usage")) is dict
+        and message.get("choices") == []
+    )
+
+
+def usage_reader(
+    content_type: str, *, drop_usage_chunk: bool = False
+) -> UsageReader | None:
+    """The reader for a response's content type, or None where there is no usage."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "text/event-stream":
+        return SseUsageReader(drop_usage_chunk=drop_usage_chunk)
+    if kind == "application/json":
+        return JsonUsageReader()
+    return None

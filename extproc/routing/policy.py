@@ -1,0 +1,173 @@
+"""Budget to pool: capacity, threshold, load, capacity again.
+
+Pools stand in order of ``max_model_len``; two is a case. The last one is the safe
+default: whatever cannot be decided goes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a pool was chosen. Closed: these are metric labels."""
+
+    WITHIN_THRESHOLD = "within_threshold"
+    """The smallest pool whose threshold and capacity hold the budget."""
+    OVER_THRESHOLD = "over_threshold"
+    """Some smaller pool could hold it, but its threshold says otherwise."""
+    OVER_CAPACITY = "over_capacity"
+    """Larger than every smaller pool's ``max_model_len``."""
+    SPILLED = "spilled"
+    """The pool of choice is under pressure or down; a larger one took it."""
+    UNPARSABLE = "unparsable"
+    """Not a request that we understand; the backend will judge it."""
+    TOO_LARGE = "too_large"
+    """The body is over the cap: not read."""
+    LENGTH_UNKNOWN = "length_unknown"
+    """No content-length: buffering such a body could end in a 413."""
+    UNDECODABLE = "undecodable"
+    """A content-encoding that we do not speak, or a body that is not what it says."""
+
+    @property
+    def failed_open(self) -> bool:
+        """Whether no estimate was made; such a decision is never learned from."""
+        return self in _FAILED_OPEN
+
+
+_FAILED_OPEN = frozenset(
+    {Reason.UNPARSABLE, Reason.TOO_LARGE, Reason.LENGTH_UNKNOWN, Reason.UNDECODABLE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool of vLLM instances with equal limits."""
+
+    name: str
+    max_model_len: int
+    """vLLM's flag of that name: prompt and output tokens of one sequence, at most."""
+    threshold_tokens: int
+    """Budgets up to and including this go here; <= ``max_model_len``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLoad:
+    """What is known of a pool's load. The default is an idle, healthy pool."""
+
+    available: bool = True
+    """False when no endpoint of the pool is healthy."""
+    under_pressure: bool = False
+
+
+IDLE = PoolLoad()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A pool and why."""
+
+    pool: Pool
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Chooses among pools.
+
+    Args:
+        pools: at least one, in strictly increasing order of ``max_model_len``.
+
+    Raises:
+        ValueError: no pool, or not in that order.
+    """
+
+    pools: Sequence[Pool]
+    _by_name: Mapping[str, Pool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = [pool.max_model_len for pool in self.pools]
+        if not lengths or sorted(set(lengths)) != lengths:
+            raise ValueError(f"max_model_len of the pools must increase, got {lengths}")
+        object.__setattr__(self, "_by_name", {pool.name: pool for pool in self.pools})
+
+    @property
+    def default(self) -> Pool:
+        """The pool that holds the most: where every failure to decide ends."""
+        return self.pools[-1]
+
+    def pool(self, name: str) -> Pool | None:
+        """The pool of a name."""
+        return self._by_name.get(name)
+
+    def choose(
+        self, budget_tokens: int, loads: Mapping[str, PoolLoad] | None = None
+    ) -> Choice:
+        """Choose the pool for a budget.
+
+        Args:
+            budget_tokens: upper bound on prompt plus output tokens of one sequence.
+            loads: by pool name; a pool that is not in it counts as idle.
+
+        The order is the papers' (arXiv 2604.08075, section 3): capacity, threshold,
+        load, and capacity again for the pool that load moved it to. Spilling only
+        goes upward, where whatever fits a smaller pool fits too, so the second check
+        is the same comparison; it stays for pools that are skipped over.
+        """
+        chosen = self._first_fit(budget_tokens)
+        reason = self._reason(chosen, budget_tokens)
+        if loads:
+            position = self._spill(chosen, budget_tokens, loads)
+            if position != chosen:
+                return Choice(self.pools[position], Reason.SPILLED)
+        return Choice(self.pools[chosen], reason)
+
+    def _first_fit(self, budget_tokens: int) -> int:
+        last = len(self.pools) - 1
+        for position, pool in enumerate(self.pools[:-1]):
+            limit = min(pool.max_model_len, pool.threshold_tokens)
+            if budget_tokens <= limit:
+                return position
+        return last
+
+    def _reason(self, chosen: int, budget_tokens: int) -> Reason:
+        if chosen < len(self.pools) - 1 or len(self.pools) == 1:
+            return Reason.WITHIN_THRESHOLD
+        largest_smaller = self.pools[-2].max_model_len
+        if budget_tokens > largest_smaller:
+            return Reason.OVER_CAPACITY
+        return Reason.OVER_THRESHOLD
+
+    def _spill(
+        self, chosen: int, budget_tokens: int, loads: Mapping[str, PoolLoad]
+    ) -> int:
+        load = loads.get(self.pools[chosen].name, IDLE)
+        if load.available and not load.under_pressure:
+            return chosen
+        for position in range(chosen + 1, len(self.pools)):
+            candidate = self.pools[position]
+            other = loads.get(candidate.name, IDLE)
+            relieved = other.available and not other.under_pressure
+            if relieved and budget_tokens <= candidate.max_model_len:
+                return position
+        if not load.available:
+            return self._any_available(chosen, budget_tokens, loads)
+        return chosen
+
+    def _any_available(
+        self, chosen: int, budget_tokens: int, loads: Mapping[str, PoolLoad]
+    ) -> int:
+        # The pool of choice is down: a busy one is better than none, and a smaller
+        # one will do if it can hold the whole budget.
+        others: list[int] = [
+            *range(chosen + 1, len(self.pools)),
+            *reversed(range(chosen)),
+        ]
+        for position in others:
+            candidate = self.pools[position]
+            load = loads.get(candidate.name, IDLE)
+            if load.available and budget_tokens <= candidate.max_model_len:
+                return position
+        return chosen

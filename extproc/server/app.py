@@ -1,0 +1,157 @@
+"""The server put together from a configuration, and its life from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+import extproc
+from extproc.config import Config, EstimatorConfig, EstimatorName, FeedbackConfig
+from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.estimate import Estimator
+from extproc.routing.policy import Policy, Pool
+from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.router import MediaTokens, Router
+from extproc.server.admin import AdminServer
+from extproc.server.grpcio import GrpcioServer
+from extproc.server.metrics import Metrics
+from extproc.server.service import ExtProcService
+
+logger = logging.getLogger(__name__)
+
+AUTO_SAMPLE_RATE = 0.05
+"""Share of the exchanges observed once a category is known, for `sample: auto`."""
+
+
+def build_router(config: Config) -> Router:
+    """The router that a configuration describes."""
+    policy = Policy(
+        [
+            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
+            for p in config.pools
+        ]
+    )
+    media = config.media
+    return Router(
+        policy,
+        build_estimator(config.estimator),
+        TextRatios(),
+        default_output_tokens=config.output.default_tokens,
+        media_tokens=MediaTokens(
+            media.image_tokens, media.audio_tokens, media.file_tokens
+        ),
+        hints=config.category.hints,
+    )
+
+
+def build_estimator(config: EstimatorConfig) -> Estimator:
+    """The estimator of a name."""
+    match config.name:
+        case EstimatorName.EMA:
+            return Ema(config.beta, config.gamma)
+        case EstimatorName.EMA_TEXT:
+            return TextEma()
+
+
+def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
+    """The sampler that a configuration describes."""
+    match config.sample:
+        case "auto":
+            return FeedbackSampler(AUTO_SAMPLE_RATE)
+        case "all":
+            return FeedbackSampler(1.0)
+        case rate:
+            return FeedbackSampler(float(rate), dense_samples=0)
+
+
+class App:
+    """One server process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._ready = False
+        self.router = build_router(config)
+        self.metrics = Metrics(self.router.ratios.all)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            OSError: the gRPC address cannot be bound.
+        """
+        server = self._config.server
+        loop = asyncio.get_running_loop()
+        service = ExtProcService(
+            self.router,
+            ExchangeSettings(
+                server.max_body_bytes,
+                self._config.category.header,
+                self._config.feedback.inject_usage,
+            ),
+            build_sampler(self._config.feedback),
+            self.metrics,
+            defer=loop.call_soon,
+        )
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        transport = GrpcioServer(service, server.listen, server.max_body_bytes)
+        port = await transport.start()
+        admin = await self._start_admin()
+        self._ready = True
+        logger.info(
+            "serving",
+            extra={"fields": {"listen": server.listen, "port": port}},
+        )
+        await stopping.wait()
+        self._ready = False
+        logger.info("draining", extra={"fields": {"timeout_s": server.drain_timeout_s}})
+        await transport.drain(server.drain_timeout_s)
+        if admin is not None:
+            await admin.stop()
+        logger.info("stopped")
+
+    async def _start_admin(self) -> AdminServer | None:
+        admin = AdminServer(
+            self._config.server.admin,
+            self.metrics.registry,
+            lambda: self._ready,
+            self.status,
+        )
+        try:
+            address = await admin.start()
+        except OSError as error:
+            # Requests matter more than their metrics: serve on without the port.
+            logger.error(
+                "admin_unavailable",
+                extra={
+                    "fields": {
+                        "admin": self._config.server.admin,
+                        "error": error.strerror or str(error),
+                    }
+                },
+            )
+            await admin.stop()
+            return None
+        logger.info("admin", extra={"fields": {"admin": address}})
+        return admin
+
+    def status(self) -> dict[str, Any]:
+        """What the server is and has learned, as plain values."""
+        return {
+            "version": extproc.__version__,
+            "ready": self._ready,
+            "estimator": self.router.estimator.name,
+            "pools": [
+                {
+                    "name": pool.name,
+                    "max_model_len": pool.max_model_len,
+                    "threshold_tokens": pool.threshold_tokens,
+                }
+                for pool in self.router.policy.pools
+            ],
+            "bytes_per_token": self.router.ratios.all(),
+        }

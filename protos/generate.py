@@ -1,0 +1,57 @@
+"""Generate ``extproc/wire`` from ``protos/``; ``--check`` says whether it is current.
+
+A proto's path below ``protos/`` is its Python package's, so that the generated
+imports are right as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import sys
+import tempfile
+from pathlib import Path
+
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).parent
+PROJECT = PROTOS.parent
+
+
+def generate(target: Path) -> list[Path]:
+    """Write the code of every proto below ``target``; return the files' paths."""
+    sources = sorted(PROTOS.glob("extproc/**/*.proto"))
+    (target / "extproc" / "wire").mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{PROTOS}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+    outputs = [f"--python_out={target}", f"--pyi_out={target}"]
+    if protoc.main(["protoc", *includes, *outputs, *map(str, sources)]) != 0:
+        raise SystemExit("protoc failed")
+    return sorted((target / "extproc" / "wire").glob("*_pb2.py*"))
+
+
+def main() -> int:
+    """Generate, or compare with what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    if not parser.parse_args().check:
+        generate(PROJECT)
+        return 0
+    with tempfile.TemporaryDirectory() as directory:
+        stale = [
+            path.name
+            for path in generate(Path(directory))
+            if not _same(path, PROJECT / path.relative_to(directory))
+        ]
+    if stale:
+        print(f"run `make generate`: {', '.join(stale)} not current", file=sys.stderr)
+        return 1
+    print("extproc/wire is current")
+    return 0
+
+
+def _same(fresh: Path, kept: Path) -> bool:
+    return kept.exists() and filecmp.cmp(fresh, kept, shallow=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
