@@ -1,0 +1,42 @@
+"""Recordings of vLLM's scheduler as a parameter of the tests that ask for one."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OWN_RECORDINGS = Path(__file__).parent / "recordings"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "recording" not in metafunc.fixturenames:
+        return
+    folders = [OWN_RECORDINGS]
+    given: Path | None = metafunc.config.getoption("--recordings")
+    if given is not None:
+        if not given.is_dir():
+            raise pytest.UsageError(f"--recordings: {given}, expected a folder")
+        folders.append(given)
+    files = [
+        path
+        for folder in folders
+        for pattern in ("*.json.gz", "*.json")
+        for path in sorted(folder.glob(pattern))
+    ]
+    metafunc.parametrize(
+        "recording",
+        files,
+        ids=[f"{path.parent.name}/{path.name.split('.')[0]}" for path in files],
+        indirect=True,
+    )
+
+
+@pytest.fixture
+def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
+    path: Path = request.param
+    packed = path.read_bytes()
+    text = gzip.decompress(packed) if path.suffix == ".gz" else packed
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
