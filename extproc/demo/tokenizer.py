@@ -1,0 +1,110 @@
+"""Prompt tokens as a real model counts them: Mistral's Tekken vocabulary.
+
+mistral-common carries the vocabulary in its wheel, so nothing is downloaded. The
+prompt is what Mistral's instruct template (version 3) makes of a conversation;
+its special tokens are counted, not spelled, because each is one token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mistral_common
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+_VOCABULARY = "data/tekken_240911.json"
+
+# Pixtral reads an image of 512 x 512 as 32 x 32 patches of 16 x 16 pixels.
+_IMAGE_TOKENS = 1024
+
+_SPOKEN = (
+    "the of and to in is that for it as was with be by on not he his are this at from "
+    "or have an they which one you were all her she there would their we him been has "
+    "when who will no more if out so up said what its about than into them can only "
+    "other time new some could these two may first then"
+)
+#: Each is one token in Tekken, with the space before it: what a stand-in answers.
+WORDS = tuple(f" {word}" for word in _SPOKEN.split())
+
+
+class Tokenizer:
+    """Counts tokens of texts and of conversations. Safe to call from any thread."""
+
+    def __init__(self) -> None:
+        package = Path(mistral_common.__file__).parent
+        self._tekken = Tekkenizer.from_file(package / _VOCABULARY)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without any special token."""
+        return len(self._tekken.encode(text, bos=False, eos=False))
+
+    def count_completion_prompt(self, prompt: str) -> int:
+        """Tokens of a bare prompt: its text after the token that begins a sequence."""
+        return 1 + self.count(prompt)
+
+    def count_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> int:
+        """Tokens of a conversation in Mistral's instruct template.
+
+        The system prompt is written into the last user message, the tools before it.
+        Unknown roles count as user messages.
+        """
+        system = "\n\n".join(
+            _text(message)
+            for message in messages
+            if message.get("role") in ("system", "developer")
+        )
+        total = 1  # <s>
+        if system:
+            total += self.count(system + "\n\n")
+        if tools:
+            # [AVAILABLE_TOOLS] ... [/AVAILABLE_TOOLS]
+            total += 2 + self.count(json.dumps(list(tools), ensure_ascii=False))
+        return total + sum(self._count_message(message) for message in messages)
+
+    def _count_message(self, message: Mapping[str, Any]) -> int:
+        match message.get("role"):
+            case "system" | "developer":
+                return 0
+            case "assistant":
+                total = self.count(_text(message)) + 1  # </s>
+                if calls := message.get("tool_calls"):
+                    total += 1 + self.count(json.dumps(calls, ensure_ascii=False))
+                return total
+            case _:
+                # [INST] ... [/INST], or [TOOL_RESULTS] ... [/TOOL_RESULTS]
+                return 2 + self.count(_text(message)) + _IMAGE_TOKENS * _images(message)
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """The text of a message whose content is a string, parts or nothing."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = []
+    for part in content:
+        if isinstance(part, dict):
+            text = part.get("text", part.get("content"))
+            if isinstance(text, str):
+                texts.append(text)
+            elif isinstance(text, list):
+                texts.append(_text({"content": text}))
+    return "\n".join(texts)
+
+
+def _images(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return 0
+    kinds = ("image", "image_url", "input_image")
+    return sum(
+        1 for part in content if isinstance(part, dict) and part.get("type") in kinds
+    )
