@@ -16,7 +16,6 @@ from typing import Self
 
 from extproc.fleet.scheduler import Scheduler, SchedulerLimits, Step
 
-
 _CATCH_UP_S = 0.005
 
 

@@ -1,0 +1,150 @@
+"""One child process: started, waited for until it is ready, stopped for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+_POLL_S = 0.05
+_LOG_TAIL_LINES = 15
+
+
+class ChildError(Exception):
+    """A child ended early or was not ready in time; the message names its log."""
+
+
+class Child:
+    """A process of ours, with its output in a file.
+
+    It leads a session of its own, so that a Ctrl-C meant for us does not reach it:
+    whoever started it decides in which order things stop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; its standard output and error are appended to the log."""
+        if self.running:
+            raise ChildError(f"{self.name} is running already")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Return once ``ready()`` is true.
+
+        Raises:
+            ChildError: the process ended, or ``timeout_s`` passed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            if not self.running:
+                raise ChildError(f"{self.name} ended before it was ready{self._tail()}")
+            if time.monotonic() > deadline:
+                raise ChildError(
+                    f"{self.name} was not ready within {timeout_s:g} s{self._tail()}"
+                )
+            time.sleep(_POLL_S)
+
+    def pause(self) -> None:
+        """Stop it from running, without ending it (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it run on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self, grace_s: float = 5.0) -> int | None:
+        """End it and everything that it started; return its exit status.
+
+        It gets SIGTERM and ``grace_s`` seconds, then SIGKILL. Without effect on one
+        that has ended, or was never started.
+        """
+        process = self._process
+        if process is None:
+            return None
+        if process.poll() is None:
+            # A stopped process would not see the SIGTERM.
+            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGTERM)
+            try:
+                process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL)
+        status = process.wait()
+        # Its own children, should it have died without them.
+        self._signal(signal.SIGKILL)
+        return status
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self.stop(grace_s=0.0)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "".join(f"\n    {line}" for line in lines) + f"\n  log: {self.log}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on at this moment, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def answers_200(url: str, timeout_s: float = 1.0) -> bool:
+    """Whether a GET of ``url`` is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
