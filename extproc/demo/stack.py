@@ -17,7 +17,6 @@ from pathlib import Path
 import yaml
 
 import extproc
-
 from extproc.demo.envoy_config import (
     Addresses,
     Config,

@@ -129,6 +129,8 @@ def _encode_route(event: Event, reply: Route) -> bytes:
         common = message.request_body.response
     _set_decision(message, common, reply.decision)
     if reply.body is not None:
+        # Envoy leaves content-length as it was; a body that does not match is a 500.
+        _set_header(common, "content-length", str(len(reply.body)))
         common.body_mutation.body = reply.body
     return message.SerializeToString()
 
@@ -136,14 +138,8 @@ def _encode_route(event: Event, reply: Route) -> bytes:
 def _set_decision(
     message: pb.ProcessingResponse, common: pb.CommonResponse, decision: Decision
 ) -> None:
-    for key, value in (
-        (POOL_HEADER, decision.pool.name),
-        (BUDGET_HEADER, str(decision.budget_tokens)),
-    ):
-        option = common.header_mutation.set_headers.add()
-        option.header.key = key
-        option.header.raw_value = value.encode()
-        option.append_action = _OVERWRITE
+    _set_header(common, POOL_HEADER, decision.pool.name)
+    _set_header(common, BUDGET_HEADER, str(decision.budget_tokens))
     common.clear_route_cache = True
     values = message.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
     values["pool"].string_value = decision.pool.name
@@ -153,6 +149,13 @@ def _set_decision(
     values["prompt_tokens"].number_value = decision.prompt_tokens
     values["output_tokens"].number_value = decision.output_tokens
     values["budget_tokens"].number_value = decision.budget_tokens
+
+
+def _set_header(common: pb.CommonResponse, key: str, value: str) -> None:
+    option = common.header_mutation.set_headers.add()
+    option.header.key = key
+    option.header.raw_value = value.encode()
+    option.append_action = _OVERWRITE
 
 
 def _encode_release(reply: Release) -> list[bytes]:

@@ -1,0 +1,107 @@
+"""How good the decisions on a log were: errors, misroutes, by category."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from extproc.routing.router import Decision
+
+DEFAULT_THRESHOLDS = (2048, 4096, 8192)
+
+
+@dataclass(slots=True)
+class _Errors:
+    requests: int = 0
+    absolute: float = 0.0
+    signed: float = 0.0
+    under: int = 0
+
+    def add(self, decision: Decision, prompt_tokens: int) -> None:
+        error = (decision.prompt_tokens - prompt_tokens) / prompt_tokens
+        self.requests += 1
+        self.absolute += abs(error)
+        self.signed += error
+        self.under += prompt_tokens > decision.bound_tokens
+
+    def report(self) -> dict[str, Any]:
+        n = max(1, self.requests)
+        return {
+            "requests": self.requests,
+            "mape_pct": round(100 * self.absolute / n, 2),
+            "bias_pct": round(100 * self.signed / n, 2),
+            "under_estimate_rate": round(self.under / n, 4),
+        }
+
+
+@dataclass(slots=True)
+class _Misroutes:
+    under: int = 0
+    over: int = 0
+
+    def add(self, needed: int, budgeted: int, threshold: int) -> None:
+        self.under += needed > threshold >= budgeted
+        self.over += needed <= threshold < budgeted
+
+    def report(self, n: int) -> dict[str, float]:
+        n = max(1, n)
+        return {
+            "under": round(100 * self.under / n, 2),
+            "over": round(100 * self.over / n, 2),
+        }
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Scores decisions against what their requests needed.
+
+    A request *needs* its counted prompt tokens plus the limit that it declared, or
+    plus the tokens that were generated where it declared none. ``under`` is the share
+    that needed more than a threshold and was held to fit; ``over`` the reverse.
+    """
+
+    thresholds: Sequence[int] = DEFAULT_THRESHOLDS
+    _all: _Errors = field(default_factory=_Errors)
+    _by_category: dict[str, _Errors] = field(default_factory=dict)
+    _routed: list[_Misroutes] = field(init=False)
+    _point: list[_Misroutes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._routed = [_Misroutes() for _ in self.thresholds]
+        self._point = [_Misroutes() for _ in self.thresholds]
+
+    def add(
+        self, decision: Decision, prompt_tokens: int, completion_tokens: int
+    ) -> None:
+        """Score one decision, made before its outcome was learned from."""
+        self._all.add(decision, prompt_tokens)
+        by_category = self._by_category.setdefault(decision.category, _Errors())
+        by_category.add(decision, prompt_tokens)
+        output = decision.output_tokens if decision.declared else completion_tokens
+        needed = prompt_tokens + output
+        for threshold, routed, point in zip(
+            self.thresholds, self._routed, self._point, strict=True
+        ):
+            routed.add(needed, decision.bound_budget_tokens, threshold)
+            point.add(needed, decision.prompt_tokens + output, threshold)
+
+    def report(self) -> dict[str, Any]:
+        """The scores, as plain values; thresholds are string keys."""
+        scored = self._all.report()
+        n = scored.pop("requests")
+        keyed = [str(threshold) for threshold in self.thresholds]
+        return {
+            "scored": n,
+            **scored,
+            "misroute_pct": {
+                k: m.report(n) for k, m in zip(keyed, self._routed, strict=True)
+            },
+            "misroute_point_pct": {
+                k: m.report(n) for k, m in zip(keyed, self._point, strict=True)
+            },
+            "by_category": {
+                category: errors.report()
+                for category, errors in sorted(self._by_category.items())
+            },
+        }
