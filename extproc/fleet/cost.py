@@ -1,0 +1,174 @@
+"""What a split into two pools saves, in closed form.
+
+The papers' formula (arXiv 2604.08075, "savings = alpha (1 - 1/rho)"). With an arrival
+rate L, a homogeneous fleet whose instances each serve mu requests a second needs
+G = L / mu instances. Send the share alpha of the requests, the short ones, to
+instances that serve rho mu each, and leave the rest on instances like before:
+
+    G' = alpha L / (rho mu) + (1 - alpha) L / mu
+    (G - G') / G = alpha (1 - 1 / rho)
+
+What that takes for granted, and where it fails:
+
+- an instance of the long pool serves mu whatever it is sent. But once the short
+  requests have left, its requests are longer than before and it serves fewer:
+  :func:`split` takes each pool's own rate instead;
+- no queueing, no rounding up, no head-room for an SLO: :func:`split` and
+  :func:`homogeneous` round up and keep utilisation under a bound;
+- mu is a property of the homogeneous configuration. If that was ``max_num_seqs``
+  sized for the worst case, part of rho, often all of it, is to be had by raising
+  ``max_num_seqs``, with no split: :mod:`extproc.fleet.sizing` shows both.
+
+So the formula is an upper bound on what the split itself brings.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Hours of a year of 365 days; the one the totals here use.
+HOURS_PER_YEAR = 8760
+#: Hours of twelve months of 30 days. arXiv 2604.08075 multiplies by this one for its
+#: Llama-3-70B figure ($2.86M) and by 8,760 for its Qwen3-235B one ($15.4M).
+HOURS_PER_TWELVE_MONTHS = 8640
+
+# 1000 / 250.0 may come out a hair above 4.
+_ROUNDING_SLACK = 1e-9
+
+
+def formula_saving(short_fraction: float, throughput_gain: float) -> float:
+    """Share of the homogeneous fleet saved: the papers' alpha (1 - 1/rho).
+
+    Args:
+        short_fraction: alpha, the share of requests that go short, 0 to 1.
+        throughput_gain: rho, requests a second of a short instance over those of a
+            homogeneous one (> 0); below 1 the "saving" is negative.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    if not 0 <= short_fraction <= 1:
+        raise ValueError(f"short_fraction: {short_fraction}, expected 0 to 1")
+    if throughput_gain <= 0:
+        raise ValueError(f"throughput_gain: {throughput_gain}, expected > 0")
+    return short_fraction * (1 - 1 / throughput_gain)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one pool has to serve, and what one of its instances can.
+
+    Attributes:
+        rate: requests a second that reach the pool (>= 0).
+        instance_rate: requests a second that one instance serves, of this pool's own
+            requests (> 0).
+    """
+
+    rate: float
+    instance_rate: float
+
+    def instances(self, max_utilization: float = 1.0) -> int:
+        """Instances needed, rounded up, none of them above ``max_utilization``.
+
+        Raises:
+            ValueError: a rate or the utilisation is out of range.
+        """
+        if self.rate < 0 or self.instance_rate <= 0:
+            raise ValueError(
+                f"rate: {self.rate}, instance_rate: {self.instance_rate}, "
+                "expected >= 0 and > 0"
+            )
+        if not 0 < max_utilization <= 1:
+            raise ValueError(f"max_utilization: {max_utilization}, expected 0 < x <= 1")
+        needed = self.rate / (self.instance_rate * max_utilization)
+        return math.ceil(needed * (1 - _ROUNDING_SLACK))
+
+
+def homogeneous(rate: float, instance_rate: float, max_utilization: float = 1.0) -> int:
+    """Instances of one pool for all requests."""
+    return Demand(rate, instance_rate).instances(max_utilization)
+
+
+def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
+    """Instances of all pools, each sized and rounded by its own rate.
+
+    This is the papers' refinement: the long pool's ``instance_rate`` is measured on
+    long requests only.
+    """
+    return sum(pool.instances(max_utilization) for pool in pools)
+
+
+def saving(before: int, after: int) -> float:
+    """Share of ``before`` (> 0) that ``after`` saves; negative if it costs more."""
+    if before <= 0:
+        raise ValueError(f"before: {before}, expected > 0")
+    return (before - after) / before
+
+
+def usd_per_year(
+    instances: float,
+    gpus_per_instance: int,
+    usd_per_gpu_hour: float,
+    hours_per_year: float = HOURS_PER_YEAR,
+) -> float:
+    """Dollars that so many instances cost, running all the hours given."""
+    return instances * gpus_per_instance * usd_per_gpu_hour * hours_per_year
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How the formula answers to its two inputs.
+
+    ``saving[i][j]`` is for ``short_fractions[i]`` and ``throughput_gains[j]``.
+    """
+
+    short_fractions: tuple[float, ...]
+    throughput_gains: tuple[float, ...]
+    saving: tuple[tuple[float, ...], ...]
+
+
+def sensitivity(
+    short_fractions: Sequence[float], throughput_gains: Sequence[float]
+) -> Sensitivity:
+    """Tabulate :func:`formula_saving` over alpha and rho."""
+    return Sensitivity(
+        tuple(short_fractions),
+        tuple(throughput_gains),
+        tuple(
+            tuple(formula_saving(fraction, gain) for gain in throughput_gains)
+            for fraction in short_fractions
+        ),
+    )
+
+
+def erlang_c(servers: int, offered_load: float) -> float:
+    """Probability that a request waits in an M/M/c queue.
+
+    Args:
+        servers: c (> 0).
+        offered_load: arrival rate times mean service time, in servers; at or above
+            ``servers`` everything waits and the answer is 1.
+
+    Source: Erlang's C formula, through the recursion of his B formula, which does not
+    overflow: ``B(0) = 1``, ``B(k) = a B(k-1) / (k + a B(k-1))``.
+    """
+    if servers < 1 or offered_load < 0:
+        raise ValueError(
+            f"servers: {servers}, offered_load: {offered_load}, expected >= 1 and >= 0"
+        )
+    if offered_load >= servers:
+        return 1.0
+    blocked = 1.0
+    for k in range(1, servers + 1):
+        blocked = offered_load * blocked / (k + offered_load * blocked)
+    utilization = offered_load / servers
+    return blocked / (1 - utilization + utilization * blocked)
+
+
+def mean_wait_s(servers: int, arrival_rate: float, mean_service_s: float) -> float:
+    """Mean wait of an M/M/c queue in seconds; infinite at or above saturation."""
+    offered_load = arrival_rate * mean_service_s
+    if offered_load >= servers:
+        return math.inf
+    waits = erlang_c(servers, offered_load)
+    return waits * mean_service_s / (servers - offered_load)

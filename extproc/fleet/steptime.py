@@ -1,0 +1,158 @@
+"""How long one step of a vLLM instance takes.
+
+From a roofline over the data sheet's rates, from the papers' constants, or from a
+measured plane (``extproc profile``).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from extproc.fleet.hardware import Deployment
+
+
+class StepTime(Protocol):
+    """How long one step of an instance takes.
+
+    The parts that depend on context are linear in it, so that a stretch of steps that
+    only decode has a closed form.
+    """
+
+    context_s: float
+    """Seconds for each token of context that a decoding sequence reads (>= 0)."""
+    pair_s: float
+    """Seconds for each (new token, token it attends to) of a prompt chunk (>= 0)."""
+
+    def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
+        """Seconds of a step whatever the context: weights, matrices, overheads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Step time from peak rates and efficiency factors.
+
+    Matrices take the longer of computing and of reading the weights once; attention
+    comes after them, reading the cached keys and values of what decodes and computing
+    the chunks of what prefills; two all-reduces a layer follow tensor parallelism.
+
+    Attributes:
+        bandwidth_efficiency: share of the peak memory bandwidth that is reached. 0.8 is
+            what the papers' authors use (semantic-router, fleet_sim ProfileBuilder: a
+            step of 10.9 ms for 141 GB of weights on eight A100).
+        compute_efficiency: share of the peak FLOP/s that prefill reaches; 0.5 is an
+            assumption in the middle of what is published for large prompts.
+        all_reduce_s: latency of one small all-reduce over NVLink, an assumption.
+        overhead_s: scheduling, sampling and launching a step, an assumption.
+    """
+
+    deployment: Deployment
+    bandwidth_efficiency: float = 0.8
+    compute_efficiency: float = 0.5
+    all_reduce_s: float = 10e-6
+    overhead_s: float = 1e-3
+
+    @property
+    def _bytes_per_s(self) -> float:
+        return self.deployment.gpu.memory_bytes_per_s * self.bandwidth_efficiency
+
+    @property
+    def _flops(self) -> float:
+        """FLOP/s of the whole instance."""
+        gpu = self.deployment.gpu
+        peak = gpu.fp8_flops if self.deployment.model.weight_bytes <= 1 else None
+        return (
+            (peak or gpu.bf16_flops)
+            * self.compute_efficiency
+            * self.deployment.tensor_parallel_size
+        )
+
+    @property
+    def context_s(self) -> float:
+        """Reading one cached token's keys and values, all GPUs in parallel."""
+        model = self.deployment.model
+        per_gpu = model.kv_bytes_per_token_per_gpu(self.deployment.tensor_parallel_size)
+        return per_gpu / self._bytes_per_s
+
+    @property
+    def pair_s(self) -> float:
+        """Query-key and weight-value products of one pair: 4 FLOP a head dimension."""
+        model = self.deployment.model
+        width = model.num_attention_heads * model.head_dim
+        attention_flops = (
+            self.deployment.gpu.bf16_flops
+            * self.compute_efficiency
+            * self.deployment.tensor_parallel_size
+        )
+        return 4 * model.num_hidden_layers * width / attention_flops
+
+    def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
+        """Matrices, all-reduces and overhead of a step with so many tokens."""
+        tokens = prefill_tokens + decode_seqs
+        matrices_s = max(
+            2 * self.deployment.model.active_parameters * tokens / self._flops,
+            self._read_bytes(tokens) / self._bytes_per_s,
+        )
+        return matrices_s + self._all_reduces_s(tokens) + self.overhead_s
+
+    def _read_bytes(self, tokens: int) -> float:
+        """Weights that a step reads on each GPU: of the experts, those that are hit."""
+        model = self.deployment.model
+        share = 1.0
+        if model.num_experts > 1:
+            missed = (1 - model.experts_per_token / model.num_experts) ** tokens
+            routed = model.experts_per_token / model.num_experts
+            # active = dense + routed * experts, all = dense + experts
+            experts = (model.parameters - model.active_parameters) / (1 - routed)
+            share = 1 - missed * experts / model.parameters
+        weights = model.parameters * model.weight_bytes * share
+        return weights / self.deployment.tensor_parallel_size
+
+    def _all_reduces_s(self, tokens: int) -> float:
+        """Two ring all-reduces a layer of 16-bit activations."""
+        gpus = self.deployment.tensor_parallel_size
+        if gpus == 1:
+            return 0.0
+        model = self.deployment.model
+        moved = 2 * (gpus - 1) / gpus * tokens * model.hidden_size * 2
+        one_s = self.all_reduce_s + moved / self.deployment.gpu.link_bytes_per_s
+        return 2 * model.num_hidden_layers * one_s
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Step time as a plane: what the papers assume, and what a profile measures.
+
+    ``base_s + seq_s * decoding sequences + token_s * prompt tokens``, plus the context
+    terms of :class:`StepTime`.
+    """
+
+    base_s: float
+    seq_s: float
+    token_s: float = 0.0
+    context_s: float = 0.0
+    pair_s: float = 0.0
+
+    def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
+        """The plane at this batch."""
+        return self.base_s + self.seq_s * decode_seqs + self.token_s * prefill_tokens
+
+
+#: "W + H n" of the papers' simulators, per step of n sequences, as in
+#: vllm-project/semantic-router, fleet_sim/gpu_profiles/profiles.py (H at 8,192 tokens
+#: of context; its later versions scale H by the mean length, the papers do not).
+PAPER_STEP_TIMES = {
+    "A100-80GB": Linear(base_s=8.0e-3, seq_s=0.65e-3),
+    "H100-80GB": Linear(base_s=4.0e-3, seq_s=0.32e-3),
+}
+
+#: KV tokens of one instance in the same file: 65,536 blocks of 16.
+PAPER_KV_TOKENS = 65_536 * 16
+
+
+def paper_step_time(gpu: str, chunk_tokens: int = 512) -> Linear:
+    """The papers' W and H for an engine that schedules as vLLM does.
+
+    Their engine prefills ``chunk_tokens`` a sequence and step, at the price of one
+    decoding sequence; so a prompt token costs H / chunk.
+    """
+    known = PAPER_STEP_TIMES[gpu]
+    return Linear(known.base_s, known.seq_s, known.seq_s / chunk_tokens)

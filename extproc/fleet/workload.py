@@ -1,0 +1,271 @@
+"""What arrives: lengths and instants of requests.
+
+Lengths come from the tables of public traces or from an operator's own records, always
+prompt and output together, so that their dependence is kept. Instants are Poisson,
+bursty (Gamma renewals, or a Markov-modulated Poisson process) or those recorded.
+Everything is drawn in blocks from a generator that the caller seeds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from extproc.fleet import traces
+
+Tokens = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
+
+#: Requests drawn at once: large enough for numpy, small enough to bound memory.
+BLOCK = 8192
+
+
+class Lengths(Protocol):
+    """A joint distribution of prompt and output tokens."""
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+        """Draw ``n`` prompts and outputs, each at least one token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Requests of a file, drawn with replacement."""
+
+    prompts: Tokens
+    outputs: Tokens
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+        """Draw rows, so that a prompt keeps its own output."""
+        rows = rng.integers(len(self.prompts), size=n)
+        return self.prompts[rows], self.outputs[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantileTable:
+    """Prompt quantiles, and output quantiles for each group of prompts by length."""
+
+    prompts: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+        """Draw by inverse transform, interpolating between quantiles."""
+        rank = rng.random(n)
+        prompts = np.interp(rank, traces.PROMPT_PROBABILITIES, self.prompts)
+        group = np.minimum(
+            (rank * len(self.outputs)).astype(int), len(self.outputs) - 1
+        )
+        rank_within = rng.random(n)
+        outputs = np.empty(n)
+        for index, quantiles in enumerate(self.outputs):
+            chosen = group == index
+            outputs[chosen] = np.interp(
+                rank_within[chosen], traces.OUTPUT_PROBABILITIES, quantiles
+            )
+        return _whole(prompts), _whole(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class TotalTable:
+    """Cumulative shares of total tokens, split into prompt and output by a rule.
+
+    Attributes:
+        points: (total tokens, share of requests of at most so many), increasing.
+        output_share: share of the total that is output, up to ``max_output_tokens``.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    output_share: float
+    max_output_tokens: int
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+        """Draw totals log-linearly between the points, then split each."""
+        shares = np.array([0.0] + [share for _, share in self.points])
+        logs = np.log([2.0] + [float(tokens) for tokens, _ in self.points])
+        totals = _whole(np.exp(np.interp(rng.random(n), shares, logs)))
+        outputs = _whole(
+            np.minimum(totals * self.output_share, float(self.max_output_tokens))
+        )
+        return np.maximum(totals - outputs, 1), outputs
+
+
+def _whole(values: npt.NDArray[np.float64]) -> Tokens:
+    rounded: Tokens = np.maximum(np.rint(values), 1).astype(np.int64)
+    return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Lengths under a name, with where they come from.
+
+    Attributes:
+        synthetic: whether the lengths are made up, wholly or in their tail.
+        mix: share of requests of each kind of text (see :mod:`extproc.fleet.bodies`);
+            the traces do not say, so this is an assumption.
+        arrivals: recorded instants in seconds from the first, if there are any.
+    """
+
+    name: str
+    lengths: Lengths
+    source: str
+    synthetic: bool = False
+    mix: Mapping[str, float] = field(default_factory=lambda: {"prose": 1.0})
+    arrivals: Seconds | None = None
+
+
+#: The mix that the papers' authors simulate (semantic-router, fleet-sim: prose 0.60,
+#: code 0.25, rag 0.15), with their retrieved text as prose too.
+_CHAT_MIX = {"prose": 0.75, "code": 0.25}
+_AZURE = "Azure LLM inference trace 2023 (CC BY 4.0), quantiles"
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
+            "azure-code",
+            QuantileTable(traces.AZURE_CODE_PROMPTS, traces.AZURE_CODE_OUTPUTS),
+            f"{_AZURE} of 8,819 requests",
+            mix={"code": 1.0},
+        ),
+        Workload(
+            "azure-conv",
+            QuantileTable(traces.AZURE_CONV_PROMPTS, traces.AZURE_CONV_OUTPUTS),
+            f"{_AZURE} of 19,366 requests",
+            mix=_CHAT_MIX,
+        ),
+        Workload(
+            "lmsys",
+            # The cap makes the mean output that of the data set, 214.5 tokens.
+            TotalTable(traces.LMSYS_TOTALS, output_share=0.755, max_output_tokens=320),
+            "LMSYS-Chat-1M totals (semantic-router fleet-sim), outputs of mean 214.5",
+            mix={"prose": 0.6, "code": 0.2, "cjk": 0.2},
+        ),
+        Workload(
+            "agent-heavy",
+            TotalTable(traces.AGENT_TOTALS, output_share=0.2, max_output_tokens=2048),
+            "SWE-bench, BFCL and RAG mixture (semantic-router fleet-sim), 80/20 split",
+            synthetic=True,
+            mix={"structured": 0.4, "code": 0.4, "prose": 0.2},
+        ),
+        Workload(
+            "azure-heavy",
+            TotalTable(traces.HEAVY_TOTALS, output_share=0.2, max_output_tokens=2048),
+            "the papers' Azure shares (80 % to 2K, 92 % to 8K, tail to 64K), 4:1 split",
+            synthetic=True,
+            mix=_CHAT_MIX,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LengthStatistics:
+    """What a workload looks like; shares and quantiles are of total tokens."""
+
+    requests: int
+    mean_prompt_tokens: float
+    mean_output_tokens: float
+    quantiles: Mapping[str, float]
+    share_up_to: Mapping[int, float]
+    token_share_up_to: Mapping[int, float]
+
+
+def describe(
+    workload: Workload,
+    rng: np.random.Generator,
+    thresholds: tuple[int, ...] = (2048, 4096, 6144, 8192, 16_384, 32_768),
+    n: int = 200_000,
+) -> LengthStatistics:
+    """Measure ``n`` draws: means, quantiles, shares of requests and of tokens."""
+    prompts, outputs = workload.lengths.draw(rng, n)
+    totals = prompts + outputs
+    return LengthStatistics(
+        requests=n,
+        mean_prompt_tokens=float(prompts.mean()),
+        mean_output_tokens=float(outputs.mean()),
+        quantiles={
+            f"p{100 * q:g}": float(np.quantile(totals, q))
+            for q in (0.5, 0.9, 0.99, 0.999, 1.0)
+        },
+        share_up_to={t: float((totals <= t).mean()) for t in thresholds},
+        token_share_up_to={
+            t: float(totals[totals <= t].sum() / totals.sum()) for t in thresholds
+        },
+    )
+
+
+# Arrivals. Each takes a generator and yields blocks of increasing instants in seconds,
+# for ever unless replayed.
+Arrivals = Callable[[np.random.Generator], Iterator[Seconds]]
+
+
+def renewal_arrivals(rate: float, cv: float = 1.0) -> Arrivals:
+    """Independent Gamma gaps of mean ``1 / rate`` seconds and coefficient ``cv``.
+
+    ``cv`` = 1 is a Poisson process. The Azure code trace has a ``cv`` of 13 between
+    arrivals, the conversation trace 1.1.
+    """
+    if rate <= 0 or cv <= 0:
+        raise ValueError(f"rate: {rate}, cv: {cv}, expected > 0")
+    shape = 1 / cv**2
+
+    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
+        now = 0.0
+        while True:
+            if cv == 1:
+                gaps = rng.exponential(1 / rate, BLOCK)
+            else:
+                gaps = rng.gamma(shape, 1 / (rate * shape), BLOCK)
+            instants = now + np.cumsum(gaps)
+            now = float(instants[-1])
+            yield instants
+
+    return draw
+
+
+def modulated_arrivals(
+    rate: float,
+    burst_factor: float = 3.0,
+    burst_share: float = 0.1,
+    mean_burst_s: float = 10.0,
+) -> Arrivals:
+    """A two-state Markov-modulated Poisson process of mean rate ``rate``.
+
+    Bursts of exponential length come at ``burst_factor`` times the quiet rate and fill
+    ``burst_share`` of the time. The 60-second peak of the Azure traces is 1.5 (conv) to
+    4 (code) times their mean.
+    """
+    if rate <= 0 or burst_factor < 1 or not 0 < burst_share < 1 or mean_burst_s <= 0:
+        raise ValueError(
+            f"rate: {rate}, burst_factor: {burst_factor}, burst_share: {burst_share}, "
+            f"mean_burst_s: {mean_burst_s}, expected > 0, >= 1, in (0, 1), > 0"
+        )
+    quiet_rate = rate / (1 - burst_share + burst_share * burst_factor)
+    mean_quiet_s = mean_burst_s * (1 - burst_share) / burst_share
+
+    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
+        now, bursting = 0.0, bool(rng.random() < burst_share)
+        while True:
+            length_s = rng.exponential(mean_burst_s if bursting else mean_quiet_s)
+            mean = length_s * quiet_rate * (burst_factor if bursting else 1)
+            instants = now + length_s * np.sort(rng.random(rng.poisson(mean)))
+            now, bursting = now + length_s, not bursting
+            if len(instants):
+                yield instants
+
+    return draw
+
+
+def replayed_arrivals(instants: Seconds, rate: float | None = None) -> Arrivals:
+    """The recorded instants, stretched to a mean ``rate`` if one is given."""
+    ordered = np.sort(instants) - instants.min()
+    span_s = float(ordered[-1])
+    if rate is not None and span_s > 0:
+        ordered = ordered * (len(ordered) / span_s / rate)
+
+    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
+        for start in range(0, len(ordered), BLOCK):
+            yield ordered[start : start + BLOCK]
+
+    return draw

@@ -1,0 +1,134 @@
+"""Distributions and arrivals against the figures published of them."""
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extproc.fleet.records import read_records
+from extproc.fleet.workload import (
+    WORKLOADS,
+    Recorded,
+    Workload,
+    describe,
+    modulated_arrivals,
+    renewal_arrivals,
+    replayed_arrivals,
+)
+
+SHARED = Path(
+    os.environ.get("EXTPROC_SHARED", Path(__file__).parents[2].parent / "shared")
+)
+# Of the trace itself: mean prompt, mean output, share up to 2K, 4K and 6K tokens.
+PUBLISHED = {
+    "azure-code": (2048, 28, 0.618, 0.857, 0.925),
+    "azure-conv": (1155, 211, 0.853, 0.917, 0.999),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_azure_tables_have_the_figures_of_the_trace(name: str) -> None:
+    prompt, output, *shares = PUBLISHED[name]
+    found = describe(WORKLOADS[name], np.random.default_rng(1))
+    assert found.mean_prompt_tokens == pytest.approx(prompt, rel=0.01)
+    assert found.mean_output_tokens == pytest.approx(output, rel=0.05)
+    for threshold, share in zip((2048, 4096, 6144), shares, strict=True):
+        assert found.share_up_to[threshold] == pytest.approx(share, abs=0.01)
+    assert found.share_up_to[8192] >= 0.9999
+
+
+def test_lmsys_has_its_totals_and_its_mean_response() -> None:
+    found = describe(WORKLOADS["lmsys"], np.random.default_rng(1))
+    assert found.mean_output_tokens == pytest.approx(214.5, rel=0.02)
+    assert found.share_up_to[2048] == pytest.approx(0.948, abs=0.003)
+    assert found.share_up_to[8192] == pytest.approx(0.9965, abs=0.001)
+    assert found.quantiles["p50"] == pytest.approx(373, rel=0.1)
+
+
+def test_the_heavy_tail_is_the_papers_and_says_that_it_is_synthetic() -> None:
+    heavy = WORKLOADS["azure-heavy"]
+    found = describe(heavy, np.random.default_rng(1))
+    assert heavy.synthetic
+    assert found.share_up_to[2048] == pytest.approx(0.80, abs=0.005)
+    assert found.share_up_to[8192] == pytest.approx(0.92, abs=0.005)
+    assert found.quantiles["p100"] <= 65_536
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_draws_are_whole_positive_and_repeatable(name: str) -> None:
+    first, again = (
+        WORKLOADS[name].lengths.draw(np.random.default_rng(7), 1000) for _ in range(2)
+    )
+    assert all(part.min() >= 1 and part.dtype == np.int64 for part in first)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert sum(WORKLOADS[name].mix.values()) == pytest.approx(1)
+
+
+def test_recorded_prompts_keep_their_outputs() -> None:
+    lengths = Recorded(np.array([1, 2, 3]), np.array([10, 20, 30]))
+    prompts, outputs = lengths.draw(np.random.default_rng(0), 100)
+    assert (outputs == 10 * prompts).all()
+
+
+@pytest.mark.parametrize("name", ["code", "conv"])
+def test_tables_agree_with_the_published_file(name: str) -> None:
+    path = SHARED / f"data/traces/AzureLLMInferenceTrace_{name}.csv.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    with gzip.open(path, "rt") as file:
+        records = read_records(file, path.name)
+    assert records.skipped == 0
+    theirs = describe(records.workload, np.random.default_rng(1))
+    ours = describe(WORKLOADS[f"azure-{name}"], np.random.default_rng(1))
+    for quantile in ("p50", "p90", "p99"):
+        assert ours.quantiles[quantile] == pytest.approx(
+            theirs.quantiles[quantile], rel=0.04
+        )
+    assert records.workload.arrivals is not None
+    assert records.workload.arrivals[0] == 0
+
+
+def gaps(arrivals, blocks: int = 30):  # type: ignore[no-untyped-def]
+    drawn = arrivals(np.random.default_rng(3))
+    instants = np.concatenate([next(drawn) for _ in range(blocks)])
+    assert (np.diff(instants) >= 0).all()
+    return np.diff(instants)
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
+def test_renewal_arrivals_have_their_rate_and_cv(cv: float) -> None:
+    found = gaps(renewal_arrivals(50, cv))
+    assert found.mean() == pytest.approx(1 / 50, rel=0.05)
+    assert found.std() / found.mean() == pytest.approx(cv, rel=0.05)
+
+
+def test_modulated_arrivals_have_their_rate_and_their_bursts() -> None:
+    arrivals = modulated_arrivals(200, burst_factor=5, burst_share=0.2, mean_burst_s=5)
+    drawn = arrivals(np.random.default_rng(5))
+    instants = np.concatenate([next(drawn) for _ in range(800)])
+    per_second = np.bincount(instants.astype(int))
+    assert per_second.mean() == pytest.approx(200, rel=0.07)
+    # Poisson counts would have a ratio of variance to mean of 1.
+    assert per_second.var() / per_second.mean() > 20
+
+
+def test_replayed_arrivals_are_those_recorded_or_stretched_to_a_rate() -> None:
+    recorded = np.array([10.0, 11.0, 14.0, 20.0])
+    (as_is,) = replayed_arrivals(recorded)(np.random.default_rng(0))
+    assert as_is.tolist() == [0, 1, 4, 10]
+    (faster,) = replayed_arrivals(recorded, rate=4)(np.random.default_rng(0))
+    assert faster.tolist() == pytest.approx([0, 0.1, 0.4, 1.0])
+
+
+def test_arrivals_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected > 0"):
+        renewal_arrivals(0)
+    with pytest.raises(ValueError, match="burst_share: 1"):
+        modulated_arrivals(1, burst_share=1)
+
+
+def test_a_workload_without_a_mix_is_prose() -> None:
+    lengths = Recorded(np.array([1]), np.array([1]))
+    assert Workload("w", lengths, "here").mix == {"prose": 1.0}
