@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
-from extproc.routing.features import ByteClass, Counts, Features
+from extproc.routing.features import ByteClass, Features
 
 
 class Category(StrEnum):
@@ -36,6 +36,8 @@ _UNBROKEN_MIN_BYTES = 64
 _BRACKET_SHARE = 0.06
 _SYMBOL_SHARE = 0.035
 _INDENT_SHARE = 0.05
+
+_SPACE_SPACE = 16 * ByteClass.SPACE + ByteClass.SPACE
 
 
 def classify(
@@ -73,8 +75,7 @@ def _classify_text(features: Features) -> Category:
         return Category.STRUCTURED if unbroken_data else Category.DIGITS
     if counts[ByteClass.BRACKET] > _BRACKET_SHARE * total:
         return Category.STRUCTURED
-    pairs = features.pairs
-    indented = pairs[16 * ByteClass.SPACE + ByteClass.SPACE]
+    indented = int(features.pairs[_SPACE_SPACE])
     if (
         counts[ByteClass.SYMBOL] > _SYMBOL_SHARE * total
         or indented + counts[ByteClass.CONTROL] > _INDENT_SHARE * total
@@ -83,7 +84,7 @@ def _classify_text(features: Features) -> Category:
     return Category.PROSE
 
 
-def _classify_script(counts: Counts, total: int) -> Category | None:
+def _classify_script(counts: list[int], total: int) -> Category | None:
     cjk = 3 * counts[ByteClass.CJK]
     other = (
         2 * counts[ByteClass.BICAMERAL]

@@ -87,9 +87,9 @@ class Features:
     """256 counts: ``pairs[16 * a + b]`` times class ``b`` followed class ``a`` in the
     text, which is taken to follow a newline."""
 
-    def classes(self) -> Counts:
+    def classes(self) -> list[int]:
         """Bytes of text in each of the 16 classes."""
-        totals: Counts = self.pairs.reshape(16, 16).sum(axis=0)
+        totals: list[int] = self.pairs.reshape(16, 16).sum(axis=0).tolist()
         return totals
 
 

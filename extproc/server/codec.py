@@ -5,6 +5,8 @@ The only module that names the protobuf types of the exchange.
 
 from __future__ import annotations
 
+import functools
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,8 +95,9 @@ def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
     # second content-length or path is no client's honest doing.
     decoded: dict[str, str] = {}
     for header in headers.headers.headers:
-        value = header.raw_value.decode("latin-1") or header.value
-        decoded.setdefault(header.key, value)
+        key = header.key
+        if key not in decoded:
+            decoded[key] = header.raw_value.decode("latin-1") or header.value
     return decoded
 
 
@@ -122,49 +125,118 @@ def encode(event: Event, reply: Reply) -> Sequence[bytes]:
 
 
 def _encode_route(event: Event, reply: Route) -> bytes:
+    decision = reply.decision
+    if reply.body is None:
+        phase = _ON_HEADERS if isinstance(event, RequestHeaders) else _ON_BODY
+        return _field(phase, _common(decision)) + _metadata(decision)
     message = pb.ProcessingResponse()
-    if isinstance(event, RequestHeaders):
-        common = message.request_headers.response
-    else:
-        common = message.request_body.response
-    _set_decision(message, common, reply.decision)
-    if reply.body is not None:
-        # Envoy leaves content-length as it was; a body that does not match is a 500.
-        _set_header(common, "content-length", str(len(reply.body)))
-        common.body_mutation.body = reply.body
-    return message.SerializeToString()
+    common = message.request_body.response
+    common.MergeFromString(_routed(decision))
+    # Envoy leaves content-length as it was; a body that does not match is a 500.
+    common.header_mutation.set_headers.append(
+        _overwrite("content-length", str(len(reply.body)))
+    )
+    common.body_mutation.body = reply.body
+    return message.SerializeToString() + _metadata(decision)
 
 
-def _set_decision(
-    message: pb.ProcessingResponse, common: pb.CommonResponse, decision: Decision
-) -> None:
-    _set_header(common, POOL_HEADER, decision.pool.name)
-    _set_header(common, BUDGET_HEADER, str(decision.budget_tokens))
-    common.clear_route_cache = True
-    values = message.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
-    values["pool"].string_value = decision.pool.name
-    values["category"].string_value = decision.category
-    values["reason"].string_value = decision.reason
-    values["bytes"].number_value = decision.body_bytes
-    values["prompt_tokens"].number_value = decision.prompt_tokens
-    values["output_tokens"].number_value = decision.output_tokens
-    values["budget_tokens"].number_value = decision.budget_tokens
+# A decision's reply is put together from pieces that are serialized once: protobuf's
+# objects would take 30 us for these few bytes, a third of all that a request costs.
+# The numbers below are field numbers of ext_proc.proto.
+
+_ON_HEADERS = 1  # ProcessingResponse.request_headers
+_ON_BODY = 3  # ProcessingResponse.request_body
+_DYNAMIC_METADATA = 8
 
 
-def _set_header(common: pb.CommonResponse, key: str, value: str) -> None:
-    option = common.header_mutation.set_headers.add()
-    option.header.key = key
-    option.header.raw_value = value.encode()
-    option.append_action = _OVERWRITE
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Write a length-delimited field; numbers up to 15, which all of ours are."""
+    size = len(payload)
+    length = bytes((size,)) if size < 0x80 else _varint(size)
+    return bytes((number << 3 | 2,)) + length + payload
+
+
+def _overwrite(key: str, value: str) -> pb.HeaderValueOption:
+    header = pb.HeaderValue(key=key, raw_value=value.encode())
+    return pb.HeaderValueOption(header=header, append_action=_OVERWRITE)
+
+
+def _common(decision: Decision) -> bytes:
+    return _field(1, _routed(decision))  # HeadersResponse and BodyResponse alike
+
+
+def _routed(decision: Decision) -> bytes:
+    """Write the CommonResponse: both headers, and the route chosen anew."""
+    budget = str(decision.budget_tokens).encode()
+    option = _field(1, _BUDGET_KEY + _field(3, budget)) + _OVERWRITE_ACTION
+    mutation = _pool_option(decision.pool.name) + _field(1, option)
+    return _field(2, mutation) + _CLEAR_ROUTE_CACHE
+
+
+_BUDGET_KEY = pb.HeaderValue(key=BUDGET_HEADER).SerializeToString()
+_OVERWRITE_ACTION = pb.HeaderValueOption(append_action=_OVERWRITE).SerializeToString()
+_CLEAR_ROUTE_CACHE = pb.CommonResponse(clear_route_cache=True).SerializeToString()
+
+
+@functools.cache
+def _pool_option(pool: str) -> bytes:
+    return _field(1, _overwrite(POOL_HEADER, pool).SerializeToString())
+
+
+def _metadata(decision: Decision) -> bytes:
+    """Write ``ProcessingResponse.dynamic_metadata``, a Struct in a Struct."""
+    numbers = (
+        decision.body_bytes,
+        decision.prompt_tokens,
+        decision.output_tokens,
+        decision.budget_tokens,
+    )
+    fields = _metadata_texts(decision.pool.name, decision.category, decision.reason)
+    for prefix, number in zip(_NUMBER_PREFIXES, numbers, strict=True):
+        fields += prefix + _DOUBLE.pack(number)
+    entry = _NAMESPACE_KEY + _field(2, _field(_STRUCT_VALUE, fields))
+    return _field(_DYNAMIC_METADATA, _field(1, entry))
+
+
+# google.protobuf.Struct: ``fields`` is a map, whose entries are messages of key 1 and
+# value 2; a Value is a double (2), a string (3) or a Struct (5).
+_STRUCT_VALUE = 5
+_DOUBLE = struct.Struct("<d")
+_NAMESPACE_KEY = _field(1, METADATA_NAMESPACE.encode())
+
+
+def _entry(key: str, value: bytes) -> bytes:
+    return _field(1, _field(1, key.encode()) + _field(2, value))
+
+
+_NUMBER_PREFIXES = tuple(
+    _entry(key, b"\x11" + _DOUBLE.pack(0))[: -_DOUBLE.size]
+    for key in ("bytes", "prompt_tokens", "output_tokens", "budget_tokens")
+)
+
+
+@functools.cache
+def _metadata_texts(pool: str, category: str, reason: str) -> bytes:
+    texts = {"pool": pool, "category": category, "reason": reason}
+    return b"".join(
+        [_entry(key, _field(3, text.encode())) for key, text in texts.items()]
+    )
 
 
 def _encode_release(reply: Release) -> list[bytes]:
-    head = pb.ProcessingResponse()
-    head.request_headers.SetInParent()
+    head = _CONTINUE[RequestHeaders][0]
     if reply.decision is not None:
-        _set_decision(head, head.request_headers.response, reply.decision)
-    messages = [head.SerializeToString()]
-    messages += _chunks("request_body", reply.body, reply.end_of_stream)
+        head = _field(_ON_HEADERS, _common(reply.decision)) + _metadata(reply.decision)
+    messages = [head, *_chunks("request_body", reply.body, reply.end_of_stream)]
     if reply.trailers:
         messages += _CONTINUE[RequestTrailers]
     return messages

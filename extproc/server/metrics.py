@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 import extproc
 from extproc.exchange.events import Observation
 from extproc.routing.router import Decision, Lesson
+from extproc.server.tallies import Distribution, Tally
 
 _TOKEN_BUCKETS = tuple(2.0**power for power in range(6, 18))
 _ERROR_BUCKETS = (
@@ -61,89 +62,86 @@ class Metrics:
     def __init__(self, ratios: Callable[[], Mapping[str, float]]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Ratios(ratios))
-        self.decisions = Counter(
-            "extproc_decisions_total",
-            "Requests routed",
-            ["pool", "category", "reason"],
-            registry=self.registry,
+        self.decisions = Tally(
+            "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )
-        self.budget_tokens = Histogram(
-            "extproc_budget_tokens",
-            "Estimated token budgets",
-            buckets=_TOKEN_BUCKETS,
-            registry=self.registry,
+        self.budget_tokens = Distribution(
+            "extproc_budget_tokens", "Estimated token budgets", _TOKEN_BUCKETS
         )
-        self.observations = Counter(
+        self.observations = Tally(
             "extproc_observations_total",
             "Responses observed: learned from, or why not",
             ["result"],
-            registry=self.registry,
         )
-        self.estimate_error = Histogram(
+        self.estimate_error = Distribution(
             "extproc_estimate_error_ratio",
             "(estimated - counted) / counted prompt tokens",
+            _ERROR_BUCKETS,
             ["category"],
-            buckets=_ERROR_BUCKETS,
-            registry=self.registry,
         )
-        self.under_estimates = Counter(
+        self.under_estimates = Tally(
             "extproc_under_estimates_total",
             "Observed requests whose prompt exceeded the bound that routing used",
-            registry=self.registry,
         )
-        self.misroutes = Counter(
+        self.misroutes = Tally(
             "extproc_misroutes_total",
             "Observed requests that belonged in another pool",
             ["kind"],
-            registry=self.registry,
         )
-        self.overflows = Counter(
+        self.overflows = Tally(
             "extproc_overflow_retries_total",
             "Observed requests that Envoy retried on a larger pool",
-            registry=self.registry,
         )
-        self.ended = Counter(
+        self.ended = Tally(
             "extproc_exchanges_ended_total",
             "ext_proc streams, by the state they ended in",
             ["state"],
-            registry=self.registry,
         )
-        self.protocol_errors = Counter(
+        self.protocol_errors = Tally(
             "extproc_protocol_errors_total",
             "Messages that ext_proc does not have, or out of order",
-            registry=self.registry,
         )
-        self.inflight = Gauge(
-            "extproc_streams_inflight", "Open ext_proc streams", registry=self.registry
-        )
-        self.message_seconds = Histogram(
+        self.message_seconds = Distribution(
             "extproc_message_seconds",
             "Time to answer a message, by phase",
+            _LATENCY_BUCKETS,
             ["phase"],
-            buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
         )
+        for hot in (
+            self.decisions,
+            self.budget_tokens,
+            self.observations,
+            self.estimate_error,
+            self.under_estimates,
+            self.misroutes,
+            self.overflows,
+            self.ended,
+            self.protocol_errors,
+            self.message_seconds,
+        ):
+            self.registry.register(hot)
+        self.streams_inflight = 0
+        Gauge(
+            "extproc_streams_inflight", "Open ext_proc streams", registry=self.registry
+        ).set_function(lambda: self.streams_inflight)
         Gauge(
             "extproc_build_info", "Version", ["version"], registry=self.registry
         ).labels(extproc.__version__).set(1)
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""
-        self.decisions.labels(
-            decision.pool.name, decision.category, decision.reason
-        ).inc()
+        self.decisions.add(decision.pool.name, decision.category, decision.reason)
         if not decision.reason.failed_open:
-            self.budget_tokens.observe(decision.budget_tokens)
+            self.budget_tokens.add(decision.budget_tokens)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Count an observation and what it taught."""
-        self.observations.labels(lesson.skipped or "learned").inc()
+        self.observations.add(lesson.skipped or "learned")
         if lesson.error_ratio is not None:
-            category = observation.decision.category
-            self.estimate_error.labels(category).observe(lesson.error_ratio)
+            self.estimate_error.add(lesson.error_ratio, observation.decision.category)
         if lesson.under_estimated:
-            self.under_estimates.inc()
+            self.under_estimates.add()
         if lesson.misroute is not None:
-            self.misroutes.labels(lesson.misroute).inc()
+            self.misroutes.add(lesson.misroute)
         if observation.outcome.attempts > 1:
-            self.overflows.inc()
+            self.overflows.add()

@@ -10,7 +10,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from extproc.exchange.events import Event, Observation
+from extproc.exchange.events import (
+    Event,
+    Observation,
+    RequestBody,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+)
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import Exchange, ExchangeSettings, ProtocolError
 from extproc.routing.policy import PoolLoad
@@ -23,13 +32,13 @@ logger = logging.getLogger(__name__)
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 METHOD = "Process"
 
-_PHASES = {
-    "RequestHeaders": "request_headers",
-    "RequestBody": "request_body",
-    "RequestTrailers": "request_trailers",
-    "ResponseHeaders": "response_headers",
-    "ResponseBody": "response_body",
-    "ResponseTrailers": "response_trailers",
+_PHASES: dict[type[Event], str] = {
+    RequestHeaders: "request_headers",
+    RequestBody: "request_body",
+    RequestTrailers: "request_trailers",
+    ResponseHeaders: "response_headers",
+    ResponseBody: "response_body",
+    ResponseTrailers: "response_trailers",
 }
 
 
@@ -62,17 +71,13 @@ class ExtProcService:
         self._settings = settings
         self._loads = loads
         self._defer = defer
-        self._message_seconds = {
-            name: metrics.message_seconds.labels(phase)
-            for name, phase in _PHASES.items()
-        }
 
     def open(self) -> Stream:
         """Begin one stream."""
         exchange = Exchange(
             self.router, self._settings, self.sampler.wants, self._loads
         )
-        self.metrics.inflight.inc()
+        self.metrics.streams_inflight += 1
         return Stream(self, exchange)
 
     def step(self, exchange: Exchange, data: bytes) -> tuple[Sequence[bytes], bool]:
@@ -85,7 +90,7 @@ class ExtProcService:
         except (ProtocolError, UnknownMessageError) as error:
             # Ending the stream cleanly lets Envoy go on without us; an error status
             # would be a 500 for the client where failure_mode_allow is off.
-            self.metrics.protocol_errors.inc()
+            self.metrics.protocol_errors.add()
             logger.warning("protocol_error", extra={"fields": {"error": str(error)}})
             return (), True
         if undecided and exchange.decision is not None:
@@ -94,11 +99,10 @@ class ExtProcService:
             observation = step.observation
             self._defer(lambda: self._learn(observation))
         messages = encode(event, step.reply)
-        self._timed(event, began)
+        self.metrics.message_seconds.add(
+            time.perf_counter() - began, _PHASES[type(event)]
+        )
         return messages, step.end
-
-    def _timed(self, event: Event, began: float) -> None:
-        self._message_seconds[type(event).__name__].observe(time.perf_counter() - began)
 
     def _learn(self, observation: Observation) -> None:
         lesson = self.router.learn(observation.decision, observation.outcome)
@@ -123,5 +127,5 @@ class Stream:
     def closed(self) -> None:
         """Note that the stream is over, however it ended; to be called once."""
         metrics = self._service.metrics
-        metrics.inflight.dec()
-        metrics.ended.labels(self._exchange.state.value).inc()
+        metrics.streams_inflight -= 1
+        metrics.ended.add(self._exchange.state.value)
