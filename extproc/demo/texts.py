@@ -1,0 +1,187 @@
+"""Text of every kind that clients send, from what any Python installation has.
+
+Prose is the documentation in the standard library's sources, code is those sources;
+data, digits and other scripts are made up. Everything follows from a random number
+generator that the caller seeds.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import functools
+import io
+import json
+import random
+import sysconfig
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from extproc.demo.phrases import CJK, OTHER_SCRIPTS, compose
+
+# Long, well documented, and in every Python.
+_MODULES = (
+    *("argparse.py", "ast.py", "asyncio/base_events.py", "bisect.py", "collections"),
+    *("concurrent/futures/thread.py", "configparser.py", "csv.py", "dataclasses.py"),
+    *("datetime.py", "decimal.py", "difflib.py", "doctest.py", "email/message.py"),
+    *("enum.py", "fractions.py", "functools.py", "heapq.py", "http/client.py"),
+    *("inspect.py", "ipaddress.py", "json/decoder.py", "logging/handlers.py"),
+    *("mailbox.py", "optparse.py", "pathlib.py", "pickle.py", "random.py", "shutil.py"),
+    *("socketserver.py", "statistics.py", "string.py", "subprocess.py", "tarfile.py"),
+    *("tempfile.py", "textwrap.py", "threading.py", "typing.py", "unittest/mock.py"),
+    *("urllib/parse.py", "uuid.py", "warnings.py", "zipfile.py"),
+)
+
+
+class Kind(StrEnum):
+    """What a request's text is made of."""
+
+    PROSE = "prose"
+    CODE = "code"
+    CJK = "cjk"
+    STRUCTURED = "structured"
+    DIGITS = "digits"
+    OTHER_SCRIPT = "other_script"
+    MIXED = "mixed"
+
+
+def write(kind: Kind, size_bytes: int, rng: random.Random) -> str:
+    """Text of a kind, of about ``size_bytes`` bytes of UTF-8 (> 0)."""
+    return _WRITERS[kind](size_bytes, rng)
+
+
+def _prose(size_bytes: int, rng: random.Random) -> str:
+    return _collect(_paragraphs(), "\n\n", size_bytes, rng)
+
+
+def _code(size_bytes: int, rng: random.Random) -> str:
+    return _collect(_functions(), "\n\n\n", size_bytes, rng)
+
+
+def _cjk(size_bytes: int, rng: random.Random) -> str:
+    return compose(rng.choice(list(CJK.values())), size_bytes, rng)
+
+
+def _other_script(size_bytes: int, rng: random.Random) -> str:
+    return compose(rng.choice(list(OTHER_SCRIPTS.values())), size_bytes, rng)
+
+
+def _structured(size_bytes: int, rng: random.Random) -> str:
+    records: list[dict[str, Any]] = []
+    written = 0
+    while written < size_bytes:
+        records.append(_record(len(records), rng))
+        written += len(json.dumps(records[-1]))
+    match rng.randrange(3):
+        case 0:
+            return json.dumps(records, indent=2)
+        case 1:
+            return json.dumps(records)
+        case _:
+            return _as_csv(records)
+
+
+def _digits(size_bytes: int, rng: random.Random) -> str:
+    match rng.randrange(3):
+        case 0:
+            return base64.b64encode(rng.randbytes(size_bytes * 3 // 4)).decode()
+        case 1:
+            digests = range(max(1, size_bytes // 65))
+            return "\n".join(rng.randbytes(32).hex() for _ in digests)
+        case _:
+            rows = range(max(1, size_bytes // 54))
+            return "\n".join(
+                " ".join(f"{rng.uniform(0, 1e4):.3f}" for _ in range(6)) for _ in rows
+            )
+
+
+def _mixed(size_bytes: int, rng: random.Random) -> str:
+    part = max(1, size_bytes // 3)
+    kinds = rng.sample([kind for kind in Kind if kind is not Kind.MIXED], 3)
+    return "\n\n".join(write(kind, part, rng) for kind in kinds)
+
+
+_WRITERS: dict[Kind, Callable[[int, random.Random], str]] = {
+    Kind.PROSE: _prose,
+    Kind.CODE: _code,
+    Kind.CJK: _cjk,
+    Kind.STRUCTURED: _structured,
+    Kind.DIGITS: _digits,
+    Kind.OTHER_SCRIPT: _other_script,
+    Kind.MIXED: _mixed,
+}
+
+
+def _record(number: int, rng: random.Random) -> dict[str, Any]:
+    return {
+        "id": number,
+        "name": f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}",
+        "enabled": rng.random() < 0.7,
+        "score": round(rng.random(), 3),
+        "region": rng.choice(("eu-west", "us-east", "ap-south")),
+        "tags": rng.sample(_NOUNS, rng.randint(1, 3)),
+    }
+
+
+_ADJECTIVES = ("quiet", "green", "early", "plain", "northern", "second", "open")
+_NOUNS = ("harbour", "ledger", "signal", "garden", "engine", "archive", "window")
+
+
+def _as_csv(records: list[dict[str, Any]]) -> str:
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**record, "tags": ";".join(record["tags"])} for record in records)
+    return sheet.getvalue()
+
+
+def _collect(
+    pieces: tuple[str, ...], separator: str, size_bytes: int, rng: random.Random
+) -> str:
+    """Consecutive pieces from a random start, cut at ``size_bytes``."""
+    collected: list[str] = []
+    written = 0
+    position = rng.randrange(len(pieces))
+    while written < size_bytes:
+        piece = pieces[position % len(pieces)]
+        collected.append(piece)
+        written += len(piece.encode()) + len(separator)
+        position += 1
+    text = separator.join(collected).encode()[:size_bytes]
+    return text.decode(errors="ignore")
+
+
+@functools.cache
+def _sources() -> tuple[str, ...]:
+    library = Path(sysconfig.get_path("stdlib"))
+    paths = []
+    for name in _MODULES:
+        path = library / name
+        paths.append(path / "__init__.py" if path.is_dir() else path)
+    return tuple(path.read_text("utf-8") for path in paths if path.is_file())
+
+
+@functools.cache
+def _paragraphs() -> tuple[str, ...]:
+    """Documentation strings of some length."""
+    return tuple(
+        text
+        for source in _sources()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if (text := ast.get_docstring(node)) and len(text) > 120
+    )
+
+
+@functools.cache
+def _functions() -> tuple[str, ...]:
+    """Classes and functions at the top of a module."""
+    return tuple(
+        "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
+        for source in _sources()
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    )

@@ -1,0 +1,230 @@
+"""The requests of the demo: every kind, size and API, or the user's own from a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from extproc.demo.texts import Kind, write
+from extproc.demo.vllm_request import Endpoint
+
+_MIB = 1024 * 1024
+
+# The most bytes of a kind that stay below some 50,000 tokens, so that the long pool
+# (65,536) can hold any request: 1.1 bytes a token in digits, 2.4 in JSON, 3.5 and more
+# in the rest.
+_MOST_BYTES = {Kind.DIGITS: 40_000, Kind.STRUCTURED: 90_000, Kind.MIXED: 70_000}
+_MOST_BYTES_ELSE = 140_000
+_FEWEST_BYTES = 80
+# Four requests in five are below this: chats and short documents.
+_USUAL_BYTES = 12_000
+_REFERENCE_WINDOW = 8192
+
+_TASKS = (
+    "Summarise this in three sentences.",
+    "What is wrong here? Answer briefly.",
+    "Translate the following into plain English.",
+    "List the main points.",
+    "Rewrite this so that a beginner understands it.",
+)
+
+
+class RequestFileError(Exception):
+    """A line of a file of requests is not one; names the line and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRequest:
+    """One request to send."""
+
+    path: str
+    body: bytes
+    kind: str
+    """What it was made of; ``file`` for the user's own."""
+    stream: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def make_requests(
+    count: int, seed: int, *, short_window: int = _REFERENCE_WINDOW, model: str = "demo"
+) -> Iterator[DemoRequest]:
+    """Requests of all kinds in turn.
+
+    Args:
+        count: how many.
+        seed: equal seeds give equal requests.
+        short_window: ``max_model_len`` of the short pool; sizes grow and shrink with
+            it, so that about one request in six does not fit.
+        model: the name to ask for.
+    """
+    rng = random.Random(seed)
+    kinds = list(Kind)
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        scale = short_window / _REFERENCE_WINDOW
+        size = max(_FEWEST_BYTES, int(_size_bytes(kind, rng) * scale))
+        yield _request(kind, write(kind, size, rng), model, rng)
+
+
+def _size_bytes(kind: Kind, rng: random.Random) -> int:
+    """Log-uniform in two ranges: the usual, and up to the most of its kind."""
+    most = _MOST_BYTES.get(kind, _MOST_BYTES_ELSE)
+    low, high = (
+        (_FEWEST_BYTES, _USUAL_BYTES) if rng.random() < 0.8 else (_USUAL_BYTES, most)
+    )
+    return int(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _request(kind: Kind, text: str, model: str, rng: random.Random) -> DemoRequest:
+    endpoint = rng.choices(
+        (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COMPLETIONS, Endpoint.RESPONSES),
+        weights=(75, 10, 10, 5),
+    )[0]
+    stream = rng.random() < 0.5
+    body: dict[str, Any] = {"model": model}
+    if stream:
+        body["stream"] = True
+    limit = rng.choice((16, 32, 64, 128, 256)) if rng.random() < 0.6 else None
+    match endpoint:
+        case Endpoint.CHAT:
+            body["messages"] = _messages(text, rng)
+            if rng.random() < 0.15:
+                body["tools"] = _tools(rng)
+            if rng.random() < 0.02:
+                _attach_image(body["messages"][-1], rng)
+            if stream and rng.random() < 0.5:
+                body["stream_options"] = {"include_usage": True}
+            _set(body, rng.choice(("max_tokens", "max_completion_tokens")), limit)
+        case Endpoint.MESSAGES:
+            body["messages"] = _messages(text, rng, system=False)
+            # Anthropic's API has no default.
+            body["max_tokens"] = limit or 512
+        case Endpoint.COMPLETIONS:
+            body["prompt"] = text
+            _set(body, "max_tokens", limit)
+        case Endpoint.RESPONSES:
+            body["input"] = text
+            _set(body, "max_output_tokens", limit)
+    # Clients differ in how they write JSON; the tokens do not.
+    raw = json.dumps(body, ensure_ascii=rng.random() < 0.5)
+    return DemoRequest(endpoint, raw.encode(), kind, stream)
+
+
+def _set(body: dict[str, Any], name: str, value: int | None) -> None:
+    if value is not None:
+        body[name] = value
+
+
+def _messages(
+    text: str, rng: random.Random, *, system: bool = True
+) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if system and rng.random() < 0.5:
+        messages.append({"role": "system", "content": "You are a careful assistant."})
+    if rng.random() < 0.3:
+        middle = len(text) // 2
+        messages.append({"role": "user", "content": text[:middle]})
+        messages.append({"role": "assistant", "content": "Go on, I am listening."})
+        text = text[middle:]
+    task = rng.choice(_TASKS)
+    messages.append({"role": "user", "content": f"{task}\n\n{text}"})
+    return messages
+
+
+def _tools(rng: random.Random) -> list[dict[str, Any]]:
+    names = rng.sample(("find_file", "run_query", "send_mail", "book_room"), 2)
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": name,
+                "description": f"Call this to {name.replace('_', ' ')}.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "target": {"type": "string", "description": "What to act on."},
+                        "limit": {"type": "integer", "minimum": 1},
+                    },
+                    "required": ["target"],
+                },
+            },
+        }
+        for name in names
+    ]
+
+
+def _attach_image(message: dict[str, Any], rng: random.Random) -> None:
+    """Add a picture as clients do: base64 in the body, some above a megabyte."""
+    picture = base64.b64encode(rng.randbytes(rng.choice((_MIB // 8, _MIB)))).decode()
+    message["content"] = [
+        {"type": "text", "text": message["content"]},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+    ]
+
+
+def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
+    """The user's own requests, one JSON object a line.
+
+    Each is either ``{"path": ..., "body": ..., "headers": {...}?}``, as ``replay``
+    reads them, with the body as an object or as a string, or a bare body, whose API
+    follows from its fields.
+
+    Raises:
+        RequestFileError: a line is neither.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise RequestFileError(f"line {number}: {error}") from error
+        if not isinstance(record, dict):
+            raise RequestFileError(f"line {number}: expected an object")
+        if "body" in record:
+            yield _logged_request(record, number)
+        else:
+            yield _bare_request(record, line, number)
+
+
+def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
+    path = record.get("path", Endpoint.CHAT)
+    body = record["body"]
+    headers = record.get("headers") or {}
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise RequestFileError(f"line {number}: path {path!r}, expected /v1/...")
+    if not isinstance(headers, dict):
+        raise RequestFileError(
+            f"line {number}: headers {headers!r}, expected an object"
+        )
+    raw = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    try:
+        parsed = json.loads(raw)
+    except ValueError:
+        parsed = None  # a broken body is a request too: the backend will refuse it
+    return DemoRequest(
+        path,
+        raw.encode(),
+        "file",
+        isinstance(parsed, dict) and parsed.get("stream") is True,
+        {str(name): str(value) for name, value in headers.items()},
+    )
+
+
+def _bare_request(body: dict[str, Any], line: str, number: int) -> DemoRequest:
+    for name, endpoint in (
+        ("messages", Endpoint.CHAT),
+        ("prompt", Endpoint.COMPLETIONS),
+        ("input", Endpoint.RESPONSES),
+    ):
+        if name in body:
+            stream = body.get("stream") is True
+            return DemoRequest(endpoint, line.strip().encode(), "file", stream)
+    raise RequestFileError(
+        f"line {number}: no body, messages, prompt or input in {sorted(body)}"
+    )
