@@ -1,0 +1,360 @@
+"""One vLLM instance in simulated time, many steps at once.
+
+It decides exactly as :class:`extproc.fleet.scheduler.Scheduler` does (the tests hold
+the two, and the recordings of vLLM, against each other) but does not visit every
+sequence at every step. That works because, without ``long_prefill_token_threshold``, at
+most one running request has part of its prompt left, the one admitted last; every other
+running request computes exactly one token a step. So a decoding request is two numbers,
+the count of steps at which it will finish and how its computed tokens relate to that
+count; KV demand is a histogram of positions within a block; context is a sum. A stretch
+of steps in which nothing is admitted, evicted or finished is then one jump, with its
+duration in closed form (:class:`extproc.fleet.steptime.StepTime` is linear in context).
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.steptime import StepTime
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request in an instance.
+
+    Attributes:
+        arrival_s: when it reached the instance.
+        prompt_tokens, output_tokens: both at least 1; together at most
+            ``max_model_len``.
+        first_step_s: start of the first step that computed a token of it; NaN before.
+        first_token_s: end of the step that produced its first output token.
+        finish_s: end of the step that produced its last one.
+        tag: whatever the caller wants to find again.
+    """
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    tag: object = None
+    first_step_s: float = math.nan
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
+    num_preemptions: int = 0
+    # Known tokens (prompt and output so far) and computed ones, while not decoding.
+    known: int = 0
+    computed: int = 0
+    # While decoding, computed tokens are the instance's step count plus this.
+    offset: int = 0
+    # Entries of the finish heap that carry another value are stale.
+    admission: int = 0
+
+
+class Instance:
+    """Queues, KV blocks and clock of one instance.
+
+    ``now_s`` is the end of the last step; while requests are in, the next starts there.
+    Finished jobs gather in ``finished`` until the caller takes them.
+
+    Raises:
+        ValueError: for limits that break the premise above.
+    """
+
+    def __init__(self, limits: SchedulerLimits, step_time: StepTime) -> None:
+        if limits.long_prefill_token_threshold or not limits.enable_chunked_prefill:
+            raise ValueError(
+                "long_prefill_token_threshold: expected 0, and chunked prefill on: "
+                "use extproc.fleet.scheduler for anything else"
+            )
+        self.limits = limits
+        self.step_time = step_time
+        self.now_s = 0.0
+        self.free_blocks = limits.usable_blocks
+        self.running: dict[Job, None] = {}  # in order of admission
+        self.waiting: deque[Job] = deque()
+        self.finished: list[Job] = []
+        self.num_preemptions = 0
+        self.num_steps = 0  # the count that decoding jobs are relative to
+        self.busy_s = 0.0
+        self.running_s = 0.0  # running requests, integrated over time
+        self.blocks_s = 0.0  # held KV blocks, integrated over time
+        self.computed_tokens = 0
+        self._partial: Job | None = None
+        self._phases = [0] * limits.block_size
+        self._offsets = 0
+        self._finishes: list[tuple[int, int, Job]] = []
+        self._admissions = 0
+        self._watermark_blocks = int(limits.watermark * limits.num_blocks)
+
+    def __len__(self) -> int:
+        """Requests in the instance, running and waiting."""
+        return len(self.running) + len(self.waiting)
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the usable KV blocks that is held, 0 to 1."""
+        return 1.0 - self.free_blocks / self.limits.usable_blocks
+
+    def add(self, job: Job) -> None:
+        """Queue a job that arrives after all steps that started before it.
+
+        Raises:
+            ValueError: it does not fit ``max_model_len``.
+        """
+        if job.prompt_tokens + job.output_tokens > self.limits.max_model_len:
+            raise ValueError(
+                f"{job.prompt_tokens} + {job.output_tokens} tokens, expected at most "
+                f"max_model_len ({self.limits.max_model_len})"
+            )
+        if not self.running and not self.waiting:
+            self.now_s = max(self.now_s, job.arrival_s)
+        job.known = job.prompt_tokens
+        self.waiting.append(job)
+
+    def advance(self, until_s: float) -> None:
+        """Run every step that starts before ``until_s``."""
+        while self.now_s < until_s and (self.running or self.waiting):
+            if self._partial is None and self._is_head_held_back():
+                self._decode(until_s)
+            else:
+                self._step()
+
+    def _is_head_held_back(self) -> bool:
+        """Whether nothing can be admitted until a running request ends."""
+        if not self.waiting:
+            return True
+        if not self.running:
+            return False
+        if len(self.running) >= self.limits.max_num_seqs:
+            return True
+        tokens = self.waiting[0].known
+        if not self.limits.scheduler_reserve_full_isl:
+            tokens = min(tokens, self.limits.max_num_batched_tokens - len(self.running))
+        needed = self.limits.blocks_for(tokens) + self._watermark_blocks
+        return needed > self.free_blocks
+
+    def _decode(self, until_s: float) -> None:
+        """Take steps that only decode: to the first end, eviction or ``until_s``."""
+        seqs = len(self.running)
+        steps = self._steps_to_finish()
+        block_size = self.limits.block_size
+        if self.free_blocks < seqs * (steps // block_size + 1):
+            steps = min(steps, self._steps_to_full())
+            if steps == 0:
+                self._step()
+                return
+        step_time = self.step_time
+        context_s = step_time.context_s
+        first_s = step_time.fixed_s(0, seqs) + context_s * self._context(seqs)
+        growth_s = context_s * seqs
+        duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
+        if self.now_s + duration_s > until_s:
+            steps = _steps_until(until_s - self.now_s, first_s, growth_s, steps)
+            duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
+        # Each sequence needs a block every block_size steps, and the rest by phase.
+        cycles, rest = divmod(steps, block_size)
+        start = self.num_steps
+        self.free_blocks -= cycles * seqs + sum(
+            self._phases[-(start + step) % block_size] for step in range(rest)
+        )
+        self.computed_tokens += seqs * steps
+        self._elapse(duration_s, steps, seqs)
+        self._end_finished()
+
+    def _steps_to_finish(self) -> int:
+        """Steps until the first running request ends (all running ones decode)."""
+        finishes = self._finishes
+        while finishes[0][2].admission != finishes[0][1]:
+            heappop(finishes)
+        return finishes[0][0] - self.num_steps
+
+    def _steps_to_full(self) -> int:
+        """Decoding steps that the free blocks are enough for."""
+        block_size = self.limits.block_size
+        cycles, left = divmod(self.free_blocks, len(self.running))
+        steps = cycles * block_size
+        for step in range(block_size):
+            left -= self._phases[-(self.num_steps + step) % block_size]
+            if left < 0:
+                return steps + step
+        return steps + block_size  # pragma: no cover  left < one cycle's demand
+
+    def _context(self, seqs: int) -> int:
+        """Computed tokens of the ``seqs`` requests that decode."""
+        return seqs * self.num_steps + self._offsets
+
+    def _step(self) -> None:
+        """Take one step, whatever it holds."""
+        seqs = len(self.running) - (self._partial is not None)
+        demand = self._phases[-self.num_steps % self.limits.block_size]
+        chunks: list[tuple[Job, int]] = []
+        evicted = False
+        if demand > self.free_blocks:
+            evicted = self._evict_for_decoding(chunks)
+            seqs = len(self.running) - (self._partial is not None)
+        else:
+            self.free_blocks -= demand
+            budget = self.limits.max_num_batched_tokens - seqs
+            if self._partial is not None:
+                budget, evicted = self._continue_partial(chunks, budget)
+            if not evicted:
+                self._admit(chunks, budget)
+        tokens = 0
+        pairs = 0.0
+        for job, chunk in chunks:
+            tokens += chunk
+            pairs += chunk * (job.computed + (chunk + 1) / 2)
+        if tokens + seqs == 0:
+            return
+        duration_s = (
+            self.step_time.fixed_s(tokens, seqs)
+            + self.step_time.context_s * self._context(seqs)
+            + self.step_time.pair_s * pairs
+        )
+        self.computed_tokens += tokens + seqs
+        self._elapse(duration_s, 1, seqs + len(chunks))
+        self._partial = None
+        for job, chunk in chunks:
+            self._complete_chunk(job, chunk)
+        self._end_finished()
+
+    def _elapse(self, duration_s: float, steps: int, seqs: int) -> None:
+        self.now_s += duration_s
+        self.num_steps += steps
+        self.busy_s += duration_s
+        self.running_s += seqs * duration_s
+        held = self.limits.usable_blocks - self.free_blocks
+        self.blocks_s += held * duration_s
+
+    def _continue_partial(
+        self, chunks: list[tuple[Job, int]], budget: int
+    ) -> tuple[int, bool]:
+        """Go on with the prompt admitted last; evict it if its blocks are not free."""
+        job = self._partial
+        assert job is not None
+        chunk = min(job.known - job.computed, budget)
+        needed = self._blocks_for_chunk(job, chunk)
+        if needed > self.free_blocks:
+            self._evict(job)
+            return budget, True
+        self.free_blocks -= needed
+        chunks.append((job, chunk))
+        return budget - chunk, False
+
+    def _blocks_for_chunk(self, job: Job, chunk: int) -> int:
+        blocks_for = self.limits.blocks_for
+        return blocks_for(job.computed + chunk) - blocks_for(job.computed)
+
+    def _admit(self, chunks: list[tuple[Job, int]], budget: int) -> None:
+        limits = self.limits
+        while self.waiting and budget > 0 and len(self.running) < limits.max_num_seqs:
+            job = self.waiting[0]
+            chunk = min(job.known, budget)
+            needed = limits.blocks_for(chunk)
+            whole = job.known if limits.scheduler_reserve_full_isl else chunk
+            spare_blocks = self._watermark_blocks if self.running else 0
+            if limits.blocks_for(whole) + spare_blocks > self.free_blocks:
+                break
+            self.waiting.popleft()
+            self.running[job] = None
+            if job.first_step_s != job.first_step_s:
+                job.first_step_s = self.now_s
+            self.free_blocks -= needed
+            chunks.append((job, chunk))
+            budget -= chunk
+
+    def _complete_chunk(self, job: Job, chunk: int) -> None:
+        """A chunk ran: sample if it was the last, and then decode or end."""
+        job.computed += chunk
+        if job.computed < job.known:
+            self._partial = job
+            return
+        job.known += 1
+        if job.first_token_s != job.first_token_s:
+            job.first_token_s = self.now_s
+        left = job.prompt_tokens + job.output_tokens - job.known
+        if left == 0:
+            self._end(job, job.computed)
+            return
+        job.offset = job.computed - self.num_steps
+        self._offsets += job.offset
+        self._phases[job.offset % self.limits.block_size] += 1
+        self._admissions += 1
+        job.admission = self._admissions
+        heappush(self._finishes, (self.num_steps + left, job.admission, job))
+
+    def _end_finished(self) -> None:
+        finishes = self._finishes
+        while finishes and finishes[0][0] <= self.num_steps:
+            _, admission, job = heappop(finishes)
+            if job.admission == admission:
+                computed = self.num_steps + job.offset
+                self._stop_decoding(job)
+                self._end(job, computed)
+
+    def _end(self, job: Job, computed: int) -> None:
+        self.free_blocks += self.limits.blocks_for(computed)
+        job.finish_s = self.now_s
+        del self.running[job]
+        self.finished.append(job)
+
+    def _stop_decoding(self, job: Job) -> None:
+        self._offsets -= job.offset
+        self._phases[job.offset % self.limits.block_size] -= 1
+        job.admission = 0
+
+    def _evict(self, job: Job) -> None:
+        """Preempt: forget what is computed, and wait at the head of the queue."""
+        if job is self._partial:
+            self._partial = None
+        else:
+            job.computed = self.num_steps + job.offset
+            job.known = job.computed + 1
+            self._stop_decoding(job)
+        self.free_blocks += self.limits.blocks_for(job.computed)
+        job.computed = 0
+        job.num_preemptions += 1
+        self.num_preemptions += 1
+        del self.running[job]
+        self.waiting.appendleft(job)
+
+    def _evict_for_decoding(self, chunks: list[tuple[Job, int]]) -> bool:
+        """Give blocks in order of admission, taking from the tail what is missing."""
+        order = list(self.running)
+        block_size = self.limits.block_size
+        budget = self.limits.max_num_batched_tokens
+        served = 0
+        while served < len(order):
+            job = order[served]
+            chunk = 1
+            if job is self._partial:
+                chunk = min(job.known - job.computed, budget)
+                needed = self._blocks_for_chunk(job, chunk)
+            else:
+                needed = int((self.num_steps + job.offset) % block_size == 0)
+            while needed > self.free_blocks:
+                victim = order.pop()
+                self._evict(victim)
+                if victim is job:
+                    return True
+            self.free_blocks -= needed
+            budget -= chunk
+            if job is self._partial:
+                chunks.append((job, chunk))
+            served += 1
+        return True
+
+
+def _steps_until(span_s: float, first_s: float, growth_s: float, most: int) -> int:
+    """Smallest number of steps that lasts at least ``span_s``, from 1 to ``most``.
+
+    Steps last ``first_s``, ``first_s + growth_s``, ...
+    """
+    if growth_s > 0:
+        slope = first_s - growth_s / 2
+        root = math.sqrt(slope * slope + 2 * growth_s * span_s)
+        estimate = 2 * span_s / (slope + root)
+    else:
+        estimate = span_s / first_s
+    return max(1, min(most, math.ceil(estimate - 1e-9)))
