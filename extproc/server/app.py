@@ -8,15 +8,25 @@ import signal
 from typing import Any
 
 import extproc
-from extproc.config import Config
+from extproc.config import Config, ServerConfig
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.grpcio import GrpcioServer
+from extproc.server.health import HealthStatuses, WithHealth
 from extproc.server.metrics import Metrics
 from extproc.server.service import ExtProcService
 
 logger = logging.getLogger(__name__)
+
+
+_RESPONSE_CHUNK_BYTES = 4 << 20
+"""Envoy's streamed response chunks are at most its buffer limit, 1 MiB by default."""
+
+
+def max_message_bytes(server: ServerConfig) -> int:
+    """The largest gRPC message to accept: a body, or a chunk of a response."""
+    return max(_RESPONSE_CHUNK_BYTES, server.max_body_bytes + 64 * 1024)
 
 
 class App:
@@ -50,8 +60,12 @@ class App:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        transport = GrpcioServer(service, server.listen, server.max_body_bytes)
+        health = HealthStatuses()
+        transport = GrpcioServer(
+            WithHealth(service, health), server.listen, max_message_bytes(server)
+        )
         port = await transport.start()
+        health.set_all(True)
         admin = await self._start_admin()
         self._ready = True
         logger.info(
@@ -61,6 +75,7 @@ class App:
         await stopping.wait()
         self._ready = False
         logger.info("draining", extra={"fields": {"timeout_s": server.drain_timeout_s}})
+        health.set_all(False, but=("liveness",))
         await transport.drain(server.drain_timeout_s)
         if admin is not None:
             await admin.stop()

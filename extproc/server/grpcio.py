@@ -1,52 +1,51 @@
-"""The grpc.aio transport."""
+"""The grpc.aio transport: serves calls of ``rpc`` with gRPC's own library."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc.server.service import METHOD, SERVICE, ExtProcService
+from extproc.server.rpc import Call, Drainable, RpcError, Service
 
-HEALTH_SERVICES = ("", "liveness", "readiness", SERVICE)
-"""The names that gateways ask for; those of llm-d and the Gateway API's pickers."""
-
-_RESPONSE_CHUNK_BYTES = 4 << 20
-"""gRPC's own default limit; Envoy's streamed response chunks are at most 1 MiB."""
+logger = logging.getLogger(__name__)
 
 
 class GrpcioServer:
-    """Serves an ``ExtProcService`` and gRPC health on one address.
+    """Serves a service on one address.
 
     Args:
-        service: answers the streams.
+        service: opens the calls.
         address: HOST:PORT or unix:PATH.
-        max_body_bytes: the largest request body that is asked for.
+        max_message_bytes: larger messages end their stream (RESOURCE_EXHAUSTED).
+        credentials: for TLS; none is plain text.
     """
 
     def __init__(
-        self, service: ExtProcService, address: str, max_body_bytes: int
+        self,
+        service: Service,
+        address: str,
+        max_message_bytes: int,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self._service = service
         self._address = address
-        self._health = health.aio.HealthServicer()
-        limit = max(_RESPONSE_CHUNK_BYTES, max_body_bytes + 64 * 1024)
+        self._credentials = credentials
+        self._calls: set[_OpenCall] = set()
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 # Envoy's keepalive pings an idle connection; gRPC would close it.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.so_reuseport", 0),
             ]
         )
-        process: Any = grpc.stream_stream_rpc_method_handler(self._process)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: process}),)
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((_AnyMethod(self),))
 
     async def start(self) -> int:
         """Listen and serve; return the port (0 for a Unix socket).
@@ -55,36 +54,109 @@ class GrpcioServer:
             OSError: the address cannot be bound.
         """
         try:
-            port = self._server.add_insecure_port(self._address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._address}") from error
         await self._server.start()
-        await self._set_health(HEALTH_SERVICES, health_pb2.HealthCheckResponse.SERVING)
         return 0 if self._address.startswith("unix:") else port
 
     async def drain(self, timeout_s: float) -> None:
-        """Say NOT_SERVING (but alive), refuse new streams, let open ones finish."""
-        await self._set_health(
-            [name for name in HEALTH_SERVICES if name != "liveness"],
-            health_pb2.HealthCheckResponse.NOT_SERVING,
-        )
+        """Refuse new streams, let open ones finish within the time, then stop."""
+        for call in tuple(self._calls):
+            await call.drain()
         await self._server.stop(timeout_s)
 
-    async def _set_health(self, names: Any, status: Any) -> None:
-        for name in names:
-            await self._health.set(name, status)
-
-    async def _process(
-        self, messages: AsyncIterator[bytes], context: Any
-    ) -> AsyncIterator[bytes]:
-        # With no (de)serializer in the handler, messages are bytes both ways.
-        stream = self._service.open()
+    async def serve_stream(self, path: str, context: Any) -> None:
+        """Run one stream to its end."""
+        stream = _OpenCall(context)
+        headers = {
+            key: value
+            for key, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        }
+        call = self._service.open(path, headers, stream.send)
+        if call is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no method {path}")
+            return
+        stream.call = call
+        self._calls.add(stream)
+        cancelled = True
         try:
-            async for message in messages:
-                replies, end = stream.receive(message)
-                for reply in replies:
-                    yield reply
-                if end:
-                    return
+            await stream.run()
+            cancelled = False
+        except RpcError as error:
+            code = _CODES[error.status.value]
+            await context.abort(code, error.message)
         finally:  # a client that goes away cancels the handler
-            stream.closed()
+            self._calls.discard(stream)
+            call.closed(cancelled)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
+    """Hands every method to the service, which knows its own."""
+
+    def __init__(self, server: GrpcioServer) -> None:
+        self._server = server
+
+    def service(self, handler_call_details: Any) -> Any:
+        path = handler_call_details.method
+
+        async def behaviour(_: object, context: Any) -> None:
+            await self._server.serve_stream(path, context)
+
+        # With no (de)serializer, messages are bytes both ways.
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
+class _OpenCall:
+    """One stream: what it still has to send, and when it is over."""
+
+    def __init__(self, context: Any) -> None:
+        self.call: Call
+        self._context = context
+        self._late: deque[bytes] = deque()
+        self._ended = asyncio.Event()
+        self._flushing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Answer each message until either side ends the stream."""
+        while True:
+            message = await self._context.read()
+            if message is grpc.aio.EOF:
+                replies, end = self.call.half_closed()
+            else:
+                replies, end = self.call.receive(message)
+            for reply in replies:
+                await self._context.write(reply)
+            if end:
+                return
+            if message is grpc.aio.EOF:
+                await self._ended.wait()
+                return
+
+    def send(self, messages: Sequence[bytes], end: bool = False) -> None:
+        """Send outside of an answer."""
+        self._late.extend(messages)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.ensure_future(self._flush())
+        if end:
+            self._flushing.add_done_callback(lambda _: self._ended.set())
+
+    async def _flush(self) -> None:
+        try:
+            while self._late:
+                await self._context.write(self._late.popleft())
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            logger.debug("late_reply_lost")
+
+    async def drain(self) -> None:
+        """Tell a call that would outlive a drain; end it if it agrees."""
+        if isinstance(self.call, Drainable):
+            replies, end = self.call.drain()
+            self.send(replies, end)

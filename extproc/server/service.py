@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from extproc.exchange.events import (
     Event,
@@ -25,12 +25,13 @@ from extproc.exchange.machine import Exchange, ExchangeSettings, ProtocolError
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Router
 from extproc.server.codec import UnknownMessageError, decode, encode
+from extproc.server.health import EXT_PROC
 from extproc.server.metrics import Metrics
+from extproc.server.rpc import Call, Replies, Send
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-METHOD = "Process"
+PROCESS = f"/{EXT_PROC}/Process"
 
 _PHASES: dict[type[Event], str] = {
     RequestHeaders: "request_headers",
@@ -72,15 +73,17 @@ class ExtProcService:
         self._loads = loads
         self._defer = defer
 
-    def open(self) -> Stream:
-        """Begin one stream."""
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Begin one ``Process`` stream; any other method is not ours."""
+        if path != PROCESS:
+            return None
         exchange = Exchange(
             self.router, self._settings, self.sampler.wants, self._loads
         )
         self.metrics.streams_inflight += 1
         return Stream(self, exchange)
 
-    def step(self, exchange: Exchange, data: bytes) -> tuple[Sequence[bytes], bool]:
+    def step(self, exchange: Exchange, data: bytes) -> Replies:
         """Answer one message of an exchange."""
         began = time.perf_counter()
         try:
@@ -120,12 +123,16 @@ class Stream:
         self._service = service
         self._exchange = exchange
 
-    def receive(self, message: bytes) -> tuple[Sequence[bytes], bool]:
-        """Take one message; give its replies, and whether the stream ends with them."""
+    def receive(self, message: bytes) -> Replies:
+        """Answer one message."""
         return self._service.step(self._exchange, message)
 
-    def closed(self) -> None:
-        """Note that the stream is over, however it ended; to be called once."""
+    def half_closed(self) -> Replies:
+        """Envoy sends no more: so are we done."""
+        return (), True
+
+    def closed(self, cancelled: bool) -> None:
+        """Count the state in which the stream ended, whoever ended it."""
         metrics = self._service.metrics
         metrics.streams_inflight -= 1
         metrics.ended.add(self._exchange.state.value)
