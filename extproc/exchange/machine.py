@@ -333,16 +333,20 @@ class Exchange:
             return Step(Continue(), end=True)
         passed = self._read(event.body, self._reader)
         observation = None
-        if event.end_of_stream:
+        over = event.end_of_stream
+        if over:
             passed += self._reader.finish() if self._encoded is None else b""
             observation = self._observed()
+        elif self._reader.complete:
+            # The stream's own last event: the end of the body would tell no more, and
+            # often never comes, as clients hang up here.
+            observation = self._observed()
+            over = not self._response_duplex
         if self._response_duplex:
-            return Step(
-                Echo(passed, event.end_of_stream), event.end_of_stream, observation
-            )
+            return Step(Echo(passed, event.end_of_stream), over, observation)
         if passed != event.body:
-            return Step(Rewrite(passed), event.end_of_stream, observation)
-        return Step(Continue(), event.end_of_stream, observation)
+            return Step(Rewrite(passed), over, observation)
+        return Step(Continue(), over, observation)
 
     def _read(self, chunk: bytes, reader: UsageReader) -> bytes:
         if self._encoded is None:

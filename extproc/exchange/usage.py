@@ -87,6 +87,8 @@ class UsageReader(Protocol):
     """Reads usage from the chunks of one response body."""
 
     usage: Usage
+    complete: bool
+    """Whether all has been said and passed on, before the body's end."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Take a chunk; return the bytes that the client is to get for it."""
@@ -97,6 +99,8 @@ class UsageReader(Protocol):
 
 class JsonUsageReader:
     """Usage of a JSON body."""
+
+    complete = False
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -154,6 +158,12 @@ _CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
+# How OpenAI's streams, the Responses API's and Anthropic's say that they are over.
+_LAST_EVENT = re.compile(
+    rb"^data: ?\[DONE\]|^event: ?(?:message_stop|response\.(?:completed|incomplete))",
+    re.MULTILINE,
+)
+
 
 class SseUsageReader:
     """Usage of a stream of server-sent events.
@@ -166,6 +176,7 @@ class SseUsageReader:
 
     def __init__(self, *, drop_usage_chunk: bool = False) -> None:
         self.usage = Usage()
+        self.complete = False
         self._drop = drop_usage_chunk
         self._pending = bytearray()
         self._searched = 0
@@ -185,6 +196,7 @@ class SseUsageReader:
             start = self._searched = match.end()
         del self._pending[:start]
         self._searched = max(0, len(self._pending) - 4)
+        self.complete &= not self._pending
         if len(self._pending) > MAX_KEPT_BYTES:
             passed += self._pending
             self._pending.clear()
@@ -202,6 +214,8 @@ class SseUsageReader:
         if self._overlong:  # its first part has passed already
             self._overlong = False
             return event
+        if _LAST_EVENT.search(event):
+            self.complete = True
         if b'"usage"' not in event and not _may_tell_truncation(event):
             return event
         message = _decode(_event_data(event))
