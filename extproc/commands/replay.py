@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ from extproc.exchange.openai import parse_request
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.policy import Reason
 from extproc.routing.router import Decision, Outcome, Router
-from extproc.server.assembly import build_router
+from extproc.server.assembly import build_router, build_sampler
 
 UNSCORED_SHARE = 0.1
 
@@ -64,7 +64,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help=f"repeatable; default: {', '.join(map(str, DEFAULT_THRESHOLDS))}",
     )
+    parser.add_argument(
+        "--sample",
+        type=_sample,
+        default="all",
+        metavar="all|auto|SHARE",
+        help="learn from these responses only, as feedback.sample does; default: all",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _sample(text: str) -> float | Literal["auto", "all"]:
+    match text:
+        case "all" | "auto":
+            return text
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError(text)
+    return share
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
             config.estimator, name=EstimatorName(args.estimator)
         )
         config = dataclasses.replace(config, estimator=estimator)
+    feedback = dataclasses.replace(config.feedback, sample=args.sample)
+    config = dataclasses.replace(config, feedback=feedback)
     try:
         entries = list(read_log(args.log, config.category.header))
     except (OSError, UnicodeError, LogError) as error:
@@ -138,16 +157,24 @@ def replay(
     """Estimate, then learn, entry by entry; score all but the first tenth."""
     router = build_router(config)
     evaluation = Evaluation(tuple(thresholds))
+    sampler = build_sampler(config.feedback)
     unscored = int(len(entries) * UNSCORED_SHARE)
+    observed = 0
     for position, entry in enumerate(entries):
         decision = _decide(router, entry)
         if position >= unscored and entry.prompt_tokens > 0:
             evaluation.add(decision, entry.prompt_tokens, entry.completion_tokens)
+        if not sampler.wants(decision):
+            continue
+        observed += position >= unscored
         outcome = Outcome(200, entry.prompt_tokens, entry.completion_tokens)
-        router.learn(decision, outcome)
+        lesson = router.learn(decision, outcome)
+        if lesson.error_ratio is not None:
+            sampler.observed(decision, lesson.error_ratio)
     return {
         "requests": len(entries),
         "estimator": router.estimator.name,
+        "observed_pct": round(100 * observed / max(1, len(entries) - unscored), 2),
         **evaluation.report(),
         "bytes_per_token": {
             category: round(ratio, 3)

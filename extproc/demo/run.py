@@ -28,13 +28,13 @@ from extproc.demo.vllm_backend import (
     vllm,
 )
 from extproc.demo.workload import DemoRequest, make_requests
-from extproc.exchange.feedback import DENSE_SAMPLES
+from extproc.exchange.feedback import MODEL_SAMPLES
 
 _CONCURRENCY = 8
 _TIMED_ROUNDS = 200
 # Until a category is known, the router looks at every response of it; time what comes
 # after. One more than it takes, and the backends and connections are warm as well.
-_WARM_UP_REQUESTS = DENSE_SAMPLES + 1
+_WARM_UP_REQUESTS = MODEL_SAMPLES + 1
 # Ten times an A100: the queues are as long as in earnest, the wait is not.
 _SPEED = 10.0
 

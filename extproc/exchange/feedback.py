@@ -1,51 +1,125 @@
-"""Which exchanges are looked at for their usage: dense while uncertain, then thin."""
+"""Which exchanges are looked at for their usage: dense while uncertain, then thin.
+
+Looking at a response costs two gRPC messages and, for a stream, one a chunk, so it is
+done where it teaches something: every response of a model until its estimate has
+settled and of a category until it has been seen; a thin sample from then on, thicker
+near a pool's limit, where an error moves a request; every response again when the
+errors grow, as they do when another model comes up behind a name.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
+
 from extproc.routing.router import Decision
 
-DENSE_SAMPLES = 200
-"""Responses of a category that are all looked at; the ratio then moves by under 1 %
-with any one of them."""
+MODEL_SAMPLES = 200
+"""Responses of a model that are all looked at. The estimators' errors settle within
+100 to 200 samples."""
+
+CATEGORY_SAMPLES = 20
+"""Responses of a category of a model that are all looked at."""
+
+SETTLED_RATE = 0.04
+"""Share that is looked at right after; falls towards the floor as samples add up."""
 
 NEAR_THRESHOLD = 0.25
-"""Budgets within this share of their pool's limit weigh more: their errors matter."""
+"""Budgets within this share of their pool's limit count as near it."""
 
-NEAR_WEIGHT = 4.0
+NEAR_WEIGHT = 2.0
+
+DRIFT_RATIO = 2.0
+"""Recent errors above this multiple of the usual ones make a model uncertain again."""
+
+DRIFT_FLOOR = 0.1
+"""Recent errors below this are no drift, however small the usual ones are."""
+
+_RECENT_SMOOTHING = 1 / 8
+_USUAL_SMOOTHING = 1 / 64
+_MAX_KEYS = 1024
+"""Models and their categories remembered; the names are clients' text."""
 
 _GOLDEN = 0.6180339887498949
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+@dataclass(slots=True)
+class _Known:
+    samples: int = 0
+    recent_error: float = 0.0
+    usual_error: float = 0.0
 
 
 class FeedbackSampler:
     """Chooses the exchanges to observe.
 
     Args:
-        rate: share of the exchanges once a category is known, 0 to 1.
-        dense_samples: observed exchanges of a category until then.
+        floor: the least share of the exchanges that is looked at, 0 to 1.
+        adaptive: whether uncertainty raises it; else the share is ``floor``.
 
     Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` falls
     below the rate, which spreads the choices evenly and keeps in step with no
     periodic traffic.
     """
 
-    def __init__(self, rate: float, dense_samples: int = DENSE_SAMPLES) -> None:
-        self._rate = rate
-        self._dense_samples = dense_samples
-        self._observed: dict[str, int] = {}
+    def __init__(self, floor: float, *, adaptive: bool = True) -> None:
+        self._floor = floor
+        self._adaptive = adaptive
+        self._models: OrderedDict[str, _Known] = OrderedDict()
+        self._categories: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._position = 0.0
 
     def wants(self, decision: Decision) -> bool:
         """Whether this decision's response is to be observed."""
-        if self._observed.get(decision.category, 0) < self._dense_samples:
-            return True
+        self._position = (self._position + _GOLDEN) % 1.0
+        return self._position < self.rate(decision)
+
+    def rate(self, decision: Decision) -> float:
+        """The share of decisions like this one that are observed."""
+        if not self._adaptive:
+            return self._floor
+        model = self._models.get(decision.model)
+        if model is None or model.samples < MODEL_SAMPLES:
+            return 1.0
+        key = (decision.model, decision.category)
+        if self._categories.get(key, 0) < CATEGORY_SAMPLES:
+            return 1.0
+        rate = max(self._floor, SETTLED_RATE * MODEL_SAMPLES / model.samples)
         limit = decision.pool.threshold_tokens
         distance = abs(decision.bound_budget_tokens - limit)
-        near = distance <= NEAR_THRESHOLD * limit
-        self._position = (self._position + _GOLDEN) % 1.0
-        return self._position < self._rate * (NEAR_WEIGHT if near else 1.0)
+        return rate * (NEAR_WEIGHT if distance <= NEAR_THRESHOLD * limit else 1.0)
 
-    def observed(self, category: str) -> None:
-        """Note that a response of a category was learned from."""
-        count = self._observed.get(category, 0)
-        if count < self._dense_samples:
-            self._observed[category] = count + 1
+    def observed(self, decision: Decision, error_ratio: float) -> None:
+        """Note that a response was learned from.
+
+        Args:
+            decision: what was decided.
+            error_ratio: the estimate's relative error, whose growth tells of drift.
+        """
+        key = (decision.model, decision.category)
+        _bump(self._categories, key, self._categories.get(key, 0) + 1)
+        model = self._models.get(decision.model) or _Known()
+        _bump(self._models, decision.model, model)
+        error = min(abs(error_ratio), 1.0)  # one wild count is not yet a drift
+        model.samples += 1
+        first = 1.0 / model.samples
+        model.recent_error += max(first, _RECENT_SMOOTHING) * (
+            error - model.recent_error
+        )
+        drifted = model.samples >= MODEL_SAMPLES and model.recent_error > max(
+            DRIFT_FLOOR, DRIFT_RATIO * model.usual_error
+        )
+        if drifted:
+            model.samples = 0
+        model.usual_error += max(first, _USUAL_SMOOTHING) * (error - model.usual_error)
+
+
+def _bump(table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > _MAX_KEYS:
+        table.popitem(last=False)

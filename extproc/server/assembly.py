@@ -9,8 +9,8 @@ from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.router import MediaTokens, Router
 
-AUTO_SAMPLE_RATE = 0.05
-"""Share of the exchanges observed once a category is known, for `sample: auto`."""
+AUTO_SAMPLE_FLOOR = 0.01
+"""Least share of the exchanges observed once all is known, for `sample: auto`."""
 
 
 def build_router(config: Config) -> Router:
@@ -47,8 +47,8 @@ def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
     """The sampler that a configuration describes."""
     match config.sample:
         case "auto":
-            return FeedbackSampler(AUTO_SAMPLE_RATE)
+            return FeedbackSampler(AUTO_SAMPLE_FLOOR)
         case "all":
-            return FeedbackSampler(1.0)
+            return FeedbackSampler(1.0, adaptive=False)
         case rate:
-            return FeedbackSampler(float(rate), dense_samples=0)
+            return FeedbackSampler(float(rate), adaptive=False)

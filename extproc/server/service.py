@@ -109,8 +109,8 @@ class ExtProcService:
 
     def _learn(self, observation: Observation) -> None:
         lesson = self.router.learn(observation.decision, observation.outcome)
-        if lesson.skipped is None:
-            self.sampler.observed(observation.decision.category)
+        if lesson.error_ratio is not None:
+            self.sampler.observed(observation.decision, lesson.error_ratio)
         self.metrics.observed(observation, lesson)
 
 
