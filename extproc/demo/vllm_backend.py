@@ -41,6 +41,7 @@ print(tokenizer.get_vocab_size())
 """
 
 _CHAT_TEMPLATE = (
+    "{% if tools %}<s>system\n{{ tools | tojson }}\n{% endif %}"
     "{% for message in messages %}<s>{{ message['role'] }}\n"
     "{{ message['content'] }}\n{% endfor %}<s>assistant\n"
 )
@@ -137,6 +138,8 @@ def vllm(
         *("--load-format", "dummy", "--enforce-eager"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
+        # Requests with tools are refused without a parser for what the model calls.
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     ]
     environment = {
         "VLLM_TARGET_DEVICE": "cpu",
