@@ -142,10 +142,14 @@ class Envoy:
         """The same routes without the router."""
         return f"http://{_HOST}:{self.bypass_port}"
 
+    def wait_serving(self) -> None:
+        """Return once it takes requests, whatever the state of its clusters."""
+        url = f"http://{_HOST}:{self.admin_port}/ready"
+        self.child.wait_ready(lambda: answers_200(url), _READY_S)
+
     def wait_ready(self) -> None:
-        """Return once it serves, and finds its clusters healthy."""
-        admin = f"http://{_HOST}:{self.admin_port}"
-        self.child.wait_ready(lambda: answers_200(f"{admin}/ready"), _READY_S)
+        """Return once it takes requests, and finds its clusters healthy."""
+        self.wait_serving()
         self.child.wait_ready(self.all_healthy, _READY_S)
 
     def all_healthy(self) -> bool:
