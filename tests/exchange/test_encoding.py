@@ -1,0 +1,132 @@
+import gzip
+import zlib
+from collections.abc import Callable
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.exchange.encoding import MAX_MEMBERS, decode_content
+
+LIMIT = 1 << 16
+
+
+def raw_deflate(body: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(body) + stream.flush()
+
+
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstandard.compress,
+}
+ENCODINGS = pytest.mark.parametrize("encoding", ENCODERS)
+
+
+@ENCODINGS
+@settings(max_examples=20)
+@given(body=st.binary(max_size=2000))
+def test_decodes_what_was_encoded(encoding: str, body: bytes) -> None:
+    assert decode_content(ENCODERS[encoding](body), encoding, LIMIT) == body
+
+
+def test_no_encoding_and_identity_leave_the_body_alone() -> None:
+    assert decode_content(b"text", "", LIMIT) == b"text"
+    assert decode_content(b"text", "identity", LIMIT) == b"text"
+
+
+def test_deflate_without_the_zlib_header_is_read_too() -> None:
+    assert decode_content(raw_deflate(b"text " * 99), "deflate", LIMIT) == b"text " * 99
+
+
+def test_encodings_are_undone_from_the_last_to_the_first() -> None:
+    body = brotli.compress(gzip.compress(b"text"))
+
+    assert decode_content(body, "GZIP, Br", LIMIT) == b"text"
+
+
+def test_more_than_two_encodings_are_refused() -> None:
+    body = gzip.compress(gzip.compress(gzip.compress(b"text")))
+
+    assert decode_content(body, "gzip, gzip, gzip", LIMIT) is None
+
+
+@pytest.mark.parametrize("encoding", ["compress", "aws-chunked", "gzip;q=1", "\xff"])
+def test_unknown_encodings_are_refused(encoding: str) -> None:
+    assert decode_content(b"text", encoding, LIMIT) is None
+
+
+@ENCODINGS
+def test_a_body_cut_anywhere_is_refused(encoding: str) -> None:
+    whole = ENCODERS[encoding](bytes(range(256)) * 4)
+
+    for cut in range(1, len(whole)):
+        assert decode_content(whole[:cut], encoding, LIMIT) is None, cut
+
+
+@ENCODINGS
+def test_a_body_that_is_something_else_is_refused(encoding: str) -> None:
+    assert decode_content(b'{"model": "m"}', encoding, LIMIT) is None
+
+
+@ENCODINGS
+def test_a_body_decodes_up_to_the_limit_and_not_a_byte_more(encoding: str) -> None:
+    bomb = ENCODERS[encoding](bytes(LIMIT + 1))
+
+    assert decode_content(ENCODERS[encoding](bytes(LIMIT)), encoding, LIMIT) == bytes(
+        LIMIT
+    )
+    assert decode_content(bomb, encoding, LIMIT) is None
+
+
+def test_a_bomb_in_an_inner_layer_is_refused() -> None:
+    bomb = gzip.compress(gzip.compress(bytes(100 * LIMIT)))
+
+    assert decode_content(bomb, "gzip, gzip", LIMIT) is None
+
+
+def test_a_zstd_window_larger_than_http_allows_is_refused() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=25)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    body = stream.compress(bytes(100)) + stream.flush()
+
+    assert decode_content(body, "zstd", LIMIT) is None
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_members_in_a_row_are_one_body(encoding: str) -> None:
+    body = ENCODERS[encoding](b"one,") + ENCODERS[encoding](b"two")
+
+    assert decode_content(body, encoding, LIMIT) == b"one,two"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_very_many_members_are_refused(encoding: str) -> None:
+    """Each costs a copy of all that follow: 50,000 in 1 MB took 1.7 s."""
+    member = ENCODERS[encoding](b"")
+
+    assert decode_content(member * MAX_MEMBERS, encoding, LIMIT) == b""
+    assert decode_content(member * (MAX_MEMBERS + 1), encoding, LIMIT) is None
+
+
+@settings(max_examples=100)
+@given(body=st.binary(max_size=200), encoding=st.sampled_from(list(ENCODERS)))
+def test_no_bytes_raise(body: bytes, encoding: str) -> None:
+    decoded = decode_content(body, encoding, LIMIT)
+
+    assert decoded is None or len(decoded) <= LIMIT
+
+
+@ENCODINGS
+@settings(max_examples=40)
+@given(flip=st.integers(0, 10_000), value=st.integers(0, 255))
+def test_no_corrupted_body_raises(encoding: str, flip: int, value: int) -> None:
+    body = bytearray(ENCODERS[encoding](b"some text, " * 40))
+    body[flip % len(body)] = value
+
+    decode_content(bytes(body), encoding, LIMIT)
