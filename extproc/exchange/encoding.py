@@ -13,9 +13,9 @@ MAX_LAYERS = 2
 """Encodings stacked on one body; more is nobody's client."""
 
 MAX_MEMBERS = 64
-"""Members of one gzip body, frames of one zstd body: each costs a copy of what is left of it, and 50,000 empty
-ones in 1 MB would hold the event loop for seconds. Clients send one; ``bgzip``, the
-tool that cuts most, one for each 64 KiB."""
+"""Members of one gzip body, frames of one zstd body: each costs a copy of what is left
+of it, and 50,000 empty ones in 1 MB would hold the event loop for seconds. Clients
+send one; ``bgzip``, the tool that cuts most, one for each 64 KiB."""
 
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
 """The window that RFC 9659 lets HTTP content use."""

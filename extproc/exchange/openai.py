@@ -81,6 +81,8 @@ class _Gathered:
 
     def _add_part(self, part: dict[str, Any]) -> None:
         kind = part.get("type")
+        if type(kind) is not str:
+            kind = ""  # a list would not even hash
         if kind in _IMAGE_PARTS:
             self.images += 1
         elif kind in _AUDIO_PARTS:
