@@ -35,11 +35,11 @@ class Usage:
         """
         if type(message) is not dict:
             return
-        for inner in ("response", "message"):  # Responses API, Anthropic
-            if type(message.get(inner)) is dict:
-                self.merge(message[inner])
-        self._merge_usage(message.get("usage"))
-        self.truncated |= _says_truncated(message)
+        # Events of the Responses and Anthropic APIs carry the response inside.
+        for part in (message, message.get("response"), message.get("message")):
+            if type(part) is dict:
+                self._merge_usage(part.get("usage"))
+                self.truncated |= _says_truncated(part)
 
     def _merge_usage(self, usage: object) -> None:
         if type(usage) is not dict:
@@ -156,6 +156,7 @@ _CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
 # An event ends at an empty line; lines end in LF, CR LF or CR. Atomic, so that one
 # CR LF is never taken for two line ends.
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_EVENT_END_BYTES = 4
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 # How OpenAI's streams, the Responses API's and Anthropic's say that they are over.
@@ -195,11 +196,12 @@ class SseUsageReader:
             passed += self._complete(bytes(self._pending[start : match.end()]))
             start = self._searched = match.end()
         del self._pending[:start]
-        self._searched = max(0, len(self._pending) - 4)
+        self._searched = max(0, len(self._pending) - _EVENT_END_BYTES)
         self.complete &= not self._pending
         if len(self._pending) > MAX_KEPT_BYTES:
-            passed += self._pending
-            self._pending.clear()
+            # The last bytes stay: they may be the first half of the event's end.
+            passed += self._pending[:-_EVENT_END_BYTES]
+            del self._pending[:-_EVENT_END_BYTES]
             self._searched = 0
             self._overlong = True
         return bytes(passed) if self._drop else chunk

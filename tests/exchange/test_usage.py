@@ -1,0 +1,405 @@
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.exchange.usage import (
+    MAX_KEPT_BYTES,
+    JsonUsageReader,
+    SseUsageReader,
+    Usage,
+    UsageReader,
+    usage_reader,
+)
+
+
+def event(data: Any, line_end: str = "\n") -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data)
+    return f"data: {text}{line_end}{line_end}".encode()
+
+
+def chunk(**more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": "wörd"}, "finish_reason": None}
+    return {"id": "1", "object": "chat.completion.chunk", "choices": [choice], **more}
+
+
+USAGE = {"prompt_tokens": 133, "total_tokens": 149, "completion_tokens": 16}
+USAGE_CHUNK = chunk(choices=[], usage=USAGE)
+
+
+def stream(*events: Any, line_end: str = "\n") -> bytes:
+    return b"".join(event(e, line_end) for e in events)
+
+
+def read(reader: UsageReader, *chunks: bytes) -> tuple[Usage, bytes]:
+    passed = b"".join([reader.feed(c) for c in chunks])
+    return reader.usage, passed + reader.finish()
+
+
+def splits(body: bytes) -> list[tuple[bytes, ...]]:
+    """Whole, byte by byte, and in two parts at every place."""
+    return [
+        (body,),
+        tuple(bytes([b]) for b in body),
+        *((body[:i], body[i:]) for i in range(1, len(body))),
+    ]
+
+
+def counts(usage: Usage) -> tuple[int | None, int | None]:
+    return usage.prompt_tokens, usage.completion_tokens
+
+
+LINE_ENDS = pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=repr)
+
+
+# Server-sent events.
+
+
+@LINE_ENDS
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param(
+            [chunk(), USAGE_CHUNK, "[DONE]"], (133, 16), id="usage-chunk-of-its-own"
+        ),
+        pytest.param(
+            [chunk(), chunk(usage=USAGE), "[DONE]"],
+            (133, 16),
+            id="on-a-chunk-with-text",
+        ),
+        pytest.param(
+            [chunk(usage=None), chunk(usage=USAGE), "[DONE]"],
+            (133, 16),
+            id="null-first",
+        ),
+        pytest.param(
+            [
+                chunk(usage={"prompt_tokens": 133, "completion_tokens": n})
+                for n in (1, 2, 16)
+            ],
+            (133, 16),
+            id="growing-usage-on-each-chunk",
+        ),
+        pytest.param([chunk(), "[DONE]"], (None, None), id="no-usage"),
+        pytest.param([chunk(usage={"prompt_tokens": 9})], (9, None), id="partial"),
+        pytest.param(
+            [
+                {
+                    "type": "message_start",
+                    "message": {"usage": {"input_tokens": 25, "output_tokens": 1}},
+                },
+                {"type": "content_block_delta", "delta": {"text": "Hi"}},
+                {
+                    "type": "message_delta",
+                    "delta": {"stop_reason": "end_turn"},
+                    "usage": {"output_tokens": 15},
+                },
+                {"type": "message_stop"},
+            ],
+            (25, 15),
+            id="anthropic",
+        ),
+        pytest.param(
+            [
+                {
+                    "type": "message_start",
+                    "message": {
+                        "usage": {
+                            "input_tokens": 5,
+                            "cache_read_input_tokens": 20,
+                            "cache_creation_input_tokens": 100,
+                        }
+                    },
+                },
+                {"type": "message_delta", "usage": {"output_tokens": 15}},
+            ],
+            (125, 15),
+            id="anthropic-cached",
+        ),
+        pytest.param(
+            [
+                {"type": "response.created", "response": {"usage": None}},
+                {"type": "response.output_text.delta", "delta": "Hi"},
+                {
+                    "type": "response.completed",
+                    "response": {"usage": {"input_tokens": 7, "output_tokens": 3}},
+                },
+            ],
+            (7, 3),
+            id="responses",
+        ),
+    ],
+)
+def test_usage_of_a_stream_in_every_split(
+    events: list[Any], expected: tuple[int | None, int | None], line_end: str
+) -> None:
+    body = stream(*events, line_end=line_end)
+
+    for split in splits(body):
+        usage, passed = read(SseUsageReader(), *split)
+
+        assert counts(usage) == expected
+        assert passed == body
+
+
+def test_a_stream_that_ends_without_its_empty_line() -> None:
+    body = stream(chunk(), USAGE_CHUNK).rstrip(b"\n")
+
+    for split in splits(body):
+        assert counts(read(SseUsageReader(), *split)[0]) == (133, 16)
+
+
+def test_an_event_of_several_data_lines() -> None:
+    body = b'event: x\ndata: {"usage":\nid: 3\ndata:{"prompt_tokens": 4}}\n\n'
+
+    assert read(SseUsageReader(), body)[0].prompt_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"\n\n", b": keep-alive\n\n", b"data\n\n", b"data: {\n\n", b"retry: 1\n\n"],
+)
+def test_other_lines_and_bad_events_pass(first: bytes) -> None:
+    body = first + stream(USAGE_CHUNK)
+
+    usage, passed = read(SseUsageReader(drop_usage_chunk=True), body)
+
+    assert usage.prompt_tokens == 133
+    assert passed == first
+
+
+def test_usage_quoted_in_the_text_is_not_usage() -> None:
+    quoted = chunk(note=json.dumps({"usage": {"prompt_tokens": 666}}))
+
+    assert counts(read(SseUsageReader(), stream(quoted))[0]) == (None, None)
+
+
+@LINE_ENDS
+def test_the_injected_chunk_is_taken_out_in_every_split(line_end: str) -> None:
+    kept = stream(chunk(usage=None), chunk(), line_end=line_end)
+    done = stream("[DONE]", line_end=line_end)
+    body = kept + stream(USAGE_CHUNK, line_end=line_end) + done
+
+    for split in splits(body):
+        usage, passed = read(SseUsageReader(drop_usage_chunk=True), *split)
+
+        assert usage.prompt_tokens == 133
+        assert passed == kept + done
+
+
+@settings(max_examples=50)
+@given(
+    cuts=st.sets(st.integers(1, 400)), line_end=st.sampled_from(["\n", "\r\n", "\r"])
+)
+def test_the_injected_chunk_is_taken_out_in_any_split(
+    cuts: set[int], line_end: str
+) -> None:
+    kept = stream(chunk(), "", chunk(), line_end=line_end)
+    body = kept + stream(USAGE_CHUNK, line_end=line_end)
+    places = [0, *sorted(c for c in cuts if c < len(body)), len(body)]
+    parts = [body[a:b] for a, b in itertools.pairwise(places)]
+
+    assert read(SseUsageReader(drop_usage_chunk=True), *parts)[1] == kept
+
+
+def test_usage_on_a_chunk_with_text_stays() -> None:
+    body = stream(chunk(usage=USAGE), "[DONE]")
+
+    assert read(SseUsageReader(drop_usage_chunk=True), body)[1] == body
+
+
+def test_each_event_passes_as_soon_as_it_is_whole() -> None:
+    reader = SseUsageReader(drop_usage_chunk=True)
+
+    assert reader.feed(stream(chunk())) == stream(chunk())
+    assert reader.feed(b"data: {") == b""
+    assert reader.feed(b"}\n\n") == b"data: {}\n\n"
+
+
+@settings(max_examples=60)
+@given(
+    body=st.lists(
+        st.sampled_from(
+            [b"\n", b"\r", b"\r\n", b"data: ", b'{"usage"', b":", b"x", b"}", b"[DONE]"]
+        )
+    ).map(b"".join),
+    cut=st.integers(0, 60),
+)
+def test_no_stream_raises_or_loses_a_byte(body: bytes, cut: int) -> None:
+    for drop in (False, True):
+        reader = SseUsageReader(drop_usage_chunk=drop)
+
+        assert read(reader, body[:cut], body[cut:])[1] == body
+
+
+def test_an_event_longer_than_what_is_kept_passes_and_the_next_is_read() -> None:
+    long = b"data: " + b"x" * MAX_KEPT_BYTES + b"\n\n"
+    body = long + stream(USAGE_CHUNK)
+
+    for cut in range(len(long) - 4, len(long) + 4):
+        for drop in (False, True):
+            reader = SseUsageReader(drop_usage_chunk=drop)
+            usage, passed = read(reader, body[:cut], body[cut:])
+
+            assert usage.prompt_tokens == 133, cut
+            assert passed == (long if drop else body)
+
+
+def test_a_stream_without_events_is_not_kept() -> None:
+    reader = SseUsageReader(drop_usage_chunk=True)
+    held = 0
+    for _ in range(64):
+        held += 65536 - len(reader.feed(b"x" * 65536))
+
+        assert held <= MAX_KEPT_BYTES + 65536
+
+
+# JSON.
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"choices": [], "usage": USAGE}, (133, 16)),
+        ({"usage": {"input_tokens": 7, "output_tokens": 3}}, (7, 3)),
+        ({"usage": {"prompt_tokens": 5, "input_tokens": 9}}, (5, None)),
+        ({"usage": None}, (None, None)),
+        ({"usage": []}, (None, None)),
+        ({"usage": {"prompt_tokens": "5"}}, (None, None)),
+        ({"usage": {"prompt_tokens": 5.0}}, (None, None)),
+        ({"usage": {"prompt_tokens": -5}}, (None, None)),
+        ({"usage": {"prompt_tokens": True}}, (None, None)),
+        ({"usage": {"prompt_tokens": 1 << 60}}, (None, None)),
+        ([], (None, None)),
+        (None, (None, None)),
+        ({"error": {"message": "no"}}, (None, None)),
+    ],
+)
+def test_usage_of_a_json_body_in_every_split(
+    body: Any, expected: tuple[int | None, int | None]
+) -> None:
+    text = json.dumps(body).encode()
+
+    for split in splits(text):
+        usage, passed = read(JsonUsageReader(), *split)
+
+        assert counts(usage) == expected
+        assert passed == text
+
+
+def large(tail: dict[str, Any]) -> bytes:
+    return json.dumps({"text": "x" * 3 * MAX_KEPT_BYTES, **tail}).encode()
+
+
+def in_chunks(body: bytes) -> list[bytes]:
+    return [body[i : i + 65536] for i in range(0, len(body), 65536)]
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (" , ", "\n:\t")])
+def test_usage_of_a_large_json_body_is_at_its_end(separators: tuple[str, str]) -> None:
+    text = "x" * 3 * MAX_KEPT_BYTES
+    body = json.dumps(
+        {"note": '"usage": {}', "text": text, "usage": USAGE, "extra": None},
+        separators=separators,
+    ).encode()
+
+    assert counts(read(JsonUsageReader(), *in_chunks(body))[0]) == (133, 16)
+    assert counts(read(JsonUsageReader(), body)[0]) == (133, 16)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        {},
+        {"usage": None},
+        {"usage": "much"},
+        {"usage": {"prompt_tokens": "x" * 5000}},
+        {"note": '"usage":{"prompt_tokens":1}'},
+    ],
+)
+def test_a_large_json_body_without_usage(tail: dict[str, Any]) -> None:
+    assert counts(read(JsonUsageReader(), *in_chunks(large(tail)))[0]) == (None, None)
+
+
+def test_a_large_json_body_keeps_only_its_tail() -> None:
+    reader = JsonUsageReader()
+    for part in in_chunks(b"x" * 40 * MAX_KEPT_BYTES):
+        reader.feed(part)
+
+    assert len(reader._kept) <= 2 * MAX_KEPT_BYTES
+
+
+@settings(max_examples=50)
+@given(body=st.binary(max_size=60))
+def test_no_body_raises(body: bytes) -> None:
+    read(JsonUsageReader(), body)
+    read(JsonUsageReader(), b'{"usage":' + body)
+    read(SseUsageReader(), b'data: {"usage":' + body + b"\n\n")
+
+
+@pytest.mark.parametrize("key", ["response", "message", "usage", "delta"])
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+def test_deep_nesting_does_not_raise(key: str, depth: int) -> None:
+    body = f'{{"{key}":'.encode() * depth + b'{"usage":{}}' + b"}" * depth
+
+    read(JsonUsageReader(), body)
+    read(SseUsageReader(), b"data: " + body + b"\n\n")
+    read(JsonUsageReader(), b"x" * 3 * MAX_KEPT_BYTES, body)
+
+
+# Truncation.
+
+
+@pytest.mark.parametrize(
+    ("message", "truncated"),
+    [
+        ({"choices": [{"finish_reason": "length"}]}, True),
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, True),
+        ({"choices": [{"finish_reason": "stop"}]}, False),
+        ({"choices": [{"text": 'finish_reason "length"'}]}, False),
+        ({"stop_reason": "max_tokens"}, True),
+        ({"stop_reason": "end_turn"}, False),
+        ({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}, True),
+        ({"status": "incomplete"}, True),
+        ({"type": "response.incomplete", "response": {"status": "incomplete"}}, True),
+        ({"choices": "length"}, False),
+        ({"choices": ["length"]}, False),
+    ],
+)
+def test_output_that_stopped_at_a_limit(
+    message: dict[str, Any], truncated: bool
+) -> None:
+    body = json.dumps(message).encode()
+
+    assert read(JsonUsageReader(), body)[0].truncated is truncated
+    assert read(SseUsageReader(), event(message))[0].truncated is truncated
+
+
+def test_a_large_json_body_that_stopped_at_a_limit() -> None:
+    cut = {"choices": [{"finish_reason": "length"}], "usage": USAGE}
+
+    assert read(JsonUsageReader(), *in_chunks(large(cut)))[0].truncated
+    assert not read(JsonUsageReader(), *in_chunks(large({"usage": USAGE})))[0].truncated
+
+
+# Which reader.
+
+
+@pytest.mark.parametrize(
+    ("content_type", "reader"),
+    [
+        ("application/json", JsonUsageReader),
+        ("application/json; charset=utf-8", JsonUsageReader),
+        ("Application/JSON ;x", JsonUsageReader),
+        ("text/event-stream", SseUsageReader),
+        ("text/event-stream; charset=utf-8", SseUsageReader),
+        ("text/plain", type(None)),
+        ("audio/mpeg", type(None)),
+        ("", type(None)),
+    ],
+)
+def test_reader_of_a_content_type(content_type: str, reader: type) -> None:
+    assert type(usage_reader(content_type)) is reader
