@@ -30,6 +30,10 @@ NEAR_THRESHOLD = 0.25
 
 NEAR_WEIGHT = 2.0
 
+SILENT_LOOKS = 20
+"""Looks at streams whose clients asked for no usage. vLLM can be told to send it all
+the same; if none of these had it, it is not."""
+
 DRIFT_RATIO = 2.0
 """Recent errors above this multiple of the usual ones make a model uncertain again."""
 
@@ -72,15 +76,24 @@ class FeedbackSampler:
         self._models: OrderedDict[str, _Known] = OrderedDict()
         self._categories: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._position = 0.0
+        self._silent_looks = 0
+        self._silent_samples = 0
 
     def wants(self, decision: Decision) -> bool:
         """Whether this decision's response is to be observed."""
         self._position = (self._position + _GOLDEN) % 1.0
-        return self._position < self.rate(decision)
+        wanted = self._position < self.rate(decision)
+        self._silent_looks += wanted and decision.silent
+        return wanted
 
     def rate(self, decision: Decision) -> float:
         """The share of decisions like this one that are observed."""
-        if not self._adaptive:
+        barren = decision.features is None or (
+            decision.silent
+            and self._silent_samples == 0
+            and self._silent_looks >= SILENT_LOOKS
+        )
+        if barren or not self._adaptive:
             return self._floor
         model = self._models.get(decision.model)
         if model is None or model.samples < MODEL_SAMPLES:
@@ -100,6 +113,7 @@ class FeedbackSampler:
             decision: what was decided.
             error_ratio: the estimate's relative error, whose growth tells of drift.
         """
+        self._silent_samples += decision.silent
         key = (decision.model, decision.category)
         _bump(self._categories, key, self._categories.get(key, 0) + 1)
         model = self._models.get(decision.model) or _Known()

@@ -22,7 +22,7 @@ ask for the body in chunks; anything else ends the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from extproc.exchange import openai
@@ -279,9 +279,13 @@ class Exchange:
         if request is None:
             self.decision = self._router.fail_open(Reason.UNPARSABLE, len(body))
             return
-        self.decision = self._router.route(request, self._hint, self._loads())
-        self._watched = self._wants_feedback(self.decision)
-        self._injected = self._watched and self._may_inject(request)
+        decision = self._router.route(request, self._hint, self._loads())
+        may_inject = self._may_inject(request)
+        if may_inject:
+            decision = replace(decision, silent=False)
+        self.decision = decision
+        self._watched = self._wants_feedback(decision)
+        self._injected = self._watched and may_inject
 
     def _may_inject(self, request: Request) -> bool:
         return (

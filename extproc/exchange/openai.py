@@ -298,9 +298,13 @@ def parse_request(path: str, body: bytes) -> Request | None:
     if parser is None:
         return None
     try:
-        return parser(body)
+        request = parser(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
+    if request is not None and request.stream and not has_stream_options(path):
+        # The other APIs end every stream with its usage.
+        return replace(request, asks_usage=True)
+    return request
 
 
 def has_stream_options(path: str) -> bool:

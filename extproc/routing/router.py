@@ -58,6 +58,8 @@ class Decision:
     """The client's limit, or what is allowed for where it set none."""
     declared: bool = False
     """Whether the client set the output limit."""
+    silent: bool = False
+    """A stream whose client asked for no usage: there may be none to learn from."""
     features: Features | None = None
     """None where there is nothing to learn from: failed open, media, token ids."""
 
@@ -182,6 +184,7 @@ class Router:
             bound_tokens=bound,
             output_tokens=output_tokens,
             declared=request.max_tokens is not None or not request.generates,
+            silent=request.stream and not request.asks_usage,
             features=features if learnable else None,
         )
 
