@@ -37,10 +37,10 @@ the same; if none of these had it, it is not."""
 DRIFT_RATIO = 2.0
 """Recent errors above this multiple of the usual ones make a model uncertain again."""
 
-DRIFT_FLOOR = 0.1
+DRIFT_FLOOR = 0.12
 """Recent errors below this are no drift, however small the usual ones are."""
 
-_RECENT_SMOOTHING = 1 / 8
+_RECENT_SMOOTHING = 1 / 16
 _USUAL_SMOOTHING = 1 / 64
 _MAX_KEYS = 1024
 """Models and their categories remembered; the names are clients' text."""
@@ -118,7 +118,7 @@ class FeedbackSampler:
         _bump(self._categories, key, self._categories.get(key, 0) + 1)
         model = self._models.get(decision.model) or _Known()
         _bump(self._models, decision.model, model)
-        error = min(abs(error_ratio), 1.0)  # one wild count is not yet a drift
+        error = min(abs(error_ratio), 0.5)  # one wild count is not yet a drift
         model.samples += 1
         first = 1.0 / model.samples
         model.recent_error += max(first, _RECENT_SMOOTHING) * (
