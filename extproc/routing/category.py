@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
-from extproc.routing.features import ByteClass, Features
+from extproc.routing.features import CLASSES, ByteClass, Features
 
 
 class Category(StrEnum):
@@ -34,10 +34,8 @@ _DIGIT_SHARE = 0.12
 _UNBROKEN_SPACE_SHARE = 0.04
 _UNBROKEN_MIN_BYTES = 64
 _BRACKET_SHARE = 0.06
-_SYMBOL_SHARE = 0.035
+_SYMBOL_SHARE = 0.045
 _INDENT_SHARE = 0.05
-
-_SPACE_SPACE = 16 * ByteClass.SPACE + ByteClass.SPACE
 
 
 def classify(
@@ -61,7 +59,7 @@ def classify(
 
 
 def _classify_text(features: Features) -> Category:
-    counts = features.classes()
+    counts = features.classes().tolist()
     total = features.text_bytes
     script = _classify_script(counts, total)
     if script is not None:
@@ -75,9 +73,10 @@ def _classify_text(features: Features) -> Category:
         return Category.STRUCTURED if unbroken_data else Category.DIGITS
     if counts[ByteClass.BRACKET] > _BRACKET_SHARE * total:
         return Category.STRUCTURED
-    indented = int(features.pairs[_SPACE_SPACE])
+    indented = features.pairs[CLASSES * ByteClass.SPACE + ByteClass.SPACE]
+    symbols = counts[ByteClass.SYMBOL] + counts[ByteClass.RULE]
     if (
-        counts[ByteClass.SYMBOL] > _SYMBOL_SHARE * total
+        symbols > _SYMBOL_SHARE * total
         or indented + counts[ByteClass.CONTROL] > _INDENT_SHARE * total
     ):
         return Category.CODE
@@ -85,19 +84,18 @@ def _classify_text(features: Features) -> Category:
 
 
 def _classify_script(counts: list[int], total: int) -> Category | None:
-    cjk = 3 * counts[ByteClass.CJK]
-    other = (
-        2 * counts[ByteClass.BICAMERAL]
-        + 3 * counts[ByteClass.INDIC]
-        + 4 * counts[ByteClass.WIDE]
-    )
+    two_byte = sum(counts[ByteClass.GREEK : ByteClass.ARABIC + 1])
+    indic = counts[ByteClass.INDIC] + counts[ByteClass.SOUTHEAST]
+    other = 2 * two_byte + 3 * indic + 4 * counts[ByteClass.ASTRAL]
+    cjk = 3 * sum(counts[ByteClass.KANA : ByteClass.FULL_WIDTH + 1])
     if cjk > _SCRIPT_SHARE * total:
         return Category.CJK
     if other > _SCRIPT_SHARE * total:
         return Category.OTHER_SCRIPT
     if cjk + other > _SCRIPT_MIXED_SHARE * total:
         return Category.MIXED
-    if counts[ByteClass.LATIN] > _LATIN_LEAD_SHARE * total:
+    accents = counts[ByteClass.LATIN_ACCENT] + counts[ByteClass.LATIN_FAR]
+    if accents > _LATIN_LEAD_SHARE * total:
         # Languages with diacritics take about a fifth more tokens a byte than English.
         return Category.OTHER_SCRIPT
     return None

@@ -1,0 +1,233 @@
+"""The default estimator: a linear model of text, learned online per served model.
+
+Prompt tokens are taken to be linear in the terms of ``terms.TERMS``, with the
+coefficients' posterior of ``posterior.Posterior``: what six known tokenizer families
+tell beforehand, plus what each counted prompt taught, weighed relative to its size.
+The posterior's own uncertainty about a prompt widens its bound: text unlike any that
+was seen gets a wider one.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from extproc.routing.bounded import BoundedTable
+from extproc.routing.estimate import Estimate
+from extproc.routing.features import Features
+from extproc.routing.posterior import Posterior
+from extproc.routing.prior import Prior, known_families, relative_variance
+from extproc.routing.risk import Margin
+from extproc.routing.terms import TERMS, Vector, vectorize
+
+MODELS = 64
+"""Served models told apart; names beyond share one set of coefficients."""
+
+# Observations over which what was learned fades to 1/e.
+_MEMORY = 5000.0
+
+# Errors beyond this many expected deviations lose weight with their square: a wrong
+# count ten times off then pulls less than an honest one at the edge.
+_ROBUST_DEVIATIONS = 4.0
+
+# Weight of the newest error in the running means of errors.
+_RECENT = 1 / 16
+_CLIPPED_DEVIATIONS = 6.0
+_CLIPPED_ERROR = 1.0
+
+# The model behind a name may have changed once its recent errors, in expected
+# deviations (0.8 for normal ones), are this large. A challenger then learns beside it
+# from the prior alone, and takes over if its own recent errors are this much smaller;
+# it is dropped when the errors are calm again. New kinds of text surprise too, but
+# there a challenger seldom does better.
+_SURPRISE = 1.5
+_CALM = 1.1
+_TAKEOVER = 0.75
+_TRIAL_OBSERVATIONS = 12
+
+_TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    point: float
+    """Estimated tokens, within what is possible."""
+    spread: float
+    """Relative standard deviation of the count about it."""
+
+
+@dataclass(slots=True)
+class _Learned:
+    """What one served model's counted prompts taught."""
+
+    posterior: Posterior
+    error: float = 0.0
+    """Mean of recent errors, as logarithms; since a challenger's start."""
+    surprise: float = 0.8
+    """Mean of recent errors, in expected deviations."""
+    challenger: _Learned | None = None
+
+
+class TextEstimator:
+    """Estimates prompt tokens from text features, with a bound at the stated risk.
+
+    Not thread-safe.
+
+    Args:
+        margin: the stated risk; 1 % where None.
+        prior: what to believe of a model that has answered nothing yet.
+        models: served models told apart.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        margin: Margin | None = None,
+        prior: Prior | None = None,
+        *,
+        models: int = MODELS,
+    ) -> None:
+        self.margin = margin or Margin(models=models)
+        self._prior = prior or known_families()
+        self._models = BoundedTable(self._start, models)
+        self._untaught = self._start()
+
+    def _start(self) -> _Learned:
+        return _Learned(Posterior(self._prior, _MEMORY))
+
+    def estimate(self, model: str, category: str, features: Features) -> Estimate:
+        """Estimate the prompt tokens of a request for a served model."""
+        learned = self._models.get(model) or self._untaught
+        prediction = _predict(learned.posterior, features, vectorize(features))
+        return self._bounded(model, category, features, prediction)
+
+    def observe(
+        self, model: str, category: str, features: Features, prompt_tokens: int
+    ) -> None:
+        """Learn from one counted prompt (``prompt_tokens`` > 0)."""
+        learned = self._models.touch(model)
+        x = vectorize(features)
+        prediction = _predict(learned.posterior, features, x)
+        bounded = self._bounded(model, category, features, prediction)
+        self.margin.observe(
+            model,
+            category,
+            prediction.spread,
+            math.log(prompt_tokens / prediction.point),
+            prompt_tokens > bounded.bound_tokens,
+        )
+        _fold(learned, x, prompt_tokens, prediction)
+        self._challenge(learned, features, x, prompt_tokens)
+
+    def _bounded(
+        self, model: str, category: str, features: Features, prediction: _Prediction
+    ) -> Estimate:
+        factor = self.margin.factor(model, category, prediction.spread)
+        prompt_tokens = max(1, round(prediction.point))
+        bound_tokens = math.ceil(prediction.point * factor)
+        most = max(prompt_tokens, int(_most_tokens(features)))
+        return Estimate(prompt_tokens, min(bound_tokens, most))
+
+    def _challenge(
+        self, learned: _Learned, features: Features, x: Vector, prompt_tokens: int
+    ) -> None:
+        challenger = learned.challenger
+        if challenger is None:
+            if learned.surprise > _SURPRISE:
+                learned.challenger = self._start()
+                learned.error = 0.0
+            return
+        prediction = _predict(challenger.posterior, features, x)
+        _fold(challenger, x, prompt_tokens, prediction)
+        if challenger.posterior.observed < _TRIAL_OBSERVATIONS:
+            return
+        if challenger.error < _TAKEOVER * learned.error:
+            learned.posterior = challenger.posterior
+            learned.surprise = challenger.surprise
+            learned.challenger = None
+        elif learned.surprise < _CALM:
+            learned.challenger = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what was learned here as plain values, for the state store.
+
+        ``{"terms": int, "models": {name: posterior}, "margin": margin}``: a checksum
+        of the terms' names, and the snapshots of ``Posterior`` and ``Margin``.
+        """
+        return {
+            "terms": _TERMS_CHECKSUM,
+            "models": {
+                name: learned.posterior.snapshot()
+                for name, learned in self._models.items()
+            },
+            "margin": self.margin.snapshot(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Replace what was learned here, say by what was known before a restart.
+
+        Raises:
+            KeyError, TypeError, ValueError: not a snapshot of these terms.
+        """
+        _check_terms(snapshot)
+        for name, dumped in snapshot["models"].items():
+            self._models.touch(name).posterior.restore(dumped)
+        self.margin.restore(snapshot["margin"])
+
+    def absorb(self, peers: Sequence[Mapping[str, Any]]) -> None:
+        """Count in what other processes learned, in place of what they had before.
+
+        Raises:
+            KeyError, TypeError, ValueError: one is not a snapshot of these terms.
+        """
+        for peer in peers:
+            _check_terms(peer)
+        names = {name for peer in peers for name in peer["models"]}
+        names.update(name for name, _ in self._models.items())
+        for name in sorted(names):
+            dumped = [peer["models"][name] for peer in peers if name in peer["models"]]
+            self._models.touch(name).posterior.absorb(dumped)
+        self.margin.absorb([peer["margin"] for peer in peers])
+
+
+def _predict(posterior: Posterior, features: Features, x: Vector) -> _Prediction:
+    mean, variance = posterior.predict(x)
+    point = min(max(mean, _fewest_tokens(features)), _most_tokens(features))
+    noise = relative_variance(point)
+    return _Prediction(point, math.sqrt(noise + variance / (point * point)))
+
+
+def _fold(
+    learned: _Learned, x: Vector, prompt_tokens: int, prediction: _Prediction
+) -> None:
+    error = abs(math.log(prompt_tokens / prediction.point))
+    deviations = error / prediction.spread
+    learned.error += _RECENT * (min(error, _CLIPPED_ERROR) - learned.error)
+    clipped = min(deviations, _CLIPPED_DEVIATIONS)
+    learned.surprise += _RECENT * (clipped - learned.surprise)
+    # The larger of both sizes: a false count of 1 would else weigh as its square.
+    size = max(prompt_tokens, prediction.point)
+    variance = size * size * relative_variance(size)
+    variance *= max(1.0, deviations / _ROBUST_DEVIATIONS) ** 2
+    learned.posterior.learn(x, prompt_tokens, variance)
+
+
+def _fewest_tokens(features: Features) -> float:
+    # The longest tokens are runs of blanks, of 80 to 128 bytes.
+    return max(1.0, (features.text_bytes + features.tools_bytes) / 128)
+
+
+def _most_tokens(features: Features) -> float:
+    # Byte-level vocabularies never take more than a token a byte of text; templates
+    # add up to 35 tokens and 10 a message, and print tools with indentation.
+    messages = 64.0 + 16.0 * features.messages
+    return messages + features.text_bytes + 2.0 * features.tools_bytes
+
+
+def _check_terms(snapshot: Mapping[str, Any]) -> None:
+    if snapshot["terms"] != _TERMS_CHECKSUM:
+        raise ValueError("the snapshot is of other terms: another version made it")

@@ -1,0 +1,251 @@
+"""The stated risk: how far above its point estimate a prompt's bound lies.
+
+The bound is ``point * exp(q * spread)``. ``spread`` is the relative standard deviation
+that the estimator expects of this very prompt, times what its category turned out to
+deserve; ``q`` is the quantile, at the stated rate, of the errors seen so far measured
+in that unit (split conformal prediction, Lei et al. 2018, section 2.3, with a decayed
+sample). Errors are logarithms of counted over estimated tokens. All state is decayed
+counts, which processes add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from extproc.routing.bounded import BoundedTable
+from extproc.routing.terms import Vector
+
+_BINS = 320
+_BIN = 0.05
+_LOWEST = -_BIN * _BINS / 2
+_EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
+
+# Errors beyond this many spreads are not noise: a wrong count, a changed model. They
+# count towards the achieved rate and the category's spread, not towards the quantile,
+# which one client in ten could otherwise push to where nothing fits a small pool.
+_OUTLIER = 6.0
+
+# Observations that what is known beforehand weighs as much as: all models' errors for
+# one model's, an assumed distribution for all models', one spread for a category's.
+_POOLED_WEIGHT = 50.0
+_ASSUMED_WEIGHT = 50.0
+_CATEGORY_WEIGHT = 20.0
+
+_MAX_EXPONENT = math.log(4.0)
+_CATEGORIES = 64
+_OTHER = ""
+_CLIP = 9.0
+
+
+def _assumed_errors() -> Vector:
+    # Student's t with 4 degrees of freedom, scaled to unit variance: the errors of a
+    # linear model of text have such tails.
+    t = math.sqrt(2.0) * _EDGES
+    below = 0.5 + t * (1 + 2 / (4 + t * t)) / (2 * np.sqrt(4 + t * t))
+    counts: Vector = np.diff(below, prepend=0.0)
+    counts *= _ASSUMED_WEIGHT / counts.sum()
+    return counts
+
+
+_ASSUMED = _assumed_errors()
+
+
+def _zeros() -> Vector:
+    return np.zeros(_BINS)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Decayed sums of a model's or a category's errors, ours and other processes'."""
+
+    bins: Vector = field(default_factory=_zeros)
+    peer_bins: Vector = field(default_factory=_zeros)
+    squares: dict[str, list[float]] = field(default_factory=dict)
+    peer_squares: dict[str, list[float]] = field(default_factory=dict)
+    observed: float = 0.0
+    exceeded: float = 0.0
+    quantile: float | None = None
+    """Of ``bins`` and ``peer_bins`` together; None when they have changed."""
+
+    def scale(self, category: str) -> float:
+        """Return the root mean square of a category's errors, in spreads."""
+        total = count = _CATEGORY_WEIGHT
+        for squares in (self.squares, self.peer_squares):
+            own = squares.get(category)
+            if own is not None:
+                total += own[0]
+                count += own[1]
+        return math.sqrt(total / count)
+
+
+class Margin:
+    """Bounds on prompt tokens, exceeded at a stated rate.
+
+    Not thread-safe.
+
+    Args:
+        rate: share of prompts that may exceed their bound, in (0, 0.5).
+        memory: observations of a model over which a count fades to 1/e.
+        models: models told apart; the rest share one set of counts.
+
+    Raises:
+        ValueError: ``rate`` outside (0, 0.5).
+    """
+
+    def __init__(
+        self, rate: float = 0.01, *, memory: float = 5000.0, models: int = 64
+    ) -> None:
+        if not 0.0 < rate < 0.5:
+            raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
+        self.rate = rate
+        self._keep = math.exp(-1.0 / memory)
+        self._pooled = _Tally()
+        self._models = BoundedTable(_Tally, models)
+
+    def factor(self, model: str, category: str, spread: float) -> float:
+        """Return what to multiply a point estimate by, from 1 to 4.
+
+        Args:
+            spread: relative standard deviation that the estimator expects, > 0.
+        """
+        tally = self._models.get(model) or self._pooled
+        exponent = self._quantile(tally) * spread * tally.scale(category)
+        return math.exp(min(exponent, _MAX_EXPONENT))
+
+    def observe(
+        self, model: str, category: str, spread: float, error: float, exceeded: bool
+    ) -> None:
+        """Fold one counted prompt in.
+
+        Args:
+            model: a name that a backend has answered to.
+            category: of the prompt; from a closed set.
+            spread: as it was given to ``factor``.
+            error: logarithm of counted over estimated tokens.
+            exceeded: whether the count was above the bound that was used.
+        """
+        for tally in (self._models.touch(model), self._pooled):
+            self._fold(tally, category, error / spread, exceeded)
+
+    def achieved(self, model: str | None = None) -> float | None:
+        """Return the share of prompts above their bound, decayed.
+
+        None before any was observed. ``model`` None is all of them.
+        """
+        tally = self._pooled if model is None else self._models.get(model)
+        if tally is None or tally.observed == 0.0:
+            return None
+        return tally.exceeded / tally.observed
+
+    def _fold(
+        self, tally: _Tally, category: str, deviation: float, exceeded: bool
+    ) -> None:
+        keep = self._keep
+        scaled = deviation / tally.scale(category)
+        squares = tally.squares.get(category)
+        if squares is None:
+            if len(tally.squares) >= _CATEGORIES:
+                category = _OTHER
+            squares = tally.squares.setdefault(category, [0.0, 0.0])
+        squares[0] = keep * squares[0] + min(deviation * deviation, _CLIP)
+        squares[1] = keep * squares[1] + 1.0
+        tally.observed = keep * tally.observed + 1.0
+        tally.exceeded = keep * tally.exceeded + exceeded
+        tally.quantile = None
+        if abs(scaled) < _OUTLIER:
+            tally.bins *= keep
+            tally.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
+
+    def _quantile(self, tally: _Tally) -> float:
+        if tally.quantile is None:
+            pooled = self._pooled.bins + self._pooled.peer_bins + _ASSUMED
+            counts = pooled
+            if tally is not self._pooled:
+                weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
+                counts = tally.bins + tally.peer_bins + weight * pooled
+            tally.quantile = max(0.0, _upper_quantile(counts, self.rate))
+        return tally.quantile
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return this process's sums as plain values.
+
+        ``{"pooled": tally, "models": {name: tally}}`` with a tally
+        ``{"bins": [float], "observed": float, "exceeded": float,
+        "squares": {category: [sum, count]}}``.
+        """
+        return {
+            "pooled": _dump(self._pooled),
+            "models": {name: _dump(tally) for name, tally in self._models.items()},
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Replace this process's sums, say by those of before a restart.
+
+        Raises:
+            KeyError, TypeError, ValueError: not such a snapshot.
+        """
+        _load(self._pooled, snapshot["pooled"])
+        for name, dumped in snapshot["models"].items():
+            _load(self._models.touch(name), dumped)
+
+    def absorb(self, peers: Sequence[Mapping[str, Any]]) -> None:
+        """Count other processes' sums in, in place of those absorbed before.
+
+        Raises:
+            KeyError, TypeError, ValueError: one is not a snapshot.
+        """
+        for tally in (self._pooled, *(tally for _, tally in self._models.items())):
+            tally.peer_bins = _zeros()
+            tally.peer_squares = {}
+            tally.quantile = None
+        for peer in peers:
+            _add_peer(self._pooled, peer["pooled"])
+            for name, dumped in peer["models"].items():
+                _add_peer(self._models.touch(name), dumped)
+
+
+def _upper_quantile(counts: Vector, rate: float) -> float:
+    above = np.cumsum(counts[::-1])
+    position = int(np.searchsorted(above, rate * above[-1], side="right"))
+    return float(_EDGES[_BINS - 1 - min(position, _BINS - 1)])
+
+
+def _dump(tally: _Tally) -> dict[str, Any]:
+    return {
+        "bins": tally.bins.tolist(),
+        "observed": tally.observed,
+        "exceeded": tally.exceeded,
+        "squares": {name: list(pair) for name, pair in tally.squares.items()},
+    }
+
+
+def _read_bins(dumped: Mapping[str, Any]) -> Vector:
+    bins = np.asarray(dumped["bins"], dtype=float)
+    if bins.shape != (_BINS,) or not np.isfinite(bins).all() or bins.min() < 0.0:
+        raise ValueError(f"bins must be {_BINS} counts")
+    return bins
+
+
+def _load(tally: _Tally, dumped: Mapping[str, Any]) -> None:
+    tally.bins = _read_bins(dumped)
+    tally.observed = float(dumped["observed"])
+    tally.exceeded = float(dumped["exceeded"])
+    tally.squares = {
+        str(name): [float(total), float(count)]
+        for name, (total, count) in dumped["squares"].items()
+    }
+    tally.quantile = None
+
+
+def _add_peer(tally: _Tally, dumped: Mapping[str, Any]) -> None:
+    tally.peer_bins = tally.peer_bins + _read_bins(dumped)
+    tally.quantile = None
+    for name, (total, count) in dumped["squares"].items():
+        pair = tally.peer_squares.setdefault(str(name), [0.0, 0.0])
+        pair[0] += float(total)
+        pair[1] += float(count)
