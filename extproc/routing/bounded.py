@@ -64,3 +64,9 @@ class BoundedTable(Generic[T]):
     def items(self) -> Iterator[tuple[str, T]]:
         """Yield the keys that are kept apart, with their values."""
         yield from self._values.items()
+
+    def values(self) -> Iterator[T]:
+        """Yield every value, the shared one included."""
+        yield from self._values.values()
+        if self._shared is not None:
+            yield self._shared

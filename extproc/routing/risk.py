@@ -199,7 +199,7 @@ class Margin:
         Raises:
             KeyError, TypeError, ValueError: one is not a snapshot.
         """
-        for tally in (self._pooled, *(tally for _, tally in self._models.items())):
+        for tally in (self._pooled, *self._models.values()):
             tally.peer_bins = _zeros()
             tally.peer_squares = {}
             tally.quantile = None
