@@ -33,8 +33,11 @@ class Transport(StrEnum):
 class EstimatorName(StrEnum):
     """Which estimator routes."""
 
-    EMA = "ema"
+    TEXT = "text"
     EMA_TEXT = "ema-text"
+    EMA = "ema"
+    BYTES_OVER_FOUR = "bytes/4"
+    SEMANTIC_ROUTER = "semantic-router"
 
 
 class LogFormat(StrEnum):
@@ -115,8 +118,10 @@ class CategoryConfig:
 class EstimatorConfig:
     """What estimates prompt tokens."""
 
-    name: EstimatorName = EstimatorName.EMA_TEXT
-    """`ema` is the papers' own; `ema-text` counts decoded text."""
+    name: EstimatorName = EstimatorName.TEXT
+    """`text` learns from text features, with a bound at the stated risk; `ema-text` is
+    a ratio of decoded text, `ema` the papers' own, `bytes/4` and `semantic-router` are
+    there to compare with."""
     beta: float = field(
         default=0.95, metadata=_check("between 0 and 1", lambda value: 0 < value < 1)
     )
@@ -129,8 +134,25 @@ class EstimatorConfig:
 class OutputConfig:
     """How much output a request is allowed for."""
 
-    default_tokens: int = field(default=512, metadata=_NOT_NEGATIVE)
-    """Where the client set no limit."""
+    default_tokens: int = field(default=512, metadata=_POSITIVE)
+    """Where the client set no limit, until answers have been seen."""
+    quantile: float = field(
+        default=0.95, metadata=_check("between 0 and 1", lambda value: 0 < value < 1)
+    )
+    """Share of the answers to such requests that the learned allowance covers."""
+    ceiling_tokens: int = field(default=4096, metadata=_POSITIVE)
+    """The most that is learned; at least `default_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RiskConfig:
+    """How sure to be before a smaller pool is chosen."""
+
+    under_estimate_rate: float = field(
+        default=0.01,
+        metadata=_check("above 0 and below 0.5", lambda value: 0 < value < 0.5),
+    )
+    """Share of the requests whose prompt may exceed the bound that routing uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +199,7 @@ class Config:
     category: CategoryConfig = CategoryConfig()
     estimator: EstimatorConfig = EstimatorConfig()
     output: OutputConfig = OutputConfig()
+    risk: RiskConfig = RiskConfig()
     media: MediaConfig = MediaConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     log: LogConfig = LogConfig()
@@ -216,6 +239,11 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
                 target[key] = value.lower() if key in ("level", "transport") else value
     config: Config = _build(Config, document, "")
     _check_pools(config.pools)
+    if config.output.ceiling_tokens < config.output.default_tokens:
+        raise ConfigError(
+            f"output.ceiling_tokens: {config.output.ceiling_tokens}; accepted: at "
+            f"least output.default_tokens ({config.output.default_tokens})"
+        )
     for hint in config.category.hints:
         if not _NAME["valid"](hint):
             raise ConfigError(

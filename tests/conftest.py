@@ -1,8 +1,12 @@
 """Options of the whole suite: an initial conftest is the only place that adds them."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# As the command line does, and before numpy is loaded: its matrices here are small.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,21 @@ from extproc.config import Config, EstimatorName
 from extproc.exchange.openai import parse_request
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.policy import Reason
+from extproc.routing.prior import FAMILIES
 from extproc.routing.router import Decision, Outcome, Router
 from extproc.server.assembly import build_router, build_sampler
 
 UNSCORED_SHARE = 0.1
+
+COLD_REQUESTS = 50
+"""A cold start is judged by the first so many requests."""
+
+BASELINES = (
+    EstimatorName.EMA,
+    EstimatorName.BYTES_OVER_FOUR,
+    EstimatorName.SEMANTIC_ROUTER,
+)
+"""What the report shows beside the chosen estimator."""
 
 
 class LogError(Exception):
@@ -71,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="all|auto|SHARE",
         help="learn from these responses only, as feedback.sample does; default: all",
     )
+    parser.add_argument(
+        "--cold",
+        choices=FAMILIES,
+        metavar="FAMILY",
+        help="leave a tokenizer family out of the text estimator's prior and score the "
+        f"first {COLD_REQUESTS} requests too: {', '.join(FAMILIES)}",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -90,10 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if config is None:
         return 2
     if args.estimator:
-        estimator = dataclasses.replace(
-            config.estimator, name=EstimatorName(args.estimator)
-        )
-        config = dataclasses.replace(config, estimator=estimator)
+        config = _with_estimator(config, EstimatorName(args.estimator))
     feedback = dataclasses.replace(config.feedback, sample=args.sample)
     config = dataclasses.replace(config, feedback=feedback)
     try:
@@ -102,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"extproc: {args.log}: {reason}", file=sys.stderr)
         return 2
-    report = replay(entries, config, args.pool_threshold or DEFAULT_THRESHOLDS)
+    thresholds = args.pool_threshold or DEFAULT_THRESHOLDS
+    report = replay(entries, config, thresholds, [args.cold] if args.cold else ())
+    report["baselines"] = _baselines(entries, config, thresholds)
     if args.json:
         print(json.dumps(report))
     else:
@@ -152,23 +169,30 @@ def _entry(record: dict[str, Any], hint_header: str) -> Entry:
 
 
 def replay(
-    entries: list[Entry], config: Config, thresholds: Iterable[int]
+    entries: Sequence[Entry],
+    config: Config,
+    thresholds: Sequence[int],
+    leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
     """Estimate, then learn, entry by entry; score all but the first tenth."""
-    router = build_router(config)
-    evaluation = Evaluation(tuple(thresholds))
+    router = build_router(config, leave_out)
     sampler = build_sampler(config.feedback)
+    evaluation = Evaluation(thresholds)
+    cold = Evaluation(thresholds)
     unscored = int(len(entries) * UNSCORED_SHARE)
     observed = 0
     for position, entry in enumerate(entries):
         decision = _decide(router, entry)
-        if position >= unscored and entry.prompt_tokens > 0:
-            evaluation.add(decision, entry.prompt_tokens, entry.completion_tokens)
+        counts = entry.prompt_tokens, entry.completion_tokens
+        if entry.prompt_tokens > 0:
+            if position >= unscored:
+                evaluation.add(decision, *counts)
+            if position < COLD_REQUESTS:
+                cold.add(decision, *counts)
         if not sampler.wants(decision):
             continue
         observed += position >= unscored
-        outcome = Outcome(200, entry.prompt_tokens, entry.completion_tokens)
-        lesson = router.learn(decision, outcome)
+        lesson = router.learn(decision, Outcome(200, *counts))
         if lesson.error_ratio is not None:
             sampler.observed(decision, lesson.error_ratio)
     return {
@@ -176,11 +200,31 @@ def replay(
         "estimator": router.estimator.name,
         "observed_pct": round(100 * observed / max(1, len(entries) - unscored), 2),
         **evaluation.report(),
+        "first_requests": {
+            key: cold.report()[key] for key in ("scored", "mape_pct", "bias_pct")
+        },
         "bytes_per_token": {
             category: round(ratio, 3)
             for category, ratio in sorted(router.ratios.all().items())
         },
     }
+
+
+def _with_estimator(config: Config, name: EstimatorName) -> Config:
+    estimator = dataclasses.replace(config.estimator, name=name)
+    return dataclasses.replace(config, estimator=estimator)
+
+
+def _baselines(
+    entries: Sequence[Entry], config: Config, thresholds: Sequence[int]
+) -> dict[str, Any]:
+    keys = ("mape_pct", "bias_pct", "under_estimate_rate", "misroute_pct")
+    scores = {}
+    for name in BASELINES:
+        if name is not config.estimator.name:
+            report = replay(entries, _with_estimator(config, name), thresholds)
+            scores[str(name)] = {key: report[key] for key in keys}
+    return scores
 
 
 def _decide(router: Router, entry: Entry) -> Decision:
@@ -192,26 +236,37 @@ def _decide(router: Router, entry: Entry) -> Decision:
 
 def _print(report: dict[str, Any]) -> None:
     print(
-        f"{report['requests']} requests, {report['scored']} scored, "
-        f"estimator {report['estimator']}"
+        f"{report['requests']} requests, {report['scored']} scored; learned from "
+        f"{report['observed_pct']:g} % of them"
     )
+    first = report["first_requests"]
     print(
-        f"prompt estimate: MAPE {report['mape_pct']} %, bias {report['bias_pct']:+} %, "
-        f"above its bound {100 * report['under_estimate_rate']:.2f} %"
+        f"first {first['scored']} requests, nothing learned: {first['mape_pct']} % off"
     )
-    print(f"\n{'misroutes, %':>14} {'under':>7} {'over':>7}   {'point':>7}")
+    largest = list(report["misroute_pct"])[-1]
+    print(
+        f"\n{'prompt estimate by':>18} {'MAPE %':>8} {'bias %':>8} {'> bound %':>10} "
+        f"{'misrouted at ' + largest + ', %: under':>28} {'over':>6}"
+    )
+    for name, scores in {report["estimator"]: report, **report["baselines"]}.items():
+        routed = scores["misroute_pct"][largest]
+        print(
+            f"{name:>18} {scores['mape_pct']:>8} {scores['bias_pct']:>+8} "
+            f"{100 * scores['under_estimate_rate']:>10.2f} {routed['under']:>28} "
+            f"{routed['over']:>6}"
+        )
+    print(f"\n{'threshold':>18} {'under %':>8} {'over %':>8} {'by the point, %':>16}")
     for threshold, routed in report["misroute_pct"].items():
         point = report["misroute_point_pct"][threshold]
         both = point["under"] + point["over"]
-        print(
-            f"{threshold:>14} {routed['under']:>7} {routed['over']:>7}   {both:>7.2f}"
-        )
+        print(f"{threshold:>18} {routed['under']:>8} {routed['over']:>8} {both:>16.2f}")
     print(
-        f"\n{'category':>14} {'requests':>9} {'MAPE %':>8} {'bias %':>8} {'B/token':>8}"
+        f"\n{'category':>18} {'MAPE %':>8} {'bias %':>8} {'requests':>10} "
+        f"{'bytes/token':>12}"
     )
     for category, scores in report["by_category"].items():
         ratio = report["bytes_per_token"].get(category, "")
         print(
-            f"{category:>14} {scores['requests']:>9} {scores['mape_pct']:>8} "
-            f"{scores['bias_pct']:>+8} {ratio:>8}"
+            f"{category:>18} {scores['mape_pct']:>8} {scores['bias_pct']:>+8} "
+            f"{scores['requests']:>10} {ratio:>12}"
         )

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category, classify
 from extproc.routing.estimate import Estimator
 from extproc.routing.features import Features, measure
@@ -58,6 +59,8 @@ class Decision:
     """The client's limit, or what is allowed for where it set none."""
     declared: bool = False
     """Whether the client set the output limit."""
+    sequences: int = 1
+    """Completions side by side, whose tokens the usage adds up."""
     silent: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
     features: Features | None = None
@@ -129,15 +132,15 @@ class Router:
         policy: Policy,
         estimator: Estimator,
         ratios: TextRatios,
+        allowance: OutputAllowance | None = None,
         *,
-        default_output_tokens: int = 512,
         media_tokens: MediaTokens | None = None,
         hints: Collection[str] = (),
     ) -> None:
         self.policy = policy
         self.estimator = estimator
         self.ratios = ratios
-        self._default_output_tokens = default_output_tokens
+        self.allowance = allowance or OutputAllowance()
         self._media_tokens = media_tokens or MediaTokens()
         self._hints = frozenset(hints)
 
@@ -169,7 +172,7 @@ class Router:
             estimate = self.estimator.estimate(request.model, category, features)
             point = estimate.prompt_tokens + exact
             bound = estimate.bound_tokens + exact
-        output_tokens = self._output_tokens(request)
+        output_tokens = self._output_tokens(request, category)
         choice = self.policy.choose(bound + output_tokens, loads)
         learnable = (
             not prompt.has_media and not prompt.token_ids and request.prompts == 1
@@ -184,16 +187,17 @@ class Router:
             bound_tokens=bound,
             output_tokens=output_tokens,
             declared=request.max_tokens is not None or not request.generates,
+            sequences=request.sequences,
             silent=request.stream and not request.asks_usage,
             features=features if learnable else None,
         )
 
-    def _output_tokens(self, request: Request) -> int:
+    def _output_tokens(self, request: Request, category: str) -> int:
         if not request.generates:
             return 0
         if request.max_tokens is not None:
             return request.max_tokens
-        return self._default_output_tokens
+        return self.allowance.allow(request.model, category)
 
     def fail_open(self, reason: Reason, body_bytes: int = 0) -> Decision:
         """Decide without an estimate: the default pool, and nothing to learn."""
@@ -213,6 +217,13 @@ class Router:
             return Lesson(Skipped.STATUS)
         if not counted or counted < 0:
             return Lesson(Skipped.NO_USAGE)
+        if not decision.declared and decision.sequences == 1:
+            self.allowance.observe(
+                decision.model,
+                decision.category,
+                outcome.completion_tokens or 0,
+                outcome.truncated,
+            )
         misroute = self._misroute(decision, counted, outcome)
         if decision.features is None:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from extproc.config import Config, EstimatorConfig, EstimatorName, FeedbackConfig
+from collections.abc import Collection
+
+from extproc.config import Config, EstimatorName, FeedbackConfig
 from extproc.exchange.feedback import FeedbackSampler
+from extproc.routing.allowance import OutputAllowance
+from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
 from extproc.routing.estimate import Estimator
 from extproc.routing.policy import Policy, Pool
+from extproc.routing.prior import known_families
 from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.regression import TextEstimator
+from extproc.routing.risk import Margin
 from extproc.routing.router import MediaTokens, Router
 
 AUTO_SAMPLE_FLOOR = 0.01
 """Least share of the exchanges observed once all is known, for `sample: auto`."""
 
 
-def build_router(config: Config) -> Router:
-    """The router that a configuration describes."""
+def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
+    """The router that a configuration describes.
+
+    Args:
+        leave_out: tokenizer families that the estimator's prior must not know.
+    """
     policy = Policy(
         [
             Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
@@ -24,9 +35,13 @@ def build_router(config: Config) -> Router:
     media = config.media
     return Router(
         policy,
-        build_estimator(config.estimator),
+        build_estimator(config, leave_out),
         TextRatios(),
-        default_output_tokens=config.output.default_tokens,
+        OutputAllowance(
+            config.output.quantile,
+            config.output.default_tokens,
+            config.output.ceiling_tokens,
+        ),
         media_tokens=MediaTokens(
             media.image_tokens, media.audio_tokens, media.file_tokens
         ),
@@ -34,13 +49,24 @@ def build_router(config: Config) -> Router:
     )
 
 
-def build_estimator(config: EstimatorConfig) -> Estimator:
-    """The estimator of a name."""
-    match config.name:
-        case EstimatorName.EMA:
-            return Ema(config.beta, config.gamma)
+def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimator:
+    """The estimator that a configuration names.
+
+    Args:
+        leave_out: tokenizer families that its prior must not know.
+    """
+    match config.estimator.name:
+        case EstimatorName.TEXT:
+            margin = Margin(config.risk.under_estimate_rate)
+            return TextEstimator(margin, known_families(leave_out))
         case EstimatorName.EMA_TEXT:
             return TextEma()
+        case EstimatorName.EMA:
+            return Ema(config.estimator.beta, config.estimator.gamma)
+        case EstimatorName.BYTES_OVER_FOUR:
+            return BytesOverFour()
+        case EstimatorName.SEMANTIC_ROUTER:
+            return SemanticRouterRule()
 
 
 def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
