@@ -6,7 +6,7 @@ bursty (Gamma renewals, or a Markov-modulated Poisson process) or those recorded
 Everything is drawn in blocks from a generator that the caller seeds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -195,77 +195,117 @@ def describe(
     )
 
 
-# Arrivals. Each takes a generator and yields blocks of increasing instants in seconds,
-# for ever unless replayed.
-Arrivals = Callable[[np.random.Generator], Iterator[Seconds]]
+class Arrivals(Protocol):
+    """Instants of requests."""
+
+    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Draw blocks of increasing instants in seconds, without end unless replayed."""
 
 
-def renewal_arrivals(rate: float, cv: float = 1.0) -> Arrivals:
-    """Independent Gamma gaps of mean ``1 / rate`` seconds and coefficient ``cv``.
+@dataclass(frozen=True, slots=True)
+class RenewalArrivals:
+    """Independent Gamma gaps of mean ``1 / rate`` seconds.
 
-    ``cv`` = 1 is a Poisson process. The Azure code trace has a ``cv`` of 13 between
-    arrivals, the conversation trace 1.1.
+    Attributes:
+        rate: requests a second (> 0).
+        cv: coefficient of variation of the gaps (> 0); 1 is a Poisson process. The
+            Azure code trace has 13 between arrivals, the conversation trace 1.1.
     """
-    if rate <= 0 or cv <= 0:
-        raise ValueError(f"rate: {rate}, cv: {cv}, expected > 0")
-    shape = 1 / cv**2
 
-    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
+    rate: float
+    cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0 or self.cv <= 0:
+            raise ValueError(f"rate: {self.rate}, cv: {self.cv}, expected > 0")
+
+    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Draw without end."""
+        shape = 1 / self.cv**2
         now = 0.0
         while True:
-            if cv == 1:
-                gaps = rng.exponential(1 / rate, BLOCK)
+            if self.cv == 1:
+                gaps = rng.exponential(1 / self.rate, BLOCK)
             else:
-                gaps = rng.gamma(shape, 1 / (rate * shape), BLOCK)
+                gaps = rng.gamma(shape, 1 / (self.rate * shape), BLOCK)
             instants = now + np.cumsum(gaps)
             now = float(instants[-1])
             yield instants
 
-    return draw
 
+@dataclass(frozen=True, slots=True)
+class ModulatedArrivals:
+    """A two-state Markov-modulated Poisson process.
 
-def modulated_arrivals(
-    rate: float,
-    burst_factor: float = 3.0,
-    burst_share: float = 0.1,
-    mean_burst_s: float = 10.0,
-) -> Arrivals:
-    """A two-state Markov-modulated Poisson process of mean rate ``rate``.
+    Bursts of exponential length come at ``burst_factor`` (>= 1) times the quiet rate and
+    fill ``burst_share`` (in (0, 1)) of the time. The 60-second peak of the Azure traces
+    is 1.5 (conversation) to 4 (code) times their mean.
 
-    Bursts of exponential length come at ``burst_factor`` times the quiet rate and fill
-    ``burst_share`` of the time. The 60-second peak of the Azure traces is 1.5 (conv) to
-    4 (code) times their mean.
+    Attributes:
+        rate: mean requests a second (> 0).
+        mean_burst_s: mean length of a burst (> 0).
     """
-    if rate <= 0 or burst_factor < 1 or not 0 < burst_share < 1 or mean_burst_s <= 0:
-        raise ValueError(
-            f"rate: {rate}, burst_factor: {burst_factor}, burst_share: {burst_share}, "
-            f"mean_burst_s: {mean_burst_s}, expected > 0, >= 1, in (0, 1), > 0"
-        )
-    quiet_rate = rate / (1 - burst_share + burst_share * burst_factor)
-    mean_quiet_s = mean_burst_s * (1 - burst_share) / burst_share
 
-    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
-        now, bursting = 0.0, bool(rng.random() < burst_share)
+    rate: float
+    burst_factor: float = 3.0
+    burst_share: float = 0.1
+    mean_burst_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if (
+            self.rate <= 0
+            or self.burst_factor < 1
+            or not 0 < self.burst_share < 1
+            or self.mean_burst_s <= 0
+        ):
+            raise ValueError(
+                f"rate: {self.rate}, burst_factor: {self.burst_factor}, burst_share: "
+                f"{self.burst_share}, mean_burst_s: {self.mean_burst_s}, expected > 0, "
+                ">= 1, in (0, 1), > 0"
+            )
+
+    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Draw without end, a period at a time."""
+        share, factor = self.burst_share, self.burst_factor
+        quiet_rate = self.rate / (1 - share + share * factor)
+        mean_quiet_s = self.mean_burst_s * (1 - share) / share
+        now, bursting = 0.0, bool(rng.random() < share)
         while True:
-            length_s = rng.exponential(mean_burst_s if bursting else mean_quiet_s)
-            mean = length_s * quiet_rate * (burst_factor if bursting else 1)
+            length_s = rng.exponential(self.mean_burst_s if bursting else mean_quiet_s)
+            mean = length_s * quiet_rate * (factor if bursting else 1)
             instants = now + length_s * np.sort(rng.random(rng.poisson(mean)))
             now, bursting = now + length_s, not bursting
             if len(instants):
                 yield instants
 
-    return draw
 
+@dataclass(frozen=True, slots=True)
+class ReplayedArrivals:
+    """Recorded instants, in order, stretched to a mean ``rate`` if one is given."""
 
-def replayed_arrivals(instants: Seconds, rate: float | None = None) -> Arrivals:
-    """The recorded instants, stretched to a mean ``rate`` if one is given."""
-    ordered = np.sort(instants) - instants.min()
-    span_s = float(ordered[-1])
-    if rate is not None and span_s > 0:
-        ordered = ordered * (len(ordered) / span_s / rate)
+    instants: Seconds
+    rate: float | None = None
 
-    def draw(rng: np.random.Generator) -> Iterator[Seconds]:
+    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Yield them once; nothing is drawn."""
+        ordered = np.sort(self.instants) - self.instants.min()
+        span_s = float(ordered[-1])
+        if self.rate is not None and span_s > 0:
+            ordered = ordered * (len(ordered) / span_s / self.rate)
         for start in range(0, len(ordered), BLOCK):
             yield ordered[start : start + BLOCK]
 
-    return draw
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """A random share of other arrivals: what one pool, or a few instances, see."""
+
+    arrivals: Arrivals
+    share: float
+
+    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
+        """Keep each instant with probability ``share``."""
+        for instants in self.arrivals(rng):
+            kept = instants[rng.random(len(instants)) < self.share]
+            if len(kept):
+                yield kept

@@ -10,12 +10,13 @@ import pytest
 from extproc.fleet.records import read_records
 from extproc.fleet.workload import (
     WORKLOADS,
+    ModulatedArrivals,
     Recorded,
+    RenewalArrivals,
+    ReplayedArrivals,
+    Thinned,
     Workload,
     describe,
-    modulated_arrivals,
-    renewal_arrivals,
-    replayed_arrivals,
 )
 
 SHARED = Path(
@@ -99,13 +100,13 @@ def gaps(arrivals, blocks: int = 30):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
 def test_renewal_arrivals_have_their_rate_and_cv(cv: float) -> None:
-    found = gaps(renewal_arrivals(50, cv))
+    found = gaps(RenewalArrivals(50, cv))
     assert found.mean() == pytest.approx(1 / 50, rel=0.05)
     assert found.std() / found.mean() == pytest.approx(cv, rel=0.05)
 
 
 def test_modulated_arrivals_have_their_rate_and_their_bursts() -> None:
-    arrivals = modulated_arrivals(200, burst_factor=5, burst_share=0.2, mean_burst_s=5)
+    arrivals = ModulatedArrivals(200, burst_factor=5, burst_share=0.2, mean_burst_s=5)
     drawn = arrivals(np.random.default_rng(5))
     instants = np.concatenate([next(drawn) for _ in range(800)])
     per_second = np.bincount(instants.astype(int))
@@ -116,19 +117,26 @@ def test_modulated_arrivals_have_their_rate_and_their_bursts() -> None:
 
 def test_replayed_arrivals_are_those_recorded_or_stretched_to_a_rate() -> None:
     recorded = np.array([10.0, 11.0, 14.0, 20.0])
-    (as_is,) = replayed_arrivals(recorded)(np.random.default_rng(0))
+    (as_is,) = ReplayedArrivals(recorded)(np.random.default_rng(0))
     assert as_is.tolist() == [0, 1, 4, 10]
-    (faster,) = replayed_arrivals(recorded, rate=4)(np.random.default_rng(0))
+    (faster,) = ReplayedArrivals(recorded, rate=4)(np.random.default_rng(0))
     assert faster.tolist() == pytest.approx([0, 0.1, 0.4, 1.0])
 
 
 def test_arrivals_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="expected > 0"):
-        renewal_arrivals(0)
+        RenewalArrivals(0)
     with pytest.raises(ValueError, match="burst_share: 1"):
-        modulated_arrivals(1, burst_share=1)
+        ModulatedArrivals(1, burst_share=1)
 
 
 def test_a_workload_without_a_mix_is_prose() -> None:
     lengths = Recorded(np.array([1]), np.array([1]))
     assert Workload("w", lengths, "here").mix == {"prose": 1.0}
+
+
+def test_a_thinned_process_keeps_its_share_of_the_rate() -> None:
+    found = gaps(Thinned(RenewalArrivals(50, cv=4), 0.25))
+    assert found.mean() == pytest.approx(1 / 12.5, rel=0.05)
+    # Thinning moves the gaps towards a Poisson process: cv^2 = 1 + share (16 - 1).
+    assert found.std() / found.mean() == pytest.approx((1 + 0.25 * 15) ** 0.5, rel=0.1)

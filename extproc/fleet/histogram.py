@@ -1,0 +1,72 @@
+"""Quantiles of a stream in bounded memory, mergeable over runs.
+
+Buckets grow by a constant factor, so every quantile is within half a factor of an
+observed value: relative error at most 0.5 % here (the idea of DDSketch, Masson et al.,
+VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+_GROWTH = 1.01
+_LOG_GROWTH = math.log(_GROWTH)
+SMALLEST_S = 1e-6
+_BUCKETS = math.ceil(math.log(1e7 / SMALLEST_S) / _LOG_GROWTH)
+
+
+class Histogram:
+    """Counts of durations between a microsecond and 10^7 seconds."""
+
+    def __init__(self) -> None:
+        self._counts: npt.NDArray[np.int64] = np.zeros(_BUCKETS, np.int64)
+        self.count = 0
+        self.total = 0.0
+
+    def add(self, values: Iterable[float]) -> None:
+        """Count durations in seconds; NaN is an error of the caller's."""
+        seconds = np.fromiter(values, float)
+        if not len(seconds):
+            return
+        self.count += len(seconds)
+        self.total += float(seconds.sum())
+        positions = np.log(np.maximum(seconds, SMALLEST_S) / SMALLEST_S) / _LOG_GROWTH
+        buckets = np.minimum(positions.astype(int), _BUCKETS - 1)
+        self._counts += np.bincount(buckets, minlength=_BUCKETS)
+
+    def merge(self, other: "Histogram") -> None:
+        """Add another histogram's counts."""
+        self._counts += other._counts
+        self.count += other.count
+        self.total += other.total
+
+    @property
+    def mean(self) -> float:
+        """Exact mean, NaN of nothing."""
+        return self.total / self.count if self.count else math.nan
+
+    def quantile(self, share: float) -> float:
+        """Value that ``share`` of the counted ones do not exceed; NaN of nothing."""
+        if not self.count:
+            return math.nan
+        rank = max(1, math.ceil(share * self.count))
+        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
+        if bucket == 0:
+            return 0.0
+        return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
+
+    def share_above(self, value: float) -> float:
+        """Share of the counted values in buckets above that of ``value``."""
+        if not self.count:
+            return 0.0
+        position = math.log(max(value, SMALLEST_S) / SMALLEST_S) / _LOG_GROWTH
+        return float(self._counts[int(position) + 1 :].sum() / self.count)
+
+    def cumulative(self) -> Iterator[tuple[float, float]]:
+        """(upper end of a bucket, share up to it), for every bucket that counts."""
+        seen = 0
+        for bucket in np.flatnonzero(self._counts):
+            seen += int(self._counts[bucket])
+            yield SMALLEST_S * _GROWTH ** (int(bucket) + 1), seen / self.count

@@ -1,0 +1,147 @@
+"""Who decides the pool of a simulated request: the shipped router, or a baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from extproc.fleet.bodies import Bodies
+from extproc.routing.policy import Policy, Pool, PoolLoad
+from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.router import Decision, Outcome, Router
+
+#: The rule of thumb that most gateways use.
+RULE_OF_THUMB_BYTES_PER_TOKEN = 4
+
+
+class StrategyName(StrEnum):
+    """Ways to choose a pool."""
+
+    ROUTER = "router"
+    """The shipped router and its default estimator, on drawn bodies."""
+    EMA = "ema"
+    """The shipped router with the papers' estimator."""
+    ORACLE = "oracle"
+    """Knows the prompt's and the output's tokens."""
+    PROMPT_LENGTH = "prompt-length"
+    """Knows the prompt's tokens and looks at nothing else."""
+    BYTES_PER_4 = "bytes/4"
+    """Body bytes over 4, plus the declared limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a strategy may look at; only an oracle looks at ``output_tokens``."""
+
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None
+
+
+class Strategy(Protocol):
+    """Chooses a pool by position, and learns from what came of it."""
+
+    def choose(
+        self, arrival: Arrival, loads: Mapping[str, PoolLoad]
+    ) -> tuple[int, object]:
+        """Position of the pool, and what :meth:`learn` wants back."""
+
+    def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
+        """Take what the response's usage said."""
+
+
+class Routed:
+    """The shipped router, fed with drawn bodies."""
+
+    def __init__(self, router: Router, bodies: Bodies) -> None:
+        self.router = router
+        self._bodies = bodies
+        self._positions = {
+            pool.name: index for index, pool in enumerate(router.policy.pools)
+        }
+
+    def choose(
+        self, arrival: Arrival, loads: Mapping[str, PoolLoad]
+    ) -> tuple[int, Decision]:
+        """Draw the body, then decide as ``extproc serve`` does."""
+        request = self._bodies.draw(arrival.prompt_tokens, arrival.max_tokens)
+        decision = self.router.route(request, loads=loads)
+        return self._positions[decision.pool.name], decision
+
+    def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
+        """Hand the usage to the router."""
+        assert isinstance(kept, Decision)
+        self.router.learn(kept, Outcome(200, prompt_tokens, output_tokens))
+
+
+class Rule:
+    """A fixed rule: a budget computed from the arrival, held against the policy."""
+
+    def __init__(
+        self, name: StrategyName, policy: Policy, bodies: Bodies, default_output: int
+    ) -> None:
+        self._name = name
+        self._policy = policy
+        self._bodies = bodies
+        self._default_output = default_output
+        self._positions = {pool.name: index for index, pool in enumerate(policy.pools)}
+
+    def choose(
+        self, arrival: Arrival, loads: Mapping[str, PoolLoad]
+    ) -> tuple[int, None]:
+        """Compute the budget and choose as the policy does."""
+        choice = self._policy.choose(self._budget_tokens(arrival), loads)
+        return self._positions[choice.pool.name], None
+
+    def _budget_tokens(self, arrival: Arrival) -> int:
+        limit = arrival.max_tokens
+        if self._name is StrategyName.ORACLE:
+            # A declared limit is what vLLM holds against max_model_len.
+            wanted = arrival.output_tokens if limit is None else limit
+            return arrival.prompt_tokens + wanted
+        if self._name is StrategyName.PROMPT_LENGTH:
+            return arrival.prompt_tokens
+        request = self._bodies.draw(arrival.prompt_tokens, limit)
+        prompt_tokens = -(-request.body_bytes // RULE_OF_THUMB_BYTES_PER_TOKEN)
+        return prompt_tokens + (self._default_output if limit is None else limit)
+
+    def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """Everything that a strategy is made of, but for its randomness.
+
+    Attributes:
+        mix: kinds of text, for the strategies that look at bytes.
+        variation_factor: of bytes per token between requests of a kind; see
+            :class:`extproc.fleet.bodies.Bodies`.
+        default_output_tokens: allowance where the client declares no limit; 512 is the
+            shipped router's.
+    """
+
+    name: StrategyName
+    mix: Mapping[str, float]
+    variation_factor: float = 1.0
+    default_output_tokens: int = 512
+
+
+def build_strategy(
+    spec: StrategySpec, pools: Sequence[Pool], rng: np.random.Generator
+) -> Strategy:
+    """The strategy of a name, over these pools."""
+    bodies = Bodies(dict(spec.mix), rng, spec.variation_factor)
+    policy = Policy(pools)
+    if spec.name in (StrategyName.ROUTER, StrategyName.EMA):
+        estimator = TextEma() if spec.name is StrategyName.ROUTER else Ema()
+        router = Router(
+            policy,
+            estimator,
+            TextRatios(),
+            default_output_tokens=spec.default_output_tokens,
+        )
+        return Routed(router, bodies)
+    return Rule(spec.name, policy, bodies, spec.default_output_tokens)
