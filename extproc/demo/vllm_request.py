@@ -96,7 +96,7 @@ def read_job(
     """
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestRefusedError(f"JSON decode error: {error}") from error
     if not isinstance(body, dict):
         raise RequestRefusedError("Input should be a valid dictionary")
@@ -123,7 +123,7 @@ def read_job(
         stream=body.get("stream") is True,
         include_usage=isinstance(stream_options, dict)
         and stream_options.get("include_usage") is True,
-        seed=sum(prompt_tokens) * 2654435761 + len(raw),
+        seed=sum(prompt_tokens) * 2654435761,
     )
 
 

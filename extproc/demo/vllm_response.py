@@ -274,8 +274,8 @@ class Responder:
             "model": self.job.model,
             "choices": choices,
         }
-        if self.job.include_usage:
-            # As in OpenAI's API: every chunk has the field, the last one the numbers.
+        if usage is not None:
+            # vLLM leaves the field out of all other chunks; OpenAI has `null` there.
             chunk["usage"] = usage
         return b"data: " + _json(chunk) + b"\n\n"
 

@@ -1,5 +1,6 @@
 """A real Envoy, a real router and two stand-ins, started once for all of tests/e2e."""
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -143,6 +144,7 @@ class Admin:
     """The router's admin port."""
 
     def __init__(self, router: Router) -> None:
+        self.router = router
         self._url = router.admin_url
 
     def status(self) -> dict[str, Any]:
@@ -191,22 +193,69 @@ def admin(stack: Stack) -> Admin:
 
 
 @pytest.fixture(scope="session")
-def optimistic_client(
+def start_session(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., tuple[Client, Admin]]]:
+    """Starts another router and an Envoy of its own, for the rest of the session."""
+    with contextlib.ExitStack() as started:
+
+        def start(
+            config: dict[str, Any], backends: list[Backend]
+        ) -> tuple[Client, Admin]:
+            directory = tmp_path_factory.mktemp("session")
+            new_router = router(config, directory)
+            started.enter_context(new_router.child)
+            new_router.wait_ready()
+            new = envoy(find_config(), backends, new_router.port, directory)
+            started.enter_context(new.child)
+            new.wait_ready()
+            return Client(new), Admin(new_router)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def start_session_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
+) -> Iterator[Callable[..., Client]]:
+    """Starts another Envoy on the stack's router, for the rest of the session."""
+    with contextlib.ExitStack() as started:
+
+        def start(
+            change: Callable[[dict[str, Any]], None] | None = None,
+            backends: list[Backend] | None = None,
+        ) -> Client:
+            directory = tmp_path_factory.mktemp("envoy")
+            new = envoy(
+                find_config(),
+                backends or stack.backends,
+                stack.router.port,
+                directory,
+                change=change,
+            )
+            started.enter_context(new.child)
+            new.wait_ready()
+            return Client(new)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def optimistic_client(
+    stack: Stack, start_session: Callable[..., tuple[Client, Admin]]
+) -> Client:
     """An Envoy whose router believes that the short pool holds 30,000 tokens."""
-    directory = tmp_path_factory.mktemp("optimist")
     pools = [
         {"name": "short", "max_model_len": 30_000},
         {"name": "long", "max_model_len": LONG_WINDOW},
     ]
-    optimist = router(LEARN_ALL | {"pools": pools}, directory)
-    new = envoy(find_config(), stack.backends, optimist.port, directory)
-    with optimist.child:
-        optimist.wait_ready()
-        with new.child:
-            new.wait_ready()
-            yield Client(new)
+    client, _ = start_session(LEARN_ALL | {"pools": pools}, stack.backends)
+    return client
+
+
+@pytest.fixture(scope="session")
+def admin_of() -> Callable[[Router], Admin]:
+    return Admin
 
 
 @pytest.fixture
@@ -362,15 +411,12 @@ def scripted() -> Iterator[ScriptedBackend]:
 
 @pytest.fixture(scope="session")
 def scripted_client(
-    stack: Stack, scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
+    stack: Stack, scripted: ScriptedBackend, start_session_envoy: Callable[..., Client]
+) -> Client:
     """An Envoy whose short pool is the scripted backend."""
-    directory = tmp_path_factory.mktemp("scripted")
-    backends = [scripted.as_backend("short"), stack.backend("long")]
-    new = envoy(find_config(), backends, stack.router.port, directory)
-    with new.child:
-        new.wait_ready()
-        yield Client(new)
+    return start_session_envoy(
+        backends=[scripted.as_backend("short"), stack.backend("long")]
+    )
 
 
 class _CaseLoader(yaml.SafeLoader):

@@ -1,0 +1,99 @@
+"""Without the router, or with a slow one, every request is answered: by the long pool."""
+
+import http.client
+import json
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+
+@pytest.fixture(scope="module")
+def own(stack: Any, start_session: Any) -> Any:
+    """An Envoy and a router that may be stopped."""
+    client, admin = start_session({"feedback": {"sample": "all"}}, stack.backends)
+    return client, admin.router
+
+
+def test_a_router_that_is_down_is_not_missed(own: Any, eventually: Any) -> None:
+    client, router = own
+    assert client.chat("Hello").served_by == "vllm_short"
+    router.child.kill()
+    for _ in range(3):
+        response = client.chat("Hello", {"x-llm-pool": "short"})
+        assert (response.status, response.served_by) == (200, "vllm_long")
+        assert client.record(response).pool is None
+    router.child.start()
+    router.wait_ready()
+    eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+    assert client.chat("Hello").served_by == "vllm_short"
+
+
+def test_a_router_that_hangs_costs_a_second_and_then_nothing(
+    own: Any, eventually: Any
+) -> None:
+    client, router = own
+    router.child.pause()
+    try:
+        response = client.chat("Hello")
+        assert (response.status, response.served_by) == (200, "vllm_long")
+        # The health check finds it out, and nobody asks it any more.
+        eventually(lambda: client.envoy.healthy_endpoints("extproc") == 0)
+        before = client.envoy.stat("http.llm.ext_proc.message_timeouts")
+        for _ in range(3):
+            assert client.chat("Hello").served_by == "vllm_long"
+        assert client.envoy.stat("http.llm.ext_proc.message_timeouts") == before
+    finally:
+        router.child.resume()
+    eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+    assert client.chat("Hello").served_by == "vllm_short"
+
+
+def test_a_router_that_drains_is_left_in_peace(own: Any, eventually: Any) -> None:
+    """SIGTERM: open streams end well, requests go on, the exit is clean."""
+    client, router = own
+    assert client.chat("Hello").served_by == "vllm_short"
+    assert router.child.stop() == 0
+    response = client.chat("Hello")
+    assert (response.status, response.served_by) == (200, "vllm_long")
+    router.child.start()
+    router.wait_ready()
+    eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+
+
+def test_a_stream_outlives_the_router(own: Any, eventually: Any) -> None:
+    """Its usage is being looked at when the router dies; its client gets it all."""
+    client, router = own
+    body = {"model": "m", "max_tokens": 600, "ignore_eos": True, "stream": True}
+    body["messages"] = [{"role": "user", "content": "Hello"}]
+    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=20)
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        json.dumps(body),
+        {"content-type": "application/json"},
+    )
+    response = connection.getresponse()
+    received = response.readline()
+    router.child.kill()
+    received += response.read()
+    connection.close()
+    assert received.endswith(b"data: [DONE]\n\n")
+    assert received.count(b"data: ") == 602
+    router.child.start()
+    router.wait_ready()
+    eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+
+
+def test_an_envoy_that_starts_first_finds_the_router_later(
+    start_envoy: Any, start_router: Any, stack: Any, eventually: Any
+) -> None:
+    router = start_router({})
+    router.child.stop()
+    client = start_envoy(router=router, wait=False)
+    assert client.chat("Hello").served_by == "vllm_long"
+    router.child.start()
+    router.wait_ready()
+    eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+    assert client.chat("Hello").served_by == "vllm_short"
