@@ -137,6 +137,8 @@ class Exchange:
     ) -> None:
         self.state = State.REQUEST_HEADERS
         self.decision: Decision | None = None
+        self.fault: Exception | None = None
+        """What went wrong in deciding, if anything: the request went on regardless."""
         self._router = router
         self._settings = settings
         self._wants_feedback = wants_feedback
@@ -182,6 +184,8 @@ class Exchange:
             case ResponseBody():
                 return self._response_body(event, waited_for)
             case ResponseTrailers():
+                if self._reader is not None:
+                    self._finish(self._reader)
                 return Step(Continue(), end=True, observation=self._observed())
 
     # The request.
@@ -201,11 +205,11 @@ class Exchange:
         if self._duplex:
             self._withheld = True
             return Step(Withhold())
-        length = headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()):
+        length = _length(headers.get("content-length", ""))
+        if length is None:
             return self._fail_open(Reason.LENGTH_UNKNOWN)
-        if int(length[:20]) > self._settings.max_body_bytes:
-            return self._fail_open(Reason.TOO_LARGE, int(length[:20]))
+        if length > self._settings.max_body_bytes:
+            return self._fail_open(Reason.TOO_LARGE, length)
         return Step(AskRequestBody())
 
     @property
@@ -220,6 +224,8 @@ class Exchange:
         if self._duplex and not self._withheld:
             over = event.end_of_stream and self._may_end
             return Step(Echo(event.body, event.end_of_stream), end=over)
+        if self._withheld and waited_for is not State.REQUEST_BODY:
+            return self._overtaken()
         if self.decision is not None or waited_for is not State.REQUEST_BODY:
             return Step(Continue())  # repeated end, or the response is under way
         self._received += event.body
@@ -238,7 +244,15 @@ class Exchange:
         if self._withheld:
             return self._release(event.end_of_stream)
         assert self.decision is not None
-        return Step(Route(self.decision, self._replacement()), end=not self._watched)
+        route = Route(self.decision, self._replacement())
+        self._received.clear()  # a watched exchange lives as long as its response
+        return Step(route, end=not self._watched)
+
+    def _overtaken(self) -> Step:
+        # Full duplex, and the response began while the request's headers were withheld:
+        # nothing waits for them any more, and a reply would be one out of order.
+        self._received.clear()
+        return Step(Withhold())
 
     @property
     def _may_end(self) -> bool:
@@ -262,10 +276,21 @@ class Exchange:
         if waited_for is State.REQUEST_BODY and self._withheld:
             self._decide()
             return self._release(end_of_stream=False, trailers=True)
+        if self._withheld:
+            return self._overtaken()
         # A streamed body that ends in trailers: too late for a route of its own.
         return Step(Continue(), end=self._may_end)
 
     def _decide(self) -> None:
+        try:
+            self._estimate()
+        except Exception as error:
+            # A fault of ours, which the service reports; never the client's error.
+            self.fault = error
+            self._watched = self._injected = False
+            self.decision = self._router.fail_open(Reason.FAULT, len(self._received))
+
+    def _estimate(self) -> None:
         body = bytes(self._received)
         if self._encoding:
             decoded = decode_content(
@@ -339,7 +364,7 @@ class Exchange:
         observation = None
         over = event.end_of_stream
         if over:
-            passed += self._reader.finish() if self._encoded is None else b""
+            passed += self._finish(self._reader)
             observation = self._observed()
         elif self._reader.complete:
             # The stream's own last event: the end of the body would tell no more, and
@@ -359,20 +384,24 @@ class Exchange:
             self._encoded += chunk
         return chunk
 
+    def _finish(self, reader: UsageReader) -> bytes:
+        """The body is over: read what was kept, return what is still owed of it."""
+        if self._encoded is None:
+            return reader.finish()
+        if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
+            decoded = decode_content(
+                bytes(self._encoded),
+                self._response_encoding,
+                MAX_DECODED_RESPONSE_BYTES,
+            )
+            reader.feed(decoded or b"")
+        reader.finish()
+        return b""
+
     def _observed(self) -> Observation | None:
         reader, self._reader = self._reader, None
         if reader is None or self.decision is None:
             return None
-        if self._encoded is not None:
-            decoded = None
-            if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
-                decoded = decode_content(
-                    bytes(self._encoded),
-                    self._response_encoding,
-                    MAX_DECODED_RESPONSE_BYTES,
-                )
-            reader.feed(decoded or b"")
-        reader.finish()
         usage = reader.usage
         outcome = Outcome(
             200,
@@ -382,6 +411,12 @@ class Exchange:
             self._attempts,
         )
         return Observation(self.decision, outcome)
+
+
+def _length(text: str) -> int | None:
+    # The slice: int() refuses texts of thousands of digits.
+    digits = text.isascii() and text.isdigit()
+    return int(text.lstrip("0")[:20] or "0") if digits else None
 
 
 def _number(text: str) -> int:

@@ -30,6 +30,8 @@ class Reason(StrEnum):
     """No content-length: buffering such a body could end in a 413."""
     UNDECODABLE = "undecodable"
     """A content-encoding that we do not speak, or a body that is not what it says."""
+    FAULT = "fault"
+    """An error of this program while it decided; logged and counted."""
 
     @property
     def failed_open(self) -> bool:
@@ -38,7 +40,13 @@ class Reason(StrEnum):
 
 
 _FAILED_OPEN = frozenset(
-    {Reason.UNPARSABLE, Reason.TOO_LARGE, Reason.LENGTH_UNKNOWN, Reason.UNDECODABLE}
+    {
+        Reason.UNPARSABLE,
+        Reason.TOO_LARGE,
+        Reason.LENGTH_UNKNOWN,
+        Reason.UNDECODABLE,
+        Reason.FAULT,
+    }
 )
 
 
