@@ -83,7 +83,9 @@ class _Gathered:
         kind = part.get("type")
         if type(kind) is not str:
             kind = ""  # a list would not even hash
-        if kind in _IMAGE_PARTS:
+        if kind in _TEXT_PARTS:
+            self.add(part.get("text"))
+        elif kind in _IMAGE_PARTS:
             self.images += 1
         elif kind in _AUDIO_PARTS:
             self.audios += 1
@@ -92,8 +94,8 @@ class _Gathered:
         elif kind in _CALL_PARTS:
             self.add_call(part)
         else:
-            # Text parts of either API, tool results (``content``, ``output``),
-            # thinking blocks, refusals; what has none of these has no text.
+            # Tool results (``content``, ``output``), thinking blocks, refusals; what
+            # has none of these has no text.
             for key in ("text", "thinking", "refusal", "content", "output"):
                 if key in part:
                     self.add(part[key])
@@ -124,15 +126,16 @@ class _Gathered:
             for call in message.tool_calls:
                 if type(call) is dict:
                     self.add_call(call)
-        for extra in (
-            message.reasoning_content or message.reasoning,
-            message.refusal,
-            message.name,
-        ):
-            if extra is not None:
-                self.add(extra)
+        reasoning = message.reasoning_content or message.reasoning
+        if reasoning is not None:
+            self.add(reasoning)
+        if message.refusal is not None:
+            self.add(message.refusal)
+        if message.name is not None:
+            self.add(message.name)
 
 
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _IMAGE_PARTS = frozenset({"image_url", "image", "input_image", "image_embeds"})
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio", "video_url", "video"})
 _FILE_PARTS = frozenset({"file", "input_file", "document"})
@@ -208,32 +211,34 @@ def _request(
 def _request_of_prompts(
     body: _Body, value: Any, raw: bytes, limit: int | None
 ) -> Request | None:
-    prompts = _prompts(value)
-    if not prompts:
-        return None
-    # Each prompt is a sequence of its own: the longest decides whether a pool fits.
-    longest = max(prompts, key=lambda p: max(p.token_ids, len(p.text) // 4))
-    return _finished(body, raw, longest, limit, prompts=len(prompts))
+    if type(value) is list and value and type(value[0]) is not int:
+        # Each prompt is a sequence of its own: the longest decides whether a pool fits.
+        longest, prompts = max(value, key=_rough_tokens), len(value)
+        longest = _text_of(longest) if type(longest) is dict else longest
+    else:
+        longest, prompts = value, 1
+    prompt = _prompt(longest)
+    return None if prompt is None else _finished(body, raw, prompt, limit, prompts)
 
 
-def _prompts(value: Any) -> list[Prompt]:
+def _rough_tokens(value: Any) -> int:
+    """A prompt's size in bytes of text; a token id counts as four."""
+    return len(value) * 4 if type(value) is list else len(_text_of(value).encode())
+
+
+def _prompt(value: Any) -> Prompt | None:
+    if type(value) is list and value:
+        return Prompt(b"", token_ids=len(value))
+    return Prompt(value.encode()) if type(value) is str else None
+
+
+def _text_of(value: Any) -> str:
+    """The text of a string, or of a content part (vLLM embeds those)."""
     if type(value) is str:
-        return [Prompt(value.encode())]
-    if type(value) is not list or not value:
-        return []
-    if type(value[0]) is int:
-        return [Prompt(b"", token_ids=len(value))]
-    prompts = []
-    for item in value:
-        if type(item) is str:
-            prompts.append(Prompt(item.encode()))
-        elif type(item) is list:
-            prompts.append(Prompt(b"", token_ids=len(item)))
-        elif type(item) is dict:
-            gathered = _Gathered()
-            gathered.add([item])
-            prompts.append(Prompt("\n".join(gathered.texts).encode()))
-    return prompts
+        return value
+    gathered = _Gathered()
+    gathered.add([value])
+    return "\n".join(gathered.texts)
 
 
 def _finished(

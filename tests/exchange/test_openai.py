@@ -73,6 +73,12 @@ def user(content: Any) -> dict[str, Any]:
             id="lists-of-token-ids",
         ),
         pytest.param(
+            EMBEDDINGS,
+            {"input": ["a", {"type": "text", "text": "a part"}]},
+            Prompt(b"a part"),
+            id="embedding-parts",
+        ),
+        pytest.param(
             RESPONSES,
             {"instructions": "Be brief.", "input": "Hi"},
             Prompt(b"Be brief.\nHi", messages=2),
