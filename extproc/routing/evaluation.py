@@ -74,7 +74,12 @@ class Evaluation:
     def add(
         self, decision: Decision, prompt_tokens: int, completion_tokens: int
     ) -> None:
-        """Score one decision, made before its outcome was learned from."""
+        """Score one decision, made before its outcome was learned from.
+
+        One that failed open made no estimate: it is not scored.
+        """
+        if decision.reason.failed_open:
+            return
         self._all.add(decision, prompt_tokens)
         by_category = self._by_category.setdefault(decision.category, _Errors())
         by_category.add(decision, prompt_tokens)

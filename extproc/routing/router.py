@@ -59,8 +59,10 @@ class Decision:
     """The client's limit, or what is allowed for where it set none."""
     declared: bool = False
     """Whether the client set the output limit."""
+    prompts: int = 1
+    """Prompts in the request; the numbers are of the longest, the usage of all."""
     sequences: int = 1
-    """Completions side by side, whose tokens the usage adds up."""
+    """Completions of each prompt; the usage sums them up."""
     silent: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
     features: Features | None = None
@@ -187,6 +189,7 @@ class Router:
             bound_tokens=bound,
             output_tokens=output_tokens,
             declared=request.max_tokens is not None or not request.generates,
+            prompts=request.prompts,
             sequences=request.sequences,
             silent=request.stream and not request.asks_usage,
             features=features if learnable else None,
@@ -240,8 +243,12 @@ class Router:
     def _misroute(
         self, decision: Decision, counted: int, outcome: Outcome
     ) -> Misroute | None:
+        if decision.prompts > 1:
+            return None  # a sum over prompts says nothing of the longest
         chosen = decision.pool
         completion = outcome.completion_tokens
+        if completion is not None:
+            completion = -(-completion // decision.sequences)
         retried = outcome.attempts > 1 and counted >= chosen.max_model_len
         if retried or counted > chosen.max_model_len:
             return Misroute.SHORT_OVERFLOW
@@ -251,6 +258,8 @@ class Router:
             filled = counted + completion >= chosen.max_model_len
             if filled and not (decision.declared and completion >= output):
                 return Misroute.TRUNCATED
+        if completion is None and not decision.declared:
+            return None
         needed = self.policy.choose(counted + output).pool
         if needed.max_model_len > chosen.max_model_len:
             return Misroute.SHORT_OVERFLOW
