@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from extproc.routing.features import Features
+from extproc.routing.learned import Learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Estimate:
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
 
 
-class Estimator(Protocol):
+class Estimator(Learner, Protocol):
     """Estimates prompt tokens, and learns from what backends counted.
 
     Not thread-safe: one event loop calls it. Neither method awaits anything, so each

@@ -14,8 +14,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
+from extproc.routing.learned import Group, Groups
 
 DEFAULT_BYTES_PER_TOKEN = 4.0
 """The papers' start value, and the rule of thumb for English."""
@@ -40,8 +43,9 @@ def clamp_ratio(bytes_per_token: float) -> float:
 
 @dataclass(slots=True)
 class _Published:
-    bytes_per_token: float
+    bytes_per_token: float = DEFAULT_BYTES_PER_TOKEN
     deviation: float = 0.0
+    observations: int = 0
 
 
 class Ema:
@@ -59,6 +63,7 @@ class Ema:
     """
 
     name = "ema"
+    component = "ema.1"
 
     def __init__(self, beta: float = 0.95, gamma: float = 1.0) -> None:
         self._beta = beta
@@ -79,13 +84,39 @@ class Ema:
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> None:
         """Fold one counted prompt into its category; the model is not looked at."""
-        ratio = self._learned.setdefault(category, _Published(DEFAULT_BYTES_PER_TOKEN))
+        ratio = self._learned.setdefault(category, _Published())
         observed = features.body_bytes / prompt_tokens
         step = 1.0 - self._beta
         ratio.bytes_per_token += step * (observed - ratio.bytes_per_token)
         ratio.deviation += step * (
             abs(observed - ratio.bytes_per_token) - ratio.deviation
         )
+        ratio.observations += 1
+
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the ratios out, as distances from the start value: those fade to 0."""
+        return {
+            category: Group(
+                self._beta,
+                ratio.observations,
+                np.array(
+                    [ratio.bytes_per_token - DEFAULT_BYTES_PER_TOKEN, ratio.deviation]
+                ),
+            )
+            for category, ratio in self._learned.items()
+        }
+
+    def restore(self, groups: Groups) -> None:
+        """Go on from these ratios."""
+        self._learned = {
+            category: _Published(
+                DEFAULT_BYTES_PER_TOKEN + float(group.sums[0]),
+                float(group.sums[1]),
+                group.observations,
+            )
+            for category, group in groups.items()
+            if group.sums.shape == (2,)
+        }
 
 
 @dataclass(slots=True)
@@ -94,6 +125,7 @@ class _Sums:
 
     text_bytes: float = 0.0
     text_tokens: float = 0.0
+    observations: int = 0
 
 
 class TextRatios:
@@ -103,6 +135,8 @@ class TextRatios:
     first, so the last ``1 / (1 - smoothing)`` prompts count, large ones more.
     Kept whatever estimator routes, for metrics and for ``TextEma``.
     """
+
+    component = "ratios.1"
 
     def __init__(self, smoothing: float = 0.98) -> None:
         self._smoothing = smoothing
@@ -131,6 +165,28 @@ class TextRatios:
         sums = self._sums.setdefault(category, _Sums())
         sums.text_bytes = self._smoothing * sums.text_bytes + text_bytes
         sums.text_tokens = self._smoothing * sums.text_tokens + text_bytes / ratio
+        sums.observations += 1
+
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the sums out, by category."""
+        return {
+            category: Group(
+                self._smoothing,
+                sums.observations,
+                np.array([sums.text_bytes, sums.text_tokens]),
+            )
+            for category, sums in self._sums.items()
+        }
+
+    def restore(self, groups: Groups) -> None:
+        """Go on from these sums."""
+        self._sums = {
+            category: _Sums(
+                float(group.sums[0]), float(group.sums[1]), group.observations
+            )
+            for category, group in groups.items()
+            if group.sums.shape == (2,) and (group.sums > 0).all()
+        }
 
 
 def template_tokens(features: Features) -> int:
@@ -142,6 +198,7 @@ class TextEma:
     """Per-category ratio over decoded text, template tokens apart."""
 
     name = "ema-text"
+    component = "ema-text.1"
 
     def __init__(self) -> None:
         self._ratios = TextRatios()
@@ -158,3 +215,11 @@ class TextEma:
     ) -> None:
         """Fold one counted prompt into its category; the model is not looked at."""
         self._ratios.observe(category, features, prompt_tokens)
+
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the sums out, by category."""
+        return self._ratios.snapshot()
+
+    def restore(self, groups: Groups) -> None:
+        """Go on from these sums."""
+        self._ratios.restore(groups)

@@ -13,6 +13,7 @@ from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category, classify
 from extproc.routing.estimate import Estimator
 from extproc.routing.features import Features, measure
+from extproc.routing.learned import Learner
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request
@@ -150,6 +151,11 @@ class Router:
     def categories(self) -> list[str]:
         """Every category that a decision can name."""
         return sorted({*Category, *self._hints, UNKNOWN_CATEGORY})
+
+    @property
+    def learners(self) -> list[Learner]:
+        """Everything that learns, to be kept and shared."""
+        return [self.ratios, self.estimator]
 
     def route(
         self,
