@@ -1,27 +1,18 @@
-"""Configuration: a YAML file to frozen dataclasses, or the reason why not.
-
-The dataclasses are the schema: a key is a field, its default is the field's. An
-unknown key is an error that suggests the near one; every error names the key, the
-value and what is accepted.
-"""
+"""Configuration: a YAML file to frozen dataclasses, or the reason why not."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
+from extproc.schema import ConfigError, as_document, build, check
 
-class ConfigError(Exception):
-    """The operator's mistake: one line that names key, value and what is accepted."""
+__all__ = ["Config", "ConfigError", "as_document", "load_config"]
 
 
 class Transport(StrEnum):
@@ -40,6 +31,14 @@ class EstimatorName(StrEnum):
     SEMANTIC_ROUTER = "semantic-router"
 
 
+class StateStore(StrEnum):
+    """Where learned state is kept."""
+
+    NONE = "none"
+    DIRECTORY = "directory"
+    REDIS = "redis"
+
+
 class LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
@@ -52,24 +51,39 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def _check(accepted: str, valid: Callable[[Any], object]) -> dict[str, Any]:
-    return {"accepted": accepted, "valid": valid}
-
-
-_POSITIVE = _check("a number above 0", lambda value: value > 0)
-_NOT_NEGATIVE = _check("0 or more", lambda value: value >= 0)
-_ADDRESS = _check(
+_POSITIVE = check("a number above 0", lambda value: value > 0)
+_NOT_NEGATIVE = check("0 or more", lambda value: value >= 0)
+_ADDRESS = check(
     "HOST:PORT or unix:PATH",
     lambda value: re.fullmatch(r"unix:.+|(\[[^\]]+\]|[^:\s]+):\d{1,5}", value),
 )
-_HEADER = _check(
+_HEADER = check(
     "a header name in lower case",
     lambda value: re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", value),
 )
-_NAME = _check(
+_NAME = check(
     "letters, digits, - and _, at most 63",
     lambda value: re.fullmatch(r"[A-Za-z0-9_-]{1,63}", value),
 )
+
+
+_FILE = check("a file name", lambda value: value and "\0" not in value)
+_BASE_URLS = check(
+    "a list of http://HOST:PORT or https://HOST:PORT",
+    lambda values: all(re.fullmatch(r"https?://[^\s/@]+/?", url) for url in values),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """TLS on the gRPC port. The files are read again when they change."""
+
+    cert_file: str = field(metadata=_FILE)
+    """PEM: the server's certificate, then those that lead to its root."""
+    key_file: str = field(metadata=_FILE)
+    """PEM: its private key."""
+    client_ca_file: str | None = field(default=None, metadata=_FILE)
+    """PEM: whose clients are let in. Unset: any client is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,8 @@ class ServerConfig:
     `request_body_buffer_limit`: above it a request hangs there."""
     drain_timeout_s: float = field(default=10.0, metadata=_NOT_NEGATIVE)
     """After SIGTERM, open streams have this long to finish."""
+    tls: TlsConfig | None = None
+    """Unset: plain text, for a loopback, a mesh or a Unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,8 @@ class PoolConfig:
     """vLLM's `--max-model-len` in this pool."""
     threshold_tokens: int | None = field(default=None, metadata=_POSITIVE)
     """Budgets up to and including it go here; unset: `max_model_len`."""
+    endpoints: tuple[str, ...] = field(default=(), metadata=_BASE_URLS)
+    """The vLLM servers, to ask for their load and limits. Unset: they are not asked."""
 
 
 DEFAULT_POOLS = (PoolConfig("short", 8192), PoolConfig("long", 65536))
@@ -123,7 +141,7 @@ class EstimatorConfig:
     a ratio of decoded text, `ema` the papers' own, `bytes/4` and `semantic-router` are
     there to compare with."""
     beta: float = field(
-        default=0.95, metadata=_check("between 0 and 1", lambda value: 0 < value < 1)
+        default=0.95, metadata=check("between 0 and 1", lambda value: 0 < value < 1)
     )
     """`ema`: weight of the old ratio against a new sample."""
     gamma: float = field(default=1.0, metadata=_NOT_NEGATIVE)
@@ -137,7 +155,7 @@ class OutputConfig:
     default_tokens: int = field(default=512, metadata=_POSITIVE)
     """Where the client set no limit, until answers have been seen."""
     quantile: float = field(
-        default=0.95, metadata=_check("between 0 and 1", lambda value: 0 < value < 1)
+        default=0.95, metadata=check("between 0 and 1", lambda value: 0 < value < 1)
     )
     """Share of the answers to such requests that the learned allowance covers."""
     ceiling_tokens: int = field(default=4096, metadata=_POSITIVE)
@@ -150,7 +168,7 @@ class RiskConfig:
 
     under_estimate_rate: float = field(
         default=0.01,
-        metadata=_check("above 0 and below 0.5", lambda value: 0 < value < 0.5),
+        metadata=check("above 0 and below 0.5", lambda value: 0 < value < 0.5),
     )
     """Share of the requests whose prompt may exceed the bound that routing uses."""
 
@@ -170,7 +188,7 @@ class FeedbackConfig:
 
     sample: float | Literal["auto", "all"] = field(
         default="auto",
-        metadata=_check(
+        metadata=check(
             "auto, all, or a share between 0 and 1",
             lambda value: isinstance(value, str) or 0 <= value <= 1,
         ),
@@ -179,6 +197,49 @@ class FeedbackConfig:
     inject_usage: bool = False
     """Ask for usage where a sampled stream's client did not; the extra chunk is taken
     out on the way back."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """When a pool counts as under pressure, so that requests spill to a larger one."""
+
+    interval_s: float = field(default=1.0, metadata=_POSITIVE)
+    """Between two questions to an endpoint's `/metrics`; also how long one waits."""
+    stale_after_s: float = field(default=5.0, metadata=_POSITIVE)
+    """Older answers do not count: the pool's pressure is then not known."""
+    waiting_requests: float = field(default=8.0, metadata=_POSITIVE)
+    """In an endpoint's queue, on average: from there on there is pressure."""
+    kv_cache_usage: float = field(
+        default=0.97, metadata=check("above 0, at most 1", lambda value: 0 < value <= 1)
+    )
+    """Share of the KV cache in use, on average, from which there is pressure."""
+    relief: float = field(
+        default=0.5, metadata=check("between 0 and 1", lambda value: 0 <= value < 1)
+    )
+    """Pressure ends where both are at or below this share of their limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateConfig:
+    """Where what was learned is kept, and shared by processes and replicas."""
+
+    store: StateStore = StateStore.NONE
+    path: str | None = field(default=None, metadata=_FILE)
+    """`directory`: the directory, shared by the processes of one machine."""
+    url: str | None = field(
+        default=None,
+        metadata=check(
+            "redis://, rediss:// or unix:// and an address",
+            lambda value: re.match(r"(rediss?|unix)://.", value),
+            secret=True,
+        ),
+    )
+    """`redis`: Redis or Valkey. EXTPROC_STATE_URL overrides it: it may hold a
+    password."""
+    key_prefix: str = field(default="token-budget-router:", metadata=_FILE)
+    """`redis`: what stands before the name of the key."""
+    interval_s: float = field(default=5.0, metadata=_POSITIVE)
+    """Between two exchanges with the store: what a crash loses at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +263,8 @@ class Config:
     risk: RiskConfig = RiskConfig()
     media: MediaConfig = MediaConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    load: LoadConfig = LoadConfig()
+    state: StateConfig = StateConfig()
     log: LogConfig = LogConfig()
 
 
@@ -210,6 +273,7 @@ ENVIRONMENT = {
     "EXTPROC_ADMIN": ("server", "admin"),
     "EXTPROC_TRANSPORT": ("server", "transport"),
     "EXTPROC_LOG_LEVEL": ("log", "level"),
+    "EXTPROC_STATE_URL": ("state", "url"),
 }
 """Variables that override the file."""
 
@@ -237,13 +301,14 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
             target = document.setdefault(section, {})
             if isinstance(target, dict):
                 target[key] = value.lower() if key in ("level", "transport") else value
-    config: Config = _build(Config, document, "")
+    config: Config = build(Config, document)
     _check_pools(config.pools)
     if config.output.ceiling_tokens < config.output.default_tokens:
         raise ConfigError(
             f"output.ceiling_tokens: {config.output.ceiling_tokens}; accepted: at "
             f"least output.default_tokens ({config.output.default_tokens})"
         )
+    _check_state(config.state)
     for hint in config.category.hints:
         if not _NAME["valid"](hint):
             raise ConfigError(
@@ -275,94 +340,8 @@ def _check_pools(pools: tuple[PoolConfig, ...]) -> None:
         previous = pool.max_model_len
 
 
-def _build(schema: Any, document: dict[Any, Any], path: str) -> Any:
-    """Make a dataclass of a mapping."""
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    hints = typing.get_type_hints(schema)
-    values = {}
-    for key, value in document.items():
-        name = f"{path}{key}"
-        if key not in fields:
-            raise ConfigError(_unknown(name, str(key), list(fields)))
-        values[key] = _convert(hints[key], value, name)
-        check = fields[key].metadata
-        if check and values[key] is not None and not check["valid"](values[key]):
-            raise ConfigError(f"{name}: {value!r}; accepted: {check['accepted']}")
-    for name, described in fields.items():
-        if name not in values and described.default is dataclasses.MISSING:
-            raise ConfigError(f"{path}{name}: missing; it has no default")
-    return schema(**values)
-
-
-def _unknown(name: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(known)}"
-    return f"{name}: unknown key; {advice}"
-
-
-def _convert(wanted: Any, value: Any, name: str) -> Any:
-    origin = typing.get_origin(wanted)
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name}: {value!r}; accepted: a mapping of settings")
-        return _build(wanted, value, f"{name}.")
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{name}: {value!r}; accepted: a list")
-        inner = typing.get_args(wanted)[0]
-        return tuple(_convert(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        return _convert_union(wanted, value, name)
-    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
-        if value not in list(wanted):
-            accepted = ", ".join(wanted)
-            raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
-        return wanted(value)
-    return _convert_scalar(wanted, value, name)
-
-
-def _convert_union(wanted: Any, value: Any, name: str) -> Any:
-    options = typing.get_args(wanted)
-    if value is None and types.NoneType in options:
-        return None
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            if value in typing.get_args(option):
-                return value
-        elif option is not types.NoneType and not isinstance(value, str):
-            return _convert(option, value, name)
-    names = [
-        a
-        for option in options
-        for a in (typing.get_args(option) or [_SCALARS.get(option, "")])
-        if a
-    ]
-    raise ConfigError(f"{name}: {value!r}; accepted: {', '.join(names)}")
-
-
-_SCALARS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-}
-
-
-def _convert_scalar(wanted: Any, value: Any, name: str) -> Any:
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"{name}: {value!r}; accepted: {_SCALARS[wanted]}")
-    return value
-
-
-def as_document(config: object) -> Any:
-    """The configuration as plain values, for printing."""
-    if dataclasses.is_dataclass(config):
-        return {
-            f.name: as_document(getattr(config, f.name))
-            for f in dataclasses.fields(config)
-        }
-    if isinstance(config, tuple):
-        return [as_document(value) for value in config]
-    return str(config) if isinstance(config, StrEnum) else config
+def _check_state(state: StateConfig) -> None:
+    if state.store is StateStore.DIRECTORY and state.path is None:
+        raise ConfigError("state.path: missing; state.store: directory needs it")
+    if state.store is StateStore.REDIS and state.url is None:
+        raise ConfigError("state.url: missing; state.store: redis needs it")

@@ -1,0 +1,136 @@
+"""A mapping, as YAML gives it, to frozen dataclasses: they are the schema.
+
+A key is a field and its default is the field's. An unknown key is an error that
+suggests the near one; every error names the key, the value and what is accepted.
+Field metadata may hold a check (see ``check``) and ``secret``: such a value never
+appears in an error or in ``as_document``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Literal
+
+HIDDEN = "(hidden)"
+"""What stands where a secret would."""
+
+
+class ConfigError(Exception):
+    """The operator's mistake: one line that names key, value and what is accepted."""
+
+
+def check(
+    accepted: str, valid: Callable[[Any], object], *, secret: bool = False
+) -> dict[str, Any]:
+    """Field metadata: what a value has to be, in words and as a predicate."""
+    return {"accepted": accepted, "valid": valid, "secret": secret}
+
+
+def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
+    """Make a dataclass of a mapping.
+
+    Args:
+        schema: the dataclass.
+        document: its content.
+        path: what stands before its keys in error messages.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value that is not accepted.
+    """
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    values = {}
+    for key, value in document.items():
+        name = f"{path}{key}"
+        if key not in fields:
+            raise ConfigError(_unknown(name, str(key), list(fields)))
+        values[key] = _convert(hints[key], value, name)
+        rule = fields[key].metadata
+        if rule and values[key] is not None and not rule["valid"](values[key]):
+            shown = HIDDEN if rule["secret"] else repr(value)
+            raise ConfigError(f"{name}: {shown}; accepted: {rule['accepted']}")
+    for name, described in fields.items():
+        if name not in values and described.default is dataclasses.MISSING:
+            raise ConfigError(f"{path}{name}: missing; it has no default")
+    return schema(**values)
+
+
+def _unknown(name: str, key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    advice = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(known)}"
+    return f"{name}: unknown key; {advice}"
+
+
+def _convert(wanted: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(wanted)
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name}: {value!r}; accepted: a mapping of settings")
+        return build(wanted, value, f"{name}.")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}: {value!r}; accepted: a list")
+        inner = typing.get_args(wanted)[0]
+        return tuple(_convert(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(wanted, value, name)
+    if isinstance(wanted, type) and issubclass(wanted, StrEnum):
+        if value not in list(wanted):
+            accepted = ", ".join(wanted)
+            raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
+        return wanted(value)
+    return _convert_scalar(wanted, value, name)
+
+
+def _convert_union(wanted: Any, value: Any, name: str) -> Any:
+    options = typing.get_args(wanted)
+    if value is None and types.NoneType in options:
+        return None
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is not types.NoneType and not isinstance(value, str):
+            return _convert(option, value, name)
+    names = [
+        a
+        for option in options
+        for a in (typing.get_args(option) or [_SCALARS.get(option, "")])
+        if a
+    ]
+    raise ConfigError(f"{name}: {value!r}; accepted: {', '.join(names)}")
+
+
+_SCALARS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
+
+
+def _convert_scalar(wanted: Any, value: Any, name: str) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name}: {value!r}; accepted: {_SCALARS[wanted]}")
+    return value
+
+
+def as_document(config: object) -> Any:
+    """The configuration as plain values, for printing."""
+    if dataclasses.is_dataclass(config):
+        return {
+            f.name: HIDDEN
+            if f.metadata.get("secret") and getattr(config, f.name) is not None
+            else as_document(getattr(config, f.name))
+            for f in dataclasses.fields(config)
+        }
+    if isinstance(config, tuple):
+        return [as_document(value) for value in config]
+    return str(config) if isinstance(config, StrEnum) else config
