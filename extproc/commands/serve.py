@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from extproc.commands.check_config import read_config
+from extproc.config import ConfigError
 from extproc.server.app import App
 from extproc.server.logs import configure_logging
 
@@ -31,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     configure_logging(config.log)
     try:
         asyncio.run(App(config).run())
+    except ConfigError as error:
+        print(f"extproc: {args.config}: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"extproc: server.listen: {error}", file=sys.stderr)
         return 1

@@ -11,11 +11,12 @@ import extproc
 from extproc.config import Config, ServerConfig
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
-from extproc.server.assembly import build_router, build_sampler
+from extproc.server.assembly import build_router, build_sampler, build_store
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses, WithHealth
 from extproc.server.metrics import Metrics
 from extproc.server.service import ExtProcService
+from extproc.server.state import StateKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,28 @@ def max_message_bytes(server: ServerConfig) -> int:
 
 
 class App:
-    """One server process."""
+    """One server process.
+
+    Raises:
+        ConfigError: the configuration asks for what is not installed.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._ready = False
         self.router = build_router(config)
-        self.metrics = Metrics(self.router.ratios.all)
+        self.metrics = Metrics(lambda: self.router.ratios.all())
+        store = build_store(config.state)
+        self._state = (
+            StateKeeper(
+                lambda: self.router.learners,
+                store,
+                config.state.interval_s,
+                self.metrics.synced,
+            )
+            if store is not None
+            else None
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -64,9 +80,12 @@ class App:
         transport = GrpcioServer(
             WithHealth(service, health), server.listen, max_message_bytes(server)
         )
+        if self._state is not None:
+            await self._state.start()
         port = await transport.start()
         health.set_all(True)
         admin = await self._start_admin()
+        tasks = [asyncio.create_task(self._state.run())] if self._state else []
         self._ready = True
         logger.info(
             "serving",
@@ -77,6 +96,10 @@ class App:
         logger.info("draining", extra={"fields": {"timeout_s": server.drain_timeout_s}})
         health.set_all(False, but=("liveness",))
         await transport.drain(server.drain_timeout_s)
+        for task in tasks:
+            task.cancel()
+        if self._state is not None:
+            await self._state.stop()
         if admin is not None:
             await admin.stop()
         logger.info("stopped")

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
-from extproc.config import Config, EstimatorName, FeedbackConfig
+from extproc.config import (
+    Config,
+    ConfigError,
+    EstimatorName,
+    FeedbackConfig,
+    StateConfig,
+    StateStore,
+)
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
@@ -15,6 +23,8 @@ from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin
 from extproc.routing.router import MediaTokens, Router
+from extproc.server.document import NAME
+from extproc.server.store import DirectoryStore, Store
 
 AUTO_SAMPLE_FLOOR = 0.01
 """Least share of the exchanges observed once all is known, for `sample: auto`."""
@@ -78,3 +88,23 @@ def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
             return FeedbackSampler(1.0, adaptive=False)
         case rate:
             return FeedbackSampler(float(rate), adaptive=False)
+
+
+def build_store(config: StateConfig) -> Store | None:
+    """The store that a configuration describes; none if nothing is to be kept.
+
+    Raises:
+        ConfigError: Redis is wanted, but its client is not installed.
+    """
+    match config.store:
+        case StateStore.NONE:
+            return None
+        case StateStore.DIRECTORY:
+            return DirectoryStore(Path(config.path or "."), NAME)
+        case StateStore.REDIS:
+            try:
+                from extproc.server.redis_store import RedisStore
+            except ImportError:
+                extra = "pip install 'token-budget-router[redis]'"
+                raise ConfigError(f"state.store: 'redis'; needs: {extra}") from None
+            return RedisStore(config.url or "", f"{config.key_prefix}{NAME}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 import extproc
 from extproc.exchange.events import Observation
 from extproc.routing.router import Decision, Lesson
+from extproc.server.state import Synced
 from extproc.server.tallies import Distribution, Tally
 
 _TOKEN_BUCKETS = tuple(2.0**power for power in range(6, 18))
@@ -124,9 +125,26 @@ class Metrics:
         Gauge(
             "extproc_streams_inflight", "Open ext_proc streams", registry=self.registry
         ).set_function(lambda: self.streams_inflight)
+        self.state_syncs = Counter(
+            "extproc_state_syncs_total",
+            "Exchanges of what was learned with the store, by result",
+            ["result"],
+            registry=self.registry,
+        )
+        self.state_synced = Gauge(
+            "extproc_state_synced_timestamp_seconds",
+            "When the last such exchange succeeded; 0: never",
+            registry=self.registry,
+        )
         Gauge(
             "extproc_build_info", "Version", ["version"], registry=self.registry
         ).labels(extproc.__version__).set(1)
+
+    def synced(self, result: Synced) -> None:
+        """Count an exchange with the store."""
+        self.state_syncs.labels(result).inc()
+        if result is not Synced.UNAVAILABLE:
+            self.state_synced.set_to_current_time()
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""

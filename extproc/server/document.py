@@ -1,0 +1,108 @@
+"""The learned state as bytes: checked on the way in, so that nothing else gets further.
+
+Two lines of JSON: what it is and the checksum of the second line; the state.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from extproc.routing.learned import Group
+from extproc.server.store import UnreadableDocument
+
+VERSION = 1
+NAME = f"learned.v{VERSION}.json"
+"""File name or key. With the version in it, servers of two versions that run side by
+side during an upgrade do not set each other's aside."""
+
+_FORMAT = "token-budget-router learned state"
+
+MAX_GROUPS = 4096
+"""Of a component: 64 models by 64 categories. A document has no more than fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All that processes have learned together."""
+
+    components: Mapping[str, Mapping[str, Group]] = field(default_factory=dict)
+    """By ``Learner.component``."""
+    writers: Mapping[str, int] = field(default_factory=dict)
+    """The number of the last write of each process, by its random name: whether a
+    write whose answer was lost took place."""
+
+
+class _Head(msgspec.Struct):
+    format: str
+    version: int
+    crc32: int = 0
+
+
+class _Group(msgspec.Struct, array_like=True):
+    keep: float
+    observations: int
+    sums: list[float]
+
+
+class _Body(msgspec.Struct):
+    components: dict[str, dict[str, _Group]]
+    writers: dict[str, int]
+
+
+def encode(document: Document) -> bytes:
+    """Serialize; exact, floats included."""
+    components = {
+        component: {
+            key: _Group(group.keep, group.observations, group.sums.tolist())
+            for key, group in list(groups.items())[:MAX_GROUPS]
+        }
+        for component, groups in document.components.items()
+    }
+    body = msgspec.json.encode(_Body(components, dict(document.writers)))
+    head = msgspec.json.encode(_Head(_FORMAT, VERSION, zlib.crc32(body)))
+    return head + b"\n" + body + b"\n"
+
+
+def decode(data: bytes) -> Document:
+    """Parse and check.
+
+    Raises:
+        UnreadableDocument: foreign, of a later version, truncated or corrupt.
+    """
+    first, _, body = data.partition(b"\n")
+    try:
+        head = msgspec.json.decode(first, type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnreadableDocument("foreign", "not a learned state of ours") from None
+    if head.format != _FORMAT:
+        raise UnreadableDocument("foreign", "not a learned state of ours")
+    if head.version > VERSION:
+        reason = f"of version {head.version}; this server reads up to {VERSION}"
+        raise UnreadableDocument("future", reason)
+    if not body.endswith(b"\n"):
+        raise UnreadableDocument("truncated", "its end is missing")
+    if zlib.crc32(body[:-1]) != head.crc32:
+        raise UnreadableDocument("corrupt", "its checksum does not match")
+    try:
+        parsed = msgspec.json.decode(body, type=_Body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableDocument("corrupt", str(error)) from None
+    components = {
+        component: _groups(groups) for component, groups in parsed.components.items()
+    }
+    return Document(components, parsed.writers)
+
+
+def _groups(parsed: dict[str, _Group]) -> dict[str, Group]:
+    groups = {}
+    for key, group in parsed.items():
+        sums = np.array(group.sums, dtype=np.float64)
+        if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
+            raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
+        groups[key] = Group(group.keep, max(0, group.observations), sums)
+    return groups

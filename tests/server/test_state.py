@@ -1,0 +1,287 @@
+import asyncio
+import logging
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.routing.learned import Group
+from extproc.server.state import StateKeeper, Synced
+from extproc.server.store import DirectoryStore, StoreError, UnreadableDocument
+
+KEEP = 0.75
+
+
+class Learner:
+    """Decayed sum of what it was taught, and how often."""
+
+    def __init__(self, component="sums.1"):
+        self.component = component
+        self.groups = {}
+
+    def teach(self, value, key="key"):
+        group = self.groups.get(key, Group(KEEP, 0, np.zeros(1)))
+        sums = KEEP * group.sums + value
+        self.groups[key] = Group(KEEP, group.observations + 1, sums)
+
+    def snapshot(self):
+        return dict(self.groups)
+
+    def restore(self, groups):
+        self.groups = dict(groups)
+
+    def counts(self):
+        return {key: group.observations for key, group in self.groups.items()}
+
+
+class MemoryStore:
+    """Keeps the document here, and fails as it is told to."""
+
+    def __init__(self):
+        self.document = None
+        self.failing = None
+
+    def update(self, change):
+        if self.failing == "away":
+            raise StoreError("away")
+        try:
+            changed = change(self.document)
+        except UnreadableDocument:
+            changed = change(None)
+        if self.failing == "refuses to write":
+            raise StoreError("read-only")
+        if changed is not None:
+            self.document = changed
+        if self.failing == "answer lost":
+            raise StoreError("the connection broke after the write")
+
+
+class Process:
+    """A learner and its keeper."""
+
+    def __init__(self, store):
+        self.learner = Learner()
+        self.results = []
+        self.keeper = StateKeeper(
+            lambda: [self.learner], store, 1.0, self.results.append, wait_s=0.2
+        )
+
+    def sync(self):
+        asyncio.run(self.keeper.sync())
+
+    @property
+    def sum(self):
+        return float(self.learner.groups["key"].sums[0])
+
+
+def in_turn(*values):
+    learner = Learner()
+    for value in values:
+        learner.teach(value)
+    return float(learner.groups["key"].sums[0])
+
+
+def test_what_was_learned_survives_a_restart(tmp_path):
+    store = DirectoryStore(tmp_path, "document")
+    first = Process(store)
+    first.learner.teach(8.0)
+    first.sync()
+
+    second = Process(store)
+    asyncio.run(second.keeper.start())
+    second.learner.teach(16.0)
+    second.sync()
+    second.sync()
+    assert second.sum == in_turn(8.0, 16.0)
+    assert second.learner.counts() == {"key": 2}
+
+
+def test_processes_learn_from_each_other():
+    store = MemoryStore()
+    one, other = Process(store), Process(store)
+    one.learner.teach(8.0)
+    other.learner.teach(16.0)
+    for process in (one, other, one):
+        process.sync()
+    assert one.sum == other.sum == in_turn(8.0, 16.0)
+
+
+def test_what_is_learned_during_an_exchange_is_kept():
+    class Slow(MemoryStore):
+        def update(self, change):
+            super().update(change)
+            process.learner.teach(32.0)
+
+    process = Process(Slow())
+    process.learner.teach(8.0)
+    process.sync()
+    assert process.sum == in_turn(8.0, 32.0)
+
+
+def test_a_store_that_is_away_is_said_once_and_caught_up_with(caplog):
+    store = MemoryStore()
+    process = Process(store)
+    store.failing = "away"
+    with caplog.at_level(logging.INFO):
+        for value in (8.0, 16.0, 32.0):
+            process.learner.teach(value)
+            process.sync()
+        store.failing = None
+        process.sync()
+    assert process.results == [Synced.UNAVAILABLE] * 3 + [Synced.OK]
+    assert [record.message for record in caplog.records] == [
+        "state_store_away",
+        "state_store_back",
+    ]
+    other = Process(store)
+    other.sync()
+    assert other.sum == in_turn(8.0, 16.0, 32.0)
+
+
+def test_a_store_that_lost_everything_gets_it_back():
+    store = MemoryStore()
+    process = Process(store)
+    process.learner.teach(8.0)
+    process.sync()
+    store.document = None
+    process.learner.teach(16.0)
+    process.sync()
+    other = Process(store)
+    other.sync()
+    assert other.sum == in_turn(8.0, 16.0)
+
+
+def test_an_unreadable_document_is_set_aside_and_said(tmp_path, caplog):
+    (tmp_path / "document").write_bytes(b"not ours")
+    process = Process(DirectoryStore(tmp_path, "document"))
+    process.learner.teach(8.0)
+    process.sync()
+    assert process.results == [Synced.SET_ASIDE]
+    assert "document.foreign" in str(caplog.records[0].fields)
+    assert (tmp_path / "document.foreign").read_bytes() == b"not ours"
+    assert process.sum == 8.0
+
+
+def test_other_components_pass_through():
+    store = MemoryStore()
+    process = Process(store)
+    process.learner.teach(8.0)
+    process.sync()
+    other = Process(store)
+    other.learner = Learner("another.2")
+    other.learner.teach(4.0)
+    other.sync()
+    process.sync()
+    assert process.learner.counts() == {"key": 1}
+    assert float(process.keeper.known("another.2")["key"].sums[0]) == 4.0
+
+
+def test_a_hung_store_holds_up_neither_start_nor_stop():
+    released = threading.Event()
+
+    class Hung(MemoryStore):
+        def update(self, change):
+            released.wait()
+            super().update(change)
+
+    process = Process(Hung())
+
+    async def life():
+        await process.keeper.start()
+        process.learner.teach(8.0)
+        await process.keeper.stop()
+
+    try:
+        asyncio.run(life())
+    finally:
+        released.set()
+    assert process.results == [Synced.UNAVAILABLE]
+
+
+def test_an_error_nobody_thought_of_is_logged_and_tried_again(caplog):
+    class Odd(MemoryStore):
+        calls = 0
+
+        def update(self, change):
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("odd")
+            super().update(change)
+
+    process = Process(Odd())
+    process.learner.teach(8.0)
+
+    async def until_synced():
+        synced = asyncio.Event()
+
+        def note(result):
+            process.results.append(result)
+            if result is Synced.OK:
+                synced.set()
+
+        keeper = StateKeeper(lambda: [process.learner], store, 0.001, note)
+        running = asyncio.create_task(keeper.run())
+        await synced.wait()
+        running.cancel()
+
+    store = Odd()
+    asyncio.run(until_synced())
+    assert process.results[0] is Synced.UNAVAILABLE
+    assert "state_sync_failed" in caplog.text
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(["teach", "sync", "restart"]),
+        st.sampled_from([None, None, "away", "refuses to write", "answer lost"]),
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps)
+def test_nothing_is_lost_and_nothing_counts_twice(steps):
+    """Whatever fails and in whatever order, every observation is in the end counted
+    once by everyone; except those of a process that died before it could write."""
+    store = MemoryStore()
+    processes = [Process(store) for _ in range(3)]
+    unwritten = [0, 0, 0]
+    taught = 0
+    for who, action, failing in steps:
+        process = processes[who]
+        if action == "teach":
+            process.learner.teach(1.0)
+            taught += 1
+            unwritten[who] += 1
+        elif action == "sync":
+            store.failing = failing
+            process.sync()
+            store.failing = None
+            if failing in (None, "answer lost"):
+                unwritten[who] = 0
+        else:
+            taught -= unwritten[who]
+            unwritten[who] = 0
+            processes[who] = Process(store)
+    for process in processes * 2:
+        process.sync()
+    expected = {"key": taught} if taught else {}
+    assert [process.learner.counts() for process in processes] == [expected] * 3
+    sums = {round(process.sum, 9) for process in processes if taught}
+    assert len(sums) <= 1
+    # The newest weigh most whatever the order: 1 + KEEP + KEEP**2 ...
+    if taught:
+        assert sums.pop() == pytest.approx((1 - KEEP**taught) / (1 - KEEP))
+
+
+def test_the_writers_that_are_remembered_are_bounded():
+    store = MemoryStore()
+    for _ in range(300):
+        process = Process(store)
+        process.learner.teach(1.0)
+        process.sync()
+    assert len(store.document) < 20_000
