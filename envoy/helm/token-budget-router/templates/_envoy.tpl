@@ -1,0 +1,149 @@
+{{/* Envoy's configuration for a sidecar, with the backends of the values. */}}
+{{- define "router.envoyConfig" -}}
+{{- $pools := list }}
+{{- range .Values.config.pools }}{{ $pools = append $pools .name }}{{ end }}
+{{- if ne (join "," $pools) "short,long" }}
+{{- fail "gateway.type: sidecar has routes for the pools short and long only" }}
+{{- end }}
+{{- $text := .Files.Get "files/envoy.yaml" }}
+{{- range $pools }}
+{{- $backend := include "router.backend" (dict "root" $ "pool" .) | fromJson }}
+{{- $text = replace (printf "address: vllm-%s, port_value: 8000}" .) (printf "address: %s, port_value: %v}" $backend.service $backend.port) $text }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
+{{/* The ext_proc filter, early header removal and buffer limit as EnvoyFilter patches. */}}
+{{- define "router.envoyFilterPatches" -}}
+- applyTo: HTTP_FILTER
+  match:
+    context: GATEWAY
+    listener:
+      filterChain:
+        filter:
+          name: envoy.filters.network.http_connection_manager
+          {{- if eq .Values.gateway.type "istio" }}
+          subFilter: {name: envoy.filters.http.router}
+          {{- end }}
+  patch:
+    # The Inference Extension's picker is an ext_proc filter too, and has to see the route
+    # that this one chooses.
+    operation: {{ eq .Values.gateway.type "istio" | ternary "INSERT_BEFORE" "INSERT_FIRST" }}
+    value:
+      name: token-budget-router
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
+        grpc_service:
+          envoy_grpc:
+            cluster_name: outbound|9002||{{ include "router.host" . }}
+          timeout: 0s
+        processing_mode:
+          request_header_mode: SEND
+          request_body_mode: NONE
+          request_trailer_mode: SKIP
+          response_header_mode: SKIP
+          response_body_mode: NONE
+          response_trailer_mode: SKIP
+        allow_mode_override: true
+        message_timeout: {{ .Values.gateway.messageTimeout }}
+        failure_mode_allow: true
+        disable_immediate_response: true
+        mutation_rules:
+          disallow_all: true
+          allow_expression: {regex: "x-llm-.*|content-length"}
+        forward_rules:
+          allowed_headers:
+            patterns:
+            - exact: ":path"
+            - exact: ":method"
+            - exact: content-type
+            - exact: content-length
+            - exact: content-encoding
+            - exact: x-request-id
+            - exact: x-llm-category
+            - exact: ":status"
+            - exact: transfer-encoding
+            - exact: x-envoy-attempt-count
+        metadata_options:
+          receiving_namespaces: {untyped: [extproc.token_budget]}
+- applyTo: NETWORK_FILTER
+  match:
+    context: GATEWAY
+    listener:
+      filterChain:
+        filter: {name: envoy.filters.network.http_connection_manager}
+  patch:
+    operation: MERGE
+    value:
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+        stream_idle_timeout: 1800s
+        early_header_mutation_extensions:
+        - name: envoy.http.early_header_mutation.header_mutation
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation
+            mutations:
+            - remove: x-llm-pool
+            - remove: x-llm-budget
+- applyTo: LISTENER
+  match:
+    context: GATEWAY
+  patch:
+    operation: MERGE
+    value:
+      per_connection_buffer_limit_bytes: {{ int .Values.gateway.bufferLimitBytes }}
+{{- end }}
+
+{{/* An HTTPRoute's rules: one for each pool, the last without a header to match. */}}
+{{- define "router.rules" -}}
+{{- $last := last .Values.config.pools }}
+{{- range .Values.config.pools }}
+{{- $backend := include "router.backend" (dict "root" $ "pool" .name) | fromJson }}
+- matches:
+  - path: {type: PathPrefix, value: /v1}
+    {{- if ne .name $last.name }}
+    headers:
+    - {name: x-llm-pool, value: {{ .name }}}
+    {{- end }}
+  backendRefs:
+  {{- if eq $.Values.gateway.type "inference-extension" }}
+  - {group: inference.networking.k8s.io, kind: InferencePool, name: {{ $backend.service }}}
+  {{- else }}
+  - {name: {{ $backend.service }}, port: {{ $backend.port }}}
+  {{- end }}
+  {{- if ne $.Values.gateway.type "gke" }}
+  timeouts: {request: 0s}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "router.httpRoute" -}}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  {{- include "router.metadata" (dict "root" $ "name" "llm") | nindent 2 }}
+spec:
+  parentRefs:
+  - name: {{ .Values.gateway.name }}
+  rules:
+  {{- include "router.rules" . | nindent 2 }}
+{{- end }}
+
+{{- define "router.destinationRule" -}}
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  {{- include "router.metadata" (dict "root" $) | nindent 2 }}
+spec:
+  host: {{ include "router.host" . }}
+  trafficPolicy:
+    loadBalancer: {simple: LEAST_REQUEST}
+    connectionPool:
+      tcp: {connectTimeout: 250ms}
+      http: {http1MaxPendingRequests: 8192, http2MaxRequests: 8192}
+    outlierDetection:
+      consecutive5xxErrors: 5
+      interval: 2s
+      baseEjectionTime: 10s
+      maxEjectionPercent: 100
+{{- end }}

