@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
+from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack import Backend, stand_in
 
 Manifest = dict[str, Any]
 
@@ -111,6 +122,159 @@ def chart(tools: Path) -> Callable[..., list[Manifest]]:
         )
 
     return render
+
+
+@pytest.fixture(scope="session")
+def envoy_program() -> str:
+    try:
+        return find_envoy()
+    except EnvoyConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
+    """A stand-in for each pool."""
+    directory = tmp_path_factory.mktemp("pools")
+    made = [
+        stand_in("short", 8192, 64, directory, speed=100),
+        stand_in("long", 65536, 16, directory, speed=100),
+    ]
+    with made[0].child, made[1].child:
+        for pool in made:
+            pool.wait_ready()
+        yield made
+
+
+@dataclass
+class Pod:
+    """The containers of a Deployment's pod as processes of this machine.
+
+    Ports are free ones and folders temporary: replaced wherever the manifests have
+    them, so that commands, probes and mounted files still fit together.
+    """
+
+    containers: dict[str, Child]
+    spec: Manifest
+    ports: dict[str, int]
+
+    def probe(self, container: str, kind: str) -> bool:
+        """Ask what kubelet would ask."""
+        (found,) = [c for c in self.spec["containers"] if c["name"] == container]
+        probe = found[kind]
+        if "grpc" in probe:
+            return _serving(probe["grpc"]["port"], probe["grpc"]["service"])
+        asked = probe["httpGet"]
+        return answers_200(
+            f"http://127.0.0.1:{self.ports[asked['port']]}{asked['path']}"
+        )
+
+
+def _serving(port: int, service: str) -> bool:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = stub.Check(request, timeout=2)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """Wait until a condition holds."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = 15) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s: {condition}")
+            time.sleep(0.02)
+        return value
+
+    return wait
+
+
+PORTS = (9002, 9090, 9901, 9902, 10000)
+PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}
+
+
+@pytest.fixture(scope="session")
+def start_pod(
+    envoy_program: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[list[Manifest]], Pod]]:
+    """Run the pod of the Deployment among these objects, until its startup probes pass."""
+    stack = ExitStack()
+
+    def start(manifests: list[Manifest]) -> Pod:
+        root = tmp_path_factory.mktemp("pod")
+        deployment = next(m for m in manifests if m["kind"] == "Deployment")
+        maps = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "ConfigMap"}
+        text = json.dumps([deployment["spec"]["template"]["spec"], maps])
+        for port, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
+            text = text.replace(str(port), str(free))
+        for folder in ("/etc/extproc", "/etc/envoy", "/run/extproc"):
+            text = text.replace(folder, f"{root}{folder}")
+        spec, maps = json.loads(text)
+        mounts = {
+            mount["name"]: Path(mount["mountPath"])
+            for container in spec["containers"]
+            for mount in container["volumeMounts"]
+        }
+        for volume in spec["volumes"]:
+            folder = mounts[volume["name"]]
+            folder.mkdir(parents=True)
+            if "configMap" in volume:
+                for name, content in maps[volume["configMap"]["name"]]["data"].items():
+                    (folder / name).write_text(content)
+        pod = Pod(
+            {},
+            spec,
+            {
+                p["name"]: p["containerPort"]
+                for c in spec["containers"]
+                for p in c["ports"]
+            },
+        )
+        for container in spec["containers"]:
+            child = Child(
+                container["name"],
+                _command(container, envoy_program),
+                root / f"{container['name']}.log",
+                {e["name"]: e["value"] for e in container.get("env", [])},
+            )
+            pod.containers[container["name"]] = stack.enter_context(child)
+        for name, child in pod.containers.items():
+            child.wait_ready(lambda name=name: pod.probe(name, "startupProbe"), 60)
+        return pod
+
+    with stack:
+        yield start
+
+
+def _command(container: Manifest, envoy_program: str) -> Sequence[str]:
+    if container["name"] == "envoy":
+        # The image's entry point is the program.
+        return [envoy_program, *container["args"], "--log-level", "warning"]
+    program, *arguments = container["command"]
+    return [*PROGRAMS[program], *arguments]
+
+
+@pytest.fixture(scope="session")
+def sidecar_pod(
+    chart: Callable[..., list[Manifest]],
+    pools: list[Backend],
+    start_pod: Callable[[list[Manifest]], Pod],
+) -> Pod:
+    """The chart's pod of Envoy and router, before the stand-ins."""
+    values = ["config.feedback.sample=all"]
+    for pool in pools:
+        values += [
+            f"backends.{pool.pool}.service=127.0.0.1",
+            f"backends.{pool.pool}.port={pool.port}",
+        ]
+    return start_pod(chart("sidecar", *values))
 
 
 def _run(command: list[str | Path]) -> list[Manifest]:

@@ -1,0 +1,76 @@
+"""The pods' commands, probes and files, run as kubelet would run them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def chat(port: int, text: str) -> tuple[int, str | None]:
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 4,
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(body),
+            {"content-type": "application/json"},
+        )
+        response = connection.getresponse()
+        response.read()
+        return response.status, response.getheader("x-llm-served-by")
+    finally:
+        connection.close()
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}{path}", timeout=5
+        ) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+
+
+def test_router_starts_is_probed_and_ends(kustomize, start_pod):
+    pod = start_pod(kustomize("base"))
+    assert all(pod.probe("extproc", kind) for kind in PROBES)
+    status, metrics = get(pod.ports["http-admin"], "/metrics")
+    assert status == 200
+    assert "extproc_decisions_total" in metrics
+    assert pod.containers["extproc"].stop() == 0
+
+
+def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
+    assert all(
+        sidecar_pod.probe(name, kind)
+        for name in ("extproc", "envoy")
+        for kind in PROBES
+    )
+    port = sidecar_pod.ports["http"]
+    # Ready means that Envoy serves; it finds the router healthy within a second.
+    assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
+    assert chat(port, "hello " * 20_000) == (200, "vllm_long")
+
+
+def test_sidecar_shows_envoy_s_metrics_but_not_its_admin_interface(sidecar_pod):
+    port = sidecar_pod.ports["http-stats"]
+    status, metrics = get(port, "/stats/prometheus")
+    assert status == 200
+    assert "envoy_http_ext_proc_failure_mode_allowed" in metrics
+    assert get(port, "/config_dump")[0] == 404
+    assert get(port, "/quitquitquit")[0] == 404
