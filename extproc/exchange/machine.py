@@ -48,6 +48,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.injection import ask_for_usage
+from extproc.exchange.reading import read_request
 from extproc.exchange.usage import UsageReader, usage_reader
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
@@ -292,18 +293,14 @@ class Exchange:
             self.decision = self._router.fail_open(Reason.FAULT, len(self._received))
 
     def _estimate(self) -> None:
-        body = bytes(self._received)
-        if self._encoding:
-            decoded = decode_content(
-                body, self._encoding, self._settings.max_body_bytes
-            )
-            if decoded is None:
-                self.decision = self._router.fail_open(Reason.UNDECODABLE, len(body))
-                return
-            body = decoded
-        request = openai.parse_request(self._path, body)
-        if request is None:
-            self.decision = self._router.fail_open(Reason.UNPARSABLE, len(body))
+        request = read_request(
+            self._path,
+            bytes(self._received),
+            self._encoding,
+            self._settings.max_body_bytes,
+        )
+        if isinstance(request, Reason):
+            self.decision = self._router.fail_open(request, len(self._received))
             return
         decision = self._router.route(request, self._hint, self._loads())
         may_inject = self._may_inject(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from extproc.routing.features import Features
 from extproc.routing.learned import Learner
@@ -35,3 +35,14 @@ class Estimator(Learner, Protocol):
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> None:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """An estimator that can say what its estimate is made of."""
+
+    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+        """The coefficients behind ``estimate`` of the same arguments, by name.
+
+        Plain values: numbers, texts of our own, lists and mappings of them.
+        """

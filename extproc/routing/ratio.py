@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,13 +73,28 @@ class Ema:
 
     def estimate(self, model: str, category: str, features: Features) -> Estimate:
         """Divide the body's bytes by the category's conservative ratio."""
-        ratio = self._learned.get(category)
-        divisor = DEFAULT_BYTES_PER_TOKEN
-        if ratio is not None:
-            divisor = ratio.bytes_per_token - self._gamma * ratio.deviation
-        divisor = max(divisor, MIN_BYTES_PER_TOKEN)
+        divisor = self._divisor(self._learned.get(category))
         tokens = max(1, math.ceil(features.body_bytes / divisor))
         return Estimate(tokens, tokens)
+
+    def _divisor(self, ratio: _Published | None) -> float:
+        if ratio is None:
+            return DEFAULT_BYTES_PER_TOKEN
+        conservative = ratio.bytes_per_token - self._gamma * ratio.deviation
+        return max(conservative, MIN_BYTES_PER_TOKEN)
+
+    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+        """The ratio of the category, and what is taken off it."""
+        learned = self._learned.get(category)
+        ratio = learned or _Published(DEFAULT_BYTES_PER_TOKEN)
+        return {
+            "formula": "body_bytes / (bytes_per_token - gamma * deviation)",
+            "learned": learned is not None,
+            "bytes_per_token": ratio.bytes_per_token,
+            "deviation": ratio.deviation,
+            "gamma": self._gamma,
+            "divisor": self._divisor(learned),
+        }
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -209,6 +225,16 @@ class TextEma:
         text_bytes = features.text_bytes + features.tools_bytes
         tokens = max(1, template_tokens(features) + math.ceil(text_bytes / ratio))
         return Estimate(tokens, tokens)
+
+    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+        """The ratio of the category, and the template's share."""
+        ratio = self._ratios.bytes_per_token(category)
+        return {
+            "formula": "template_tokens + (text_bytes + tools_bytes) / bytes_per_token",
+            "learned": ratio is not None,
+            "template_tokens": template_tokens(features),
+            "bytes_per_token": ratio or DEFAULT_BYTES_PER_TOKEN,
+        }
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int

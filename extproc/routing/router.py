@@ -144,13 +144,13 @@ class Router:
         self.estimator = estimator
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
-        self._media_tokens = media_tokens or MediaTokens()
-        self._hints = frozenset(hints)
+        self.media_tokens = media_tokens or MediaTokens()
+        self.hints = frozenset(hints)
 
     @property
     def categories(self) -> list[str]:
         """Every category that a decision can name."""
-        return sorted({*Category, *self._hints, UNKNOWN_CATEGORY})
+        return sorted({*Category, *self.hints, UNKNOWN_CATEGORY})
 
     @property
     def learners(self) -> list[Learner]:
@@ -172,8 +172,8 @@ class Router:
         """
         prompt = request.prompt
         features = measure(prompt, request.body_bytes)
-        category = classify(features, hint, self._hints)
-        exact = prompt.token_ids + self._media_tokens.of(prompt)
+        category = classify(features, hint, self.hints)
+        exact = prompt.token_ids + self.media_tokens.of(prompt)
         if prompt.token_ids and not prompt.text:
             point = bound = exact
         else:

@@ -1,4 +1,4 @@
-"""The admin port: metrics, probes and the status, over HTTP."""
+"""The admin port: metrics, probes, the status and explanations, over HTTP."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from extproc.exchange.openai import PATHS
+from extproc.server.explaining import DEFAULT_PATH, Explainer
+
 
 class AdminServer:
-    """Serves /metrics, /healthz, /readyz and /status.
+    """Serves /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
         address: HOST:PORT.
         registry: what /metrics prints.
         ready: whether new streams are welcome.
         status: what /status prints.
+        explainer: answers POST /explain.
+        max_body_bytes: the largest request to explain.
     """
 
     def __init__(
@@ -25,16 +30,20 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         status: Callable[[], dict[str, Any]],
+        explainer: Explainer,
+        max_body_bytes: int,
     ) -> None:
         self._address = address
         self._registry = registry
         self._ready = ready
         self._status = status
-        app = web.Application()
+        self._explainer = explainer
+        app = web.Application(client_max_size=max_body_bytes)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/healthz", self._get_healthz)
         app.router.add_get("/readyz", self._get_readyz)
         app.router.add_get("/status", self._get_status)
+        app.router.add_post("/explain", self._post_explain)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
@@ -70,3 +79,13 @@ class AdminServer:
 
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(self._status())
+
+    async def _post_explain(self, request: web.Request) -> web.Response:
+        """Explain the request in the body; ?path= and ?hint= say how it would come."""
+        path = request.query.get("path", DEFAULT_PATH)
+        if path not in PATHS:
+            accepted = ", ".join(PATHS)
+            raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
+        body = await request.read()
+        told = self._explainer.explain(body, path, request.query.get("hint"))
+        return web.json_response(told)

@@ -12,6 +12,7 @@ from extproc.config import Config, ServerConfig
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
 from extproc.server.assembly import build_router, build_sampler, build_store
+from extproc.server.explaining import Explainer
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses, WithHealth
 from extproc.server.metrics import Metrics
@@ -110,6 +111,8 @@ class App:
             self.metrics.registry,
             lambda: self._ready,
             self.status,
+            Explainer(self.router, self._config.server.max_body_bytes),
+            self._config.server.max_body_bytes,
         )
         try:
             address = await admin.start()

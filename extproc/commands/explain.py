@@ -1,0 +1,209 @@
+"""Tell every number of the decision on one request.
+
+  extproc explain request.json
+  curl -s ... | extproc explain --path /v1/completions -
+  extproc explain --server http://127.0.0.1:9090 request.json
+
+Without --server the configuration's router answers, which has learned nothing yet;
+with it a running server's, with all that it has learned. The text is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from extproc.commands.check_config import read_config
+from extproc.exchange.openai import PATHS
+from extproc.server.assembly import build_router
+from extproc.server.explaining import DEFAULT_PATH, Explainer
+
+_SERVER_TIMEOUT_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "body", metavar="BODY.json", help="a request's JSON body; - for standard input"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="FILE")
+    source.add_argument(
+        "--server", metavar="URL", help="ask the server whose admin port this is"
+    )
+    parser.add_argument(
+        "--path",
+        choices=PATHS,
+        default=DEFAULT_PATH,
+        metavar="PATH",
+        help=f"one of {', '.join(PATHS)}; default: %(default)s",
+    )
+    parser.add_argument("--hint", metavar="CATEGORY", help="as if its header said so")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain and print; 2 for an unreadable file, 1 where the server fails."""
+    try:
+        body = _read_body(args.body)
+    except OSError as error:
+        print(f"extproc: {args.body}: {error.strerror}", file=sys.stderr)
+        return 2
+    if args.server:
+        try:
+            told = _ask(args.server, body, args.path, args.hint)
+        except (OSError, ValueError) as error:
+            print(f"extproc: {args.server}: {error}", file=sys.stderr)
+            return 1
+    else:
+        config = read_config(args.config)
+        if config is None:
+            return 2
+        explainer = Explainer(build_router(config), config.server.max_body_bytes)
+        told = explainer.explain(body, args.path, args.hint)
+    if args.json:
+        print(json.dumps(told))
+    else:
+        for line in render(told):
+            print(line)
+    return 0
+
+
+def _read_body(name: str) -> bytes:
+    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+
+
+def _ask(server: str, body: bytes, path: str, hint: str | None) -> Any:
+    if not server.startswith(("http://", "https://")):
+        raise ValueError("http://HOST:PORT of the admin port is accepted")
+    query = {"path": path} | ({"hint": hint} if hint else {})
+    request = urllib.request.Request(
+        f"{server.rstrip('/')}/explain?{urllib.parse.urlencode(query)}",
+        data=body,
+        headers={"content-type": "application/json"},
+    )
+    # An admin port is inside: no proxy of the environment stands before it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=_SERVER_TIMEOUT_S) as response:
+        return json.load(response)
+
+
+def render(told: dict[str, Any]) -> Iterator[str]:
+    """Lay an explanation out for people, a line at a time."""
+    request = told["request"]
+    yield _line("request", f"{told['path']}, {request['body_bytes']:,} B")
+    if "budget" in told:
+        yield from _render_request(request)
+        yield from _render_estimate(told)
+    yield ""
+    yield from _render_pools(told["pools"])
+    yield ""
+    yield _line("decision", _render_decision(told["decision"]))
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<10} {text}".rstrip()
+
+
+def _render_request(request: dict[str, Any]) -> Iterator[str]:
+    parts = [
+        f"{key.replace('_', ' ')} {request[key]:,}"
+        for key in ("messages", "tools", "images", "audios", "files", "token_ids")
+        if request[key]
+    ]
+    if request["prompts"] > 1:
+        parts.append(f"the longest of {request['prompts']} prompts")
+    if request["sequences"] > 1:
+        parts.append(f"{request['sequences']} sequences side by side")
+    yield _line("", ", ".join([f"model {request['model'] or '(none)'}", *parts]))
+    tools = f", tools {request['tools_bytes']:,} B" if request["tools_bytes"] else ""
+    yield _line("text", f"{request['text_bytes']:,} B decoded{tools}")
+
+
+_CLASSES_SHOWN = 5
+
+
+def _render_estimate(told: dict[str, Any]) -> Iterator[str]:
+    total = max(1, told["request"]["text_bytes"])
+    classes = list(told["byte_classes"].items())[:_CLASSES_SHOWN]
+    shares = (f"{name} {100 * count / total:.1f} %" for name, count in classes)
+    yield _line("", ", ".join(shares))
+    category = told["category"]
+    source = f"from the {category['source']}"
+    if category["hint"] is not None and not category["hint_accepted"]:
+        source += "; the hint is not a known category"
+    yield _line("category", f"{category['name']} ({source})")
+    prompt = told["prompt"]
+    bound = f"bound {prompt['bound_tokens']:,}"
+    yield _line("prompt", f"{prompt['tokens']:,} tokens, {bound}")
+    yield from _render_estimator(prompt)
+    output = told["output"]
+    whose = "the client's limit" if output["declared"] else "none declared: allowance"
+    yield _line("output", f"{output['tokens']:,} tokens ({whose})")
+    budget = told["budget"]
+    yield _line(
+        "budget",
+        f"{budget['tokens']:,} tokens; {budget['bound_tokens']:,} are held against "
+        "the limits",
+    )
+
+
+def _render_estimator(prompt: dict[str, Any]) -> Iterator[str]:
+    if prompt["estimator"] is None:
+        yield _line("", "counted by the client: token ids")
+    else:
+        yield _line("", f"by {prompt['estimator']}")
+    for name, value in prompt.get("made_of", {}).items():
+        label = "" if name == "formula" else f"{name}: "
+        yield _line("", f"  {label}{_value(value)}")
+    if prompt["media_tokens"]:
+        yield _line("", f"{prompt['media_tokens']:,} of them for media")
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.3f}"
+        case int():
+            return f"{value:,}"
+        case dict():
+            return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
+        case list():
+            return ", ".join(_value(inner) for inner in value)
+    return str(value)
+
+
+def _render_pools(pools: list[dict[str, Any]]) -> Iterator[str]:
+    width = max(4, *(len(pool["name"]) for pool in pools))
+    yield f"{'pool':<{width}} {'threshold':>10} {'max_model_len':>14}  load"
+    for pool in pools:
+        load = "under pressure" if pool["under_pressure"] else "fine"
+        load = load if pool["available"] else "down"
+        mark = "  <- chosen" if pool["chosen"] else ""
+        yield (
+            f"{pool['name']:<{width}} {pool['threshold_tokens']:>10,} "
+            f"{pool['max_model_len']:>14,}  {load}{mark}"
+        )
+
+
+def _render_decision(decision: dict[str, Any]) -> str:
+    head = f"{decision['pool']}: {decision['reason']}"
+    by = decision["decided_by"]
+    if by is None:
+        return head
+    if by["limit"] == "load":
+        return f"{head} ({by['pool']} would hold it)"
+    sign = "<=" if by["within"] else ">"
+    return (
+        f"{head} ({by['budget_tokens']:,} {sign} {by['limit_tokens']:,}, "
+        f"{by['limit']} of {by['pool']})"
+    )

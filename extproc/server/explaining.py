@@ -1,0 +1,59 @@
+"""Explaining a request to whoever asks: from its bytes to every number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from extproc.exchange.openai import is_routed
+from extproc.exchange.reading import read_request
+from extproc.routing.explanation import explain, explain_failure
+from extproc.routing.policy import PoolLoad, Reason
+from extproc.routing.router import Router
+
+DEFAULT_PATH = "/v1/chat/completions"
+
+
+class Explainer:
+    """Explains what a router would decide, without deciding anything.
+
+    Nothing is learned, counted, logged or kept.
+
+    Args:
+        router: the one that routes.
+        max_body_bytes: of a body after content-decoding.
+        loads: what is known of the pools' load.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        max_body_bytes: int,
+        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+    ) -> None:
+        self._router = router
+        self._max_body_bytes = max_body_bytes
+        self._loads = loads
+
+    def explain(
+        self,
+        body: bytes,
+        path: str = DEFAULT_PATH,
+        hint: str | None = None,
+        encoding: str = "",
+    ) -> dict[str, Any]:
+        """Explain one request, as the live exchange would have read it.
+
+        Args:
+            body: as on the wire.
+            path: the request's path.
+            hint: the category that its hint header named.
+            encoding: its ``content-encoding``.
+        """
+        told: dict[str, Any] = {"path": path, "routed": is_routed(path)}
+        if len(body) > self._max_body_bytes:
+            return told | explain_failure(self._router, Reason.TOO_LARGE, len(body))
+        request = read_request(path, body, encoding, self._max_body_bytes)
+        if isinstance(request, Reason):
+            return told | explain_failure(self._router, request, len(body))
+        return told | explain(self._router, request, hint, self._loads())

@@ -1,0 +1,39 @@
+"""From a body on the wire to a request, or to the reason why not."""
+
+import gzip
+
+import pytest
+
+from extproc.exchange.reading import read_request
+from extproc.routing.policy import Reason
+from extproc.routing.request import Request
+
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
+PATH = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"), [(BODY, ""), (gzip.compress(BODY), "gzip")]
+)
+def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> None:
+    request = read_request(PATH, body, encoding, 1000)
+    assert isinstance(request, Request)
+    assert request.prompt.text == b"hello"
+    assert request.body_bytes == len(BODY)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "encoding", "reason"),
+    [
+        (PATH, b"not json", "", Reason.UNPARSABLE),
+        ("/v1/other", BODY, "", Reason.UNPARSABLE),
+        (PATH, BODY, "gzip", Reason.UNDECODABLE),
+        (PATH, BODY, "unheard-of", Reason.UNDECODABLE),
+        (PATH, gzip.compress(bytes(100_000)), "gzip", Reason.UNDECODABLE),
+    ],
+    ids=["not JSON", "another path", "not gzip", "unknown encoding", "too large"],
+)
+def test_says_why_there_is_no_request(
+    path: str, body: bytes, encoding: str, reason: Reason
+) -> None:
+    assert read_request(path, body, encoding, 1000) is reason
