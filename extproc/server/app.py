@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import Any
+import time
 
-import extproc
 from extproc.config import Config, ServerConfig
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
@@ -15,9 +14,11 @@ from extproc.server.assembly import build_router, build_sampler, build_store
 from extproc.server.explaining import Explainer
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses, WithHealth
+from extproc.server.history import History
 from extproc.server.metrics import Metrics
 from extproc.server.service import ExtProcService
 from extproc.server.state import StateKeeper
+from extproc.server.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ class App:
             if store is not None
             else None
         )
+        self.history = History(time.time, self.router.ratios.bytes_per_token)
+        self.status = Status(
+            self.router, self.metrics, self.history, lambda: self._ready, time.time
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -72,6 +77,7 @@ class App:
             ),
             build_sampler(self._config.feedback),
             self.metrics,
+            watchers=[self.history],
             defer=loop.call_soon,
         )
         stopping = asyncio.Event()
@@ -110,7 +116,7 @@ class App:
             self._config.server.admin,
             self.metrics.registry,
             lambda: self._ready,
-            self.status,
+            self.status.report,
             Explainer(self.router, self._config.server.max_body_bytes),
             self._config.server.max_body_bytes,
         )
@@ -131,20 +137,3 @@ class App:
             return None
         logger.info("admin", extra={"fields": {"admin": address}})
         return admin
-
-    def status(self) -> dict[str, Any]:
-        """What the server is and has learned, as plain values."""
-        return {
-            "version": extproc.__version__,
-            "ready": self._ready,
-            "estimator": self.router.estimator.name,
-            "pools": [
-                {
-                    "name": pool.name,
-                    "max_model_len": pool.max_model_len,
-                    "threshold_tokens": pool.threshold_tokens,
-                }
-                for pool in self.router.policy.pools
-            ],
-            "bytes_per_token": self.router.ratios.all(),
-        }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from extproc.exchange.events import (
     Event,
@@ -23,7 +24,7 @@ from extproc.exchange.events import (
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import Exchange, ExchangeSettings, ProtocolError
 from extproc.routing.policy import PoolLoad
-from extproc.routing.router import Router
+from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode
 from extproc.server.health import EXT_PROC
 from extproc.server.metrics import Metrics
@@ -43,6 +44,16 @@ _PHASES: dict[type[Event], str] = {
 }
 
 
+class Watcher(Protocol):
+    """Told what happens, one exchange at a time; the metrics are one."""
+
+    def decided(self, decision: Decision) -> None:
+        """Take note of a decision, before its reply is sent: no time to lose."""
+
+    def observed(self, observation: Observation, lesson: Lesson) -> None:
+        """Take note of a response, and of what it taught."""
+
+
 class ExtProcService:
     """Answers ``Process`` streams.
 
@@ -51,6 +62,7 @@ class ExtProcService:
         settings: of the exchanges.
         sampler: chooses the exchanges to learn from.
         metrics: told every fact.
+        watchers: told the decisions and observations beside the metrics.
         loads: what is known of the pools' load.
         defer: runs a call once the reply is on its way; the event loop's
             ``call_soon``. Learning waits there.
@@ -63,11 +75,13 @@ class ExtProcService:
         sampler: FeedbackSampler,
         metrics: Metrics,
         *,
+        watchers: Sequence[Watcher] = (),
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
         self.router = router
         self.metrics = metrics
+        self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self.sampler = sampler
         self._settings = settings
         self._loads = loads
@@ -97,7 +111,8 @@ class ExtProcService:
             logger.warning("protocol_error", extra={"fields": {"error": str(error)}})
             return (), True
         if undecided and exchange.decision is not None:
-            self.metrics.decided(exchange.decision)
+            for watcher in self._watchers:
+                watcher.decided(exchange.decision)
         if step.observation is not None:
             observation = step.observation
             self._defer(lambda: self._learn(observation))
@@ -111,7 +126,8 @@ class ExtProcService:
         lesson = self.router.learn(observation.decision, observation.outcome)
         if lesson.error_ratio is not None:
             self.sampler.observed(observation.decision, lesson.error_ratio)
-        self.metrics.observed(observation, lesson)
+        for watcher in self._watchers:
+            watcher.observed(observation, lesson)
 
 
 class Stream:

@@ -1,0 +1,176 @@
+"""What the metrics do not keep: the last decisions, and how learning went.
+
+Numbers only: no text, no model name, no path, nothing that identifies a client. Its
+size is fixed by the number of categories. A decision costs one append.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from extproc.exchange.events import Observation
+from extproc.routing.router import Decision, Lesson
+
+LAST_DECISIONS = 50
+CURVE_POINTS = 64
+"""A curve keeps between this many points and twice as many."""
+
+RISK_WINDOW = 2000
+"""Observed prompts over which the achieved risk is stated; at 1 % they hold 20
+exceedances, give or take 4."""
+
+_ERROR_SMOOTHING = 0.98
+
+
+class Curve:
+    """A value's whole course in a bounded number of evenly spaced points.
+
+    When it is full every other point goes and the spacing doubles, so the first
+    samples, where learning shows, stay in sight.
+    """
+
+    def __init__(self, points: int = CURVE_POINTS) -> None:
+        self._limit = 2 * points
+        self._spacing = 1
+        self._seen = 0
+        self._points: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Take the next value."""
+        if self._seen % self._spacing == 0:
+            if len(self._points) == self._limit:
+                self._points = self._points[::2]
+                self._spacing *= 2
+            self._points.append(value)
+        self._seen += 1
+
+    def report(self) -> dict[str, Any]:
+        """The points, and how many values lie from one to the next."""
+        return {
+            "spacing": self._spacing,
+            "points": [float(f"{value:.4g}") for value in self._points],
+        }
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A decayed mean, unbiased from the first sample."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> float:
+        self.total = _ERROR_SMOOTHING * self.total + value
+        self.weight = _ERROR_SMOOTHING * self.weight + 1.0
+        return self.total / self.weight
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.weight if self.weight else None
+
+
+@dataclass(slots=True)
+class _Category:
+    observed: int = 0
+    absolute_error: _Mean = field(default_factory=_Mean)
+    bias: _Mean = field(default_factory=_Mean)
+    ratio_curve: Curve = field(default_factory=Curve)
+    error_curve: Curve = field(default_factory=Curve)
+
+
+class History:
+    """Watches decisions and observations.
+
+    Args:
+        clock: seconds since the epoch.
+        ratio: the learned bytes per token of a category, if any.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], ratio: Callable[[str], float | None]
+    ) -> None:
+        self._clock = clock
+        self._ratio = ratio
+        self._categories: dict[str, _Category] = {}
+        self._last: deque[tuple[float, Decision]] = deque(maxlen=LAST_DECISIONS)
+        self._counted: deque[tuple[Decision, int]] = deque(maxlen=LAST_DECISIONS)
+        self._exceeded: deque[bool] = deque(maxlen=RISK_WINDOW)
+
+    def decided(self, decision: Decision) -> None:
+        """Take note of a decision."""
+        self._last.append((self._clock(), decision))
+
+    def observed(self, observation: Observation, lesson: Lesson) -> None:
+        """Take note of a response, and of what it taught."""
+        decision = observation.decision
+        counted = observation.outcome.prompt_tokens
+        if counted:
+            self._counted.append((decision, counted))
+        if lesson.error_ratio is not None:
+            self._exceeded.append(lesson.under_estimated)
+            self._learned(decision.category, lesson.error_ratio)
+
+    def _learned(self, name: str, error_ratio: float) -> None:
+        category = self._categories.setdefault(name, _Category())
+        category.observed += 1
+        category.bias.add(error_ratio)
+        category.error_curve.add(category.absolute_error.add(abs(error_ratio)))
+        ratio = self._ratio(name)
+        if ratio is not None:
+            category.ratio_curve.add(ratio)
+
+    def learning(self) -> dict[str, Any]:
+        """How each category's estimates and ratio went; errors are ratios."""
+        return {
+            name: self._report_category(name, category)
+            for name, category in sorted(self._categories.items())
+        }
+
+    def last_decisions(self) -> list[dict[str, Any]]:
+        """The newest first, each with its counted tokens where they are known."""
+        counted = {id(decision): tokens for decision, tokens in self._counted}
+        return [
+            _report_decision(time_s, decision, counted.get(id(decision)))
+            for time_s, decision in reversed(self._last)
+        ]
+
+    def achieved_risk(self) -> dict[str, Any]:
+        """The share of recently counted prompts that exceeded their bound."""
+        observed = len(self._exceeded)
+        exceeded = sum(self._exceeded)
+        return {
+            "observed": observed,
+            "exceeded": exceeded,
+            "achieved": exceeded / observed if observed else None,
+        }
+
+    def _report_category(self, name: str, category: _Category) -> dict[str, Any]:
+        return {
+            "observed": category.observed,
+            "bytes_per_token": self._ratio(name),
+            "mean_absolute_error": category.absolute_error.value,
+            "bias": category.bias.value,
+            "bytes_per_token_curve": category.ratio_curve.report(),
+            "error_curve": category.error_curve.report(),
+        }
+
+
+def _report_decision(
+    time_s: float, decision: Decision, counted_tokens: int | None
+) -> dict[str, Any]:
+    return {
+        "time_s": round(time_s, 3),
+        "pool": decision.pool.name,
+        "category": str(decision.category),
+        "reason": str(decision.reason),
+        "body_bytes": decision.body_bytes,
+        "prompt_tokens": decision.prompt_tokens,
+        "bound_tokens": decision.bound_tokens,
+        "output_tokens": decision.output_tokens,
+        "declared": decision.declared,
+        "budget_tokens": decision.budget_tokens,
+        "counted_tokens": counted_tokens,
+    }
