@@ -161,10 +161,19 @@ def _render_estimator(prompt: dict[str, Any]) -> Iterator[str]:
     else:
         yield _line("", f"by {prompt['estimator']}")
     for name, value in prompt.get("made_of", {}).items():
+        if name == "terms":
+            yield from _render_terms(value)
+            continue
         label = "" if name == "formula" else f"{name}: "
         yield _line("", f"  {label}{_value(value)}")
     if prompt["media_tokens"]:
         yield _line("", f"{prompt['media_tokens']:,} of them for media")
+
+
+def _render_terms(terms: dict[str, dict[str, float]]) -> Iterator[str]:
+    for name, term in terms.items():
+        product = f"{term['count']:,.0f} x {term['tokens_each']:.3f}"
+        yield _line("", f"  {name:<24} {product:>16} = {term['tokens']:,.1f}")
 
 
 def _value(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from extproc.fleet.bodies import Bodies
+from extproc.routing.allowance import OutputAllowance
 from extproc.routing.policy import Policy, Pool, PoolLoad
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.router import Decision, Outcome, Router
@@ -141,7 +142,7 @@ def build_strategy(
             policy,
             estimator,
             TextRatios(),
-            default_output_tokens=spec.default_output_tokens,
+            OutputAllowance(default_tokens=spec.default_output_tokens),
         )
         return Routed(router, bodies)
     return Rule(spec.name, policy, bodies, spec.default_output_tokens)

@@ -199,7 +199,7 @@ class Arrivals(Protocol):
     """Instants of requests."""
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw blocks of increasing instants in seconds, without end unless replayed."""
+        """Draw blocks of increasing instants, s, without end unless replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +237,9 @@ class RenewalArrivals:
 class ModulatedArrivals:
     """A two-state Markov-modulated Poisson process.
 
-    Bursts of exponential length come at ``burst_factor`` (>= 1) times the quiet rate and
-    fill ``burst_share`` (in (0, 1)) of the time. The 60-second peak of the Azure traces
-    is 1.5 (conversation) to 4 (code) times their mean.
+    Bursts of exponential length come at ``burst_factor`` (>= 1) times the quiet rate
+    and fill ``burst_share`` (in (0, 1)) of the time. The 60-second peak of the Azure
+    traces is 1.5 (conversation) to 4 (code) times their mean.
 
     Attributes:
         rate: mean requests a second (> 0).

@@ -15,15 +15,15 @@ several teach nothing about one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.bounded import BoundedTable
+from extproc.routing.learned import Group, Groups
 
 # Buckets of an eighth of a doubling, 9 % wide, up to 131,072 tokens.
 _PER_DOUBLING = 8
@@ -51,8 +51,8 @@ def _no_counts() -> _Counts:
 class _Lengths:
     """Decayed counts by bucket: row 0 of answers that ended, row 1 of cut ones."""
 
-    own: _Counts = field(default_factory=_no_counts)
-    peers: _Counts = field(default_factory=_no_counts)
+    counts: _Counts = field(default_factory=_no_counts)
+    observations: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +78,8 @@ class OutputAllowance:
     Raises:
         ValueError: an argument outside its range.
     """
+
+    component = "allowance.1"
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class OutputAllowance:
     def allow(self, model: str, category: str) -> int:
         """Return the tokens to reserve for the output of one sequence."""
         known = self._models.get(model)
-        if known is None and not (self._all.own.any() or self._all.peers.any()):
+        if known is None and not self._all.counts.any():
             return self.default_tokens
         key = (model if known is not None else "", category)
         allowed = self._allowed.get(key)
@@ -138,8 +140,9 @@ class OutputAllowance:
         known = self._models.touch(model)
         bucket = _bucket(completion_tokens)
         for lengths in (self._all, known.all, known.categories.touch(category)):
-            lengths.own *= self._keep
-            lengths.own[int(truncated), bucket] += 1.0
+            lengths.counts *= self._keep
+            lengths.counts[int(truncated), bucket] += 1.0
+            lengths.observations += 1
         self._allowed.clear()
 
     def _blend(self, levels: Sequence[_Lengths]) -> _Counts:
@@ -147,64 +150,45 @@ class OutputAllowance:
         counts = self._assumed
         for lengths in levels:
             weight = min(1.0, _PARENT_WEIGHT / counts.sum())
-            counts = lengths.own + lengths.peers + weight * counts
+            counts = lengths.counts + weight * counts
         return counts
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return this process's counts as plain values.
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the counts out: of all, by model, by category and model.
 
-        ``{"all": counts, "models": {name: {"all": counts, "categories": {name:
-        counts}}}}`` with counts ``[[ended by bucket], [cut by bucket]]``.
+        Keys: an empty one, a model's name, a category and a name with a tab between.
         """
-        return {
-            "all": self._all.own.tolist(),
-            "models": {
-                name: {
-                    "all": known.all.own.tolist(),
-                    "categories": {
-                        category: lengths.own.tolist()
-                        for category, lengths in known.categories.items()
-                    },
-                }
-                for name, known in self._models.items()
-            },
-        }
+        groups = {"": self._dump(self._all)}
+        for name, known in self._models.items():
+            groups[f"\t{name}"] = self._dump(known.all)
+            for category, lengths in known.categories.items():
+                groups[f"{category}\t{name}"] = self._dump(lengths)
+        return groups
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Replace this process's counts, say by those of before a restart.
+    def _dump(self, lengths: _Lengths) -> Group:
+        return Group(self._keep, lengths.observations, lengths.counts.ravel().copy())
 
-        Raises:
-            KeyError, TypeError, ValueError: not such a snapshot.
-        """
-        for lengths, counts in self._pair(snapshot):
-            lengths.own = counts
+    def restore(self, groups: Groups) -> None:
+        """Go on from these counts; those of no use here are left out."""
+        for key, group in groups.items():
+            sums = group.sums
+            if sums.shape != (2 * _BUCKETS,) or not _are_counts(sums):
+                continue
+            lengths = self._lengths(key)
+            lengths.counts = sums.reshape(2, _BUCKETS).copy()
+            lengths.observations = group.observations
         self._allowed.clear()
 
-    def absorb(self, peers: Sequence[Mapping[str, Any]]) -> None:
-        """Count other processes' answers in, in place of those absorbed before.
+    def _lengths(self, key: str) -> _Lengths:
+        if not key:
+            return self._all
+        category, _, name = key.partition("\t")
+        known = self._models.touch(name)
+        return known.categories.touch(category) if category else known.all
 
-        Raises:
-            KeyError, TypeError, ValueError: one is not a snapshot.
-        """
-        pairs = [pair for peer in peers for pair in self._pair(peer)]
-        self._all.peers = _no_counts()
-        for known in self._models.values():
-            known.all.peers = _no_counts()
-            for lengths in known.categories.values():
-                lengths.peers = _no_counts()
-        for lengths, counts in pairs:
-            lengths.peers = lengths.peers + counts
-        self._allowed.clear()
 
-    def _pair(self, snapshot: Mapping[str, Any]) -> list[tuple[_Lengths, _Counts]]:
-        """Match a snapshot's counts with where they belong."""
-        pairs = [(self._all, _read(snapshot["all"]))]
-        for name, dumped in snapshot["models"].items():
-            known = self._models.touch(name)
-            pairs.append((known.all, _read(dumped["all"])))
-            for category, counts in dumped["categories"].items():
-                pairs.append((known.categories.touch(category), _read(counts)))
-        return pairs
+def _are_counts(sums: _Counts) -> bool:
+    return bool(np.isfinite(sums).all() and sums.min() >= 0.0)
 
 
 def _bucket(tokens: int) -> int:
@@ -231,11 +215,3 @@ def _upper_tokens(counts: _Counts, quantile: float) -> int | None:
     surviving = np.cumprod(1.0 - ended / np.maximum(at_risk, 1e-12))
     reached = np.flatnonzero(surviving <= 1.0 - quantile + 1e-12).tolist()
     return math.floor(2 ** (reached[0] / _PER_DOUBLING)) if reached else None
-
-
-def _read(dumped: Any) -> _Counts:
-    counts = np.array(dumped, dtype=np.float64)
-    shaped = counts.shape == (2, _BUCKETS)
-    if not shaped or not np.isfinite(counts).all() or counts.min() < 0.0:
-        raise ValueError(f"lengths must be 2 rows of {_BUCKETS} counts")
-    return counts

@@ -9,15 +9,18 @@ was seen gets a wider one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from extproc.routing.bounded import BoundedTable
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
+from extproc.routing.learned import Group, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
 from extproc.routing.risk import Margin
@@ -48,7 +51,10 @@ _CALM = 1.1
 _TAKEOVER = 0.75
 _TRIAL_OBSERVATIONS = 12
 
+_EXPLAINED_TERMS = 12
+
 _TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
+"""Sums of other terms are of no use, even where they are as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class _Learned:
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
     challenger: _Learned | None = None
+    generation: int = 0
+    """How often a challenger took over: sums of before are not to be added."""
 
 
 class TextEstimator:
@@ -83,6 +91,7 @@ class TextEstimator:
     """
 
     name = "text"
+    component = f"text.1.{_TERMS_CHECKSUM:08x}"
 
     def __init__(
         self,
@@ -104,6 +113,31 @@ class TextEstimator:
         learned = self._models.get(model) or self._untaught
         prediction = _predict(learned.posterior, features, vectorize(features))
         return self._bounded(model, category, features, prediction)
+
+    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+        """The terms that count for most, and what the bound is made of."""
+        learned = self._models.get(model) or self._untaught
+        x = vectorize(features)
+        prediction = _predict(learned.posterior, features, x)
+        tokens = x * learned.posterior.mean
+        order = np.argsort(-np.abs(tokens))[:_EXPLAINED_TERMS]
+        return {
+            "formula": "sum of count * tokens_each; bound = tokens * bound_factor",
+            "learned": learned.posterior.observed > 0,
+            "samples": round(learned.posterior.observed, 1),
+            "tokens": prediction.point,
+            "spread": prediction.spread,
+            "bound_factor": self.margin.factor(model, category, prediction.spread),
+            "terms": {
+                TERMS[i]: {
+                    "count": float(x[i]),
+                    "tokens_each": float(learned.posterior.mean[i]),
+                    "tokens": float(tokens[i]),
+                }
+                for i in order
+                if x[i]
+            },
+        }
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -147,51 +181,42 @@ class TextEstimator:
             return
         if challenger.error < _TAKEOVER * learned.error:
             learned.posterior = challenger.posterior
+            learned.generation += 1
             learned.surprise = challenger.surprise
             learned.challenger = None
         elif learned.surprise < _CALM:
             learned.challenger = None
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return what was learned here as plain values, for the state store.
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the sums out: the posteriors' by model, and the margin's."""
+        groups = {f"margin\t{k}": g for k, g in self.margin.snapshot().items()}
+        for name, learned in self._models.items():
+            key = f"model\t{learned.generation}\t{name}"
+            groups[key] = learned.posterior.snapshot()
+        return groups
 
-        ``{"terms": int, "models": {name: posterior}, "margin": margin}``: a checksum
-        of the terms' names, and the snapshots of ``Posterior`` and ``Margin``.
-        """
-        return {
-            "terms": _TERMS_CHECKSUM,
-            "models": {
-                name: learned.posterior.snapshot()
-                for name, learned in self._models.items()
-            },
-            "margin": self.margin.snapshot(),
-        }
+    def restore(self, groups: Groups) -> None:
+        """Go on from these sums; those of no use here are left out."""
+        self.margin.restore(
+            {
+                key.removeprefix("margin\t"): group
+                for key, group in groups.items()
+                if key.startswith("margin\t")
+            }
+        )
+        for key, group in groups.items():
+            kind, _, rest = key.partition("\t")
+            generation, _, name = rest.partition("\t")
+            if kind == "model" and generation.isdigit():
+                self._restore_model(name, int(generation), group)
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Replace what was learned here, say by what was known before a restart.
-
-        Raises:
-            KeyError, TypeError, ValueError: not a snapshot of these terms.
-        """
-        _check_terms(snapshot)
-        for name, dumped in snapshot["models"].items():
-            self._models.touch(name).posterior.restore(dumped)
-        self.margin.restore(snapshot["margin"])
-
-    def absorb(self, peers: Sequence[Mapping[str, Any]]) -> None:
-        """Count in what other processes learned, in place of what they had before.
-
-        Raises:
-            KeyError, TypeError, ValueError: one is not a snapshot of these terms.
-        """
-        for peer in peers:
-            _check_terms(peer)
-        names = {name for peer in peers for name in peer["models"]}
-        names.update(name for name, _ in self._models.items())
-        for name in sorted(names):
-            dumped = [peer["models"][name] for peer in peers if name in peer["models"]]
-            self._models.touch(name).posterior.absorb(dumped)
-        self.margin.absorb([peer["margin"] for peer in peers])
+    def _restore_model(self, name: str, generation: int, group: Group) -> None:
+        learned = self._models.touch(name)
+        if generation < learned.generation:
+            return  # of the model that was behind this name before
+        with contextlib.suppress(ValueError):  # of other terms, or no numbers
+            learned.posterior.restore(group)
+            learned.generation = generation
 
 
 def _predict(posterior: Posterior, features: Features, x: Vector) -> _Prediction:
@@ -226,8 +251,3 @@ def _most_tokens(features: Features) -> float:
     # add up to 35 tokens and 10 a message, and print tools with indentation.
     messages = 64.0 + 16.0 * features.messages
     return messages + features.text_bytes + 2.0 * features.tools_bytes
-
-
-def _check_terms(snapshot: Mapping[str, Any]) -> None:
-    if snapshot["terms"] != _TERMS_CHECKSUM:
-        raise ValueError("the snapshot is of other terms: another version made it")

@@ -11,13 +11,12 @@ counts, which processes add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from extproc.routing.bounded import BoundedTable
+from extproc.routing.learned import Group, Groups
 from extproc.routing.terms import Vector
 
 _BINS = 320
@@ -60,27 +59,34 @@ def _zeros() -> Vector:
 
 
 @dataclass(slots=True)
+class _Squares:
+    """Decayed sum of a category's squared errors, in spreads, and their count."""
+
+    total: float = 0.0
+    count: float = 0.0
+    observations: int = 0
+
+
+@dataclass(slots=True)
 class _Tally:
-    """Decayed sums of a model's or a category's errors, ours and other processes'."""
+    """Decayed sums of a model's errors, or of all models'."""
 
     bins: Vector = field(default_factory=_zeros)
-    peer_bins: Vector = field(default_factory=_zeros)
-    squares: dict[str, list[float]] = field(default_factory=dict)
-    peer_squares: dict[str, list[float]] = field(default_factory=dict)
+    binned: int = 0
+    squares: dict[str, _Squares] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
+    observations: int = 0
     quantile: float | None = None
-    """Of ``bins`` and ``peer_bins`` together; None when they have changed."""
+    """Of ``bins``; None when they have changed."""
 
     def scale(self, category: str) -> float:
         """Return the root mean square of a category's errors, in spreads."""
-        total = count = _CATEGORY_WEIGHT
-        for squares in (self.squares, self.peer_squares):
-            own = squares.get(category)
-            if own is not None:
-                total += own[0]
-                count += own[1]
-        return math.sqrt(total / count)
+        own = self.squares.get(category)
+        if own is None:
+            return 1.0
+        total = _CATEGORY_WEIGHT + own.total
+        return math.sqrt(total / (_CATEGORY_WEIGHT + own.count))
 
 
 class Margin:
@@ -151,101 +157,84 @@ class Margin:
         if squares is None:
             if len(tally.squares) >= _CATEGORIES:
                 category = _OTHER
-            squares = tally.squares.setdefault(category, [0.0, 0.0])
-        squares[0] = keep * squares[0] + min(deviation * deviation, _CLIP)
-        squares[1] = keep * squares[1] + 1.0
+            squares = tally.squares.setdefault(category, _Squares())
+        squares.total = keep * squares.total + min(deviation * deviation, _CLIP)
+        squares.count = keep * squares.count + 1.0
+        squares.observations += 1
         tally.observed = keep * tally.observed + 1.0
         tally.exceeded = keep * tally.exceeded + exceeded
+        tally.observations += 1
         tally.quantile = None
         if abs(scaled) < _OUTLIER:
             tally.bins *= keep
+            tally.binned += 1
             tally.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
 
     def _quantile(self, tally: _Tally) -> float:
         if tally.quantile is None:
-            pooled = self._pooled.bins + self._pooled.peer_bins + _ASSUMED
+            pooled = self._pooled.bins + _ASSUMED
             counts = pooled
             if tally is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
-                counts = tally.bins + tally.peer_bins + weight * pooled
+                counts = tally.bins + weight * pooled
             tally.quantile = max(0.0, _upper_quantile(counts, self.rate))
         return tally.quantile
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return this process's sums as plain values.
+    def snapshot(self) -> dict[str, Group]:
+        """Copy the sums out.
 
-        ``{"pooled": tally, "models": {name: tally}}`` with a tally
-        ``{"bins": [float], "observed": float, "exceeded": float,
-        "squares": {category: [sum, count]}}``.
+        Keys are ``bins`` and ``rate`` of all models and, followed by a tab and its
+        name, of each; ``squares``, a category, and the model's name if any, likewise.
         """
-        return {
-            "pooled": _dump(self._pooled),
-            "models": {name: _dump(tally) for name, tally in self._models.items()},
+        groups = self._dump(self._pooled)
+        for name, tally in self._models.items():
+            groups |= self._dump(tally, name)
+        return groups
+
+    def _dump(self, tally: _Tally, *model: str) -> dict[str, Group]:
+        rate = np.array([tally.observed, tally.exceeded])
+        groups = {
+            "\t".join(("bins", *model)): Group(
+                self._keep, tally.binned, tally.bins.copy()
+            ),
+            "\t".join(("rate", *model)): Group(self._keep, tally.observations, rate),
         }
+        for category, squares in tally.squares.items():
+            groups["\t".join(("squares", category, *model))] = Group(
+                self._keep,
+                squares.observations,
+                np.array([squares.total, squares.count]),
+            )
+        return groups
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Replace this process's sums, say by those of before a restart.
-
-        Raises:
-            KeyError, TypeError, ValueError: not such a snapshot.
-        """
-        _load(self._pooled, snapshot["pooled"])
-        for name, dumped in snapshot["models"].items():
-            _load(self._models.touch(name), dumped)
-
-    def absorb(self, peers: Sequence[Mapping[str, Any]]) -> None:
-        """Count other processes' sums in, in place of those absorbed before.
-
-        Raises:
-            KeyError, TypeError, ValueError: one is not a snapshot.
-        """
-        for tally in (self._pooled, *self._models.values()):
-            tally.peer_bins = _zeros()
-            tally.peer_squares = {}
+    def restore(self, groups: Groups) -> None:
+        """Go on from these sums; those of no use here are left out."""
+        for key, group in groups.items():
+            what, *of = key.split("\t", 1)
+            category = None
+            if what == "squares" and of:
+                category, *of = of[0].split("\t", 1)
+            tally = self._models.touch(of[0]) if of else self._pooled
+            _load(tally, what, category, group)
             tally.quantile = None
-        for peer in peers:
-            _add_peer(self._pooled, peer["pooled"])
-            for name, dumped in peer["models"].items():
-                _add_peer(self._models.touch(name), dumped)
+
+
+def _load(tally: _Tally, what: str, category: str | None, group: Group) -> None:
+    sums = group.sums
+    if not np.isfinite(sums).all() or (sums.size and sums.min() < 0.0):
+        return
+    if what == "bins" and sums.shape == (_BINS,):
+        tally.bins, tally.binned = sums.copy(), group.observations
+    elif what == "rate" and sums.shape == (2,):
+        tally.observed, tally.exceeded = float(sums[0]), float(sums[1])
+        tally.observations = group.observations
+    elif category is not None and sums.shape == (2,):
+        tally.squares[category] = _Squares(
+            float(sums[0]), float(sums[1]), group.observations
+        )
 
 
 def _upper_quantile(counts: Vector, rate: float) -> float:
     above = np.cumsum(counts[::-1])
     position = int(np.searchsorted(above, rate * above[-1], side="right"))
     return float(_EDGES[_BINS - 1 - min(position, _BINS - 1)])
-
-
-def _dump(tally: _Tally) -> dict[str, Any]:
-    return {
-        "bins": tally.bins.tolist(),
-        "observed": tally.observed,
-        "exceeded": tally.exceeded,
-        "squares": {name: list(pair) for name, pair in tally.squares.items()},
-    }
-
-
-def _read_bins(dumped: Mapping[str, Any]) -> Vector:
-    bins = np.asarray(dumped["bins"], dtype=float)
-    if bins.shape != (_BINS,) or not np.isfinite(bins).all() or bins.min() < 0.0:
-        raise ValueError(f"bins must be {_BINS} counts")
-    return bins
-
-
-def _load(tally: _Tally, dumped: Mapping[str, Any]) -> None:
-    tally.bins = _read_bins(dumped)
-    tally.observed = float(dumped["observed"])
-    tally.exceeded = float(dumped["exceeded"])
-    tally.squares = {
-        str(name): [float(total), float(count)]
-        for name, (total, count) in dumped["squares"].items()
-    }
-    tally.quantile = None
-
-
-def _add_peer(tally: _Tally, dumped: Mapping[str, Any]) -> None:
-    tally.peer_bins = tally.peer_bins + _read_bins(dumped)
-    tally.quantile = None
-    for name, (total, count) in dumped["squares"].items():
-        pair = tally.peer_squares.setdefault(str(name), [0.0, 0.0])
-        pair[0] += float(total)
-        pair[1] += float(count)

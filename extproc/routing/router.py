@@ -155,7 +155,7 @@ class Router:
     @property
     def learners(self) -> list[Learner]:
         """Everything that learns, to be kept and shared."""
-        return [self.ratios, self.estimator]
+        return [self.ratios, self.estimator, self.allowance]
 
     def route(
         self,

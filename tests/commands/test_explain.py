@@ -54,7 +54,8 @@ def test_table_holds_every_number_for_people(
         "100 tokens (the client's limit)",
         "<- chosen",
         "short: within_threshold",
-        "bytes_per_token: 4.000",
+        "by text",
+        "template",
     ):
         assert expected in out
     assert max(map(len, out.splitlines())) <= 80

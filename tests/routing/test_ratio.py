@@ -21,8 +21,8 @@ from extproc.routing.ratio import (
 def features(
     body: int = 0, text: int = 0, tools_text: int = 0, messages: int = 1
 ) -> Features:
-    pairs = np.zeros(256, dtype=np.int64)
-    return Features(body, text, tools_text, messages, int(tools_text > 0), pairs)
+    pairs = np.zeros(1024, dtype=np.int64)
+    return Features(body, text, tools_text, messages, int(tools_text > 0), pairs, pairs)
 
 
 def tokens(estimator: Ema | TextEma, of: Features, category: str = "prose") -> int:
