@@ -211,9 +211,11 @@ class Calls:
                 self._answer(stream, stream.call.drain, "drain")
 
     def abort(self, reason: str) -> None:
-        """End what is open (UNAVAILABLE)."""
+        """End what is open (UNAVAILABLE), and the peer's side of it."""
         for stream in list(self.streams.values()):
             self._refuse(stream, Status.UNAVAILABLE, reason)
+        for stream in list(self._lingering.values()):
+            self.reset(stream, ErrorCode.NO_ERROR)
 
     # ---- answers ------------------------------------------------------------------
 

@@ -145,14 +145,16 @@ OK_TRAILERS_HEAD: Final = FRAME_HEAD.pack(
 """Frame heads up to the stream's four octets."""
 
 MAX_GRPC_MESSAGE_BYTES: Final = 1_024
+"""Of a ``grpc-message`` as sent, where each octet may take three."""
 
 
 def trailers(status: Status, message: str = "") -> bytes:
     """Encode gRPC's trailers; an overlong message is cut."""
     block = literal(b"grpc-status", str(int(status)).encode())
     if message:
-        cut = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
-        block += literal(b"grpc-message", _percent_encoded(cut))
+        octets = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
+        whole = octets.decode(errors="ignore").encode()
+        block += literal(b"grpc-message", _percent_encoded(whole))
     return block
 
 

@@ -31,8 +31,9 @@ INTRODUCTION_S: Final = 10.0
 STALL_S: Final = 30.0
 """A peer that has not read for so long what it asked for is cut off."""
 LINGER_S: Final = 1.0
-"""How long, after the last octet, the peer may take to close: closing a socket with
-unread input resets it, and the peer might lose what was sent last."""
+"""The peer closes first, if it does so in time: our closing with unread input would
+reset the connection, and either way a gRPC client may drop the status that it has just
+received for the error of a closed socket."""
 _BACKLOG: Final = 1024
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
 """Finds peers that vanished without a word, in two minutes."""
@@ -58,6 +59,7 @@ class NativeServer:
         limits: what one connection may ask for.
         ssl_context: for TLS; ALPN is set to ``h2``, and required of clients.
         max_connections: further ones are closed at once.
+        linger_s: how long a peer that was told that all is over may take to close.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class NativeServer:
         limits: Limits | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 1024,
+        linger_s: float = LINGER_S,
     ) -> None:
         self.service: Final[Service] = WithHealth(service, health)
         self.limits: Final = limits or Limits()
         self.max_connections: Final = max_connections
+        self.linger_s: Final = linger_s
         self.buffer: Final = memoryview(bytearray(_READ_BYTES))
         """Where all connections read to: the loop fills it and hands it over in one
         step, and a connection keeps no view of it."""
@@ -136,10 +140,10 @@ class NativeServer:
         await self._wait_idle(seconds)
         for peer in tuple(self.peers):
             peer.stop()
-        await self._wait_idle(LINGER_S)
+        await self._wait_idle(self.linger_s)
         for peer in tuple(self.peers):
             peer.cut_off()
-        await self._wait_idle(LINGER_S)
+        await self._wait_idle(self.linger_s)
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
@@ -200,15 +204,11 @@ class _Peer(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        machine = self.machine
-        machine.receive(self._buffer[:nbytes], self._loop.time())
-        octets = machine.take()
-        if octets and self._transport is not None:
-            self._transport.write(octets)
-        if machine.next_deadline is not None and self._deadline is None:
-            self._deadline = self._loop.call_at(machine.next_deadline, self._expire)
-        if machine.finished:
-            self._shut()
+        if self._closing:
+            return
+        self.machine.receive(self._buffer[:nbytes], self._loop.time())
+        self._flush()
+        self._watch_deadline()
 
     def eof_received(self) -> bool:
         return False
@@ -248,23 +248,19 @@ class _Peer(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _flush(self) -> None:
-        octets = self.machine.take()
-        if octets and self._transport is not None:
-            self._transport.write(octets)
-        if self.machine.finished:
-            self._shut()
-
-    def _shut(self) -> None:
-        """Close once the peer has, or soon: all has been said."""
         transport = self._transport
         if transport is None or self._closing:
             return
+        octets = self.machine.take()
+        if octets:
+            transport.write(octets)
+        if self.machine.finished:
+            self._shut(transport)
+
+    def _shut(self, transport: asyncio.Transport) -> None:
+        """Close once the peer has, or soon: all has been said."""
         self._closing = True
-        if transport.can_write_eof():
-            transport.write_eof()
-            self._wait(LINGER_S, transport.close)
-        else:
-            transport.close()
+        self._wait(self._server.linger_s, transport.close)
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         if self._timer is not None:
@@ -275,13 +271,22 @@ class _Peer(asyncio.BufferedProtocol):
         if not self.machine.ready:
             self.cut_off()
 
+    def _watch_deadline(self) -> None:
+        """Have a timer for the next deadline; one that is not needed may fire."""
+        when = self.machine.next_deadline
+        if when is None:
+            return
+        if self._deadline is not None:
+            if self._deadline.when() <= when:
+                return
+            self._deadline.cancel()
+        self._deadline = self._loop.call_at(when, self._expire)
+
     def _expire(self) -> None:
         self._deadline = None
         self.machine.expire(self._loop.time())
         self._flush()
-        following = self.machine.next_deadline
-        if following is not None:
-            self._deadline = self._loop.call_at(following, self._expire)
+        self._watch_deadline()
 
 
 def parse_address(address: str) -> tuple[str, str, int]:

@@ -64,7 +64,7 @@ class TestCall:
                 return (message,), True
             case "Repeat":
                 return (message,) * 3, False
-            case "Silent":
+            case "Silent" | "Wait":
                 return (), False
             case "Fail":
                 raise ZeroDivisionError("a bug in the application")
@@ -80,6 +80,8 @@ class TestCall:
                 raise ZeroDivisionError("a bug in the application")
             case "Silent":
                 return (b"%d" % len(self.received),), True
+            case "Wait":
+                return (), False
         return (), True
 
     def closed(self, cancelled):

@@ -105,6 +105,28 @@ def test_messages_are_put_together_from_pieces(cut):
     assert peer.response(stream).status == 0
 
 
+def test_a_message_in_very_many_pieces():
+    peer = H2Peer()
+    body = bytes(range(250)) * 8
+    stream = peer.request("/test.Test/Silent")
+    for octet in framed(body):
+        peer.client.send_data(stream, bytes((octet,)))
+    peer.client.end_stream(stream)
+    peer.exchange()
+    assert peer.machine.calls[0].received == [body]
+    assert peer.response(stream).status == 0
+
+
+def test_what_follows_the_last_message_in_its_frame_is_dropped():
+    peer = H2Peer()
+    stream = peer.request("/test.Test/Once", b"last", b"", b"dropped", ends=True)
+    assert peer.machine.calls[0].received == [b"last"]
+    assert peer.response(stream).messages == [b"last"]
+    other = peer.request("/test.Test/Once", b"", b"dropped")
+    assert peer.machine.calls[1].received == [b""]
+    assert peer.response(other).status == 0
+
+
 def test_a_large_message_of_many_frames():
     peer = H2Peer(settings={SettingCodes.MAX_FRAME_SIZE: 2**14})
     body = bytes(range(256)) * 2000
@@ -345,6 +367,23 @@ def test_a_far_too_large_header_list_ends_the_connection():
     (end,) = peer.has(ConnectionTerminated)
     assert end.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
     assert peer.machine.connection.finished
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_concurrent_streams": 0},
+        {"max_frame_bytes": 2**14 - 1},
+        {"max_frame_bytes": 2**24},
+        {"connection_window_bytes": 65_534},
+        {"stream_window_bytes": 2**31},
+        {"max_message_bytes": 0},
+    ],
+    ids=str,
+)
+def test_limits_that_http2_does_not_allow_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits(**wrong)
 
 
 # ---- errors -----------------------------------------------------------------------
