@@ -205,7 +205,7 @@ def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
 def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
     path = record.get("path", Endpoint.CHAT)
     body = record["body"]
-    headers = record.get("headers") or {}
+    headers = record.get("headers", {})
     if not isinstance(path, str) or not path.startswith("/"):
         raise RequestFileError(f"line {number}: path {path!r}, expected /v1/...")
     if not isinstance(headers, dict):

@@ -10,7 +10,12 @@ FAST = StepTime(speed=1e6)
 
 
 def limits(**changes: int) -> SchedulerLimits:
-    values = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 128, "num_blocks": 33}
+    values = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 64,
+        "max_model_len": 128,
+        "num_blocks": 33,
+    }
     return SchedulerLimits(**(values | changes))
 
 
@@ -53,7 +58,9 @@ def test_preemption_loses_no_token() -> None:
     engine = Engine(limits(num_blocks=10), FAST)
 
     async def two() -> list[list[int]]:
-        return await asyncio.gather(drain(engine, [(60, 60)]), drain(engine, [(60, 60)]))
+        return await asyncio.gather(
+            drain(engine, [(60, 60)]), drain(engine, [(60, 60)])
+        )
 
     assert [len(each) for each in run_with(engine, two)] == [60, 60]
     assert engine.totals.preemptions > 0
@@ -79,7 +86,19 @@ def test_an_engine_that_could_never_hold_a_full_window_is_refused() -> None:
 
 def test_a_step_costs_weights_sequences_and_prefill() -> None:
     time = StepTime(weights_s=8, sequence_s=1, prefill_token_s=0.5, speed=2)
-    decode = Step(scheduled={"a": 1, "b": 1}, context_tokens=9, preempted=(), sampled=("a", "b"), finished=())
-    prefill = Step(scheduled={"a": 1, "b": 11}, context_tokens=9, preempted=(), sampled=("a", "b"), finished=())
+    decode = Step(
+        scheduled={"a": 1, "b": 1},
+        context_tokens=9,
+        preempted=(),
+        sampled=("a", "b"),
+        finished=(),
+    )
+    prefill = Step(
+        scheduled={"a": 1, "b": 11},
+        context_tokens=9,
+        preempted=(),
+        sampled=("a", "b"),
+        finished=(),
+    )
     assert time.of(decode) == (8 + 2) / 2
     assert time.of(prefill) == (8 + 2 + 5) / 2

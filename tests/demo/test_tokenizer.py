@@ -11,7 +11,14 @@ from extproc.demo.tokenizer import WORDS, Tokenizer
 USER = {"role": "user", "content": "How many bytes are in a kibibyte?"}
 ASSISTANT = {"role": "assistant", "content": "1024."}
 SYSTEM = {"role": "system", "content": "You are terse."}
-TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +41,17 @@ def mistral() -> MistralTokenizer:
     ids=["one", "system", "three", "six", "tools", "scripts"],
 )
 def test_a_chat_counts_as_in_the_library_s_template(
-    messages: list[Any], tools: list[Any], mistral: MistralTokenizer, tokenizer: Tokenizer
+    messages: list[Any],
+    tools: list[Any],
+    mistral: MistralTokenizer,
+    tokenizer: Tokenizer,
 ) -> None:
     request = ChatCompletionRequest.from_openai(messages=messages, tools=tools or None)
     expected = len(mistral.encode_chat_completion(request).tokens)
     # Where a text begins may cost or save a token at the seams between its parts.
-    assert tokenizer.count_chat(messages, tools) == pytest.approx(expected, abs=len(messages) + 6 * len(tools))
+    assert tokenizer.count_chat(messages, tools) == pytest.approx(
+        expected, abs=len(messages) + 6 * len(tools)
+    )
 
 
 def test_content_in_parts_counts_as_its_text(tokenizer: Tokenizer) -> None:
@@ -48,21 +60,39 @@ def test_content_in_parts_counts_as_its_text(tokenizer: Tokenizer) -> None:
 
 
 def test_an_image_costs_a_constant(tokenizer: Tokenizer) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+    image = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + "A" * 9000},
+    }
     with_image = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, image]}]
     without = [{"role": "user", "content": "Hi"}]
     assert tokenizer.count_chat(with_image) == tokenizer.count_chat(without) + 1024
 
 
-@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, {"role": "user", "content": 7}, {}])
-def test_odd_messages_count_as_empty(message: dict[str, Any], tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": 7},
+        {},
+    ],
+)
+def test_odd_messages_count_as_empty(
+    message: dict[str, Any], tokenizer: Tokenizer
+) -> None:
     assert tokenizer.count_chat([message]) == 3
 
 
 def test_tool_calls_and_results_count(tokenizer: Tokenizer) -> None:
-    call = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}],
+    }
     result = {"role": "tool", "tool_call_id": "1", "content": "42 degrees"}
-    assert tokenizer.count_chat([USER, call, result]) > tokenizer.count_chat([USER]) + 10
+    assert (
+        tokenizer.count_chat([USER, call, result]) > tokenizer.count_chat([USER]) + 10
+    )
 
 
 def test_each_spoken_word_is_one_token(tokenizer: Tokenizer) -> None:

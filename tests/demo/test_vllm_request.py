@@ -20,8 +20,16 @@ def read(tokenizer: Tokenizer) -> Any:
 
 
 def test_a_chat_is_counted(read: Any) -> None:
-    job = read(Endpoint.CHAT, {"model": "m", "messages": HELLO, "max_tokens": 5, "n": 2, "stream": True})
-    assert (job.prompt_tokens, job.max_tokens, job.choices, job.stream) == ((4,), 5, 2, True)
+    job = read(
+        Endpoint.CHAT,
+        {"model": "m", "messages": HELLO, "max_tokens": 5, "n": 2, "stream": True},
+    )
+    assert (job.prompt_tokens, job.max_tokens, job.choices, job.stream) == (
+        (4,),
+        5,
+        2,
+        True,
+    )
     assert not job.include_usage
 
 
@@ -35,13 +43,20 @@ def test_a_chat_is_counted(read: Any) -> None:
         ({}, None),
     ],
 )
-def test_the_limit_of_a_chat(body: dict[str, Any], limit: int | None, read: Any) -> None:
+def test_the_limit_of_a_chat(
+    body: dict[str, Any], limit: int | None, read: Any
+) -> None:
     assert read(Endpoint.CHAT, {"messages": HELLO} | body).max_tokens == limit
 
 
 @pytest.mark.parametrize(
     ("prompt", "counts"),
-    [("Hello", (2,)), (["Hello", "Hello"], (2, 2)), ([1, 2, 3], (3,)), ([[1, 2], [3]], (2, 1))],
+    [
+        ("Hello", (2,)),
+        (["Hello", "Hello"], (2, 2)),
+        ([1, 2, 3], (3,)),
+        ([[1, 2], [3]], (2, 1)),
+    ],
 )
 def test_prompts_of_every_form(prompt: Any, counts: tuple[int, ...], read: Any) -> None:
     assert read(Endpoint.COMPLETIONS, {"prompt": prompt}).prompt_tokens == counts
@@ -52,18 +67,48 @@ def test_a_system_prompt_counts_wherever_it_stands(read: Any) -> None:
     system = {"role": "system", "content": "Be brief."}
     chat = read(Endpoint.CHAT, {"messages": [system, *HELLO]})
     messages = read(Endpoint.MESSAGES, {"messages": HELLO, "system": "Be brief."})
-    parts = read(Endpoint.MESSAGES, {"messages": HELLO, "system": [{"type": "text", "text": "Be brief."}]})
-    responses = read(Endpoint.RESPONSES, {"input": "Hello", "instructions": "Be brief."})
-    assert chat.prompt_tokens == messages.prompt_tokens == parts.prompt_tokens == responses.prompt_tokens
+    parts = read(
+        Endpoint.MESSAGES,
+        {"messages": HELLO, "system": [{"type": "text", "text": "Be brief."}]},
+    )
+    responses = read(
+        Endpoint.RESPONSES, {"input": "Hello", "instructions": "Be brief."}
+    )
+    assert (
+        chat.prompt_tokens
+        == messages.prompt_tokens
+        == parts.prompt_tokens
+        == responses.prompt_tokens
+    )
 
 
 @pytest.mark.parametrize(
     ("tokens", "limit", "message", "parameter"),
     [
-        (WINDOW + 2, 1, "maximum context length is 64 tokens. However, your prompt contains 66 input", "input_tokens"),
-        (WINDOW + 1, 1, "your prompt contains at least 65 input tokens", "input_tokens"),
-        (WINDOW, 1, r"\(length 64\) plus the number of requested output tokens \(at least 1\) is longer", None),
-        (1, WINDOW + 1, "max_tokens=65 cannot be greater than max_model_len=64. Please request fewer", "max_tokens"),
+        (
+            WINDOW + 2,
+            1,
+            "maximum context length is 64 tokens. However, your prompt contains 66 input",
+            "input_tokens",
+        ),
+        (
+            WINDOW + 1,
+            1,
+            "your prompt contains at least 65 input tokens",
+            "input_tokens",
+        ),
+        (
+            WINDOW,
+            1,
+            r"\(length 64\) plus the number of requested output tokens \(at least 1\) is longer",
+            None,
+        ),
+        (
+            1,
+            WINDOW + 1,
+            "max_tokens=65 cannot be greater than max_model_len=64. Please request fewer",
+            "max_tokens",
+        ),
     ],
     ids=["over", "just over", "full", "limit"],
 )
@@ -82,7 +127,9 @@ def test_what_fits_only_without_its_answer_is_taken(read: Any) -> None:
 
 
 def test_an_embedding_may_fill_the_window(read: Any) -> None:
-    assert read(Endpoint.EMBEDDINGS, {"input": list(range(WINDOW))}).prompt_tokens == (WINDOW,)
+    assert read(Endpoint.EMBEDDINGS, {"input": list(range(WINDOW))}).prompt_tokens == (
+        WINDOW,
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +151,9 @@ def test_an_embedding_may_fill_the_window(read: Any) -> None:
         (Endpoint.RESPONSES, {"input": 7}),
     ],
 )
-def test_what_is_no_request_is_refused(endpoint: Endpoint, body: Any, read: Any) -> None:
+def test_what_is_no_request_is_refused(
+    endpoint: Endpoint, body: Any, read: Any
+) -> None:
     with pytest.raises(RequestRefusedError) as caught:
         read(endpoint, body)
     assert caught.value.status == 400

@@ -7,7 +7,9 @@ from extproc.demo.vllm_request import Endpoint, Job
 from extproc.demo.vllm_response import Answer, Responder
 
 
-def responder(endpoint: Endpoint, *, include_usage: bool = False, cut: bool = True) -> Responder:
+def responder(
+    endpoint: Endpoint, *, include_usage: bool = False, cut: bool = True
+) -> Responder:
     job = Job(endpoint, "m", (7,), 1, 3, False, True, include_usage, 1)
     return Responder(job, [Answer(0, 3, cut, 1)])
 
@@ -20,7 +22,11 @@ def stream(it: Responder) -> list[Any]:
         written.append(it.token(it.answers[0]))
     written += it.end()
     text = b"".join(written).decode()
-    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    data = [
+        line.removeprefix("data: ")
+        for line in text.splitlines()
+        if line.startswith("data: ")
+    ]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
 
 
@@ -35,7 +41,12 @@ def test_a_chat_stream_says_what_the_document_says() -> None:
     choices = [event["choices"][0] for event in events[:-1]]
     text = "".join(choice["delta"]["content"] for choice in choices)
     assert text == done(responder(Endpoint.CHAT))["choices"][0]["message"]["content"]
-    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "length"]
+    assert [choice["finish_reason"] for choice in choices] == [
+        None,
+        None,
+        None,
+        "length",
+    ]
     assert not any("usage" in event for event in events[:-1])
 
 
@@ -44,7 +55,11 @@ def test_usage_comes_last_and_alone_where_it_was_asked_for(endpoint: Endpoint) -
     *others, usage, last = stream(responder(endpoint, include_usage=True))
     assert last == "[DONE]"
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 7, "total_tokens": 10, "completion_tokens": 3}
+    assert usage["usage"] == {
+        "prompt_tokens": 7,
+        "total_tokens": 10,
+        "completion_tokens": 3,
+    }
     assert not any("usage" in event for event in others)
 
 
@@ -74,7 +89,9 @@ def test_a_responses_stream_ends_with_the_whole() -> None:
 
 @pytest.mark.parametrize(("cut", "reason"), [(True, "length"), (False, "stop")])
 def test_why_an_answer_ended(cut: bool, reason: str) -> None:
-    assert done(responder(Endpoint.CHAT, cut=cut))["choices"][0]["finish_reason"] == reason
+    assert (
+        done(responder(Endpoint.CHAT, cut=cut))["choices"][0]["finish_reason"] == reason
+    )
 
 
 def test_an_embedding_counts_its_prompt_only() -> None:
