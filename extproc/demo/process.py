@@ -54,6 +54,17 @@ class Child:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        Raises:
+            ChildError: it was never started.
+        """
+        if self._process is None:
+            raise ChildError(f"{self.name} was not started")
+        return self._process.pid
+
     def start(self) -> None:
         """Start it; its standard output and error are appended to the log."""
         if self.running:

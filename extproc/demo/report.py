@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from extproc.demo.results import Results
+from extproc.demo.results import Errors, Results
 from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN
 
 _HEADINGS = (
@@ -16,8 +16,9 @@ _HEADINGS = (
     ("bytes/token", "at first"),
     ("", "learned"),
     ("", "true"),
-    ("error of the", "estimate, before"),
-    ("", "after"),
+    ("error of", "bytes/4"),
+    ("nothing", "learned"),
+    ("as", "routed"),
 )
 
 
@@ -41,8 +42,7 @@ def _table(results: Results, pools: Sequence[str]) -> list[str]:
             f"{DEFAULT_BYTES_PER_TOKEN:.2f}",
             _number(row.learned_bytes_per_token),
             _number(row.true_bytes_per_token),
-            _percent(row.mape_before_pct),
-            _percent(row.mape_after_pct),
+            *_percents(row.errors),
         )
         for row in results.rows
     ]
@@ -54,8 +54,7 @@ def _table(results: Results, pools: Sequence[str]) -> list[str]:
         "",
         "",
         "",
-        _percent(results.mape_before_pct),
-        _percent(results.mape_after_pct),
+        *_percents(results.errors),
     )
     headings = _headings(pools)
     cells = [[h[0] for h in headings], [h[1] for h in headings], *rows, total]
@@ -82,11 +81,12 @@ def _summary(results: Results) -> list[str]:
         f" {len(results.failed)} failed,"
         f" {results.without_decision} without a decision of the router.",
     ]
-    if results.mape_before_pct is not None and results.mape_after_pct is not None:
+    if results.compared:
+        by_four, before, after = _percents(results.errors)
         lines.append(
-            f"Estimated prompt tokens were off by {results.mape_before_pct:.1f} % with"
-            f" nothing learned, and by {results.mape_after_pct:.1f} % as routed (the"
-            f" same {results.compared} requests, the last half)."
+            f"Estimated prompt tokens were off by {after} as routed; with nothing"
+            f" learned by {before}, and by {by_four} at four bytes a token (mean"
+            f" error of the same {results.compared} requests, the last half)."
         )
     lines.append(
         f"Of {results.judged} requests with a count, {results.under} needed more than"
@@ -94,13 +94,21 @@ def _summary(results: Results) -> list[str]:
         f" one (with nothing learned: {results.cold_under} and {results.cold_over})."
     )
     lines.append(
-        f"{results.overflow_retries} overflowed the short pool; Envoy sent them to the"
-        " long one, and their clients saw a 200."
+        f"{results.overflow_retries} overflowed the short pool and were answered by"
+        " the long one."
     )
-    if results.latency is not None:
+    overflow = results.measured.overflow
+    if overflow is not None:
+        lines.append(
+            f"A prompt of {overflow.prompt_tokens} tokens, sent to the short pool on"
+            f" purpose: {overflow.status} from {overflow.answered_by}, attempt"
+            f" {overflow.attempts}."
+        )
+    latency = results.measured.latency
+    if latency is not None:
         lines.append(
             f"Added latency against the same Envoy without the router: "
-            f"{results.latency.p50:.2f} ms (p50), {results.latency.p99:.2f} ms (p99)."
+            f"{latency.p50:.2f} ms (p50), {latency.p99:.2f} ms (p99)."
         )
     failures = (
         f"FAILED {reply.request.path}: {reply.status} {reply.detail}"
@@ -113,8 +121,9 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} %"
+def _percents(errors: Errors) -> list[str]:
+    values = (errors.bytes_over_four_pct, errors.before_pct, errors.after_pct)
+    return ["-" if value is None else f"{value:.1f} %" for value in values]
 
 
 class ProgressBar:

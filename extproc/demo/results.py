@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any
 
 from extproc.config import Config
@@ -15,6 +16,14 @@ from extproc.exchange.openai import parse_request
 from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
 from extproc.routing.router import Decision
 from extproc.server.assembly import build_router
+
+
+class Estimate(Enum):
+    """Whose estimate of the prompt tokens."""
+
+    RULE_OF_THUMB = "bytes / 4"
+    COLD = "nothing learned"
+    ROUTED = "as routed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,16 @@ class Sent:
         """As the router saw it; ``-`` without a decision."""
         return (self.record and self.record.category) or "-"
 
+    def estimate(self, whose: Estimate) -> int | None:
+        """An estimate of the prompt tokens; None where there was none."""
+        match whose:
+            case Estimate.ROUTED:
+                return self.record.prompt_tokens if self.record else None
+            case Estimate.COLD:
+                return self.cold.prompt_tokens if self.cold else None
+            case Estimate.RULE_OF_THUMB:
+                return len(self.reply.request.body) // 4
+
     @property
     def comparable(self) -> bool:
         """Whether there is an estimate and a count to hold it against."""
@@ -46,6 +65,27 @@ class Sent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Mean absolute errors in percent of the counted tokens, of the same requests."""
+
+    bytes_over_four_pct: float | None = None
+    before_pct: float | None = None
+    """The router with nothing learned."""
+    after_pct: float | None = None
+    """The router as it routed these requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverflowCheck:
+    """A prompt too long for the short pool, sent there on purpose."""
+
+    prompt_tokens: int | None
+    status: int
+    attempts: int
+    answered_by: str
+
+
 @dataclass(slots=True)
 class Row:
     """One category of the table. Errors are mean absolute percentages."""
@@ -54,8 +94,7 @@ class Row:
     requests: int = 0
     pools: Counter[str] = field(default_factory=Counter)
     overflows: int = 0
-    mape_before_pct: float | None = None
-    mape_after_pct: float | None = None
+    errors: Errors = Errors()
     learned_bytes_per_token: float | None = None
     true_bytes_per_token: float | None = None
 
@@ -66,6 +105,16 @@ class Latency:
 
     p50: float
     p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out beside the requests; None where it was not looked at."""
+
+    learned_bytes_per_token: Mapping[str, float] = field(default_factory=dict)
+    """The router's, at the end, by category."""
+    latency: Latency | None = None
+    overflow: OverflowCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +136,10 @@ class Results:
     judged: int
     compared: int
     """Requests of the last half that the two errors are of."""
-    mape_before_pct: float | None
-    mape_after_pct: float | None
+    errors: Errors
     rows: list[Row]
     duration_s: float
-    latency: Latency | None
+    measured: Measured
 
     def as_json(self) -> dict[str, Any]:
         """One object of plain values."""
@@ -107,14 +155,11 @@ class Results:
             "misroutes_cold": {"under": self.cold_under, "over": self.cold_over},
             "judged": self.judged,
             "compared": self.compared,
-            "mape_before_pct": _rounded(self.mape_before_pct),
-            "mape_after_pct": _rounded(self.mape_after_pct),
-            "added_latency_ms": None
-            if self.latency is None
-            else {
-                "p50": _rounded(self.latency.p50),
-                "p99": _rounded(self.latency.p99),
-            },
+            **_errors(self.errors),
+            "added_latency_ms": _latency(self.measured.latency),
+            "overflow_check": None
+            if self.measured.overflow is None
+            else asdict(self.measured.overflow),
             "bytes_per_token": {
                 row.category: {
                     "start": DEFAULT_BYTES_PER_TOKEN,
@@ -129,13 +174,26 @@ class Results:
                     "requests": row.requests,
                     "pools": dict(row.pools),
                     "overflow_retries": row.overflows,
-                    "mape_before_pct": _rounded(row.mape_before_pct),
-                    "mape_after_pct": _rounded(row.mape_after_pct),
+                    **_errors(row.errors),
                 }
                 for row in self.rows
             },
             "duration_s": _rounded(self.duration_s),
         }
+
+
+def _errors(errors: Errors) -> dict[str, float | None]:
+    return {
+        "mape_bytes_over_four_pct": _rounded(errors.bytes_over_four_pct),
+        "mape_before_pct": _rounded(errors.before_pct),
+        "mape_after_pct": _rounded(errors.after_pct),
+    }
+
+
+def _latency(latency: Latency | None) -> dict[str, float | None] | None:
+    if latency is None:
+        return None
+    return {"p50": _rounded(latency.p50), "p99": _rounded(latency.p99)}
 
 
 def join(
@@ -153,17 +211,9 @@ def join(
 
 
 def judge(
-    config: Config,
-    sent: Sequence[Sent],
-    learned: Mapping[str, float],
-    duration_s: float,
-    latency: Latency | None,
+    config: Config, sent: Sequence[Sent], duration_s: float, measured: Measured
 ) -> Results:
-    """Count and compare.
-
-    Args:
-        learned: the router's bytes per token at the end, by category.
-    """
+    """Count and compare."""
     after = [each for each in sent[len(sent) // 2 :] if each.comparable]
     directions = Counter(_misroute(config, each, cold=False) for each in sent)
     cold = Counter(_misroute(config, each, cold=True) for each in sent)
@@ -183,11 +233,10 @@ def judge(
         cold_over=cold["over"],
         judged=len(sent) - directions[None],
         compared=len(after),
-        mape_before_pct=_mape(after, cold=True),
-        mape_after_pct=_mape(after, cold=False),
-        rows=_rows(sent, after, learned),
+        errors=_compare(after),
+        rows=_rows(sent, after, measured.learned_bytes_per_token),
         duration_s=duration_s,
-        latency=latency,
+        measured=measured,
     )
 
 
@@ -205,8 +254,7 @@ def _rows(
                 requests=len(mine),
                 pools=Counter(each.pool or "-" for each in records),
                 overflows=sum(1 for each in records if each.attempts > 1),
-                mape_before_pct=_mape(compared, cold=True),
-                mape_after_pct=_mape(compared, cold=False),
+                errors=_compare(compared),
                 learned_bytes_per_token=learned.get(category),
                 true_bytes_per_token=_true_ratio(mine),
             )
@@ -214,15 +262,20 @@ def _rows(
     return rows
 
 
-def _mape(sent: Sequence[Sent], *, cold: bool) -> float | None:
-    """Mean absolute error of the prompt estimates, in percent of the count."""
+def _compare(sent: Sequence[Sent]) -> Errors:
+    return Errors(
+        bytes_over_four_pct=_mape(sent, Estimate.RULE_OF_THUMB),
+        before_pct=_mape(sent, Estimate.COLD),
+        after_pct=_mape(sent, Estimate.ROUTED),
+    )
+
+
+def _mape(sent: Sequence[Sent], whose: Estimate) -> float | None:
     errors = []
     for each in sent:
-        source = each.cold if cold else each.record
-        if source is None or not source.prompt_tokens or not each.reply.prompt_tokens:
-            continue
-        counted = each.reply.prompt_tokens
-        errors.append(abs(source.prompt_tokens - counted) / counted)
+        estimate, counted = each.estimate(whose), each.reply.prompt_tokens
+        if estimate is not None and counted:
+            errors.append(abs(estimate - counted) / counted)
     return 100 * sum(errors) / len(errors) if errors else None
 
 

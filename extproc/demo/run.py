@@ -17,7 +17,15 @@ from extproc.demo.access_log import wait_for_records
 from extproc.demo.client import send_all, time_alternately
 from extproc.demo.envoy_config import load_config
 from extproc.demo.report import ProgressBar
-from extproc.demo.results import Latency, Results, added_latency, join, judge
+from extproc.demo.results import (
+    Latency,
+    Measured,
+    OverflowCheck,
+    Results,
+    added_latency,
+    join,
+    judge,
+)
 from extproc.demo.stack import Backend, Stack, running, stand_in
 from extproc.demo.vllm_backend import (
     LONG_WINDOW,
@@ -78,10 +86,13 @@ class Demo:
         records = wait_for_records(
             self.stack.envoy.access_log, [reply.request_id for reply in replies]
         )
-        learned = self.status()["bytes_per_token"]
-        latency = self._latency() if self.settings.measure_latency else None
+        measured = Measured(
+            learned_bytes_per_token=self.status()["bytes_per_token"],
+            latency=self._latency() if self.settings.measure_latency else None,
+            overflow=self._overflow(),
+        )
         sent = join(self.config, replies, records)
-        return judge(self.config, sent, learned, duration_s, latency)
+        return judge(self.config, sent, duration_s, measured)
 
     def status(self) -> dict[str, Any]:
         """What the router says of itself."""
@@ -102,6 +113,28 @@ class Demo:
                 # Random weights hardly ever end an answer by themselves.
                 longest_answer=16 if self.settings.vllm_python else None,
             )
+        )
+
+    def _overflow(self) -> OverflowCheck:
+        """Send the short pool what it cannot hold, past the router."""
+        prompt = "over and over " * (self.config.pools[0].max_model_len // 2)
+        body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1}
+        pool = self.config.pools[0].name
+        request = DemoRequest(
+            "/v1/completions",
+            json.dumps(body).encode(),
+            "",
+            headers={"x-llm-pool": pool},
+        )
+        envoy = self.stack.envoy
+        (reply,) = asyncio.run(send_all(envoy.bypass_url, [request], 1, lambda: None))
+        records = wait_for_records(envoy.access_log, [reply.request_id])
+        record = records.get(reply.request_id)
+        return OverflowCheck(
+            prompt_tokens=reply.prompt_tokens,
+            status=reply.status,
+            attempts=record.attempts if record else 0,
+            answered_by=record.cluster if record else "nobody",
         )
 
     def _latency(self) -> Latency:

@@ -8,8 +8,19 @@ from extproc.config import Config, PoolConfig
 from extproc.demo.access_log import Record
 from extproc.demo.client import Reply
 from extproc.demo.report import ProgressBar, as_text
-from extproc.demo.results import Results, added_latency, join, judge, percentile
+from extproc.demo.results import (
+    Errors,
+    Measured,
+    OverflowCheck,
+    Results,
+    added_latency,
+    join,
+    judge,
+    percentile,
+)
 from extproc.demo.workload import DemoRequest
+from extproc.exchange.openai import parse_request
+from extproc.server.assembly import build_router
 
 CONFIG = Config(pools=(PoolConfig("short", 100), PoolConfig("long", 1000)))
 
@@ -53,7 +64,7 @@ def judged(
 ) -> Results:
     replies = [reply for reply, _ in exchanges]
     records = {record.request_id: record for _, record in exchanges}
-    return judge(CONFIG, join(CONFIG, replies, records), learned or {}, 1.0, None)
+    return judge(CONFIG, join(CONFIG, replies, records), 1.0, Measured(learned or {}))
 
 
 def test_requests_are_counted_by_decision_and_by_who_answered() -> None:
@@ -105,7 +116,7 @@ def test_what_has_no_count_is_not_judged() -> None:
         0,
         0,
     )
-    assert results.mape_before_pct is None
+    assert results.errors == Errors()
 
 
 def test_errors_are_of_the_last_half() -> None:
@@ -114,9 +125,14 @@ def test_errors_are_of_the_last_half() -> None:
         *(exchange(n + 4, estimate=12) for n in range(4)),
     )
     assert results.compared == 4
-    assert results.mape_after_pct == pytest.approx(20)
+    assert results.errors.after_pct == pytest.approx(20)
     # A cold router: 8 for the template and 31 bytes by 4.0, of 10.
-    assert results.mape_before_pct == pytest.approx(60)
+    body = exchange(1)[0].request.body
+    assert results.errors.bytes_over_four_pct == pytest.approx(
+        10 * (len(body) // 4 - 10)
+    )
+    cold = build_router(CONFIG).route(parse_request("/v1/chat/completions", body))
+    assert results.errors.before_pct == pytest.approx(10 * abs(cold.prompt_tokens - 10))
 
 
 def test_the_true_ratio_is_over_all_requests() -> None:
@@ -139,13 +155,16 @@ def test_failures_are_kept() -> None:
 
 def test_the_object_has_what_it_promises() -> None:
     latency = added_latency([0.003, 0.004, 0.005], [0.001, 0.002, 0.003])
-    results = replace(judged(exchange(1), exchange(2)), latency=latency)
+    overflow = OverflowCheck(12_000, 200, 2, "vllm_long")
+    measured = Measured(latency=latency, overflow=overflow)
+    results = replace(judged(exchange(1), exchange(2)), measured=measured)
     printed = json.loads(json.dumps(results.as_json()))
     assert printed["requests"] == 2
     assert printed["failed"] == 0
     assert printed["pools"] == {"short": 2}
     assert printed["misroutes"] == 0
     assert printed["added_latency_ms"] == {"p50": 2.0, "p99": 2.0}
+    assert printed["overflow_check"]["attempts"] == 2
     assert printed["mape_before_pct"] > 0
     assert printed["mape_after_pct"] == 100
 
