@@ -110,6 +110,13 @@ class Policy:
         """The pool of a name."""
         return self._by_name.get(name)
 
+    def fallback(self, loads: Mapping[str, PoolLoad] | None = None) -> Pool:
+        """Choose without a budget: the pool that holds the most and is not down."""
+        for pool in reversed(self.pools):
+            if (loads or {}).get(pool.name, IDLE).available:
+                return pool
+        return self.default
+
     def choose(
         self, budget_tokens: int, loads: Mapping[str, PoolLoad] | None = None
     ) -> Choice:

@@ -208,9 +208,14 @@ class Router:
             return request.max_tokens
         return self.allowance.allow(request.model, category)
 
-    def fail_open(self, reason: Reason, body_bytes: int = 0) -> Decision:
-        """Decide without an estimate: the default pool, and nothing to learn."""
-        return Decision(self.policy.default, reason, body_bytes=body_bytes)
+    def fail_open(
+        self,
+        reason: Reason,
+        body_bytes: int = 0,
+        loads: Mapping[str, PoolLoad] | None = None,
+    ) -> Decision:
+        """Decide without an estimate: the default pool unless it is down; no lesson."""
+        return Decision(self.policy.fallback(loads), reason, body_bytes=body_bytes)
 
     def learn(self, decision: Decision, outcome: Outcome) -> Lesson:
         """Learn from one response; say what was learned, or why nothing was.

@@ -1,0 +1,117 @@
+"""What a vLLM server says of itself over HTTP: load, limits, health."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from extproc.routing.pressure import EndpointLoad
+
+MAX_ANSWER_BYTES = 8 << 20
+"""vLLM's /metrics is 50 to 200 KB; whatever answers with more than this is not it."""
+
+# Other metrics begin with the same words (``num_requests_waiting_by_reason``).
+# ``gpu_cache_usage_perc`` is the name before vLLM 0.10.
+_SAMPLE = re.compile(
+    rb"^vllm:(num_requests_waiting|num_requests_running"
+    rb"|kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{.*\})? +(\S+)",
+    re.MULTILINE,
+)
+
+
+class VllmError(Exception):
+    """No answer, or not one of vLLM's; the message says which."""
+
+
+class NoMetricsError(VllmError):
+    """The server is there, but has no metrics for us."""
+
+
+class Vllm:
+    """One vLLM server.
+
+    Args:
+        session: its timeout is how long an answer may take.
+        url: its base URL.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self.url = url.rstrip("/")
+
+    async def load(self) -> EndpointLoad:
+        """Ask for the load.
+
+        Raises:
+            NoMetricsError: it is healthy, but says nothing of its load.
+            VllmError: it does not answer, or is not healthy.
+        """
+        status, body = await self._get("/metrics")
+        found = parse_metrics(body) if status == 200 else None
+        if found is not None:
+            return found
+        health, _ = await self._get("/health")
+        if health == 200:
+            raise NoMetricsError(f"no vLLM metrics, status {status}")
+        raise VllmError(f"/health: status {health}")
+
+    async def max_model_len(self) -> int | None:
+        """Ask for the window; None if it does not say (an API key is needed, say).
+
+        Raises:
+            VllmError: it does not answer.
+        """
+        status, body = await self._get("/v1/models")
+        return parse_max_model_len(body) if status == 200 else None
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        try:
+            async with self._session.get(self.url + path) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_chunked(1 << 16):
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise VllmError(f"{path}: over {MAX_ANSWER_BYTES} bytes")
+                return response.status, bytes(body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise VllmError(f"{path}: {type(error).__name__}") from error
+
+
+def parse_metrics(body: bytes) -> EndpointLoad | None:
+    """Read a vLLM server's /metrics; None if the load is not in it."""
+    values: dict[bytes, list[float]] = {}
+    for name, text in _SAMPLE.findall(body):
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value) and value >= 0:
+            values.setdefault(name, []).append(value)
+    waiting = values.get(b"num_requests_waiting")
+    running = values.get(b"num_requests_running")
+    usage = values.get(b"kv_cache_usage_perc") or values.get(b"gpu_cache_usage_perc")
+    if not waiting or not running or not usage:
+        return None
+    return EndpointLoad(sum(waiting), sum(running), sum(usage) / len(usage))
+
+
+class _Model(msgspec.Struct):
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def parse_max_model_len(body: bytes) -> int | None:
+    """Read a vLLM server's /v1/models; None if no window is in it."""
+    try:
+        models: Any = msgspec.json.decode(body, type=_Models)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    lengths = [model.max_model_len for model in models.data if model.max_model_len]
+    return max(lengths, default=None)

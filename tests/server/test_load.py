@@ -1,0 +1,226 @@
+"""The watch over the pools, against HTTP servers that answer as vLLM does, or not."""
+
+import asyncio
+import contextlib
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.config import ConfigError, LoadConfig, PoolConfig
+from extproc.routing.policy import PoolLoad
+from extproc.routing.pressure import EndpointLoad
+from extproc.server.load import LoadWatch
+from extproc.server.vllm import parse_max_model_len, parse_metrics
+
+FAST = LoadConfig(interval_s=0.02, stale_after_s=5.0, waiting_requests=8.0)
+
+METRICS = """\
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{engine="0",model_name="a }} odd name"}} {waiting}
+vllm:num_requests_waiting_by_reason{{engine="0",reason="capacity"}} 900.0
+vllm:num_requests_running{{engine="0",model_name="m"}} 3.0
+vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {usage}
+vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
+"""
+
+
+class FakeVllm:
+    """One server on a port of its own."""
+
+    def __init__(self, max_model_len=8192):
+        self.waiting = 0.0
+        self.max_model_len = max_model_len
+        self.metrics_status = 200
+        self.health_status = 200
+        self._runner = None
+        self.url = None
+
+    async def start(self, port=0):
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port).start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    async def stop(self):
+        await self._runner.cleanup()
+
+    async def _metrics(self, request):
+        text = METRICS.format(waiting=self.waiting, usage=0.25)
+        return web.Response(text=text, status=self.metrics_status)
+
+    async def _health(self, request):
+        return web.Response(status=self.health_status)
+
+    async def _models(self, request):
+        models = [
+            {"id": "m", "max_model_len": self.max_model_len},
+            {"id": "adapter", "max_model_len": None},
+        ]
+        return web.json_response({"data": models})
+
+
+@contextlib.asynccontextmanager
+async def watching(*servers, config=FAST, max_model_len=8192, **options):
+    for server in servers:
+        await server.start()
+    pool = PoolConfig(
+        "short", max_model_len, endpoints=tuple(server.url for server in servers)
+    )
+    watch = LoadWatch([pool, PoolConfig("long", 65536)], config, **options)
+    try:
+        await watch.start()
+        yield watch
+    finally:
+        await watch.stop()
+        for server in servers:
+            await server.stop()
+
+
+async def becomes(watch, load, timeout_s=10):
+    async with asyncio.timeout(timeout_s):
+        while watch.current().get("short") != load:  # noqa: ASYNC110 - polled state
+            await asyncio.sleep(0.005)
+
+
+def test_a_queue_is_pressure_and_its_end_is_relief():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 9.0
+        async with watching(server) as watch:
+            assert watch.current() == {"short": PoolLoad(under_pressure=True)}
+            (status,) = watch.statuses()
+            assert (status.waiting, status.kv_cache_usage) == (9.0, 0.25)
+            server.waiting = 1.0
+            await becomes(watch, PoolLoad())
+
+    asyncio.run(scenario())
+
+
+def test_what_is_routed_counts_before_it_is_measured():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 6.0
+        slow = LoadConfig(interval_s=30.0)
+        async with watching(server, config=slow) as watch:
+            watch.routed("short")
+            watch.routed("long")
+            assert watch.current() == {"short": PoolLoad()}
+            watch.routed("short")
+            assert watch.current() == {"short": PoolLoad(under_pressure=True)}
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_is_down_once_no_endpoint_answers_and_up_once_one_does():
+    async def scenario():
+        one, other = FakeVllm(), FakeVllm()
+        async with watching(one, other) as watch:
+            await one.stop()
+            await other.stop()
+            await becomes(watch, PoolLoad(available=False))
+            (status,) = watch.statuses()
+            assert (status.endpoints, status.healthy) == (2, 0)
+            await other.start(other.port)
+            await becomes(watch, PoolLoad())
+
+    asyncio.run(scenario())
+
+
+def test_metrics_that_are_gone_are_neither_pressure_nor_illness():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 50.0
+        async with watching(server) as watch:
+            assert watch.current()["short"].under_pressure
+            server.metrics_status = 404
+            await becomes(watch, PoolLoad())
+            assert watch.statuses()[0].waiting is None
+            server.health_status = 503
+            await becomes(watch, PoolLoad(available=False))
+
+    asyncio.run(scenario())
+
+
+def test_stale_data_is_no_data():
+    async def scenario():
+        now = 100.0
+        one, other = FakeVllm(), FakeVllm()
+        one.waiting = 50.0
+        async with watching(one, other, clock=lambda: now) as watch:
+            assert watch.current()["short"].under_pressure
+            await one.stop()
+            now += FAST.stale_after_s + 1
+            async with asyncio.timeout(10):
+                while watch.statuses()[0].waiting != 0.0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            assert not watch.current()["short"].under_pressure
+
+    asyncio.run(scenario())
+
+
+def test_a_window_that_is_not_the_configured_one_is_an_error_at_start():
+    async def scenario():
+        async with watching(FakeVllm(max_model_len=4096)):
+            pass
+
+    with pytest.raises(ConfigError, match=r"pool short: max_model_len: 8192.* 4096"):
+        asyncio.run(scenario())
+
+
+def test_a_window_that_changes_later_is_shown():
+    async def scenario():
+        now = 100.0
+        server = FakeVllm()
+        async with watching(server, clock=lambda: now) as watch:
+            assert not watch.statuses()[0].max_model_len_differs
+            server.max_model_len = 4096
+            now += 61
+            async with asyncio.timeout(10):
+                while not watch.statuses()[0].max_model_len_differs:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(scenario())
+
+
+def test_endpoints_that_are_not_there_yet_do_not_keep_it_from_starting():
+    async def scenario():
+        pool = PoolConfig("short", 8192, endpoints=("http://127.0.0.1:9",))
+        watch = LoadWatch([pool], FAST)
+        await watch.start()
+        await becomes(watch, PoolLoad(available=False))
+        await watch.stop()
+
+    asyncio.run(scenario())
+
+
+def test_metrics_of_several_engines_are_added_up():
+    text = (
+        b'vllm:num_requests_waiting{engine="0"} 2.0\n'
+        b'vllm:num_requests_waiting{engine="1"} 3.0\n'
+        b"vllm:num_requests_running 4\n"
+        b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'
+        b'vllm:gpu_cache_usage_perc{engine="1"} 0.75\n'
+    )
+    assert parse_metrics(text) == EndpointLoad(5.0, 4.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"-1", b"many"])
+def test_values_that_are_no_counts_do_not_count(value):
+    text = METRICS.encode().replace(b"{waiting}", value).replace(b"{usage}", b"0")
+    assert parse_metrics(text) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_answer_is_survived(body):
+    parse_metrics(body)
+    parse_metrics(b"vllm:num_requests_waiting " + body)
+    parse_max_model_len(body)
+    parse_max_model_len(b'{"data":[' + body + b"]}")
