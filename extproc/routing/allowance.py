@@ -39,6 +39,7 @@ _DEFAULT_WEIGHT = 20.0
 _ASSUMED_SIGMA = 1.0
 
 _CATEGORIES = 32
+_CATEGORY = "category."
 
 _Counts = npt.NDArray[np.float64]
 
@@ -103,13 +104,14 @@ class OutputAllowance:
         self._keep = math.exp(-1.0 / memory)
         self._assumed = _assume(quantile, default_tokens)
         self._all = _Lengths()
+        self._limit = models
         self._models = BoundedTable(_ModelLengths, models)
         self._allowed: dict[tuple[str, str], int] = {}
 
     def allow(self, model: str, category: str) -> int:
         """Return the tokens to reserve for the output of one sequence."""
         known = self._models.get(model)
-        if known is None and not self._all.counts.any():
+        if known is None and not self._all.observations:
             return self.default_tokens
         key = (model if known is not None else "", category)
         allowed = self._allowed.get(key)
@@ -154,41 +156,41 @@ class OutputAllowance:
         return counts
 
     def snapshot(self) -> dict[str, Group]:
-        """Copy the counts out: of all, by model, by category and model.
+        """Copy the counts out.
 
-        Keys: an empty one, a model's name, a category and a name with a tab between.
+        Keys are ``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``.
         """
-        groups = {"": self._dump(self._all)}
+        groups = {"all": self._dump(self._all)}
         for name, known in self._models.items():
-            groups[f"\t{name}"] = self._dump(known.all)
+            groups[f"all:{name}"] = self._dump(known.all)
             for category, lengths in known.categories.items():
-                groups[f"{category}\t{name}"] = self._dump(lengths)
+                groups[f"{_CATEGORY}{category}:{name}"] = self._dump(lengths)
         return groups
 
-    def _dump(self, lengths: _Lengths) -> Group:
-        return Group(self._keep, lengths.observations, lengths.counts.ravel().copy())
-
     def restore(self, groups: Groups) -> None:
-        """Go on from these counts; those of no use here are left out."""
-        for key, group in groups.items():
-            sums = group.sums
-            if sums.shape != (2 * _BUCKETS,) or not _are_counts(sums):
-                continue
-            lengths = self._lengths(key)
-            lengths.counts = sums.reshape(2, _BUCKETS).copy()
-            lengths.observations = group.observations
+        """Go on from these counts."""
+        self._all = _Lengths()
+        self._models = BoundedTable(_ModelLengths, self._limit)
         self._allowed.clear()
+        for key, group in groups.items():
+            lengths = self._place(key)
+            if lengths is not None and group.sums.shape == (2 * _BUCKETS,):
+                lengths.counts = np.maximum(group.sums, 0.0).reshape(2, _BUCKETS)
+                lengths.observations = group.observations
 
-    def _lengths(self, key: str) -> _Lengths:
-        if not key:
+    def _place(self, key: str) -> _Lengths | None:
+        what, of_model, model = key.partition(":")
+        if not of_model:
             return self._all
-        category, _, name = key.partition("\t")
-        known = self._models.touch(name)
-        return known.categories.touch(category) if category else known.all
+        known = self._models.admit(model)
+        if known is None:
+            return None
+        if what == "all":
+            return known.all
+        return known.categories.admit(what.removeprefix(_CATEGORY))
 
-
-def _are_counts(sums: _Counts) -> bool:
-    return bool(np.isfinite(sums).all() and sums.min() >= 0.0)
+    def _dump(self, lengths: _Lengths) -> Group:
+        return Group(self._keep, lengths.observations, lengths.counts.flatten())
 
 
 def _bucket(tokens: int) -> int:

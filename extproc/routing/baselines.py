@@ -6,14 +6,12 @@ import math
 
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
-from extproc.routing.learned import Group, Groups
 
 
 class BytesOverFour:
     """The rule of thumb: four bytes of the body a token. Learns nothing."""
 
     name = "bytes/4"
-    component = "bytes/4.1"
 
     def estimate(self, model: str, category: str, features: Features) -> Estimate:
         """Return a quarter of the body's bytes."""
@@ -24,13 +22,6 @@ class BytesOverFour:
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> None:
         """Learn nothing."""
-
-    def snapshot(self) -> dict[str, Group]:
-        """Copy nothing out."""
-        return {}
-
-    def restore(self, groups: Groups) -> None:
-        """Go on as before."""
 
 
 class SemanticRouterRule:
@@ -46,7 +37,6 @@ class SemanticRouterRule:
     """
 
     name = "semantic-router"
-    component = "semantic-router.1"
 
     _DEFAULT_BYTES_PER_TOKEN = 4.0
     _MIN_SAMPLES = 10
@@ -85,10 +75,3 @@ class SemanticRouterRule:
                 self._STEP_DOWN if step < 0 else self._STEP_UP
             )
         self._samples += 1
-
-    def snapshot(self) -> dict[str, Group]:
-        """Copy nothing out: what it learned is in memory only, as in its original."""
-        return {}
-
-    def restore(self, groups: Groups) -> None:
-        """Go on as before."""

@@ -49,6 +49,12 @@ class BoundedTable(Generic[T]):
             value = self._values[key] = self._make()
         return value
 
+    def admit(self, key: str) -> T | None:
+        """Return the key's value if it is there or there is room, else None."""
+        if key not in self._values and len(self._values) >= self._limit:
+            return None
+        return self.touch(key)
+
     def _make_room(self) -> bool:
         if len(self._values) < self._limit:
             return True

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from extproc.routing.features import Features
-from extproc.routing.learned import Learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,10 @@ class Estimate:
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
 
 
-class Estimator(Learner, Protocol):
+class Estimator(Protocol):
     """Estimates prompt tokens, and learns from what backends counted.
+
+    One that keeps what it learned is a ``learned.Learner`` too.
 
     Not thread-safe: one event loop calls it. Neither method awaits anything, so each
     is atomic there.

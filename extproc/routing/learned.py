@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +19,40 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Sums that decay together. Zero before the first observation."""
 
     keep: float
     """What one observation multiplies the sums by, in (0, 1]."""
     observations: int
-    """How often that was done, ever, by whichever process."""
+    """How often that was done in this epoch, by whichever process."""
     sums: Vector
     """One dimension; never changed in place."""
+    epoch: int = 0
+    """How often the learner started over, having found what it knew to be wrong."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Group)
+            and self.same_as(other)
+            and self.keep == other.keep
+            and np.array_equal(self.sums, other.sums)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.epoch, self.observations))
+
+    def same_as(self, other: Group) -> bool:
+        """Whether nothing was learned between the two, which one came from."""
+        return (self.epoch, self.observations) == (other.epoch, other.observations)
 
 
 Groups = Mapping[str, Group]
 """A learner's groups, by keys of its own (a category, a model)."""
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Something that learns from observations. Called from the event loop only."""
 
@@ -60,14 +78,15 @@ def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, Group]:
         theirs: what became of it elsewhere.
 
     With ``n`` observations of ours since the base, a group becomes
-    ``ours + keep**n * (theirs - base)``: theirs first, then ours. A group that we
-    dropped stays only if it was learned into elsewhere since.
+    ``ours + keep**n * (theirs - base)``: theirs first, then ours. A later epoch takes
+    the place of an earlier one. A group that we dropped stays only if it was learned
+    into elsewhere since.
     """
     merged = dict(ours)
     for key, other in theirs.items():
         mine, common = ours.get(key), base.get(key)
         if mine is None:
-            if common is None or common.observations != other.observations:
+            if common is None or not common.same_as(other):
                 merged[key] = other
         elif mine.sums.shape == other.sums.shape:
             merged[key] = _merge_group(common, mine, other)
@@ -75,15 +94,17 @@ def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, Group]:
 
 
 def _merge_group(common: Group | None, mine: Group, other: Group) -> Group:
-    start = 0 if common is None else common.observations
-    if other.observations == start:
+    if mine.epoch != other.epoch:
+        return mine if mine.epoch > other.epoch else other
+    if common is None or common.epoch != mine.epoch:
+        # Learned apart from the first, or both started over at the same time.
+        common = Group(mine.keep, 0, np.zeros_like(mine.sums), mine.epoch)
+    if common.same_as(other):
         return mine
-    learned = max(0, mine.observations - start)
-    elsewhere = other.sums
-    if common is not None and common.sums.shape == other.sums.shape:
-        elsewhere = other.sums - common.sums
+    learned = max(0, mine.observations - common.observations)
     return Group(
         mine.keep,
         other.observations + learned,
-        mine.sums + mine.keep**learned * elsewhere,
+        mine.sums + mine.keep**learned * (other.sums - common.sums),
+        mine.epoch,
     )

@@ -40,14 +40,13 @@ class Posterior:
         self._covariance = prior.covariance
         self._precision: Matrix = np.zeros((size, size))
         self._moment: Vector = np.zeros(size)
-        self._observed = 0.0
-        self._observations = 0
         self._pending: list[Vector] = []
-
-    @property
-    def observed(self) -> float:
-        """Observations that the sums hold, faded."""
-        return self._observed
+        self.observed = 0.0
+        """Observations, faded."""
+        self.observations = 0
+        """All of them."""
+        self.epoch = 0
+        """See ``learned.Group``; for whoever starts over with a new posterior."""
 
     @property
     def mean(self) -> Vector:
@@ -62,9 +61,9 @@ class Posterior:
     def learn(self, x: Vector, y: float, variance: float) -> None:
         """Fold in that ``x . w`` was ``y``, give or take noise of that variance."""
         self._pending.append(np.append(x, y) / math.sqrt(variance))
-        self._observed = self._keep * self._observed + 1.0
-        self._observations += 1
-        stale = _STALE_SHARE * min(self._observed, _SETTLED)
+        self.observed = self._keep * self.observed + 1.0
+        self.observations += 1
+        stale = _STALE_SHARE * min(self.observed, _SETTLED)
         if len(self._pending) >= stale:
             self._solve()
 
@@ -88,30 +87,32 @@ class Posterior:
         self._mean = self._covariance @ moment
 
     def snapshot(self) -> Group:
-        """Copy the sums out: the precision's upper triangle, the moment, the count."""
+        """Copy the sums out: upper triangle of the precision, moment, observed."""
         self._fold_pending()
-        upper = self._precision[np.triu_indices(len(self._moment))]
-        sums = np.concatenate([upper, self._moment, [self._observed]])
-        return Group(self._keep, self._observations, sums)
+        upper = self._precision[np.triu_indices(len(self._mean))]
+        sums = np.concatenate([upper, self._moment, [self.observed]])
+        return Group(self._keep, self.observations, sums, self.epoch)
 
-    def restore(self, group: Group) -> None:
-        """Go on from these sums.
+    def restore(self, group: Group) -> bool:
+        """Go on from these sums; False if they are of another number of terms.
 
-        Raises:
-            ValueError: they are of another number of coefficients, or no finite
-                numbers.
+        Sums that are those already here are not solved again.
         """
-        size = len(self._moment)
+        if (group.epoch, group.observations) == (self.epoch, self.observations):
+            return True
+        size = len(self._mean)
         rows, columns = np.triu_indices(size)
         if group.sums.shape != (len(rows) + size + 1,):
-            raise ValueError(f"expected sums of {size} coefficients")
-        if not np.isfinite(group.sums).all():
-            raise ValueError("expected finite sums")
-        upper, self._moment, observed = np.split(group.sums, [len(rows), -1])
+            return False
+        upper, self._moment, observed = np.split(
+            group.sums, [len(rows), len(rows) + size]
+        )
         self._moment = self._moment.copy()
+        self._precision = np.zeros((size, size))
         self._precision[rows, columns] = upper
         self._precision[columns, rows] = upper
-        self._observed = float(observed[0])
-        self._observations = group.observations
+        self.observed = float(observed[0])
+        self.observations, self.epoch = group.observations, group.epoch
         self._pending.clear()
         self._solve()
+        return True

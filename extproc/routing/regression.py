@@ -9,7 +9,6 @@ was seen gets a wider one.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import zlib
 from dataclasses import dataclass
@@ -53,8 +52,9 @@ _TRIAL_OBSERVATIONS = 12
 
 _EXPLAINED_TERMS = 12
 
+_POSTERIOR = "posterior:"
+_MARGIN = "margin:"
 _TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
-"""Sums of other terms are of no use, even where they are as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,6 @@ class _Learned:
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
     challenger: _Learned | None = None
-    generation: int = 0
-    """How often a challenger took over: sums of before are not to be added."""
 
 
 class TextEstimator:
@@ -180,43 +178,37 @@ class TextEstimator:
         if challenger.posterior.observed < _TRIAL_OBSERVATIONS:
             return
         if challenger.error < _TAKEOVER * learned.error:
+            challenger.posterior.epoch = learned.posterior.epoch + 1
             learned.posterior = challenger.posterior
-            learned.generation += 1
             learned.surprise = challenger.surprise
             learned.challenger = None
         elif learned.surprise < _CALM:
             learned.challenger = None
 
     def snapshot(self) -> dict[str, Group]:
-        """Copy the sums out: the posteriors' by model, and the margin's."""
-        groups = {f"margin\t{k}": g for k, g in self.margin.snapshot().items()}
-        for name, learned in self._models.items():
-            key = f"model\t{learned.generation}\t{name}"
-            groups[key] = learned.posterior.snapshot()
-        return groups
+        """Copy out every model's sums, and the margin's."""
+        posteriors = {
+            f"{_POSTERIOR}{name}": learned.posterior.snapshot()
+            for name, learned in self._models.items()
+        }
+        margin = self.margin.snapshot()
+        return posteriors | {f"{_MARGIN}{key}": margin[key] for key in margin}
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; those of no use here are left out."""
-        self.margin.restore(
-            {
-                key.removeprefix("margin\t"): group
-                for key, group in groups.items()
-                if key.startswith("margin\t")
-            }
-        )
-        for key, group in groups.items():
-            kind, _, rest = key.partition("\t")
-            generation, _, name = rest.partition("\t")
-            if kind == "model" and generation.isdigit():
-                self._restore_model(name, int(generation), group)
+        """Go on from these sums."""
+        self.margin.restore(_without(_MARGIN, groups))
+        for name, group in _without(_POSTERIOR, groups).items():
+            learned = self._models.admit(name)
+            if learned is not None:
+                learned.posterior.restore(group)
 
-    def _restore_model(self, name: str, generation: int, group: Group) -> None:
-        learned = self._models.touch(name)
-        if generation < learned.generation:
-            return  # of the model that was behind this name before
-        with contextlib.suppress(ValueError):  # of other terms, or no numbers
-            learned.posterior.restore(group)
-            learned.generation = generation
+
+def _without(prefix: str, groups: Groups) -> dict[str, Group]:
+    return {
+        key.removeprefix(prefix): group
+        for key, group in groups.items()
+        if key.startswith(prefix)
+    }
 
 
 def _predict(posterior: Posterior, features: Features, x: Vector) -> _Prediction:

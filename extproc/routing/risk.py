@@ -38,6 +38,7 @@ _CATEGORY_WEIGHT = 20.0
 _MAX_EXPONENT = math.log(4.0)
 _CATEGORIES = 64
 _OTHER = ""
+_SQUARES = "squares."
 _CLIP = 9.0
 
 
@@ -60,7 +61,7 @@ def _zeros() -> Vector:
 
 @dataclass(slots=True)
 class _Squares:
-    """Decayed sum of a category's squared errors, in spreads, and their count."""
+    """Decayed sum of a category's squared errors, in spreads, clipped."""
 
     total: float = 0.0
     count: float = 0.0
@@ -73,6 +74,7 @@ class _Tally:
 
     bins: Vector = field(default_factory=_zeros)
     binned: int = 0
+    """Observations that ``bins`` faded over: not the outliers."""
     squares: dict[str, _Squares] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
@@ -82,11 +84,11 @@ class _Tally:
 
     def scale(self, category: str) -> float:
         """Return the root mean square of a category's errors, in spreads."""
-        own = self.squares.get(category)
-        if own is None:
+        squares = self.squares.get(category)
+        if squares is None:
             return 1.0
-        total = _CATEGORY_WEIGHT + own.total
-        return math.sqrt(total / (_CATEGORY_WEIGHT + own.count))
+        total = squares.total + _CATEGORY_WEIGHT
+        return math.sqrt(total / (squares.count + _CATEGORY_WEIGHT))
 
 
 class Margin:
@@ -110,6 +112,7 @@ class Margin:
             raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
         self.rate = rate
         self._keep = math.exp(-1.0 / memory)
+        self._limit = models
         self._pooled = _Tally()
         self._models = BoundedTable(_Tally, models)
 
@@ -161,14 +164,14 @@ class Margin:
         squares.total = keep * squares.total + min(deviation * deviation, _CLIP)
         squares.count = keep * squares.count + 1.0
         squares.observations += 1
+        tally.observations += 1
         tally.observed = keep * tally.observed + 1.0
         tally.exceeded = keep * tally.exceeded + exceeded
-        tally.observations += 1
         tally.quantile = None
         if abs(scaled) < _OUTLIER:
             tally.bins *= keep
-            tally.binned += 1
             tally.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
+            tally.binned += 1
 
     def _quantile(self, tally: _Tally) -> float:
         if tally.quantile is None:
@@ -183,58 +186,56 @@ class Margin:
     def snapshot(self) -> dict[str, Group]:
         """Copy the sums out.
 
-        Keys are ``bins`` and ``rate`` of all models and, followed by a tab and its
-        name, of each; ``squares``, a category, and the model's name if any, likewise.
+        Keys are ``bins``, ``rate`` and ``squares.CATEGORY``, for all models, and the
+        same with ``:MODEL`` after it.
         """
-        groups = self._dump(self._pooled)
+        groups = self._dump(self._pooled, "")
         for name, tally in self._models.items():
-            groups |= self._dump(tally, name)
-        return groups
-
-    def _dump(self, tally: _Tally, *model: str) -> dict[str, Group]:
-        rate = np.array([tally.observed, tally.exceeded])
-        groups = {
-            "\t".join(("bins", *model)): Group(
-                self._keep, tally.binned, tally.bins.copy()
-            ),
-            "\t".join(("rate", *model)): Group(self._keep, tally.observations, rate),
-        }
-        for category, squares in tally.squares.items():
-            groups["\t".join(("squares", category, *model))] = Group(
-                self._keep,
-                squares.observations,
-                np.array([squares.total, squares.count]),
-            )
+            groups |= self._dump(tally, f":{name}")
         return groups
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; those of no use here are left out."""
+        """Go on from these sums."""
+        self._pooled = _Tally()
+        self._models = BoundedTable(_Tally, self._limit)
         for key, group in groups.items():
-            what, *of = key.split("\t", 1)
-            category = None
-            if what == "squares" and of:
-                category, *of = of[0].split("\t", 1)
-            tally = self._models.touch(of[0]) if of else self._pooled
-            _load(tally, what, category, group)
-            tally.quantile = None
+            what, of_model, model = key.partition(":")
+            tally = self._models.admit(model) if of_model else self._pooled
+            if tally is not None:
+                _load(tally, what, group)
 
-
-def _load(tally: _Tally, what: str, category: str | None, group: Group) -> None:
-    sums = group.sums
-    if not np.isfinite(sums).all() or (sums.size and sums.min() < 0.0):
-        return
-    if what == "bins" and sums.shape == (_BINS,):
-        tally.bins, tally.binned = sums.copy(), group.observations
-    elif what == "rate" and sums.shape == (2,):
-        tally.observed, tally.exceeded = float(sums[0]), float(sums[1])
-        tally.observations = group.observations
-    elif category is not None and sums.shape == (2,):
-        tally.squares[category] = _Squares(
-            float(sums[0]), float(sums[1]), group.observations
-        )
+    def _dump(self, tally: _Tally, suffix: str) -> dict[str, Group]:
+        keep = self._keep
+        rate = np.array([tally.observed, tally.exceeded])
+        groups = {
+            f"bins{suffix}": Group(keep, tally.binned, tally.bins.copy()),
+            f"rate{suffix}": Group(keep, tally.observations, rate),
+        }
+        for category, squares in tally.squares.items():
+            sums = np.array([squares.total, squares.count])
+            group = Group(keep, squares.observations, sums)
+            groups[f"{_SQUARES}{category}{suffix}"] = group
+        return groups
 
 
 def _upper_quantile(counts: Vector, rate: float) -> float:
     above = np.cumsum(counts[::-1])
     position = int(np.searchsorted(above, rate * above[-1], side="right"))
     return float(_EDGES[_BINS - 1 - min(position, _BINS - 1)])
+
+
+def _load(tally: _Tally, what: str, group: Group) -> None:
+    sums = group.sums
+    if what == "bins" and sums.shape == (_BINS,):
+        tally.bins, tally.binned = np.maximum(sums, 0.0), group.observations
+    elif what == "rate" and sums.shape == (2,):
+        tally.observed, tally.exceeded = sums.tolist()
+        tally.observations = group.observations
+    elif (
+        what.startswith(_SQUARES)
+        and sums.shape == (2,)
+        and len(tally.squares) <= _CATEGORIES
+    ):
+        total, count = np.maximum(sums, 0.0).tolist()
+        category = what.removeprefix(_SQUARES)
+        tally.squares[category] = _Squares(total, count, group.observations)

@@ -155,7 +155,8 @@ class Router:
     @property
     def learners(self) -> list[Learner]:
         """Everything that learns, to be kept and shared."""
-        return [self.ratios, self.estimator, self.allowance]
+        parts = (self.ratios, self.estimator, self.allowance)
+        return [part for part in parts if isinstance(part, Learner)]
 
     def route(
         self,

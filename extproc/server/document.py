@@ -22,8 +22,8 @@ side during an upgrade do not set each other's aside."""
 
 _FORMAT = "token-budget-router learned state"
 
-MAX_GROUPS = 4096
-"""Of a component: 64 models by 64 categories. A document has no more than fit."""
+MAX_GROUPS = 8192
+"""Of a component: 64 models by 64 categories, twice. What is beyond is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class _Group(msgspec.Struct, array_like=True):
     keep: float
     observations: int
     sums: list[float]
+    epoch: int = 0
 
 
 class _Body(msgspec.Struct):
@@ -58,7 +59,9 @@ def encode(document: Document) -> bytes:
     """Serialize; exact, floats included."""
     components = {
         component: {
-            key: _Group(group.keep, group.observations, group.sums.tolist())
+            key: _Group(
+                group.keep, group.observations, group.sums.tolist(), group.epoch
+            )
             for key, group in list(groups.items())[:MAX_GROUPS]
         }
         for component, groups in document.components.items()
@@ -104,5 +107,7 @@ def _groups(parsed: dict[str, _Group]) -> dict[str, Group]:
         sums = np.array(group.sums, dtype=np.float64)
         if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
             raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
-        groups[key] = Group(group.keep, max(0, group.observations), sums)
+        if min(group.observations, group.epoch) < 0:
+            raise UnreadableDocument("corrupt", f"counts of {key!r} are negative")
+        groups[key] = Group(group.keep, group.observations, sums, group.epoch)
     return groups

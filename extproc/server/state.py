@@ -12,10 +12,11 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from typing import Any
 
 from extproc.routing.learned import Group, Learner, merge
 from extproc.server.document import Document, decode, encode
@@ -78,13 +79,13 @@ class StateKeeper:
         self._number = 0
         self._base: Components = {}
         self._attempts: dict[int, _Attempt] = {}
-        self._busy = False  # a thread is with the store
+        self._idle = asyncio.Event()  # no thread is with the store
+        self._idle.set()
         self._away = False
 
     async def start(self) -> None:
         """Take in the stored state, unless the store keeps us waiting."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.sync(), self._wait_s)
+        await self._in_time(self.sync())
 
     async def run(self) -> None:
         """Synchronize until cancelled."""
@@ -99,8 +100,17 @@ class StateKeeper:
 
     async def stop(self) -> None:
         """Write what was learned last, unless the store keeps us waiting."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.sync(), self._wait_s)
+        await self._in_time(self._sync_last())
+
+    async def _in_time(self, exchange: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(exchange, self._wait_s)
+        except TimeoutError:
+            self._failed(StoreError(f"no answer within {self._wait_s:g} s"))
+
+    async def _sync_last(self) -> None:
+        await self._idle.wait()  # an exchange that was cut short is still at it
+        await self.sync()
 
     def known(self, component: str) -> Mapping[str, Group]:
         """What the store held of a component when last asked."""
@@ -108,7 +118,7 @@ class StateKeeper:
 
     async def sync(self) -> None:
         """Exchange once with the store. Not to be called while it runs."""
-        if self._busy:
+        if not self._idle.is_set():
             self._failed(StoreError("still no answer"))
             return
         ours = _snapshot(self._learners())
@@ -182,7 +192,8 @@ class StateKeeper:
         done: asyncio.Future[tuple[Components, SetAside | None]] = loop.create_future()
 
         def settle(set_outcome: Callable[[], None]) -> None:
-            if not done.done():  # nobody waits any more
+            self._idle.set()
+            if not done.done():  # else nobody waits any more
                 set_outcome()
 
         def run() -> None:
@@ -191,11 +202,10 @@ class StateKeeper:
                 outcome = partial(done.set_result, result)
             except Exception as error:
                 outcome = partial(done.set_exception, error)
-            self._busy = False
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 loop.call_soon_threadsafe(settle, outcome)
 
-        self._busy = True
+        self._idle.clear()
         threading.Thread(target=run, name="state-store", daemon=True).start()
         return await done
 
@@ -222,7 +232,7 @@ def _same(one: Components, other: Components) -> bool:
 
 def _same_groups(one: Mapping[str, Group], other: Mapping[str, Group]) -> bool:
     return one.keys() == other.keys() and all(
-        one[key].observations == other[key].observations for key in one
+        one[key].same_as(other[key]) for key in one
     )
 
 
