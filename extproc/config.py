@@ -204,7 +204,7 @@ class LoadConfig:
     """When a pool counts as under pressure, so that requests spill to a larger one."""
 
     interval_s: float = field(default=1.0, metadata=_POSITIVE)
-    """Between two questions to an endpoint's `/metrics`; also how long one waits."""
+    """Between two questions to an endpoint's `/metrics`."""
     stale_after_s: float = field(default=5.0, metadata=_POSITIVE)
     """Older answers do not count: the pool's pressure is then not known."""
     waiting_requests: float = field(default=8.0, metadata=_POSITIVE)

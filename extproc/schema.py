@@ -95,7 +95,9 @@ def _convert_union(wanted: Any, value: Any, name: str) -> Any:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-        elif option is not types.NoneType and not isinstance(value, str):
+        elif option is not types.NoneType and (
+            option is str or not isinstance(value, str)
+        ):
             return _convert(option, value, name)
     names = [
         a

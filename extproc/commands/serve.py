@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     configure_logging(config.log)
     try:
-        asyncio.run(App(config).run())
+        asyncio.run(App(config, args.config).run())
     except ConfigError as error:
         print(f"extproc: {args.config}: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ class AdminServer:
         registry: what /metrics prints.
         ready: whether new streams are welcome.
         status: what /status prints.
-        explainer: answers POST /explain.
+        explainer: gives what answers POST /explain, as configured last.
         max_body_bytes: the largest request to explain.
     """
 
@@ -30,7 +30,7 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         status: Callable[[], dict[str, Any]],
-        explainer: Explainer,
+        explainer: Callable[[], Explainer],
         max_body_bytes: int,
     ) -> None:
         self._address = address
@@ -87,5 +87,5 @@ class AdminServer:
             accepted = ", ".join(PATHS)
             raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
         body = await request.read()
-        told = self._explainer.explain(body, path, request.query.get("hint"))
+        told = self._explainer().explain(body, path, request.query.get("hint"))
         return web.json_response(told)

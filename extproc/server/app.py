@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 from extproc.config import Config, ServerConfig
-from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
-from extproc.server.assembly import build_router, build_sampler, build_store
-from extproc.server.explaining import Explainer
+from extproc.server.assembly import build_store
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses, WithHealth
-from extproc.server.history import History
-from extproc.server.metrics import Metrics
-from extproc.server.service import ExtProcService
+from extproc.server.live import Live
+from extproc.server.logs import configure_logging
+from extproc.server.reload import ConfigWatch
 from extproc.server.state import StateKeeper
-from extproc.server.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -35,105 +35,117 @@ def max_message_bytes(server: ServerConfig) -> int:
 class App:
     """One server process.
 
+    Args:
+        config: as it was read.
+        path: the file that it was read from, to be watched; None for the defaults.
+
     Raises:
         ConfigError: the configuration asks for what is not installed.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, path: Path | None = None) -> None:
+        self._path = path
         self._ready = False
-        self.router = build_router(config)
-        self.metrics = Metrics(lambda: self.router.ratios.all())
-        store = build_store(config.state)
-        self._state = (
-            StateKeeper(
-                lambda: self.router.learners,
-                store,
-                config.state.interval_s,
-                self.metrics.synced,
-            )
-            if store is not None
-            else None
-        )
-        self.history = History(time.time, self.router.ratios.bytes_per_token)
-        self.status = Status(
-            self.router, self.metrics, self.history, lambda: self._ready, time.time
-        )
+        self._live = Live(config, lambda: self._ready, _defer)
+        self._store = build_store(config.state)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
 
         Raises:
             OSError: the gRPC address cannot be bound.
+            ConfigError: the pools' servers are not as configured.
         """
-        server = self._config.server
-        loop = asyncio.get_running_loop()
-        service = ExtProcService(
-            self.router,
-            ExchangeSettings(
-                server.max_body_bytes,
-                self._config.category.header,
-                self._config.feedback.inject_usage,
-            ),
-            build_sampler(self._config.feedback),
-            self.metrics,
-            watchers=[self.history],
-            defer=loop.call_soon,
+        async with AsyncExitStack() as stack:
+            await self._live.start()
+            stack.push_async_callback(self._live.stop)
+            state = await self._start_state(stack)
+            health = HealthStatuses()
+            server = self._live.config.server
+            transport = GrpcioServer(
+                WithHealth(self._live.service, health),
+                server.listen,
+                max_message_bytes(server),
+            )
+            port = await transport.start()
+            health.set_all(True)
+            await self._start_admin(stack)
+            stopping = self._handle_signals(stack, state)
+            self._ready = True
+            _log("serving", listen=server.listen, port=port)
+            await stopping.wait()
+            self._ready = False
+            drain_timeout_s = self._live.config.server.drain_timeout_s
+            _log("draining", timeout_s=drain_timeout_s)
+            health.set_all(False, but=("liveness",))
+            await transport.drain(drain_timeout_s)
+        _log("stopped")
+
+    async def _start_state(self, stack: AsyncExitStack) -> StateKeeper | None:
+        if self._store is None:
+            return None
+        live = self._live
+        state = StateKeeper(
+            lambda: live.router.learners,
+            self._store,
+            live.config.state.interval_s,
+            live.metrics.synced,
         )
+        await state.start()
+        stack.push_async_callback(state.stop)
+        _run_until_stopped(stack, state.run())
+        return state
+
+    def _handle_signals(
+        self, stack: AsyncExitStack, state: StateKeeper | None
+    ) -> asyncio.Event:
+        async def replace(config: Config) -> list[str]:
+            known = state.known if state is not None else lambda component: {}
+            kept = await self._live.replace(config, known)
+            configure_logging(config.log)
+            return kept
+
+        loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        health = HealthStatuses()
-        transport = GrpcioServer(
-            WithHealth(service, health), server.listen, max_message_bytes(server)
-        )
-        if self._state is not None:
-            await self._state.start()
-        port = await transport.start()
-        health.set_all(True)
-        admin = await self._start_admin()
-        tasks = [asyncio.create_task(self._state.run())] if self._state else []
-        self._ready = True
-        logger.info(
-            "serving",
-            extra={"fields": {"listen": server.listen, "port": port}},
-        )
-        await stopping.wait()
-        self._ready = False
-        logger.info("draining", extra={"fields": {"timeout_s": server.drain_timeout_s}})
-        health.set_all(False, but=("liveness",))
-        await transport.drain(server.drain_timeout_s)
-        for task in tasks:
-            task.cancel()
-        if self._state is not None:
-            await self._state.stop()
-        if admin is not None:
-            await admin.stop()
-        logger.info("stopped")
+        watch = ConfigWatch(self._path, replace, self._live.metrics.reloaded)
+        loop.add_signal_handler(signal.SIGHUP, watch.ask)
+        _run_until_stopped(stack, watch.run())
+        return stopping
 
-    async def _start_admin(self) -> AdminServer | None:
+    async def _start_admin(self, stack: AsyncExitStack) -> None:
+        address = self._live.config.server.admin
         admin = AdminServer(
-            self._config.server.admin,
-            self.metrics.registry,
+            address,
+            self._live.metrics.registry,
             lambda: self._ready,
-            self.status.report,
-            Explainer(self.router, self._config.server.max_body_bytes),
-            self._config.server.max_body_bytes,
+            self._live.status.report,
+            self._live.explainer,
+            self._live.config.server.max_body_bytes,
         )
+        stack.push_async_callback(admin.stop)
         try:
-            address = await admin.start()
+            _log("admin", admin=await admin.start())
         except OSError as error:
             # Requests matter more than their metrics: serve on without the port.
-            logger.error(
-                "admin_unavailable",
-                extra={
-                    "fields": {
-                        "admin": self._config.server.admin,
-                        "error": error.strerror or str(error),
-                    }
-                },
-            )
-            await admin.stop()
-            return None
-        logger.info("admin", extra={"fields": {"admin": address}})
-        return admin
+            fields = {"admin": address, "error": error.strerror or str(error)}
+            logger.error("admin_unavailable", extra={"fields": fields})
+
+
+def _defer(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)
+
+
+def _run_until_stopped(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+def _log(event: str, **fields: object) -> None:
+    logger.info(event, extra={"fields": fields})

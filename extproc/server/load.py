@@ -21,6 +21,8 @@ _UNHEALTHY_AFTER = 3
 """Questions in a row without an answer. Fewer would take a busy server for a dead one:
 a vLLM that compiles or captures graphs can be silent for a second."""
 
+_ANSWER_TIMEOUT_S = 1.0
+
 _LIMITS_INTERVAL_S = 60.0
 """Between two looks at an endpoint's window: it changes with a new deployment only."""
 
@@ -132,7 +134,7 @@ class LoadWatch:
         Raises:
             ConfigError: an endpoint's window is not the one configured for its pool.
         """
-        timeout = aiohttp.ClientTimeout(total=self._config.interval_s)
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout)
         watched = [
             (pool, endpoint)

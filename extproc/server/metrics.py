@@ -6,7 +6,7 @@ the code. Never a model name, a path or anything else that a client chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 import extproc
 from extproc.exchange.events import Observation
 from extproc.routing.router import Decision, Lesson
+from extproc.server.load import PoolStatus
+from extproc.server.reload import Reloaded
 from extproc.server.state import Synced
 from extproc.server.tallies import Distribution, Tally
 
@@ -57,12 +59,55 @@ class _Ratios(Collector):
         return [family]
 
 
-class Metrics:
-    """The server's metrics, in a registry of their own."""
+class _Pools(Collector):
+    """Reads the state of the watched pools when scraped."""
 
-    def __init__(self, ratios: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, pools: Callable[[], Sequence[PoolStatus]]) -> None:
+        self._pools = pools
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """One sample a pool that has endpoints."""
+        families = {
+            name: GaugeMetricFamily(f"extproc_pool_{name}", text, labels=["pool"])
+            for name, text in (
+                ("endpoints", "Endpoints of the pool that are asked for their load"),
+                ("healthy_endpoints", "Of those, the ones that answer"),
+                ("under_pressure", "1 while requests spill to a larger pool"),
+                ("waiting_requests", "Mean queue of an endpoint; absent if not known"),
+                ("kv_cache_usage", "Mean share in use, 0 to 1; absent if not known"),
+                ("max_model_len_differs", "1 if an endpoint's is not the configured"),
+            )
+        }
+        for pool in self._pools():
+            for name, value in (
+                ("endpoints", pool.endpoints),
+                ("healthy_endpoints", pool.healthy),
+                ("under_pressure", pool.under_pressure),
+                ("waiting_requests", pool.waiting),
+                ("kv_cache_usage", pool.kv_cache_usage),
+                ("max_model_len_differs", pool.max_model_len_differs),
+            ):
+                if value is not None:
+                    families[name].add_metric([pool.name], float(value))
+        return list(families.values())
+
+
+class Metrics:
+    """The server's metrics, in a registry of their own.
+
+    Args:
+        ratios: the learned ratios, by category.
+        pools: what is known of the pools that are watched.
+    """
+
+    def __init__(
+        self,
+        ratios: Callable[[], Mapping[str, float]],
+        pools: Callable[[], Sequence[PoolStatus]] = tuple,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Ratios(ratios))
+        self.registry.register(_Pools(pools))
         self.decisions = Tally(
             "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )
@@ -136,6 +181,12 @@ class Metrics:
             "When the last such exchange succeeded; 0: never",
             registry=self.registry,
         )
+        self.config_reloads = Counter(
+            "extproc_config_reload_total",
+            "Configurations that were read again, by result",
+            ["result"],
+            registry=self.registry,
+        )
         Gauge(
             "extproc_build_info", "Version", ["version"], registry=self.registry
         ).labels(extproc.__version__).set(1)
@@ -145,6 +196,10 @@ class Metrics:
         self.state_syncs.labels(result).inc()
         if result is not Synced.UNAVAILABLE:
             self.state_synced.set_to_current_time()
+
+    def reloaded(self, result: Reloaded) -> None:
+        """Count a new configuration."""
+        self.config_reloads.labels(result).inc()
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""

@@ -54,6 +54,9 @@ class Watcher(Protocol):
         """Take note of a response, and of what it taught."""
 
 
+Loads = Callable[[], Mapping[str, PoolLoad] | None]
+
+
 class ExtProcService:
     """Answers ``Process`` streams.
 
@@ -76,16 +79,25 @@ class ExtProcService:
         metrics: Metrics,
         *,
         watchers: Sequence[Watcher] = (),
-        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+        loads: Loads = lambda: None,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
-        self.router = router
         self.metrics = metrics
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
-        self.sampler = sampler
-        self._settings = settings
         self._loads = loads
         self._defer = defer
+        self.reconfigure(router, settings, sampler)
+
+    def reconfigure(
+        self,
+        router: Router,
+        settings: ExchangeSettings,
+        sampler: FeedbackSampler,
+    ) -> None:
+        """Answer new streams with these; open ones end with what they began with."""
+        self.router = router
+        self.sampler = sampler
+        self._settings = settings
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Begin one ``Process`` stream; any other method is not ours."""

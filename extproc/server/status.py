@@ -19,13 +19,14 @@ class Status:
     """Reports the state of one server; a report costs nothing until it is asked for.
 
     Args:
-        router: its pools, estimator and ratios.
+        router: its pools, estimator and ratios; an attribute, to follow the router.
         metrics: where the counts are read.
         history: the last decisions, and how learning went.
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
         loads: what is known of the pools' load.
-        risk: the stated share of prompts that may exceed their bound, if one is.
+        risk: the stated share of prompts that may exceed their bound, if one is; an
+            attribute too.
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class Status:
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
         risk: float | None = None,
     ) -> None:
-        self._router = router
+        self.router = router
         self._metrics = metrics
         self._history = history
         self._ready = ready
         self._clock = clock
         self._started_s = clock()
         self._loads = loads
-        self._risk = risk
+        self.risk = risk
 
     def report(self) -> dict[str, Any]:
         """Everything, as plain values; shares, ratios and errors are fractions."""
@@ -58,7 +59,7 @@ class Status:
             "version": extproc.__version__,
             "ready": self._ready(),
             "uptime_s": round(self._clock() - self._started_s, 1),
-            "estimator": self._router.estimator.name,
+            "estimator": self.router.estimator.name,
             "decisions": by_pool.total(),
             "pools": self._report_pools(by_pool),
             "reasons": _counts(metrics.decisions, "reason"),
@@ -66,8 +67,8 @@ class Status:
                 name: {"decisions": by_category[name], **learning.get(name, {})}
                 for name in sorted({*by_category, *learning})
             },
-            "bytes_per_token": self._router.ratios.all(),
-            "risk": {"stated": self._risk, **self._history.achieved_risk()},
+            "bytes_per_token": self.router.ratios.all(),
+            "risk": {"stated": self.risk, **self._history.achieved_risk()},
             "observations": _counts(metrics.observations, "result"),
             "misroutes": _counts(metrics.misroutes, "kind"),
             "overflow_retries": _counts(metrics.overflows, "").total(),
@@ -79,7 +80,7 @@ class Status:
         total = by_pool.total()
         return [
             _report_pool(pool, loads.get(pool.name, IDLE), by_pool[pool.name], total)
-            for pool in self._router.policy.pools
+            for pool in self.router.policy.pools
         ]
 
 

@@ -30,7 +30,7 @@ def ask(
             CollectorRegistry(),
             lambda: True,
             dict,
-            explainer,
+            lambda: explainer,
             MAX_BODY_BYTES,
         )
         address = await admin.start()

@@ -1,0 +1,171 @@
+"""The parts of the server that a new configuration replaces while it serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from extproc.config import Config, EstimatorName
+from extproc.exchange.events import Observation
+from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.learned import Group
+from extproc.routing.policy import PoolLoad
+from extproc.routing.router import Decision, Lesson, Router
+from extproc.server.assembly import build_router, build_sampler
+from extproc.server.explaining import Explainer
+from extproc.server.history import History
+from extproc.server.load import LoadWatch, PoolStatus
+from extproc.server.metrics import Metrics
+from extproc.server.service import ExtProcService
+from extproc.server.status import Status
+
+logger = logging.getLogger(__name__)
+
+Known = Callable[[str], Mapping[str, Group]]
+"""Gives what is stored of a component that nobody here has learned into."""
+
+_NOT_LIVE = {
+    "server": ("listen", "admin", "transport", "max_body_bytes", "tls"),
+    "state": ("store", "path", "url", "key_prefix", "interval_s"),
+}
+"""Settings that a running server keeps: it would have to let go of its port."""
+
+
+class Live:
+    """The router, its feedback and its watch over the pools, as configured last.
+
+    Args:
+        config: the first.
+        ready: whether new streams are welcome.
+        defer: see ``ExtProcService``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ready: Callable[[], bool],
+        defer: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self.config = config
+        self.router = build_router(config)
+        self._sampler = build_sampler(config.feedback)
+        self._watch = LoadWatch(config.pools, config.load)
+        self.metrics = Metrics(lambda: self.router.ratios.all(), self.pools)
+        self.history = History(
+            time.time, lambda category: self.router.ratios.bytes_per_token(category)
+        )
+        self.service = ExtProcService(
+            self.router,
+            _exchange_settings(config),
+            self._sampler,
+            self.metrics,
+            watchers=[self.history, self],
+            loads=self.loads,
+            defer=defer,
+        )
+        self.status = Status(
+            self.router,
+            self.metrics,
+            self.history,
+            ready,
+            time.time,
+            loads=self.loads,
+            risk=_stated_risk(config),
+        )
+
+    def decided(self, decision: Decision) -> None:
+        """Count a request in before the pool's servers report it."""
+        self._watch.routed(decision.pool.name)
+
+    def observed(self, observation: Observation, lesson: Lesson) -> None:
+        """Nothing to note: what a response teaches is the router's."""
+
+    def loads(self) -> Mapping[str, PoolLoad]:
+        """What is known of the pools' load."""
+        return self._watch.current()
+
+    def pools(self) -> list[PoolStatus]:
+        """What is known of the pools that are watched."""
+        return self._watch.statuses()
+
+    def explainer(self) -> Explainer:
+        """Explains decisions as they are made now."""
+        limit = self.config.server.max_body_bytes
+        return Explainer(self.router, limit, self.loads)
+
+    async def start(self) -> None:
+        """Begin to watch the pools.
+
+        Raises:
+            ConfigError: a pool's servers have another window than configured.
+        """
+        await self._watch.start()
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        await self._watch.stop()
+
+    async def replace(self, config: Config, known: Known) -> list[str]:
+        """Serve on with another configuration, and with what was learned.
+
+        Returns:
+            The settings that changed but take a restart.
+
+        Raises:
+            ConfigError: it cannot be served with; all is as it was.
+        """
+        config, kept = _keep_what_is_not_live(self.config, config)
+        router = build_router(config)
+        watch = LoadWatch(config.pools, config.load)
+        try:
+            await watch.start()
+        except BaseException:
+            await watch.stop()
+            raise
+        # From here to the end of the exchange nothing awaits: no request and no
+        # lesson falls between the two.
+        _teach(router, self.router, known)
+        if config.feedback != self.config.feedback:
+            self._sampler = build_sampler(config.feedback)
+        previous, self._watch = self._watch, watch
+        self.config, self.router = config, router
+        self.service.reconfigure(router, _exchange_settings(config), self._sampler)
+        self.status.router, self.status.risk = router, _stated_risk(config)
+        await previous.stop()
+        return kept
+
+
+def _exchange_settings(config: Config) -> ExchangeSettings:
+    return ExchangeSettings(
+        config.server.max_body_bytes,
+        config.category.header,
+        config.feedback.inject_usage,
+    )
+
+
+def _stated_risk(config: Config) -> float | None:
+    if config.estimator.name is EstimatorName.TEXT:
+        return config.risk.under_estimate_rate
+    return None  # the others state none
+
+
+def _teach(router: Router, previous: Router, known: Known) -> None:
+    learned = {learner.component: learner for learner in previous.learners}
+    for learner in router.learners:
+        before = learned.get(learner.component)
+        groups = known(learner.component) if before is None else before.snapshot()
+        learner.restore(groups)
+
+
+def _keep_what_is_not_live(old: Config, new: Config) -> tuple[Config, list[str]]:
+    kept = []
+    for section, keys in _NOT_LIVE.items():
+        before, after = getattr(old, section), getattr(new, section)
+        for key in keys:
+            if getattr(before, key) != getattr(after, key):
+                kept.append(f"{section}.{key}")
+                after = dataclasses.replace(after, **{key: getattr(before, key)})
+        new = dataclasses.replace(new, **{section: after})
+    return new, kept

@@ -1,0 +1,118 @@
+"""Notices a new configuration: on SIGHUP, and when the file changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+
+from extproc.config import Config, ConfigError, load_config
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""Between two looks at the file. A poll sees what no notification tells: the file
+replaced, or a symbolic link on the way to it, as Kubernetes does for a ConfigMap."""
+
+
+class Reloaded(StrEnum):
+    """What became of a new configuration. Closed: these are metric labels."""
+
+    OK = "ok"
+    FAILED = "failed"
+    """The last good one stays in force."""
+
+
+Fingerprint = tuple[str, int, int, int]
+
+
+def fingerprint(path: Path) -> Fingerprint | None:
+    """What tells one content of a file from another without reading it; None if gone.
+
+    The file that the links lead to, its inode, time and size.
+    """
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except OSError:
+        return None
+    return real, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class ConfigWatch:
+    """Reloads a configuration file.
+
+    Args:
+        path: the file; None where the defaults are served, and SIGHUP does nothing.
+        apply: puts a configuration in force; returns the settings that need a restart.
+        reloaded: told the result of each attempt.
+        poll_s: between two looks.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        apply: Callable[[Config], Awaitable[list[str]]],
+        reloaded: Callable[[Reloaded], None],
+        poll_s: float = POLL_S,
+    ) -> None:
+        self._path = path
+        self._apply = apply
+        self._reloaded = reloaded
+        self._poll_s = poll_s
+        self._asked = asyncio.Event()
+        self._seen = fingerprint(path) if path is not None else None
+
+    def ask(self) -> None:
+        """Reload at once, changed or not; for the signal handler."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            asked = await self._woken()
+            if self._path is None:
+                continue
+            found = fingerprint(self._path)
+            # A file that is gone for a moment is being replaced.
+            if asked or (found is not None and found != self._seen):
+                self._seen = found
+                await self.reload(self._path)
+
+    async def _woken(self) -> bool:
+        try:
+            await asyncio.wait_for(self._asked.wait(), self._poll_s)
+        except TimeoutError:
+            return False
+        self._asked.clear()
+        return True
+
+    async def reload(self, path: Path) -> None:
+        """Read the file and put it in force, or say why not."""
+        try:
+            config = _read(path)
+            kept = await self._apply(config)
+        except (OSError, UnicodeError, ConfigError) as error:
+            self._failed(path, error)
+            return
+        except Exception as error:
+            logger.exception("config_reload_fault")
+            self._failed(path, error)
+            return
+        if kept:
+            fields = {"settings": ", ".join(kept)}
+            logger.warning("restart_needed", extra={"fields": fields})
+        logger.info("config_reloaded", extra={"fields": {"path": str(path)}})
+        self._reloaded(Reloaded.OK)
+
+    def _failed(self, path: Path, error: Exception) -> None:
+        fields = {"path": str(path), "error": str(error), "in_force": "the one before"}
+        logger.error("config_refused", extra={"fields": fields})
+        self._reloaded(Reloaded.FAILED)
+
+
+def _read(path: Path) -> Config:
+    return load_config(path.read_text(encoding="utf-8"), os.environ)
