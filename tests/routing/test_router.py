@@ -1,0 +1,385 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.routing.category import Category
+from extproc.routing.estimate import Estimate
+from extproc.routing.features import Features
+from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
+from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.request import Prompt, Request
+from extproc.routing.router import (
+    UNKNOWN_CATEGORY,
+    Decision,
+    Lesson,
+    MediaTokens,
+    Misroute,
+    Outcome,
+    Router,
+    Skipped,
+)
+
+SHORT, LONG = Pool("short", 1000, 800), Pool("long", 8000, 8000)
+
+
+class Fixed:
+    """Estimates what it is told, and remembers what it was taught."""
+
+    name = "fixed"
+
+    def __init__(self, point: int = 100, bound: int = 120) -> None:
+        self.answer = Estimate(point, bound)
+        self.taught: list[tuple[str, str, int]] = []
+
+    def estimate(self, model: str, category: str, features: Features) -> Estimate:
+        return self.answer
+
+    def observe(
+        self, model: str, category: str, features: Features, prompt_tokens: int
+    ) -> None:
+        self.taught.append((model, category, prompt_tokens))
+
+
+def router(estimator: Fixed | None = None, hints: tuple[str, ...] = ()) -> Router:
+    return Router(
+        Policy([SHORT, LONG]),
+        estimator or Fixed(),
+        TextRatios(),
+        default_output_tokens=50,
+        media_tokens=MediaTokens(image=10, audio=200, file=3000),
+        hints=hints,
+    )
+
+
+def request(text: str = "Hello", **more: object) -> Request:
+    return Request(Prompt(text.encode()), body_bytes=99, model="m", **more)  # type: ignore[arg-type]
+
+
+# Decisions.
+
+
+def test_a_decision_says_every_number_of_why() -> None:
+    decision = router().route(request(max_tokens=30))
+
+    assert decision.features is not None
+    assert decision == Decision(
+        pool=SHORT,
+        reason=Reason.WITHIN_THRESHOLD,
+        category=Category.PROSE,
+        model="m",
+        body_bytes=99,
+        prompt_tokens=100,
+        bound_tokens=120,
+        output_tokens=30,
+        declared=True,
+        features=decision.features,
+    )
+    assert decision.budget_tokens == 130
+    assert decision.bound_budget_tokens == 150
+
+
+@pytest.mark.parametrize(("output", "pool"), [(680, SHORT), (681, LONG)])
+def test_the_bound_decides_and_not_the_point(output: int, pool: Pool) -> None:
+    assert router().route(request(max_tokens=output)).pool == pool
+
+
+def test_without_a_limit_the_default_is_allowed_for() -> None:
+    decision = router().route(request())
+
+    assert decision.output_tokens == 50
+    assert not decision.declared
+
+
+def test_embeddings_need_no_output() -> None:
+    decision = router().route(request(generates=False, max_tokens=700))
+
+    assert decision.output_tokens == 0
+    assert decision.declared
+
+
+def test_media_cost_their_constants_and_are_not_learned() -> None:
+    prompt = Prompt(b"Look", images=2, audios=1, files=1)
+
+    decision = router().route(Request(prompt, 99))
+
+    assert decision.prompt_tokens == 100 + 2 * 10 + 200 + 3000
+    assert decision.bound_tokens == 120 + 3220
+    assert decision.features is None
+
+
+def test_token_ids_are_exact_and_not_learned() -> None:
+    decision = router().route(Request(Prompt(b"", token_ids=77), 500))
+
+    assert (decision.prompt_tokens, decision.bound_tokens) == (77, 77)
+    assert decision.features is None
+
+
+def test_several_prompts_are_not_learned() -> None:
+    assert router().route(request(prompts=2)).features is None
+
+
+def test_hints_and_loads_reach_the_decision() -> None:
+    routes = router(hints=("legal",))
+
+    assert routes.route(request(), "legal").category == "legal"
+    assert routes.route(request(), "illegal").category == Category.PROSE
+    down = {"short": PoolLoad(available=False)}
+    assert routes.route(request(), None, down).reason is Reason.SPILLED
+
+
+def test_every_category_of_a_decision_is_listed() -> None:
+    assert router(hints=("legal",)).categories == sorted(
+        {*Category, "legal", UNKNOWN_CATEGORY}
+    )
+
+
+def test_failing_open_goes_to_the_largest_pool() -> None:
+    decision = router().fail_open(Reason.TOO_LARGE, 5000)
+
+    assert decision == Decision(LONG, Reason.TOO_LARGE, body_bytes=5000)
+
+
+@settings(max_examples=50)
+@given(
+    limits=st.tuples(st.integers(1, 1 << 31), st.integers(1, 1 << 31)).map(sorted),
+    texts=st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)).map(sorted),
+)
+def test_budgets_grow_with_text_and_limit(limits: list[int], texts: list[int]) -> None:
+    routes = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    small, large = (
+        routes.route(request("a " * text, max_tokens=limit))
+        for text, limit in zip(texts, limits, strict=True)
+    )
+
+    assert small.budget_tokens <= large.budget_tokens
+    assert small.pool.max_model_len <= large.pool.max_model_len
+
+
+# What is learned, and what never.
+
+
+def test_a_counted_prompt_is_learned_from() -> None:
+    estimator = Fixed(point=90, bound=99)
+    routes = router(estimator)
+    decision = routes.route(request("a " * 200, max_tokens=30))
+
+    lesson = routes.learn(decision, Outcome(200, 100, 20))
+
+    assert lesson == Lesson(error_ratio=-0.1, under_estimated=True)
+    assert estimator.taught == [("m", "prose", 100)]
+    assert routes.ratios.bytes_per_token("prose") == pytest.approx(400 / 92)
+
+
+def test_a_count_at_the_bound_is_no_under_estimate() -> None:
+    routes = router(Fixed(point=90, bound=100))
+    decision = routes.route(request(max_tokens=30))
+
+    assert not routes.learn(decision, Outcome(200, 100, 20)).under_estimated
+
+
+@pytest.mark.parametrize(
+    ("outcome", "skipped"),
+    [
+        (Outcome(400, 100, 20), Skipped.STATUS),
+        (Outcome(500), Skipped.STATUS),
+        (Outcome(0, 100), Skipped.STATUS),
+        (Outcome(204, 100), Skipped.STATUS),
+        (Outcome(200), Skipped.NO_USAGE),
+        (Outcome(200, 0, 20), Skipped.NO_USAGE),
+        (Outcome(200, -5, 20), Skipped.NO_USAGE),
+        (Outcome(200, None, 20), Skipped.NO_USAGE),
+    ],
+)
+def test_outcomes_that_teach_nothing(outcome: Outcome, skipped: Skipped) -> None:
+    estimator = Fixed()
+    routes = router(estimator)
+
+    lesson = routes.learn(routes.route(request()), outcome)
+
+    assert lesson == Lesson(skipped)
+    assert estimator.taught == []
+    assert routes.ratios.all() == {}
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r.failed_open])
+def test_a_decision_that_failed_open_teaches_nothing(reason: Reason) -> None:
+    estimator = Fixed()
+    routes = router(estimator)
+
+    lesson = routes.learn(routes.fail_open(reason), Outcome(200, 100, 20))
+
+    assert lesson == Lesson(Skipped.FAILED_OPEN)
+    assert estimator.taught == []
+
+
+@pytest.mark.parametrize(
+    "not_text",
+    [
+        Request(Prompt(b"Look", images=1), 99, max_tokens=10),
+        Request(Prompt(b"Hear", audios=1), 99, max_tokens=10),
+        Request(Prompt(b"Read", files=1), 99, max_tokens=10),
+        Request(Prompt(b"", token_ids=100), 99, max_tokens=10),
+        request(prompts=2, max_tokens=10),
+    ],
+)
+def test_what_is_not_one_text_teaches_nothing(not_text: Request) -> None:
+    estimator = Fixed()
+    routes = router(estimator)
+
+    lesson = routes.learn(routes.route(not_text), Outcome(200, 100, 20))
+
+    assert lesson.skipped is Skipped.NOT_TEXT
+    assert estimator.taught == []
+    assert routes.ratios.all() == {}
+
+
+# Misroutes.
+
+
+def judged(
+    outcome: Outcome,
+    *,
+    pool: Pool = SHORT,
+    declared: int | None = None,
+    pools: tuple[Pool, ...] = (SHORT, LONG),
+    **more: object,
+) -> Misroute | None:
+    routes = Router(Policy(pools), Fixed(), TextRatios(), default_output_tokens=50)
+    decision = routes.route(request(max_tokens=declared))
+    decision = replace(decision, pool=pool, **more)  # type: ignore[arg-type]
+    return routes.learn(decision, outcome).misroute
+
+
+MIDDLE = Pool("middle", 3000, 3000)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kwargs", "misroute"),
+    [
+        pytest.param(Outcome(200, 300, 200), {}, None, id="fitted"),
+        pytest.param(Outcome(200, 700, 100), {}, None, id="at-the-threshold"),
+        pytest.param(
+            Outcome(200, 700, 101), {}, Misroute.SHORT_OVERFLOW, id="over-the-threshold"
+        ),
+        pytest.param(
+            Outcome(200, 1001, 0), {}, Misroute.SHORT_OVERFLOW, id="prompt-over-window"
+        ),
+        pytest.param(
+            Outcome(200, 1000, 5, attempts=2),
+            {},
+            Misroute.SHORT_OVERFLOW,
+            id="retried-on-a-larger-pool",
+        ),
+        pytest.param(
+            Outcome(200, 300, 5, attempts=2), {}, None, id="retried-but-fitted"
+        ),
+        pytest.param(
+            Outcome(200, 300, 5),
+            {"declared": 600},
+            Misroute.SHORT_OVERFLOW,
+            id="with-its-declared-limit",
+        ),
+        pytest.param(
+            Outcome(200, 300, 5),
+            {"pool": LONG},
+            Misroute.LONG_WASTE,
+            id="would-have-fitted",
+        ),
+        pytest.param(
+            Outcome(200, 300, 5),
+            {"pool": LONG, "declared": 600},
+            None,
+            id="might-have-not",
+        ),
+        pytest.param(
+            Outcome(200, 300, 5),
+            {"pool": LONG, "reason": Reason.SPILLED},
+            None,
+            id="spilled-on-purpose",
+        ),
+        pytest.param(
+            Outcome(200, 300, 700, truncated=True),
+            {},
+            Misroute.TRUNCATED,
+            id="window-ran-out",
+        ),
+        pytest.param(
+            Outcome(200, 300, 700, truncated=True),
+            {"declared": 5000},
+            Misroute.TRUNCATED,
+            id="window-ran-out-before-the-limit",
+        ),
+        pytest.param(
+            Outcome(200, 300, 500, truncated=True),
+            {"declared": 500},
+            None,
+            id="the-clients-own-limit",
+        ),
+        pytest.param(
+            Outcome(200, 300, 700, truncated=True),
+            {"declared": 700},
+            Misroute.SHORT_OVERFLOW,
+            id="the-limit-filled-the-window",
+        ),
+        pytest.param(
+            Outcome(200, 300, 7700, truncated=True),
+            {"pool": LONG},
+            None,
+            id="no-larger-window-there-is",
+        ),
+        pytest.param(
+            Outcome(200, 300, None),
+            {"pool": LONG},
+            None,
+            id="output-neither-declared-nor-counted",
+        ),
+        pytest.param(
+            Outcome(200, 300, None),
+            {"pool": LONG, "declared": 10},
+            Misroute.LONG_WASTE,
+            id="declared-but-not-counted",
+        ),
+        pytest.param(
+            Outcome(200, 1500, 5),
+            {"pool": LONG, "pools": (SHORT, MIDDLE, LONG)},
+            Misroute.LONG_WASTE,
+            id="three-pools-too-large",
+        ),
+        pytest.param(
+            Outcome(200, 3500, 5),
+            {"pool": MIDDLE, "pools": (SHORT, MIDDLE, LONG)},
+            Misroute.SHORT_OVERFLOW,
+            id="three-pools-too-small",
+        ),
+        pytest.param(
+            Outcome(200, 5000, 100), {"prompts": 9}, None, id="a-sum-over-prompts"
+        ),
+        pytest.param(
+            Outcome(200, 300, 4 * 200),
+            {"sequences": 4},
+            None,
+            id="completions-side-by-side",
+        ),
+        pytest.param(
+            Outcome(200, 300, 4 * 200 - 3, truncated=True),
+            {"sequences": 4},
+            None,
+            id="truncated-side-by-side",
+        ),
+    ],
+)
+def test_misroutes(
+    outcome: Outcome, kwargs: dict[str, object], misroute: Misroute | None
+) -> None:
+    assert judged(outcome, **kwargs) == misroute  # type: ignore[arg-type]
+
+
+def test_media_are_judged_though_not_learned_from() -> None:
+    routes = router()
+    decision = routes.route(Request(Prompt(b"Look", images=1), 99, max_tokens=10))
+
+    lesson = routes.learn(decision, Outcome(200, 5000, 10))
+
+    assert lesson.misroute is Misroute.SHORT_OVERFLOW
