@@ -134,10 +134,10 @@ def envoy_program() -> str:
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
-    """A stand-in for each pool."""
+    """A stand-in for each pool; the short one holds half of what routers are told."""
     directory = tmp_path_factory.mktemp("pools")
     made = [
-        stand_in("short", 8192, 64, directory, speed=100),
+        stand_in("short", 4096, 64, directory, speed=100),
         stand_in("long", 65536, 16, directory, speed=100),
     ]
     with made[0].child, made[1].child:

@@ -1,0 +1,334 @@
+"""Scrape configuration, alerts and dashboard, on a real Prometheus and a real run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import http.client
+import json
+import math
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.workload import DemoRequest, make_requests
+from extproc.server.metrics import Metrics
+
+DASHBOARD = "grafana/dashboards/token-budget-router.json"
+VARIABLES = {"$__rate_interval": "1m", "$window": "1m", "$job": ".+", "$short": "short"}
+
+Sample = tuple[dict[str, str], float]
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no {name}: it comes with Debian's package prometheus")
+    return found
+
+
+@pytest.fixture(scope="module")
+def observability(envoy_folder: Path) -> Path:
+    return envoy_folder / "observability"
+
+
+def panels(observability: Path) -> list[dict[str, Any]]:
+    board = json.loads((observability / DASHBOARD).read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def expressions(observability: Path) -> list[tuple[str, str, str]]:
+    """Title, unit and query of each target of each panel, with variables filled in."""
+    found = []
+    for panel in panels(observability):
+        for target in panel["targets"]:
+            query = target["expr"]
+            for variable, value in VARIABLES.items():
+                query = query.replace(variable, value)
+            found.append(
+                (panel["title"], panel["fieldConfig"]["defaults"]["unit"], query)
+            )
+    return found
+
+
+def own_metrics() -> set[str]:
+    """Every name that the router exports, as queries use them."""
+    names = set()
+    for family in Metrics(lambda: {}).registry.collect():
+        suffix = {"counter": "_total", "histogram": "_bucket"}.get(family.type, "")
+        names.add(family.name + suffix)
+    return names
+
+
+def test_prometheus_accepts_the_configuration(observability: Path):
+    command = [program("promtool"), "check", "config", "prometheus.yml"]
+    subprocess.run(command, cwd=observability, check=True, capture_output=True)
+
+
+def test_each_alert_fires_where_it_should(observability: Path):
+    command = [program("promtool"), "test", "rules", "rules.test.yml"]
+    done = subprocess.run(
+        command, cwd=observability, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # promtool does not mind an alert that no test names.
+    named = (observability / "rules.test.yml").read_text()
+    for alert in alerts(observability):
+        fires = rf"alertname: {alert['alert']}\n    exp_alerts:"
+        assert re.search(fires, named), alert["alert"]
+        assert f"{{eval_time: 4h, alertname: {alert['alert']}}}" in named
+
+
+def alerts(observability: Path) -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((observability / "rules.yml").read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def test_queries_use_metrics_that_exist_and_leave_none_out(observability: Path):
+    used: set[str] = set()
+    for _, _, query in expressions(observability):
+        used |= set(re.findall(r"\bextproc_\w+", query))
+    assert used == own_metrics()
+    for alert in alerts(observability):
+        assert set(re.findall(r"\bextproc_\w+", alert["expr"])) <= own_metrics()
+
+
+def test_panels_fit_together(observability: Path):
+    """No two overlap, none is wider than the page, each says what it shows."""
+    board = json.loads((observability / DASHBOARD).read_text())
+    cells = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        covered = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not covered & cells, panel["title"]
+        cells |= covered
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    titles = [panel["title"] for panel in board["panels"] if panel["type"] != "row"]
+    assert len(set(titles)) == len(titles)
+    variables = {f"${variable['name']}" for variable in board["templating"]["list"]}
+    for panel in panels(observability):
+        for target in panel["targets"]:
+            asked = set(re.findall(r"\$(?!__)\w+", target["expr"]))
+            assert asked <= variables
+            assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
+    provisioning = observability / "grafana" / "provisioning"
+    (source,) = yaml.safe_load(
+        (provisioning / "datasources/prometheus.yml").read_text()
+    )["datasources"]
+    assert source["type"] == "prometheus"
+    scraped = yaml.safe_load((observability / "prometheus.yml").read_text())
+    # Grafana's $__rate_interval is four of these: less would leave gaps.
+    assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
+
+
+@dataclass
+class Prometheus:
+    """A running Prometheus."""
+
+    port: int
+
+    def get(self, path: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                pytest.fail(f"{parameters}: {error.read().decode()}")
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def query(self, query: str) -> list[Sample]:
+        """Evaluate now; every result's labels and value."""
+        data = self.get("/api/v1/query", query=query)
+        if data["resultType"] == "scalar":
+            return [({}, float(data["result"][1]))]
+        return [(each["metric"], float(each["value"][1])) for each in data["result"]]
+
+    def has_counted(self, decisions: int) -> bool:
+        """Whether so many decisions have been scraped."""
+        counted = self.query("sum(extproc_decisions_total)")
+        return sum(value for _, value in counted) >= decisions
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    observability: Path,
+    sidecar_pod,
+    pools,
+    eventually,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Prometheus]:
+    """A Prometheus with our configuration that has scraped two rounds of traffic."""
+    command = program("prometheus")
+    (port,) = free_ports(1)
+    directory = tmp_path_factory.mktemp("prometheus")
+    config = scrape_of(observability, sidecar_pod, pools)
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(observability / "rules.yml", directory)
+    child = Child(
+        "prometheus",
+        [
+            *(command, "--config.file", str(directory / "prometheus.yml")),
+            *("--storage.tsdb.path", str(directory / "data")),
+            *("--web.listen-address", f"127.0.0.1:{port}"),
+        ],
+        directory / "prometheus.log",
+    )
+    running = Prometheus(port)
+    requests = list(make_requests(60, seed=7, short_window=4096, longest_answer=16))
+    with child:
+        child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 60)
+        # A rate needs two scrapes of a series, and something between them.
+        for sent in (30, 60):
+            send_all(sidecar_pod.ports["http"], requests[sent - 30 : sent])
+            eventually(functools.partial(running.has_counted, sent))
+        yield running
+
+
+def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]:
+    """Our scrape configuration with this machine's addresses and a shorter interval."""
+    text = (observability / "prometheus.yml").read_text()
+    addresses = {
+        "extproc:9090": pod.ports["http-admin"],
+        "envoy:9902": pod.ports["http-stats"],
+    } | {f"vllm-{pool.pool}:8000": pool.port for pool in pools}
+    for name, port in addresses.items():
+        assert name in text
+        text = text.replace(name, f"127.0.0.1:{port}")
+    config: dict[str, Any] = yaml.safe_load(text)
+    config["global"] = {
+        "scrape_interval": "500ms",
+        "scrape_timeout": "500ms",
+        "evaluation_interval": "500ms",
+    }
+    return config
+
+
+def send_all(port: int, requests: list[DemoRequest]) -> None:
+    def send(request: DemoRequest) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            headers = {"content-type": "application/json", **request.headers}
+            connection.request("POST", request.path, request.body, headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        finally:
+            connection.close()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        statuses = list(threads.map(send, requests))
+    assert set(statuses) == {200}
+
+
+@pytest.mark.e2e
+def test_every_target_is_scraped(prometheus: Prometheus):
+    targets = prometheus.query("up")
+    assert sorted(labels["job"] for labels, _ in targets) == [
+        "envoy",
+        "extproc",
+        "vllm",
+        "vllm",
+    ]
+    assert all(value == 1 for _, value in targets)
+
+
+@pytest.mark.e2e
+def test_every_panel_shows_sound_numbers(prometheus: Prometheus, observability: Path):
+    for title, unit, query in expressions(observability):
+        results = prometheus.query(query)
+        assert results, f"{title}: no data from {query}"
+        for labels, value in results:
+            assert math.isfinite(value), (title, labels)
+            if title.startswith("Estimate error"):
+                assert -1 <= value <= 2, (title, labels, value)
+            elif unit == "percentunit":
+                # Above 1 where Prometheus extrapolates two young counters.
+                assert 0 <= value <= 1.5, (title, labels, value)
+            else:
+                assert value >= 0, (title, labels, value)
+
+
+@pytest.mark.e2e
+def test_numbers_agree_with_the_traffic(prometheus: Prometheus, observability: Path):
+    queries = {title: query for title, _, query in expressions(observability)}
+    for title in ("Share by pool", "Share by category"):
+        assert math.isclose(
+            sum(value for _, value in prometheus.query(queries[title])), 1
+        )
+    pools = {labels["pool"] for labels, _ in prometheus.query(queries["Share by pool"])}
+    assert pools == {"short", "long"}
+    # The short stand-in holds half of what the router was told.
+    kinds = {
+        labels["kind"] for labels, _ in prometheus.query(queries["Misroutes by kind"])
+    }
+    assert "short_overflow" in kinds
+
+
+@pytest.mark.e2e
+def test_every_alert_is_evaluated(
+    prometheus: Prometheus, observability: Path, eventually
+):
+    def evaluated() -> list[dict[str, Any]]:
+        (group,) = prometheus.get("/api/v1/rules")["groups"]
+        rules: list[dict[str, Any]] = group["rules"]
+        return rules if all(rule["health"] != "unknown" for rule in rules) else []
+
+    rules = eventually(evaluated)
+    assert [rule["name"] for rule in rules] == [
+        alert["alert"] for alert in alerts(observability)
+    ]
+    assert {rule["health"] for rule in rules} == {"ok"}
+
+
+@pytest.mark.e2e
+def test_the_autoscaler_s_metric_counts_decisions(
+    prometheus: Prometheus, observability: Path
+):
+    """prometheus-adapter's query, as it fills it in."""
+    values = yaml.safe_load((observability / "prometheus-adapter.yaml").read_text())
+    (rule,) = values["rules"]["custom"]
+    series = rule["seriesQuery"].partition("{")[0]
+    query = (
+        rule["metricsQuery"]
+        .replace("<<.Series>>", series)
+        .replace("<<.LabelMatchers>>", 'job="extproc"')
+        .replace("<<.GroupBy>>", "instance")
+    )
+    ((_, value),) = prometheus.query(query)
+    assert value > 0
+
+
+@pytest.mark.e2e
+def test_the_autoscaler_asks_for_the_metric_that_is_served(
+    kustomize, observability: Path
+):
+    values = yaml.safe_load((observability / "prometheus-adapter.yaml").read_text())
+    (rule,) = values["rules"]["custom"]
+    (scaler,) = [m for m in kustomize("base") if m["kind"] == "HorizontalPodAutoscaler"]
+    asked = [
+        m["pods"]["metric"]["name"] for m in scaler["spec"]["metrics"] if "pods" in m
+    ]
+    assert asked == [rule["name"]["as"]]
