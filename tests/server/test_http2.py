@@ -9,6 +9,8 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.settings import SettingCodes
+from hypothesis import given
+from hypothesis import strategies as st
 
 from extproc.server.limits import Limits
 
@@ -283,6 +285,69 @@ def test_credit_is_returned_in_large_pieces():
     # One returns at least half a window, and at the very start 64 KiB are granted.
     assert updates.count(stream) <= len(octets) / (32 * KIB)
     assert 10 < updates.count(0) <= len(octets) / (64 * KIB) + 1
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["open", "send", "send", "send", "end", "reset", "window", "ping"]),
+        st.integers(0, 5),
+        st.sampled_from([0, 1, 30, 300, 5_000, 40_000]),
+    ),
+    max_size=30,
+)  # fmt: skip
+
+
+@given(ACTIONS, st.sampled_from([0, 10, 1_000, 65_535]), st.booleans())
+def test_any_correct_conversation_is_answered_correctly(actions, window, acknowledge):
+    """h2 raises on what breaks its rules; nothing may be lost, mixed or reordered."""
+    peer = H2Peer(
+        acknowledge=acknowledge, settings={SettingCodes.INITIAL_WINDOW_SIZE: window}
+    )
+    sent: dict[int, list[bytes]] = {}
+    open_streams: list[int] = []
+    reset: set[int] = set()
+    for kind, which, size in actions:
+        if kind == "open" or not open_streams:
+            stream = peer.request("/test.Test/Echo")
+            sent[stream] = []
+            open_streams.append(stream)
+            continue
+        stream = open_streams[which % len(open_streams)]
+        match kind:
+            case "send":
+                message = bytes((which + size % 251,)) * size
+                octets = framed(message)
+                sent[stream].append(message)
+                for at in range(0, len(octets), 16_384):
+                    peer.client.send_data(stream, octets[at : at + 16_384])
+            case "end":
+                peer.client.end_stream(stream)
+                open_streams.remove(stream)
+            case "reset":
+                peer.client.reset_stream(stream)
+                open_streams.remove(stream)
+                reset.add(stream)
+            case "window":
+                peer.client.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
+            case "ping":
+                peer.client.ping(b"12345678")
+        peer.exchange()
+    for stream in open_streams:
+        peer.client.end_stream(stream)
+    peer.client.increment_flow_control_window(1 << 27)
+    for stream in sent.keys() - reset:
+        if not peer.response(stream).ended:
+            peer.client.increment_flow_control_window(1 << 26, stream)
+    peer.exchange()
+    for stream, messages in sent.items():
+        if stream in reset:
+            continue
+        assert peer.response(stream).messages == messages
+        assert peer.response(stream).status == 0
+        assert peer.response(stream).ended
+    closed = [call.closed_with for call in peer.machine.calls]
+    assert closed == [[stream in reset] for stream in sent]
+    assert peer.machine.connection.open_calls == 0
 
 
 # ---- limits -----------------------------------------------------------------------
