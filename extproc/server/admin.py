@@ -1,4 +1,4 @@
-"""The admin port: metrics, probes, the status and explanations, over HTTP."""
+"""The admin port over HTTP: metrics, probes, the status, its page, explanations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from extproc.exchange.openai import PATHS
 from extproc.server.explaining import DEFAULT_PATH, Explainer
+from extproc.server.page import load_page
 
 
 class AdminServer:
-    """Serves /metrics, /healthz, /readyz, /status and /explain.
+    """Serves /, /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
         address: HOST:PORT.
@@ -38,7 +39,9 @@ class AdminServer:
         self._ready = ready
         self._status = status
         self._explainer = explainer
+        self._page = load_page()
         app = web.Application(client_max_size=max_body_bytes)
+        app.router.add_get("/", self._get_page)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/healthz", self._get_healthz)
         app.router.add_get("/readyz", self._get_readyz)
@@ -62,6 +65,11 @@ class AdminServer:
     async def stop(self) -> None:
         """Close the port."""
         await self._runner.cleanup()
+
+    async def _get_page(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text=self._page.html, content_type="text/html", headers=self._page.headers
+        )
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(
