@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-running", action="store_true", help="leave it up until Ctrl-C"
     )
     parser.add_argument(
+        "--no-latency", action="store_true", help="leave out the timed requests"
+    )
+    parser.add_argument(
         "--vllm", action="store_true", help="two real vLLM servers, on CPU"
     )
     parser.add_argument(
@@ -62,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 2 for a file of requests that is none."""
-    # So that the children are stopped, whichever way we are told to stop.
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         requests = _read(args.requests)
     except (OSError, RequestFileError) as error:
         print(f"extproc: --requests: {args.requests}: {error}", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
+    # So that the children are stopped, whichever way we are told to stop.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     failed = True
     try:
         settings = Settings(
@@ -79,25 +82,32 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             requests=requests,
             vllm_python=args.vllm_python if args.vllm else None,
+            measure_latency=not args.no_latency,
         )
-        with demo(settings) as running:
-            results = running.send()
-            if args.json:
-                print(json.dumps(results.as_json(), indent=2), flush=True)
-            else:
-                pools = [pool.name for pool in running.config.pools]
-                print(as_text(results, pools), flush=True)
-            failed = bool(results.failed)
-            if args.keep_running:
-                _wait(running)
+        failed = _run(settings, args)
     except (ChildError, EnvoyConfigError, VllmError) as error:
         print(f"extproc: {error}", file=sys.stderr)
     finally:
+        signal.signal(signal.SIGTERM, before)
         if failed:
             print(f"extproc: logs are in {directory}", file=sys.stderr)
         else:
             shutil.rmtree(directory, ignore_errors=True)
     return 1 if failed else 0
+
+
+def _run(settings: Settings, args: argparse.Namespace) -> bool:
+    """Send, print, and stay if asked to; whether a request failed."""
+    with demo(settings) as running:
+        results = running.send()
+        if args.json:
+            print(json.dumps(results.as_json(), indent=2), flush=True)
+        else:
+            pools = [pool.name for pool in running.config.pools]
+            print(as_text(results, pools), flush=True)
+        if args.keep_running:
+            _wait(running)
+    return bool(results.failed)
 
 
 def _read(path: Path | None) -> list[DemoRequest] | None:

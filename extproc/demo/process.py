@@ -125,6 +125,21 @@ class Child:
         self._signal(signal.SIGKILL)
         return status
 
+    def wait(self, timeout_s: float) -> int:
+        """Return its exit status once it has ended by itself.
+
+        Raises:
+            ChildError: it has not within ``timeout_s``, or was never started.
+        """
+        if self._process is None:
+            raise ChildError(f"{self.name} was not started")
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as late:
+            raise ChildError(
+                f"{self.name} did not end within {timeout_s:g} s{self._tail()}"
+            ) from late
+
     def kill(self) -> None:
         """End it at once (SIGKILL)."""
         self.stop(grace_s=0.0)

@@ -1,19 +1,21 @@
 """Prompt tokens as a real model counts them: Mistral's Tekken vocabulary.
 
-mistral-common carries the vocabulary in its wheel, so nothing is downloaded. The
-prompt is what Mistral's instruct template (version 3) makes of a conversation;
+mistral-common carries the vocabulary in its wheel, so nothing is downloaded; tiktoken,
+which mistral-common encodes with too, reads it in a third of the time. The prompt is
+what Mistral's instruct template (version 3) makes of a conversation;
 its special tokens are counted, not spelled, because each is one token.
 """
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mistral_common
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+import tiktoken
 
 _VOCABULARY = "data/tekken_240911.json"
 
@@ -34,12 +36,23 @@ class Tokenizer:
     """Counts tokens of texts and of conversations. Safe to call from any thread."""
 
     def __init__(self) -> None:
-        package = Path(mistral_common.__file__).parent
-        self._tekken = Tekkenizer.from_file(package / _VOCABULARY)
+        document = json.loads(_vocabulary_path().read_bytes())
+        settings = document["config"]
+        # The file has more entries than the model uses; the first ones count.
+        size = settings["default_vocab_size"] - settings["default_num_special_tokens"]
+        self._tekken = tiktoken.Encoding(
+            "tekken",
+            pat_str=settings["pattern"],
+            mergeable_ranks={
+                base64.b64decode(entry["token_bytes"]): entry["rank"]
+                for entry in document["vocab"][:size]
+            },
+            special_tokens={},
+        )
 
     def count(self, text: str) -> int:
         """Tokens of a text, without any special token."""
-        return len(self._tekken.encode(text, bos=False, eos=False))
+        return len(self._tekken.encode_ordinary(text))
 
     def count_completion_prompt(self, prompt: str) -> int:
         """Tokens of a bare prompt: its text after the token that begins a sequence."""
@@ -80,6 +93,16 @@ class Tokenizer:
             case _:
                 # [INST] ... [/INST], or [TOOL_RESULTS] ... [/TOOL_RESULTS]
                 return 2 + self.count(_text(message)) + _IMAGE_TOKENS * _images(message)
+
+
+def _vocabulary_path() -> Path:
+    """Without an import: the package takes half a second, its file is all we need."""
+    package = importlib.util.find_spec("mistral_common")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "no package mistral_common; pip install 'token-budget-router[demo]'"
+        )
+    return Path(package.submodule_search_locations[0]) / _VOCABULARY
 
 
 def _text(message: Mapping[str, Any]) -> str:

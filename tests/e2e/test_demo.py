@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,15 +17,16 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def demo(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "extproc", "demo", *arguments]
+    environment = ENVIRONMENT | environment
     return subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **options
+        command, capture_output=True, text=True, env=environment, check=False
     )
 
 
-def test_it_sends_learns_and_prints_one_object() -> None:
-    done = demo("--json", "--count", "84", "--seed", "5")
+def test_it_sends_learns_and_prints_one_object(tmp_path: Path) -> None:
+    done = demo("--json", "--count", "84", "--seed", "5", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert (printed["requests"], printed["failed"], printed["without_decision"]) == (
@@ -55,13 +54,13 @@ def test_it_sends_learns_and_prints_one_object() -> None:
         for category, ratio in printed["bytes_per_token"].items()
         if category in ("digits", "structured", "other_script")
     ]
+    assert not list(tmp_path.iterdir())
     assert len(nearer) == 3
     assert all(nearer)
 
 
-def test_the_user_s_own_requests_are_sent_and_a_refusal_is_a_failure(
-    tmp_path: Path,
-) -> None:
+def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
+    """One of them is refused; it stays up until SIGTERM, and leaves nothing running."""
     file = tmp_path / "mine.jsonl"
     good = {
         "model": "m",
@@ -70,67 +69,24 @@ def test_the_user_s_own_requests_are_sent_and_a_refusal_is_a_failure(
     }
     bad = {"path": "/v1/completions", "body": {"prompt": "Hello", "max_tokens": 0}}
     file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
-    done = demo("--requests", str(file))
-    assert done.returncode == 1
-    assert "2 requests" in done.stdout
-    assert "FAILED /v1/completions: 400" in done.stdout
+    options = ["--requests", str(file), "--keep-running", "--no-latency"]
+    command = [sys.executable, "-m", "extproc", "demo", *options]
+    environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    child = Child("demo", command, tmp_path / "demo.log", environment)
+    with child:
+        child.wait_ready(lambda: "Ctrl-C stops it" in child.log.read_text(), 60)
+        said = child.log.read_text()
+        url = said.partition("curl -i ")[2].partition("/v1/")[0]
+        assert answers_200(f"{url}/v1/models")
+        # Not to the whole group, as a terminal would: what it started is its to stop.
+        os.kill(child.pid, signal.SIGTERM)
+        assert child.wait(20) == 1
+    assert not answers_200(f"{url}/v1/models")
+    said = child.log.read_text()
+    assert "2 requests" in said
+    assert "FAILED /v1/completions: 400" in said
     # The logs are kept, and are where it says.
-    folder = Path(done.stderr.strip().rpartition("logs are in ")[2])
+    folder = Path(said.strip().rpartition("logs are in ")[2])
     assert {"envoy.log", "extproc.log", "vllm-short.log"} <= {
         path.name for path in folder.iterdir()
     }
-
-
-@pytest.mark.parametrize(
-    "content", [None, "", "not JSON\n"], ids=["missing", "empty", "broken"]
-)
-def test_a_file_that_is_none_is_named(content: str | None, tmp_path: Path) -> None:
-    file = tmp_path / "mine.jsonl"
-    if content is not None:
-        file.write_text(content)
-    done = demo("--requests", str(file))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"extproc: --requests: {file}: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_without_a_vllm_it_says_so() -> None:
-    done = demo("--vllm", "--vllm-python", "/nowhere/python")
-    assert done.returncode == 1
-    assert "/nowhere/python has no vllm" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"]
-)
-def test_it_stays_until_it_is_told_to_stop_and_leaves_nothing(
-    number: int, tmp_path: Path
-) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "extproc",
-        "demo",
-        "--count",
-        "7",
-        "--keep-running",
-    ]
-    child = Child(
-        "demo",
-        command,
-        tmp_path / "demo.log",
-        {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
-    )
-    with child:
-        child.wait_ready(lambda: "Ctrl-C stops it" in child.log.read_text(), 60)
-        text = child.log.read_text()
-        url = text.partition("curl -i ")[2].partition("/v1/")[0]
-        assert answers_200(f"{url}/v1/models")
-        # Not to the whole group, as a terminal would: what it started is its to stop.
-        os.kill(child.pid, number)
-        deadline = time.monotonic() + 20
-        while child.running and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert child.stop() == 0
-    assert not answers_200(f"{url}/v1/models")
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.log"]
