@@ -161,11 +161,12 @@ def _render_estimator(prompt: dict[str, Any]) -> Iterator[str]:
     else:
         yield _line("", f"by {prompt['estimator']}")
     for name, value in prompt.get("made_of", {}).items():
-        if name == "terms":
-            yield from _render_terms(value)
-            continue
-        label = "" if name == "formula" else f"{name}: "
-        yield _line("", f"  {label}{_value(value)}")
+        if isinstance(value, dict):
+            for term, parts in value.items():
+                yield _line("", f"    {term}: {_value(parts)}")
+        else:
+            label = "" if name == "formula" else f"{name}: "
+            yield _line("", f"  {label}{_value(value)}")
     if prompt["media_tokens"]:
         yield _line("", f"{prompt['media_tokens']:,} of them for media")
 

@@ -53,6 +53,11 @@ class Posterior:
         """The expected coefficients, as of the last solution."""
         return self._mean
 
+    @property
+    def mean(self) -> Vector:
+        """The coefficients believed in."""
+        return self._mean
+
     def predict(self, x: Vector) -> tuple[float, float]:
         """Return the mean of ``x . w`` and its variance, noise not included."""
         variance = float(x @ (self._covariance @ x))

@@ -50,10 +50,7 @@ _CALM = 1.1
 _TAKEOVER = 0.75
 _TRIAL_OBSERVATIONS = 12
 
-_EXPLAINED_TERMS = 12
-
-_POSTERIOR = "posterior:"
-_MARGIN = "margin:"
+_TERMS_EXPLAINED = 12
 _TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
 
 
@@ -163,6 +160,32 @@ class TextEstimator:
         bound_tokens = math.ceil(prediction.point * factor)
         most = max(prompt_tokens, int(_most_tokens(features)))
         return Estimate(prompt_tokens, min(bound_tokens, most))
+
+    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+        """The terms that weigh most, in tokens, and what the bound is made of."""
+        known = self._models.get(model)
+        posterior = (known or self._untaught).posterior
+        x = vectorize(features)
+        prediction = _predict(posterior, features, x)
+        tokens = x * posterior.mean
+        heaviest = np.argsort(-np.abs(tokens))[:_TERMS_EXPLAINED]
+        return {
+            "formula": "sum of the terms' count * tokens_each; bound: times factor",
+            "learned": known is not None,
+            "observed": round(posterior.observed, 1),
+            "risk": self.margin.rate,
+            "spread": prediction.spread,
+            "factor": self.margin.factor(model, category, prediction.spread),
+            "terms": {
+                TERMS[i]: {
+                    "count": float(x[i]),
+                    "tokens_each": float(posterior.mean[i]),
+                    "tokens": float(tokens[i]),
+                }
+                for i in heaviest.tolist()
+                if x[i]
+            },
+        }
 
     def _challenge(
         self, learned: _Learned, features: Features, x: Vector, prompt_tokens: int

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 import extproc
 from extproc.routing.policy import IDLE, Pool, PoolLoad
+from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Router
 from extproc.server.history import History
 from extproc.server.metrics import Metrics
@@ -25,8 +26,6 @@ class Status:
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
         loads: what is known of the pools' load.
-        risk: the stated share of prompts that may exceed their bound, if one is; an
-            attribute too.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class Status:
         clock: Callable[[], float],
         *,
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
-        risk: float | None = None,
     ) -> None:
         self.router = router
         self._metrics = metrics
@@ -47,7 +45,6 @@ class Status:
         self._clock = clock
         self._started_s = clock()
         self._loads = loads
-        self.risk = risk
 
     def report(self) -> dict[str, Any]:
         """Everything, as plain values; shares, ratios and errors are fractions."""
@@ -67,13 +64,18 @@ class Status:
                 name: {"decisions": by_category[name], **learning.get(name, {})}
                 for name in sorted({*by_category, *learning})
             },
-            "bytes_per_token": self.router.ratios.all(),
-            "risk": {"stated": self.risk, **self._history.achieved_risk()},
+            "bytes_per_token": self._router.ratios.all(),
+            "risk": {"stated": self._stated_risk(), **self._history.achieved_risk()},
             "observations": _counts(metrics.observations, "result"),
             "misroutes": _counts(metrics.misroutes, "kind"),
             "overflow_retries": _counts(metrics.overflows, "").total(),
             "last_decisions": self._history.last_decisions(),
         }
+
+    def _stated_risk(self) -> float | None:
+        """The share of prompts that may exceed their bound, if the estimator says."""
+        estimator = self._router.estimator
+        return estimator.margin.rate if isinstance(estimator, TextEstimator) else None
 
     def _report_pools(self, by_pool: Counter[str]) -> list[dict[str, Any]]:
         loads = self._loads() or {}

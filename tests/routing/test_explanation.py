@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt, Request
 from extproc.routing.router import Outcome, Router
 
@@ -16,7 +17,7 @@ SHORT = Pool("short", max_model_len=8192, threshold_tokens=4096)
 LONG = Pool("long", max_model_len=65536, threshold_tokens=65536)
 
 
-def make_router(estimator: Ema | TextEma | None = None) -> Router:
+def make_router(estimator: Ema | TextEma | TextEstimator | None = None) -> Router:
     return Router(
         Policy([SHORT, LONG]), estimator or TextEma(), TextRatios(), hints=["billing"]
     )
@@ -149,6 +150,30 @@ def test_estimators_name_coefficients_that_give_the_estimate(
         text = len(request.prompt.text) / made_of["bytes_per_token"]
         expected = made_of["template_tokens"] + text
     assert told["tokens"] == pytest.approx(expected, abs=1)
+
+
+def test_the_text_estimator_names_its_heaviest_terms() -> None:
+    router = make_router(TextEstimator())
+    request = make_request("All of it. ")
+    assert explain(router, request)["prompt"]["made_of"]["learned"] is False
+    router.learn(router.route(request), Outcome(200, 21, 1))
+    prompt = explain(router, request)["prompt"]
+    made_of = prompt["made_of"]
+    assert made_of["learned"] is True
+    assert made_of["observed"] == 1
+    terms = made_of["terms"]
+    assert "template" in terms
+    assert len(terms) <= 12
+    for term in terms.values():
+        assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
+    # Fewer terms occur in so short a text than are told, so they are the whole of it.
+    assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
+        prompt["tokens"], abs=0.6
+    )
+    assert prompt["bound_tokens"] == pytest.approx(
+        prompt["tokens"] * made_of["factor"], abs=2
+    )
+    json.dumps(prompt, allow_nan=False)
 
 
 def test_explaining_teaches_nothing() -> None:

@@ -177,7 +177,6 @@ def make_admin() -> AdminServer:
         lambda: True,
         lambda: 1_700_000_000.0,
         loads=lambda: {"long": PoolLoad(under_pressure=True)},
-        risk=0.01,
     )
     for content, limit in (("Some words. " * 30, 100),) * 3 + (("Many. ", 60_000),):
         body = {

@@ -6,7 +6,10 @@ from extproc.config import Config
 from extproc.exchange.events import Observation
 from extproc.exchange.openai import parse_request
 from extproc.routing.policy import PoolLoad, Reason
-from extproc.routing.router import Outcome
+from extproc.routing.ratio import TextRatios
+from extproc.routing.regression import TextEstimator
+from extproc.routing.risk import Margin
+from extproc.routing.router import Outcome, Router
 from extproc.server.assembly import build_router
 from extproc.server.history import History
 from extproc.server.metrics import Metrics
@@ -16,7 +19,9 @@ PATH = "/v1/chat/completions"
 
 
 def test_report_of_a_short_life() -> None:
-    router = build_router(Config())
+    router = Router(
+        build_router(Config()).policy, TextEstimator(Margin(0.02)), TextRatios()
+    )
     metrics = Metrics(router.ratios.all)
     now_s = 100.0
     history = History(lambda: 100.0, router.ratios.bytes_per_token)
@@ -27,7 +32,6 @@ def test_report_of_a_short_life() -> None:
         lambda: True,
         lambda: now_s,
         loads=lambda: {"short": PoolLoad(under_pressure=True)},
-        risk=0.01,
     )
     empty = status.report()
     assert empty["decisions"] == 0
@@ -61,7 +65,7 @@ def test_report_of_a_short_life() -> None:
     assert told["categories"]["prose"]["observed"] == 3
     assert told["categories"]["unknown"] == {"decisions": 1}
     assert told["observations"] == {"learned": 3, "failed_open": 1}
-    assert told["risk"]["stated"] == 0.01
+    assert told["risk"]["stated"] == 0.02
     assert told["risk"]["observed"] == 3
     assert len(told["last_decisions"]) == 4
     assert set(told["bytes_per_token"]) == {"prose"}
