@@ -50,11 +50,6 @@ class Posterior:
 
     @property
     def mean(self) -> Vector:
-        """The expected coefficients, as of the last solution."""
-        return self._mean
-
-    @property
-    def mean(self) -> Vector:
         """The coefficients believed in."""
         return self._mean
 

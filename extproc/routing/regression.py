@@ -51,6 +51,8 @@ _TAKEOVER = 0.75
 _TRIAL_OBSERVATIONS = 12
 
 _TERMS_EXPLAINED = 12
+_POSTERIOR = "posterior:"
+_MARGIN = "margin:"
 _TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
 
 
@@ -108,31 +110,6 @@ class TextEstimator:
         learned = self._models.get(model) or self._untaught
         prediction = _predict(learned.posterior, features, vectorize(features))
         return self._bounded(model, category, features, prediction)
-
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
-        """The terms that count for most, and what the bound is made of."""
-        learned = self._models.get(model) or self._untaught
-        x = vectorize(features)
-        prediction = _predict(learned.posterior, features, x)
-        tokens = x * learned.posterior.mean
-        order = np.argsort(-np.abs(tokens))[:_EXPLAINED_TERMS]
-        return {
-            "formula": "sum of count * tokens_each; bound = tokens * bound_factor",
-            "learned": learned.posterior.observed > 0,
-            "samples": round(learned.posterior.observed, 1),
-            "tokens": prediction.point,
-            "spread": prediction.spread,
-            "bound_factor": self.margin.factor(model, category, prediction.spread),
-            "terms": {
-                TERMS[i]: {
-                    "count": float(x[i]),
-                    "tokens_each": float(learned.posterior.mean[i]),
-                    "tokens": float(tokens[i]),
-                }
-                for i in order
-                if x[i]
-            },
-        }
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from extproc.config import Config, EstimatorName
+from extproc.config import Config
 from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.learned import Group
@@ -72,7 +72,6 @@ class Live:
             ready,
             time.time,
             loads=self.loads,
-            risk=_stated_risk(config),
         )
 
     def decided(self, decision: Decision) -> None:
@@ -132,7 +131,7 @@ class Live:
         previous, self._watch = self._watch, watch
         self.config, self.router = config, router
         self.service.reconfigure(router, _exchange_settings(config), self._sampler)
-        self.status.router, self.status.risk = router, _stated_risk(config)
+        self.status.router = router
         await previous.stop()
         return kept
 
@@ -143,12 +142,6 @@ def _exchange_settings(config: Config) -> ExchangeSettings:
         config.category.header,
         config.feedback.inject_usage,
     )
-
-
-def _stated_risk(config: Config) -> float | None:
-    if config.estimator.name is EstimatorName.TEXT:
-        return config.risk.under_estimate_rate
-    return None  # the others state none
 
 
 def _teach(router: Router, previous: Router, known: Known) -> None:

@@ -64,7 +64,7 @@ class Status:
                 name: {"decisions": by_category[name], **learning.get(name, {})}
                 for name in sorted({*by_category, *learning})
             },
-            "bytes_per_token": self._router.ratios.all(),
+            "bytes_per_token": self.router.ratios.all(),
             "risk": {"stated": self._stated_risk(), **self._history.achieved_risk()},
             "observations": _counts(metrics.observations, "result"),
             "misroutes": _counts(metrics.misroutes, "kind"),
@@ -74,7 +74,7 @@ class Status:
 
     def _stated_risk(self) -> float | None:
         """The share of prompts that may exceed their bound, if the estimator says."""
-        estimator = self._router.estimator
+        estimator = self.router.estimator
         return estimator.margin.rate if isinstance(estimator, TextEstimator) else None
 
     def _report_pools(self, by_pool: Counter[str]) -> list[dict[str, Any]]:
