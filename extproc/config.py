@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,12 +52,18 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-_POSITIVE = check("a number above 0", lambda value: value > 0)
-_NOT_NEGATIVE = check("0 or more", lambda value: value >= 0)
+def _is_host_port(value: str) -> bool:
+    match = re.fullmatch(r"(?:\[[^\]\s]+\]|[^:\s]+):(\d{1,5})", value, re.ASCII)
+    return match is not None and int(match[1]) < 1 << 16
+
+
+_POSITIVE = check("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = check("0 or more", lambda value: 0 <= value < math.inf)
 _ADDRESS = check(
     "HOST:PORT or unix:PATH",
-    lambda value: re.fullmatch(r"unix:.+|(\[[^\]]+\]|[^:\s]+):\d{1,5}", value),
+    lambda value: re.fullmatch(r"unix:.+", value) or _is_host_port(value),
 )
+_HOST_PORT = check("HOST:PORT", _is_host_port)
 _HEADER = check(
     "a header name in lower case",
     lambda value: re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", value),
@@ -92,7 +99,7 @@ class ServerConfig:
 
     listen: str = field(default="0.0.0.0:9002", metadata=_ADDRESS)
     """gRPC: HOST:PORT or unix:PATH. EXTPROC_LISTEN overrides it."""
-    admin: str = field(default="127.0.0.1:9090", metadata=_ADDRESS)
+    admin: str = field(default="127.0.0.1:9090", metadata=_HOST_PORT)
     """HTTP: /metrics, /healthz, /readyz, /status. EXTPROC_ADMIN overrides it."""
     transport: Transport = Transport.GRPCIO
     """EXTPROC_TRANSPORT overrides it."""

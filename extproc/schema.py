@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -49,8 +49,13 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
         name = f"{path}{key}"
         if key not in fields:
             raise ConfigError(_unknown(name, str(key), list(fields)))
-        values[key] = _convert(hints[key], value, name)
         rule = fields[key].metadata
+        try:
+            values[key] = _convert(hints[key], value, name)
+        except ConfigError:
+            if rule.get("secret"):
+                raise ConfigError(f"{name}: {HIDDEN}; accepted: text") from None
+            raise
         if rule and values[key] is not None and not rule["valid"](values[key]):
             shown = HIDDEN if rule["secret"] else repr(value)
             raise ConfigError(f"{name}: {shown}; accepted: {rule['accepted']}")
@@ -95,17 +100,21 @@ def _convert_union(wanted: Any, value: Any, name: str) -> Any:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-        elif option is not types.NoneType and (
-            option is str or not isinstance(value, str)
+        elif option is str or (
+            option is not types.NoneType and not isinstance(value, str)
         ):
             return _convert(option, value, name)
-    names = [
-        a
-        for option in options
-        for a in (typing.get_args(option) or [_SCALARS.get(option, "")])
-        if a
-    ]
-    raise ConfigError(f"{name}: {value!r}; accepted: {', '.join(names)}")
+    accepted = ", ".join(name for option in options for name in _names(option))
+    raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
+
+
+def _names(option: Any) -> Sequence[str]:
+    """What a text could not be turned into, in words."""
+    if option is types.NoneType:
+        return ()
+    if dataclasses.is_dataclass(option):
+        return ("a mapping of settings",)
+    return typing.get_args(option) or (_SCALARS[option],)
 
 
 _SCALARS = {

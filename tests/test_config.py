@@ -1,0 +1,136 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from extproc.config import (
+    ENVIRONMENT,
+    Config,
+    ConfigError,
+    EstimatorName,
+    LogFormat,
+    LogLevel,
+    PoolConfig,
+    as_document,
+    load_config,
+)
+
+MISTAKES = sorted((Path(__file__).parent / "data" / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", MISTAKES, ids=lambda path: path.stem)
+def test_each_mistake_is_told_in_one_line(path: Path) -> None:
+    """The expected line is the comment on the file's first one."""
+    text = path.read_text(encoding="utf-8")
+    expected = text.splitlines()[0].removeprefix("# ")
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(text, {})
+
+    told = str(caught.value)
+    assert told.startswith(expected)
+    assert "\n" not in told
+    assert told == expected or path.stem == "not_yaml"
+
+
+def test_nothing_is_the_defaults() -> None:
+    for text in ("", "# nothing\n", "{}", "null"):
+        assert load_config(text, {}) == Config()
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    config = Config()
+
+    assert config.server.listen == "0.0.0.0:9002"
+    assert config.server.admin.endswith(":9090")
+    assert [(p.name, p.max_model_len) for p in config.pools] == [
+        ("short", 8192),
+        ("long", 65536),
+    ]
+
+
+def test_a_file_of_everything() -> None:
+    config = load_config(
+        """
+        server: {listen: "unix:/run/extproc.sock", admin: "[::1]:0", drain_timeout_s: 3}
+        pools:
+          - {name: a, max_model_len: 10, threshold_tokens: 9}
+          - {name: b, max_model_len: 20}
+        category: {header: x-kind, hints: [legal]}
+        estimator: {name: ema, beta: 0.5, gamma: 0}
+        output: {default_tokens: 5}
+        feedback: {sample: 1, inject_usage: true}
+        log: {level: debug, format: json}
+        """,
+        {},
+    )
+
+    assert config.server.listen == "unix:/run/extproc.sock"
+    assert config.server.drain_timeout_s == 3.0
+    assert config.pools == (PoolConfig("a", 10, 9), PoolConfig("b", 20))
+    assert config.category.hints == ("legal",)
+    assert config.estimator.name is EstimatorName.EMA
+    assert config.feedback.sample == 1.0
+    assert config.log.level is LogLevel.DEBUG
+    assert config.log.format is LogFormat.JSON
+
+
+@pytest.mark.parametrize("sample", ["auto", "all", 0, 0.5, 1])
+def test_samples(sample: str | float) -> None:
+    config = load_config(yaml.safe_dump({"feedback": {"sample": sample}}), {})
+
+    assert config.feedback.sample == sample
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "localhost:65535", "[::]:9002"])
+def test_addresses(address: str) -> None:
+    assert load_config("", {"EXTPROC_LISTEN": address}).server.listen == address
+
+
+def test_the_environment_overrides_the_file() -> None:
+    file = "server: {listen: 'a:1', admin: 'a:2'}\nlog: {level: error}\n"
+    environment = {
+        "EXTPROC_LISTEN": "b:3",
+        "EXTPROC_ADMIN": "b:4",
+        "EXTPROC_TRANSPORT": "GRPCIO",
+        "EXTPROC_LOG_LEVEL": "DEBUG",
+        "EXTPROC_STATE_URL": "redis://b",
+        "EXTPROC_POOLS": "not looked at",
+    }
+
+    config = load_config(file, environment)
+
+    assert (config.server.listen, config.server.admin) == ("b:3", "b:4")
+    assert config.log.level is LogLevel.DEBUG
+    assert set(ENVIRONMENT) < set(environment)
+
+
+def test_an_empty_variable_overrides_nothing() -> None:
+    assert load_config("", {"EXTPROC_LISTEN": ""}) == Config()
+
+
+def test_a_mistake_in_the_environment_is_told_too() -> None:
+    with pytest.raises(ConfigError, match=r"^log\.level: 'loud'; accepted: debug, "):
+        load_config("", {"EXTPROC_LOG_LEVEL": "loud"})
+
+
+def test_a_secret_is_used_but_never_shown() -> None:
+    text = "state: {store: redis, url: 'redis://:secret@localhost'}"
+
+    config = load_config(text, {})
+
+    assert config.state.url == "redis://:secret@localhost"
+    assert "secret" not in yaml.safe_dump(as_document(config))
+
+
+def test_optional_texts_can_be_set() -> None:
+    text = "state: {store: directory, path: /var/lib/extproc}"
+
+    assert load_config(text, {}).state.path == "/var/lib/extproc"
+
+
+def test_what_is_printed_can_be_read_back() -> None:
+    config = dataclasses.replace(Config(), pools=(PoolConfig("only", 5, 4),))
+
+    assert load_config(yaml.safe_dump(as_document(config)), {}) == config
