@@ -232,7 +232,7 @@ class Router:
             return Lesson(Skipped.STATUS)
         if not counted or counted < 0:
             return Lesson(Skipped.NO_USAGE)
-        if not decision.declared and decision.sequences == 1:
+        if not decision.declared and decision.prompts == decision.sequences == 1:
             self.allowance.observe(
                 decision.model,
                 decision.category,

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
@@ -47,7 +48,7 @@ def router(estimator: Fixed | None = None, hints: tuple[str, ...] = ()) -> Route
         Policy([SHORT, LONG]),
         estimator or Fixed(),
         TextRatios(),
-        default_output_tokens=50,
+        OutputAllowance(default_tokens=50),
         media_tokens=MediaTokens(image=10, audio=200, file=3000),
         hints=hints,
     )
@@ -235,6 +236,33 @@ def test_what_is_not_one_text_teaches_nothing(not_text: Request) -> None:
     assert routes.ratios.all() == {}
 
 
+def allowed_after(outcome: Outcome, asked: Request) -> int:
+    """What is allowed for after many outcomes of a request."""
+    routes = router()
+    for _ in range(200):
+        routes.learn(routes.route(asked), outcome)
+    return routes.route(request()).output_tokens
+
+
+def test_the_allowance_is_learned_from_answers_without_a_limit() -> None:
+    assert allowed_after(Outcome(200, 100, 300), request()) > 200
+
+
+@pytest.mark.parametrize(
+    ("outcome", "asked"),
+    [
+        pytest.param(Outcome(200, 100, 300), request(max_tokens=900), id="declared"),
+        pytest.param(Outcome(200, 100, 300), request(sequences=4), id="sequences"),
+        pytest.param(Outcome(200, 100, 300), request(prompts=4), id="prompts"),
+        pytest.param(Outcome(200, 100, None), request(), id="not-counted"),
+        pytest.param(Outcome(400, 100, 300), request(), id="status"),
+        pytest.param(Outcome(200, None, 300), request(), id="no-usage"),
+    ],
+)
+def test_the_allowance_is_not_learned_from(outcome: Outcome, asked: Request) -> None:
+    assert allowed_after(outcome, asked) == 50
+
+
 # Misroutes.
 
 
@@ -246,7 +274,8 @@ def judged(
     pools: tuple[Pool, ...] = (SHORT, LONG),
     **more: object,
 ) -> Misroute | None:
-    routes = Router(Policy(pools), Fixed(), TextRatios(), default_output_tokens=50)
+    allowance = OutputAllowance(default_tokens=50)
+    routes = Router(Policy(pools), Fixed(), TextRatios(), allowance)
     decision = routes.route(request(max_tokens=declared))
     decision = replace(decision, pool=pool, **more)  # type: ignore[arg-type]
     return routes.learn(decision, outcome).misroute
