@@ -86,8 +86,12 @@ def _decode_request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
     )
 
 
+_BODY_MODES = frozenset(BodyMode)
+
+
 def _body_mode(number: int) -> BodyMode | None:
-    return BodyMode(number) if number <= BodyMode.FULL_DUPLEX_STREAMED else None
+    # A number that is not in the enum comes as it is: a mode of a later Envoy.
+    return BodyMode(number) if number in _BODY_MODES else None
 
 
 def _headers(headers: pb.HttpHeaders) -> dict[str, str]:

@@ -147,6 +147,10 @@ class Metrics:
             "extproc_protocol_errors_total",
             "Messages that ext_proc does not have, or out of order",
         )
+        self.faults = Tally(
+            "extproc_faults_total",
+            "Errors of this program; the requests went on, to the default pool",
+        )
         self.message_seconds = Distribution(
             "extproc_message_seconds",
             "Time to answer a message, by phase",
@@ -163,6 +167,7 @@ class Metrics:
             self.overflows,
             self.ended,
             self.protocol_errors,
+            self.faults,
             self.message_seconds,
         ):
             self.registry.register(hot)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -86,6 +87,7 @@ class ExtProcService:
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self._loads = loads
         self._defer = defer
+        self._faults_logged: set[str] = set()
         self.reconfigure(router, settings, sampler)
 
     def reconfigure(
@@ -110,21 +112,26 @@ class ExtProcService:
         return Stream(self, exchange)
 
     def step(self, exchange: Exchange, data: bytes) -> Replies:
-        """Answer one message of an exchange."""
-        began = time.perf_counter()
+        """Answer one message of an exchange; never raises."""
         try:
-            event = decode(data)
-            undecided = exchange.decision is None
-            step = exchange.receive(event)
+            return self._step(exchange, data)
         except (ProtocolError, UnknownMessageError) as error:
             # Ending the stream cleanly lets Envoy go on without us; an error status
             # would be a 500 for the client where failure_mode_allow is off.
             self.metrics.protocol_errors.add()
             logger.warning("protocol_error", extra={"fields": {"error": str(error)}})
             return (), True
+        except Exception as error:
+            self._fault(error)
+            return (), True
+
+    def _step(self, exchange: Exchange, data: bytes) -> Replies:
+        began = time.perf_counter()
+        event = decode(data)
+        undecided = exchange.decision is None
+        step = exchange.receive(event)
         if undecided and exchange.decision is not None:
-            for watcher in self._watchers:
-                watcher.decided(exchange.decision)
+            self._decided(exchange.decision, exchange.fault)
         if step.observation is not None:
             observation = step.observation
             self._defer(lambda: self._learn(observation))
@@ -134,7 +141,35 @@ class ExtProcService:
         )
         return messages, step.end
 
+    def _decided(self, decision: Decision, fault: Exception | None) -> None:
+        if fault is not None:
+            self._fault(fault)
+        try:
+            for watcher in self._watchers:
+                watcher.decided(decision)
+        except Exception as error:  # the decision is still to be sent
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        """Count an error of our own; log the first of each place.
+
+        Its text is left out: it may quote a body.
+        """
+        self.metrics.faults.add()
+        frames = traceback.extract_tb(error.__traceback__)
+        at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        if at not in self._faults_logged:
+            self._faults_logged.add(at)
+            fields = {"error": type(error).__name__, "at": at}
+            logger.error("fault", extra={"fields": fields})
+
     def _learn(self, observation: Observation) -> None:
+        try:
+            self._learn_from(observation)
+        except Exception as error:
+            self._fault(error)
+
+    def _learn_from(self, observation: Observation) -> None:
         lesson = self.router.learn(observation.decision, observation.outcome)
         if lesson.error_ratio is not None:
             self.sampler.observed(observation.decision, lesson.error_ratio)

@@ -1,0 +1,85 @@
+"""Envoy's own ext_proc classes (from the package xds-protos), in a process of its own.
+
+They and ours cannot share one: both packages own the name ``envoy``, and some symbols.
+Reads {"responses": [base64], "requests": [ProcessingRequest as JSON]} on standard input
+and writes {"responses": [JSON], "requests": [base64], "fields": ..., "enums": ...}.
+"""
+
+import base64
+import json
+import sys
+
+from envoy.config.core.v3 import base_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2
+from google.protobuf import json_format
+
+MODULES = (base_pb2, processing_mode_pb2, external_processor_pb2)
+
+
+def fields() -> dict[str, dict[str, list[object]]]:
+    """Every message's fields: name to number, type, repeated, and the type's name."""
+    return {
+        message.name: {
+            field.name: [
+                field.number,
+                field.type,
+                field.is_repeated,
+                (field.message_type or field.enum_type).name
+                if field.message_type or field.enum_type
+                else "",
+            ]
+            for field in message.fields
+        }
+        for module in MODULES
+        for message in module.DESCRIPTOR.message_types_by_name.values()
+    }
+
+
+def enums() -> dict[str, dict[str, int]]:
+    """Every nested enum's values by name."""
+    return {
+        enum.name: {value.name: value.number for value in enum.values}
+        for module in MODULES
+        for message in module.DESCRIPTOR.message_types_by_name.values()
+        for enum in message.enum_types
+    }
+
+
+def read(data: str) -> object:
+    message = external_processor_pb2.ProcessingResponse.FromString(
+        base64.b64decode(data)
+    )
+    as_dict = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    as_dict["response"] = message.WhichOneof("response")
+    as_dict["unknown"] = message.SerializeToString() != _known(message)
+    return as_dict
+
+
+def _known(message: external_processor_pb2.ProcessingResponse) -> bytes:
+    message.DiscardUnknownFields()
+    return message.SerializeToString()
+
+
+def write(document: object) -> str:
+    message = json_format.ParseDict(
+        document, external_processor_pb2.ProcessingRequest()
+    )
+    return base64.b64encode(message.SerializeToString()).decode()
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    json.dump(
+        {
+            "responses": [read(data) for data in asked.get("responses", [])],
+            "requests": [write(document) for document in asked.get("requests", [])],
+            "fields": fields(),
+            "enums": enums(),
+        },
+        sys.stdout,
+    )
+
+
+if __name__ == "__main__":
+    main()
