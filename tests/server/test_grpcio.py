@@ -1,0 +1,207 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import grpc
+import pytest
+
+from extproc.server.grpcio import GrpcioServer
+from extproc.server.health import EXT_PROC, HealthStatuses, WithHealth
+from extproc.server.rpc import Call, Replies, RpcError, Send, Status
+
+METHOD = "/test.Test/Talk"
+
+
+class Talk:
+    """Answers each message as it says, and notes how it ended."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+
+    def receive(self, message: bytes) -> Replies:
+        match message:
+            case b"two":
+                return (b"one", b"two"), False
+            case b"none":
+                return (), False
+            case b"end":
+                return (b"bye",), True
+            case b"refuse":
+                raise RpcError(Status.INVALID_ARGUMENT, "no")
+            case b"fault":
+                raise ZeroDivisionError
+        return (message,), False
+
+    def half_closed(self) -> Replies:
+        return (), True
+
+    def closed(self, cancelled: bool) -> None:
+        self._service.closed.append(cancelled)
+        self._service.ended.set()
+
+
+class Service:
+    def __init__(self) -> None:
+        self.closed: list[bool] = []
+        self.ended = asyncio.Event()
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        return Talk(self) if path == METHOD else None
+
+
+def served(
+    use: Callable[[grpc.aio.Channel, Service, GrpcioServer], Awaitable[None]],
+    address: str = "127.0.0.1:0",
+    *,
+    max_message_bytes: int = 1000,
+) -> list[bool]:
+    """Run a test against a server; returns how its calls ended."""
+    service = Service()
+
+    async def run() -> None:
+        statuses = HealthStatuses()
+        statuses.set_all(True)
+        server = GrpcioServer(WithHealth(service, statuses), address, max_message_bytes)
+        port = await server.start()
+        target = address if port == 0 else f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            await use(channel, service, server)
+        await server.drain(1.0)
+
+    asyncio.run(run())
+    return service.closed
+
+
+def talk(channel: grpc.aio.Channel, path: str = METHOD) -> grpc.aio.StreamStreamCall:
+    return channel.stream_stream(path)()
+
+
+def test_each_message_is_answered_in_order() -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel)
+        for message, replies in ((b"a", [b"a"]), (b"two", [b"one", b"two"])):
+            await call.write(message)
+            assert [await call.read() for _ in replies] == replies
+        await call.write(b"none")
+        await call.write(b"b")
+        assert await call.read() == b"b"
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+    assert served(use) == [False]
+
+
+def test_the_server_may_end_the_stream() -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"end")
+        assert await call.read() == b"bye"
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+    assert served(use) == [False]
+
+
+def test_a_client_that_goes_away_closes_its_call() -> None:
+    async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"a")
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await service.ended.wait()
+
+    assert len(served(use)) == 1  # gRPC may show a reset as the request's end
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"refuse", grpc.StatusCode.INVALID_ARGUMENT),
+        (b"x" * 2000, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_errors_end_the_stream_with_their_status(
+    message: bytes, code: grpc.StatusCode
+) -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel)
+        await call.write(message)
+        assert await call.code() is code
+
+    assert len(served(use)) == 1
+
+
+def test_an_unknown_method_is_not_implemented() -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel, "/test.Test/Other")
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    assert served(use) == []
+
+
+def test_a_unix_socket_is_listened_on(tmp_path: Path) -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"a")
+        assert await call.read() == b"a"
+
+    served(use, f"unix:{tmp_path / 'socket'}")
+
+
+def test_draining_lets_open_streams_finish_and_refuses_new_ones() -> None:
+    async def use(
+        channel: grpc.aio.Channel, service: Service, server: GrpcioServer
+    ) -> None:
+        call = talk(channel)
+        await call.write(b"a")
+        await call.read()
+
+        draining = asyncio.create_task(server.drain(5.0))
+        await call.write(b"b")
+        assert await call.read() == b"b"
+        assert not draining.done()
+        await call.write(b"end")
+        assert await call.read() == b"bye"
+
+        assert await call.code() is grpc.StatusCode.OK
+        await draining
+        late = talk(channel)
+        assert await late.code() is grpc.StatusCode.UNAVAILABLE
+
+    assert served(use) == [False]
+
+
+def test_draining_is_bounded() -> None:
+    async def use(
+        channel: grpc.aio.Channel, service: Service, server: GrpcioServer
+    ) -> None:
+        call = talk(channel)
+        await call.write(b"a")
+        await call.read()
+        await server.drain(0.05)
+        assert await call.code() is not grpc.StatusCode.OK
+
+    assert len(served(use)) == 1
+
+
+def test_health_is_served_beside_the_service() -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        name = EXT_PROC.encode()
+        assert await check(b"\x0a" + bytes([len(name)]) + name) == b"\x08\x01"
+
+    served(use)
+
+
+def test_an_address_in_use_is_an_error() -> None:
+    async def run() -> None:
+        first = GrpcioServer(Service(), "127.0.0.1:0", 1000)
+        port = await first.start()
+        second = GrpcioServer(Service(), f"127.0.0.1:{port}", 1000)
+        with pytest.raises(OSError, match="cannot listen"):
+            await second.start()
+        await first.drain(0)
+
+    asyncio.run(run())
