@@ -30,6 +30,8 @@ from extproc.routing.prior import FAMILIES
 from extproc.routing.router import Decision, Outcome, Router
 from extproc.server.assembly import build_router, build_sampler
 
+DEFAULT_PATH = "/v1/chat/completions"
+
 UNSCORED_SHARE = 0.1
 
 COLD_REQUESTS = 50
@@ -149,18 +151,22 @@ def _read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
             continue
         try:
             yield _entry(msgspec.json.decode(line), hint_header)
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # The kind alone: the text of some quotes the body.
             raise LogError(
-                f"line {number}: {error!r}; accepted: an object with path, body (text) "
-                "and usage.prompt_tokens"
+                f"line {number}: {type(error).__name__}; accepted: an object with path "
+                "and body (texts) and usage.prompt_tokens (a number)"
             ) from None
 
 
 def _entry(record: dict[str, Any], hint_header: str) -> Entry:
     usage = record["usage"]
     headers = {k.lower(): v for k, v in (record.get("headers") or {}).items()}
+    path = record.get("path", DEFAULT_PATH)
+    if not isinstance(path, str):
+        raise TypeError
     return Entry(
-        path=record.get("path", "/v1/chat/completions"),
+        path=path,
         body=record["body"].encode(),
         hint=headers.get(hint_header),
         prompt_tokens=int(usage["prompt_tokens"]),

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from extproc.cli import main
+from extproc.config import ENVIRONMENT, Config, as_document, load_config
+
+
+@pytest.fixture(autouse=True)
+def _no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ENVIRONMENT:
+        monkeypatch.delenv(variable, raising=False)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "extproc.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_defaults_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config"]) == 0
+
+    assert yaml.safe_load(capsys.readouterr().out) == as_document(Config())
+
+
+def test_what_is_printed_is_in_force(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = written(tmp_path, "server: {listen: 'a:1'}\nlog: {format: json}\n")
+    monkeypatch.setenv("EXTPROC_LISTEN", "b:2")
+
+    assert main(["check-config", path]) == 0
+
+    printed = load_config(capsys.readouterr().out, {})
+    assert printed.server.listen == "b:2"
+    assert printed.log.format == "json"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sever: {}", "sever: unknown key; did you mean 'server'?"),
+        ("log: {level: loud}", "log.level: 'loud'; accepted: debug, info"),
+        ("\ufeff{", "not YAML: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, text)
+
+    assert main(["check-config", path]) == 2
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"extproc: {path}: {told}")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_is_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.yaml"
+    assert main(["check-config", str(path)]) == 2
+    assert capsys.readouterr().err == f"extproc: {path}: No such file or directory\n"
+
+    path.write_bytes(b"log: \xff\xfe")
+    assert main(["check-config", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["check-config", "a", "b"], ["chek-config"]])
+def test_bad_arguments_are_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 2
