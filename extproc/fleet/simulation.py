@@ -25,6 +25,7 @@ import numpy as np
 from extproc.fleet.histogram import Histogram
 from extproc.fleet.instance import Instance, Job
 from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.slo import COVERED, Slo
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strategy
 from extproc.fleet.workload import BLOCK, Arrivals, Lengths, Seconds
@@ -66,6 +67,7 @@ class Run:
         requests: arrivals in all.
         warm_up_share, wind_down_share: of them, not measured.
         tick_s: how late, at most, the router learns of a response and of pressure.
+        slo: what a request is late by.
     """
 
     requests: int
@@ -74,6 +76,7 @@ class Run:
     warm_up_share: float = 0.2
     wind_down_share: float = 0.05
     tick_s: float = 1.0
+    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(slots=True)
@@ -90,6 +93,11 @@ class PoolResult:
     preempted: int = 0
     preemptions: int = 0
     truncated: int = 0
+    long: int = 0
+    """Requests that the SLO calls long."""
+    late: int = 0
+    late_long: int = 0
+    """Requests whose first token broke the SLO's promise; ``late`` are not long."""
     overflows: int = 0
     """Requests that this pool refused and a larger one took."""
     ttft: Histogram = field(default_factory=Histogram)
@@ -110,6 +118,24 @@ class PoolResult:
     def preemption_rate(self) -> float:
         """Preemptions a request."""
         return self.preemptions / self.requests if self.requests else 0.0
+
+    def meets(self, slo: Slo) -> bool:
+        """Whether first tokens, further tokens and preemptions keep their promises.
+
+        Long and other requests each have their promise; one of the two that is less
+        than a tenth of the pool's requests is there by mistake and judged over the
+        fleet instead (:attr:`Result.late_share`).
+        """
+        for count, late in (
+            (self.requests - self.long, self.late),
+            (self.long, self.late_long),
+        ):
+            if count >= 0.1 * self.requests and late > (1 - COVERED) * count:
+                return False
+        return (
+            not self.tpot.quantile(COVERED) > slo.p99_tpot_s
+            and self.preemption_rate <= slo.preemption_rate
+        )
 
 
 @dataclass(slots=True)
@@ -136,6 +162,12 @@ class Result:
     wait: Histogram = field(default_factory=Histogram)
     misrouted_short: float = 0.0
     misrouted_long: float = 0.0
+
+    @property
+    def late_share(self) -> float:
+        """Share of the requests whose first token broke its promise."""
+        late = sum(pool.late + pool.late_long for pool in self.pools)
+        return late / self.ttft.count if self.ttft.count else 0.0
 
     @property
     def overflows(self) -> int:
@@ -323,7 +355,11 @@ class Simulation:
         for pool in self.pools:
             jobs = pool.advance(until_s)
             finished += jobs
-            _count(pool.result, [job for job in jobs if _ticket(job).measured])
+            _count(
+                pool.result,
+                [job for job in jobs if _ticket(job).measured],
+                self.run.slo,
+            )
         finished.sort(key=lambda job: job.finish_s)
         self.result.completed += len(finished)
         for job in finished:
@@ -331,9 +367,15 @@ class Simulation:
             self.strategy.learn(ticket.kept, ticket.prompt_tokens, ticket.output_tokens)
 
 
-def _count(result: PoolResult, jobs: list[Job]) -> None:
+def _count(result: PoolResult, jobs: list[Job], slo: Slo) -> None:
     result.requests += len(jobs)
     for job in jobs:
+        ttft_s = job.first_token_s - job.arrival_s
+        if job.prompt_tokens + job.output_tokens > slo.long_tokens:
+            result.long += 1
+            result.late_long += ttft_s > slo.long_ttft_s
+        else:
+            result.late += ttft_s > slo.p99_ttft_s
         if job.num_preemptions:
             result.preempted += 1
             result.preemptions += job.num_preemptions

@@ -199,7 +199,7 @@ class Arrivals(Protocol):
     """Instants of requests."""
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw blocks of increasing instants, s, without end unless replayed."""
+        """Draw blocks of increasing seconds, without end unless replayed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,350 @@
+"""The fewest instances that meet an SLO: a guess from throughput, then simulation.
+
+A pool is sized by its own requests. Which requests those are, the strategy decides: it
+is asked about a sample of the workload first, with learning, and what it sends to each
+pool becomes that pool's traffic (:func:`assign`). The guess is the rate over the
+throughput of one saturated instance. Then the pool is simulated at different sizes; a
+pool of more than ``SUBPOOL`` instances by that many of them with their share of the
+traffic, since instances are exchangeable and the balancer looks at two at a time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from extproc.fleet.cost import Demand
+from extproc.fleet.instance import Instance, Job
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.simulation import Declared, PoolResult, PoolSpec, Run, simulate
+from extproc.fleet.slo import Slo
+from extproc.fleet.steptime import StepTime
+from extproc.fleet.strategy import Arrival, StrategyName, StrategySpec, build_strategy
+from extproc.fleet.workload import Arrivals, Lengths, Recorded, Thinned, Tokens
+from extproc.routing.policy import Pool
+
+SUBPOOL = 8
+#: Sizes are tried up to so many times what throughput alone asks for.
+MOST_TIMES = 4
+_SATURATING_REQUESTS = 2000
+_FEW = 1000
+#: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
+DEFAULT_MAX_NUM_SEQS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One instance as deployed, before any limit is set on it.
+
+    Attributes:
+        num_blocks: KV blocks, the null block included.
+        gpus: GPUs of the instance.
+    """
+
+    name: str
+    step_time: StepTime
+    num_blocks: int
+    block_size: int
+    gpus: int
+    usd_per_gpu_hour: float
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return (self.num_blocks - 1) * self.block_size
+
+    def limits(
+        self, max_model_len: int, max_num_seqs: int | None, max_num_batched_tokens: int
+    ) -> SchedulerLimits:
+        """Limits of an instance; ``max_num_seqs`` of None is sized for the worst case.
+
+        Raises:
+            ValueError: not even one request of ``max_model_len`` fits.
+        """
+        worst_case = self.kv_tokens // max_model_len
+        if worst_case < 1:
+            raise ValueError(
+                f"max_model_len: {max_model_len}, expected at most {self.kv_tokens}, "
+                f"the tokens that the KV cache of {self.name} holds"
+            )
+        seqs = worst_case if max_num_seqs is None else max_num_seqs
+        return SchedulerLimits(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=max(max_num_batched_tokens, seqs),
+            max_model_len=max_model_len,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A pool before it is sized."""
+
+    name: str
+    limits: SchedulerLimits
+    threshold_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What reaches one pool.
+
+    Attributes:
+        share: of all requests.
+        refused: share of all requests that the pool's front end turned away, because
+            it was wrongly chosen.
+    """
+
+    share: float
+    lengths: Recorded
+    refused: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which requests go where, by one strategy."""
+
+    pools: tuple[Traffic, ...]
+    rejected: float
+
+
+def assign(
+    lengths: Lengths,
+    tiers: Sequence[Tier],
+    strategy: StrategySpec,
+    seed: int,
+    declared: Declared = Declared.EXACT,
+    n: int = 20_000,
+    learning_lag: int = 2000,
+) -> Assignment:
+    """Ask the strategy about ``n`` requests; it learns ``learning_lag`` requests later.
+
+    A pool that gets few of them is given more of the kind: further draws over 0.7 of
+    the threshold below it, weighted by how rare those are.
+    """
+    text, traffic = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
+    )
+    desk = _Desk(tiers, strategy, text, declared, learning_lag)
+    prompts, outputs = lengths.draw(traffic, n)
+    placed = desk.place(prompts, outputs)
+    shares = [float((placed == k).mean()) for k in range(len(tiers))]
+    refused = [count / n for count in desk.refused]
+    samples = [(prompts[placed == k], outputs[placed == k]) for k in range(len(tiers))]
+    for k in range(1, len(tiers)):
+        if len(samples[k][0]) >= _FEW:
+            continue
+        prompts, outputs = lengths.draw(traffic, 1_000_000)
+        near = prompts + outputs > 0.7 * tiers[k - 1].threshold_tokens
+        weight = float(near.mean())
+        prompts, outputs = prompts[near][: 3 * _FEW], outputs[near][: 3 * _FEW]
+        if not len(prompts):
+            continue
+        placed = desk.place(prompts, outputs)
+        shares[k] = weight * float((placed == k).mean())
+        samples[k] = (prompts[placed == k], outputs[placed == k])
+    return Assignment(
+        tuple(
+            Traffic(share, Recorded(*sample), refused_share)
+            for share, sample, refused_share in zip(
+                shares, samples, refused, strict=True
+            )
+        ),
+        rejected=float((placed == len(tiers)).mean()) if len(tiers) == 1 else 0.0,
+    )
+
+
+class _Desk:
+    """Places requests by a strategy, as :mod:`extproc.fleet.simulation` would."""
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        strategy: StrategySpec,
+        rng: np.random.Generator,
+        declared: Declared,
+        learning_lag: int,
+    ) -> None:
+        pools = [
+            Pool(tier.name, tier.limits.max_model_len, tier.threshold_tokens)
+            for tier in tiers
+        ]
+        self._windows = [tier.limits.max_model_len for tier in tiers]
+        self._strategy = build_strategy(strategy, pools, rng)
+        self._declared = declared
+        self._lag = learning_lag
+        self.refused = [0] * len(tiers)
+
+    def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
+        """Position of the pool that takes each request; one past the last for none."""
+        pending: deque[tuple[object, int, int]] = deque()
+        placed = np.empty(len(prompts), np.int64)
+        for index, (prompt, output) in enumerate(
+            zip(prompts.tolist(), outputs.tolist(), strict=True)
+        ):
+            declared = output if self._declared is Declared.EXACT else None
+            position, kept = self._strategy.choose(
+                Arrival(prompt, output, declared), {}
+            )
+            needed = prompt + (declared or 1)
+            while position < len(self._windows) and needed > self._windows[position]:
+                self.refused[position] += 1
+                position += 1
+            placed[index] = position
+            pending.append((kept, prompt, output))
+            if len(pending) > self._lag:
+                self._strategy.learn(*pending.popleft())
+        return placed
+
+
+def saturated_rate(
+    limits: SchedulerLimits,
+    step_time: StepTime,
+    lengths: Recorded,
+    seed: int,
+    n: int = _SATURATING_REQUESTS,
+) -> float:
+    """Requests a second of one instance that never runs out of them.
+
+    Measured between the first and the last fifth to finish, when it is full.
+    """
+    rng = np.random.default_rng(seed)
+    instance = Instance(limits, step_time)
+    prompts, outputs = lengths.draw(rng, n)
+    outputs = np.minimum(outputs, limits.max_model_len - prompts)
+    for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True):
+        instance.add(Job(0.0, prompt, output))
+    instance.advance(math.inf)
+    ends = sorted(job.finish_s for job in instance.finished)
+    first, last = n // 5, n - n // 5
+    if ends[last] <= ends[first]:
+        return n / ends[-1]
+    return (last - first) / (ends[last] - ends[first])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """A sized pool.
+
+    Attributes:
+        instances: the fewest found to meet the SLO; if ``MOST_TIMES`` the guess does
+            not, those that keep utilisation under 0.9.
+        guess: from the saturated rate alone, rounded up.
+        instance_rate: requests a second of a saturated instance on this traffic.
+        met: whether the SLO holds; if not, the figures below are those of the largest
+            size that was tried.
+    """
+
+    instances: int
+    guess: int
+    instance_rate: float
+    met: bool
+    p99_ttft_s: float
+    p99_tpot_s: float
+    preemption_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class SizingTask:
+    """Everything needed to size one pool, in another process if need be.
+
+    Attributes:
+        rate: requests a second that reach the pool.
+        arrivals: of the whole fleet; ``share`` of them reach the pool.
+        requests: simulated for each size that is tried, if they are of 2,000 tokens;
+            of longer ones, fewer, down to a quarter.
+        hint: a size to look around first, from a similar pool.
+    """
+
+    tier: Tier
+    step_time: StepTime
+    traffic: Traffic
+    arrivals: Arrivals
+    rate: float
+    slo: Slo
+    seed: int
+    requests: int = 8_000
+    hint: int | None = None
+
+
+def size_pool(task: SizingTask) -> PoolSize:
+    """Find the fewest instances, by widening steps and then by bisection."""
+    lengths = _that_fit(task.traffic.lengths, task.tier.limits.max_model_len)
+    if not len(lengths.prompts):
+        return PoolSize(0, 0, math.nan, True, math.nan, math.nan, 0.0)
+    task = replace(task, traffic=replace(task.traffic, lengths=lengths))
+    rate = saturated_rate(task.tier.limits, task.step_time, lengths, task.seed)
+    guess = max(1, math.ceil(task.rate / rate))
+    tried: dict[int, PoolResult] = {}
+
+    def meets(instances: int) -> bool:
+        if instances not in tried:
+            tried[instances] = _try(task, instances)
+        return tried[instances].meets(task.slo)
+
+    instances = fewest(meets, max(guess, task.hint or 0), guess, MOST_TIMES * guess)
+    result = tried[instances]
+    if not result.meets(task.slo):
+        # More instances might, but nobody would pay for them: by throughput alone.
+        instances = Demand(task.rate, rate).instances(max_utilization=0.9)
+    return PoolSize(
+        instances,
+        guess,
+        rate,
+        result.meets(task.slo),
+        result.ttft.quantile(0.99),
+        result.tpot.quantile(0.99),
+        result.preemption_rate,
+    )
+
+
+def _that_fit(lengths: Recorded, max_model_len: int) -> Recorded:
+    fits = lengths.prompts + lengths.outputs <= max_model_len
+    return Recorded(lengths.prompts[fits], lengths.outputs[fits])
+
+
+def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> int:
+    """Smallest number in [least, most] that meets, assuming more never hurts.
+
+    ``most`` if none does. Ends within 1 % of the smallest for large numbers: the noise
+    of a simulated P99 is no finer.
+    """
+    low, high = least - 1, start
+    step = max(1, start // 8)
+    while not meets(high):
+        low = high
+        if high >= most:
+            return high
+        high = min(most, high + step)
+        step *= 2
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        if meets(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _try(task: SizingTask, instances: int) -> PoolResult:
+    """Simulate the pool, or a part of it, at a size."""
+    simulated = min(instances, SUBPOOL)
+    limits = task.tier.limits
+    spec = PoolSpec(
+        task.tier.name, simulated, limits, task.step_time, limits.max_model_len
+    )
+    share = task.traffic.share * simulated / instances
+    lengths = task.traffic.lengths
+    tokens = float((lengths.prompts + lengths.outputs).mean())
+    requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
+    result = simulate(
+        [spec],
+        lengths,
+        Thinned(task.arrivals, share) if share < 1 else task.arrivals,
+        StrategySpec(StrategyName.ORACLE, {"prose": 1.0}),
+        Run(requests, task.seed, tick_s=10.0, slo=task.slo),
+    )
+    return result.pools[0]
