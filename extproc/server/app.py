@@ -10,14 +10,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from extproc.config import Config, ServerConfig
+from extproc.config import Config, ServerConfig, Transport
 from extproc.server.admin import AdminServer
 from extproc.server.assembly import build_store
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses, WithHealth
+from extproc.server.limits import Limits
 from extproc.server.live import Live
 from extproc.server.logs import configure_logging
+from extproc.server.native import NativeServer
 from extproc.server.reload import ConfigWatch
+from extproc.server.rpc import Service
 from extproc.server.state import StateKeeper
 
 logger = logging.getLogger(__name__)
@@ -62,17 +65,18 @@ class App:
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._live.config.server
-            transport = GrpcioServer(
-                WithHealth(self._live.service, health),
-                server.listen,
-                max_message_bytes(server),
-            )
-            port = await transport.start()
+            transport = _transport(server, self._live.service, health)
+            await transport.start()
             health.set_all(True)
             await self._start_admin(stack)
             stopping = self._handle_signals(stack, state)
             self._ready = True
-            _log("serving", listen=server.listen, port=port)
+            _log(
+                "serving",
+                listen=server.listen,
+                port=transport.port,
+                transport=server.transport,
+            )
             await stopping.wait()
             self._ready = False
             drain_timeout_s = self._live.config.server.drain_timeout_s
@@ -131,6 +135,18 @@ class App:
             # Requests matter more than their metrics: serve on without the port.
             fields = {"admin": address, "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
+
+
+def _transport(
+    server: ServerConfig, service: Service, health: HealthStatuses
+) -> GrpcioServer | NativeServer:
+    largest = max_message_bytes(server)
+    match server.transport:
+        case Transport.GRPCIO:
+            return GrpcioServer(WithHealth(service, health), server.listen, largest)
+        case Transport.NATIVE:
+            limits = Limits(max_message_bytes=largest)
+            return NativeServer(service, health, server.listen, limits=limits)
 
 
 def _defer(call: Callable[[], None]) -> None:

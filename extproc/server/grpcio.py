@@ -36,6 +36,8 @@ class GrpcioServer:
         self._address = address
         self._credentials = credentials
         self._calls: set[_OpenCall] = set()
+        self.port = 0
+        """The port that is bound; 0 for a Unix socket."""
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -47,8 +49,8 @@ class GrpcioServer:
         )
         self._server.add_generic_rpc_handlers((_AnyMethod(self),))
 
-    async def start(self) -> int:
-        """Listen and serve; return the port (0 for a Unix socket).
+    async def start(self) -> None:
+        """Listen and serve.
 
         Raises:
             OSError: the address cannot be bound.
@@ -61,7 +63,7 @@ class GrpcioServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._address}") from error
         await self._server.start()
-        return 0 if self._address.startswith("unix:") else port
+        self.port = 0 if self._address.startswith("unix:") else port
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new streams, let open ones finish within the time, then stop."""

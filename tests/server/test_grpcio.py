@@ -62,7 +62,8 @@ def served(
         statuses = HealthStatuses()
         statuses.set_all(True)
         server = GrpcioServer(WithHealth(service, statuses), address, max_message_bytes)
-        port = await server.start()
+        await server.start()
+        port = server.port
         target = address if port == 0 else f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(target) as channel:
             await use(channel, service, server)
@@ -198,7 +199,8 @@ def test_health_is_served_beside_the_service() -> None:
 def test_an_address_in_use_is_an_error() -> None:
     async def run() -> None:
         first = GrpcioServer(Service(), "127.0.0.1:0", 1000)
-        port = await first.start()
+        await first.start()
+        port = first.port
         second = GrpcioServer(Service(), f"127.0.0.1:{port}", 1000)
         with pytest.raises(OSError, match="cannot listen"):
             await second.start()
