@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,7 +37,17 @@ VARIANTS = (
     "inference-extension",
     "istio",
     "sidecar",
+    # With everything that can be added.
+    "sidecar+monitoring+state",
 )
+ADDITIONS = {
+    "monitoring": ("observability", ["monitoring.enabled=true"]),
+    "state": (
+        "kubernetes/components/shared-state",
+        ["state.secret=token-budget-router-state"],
+    ),
+}
+"""What can be added to a variant: a component, and values of the chart."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,15 +88,30 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def kustomize(tools: Path) -> Callable[[str], list[Manifest]]:
+def kustomize(
+    tools: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[Manifest]]:
     """Render a variant's kustomization; the objects in kubectl's order."""
 
     @functools.cache
-    def render(name: str) -> list[Manifest]:
-        folder = "base" if name == "base" else f"overlays/{name}"
-        return _run(
-            [tools / "kubectl/kubectl", "kustomize", ENVOY / "kubernetes" / folder]
-        )
+    def render(variant: str) -> list[Manifest]:
+        name, *additions = variant.split("+")
+        folder = ENVOY / "kubernetes" / ("base" if name == "base" else f"overlays/{name}")
+        if additions:
+            folder = with_components(folder, additions)
+        return _run([tools / "kubectl/kubectl", "kustomize", folder])
+
+    def with_components(folder: Path, additions: list[str]) -> Path:
+        """As an operator would: a kustomization of their own."""
+        own = tmp_path_factory.mktemp("own")
+        components = [ENVOY / ADDITIONS[name][0] for name in additions]
+        document = {
+            "resources": [os.path.relpath(folder, own)],
+            "components": [os.path.relpath(path, own) for path in components],
+            "namespace": "llm",
+        }
+        (own / "kustomization.yaml").write_text(yaml.safe_dump(document))
+        return own
 
     return render
 
@@ -110,8 +136,10 @@ def chart(tools: Path) -> Callable[..., list[Manifest]]:
     """Render the chart for a variant, with values ``key=value`` set."""
 
     @functools.cache
-    def render(name: str, *values: str) -> list[Manifest]:
+    def render(variant: str, *values: str) -> list[Manifest]:
+        name, *additions = variant.split("+")
         gateway = "none" if name == "base" else name
+        values += tuple(value for each in additions for value in ADDITIONS[each][1])
         sets = [
             argument
             for value in (f"gateway.type={gateway}", *values)

@@ -47,6 +47,9 @@ def normalized(manifest: Manifest) -> Manifest:
             # Both restart the pods when Envoy's file changes: one by a hash in the name
             # of the ConfigMap, the other by one in an annotation.
             pod["metadata"].pop("annotations", None)
+            for container in pod["spec"]["containers"]:
+                # Patches put theirs first; none refers to another.
+                container.get("env", []).sort(key=lambda variable: variable["name"])
             for volume in pod["spec"]["volumes"]:
                 if "configMap" in volume:
                     volume["configMap"]["name"] = without_hash(

@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def test_configuration_is_accepted_and_has_a_route_for_each_pool(variant, kustom
         for config in of_kind(manifests, "ConfigMap")
         if "extproc.yaml" in config["data"]
     ]
-    pools = [pool.name for pool in load_config(text, {}).pools]
+    url = {"EXTPROC_STATE_URL": "redis://redis:6379/0"} if "state" in variant else {}
+    pools = [pool.name for pool in load_config(text, url).pools]
     for route in routes(manifests):
         assert [match.get("x-llm-pool") for match in route] == [*pools[:-1], None]
 
@@ -278,7 +280,14 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
         assert limit >= asked
 
 
+def test_files_made_from_others_are_current(envoy_folder: Path):
+    command = [sys.executable, envoy_folder / "kubernetes" / "generate.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_sidecar_runs_envoy_yaml_with_two_differences(kustomize, envoy_folder: Path):
+    """As data, whatever the text of the two files."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(kustomize("sidecar"), "ConfigMap")
