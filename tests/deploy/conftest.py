@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -96,7 +97,9 @@ def kustomize(
     @functools.cache
     def render(variant: str) -> list[Manifest]:
         name, *additions = variant.split("+")
-        folder = ENVOY / "kubernetes" / ("base" if name == "base" else f"overlays/{name}")
+        folder = (
+            ENVOY / "kubernetes" / ("base" if name == "base" else f"overlays/{name}")
+        )
         if additions:
             folder = with_components(folder, additions)
         return _run([tools / "kubectl/kubectl", "kustomize", folder])
@@ -184,6 +187,7 @@ class Pod:
 
     containers: dict[str, Child]
     spec: Manifest
+    volumes: dict[str, Path]
     ports: dict[str, int]
 
     def probe(self, container: str, kind: str) -> bool:
@@ -196,6 +200,23 @@ class Pod:
         return answers_200(
             f"http://127.0.0.1:{self.ports[asked['port']]}{asked['path']}"
         )
+
+
+def project(folder: Path, data: dict[str, str]) -> None:
+    """Write a ConfigMap's files as kubelet does: all at once, behind a link."""
+    revision = Path(tempfile.mkdtemp(prefix="..", dir=folder))
+    for name, content in data.items():
+        (revision / name).write_text(content)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+    new = folder / "..data_tmp"
+    new.symlink_to(revision.name)
+    new.replace(folder / "..data")
+
+
+@pytest.fixture(scope="session")
+def update_config() -> Callable[[Path, dict[str, str]], None]:
+    return project
 
 
 def _serving(port: int, service: str) -> bool:
@@ -254,11 +275,11 @@ def start_pod(
             folder = mounts[volume["name"]]
             folder.mkdir(parents=True)
             if "configMap" in volume:
-                for name, content in maps[volume["configMap"]["name"]]["data"].items():
-                    (folder / name).write_text(content)
+                project(folder, maps[volume["configMap"]["name"]]["data"])
         pod = Pod(
             {},
             spec,
+            mounts,
             {
                 p["name"]: p["containerPort"]
                 for c in spec["containers"]
@@ -294,9 +315,20 @@ def sidecar_pod(
     chart: Callable[..., list[Manifest]],
     pools: list[Backend],
     start_pod: Callable[[list[Manifest]], Pod],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Pod:
     """The chart's pod of Envoy and router, before the stand-ins."""
-    values = ["config.feedback.sample=all"]
+    values = [
+        "config.feedback.sample=all",
+        "config.state.store=directory",
+        f"config.state.path={tmp_path_factory.mktemp('state')}",
+        # Only the one whose window is what the router is told.
+        f"config.pools[1].endpoints[0]={pools[1].url}",
+        "config.pools[0].name=short",
+        "config.pools[0].max_model_len=8192",
+        "config.pools[1].name=long",
+        "config.pools[1].max_model_len=65536",
+    ]
     for pool in pools:
         values += [
             f"backends.{pool.pool}.service=127.0.0.1",

@@ -55,6 +55,25 @@ def test_router_starts_is_probed_and_ends(kustomize, start_pod):
     assert pod.containers["extproc"].stop() == 0
 
 
+def test_a_changed_configmap_is_in_force_without_a_restart(
+    kustomize, start_pod, update_config, eventually
+):
+    pod = start_pod(kustomize("base"))
+
+    def thresholds() -> list[int]:
+        pools = json.loads(get(pod.ports["http-admin"], "/status")[1])["pools"]
+        return [pool["threshold_tokens"] for pool in pools]
+
+    assert thresholds() == [8192, 65536]
+    text = (pod.volumes["config"] / "extproc.yaml").read_text()
+    lower = text.replace(
+        "max_model_len: 8192", "max_model_len: 8192\n  threshold_tokens: 4000"
+    )
+    update_config(pod.volumes["config"], {"extproc.yaml": lower})
+    assert eventually(lambda: thresholds() == [4000, 65536])
+    assert pod.containers["extproc"].running
+
+
 def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
     assert all(
         sidecar_pod.probe(name, kind)
