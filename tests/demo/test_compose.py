@@ -100,12 +100,19 @@ def test_the_router_s_command_is_one_that_it_has(services: dict[str, Any]) -> No
     assert name in COMMANDS
     parser = argparse.ArgumentParser(exit_on_error=False)
     serve.add_arguments(parser)
-    assert parser.parse_args(rest).config is None
+    (mount,) = services["extproc"]["volumes"]
+    source, target, _ = mount.split(":")
+    file = re.sub(r"\$\{\w+:-([\w.]*)\}", r"\1", str(parser.parse_args(rest).config))
+    text = (ROOT / source / Path(file).relative_to(target)).read_text()
+    pools = load_config(text, {}).pools
+    assert [(p.name, p.max_model_len) for p in pools] == [
+        (p.name, p.max_model_len) for p in DEFAULT_POOLS
+    ]
 
 
 def test_the_router_takes_its_environment(services: dict[str, Any]) -> None:
     environment = {
-        name: re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value)
+        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
         for name, value in services["extproc"]["environment"].items()
     }
     config: Config = load_config("", environment)

@@ -1,0 +1,156 @@
+"""The compose profiles observability and redis: their commands, files and names."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from extproc.config import StateStore, load_config
+from extproc.demo.process import Child, answers_200, free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(
+        (ROOT / "docker-compose.yaml").read_text()
+    )
+    found: dict[str, Any] = document["services"]
+    return found
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no {name} here")
+    return found
+
+
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """Folders and files of the project in a container, by their path in it."""
+    found = {}
+    for mount in service["volumes"]:
+        source, target, *mode = mount.split(":")
+        if source.startswith("./"):
+            assert mode == ["ro"]
+            assert (ROOT / source).exists()
+            found[target] = ROOT / source
+    return found
+
+
+@pytest.mark.parametrize("pools", ["standin", "gpu"])
+def test_compose_accepts_all_profiles_together(pools: str):
+    profiles = [f"--profile={name}" for name in (pools, "observability", "redis")]
+    command = [program("docker-compose"), *profiles, "config", "--quiet"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_prometheus_starts_with_its_command(services: dict[str, Any], tmp_path: Path):
+    service = services["prometheus"]
+    (port,) = free_ports(1)
+    ((target, source),) = mounts(service).items()
+    arguments = [
+        argument.replace(target, str(source)).replace(
+            "=/prometheus", f"={tmp_path}/data"
+        )
+        for argument in service["command"]
+    ]
+    command = [
+        program("prometheus"),
+        *arguments,
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with Child("prometheus", command, tmp_path / "log") as child:
+        child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 30)
+
+
+def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
+    config = yaml.safe_load((ROOT / "envoy/observability/prometheus.yml").read_text())
+    names = {
+        alias
+        for name, service in services.items()
+        for alias in (
+            name,
+            *service.get("networks", {}).get("default", {}).get("aliases", []),
+        )
+    }
+    for job in config["scrape_configs"]:
+        for group in job["static_configs"]:
+            assert {target.partition(":")[0] for target in group["targets"]} <= names
+    # Envoy's metrics are on a port that another service opens in its network.
+    assert services["envoy-stats"]["network_mode"] == "service:envoy"
+
+
+def test_envoy_takes_the_file_of_envoy_stats(
+    services: dict[str, Any], envoy_program: str
+):
+    service = services["envoy-stats"]
+    path = mounts(service)[service["command"][2]]
+    command = [envoy_program, "--mode", "validate", "--config-path", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_grafana_finds_its_dashboard(services: dict[str, Any]):
+    service = services["grafana"]
+    found = mounts(service)
+    providers = found["/etc/grafana/provisioning"] / "dashboards" / "dashboards.yml"
+    (provider,) = yaml.safe_load(providers.read_text())["providers"]
+    folder = found[provider["options"]["path"]]
+    home = Path(service["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (folder / home.name).is_file()
+    assert str(home.parent) == provider["options"]["path"]
+
+
+def test_redis_starts_with_its_command(services: dict[str, Any], tmp_path: Path):
+    """Valkey is Redis 7.2 under another name, with the same settings."""
+    (port,) = free_ports(1)
+    name, *arguments = services["redis"]["command"]
+    assert name == "valkey-server"
+    arguments = [
+        str(tmp_path) if argument == "/data" else argument for argument in arguments
+    ]
+    command = [program("redis-server"), *arguments, "--port", str(port)]
+
+    def answers() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    with Child("redis", command, tmp_path / "log") as child:
+        child.wait_ready(answers, 30)
+
+
+def test_both_configurations_differ_in_the_store_only(services: dict[str, Any]):
+    folder = mounts(services["extproc"])["/etc/extproc"]
+    url = {"EXTPROC_STATE_URL": "redis://redis:6379/0"}
+    alone = load_config((folder / "extproc.yaml").read_text(), url)
+    shared = load_config((folder / "shared-state.yaml").read_text(), url)
+    assert alone.state.store is StateStore.NONE
+    assert shared.state.store is StateStore.REDIS
+    assert (alone.pools, alone.server) == (shared.pools, shared.server)
+    assert "redis:6379" in services["extproc"]["environment"]["EXTPROC_STATE_URL"]
+    assert "redis" in services
+
+
+def test_images_are_pinned_and_memory_is_bounded(services: dict[str, Any]):
+    for name in ("redis", "envoy-stats", "prometheus", "grafana"):
+        service = services[name]
+        _, _, tag = service["image"].rpartition(":")
+        assert tag.count(".") == 2
+        assert "mem_limit" in service
+        for published in service.get("ports", []):
+            assert published.startswith("127.0.0.1:")
