@@ -19,8 +19,8 @@ class Control:
 
     Attributes:
         now: the time of the read that is being worked on.
-        data_frames: DATA frames with content so far; what control frames are set
-            against.
+        data_frames: DATA frames with content received so far.  These, and those sent
+            that a WINDOW_UPDATE released, are what control frames are set against.
         introduced: the peer's SETTINGS have been received.
         leaving: one side has said that no stream will follow.
         refusing: streams are refused: our last GOAWAY did not name them.
@@ -85,7 +85,8 @@ class Control:
         Raises:
             ConnectionFault: none is left.
         """
-        if not self._budget.spend(self.now, self.data_frames):
+        work = self.data_frames + self._out.delayed_frames
+        if not self._budget.spend(self.now, work):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames")
 
     def spend_reset(self) -> None:

@@ -36,7 +36,8 @@ class Limits:
         control_burst, control_per_s: frames that ask for work and carry none (PING,
             SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, frames on closed streams):
             how many at once, and how many a second after that.  Each DATA frame with
-            content earns ``CONTROL_FRAMES_PER_DATA`` more.
+            content, received or released by a WINDOW_UPDATE, earns
+            ``CONTROL_FRAMES_PER_DATA`` more.
         reset_burst, resets_per_s: the same for streams that the peer resets before they
             are answered at all ("rapid reset", CVE-2023-44487); each stream that is
             answered earns one more.  1,000 and 33 are nghttp2's figures.  Resets after

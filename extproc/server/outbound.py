@@ -18,6 +18,7 @@ class Outbound:
         octets: what :meth:`take` returns next; append whole frames.
         queued_bytes: of messages held back.
         answered: how many streams have been answered, if only in part.
+        delayed_frames: how many DATA frames had to wait for a window.
         stream_window: of the peer's new streams (its SETTINGS_INITIAL_WINDOW_SIZE).
         max_frame_bytes: its SETTINGS_MAX_FRAME_SIZE.
     """
@@ -26,6 +27,7 @@ class Outbound:
         self.octets: list[bytes] = []
         self.queued_bytes = 0
         self.answered = 0
+        self.delayed_frames = 0
         self.stream_window = f.DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
         self._window = f.DEFAULT_WINDOW_BYTES
@@ -136,6 +138,7 @@ class Outbound:
             stream.window -= size
             self._window -= size
             self.queued_bytes -= size
+            self.delayed_frames += 1
             self.octets.append(f.frame(f.DATA, 0, stream.id, octets))
         stream.queue = None
         del self._blocked[stream.id]

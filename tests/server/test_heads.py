@@ -71,7 +71,7 @@ LISTS = st.lists(st.tuples(FIELD_KINDS, NAMES, VALUES), max_size=4)
 SIZES = st.none() | st.sampled_from([0, 50, 200, 4096])
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(LISTS, SIZES, st.booleans()), max_size=8))
 def test_any_sequence_of_blocks_reads_as_the_plain_decoder_reads_it(sequence):
     encoder, decoder, reader = Encoder(), Decoder(), HeadReader(65_536)
@@ -125,6 +125,7 @@ def test_a_block_that_does_not_decode_ends_the_connection(block):
     assert raised.value.code is ErrorCode.COMPRESSION_ERROR
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_octets_are_a_head_or_one_of_two_errors(block):
     reader = HeadReader(16_384)

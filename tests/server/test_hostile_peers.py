@@ -8,7 +8,7 @@ import pytest
 from h2.errors import ErrorCodes
 from hpack import Encoder
 from hyperframe.frame import Frame
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.server.limits import Budget, Limits
@@ -510,11 +510,13 @@ def check(octets: bytes, cuts: list[int], limits: Limits) -> None:
         ]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 400), max_size=5))
 def test_noise_after_the_preface(noise, cuts):
     check(START + noise, cuts, SMALL_LIMITS)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_noise_instead_of_a_preface(noise):
     machine = Machine()
@@ -522,11 +524,13 @@ def test_noise_instead_of_a_preface(noise):
     assert machine.calls == []
 
 
+@settings(deadline=None)
 @given(conversations(), st.lists(st.integers(0, 2000), max_size=8))
 def test_conversations_with_faults(octets, cuts):
     check(octets, cuts, SMALL_LIMITS)
 
 
+@settings(deadline=None)
 @given(conversations())
 def test_conversations_with_faults_and_room(octets):
     check(octets, [7], Limits())
