@@ -43,6 +43,9 @@ class Connection:
         report: told of each exception that a call raised, with where it happened.
         wake: called when there is something to :meth:`take` outside of this class's own
             methods (a call used its ``send``).
+
+    Attributes:
+        fault: what the peer did to end the connection, or ``None``.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Connection:
         self._wake = wake
         self._busy = False
         self._closed = False
+        self.fault: ConnectionFault | None = None
         self._calls = Calls(service, limits, report, self._woken)
         self._streams = self._calls.streams
         self._control = Control(self._calls, limits)
@@ -110,6 +114,7 @@ class Connection:
         try:
             self._consume(memoryview(data))
         except ConnectionFault as fault:
+            self.fault = fault
             self._control.say(f.goaway(self._calls.last_id, fault.code, fault.reason))
             self._close()
         finally:

@@ -260,7 +260,16 @@ class _Peer(asyncio.BufferedProtocol):
     def _shut(self, transport: asyncio.Transport) -> None:
         """Close once the peer has, or soon: all has been said."""
         self._closing = True
-        self._wait(self._server.linger_s, transport.close)
+        if self.machine.fault is not None:
+            peer = transport.get_extra_info("peername")
+            logger.warning("connection_fault peer=%s %s", peer, self.machine.fault)
+        self._wait(self._server.linger_s, self._close)
+
+    def _close(self) -> None:
+        """Close, once what is left to send is sent or nobody reads it."""
+        if self._transport is not None:
+            self._transport.close()
+            self._wait(STALL_S, self.cut_off)
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         if self._timer is not None:

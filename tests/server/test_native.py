@@ -588,7 +588,7 @@ def test_a_peer_that_does_not_read_is_not_read_from_and_then_cut_off():
     assert fake.transport.did[3:] == ["abort"]
 
 
-def test_after_a_fault_the_peer_is_given_time_to_read_why():
+def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
     fake = FakePeer()
     fake.introduce()
     assert b"\7" in fake.feed(b"\0\0\x08\6\0\0\0\0\1" + bytes(8))
@@ -596,8 +596,13 @@ def test_after_a_fault_the_peer_is_given_time_to_read_why():
     assert fake.transport.did == []
     fake.loop.pass_time(LINGER_S)
     assert fake.transport.did == ["close"]
+    fake.loop.pass_time(STALL_S)
+    assert fake.transport.did == ["close", "abort"], "it does not read"
     fake.peer.connection_lost(None)
     assert not fake.server.peers
+    (record,) = caplog.records
+    message = "connection_fault peer=None PROTOCOL_ERROR: PING on a stream"
+    assert record.getMessage() == message
 
 
 def test_one_read_is_answered_with_one_write():

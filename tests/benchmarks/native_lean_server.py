@@ -1,0 +1,82 @@
+"""The native transport under the least ext_proc application: what it costs by itself.
+
+    python tests/benchmarks/native_lean_server.py 127.0.0.1:18080
+
+The application is that of a bare benchmark: decode the message, parse the JSON, add up
+the text's length, answer with one of two constants, end the stream.  Run it behind
+Envoy beside other servers and compare CPU a request.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+
+from extproc.server.health import HealthStatuses
+from extproc.server.native import NativeServer, new_event_loop
+from extproc.server.rpc import Call, Replies, Send
+
+
+def routed(pool: bytes) -> bytes:
+    response = ext_proc.ProcessingResponse()
+    common = response.request_body.response
+    header = common.header_mutation.set_headers.add().header
+    header.key, header.raw_value = "x-llm-pool", pool
+    common.clear_route_cache = True
+    return response.SerializeToString()
+
+
+SHORT, LONG = routed(b"short"), routed(b"long")
+EMPTY = {
+    kind: ext_proc.ProcessingResponse(**{kind: value}).SerializeToString()
+    for kind, value in {
+        "request_headers": ext_proc.HeadersResponse(),
+        "response_headers": ext_proc.HeadersResponse(),
+        "response_body": ext_proc.BodyResponse(),
+    }.items()
+}
+
+
+class LeanCall:
+    def __init__(self, ends_early: bool) -> None:
+        self._ends_early = ends_early
+
+    def receive(self, message: bytes) -> Replies:
+        request = ext_proc.ProcessingRequest.FromString(message)
+        kind = request.WhichOneof("request")
+        if kind == "request_body":
+            body = json.loads(request.request_body.body)
+            text = sum(len(each["content"]) for each in body["messages"])
+            budget = text / 4 + body.get("max_tokens", 1024)
+            return (SHORT if budget <= 8192 else LONG,), self._ends_early
+        return (EMPTY[kind],), False
+
+    def half_closed(self) -> Replies:
+        return (), True
+
+    def closed(self, cancelled: bool) -> None:
+        pass
+
+
+class LeanService:
+    def __init__(self, ends_early: bool) -> None:
+        self._ends_early = ends_early
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call:
+        return LeanCall(self._ends_early)
+
+
+async def main(address: str, ends_early: bool) -> None:
+    health = HealthStatuses()
+    health.set_all(True)
+    await NativeServer(LeanService(ends_early), health, address).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit(f"{__doc__}\n    --all: keep streams open for the response")
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main(sys.argv[1], ends_early="--all" not in sys.argv))
