@@ -241,74 +241,38 @@ def start_session_envoy(
 
 
 @pytest.fixture(scope="session")
-def optimistic_client(
+def optimistic(
     stack: Stack, start_session: Callable[..., tuple[Client, Admin]]
-) -> Client:
+) -> tuple[Client, Admin]:
     """An Envoy whose router believes that the short pool holds 30,000 tokens."""
     pools = [
         {"name": "short", "max_model_len": 30_000},
         {"name": "long", "max_model_len": LONG_WINDOW},
     ]
-    client, _ = start_session(LEARN_ALL | {"pools": pools}, stack.backends)
-    return client
+    return start_session(LEARN_ALL | {"pools": pools}, stack.backends)
 
 
 @pytest.fixture(scope="session")
-def admin_of() -> Callable[[Router], Admin]:
-    return Admin
+def optimistic_client(optimistic: tuple[Client, Admin]) -> Client:
+    return optimistic[0]
 
 
 @pytest.fixture
 def start_envoy(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Client]]:
-    """Starts another Envoy, on the stack's backends and router unless others are given."""
-    started: list[Child] = []
+    """Starts another Envoy that may find parts of the stack missing."""
+    with contextlib.ExitStack() as started:
 
-    def start(
-        *,
-        change: Callable[[dict[str, Any]], None] | None = None,
-        router: Router = stack.router,
-        backends: list[Backend] | None = None,
-        wait: bool = True,
-    ) -> Client:
-        directory = tmp_path / f"envoy-{len(started)}"
-        directory.mkdir()
-        new = envoy(
-            find_config(),
-            backends or stack.backends,
-            router.port,
-            directory,
-            change=change,
-        )
-        new.child.start()
-        started.append(new.child)
-        if wait:
-            new.wait_ready()
-        else:
+        def start(
+            router: Router = stack.router, backends: list[Backend] | None = None
+        ) -> Client:
+            new = envoy(
+                find_config(), backends or stack.backends, router.port, tmp_path
+            )
+            started.enter_context(new.child)
             new.wait_serving()
-        return Client(new)
+            return Client(new)
 
-    yield start
-    for child in started:
-        child.stop()
-
-
-@pytest.fixture
-def start_router(tmp_path: Path) -> Iterator[Callable[..., Router]]:
-    """Starts another router."""
-    started: list[Child] = []
-
-    def start(config: dict[str, Any]) -> Router:
-        directory = tmp_path / f"router-{len(started)}"
-        directory.mkdir()
-        new = router(config, directory)
-        new.child.start()
-        started.append(new.child)
-        new.wait_ready()
-        return new
-
-    yield start
-    for child in started:
-        child.stop()
+        yield start
 
 
 @dataclass(frozen=True)
@@ -382,7 +346,7 @@ def http_response(
     status: int, body: bytes, content_type: str = "application/json"
 ) -> bytes:
     """A whole HTTP/1.1 response."""
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     return head.encode() + body
 
 

@@ -87,11 +87,11 @@ def test_a_stream_outlives_the_router(own: Any, eventually: Any) -> None:
 
 
 def test_an_envoy_that_starts_first_finds_the_router_later(
-    start_envoy: Any, start_router: Any, stack: Any, eventually: Any
+    own: Any, start_envoy: Any, eventually: Any
 ) -> None:
-    router = start_router({})
+    _, router = own
     router.child.stop()
-    client = start_envoy(router=router, wait=False)
+    client = start_envoy(router=router)
     assert client.chat("Hello").served_by == "vllm_long"
     router.child.start()
     router.wait_ready()

@@ -55,45 +55,44 @@ def test_usage_of_responses_is_learned(
     eventually(lambda: learned(admin) == before + 1)
 
 
-def test_the_next_estimate_is_better(
-    start_router: Any, start_envoy: Any, admin_of: Any, eventually: Any
+def test_the_next_estimate_is_better_and_moves_the_decision(
+    start_session: Any, stack: Any, eventually: Any
 ) -> None:
-    """From the first request of a kind to the second: bytes of digits are dear."""
-    router = start_router({"feedback": {"sample": "all"}})
-    client, admin = start_envoy(router=router), admin_of(router)
+    """Digits, from a router that has seen nothing: by 4 bytes a token they are few."""
+    config = {"feedback": {"sample": "all"}, "estimator": {"name": "ema-text"}}
+    client, admin = start_session(config, stack.backends)
     estimates, counts = [], []
     for number in range(3):
         response = client.chat(DIGITS)
         counts.append(response.json()["usage"]["prompt_tokens"])
         estimates.append(client.record(response).prompt_tokens)
-        eventually(lambda wanted=number + 1: learned(admin) == wanted)
-    errors = [
-        abs(estimate - count) / count
-        for estimate, count in zip(estimates, counts, strict=True)
-    ]
+        if number == 0:
+            # 12,000 tokens that it takes for 3,000: the short pool refuses them.
+            overflow = client.chat("7" * 12_000)
+            assert (overflow.status, overflow.attempts) == (
+                200,
+                1 if learned(admin) else 2,
+            )
+        eventually(lambda wanted=number + 2: learned(admin) == wanted)
+    errors = [abs(e - c) / c for e, c in zip(estimates, counts, strict=True)]
     assert errors[0] > 0.3
-    assert errors[-1] < 0.1
-    assert errors[-1] < errors[0] / 4
+    assert errors[-1] < 0.15
+    second = client.chat("7" * 12_000)
+    assert (second.served_by, second.attempts) == ("vllm_long", 1)
+    assert client.record(second).pool == "long"
+
+
+def test_what_is_learned_is_shown(client: Any, admin: Any, eventually: Any) -> None:
+    text = "31 41 59 26 53 58 97 93 " * 400
+    before = learned(admin)
+    counted = client.chat(text).json()["usage"]["prompt_tokens"]
+    eventually(lambda: learned(admin) == before + 1)
     ratio = admin.status()["bytes_per_token"]["digits"]
-    assert ratio == pytest.approx(len(DIGITS) / counts[0], rel=0.05)
+    # Others sent digits too; all of them cost one to two bytes a token.
+    assert ratio == pytest.approx(len(text) / counted, rel=0.5)
     assert admin.metric("extproc_bytes_per_token", category="digits") == pytest.approx(
         ratio
     )
-
-
-def test_learning_moves_a_decision(
-    start_router: Any, start_envoy: Any, admin_of: Any, eventually: Any
-) -> None:
-    """20,000 digits are 20,000 tokens; by 4 bytes a token they would be 5,000."""
-    router = start_router({"feedback": {"sample": "all"}})
-    client, admin = start_envoy(router=router), admin_of(router)
-    first = client.chat("7" * 20_000)
-    assert first.status == 200
-    assert first.served_by == "vllm_long"
-    eventually(lambda: learned(admin) >= 1)
-    second = client.chat("7" * 20_000)
-    assert (second.served_by, second.attempts) == ("vllm_long", 1)
-    assert client.record(second).pool == "long"
 
 
 def test_what_is_never_learned(
@@ -128,17 +127,11 @@ def test_decisions_are_counted(client: Any, admin: Any) -> None:
     assert admin.metric("extproc_decisions_total", **labels) == before + 1
 
 
-def test_an_overflow_is_counted(
-    start_router: Any, start_envoy: Any, admin_of: Any, eventually: Any
-) -> None:
-    pools = [
-        {"name": "short", "max_model_len": 30_000},
-        {"name": "long", "max_model_len": 65_536},
-    ]
-    router = start_router({"feedback": {"sample": "all"}, "pools": pools})
-    client, admin = start_envoy(router=router), admin_of(router)
+def test_an_overflow_is_counted(optimistic: Any, eventually: Any) -> None:
+    client, admin = optimistic
+    before = admin.metric("extproc_overflow_retries_total")
     assert client.chat("7" * 12_000).attempts == 2
-    eventually(lambda: admin.metric("extproc_overflow_retries_total") == 1)
+    eventually(lambda: admin.metric("extproc_overflow_retries_total") == before + 1)
 
 
 class TestInjection:

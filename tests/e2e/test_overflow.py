@@ -148,7 +148,7 @@ def test_a_short_pool_that_is_down_is_answered_by_the_long_one(
     start_envoy: Any, stack: Any, eventually: Any, unused_port: int
 ) -> None:
     gone = replace(stack.backend("short"), port=unused_port)
-    client = start_envoy(backends=[gone, stack.backend("long")], wait=False)
+    client = start_envoy(backends=[gone, stack.backend("long")])
     eventually(lambda: client.envoy.healthy_endpoints("extproc"))
     response = client.chat("Hello")
     assert (response.status, response.served_by, response.attempts) == (
