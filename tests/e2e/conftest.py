@@ -60,8 +60,13 @@ class Response:
 class Client:
     """Talks HTTP/1.1 to one Envoy, and reads its access log."""
 
-    def __init__(self, envoy: Envoy) -> None:
+    def __init__(self, envoy: Envoy, port: int | None = None) -> None:
         self.envoy = envoy
+        self._port = port or envoy.port
+
+    def bypass(self) -> "Client":
+        """The same routes without the router."""
+        return Client(self.envoy, self.envoy.bypass_port)
 
     def request(
         self,
@@ -82,7 +87,7 @@ class Client:
             **(headers or {}),
         }
         connection = http.client.HTTPConnection(
-            "127.0.0.1", self.envoy.port, timeout=timeout
+            "127.0.0.1", self._port, timeout=timeout
         )
         try:
             connection.request(method, path, body, all_headers)
@@ -121,7 +126,7 @@ class Client:
     def raw(self, data: bytes, *, timeout: float = 20) -> bytes:
         """Send bytes as they are; return all that comes until Envoy closes."""
         with socket.create_connection(
-            ("127.0.0.1", self.envoy.port), timeout=timeout
+            ("127.0.0.1", self._port), timeout=timeout
         ) as connection:
             connection.sendall(data)
             received = b""
@@ -255,6 +260,16 @@ def optimistic(
 @pytest.fixture(scope="session")
 def optimistic_client(optimistic: tuple[Client, Admin]) -> Client:
     return optimistic[0]
+
+
+@pytest.fixture(scope="session")
+def client_of() -> type[Client]:
+    return Client
+
+
+@pytest.fixture(scope="session")
+def admin_of() -> type[Admin]:
+    return Admin
 
 
 @pytest.fixture

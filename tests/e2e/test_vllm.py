@@ -1,0 +1,137 @@
+"""The same cases against two real vLLM servers, on CPU, with a tiny random model.
+
+Names an interpreter with vLLM in EXTPROC_VLLM_PYTHON, or uses this one. The servers
+take a minute to start, and 3 GB.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from extproc.demo.envoy_config import find_config
+from extproc.demo.stack import Stack, running
+from extproc.demo.vllm_backend import MODEL_NAME, VllmError, find_vllm, make_model, vllm
+
+pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
+
+SHORT_WINDOW, LONG_WINDOW = 8192, 65536
+LONG_TEXT = "all the words of a long story " * 3000
+
+
+@pytest.fixture(scope="module")
+def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    python = os.environ.get("EXTPROC_VLLM_PYTHON", sys.executable)
+    try:
+        find_vllm(python)
+    except VllmError as error:
+        pytest.skip(f"EXTPROC_VLLM_PYTHON: {error}")
+    directory = tmp_path_factory.mktemp("vllm")
+    model = make_model(directory, python)
+    backends = [
+        vllm("short", SHORT_WINDOW, 16, model, directory, python=python),
+        vllm("long", LONG_WINDOW, 4, model, directory, python=python),
+    ]
+    config = {"feedback": {"sample": "all"}}
+    with running(directory, backends, config, find_config()) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def vllm_client(vllm_stack: Stack, client_of: Any) -> Any:
+    return client_of(vllm_stack.envoy)
+
+
+def test_case(case: dict[str, Any], vllm_client: Any) -> None:
+    if "vllm" in case:
+        pytest.skip(case["vllm"])
+    body = case["body"] | {"model": MODEL_NAME} if case["body"] else case["body"]
+    response = vllm_client.post(case["path"], body, case.get("headers"), timeout=120)
+    record = vllm_client.record(response)
+    seen = {
+        "status": response.status,
+        "attempts": response.attempts,
+        "backend": (response.served_by or "").removeprefix("vllm_"),
+        "pool": record.pool,
+        "reason": record.reason,
+        "category": record.category,
+    }
+    expected = case["expect"]
+    assert {key: seen[key] for key in expected} == expected, response.body[:500]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+def test_an_overflow_is_answered_by_the_long_pool(
+    stream: bool, vllm_client: Any
+) -> None:
+    """Past the router, straight to the short pool: vLLM's own refusal, then an answer."""
+    body = {"model": MODEL_NAME, "prompt": LONG_TEXT, "max_tokens": 4, "stream": stream}
+    bypass = vllm_client.bypass()
+    response = bypass.post(
+        "/v1/completions", body, {"x-llm-pool": "short"}, timeout=120
+    )
+    assert (response.status, response.served_by, response.attempts) == (
+        200,
+        "vllm_long",
+        2,
+    )
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"temperature": -1}, {"n": 0}])
+def test_another_refusal_passes_once(fields: dict[str, Any], vllm_client: Any) -> None:
+    response = vllm_client.chat("Hello", model=MODEL_NAME, **fields)
+    assert (response.status, response.attempts) == (400, 1)
+
+
+def test_usage_is_learned(
+    vllm_client: Any, vllm_stack: Stack, admin_of: Any, eventually: Any
+) -> None:
+    admin = admin_of(vllm_stack.router)
+
+    def learned() -> float:
+        return admin.metric("extproc_observations_total", result="learned")
+
+    text = "How many tokens is this sentence, and who has counted them? " * 40
+    before = learned()
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    for number, fields in enumerate([{}, usage, {}, usage]):
+        response = vllm_client.chat(text, model=MODEL_NAME, **fields)
+        assert response.status == 200
+        eventually(lambda wanted=before + number + 1: learned() == wanted)
+    counted = vllm_client.chat(text, model=MODEL_NAME)
+    estimate = vllm_client.record(counted).prompt_tokens
+    assert estimate == pytest.approx(counted.json()["usage"]["prompt_tokens"], rel=0.1)
+
+
+def test_the_openai_client(vllm_client: Any) -> None:
+    url = f"{vllm_client.envoy.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as sdk:
+        stream = sdk.chat.completions.create(
+            model=MODEL_NAME,
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=5,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        assert list(stream)[-1].usage.completion_tokens <= 5
+
+
+def test_the_anthropic_client(vllm_client: Any) -> None:
+    url = vllm_client.envoy.url
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as sdk:
+        message = sdk.messages.create(
+            model=MODEL_NAME,
+            max_tokens=5,
+            messages=[{"role": "user", "content": "Hello"}],
+        )
+    assert message.usage.input_tokens > 0
+
+
+def test_its_logs_name_no_error(vllm_stack: Stack) -> None:
+    log = Path(vllm_stack.router.child.log).read_text()
+    assert "error" not in log.lower()
