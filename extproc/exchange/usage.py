@@ -166,6 +166,14 @@ _LAST_EVENT = re.compile(
 )
 
 
+# What some event has to hold for ``_complete`` to make anything of it, and how an event
+# ends in the streams that there are: most of a stream is passed over by these alone.
+_TELLS = re.compile(
+    rb'"usage"|"length"|"max_tokens"|incomplete|\[DONE\]|message_stop|response\.completed'
+)
+_USUAL_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+
+
 class SseUsageReader:
     """Usage of a stream of server-sent events.
 
@@ -189,7 +197,11 @@ class SseUsageReader:
         passed = bytearray()
         # A CR at the end may be half of a CR LF: the event's end is not known yet.
         end = len(self._pending) - self._pending.endswith(b"\r")
-        start = 0
+        start = self._tells_nothing_until(end)
+        if start:
+            passed += self._pending[:start]
+            self._searched = start
+            self._overlong = False
         while match := _EVENT_END.search(
             self._pending, max(start, self._searched), end
         ):
@@ -211,6 +223,16 @@ class SseUsageReader:
         rest = self._complete(bytes(self._pending))
         self._pending.clear()
         return rest if self._drop else b""
+
+    def _tells_nothing_until(self, end: int) -> int:
+        # Looks only at what is new, or passes on: linear in the stream.
+        ends = [
+            at + len(stop)
+            for stop in _USUAL_ENDS
+            if (at := self._pending.rfind(stop, self._searched, end)) >= 0
+        ]
+        last = max(ends, default=0)
+        return 0 if _TELLS.search(self._pending, 0, last) else last
 
     def _complete(self, event: bytes) -> bytes:
         if self._overlong:  # its first part has passed already

@@ -444,7 +444,7 @@ MESSAGE = st.dictionaries(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     path=st.sampled_from(PATHS),
     body=st.dictionaries(st.sampled_from(KEYS), PARTS, max_size=5),

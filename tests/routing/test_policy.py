@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.routing.policy import Choice, Policy, Pool, PoolLoad, Reason
@@ -146,6 +146,7 @@ POOLS = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(pools=POOLS, budget=st.integers(0, 2 * 10**6), data=st.data())
 def test_a_chosen_pool_holds_the_budget_unless_it_is_the_last(
     pools: list[Pool], budget: int, data: st.DataObject
@@ -159,6 +160,7 @@ def test_a_chosen_pool_holds_the_budget_unless_it_is_the_last(
     assert not choice.reason.failed_open
 
 
+@settings(max_examples=50)
 @given(pools=POOLS, budget=st.integers(0, 2 * 10**6), data=st.data())
 def test_a_healthy_idle_pool_of_choice_is_kept(
     pools: list[Pool], budget: int, data: st.DataObject
@@ -171,6 +173,7 @@ def test_a_healthy_idle_pool_of_choice_is_kept(
     assert policy.choose(budget, loads) == first
 
 
+@settings(max_examples=50)
 @given(
     pools=POOLS,
     budgets=st.tuples(st.integers(0, 2 * 10**6), st.integers(0, 2 * 10**6)).map(sorted),
