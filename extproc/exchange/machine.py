@@ -159,6 +159,11 @@ class Exchange:
         self._encoded: bytearray | None = None
         self._response_encoding = ""
 
+    @property
+    def owes_bodies(self) -> bool:
+        """Whether the stream must not just end: what is not echoed would be lost."""
+        return self._duplex or self._response_duplex
+
     def receive(self, event: Event) -> Step:
         """Take one event; give its reply.
 
@@ -219,8 +224,11 @@ class Exchange:
         return self._request_mode is BodyMode.FULL_DUPLEX_STREAMED
 
     def _fail_open(self, reason: Reason, body_bytes: int = 0) -> Step:
-        self.decision = self._router.fail_open(reason, body_bytes)
+        self.decision = self._decide_without(reason, body_bytes)
         return Step(Route(self.decision), end=True)
+
+    def _decide_without(self, reason: Reason, body_bytes: int) -> Decision:
+        return self._router.fail_open(reason, body_bytes, self._loads())
 
     def _request_body(self, event: RequestBody, waited_for: State) -> Step:
         if self._duplex and not self._withheld:
@@ -236,9 +244,8 @@ class Exchange:
             self._request_mode is BodyMode.BUFFERED_PARTIAL and not event.end_of_stream
         )
         if too_large or cut_off:
-            self.decision = self._router.fail_open(
-                Reason.TOO_LARGE, len(self._received)
-            )
+            received = len(self._received)
+            self.decision = self._decide_without(Reason.TOO_LARGE, received)
         elif event.end_of_stream or self._comes_whole:
             self._decide()
         else:
@@ -290,7 +297,8 @@ class Exchange:
             # A fault of ours, which the service reports; never the client's error.
             self.fault = error
             self._watched = self._injected = False
-            self.decision = self._router.fail_open(Reason.FAULT, len(self._received))
+            received = len(self._received)
+            self.decision = self._decide_without(Reason.FAULT, received)
 
     def _estimate(self) -> None:
         request = read_request(
@@ -300,7 +308,7 @@ class Exchange:
             self._settings.max_body_bytes,
         )
         if isinstance(request, Reason):
-            self.decision = self._router.fail_open(request, len(self._received))
+            self.decision = self._decide_without(request, len(self._received))
             return
         decision = self._router.route(request, self._hint, self._loads())
         may_inject = self._may_inject(request)
