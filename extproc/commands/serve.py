@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from extproc.commands.check_config import read_config
-from extproc.config import ConfigError, Transport
+from extproc.config import ConfigError
 from extproc.server.app import App
 from extproc.server.logs import configure_logging
-from extproc.server.native import new_event_loop
+from extproc.server.transports import loop_factory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +32,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     configure_logging(config.log)
     try:
-        # uvloop pays off where we are the transport; gRPC's library has its own loop.
-        native = config.server.transport is Transport.NATIVE
-        factory = new_event_loop if native else asyncio.new_event_loop
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(config.server)) as runner:
             runner.run(App(config, args.config).run())
     except ConfigError as error:
         print(f"extproc: {args.config}: {error}", file=sys.stderr)

@@ -10,29 +10,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from extproc.config import Config, ServerConfig, Transport
+from extproc.config import Config
 from extproc.server.admin import AdminServer
 from extproc.server.assembly import build_store
-from extproc.server.grpcio import GrpcioServer
-from extproc.server.health import HealthStatuses, WithHealth
-from extproc.server.limits import Limits
+from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
 from extproc.server.logs import configure_logging
-from extproc.server.native import NativeServer
 from extproc.server.reload import ConfigWatch
-from extproc.server.rpc import Service
 from extproc.server.state import StateKeeper
+from extproc.server.transports import build_transport
 
 logger = logging.getLogger(__name__)
-
-
-_RESPONSE_CHUNK_BYTES = 4 << 20
-"""Envoy's streamed response chunks are at most its buffer limit, 1 MiB by default."""
-
-
-def max_message_bytes(server: ServerConfig) -> int:
-    """The largest gRPC message to accept: a body, or a chunk of a response."""
-    return max(_RESPONSE_CHUNK_BYTES, server.max_body_bytes + 64 * 1024)
 
 
 class App:
@@ -65,18 +53,13 @@ class App:
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._live.config.server
-            transport = _transport(server, self._live.service, health)
+            transport = build_transport(server, self._live.service, health)
             await transport.start()
             health.set_all(True)
             await self._start_admin(stack)
             stopping = self._handle_signals(stack, state)
             self._ready = True
-            _log(
-                "serving",
-                listen=server.listen,
-                port=transport.port,
-                transport=server.transport,
-            )
+            _log("serving", listen=server.listen, port=transport.port)
             await stopping.wait()
             self._ready = False
             drain_timeout_s = self._live.config.server.drain_timeout_s
@@ -135,18 +118,6 @@ class App:
             # Requests matter more than their metrics: serve on without the port.
             fields = {"admin": address, "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
-
-
-def _transport(
-    server: ServerConfig, service: Service, health: HealthStatuses
-) -> GrpcioServer | NativeServer:
-    largest = max_message_bytes(server)
-    match server.transport:
-        case Transport.GRPCIO:
-            return GrpcioServer(WithHealth(service, health), server.listen, largest)
-        case Transport.NATIVE:
-            limits = Limits(max_message_bytes=largest)
-            return NativeServer(service, health, server.listen, limits=limits)
 
 
 def _defer(call: Callable[[], None]) -> None:

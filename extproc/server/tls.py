@@ -1,0 +1,155 @@
+"""TLS on the gRPC port, with certificates that are read again when they change.
+
+One source of what is in force for both transports. A file that cannot be used, or a
+key that is not its certificate's, leaves the last good ones in force: certificates
+are replaced one file at a time, and a renewal must not close the port.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from extproc.config import ConfigError, TlsConfig
+from extproc.server.reload import Fingerprint, fingerprint
+
+logger = logging.getLogger(__name__)
+
+_CHECK_S = 1.0
+"""At most this often are the files looked at; new connections ask."""
+
+
+class Certificates:
+    """The files of a ``TlsConfig``, as they are now.
+
+    Args:
+        config: names the files.
+        clock: seconds that never jump.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+
+    def __init__(
+        self, config: TlsConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._lock = threading.Lock()  # gRPC asks on threads of its own
+        self._checked_s = clock()
+        self._seen = self._fingerprints()
+        self.version = 0
+        """Grows with each change that is in force."""
+        try:
+            self.context = self._load()
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(f"server.tls: {_reason(error)}") from None
+
+    def refresh(self) -> None:
+        """Take over files that have changed, if they can be used."""
+        with self._lock:
+            now = self._clock()
+            if now - self._checked_s >= _CHECK_S:
+                self._checked_s = now
+                self._take_over()
+
+    def _take_over(self) -> None:
+        found = self._fingerprints()
+        if found == self._seen:
+            return
+        self._seen = found
+        try:
+            self.context = self._load()
+        except (OSError, ValueError) as error:
+            fields = {"error": _reason(error), "in_force": "the ones before"}
+            logger.error("certificates_refused", extra={"fields": fields})
+            return
+        self.version += 1
+        logger.info("certificates_reloaded")
+
+    def _fingerprints(self) -> list[Fingerprint | None]:
+        return [fingerprint(path) for path in self._paths()]
+
+    def _paths(self) -> list[Path]:
+        config = self._config
+        names = [config.cert_file, config.key_file, config.client_ca_file]
+        return [Path(name) for name in names if name is not None]
+
+    def _load(self) -> ssl.SSLContext:
+        config = self._config
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(config.cert_file, config.key_file)
+        if config.client_ca_file is not None:
+            context.load_verify_locations(config.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        self.pem = tuple(path.read_bytes() for path in self._paths())
+        return context
+
+
+class LiveContext(ssl.SSLContext):
+    """A context for asyncio whose every new connection gets the certificates in force.
+
+    asyncio makes a connection's TLS object with ``wrap_bio``; this one asks the
+    context of the moment for it.
+    """
+
+    _certificates: Certificates
+
+    @classmethod
+    def of(cls, certificates: Certificates) -> LiveContext:
+        """Make the context that follows these certificates."""
+        context = cls(ssl.PROTOCOL_TLS_SERVER)
+        context._certificates = certificates
+        return context
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Begin the TLS of one connection."""
+        self._certificates.refresh()
+        return self._certificates.context.wrap_bio(*args, **options)
+
+
+def grpc_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Credentials for grpcio that follow the certificates.
+
+    gRPC asks at each handshake, on a thread of its own; None means no change.
+    """
+    given = certificates.version
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        certificates.refresh()
+        if certificates.version == given:
+            return None
+        given = certificates.version
+        return _configuration(certificates)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(certificates),
+        changed,  # type: ignore[arg-type]  # the stubs do not know that None is fine
+        require_client_authentication=len(certificates.pem) == 3,
+    )
+
+
+def _configuration(
+    certificates: Certificates,
+) -> grpc.ServerCertificateConfiguration:
+    chain, key, *client_ca = certificates.pem
+    return grpc.ssl_server_certificate_configuration(
+        [(key, chain)], root_certificates=client_ca[0] if client_ca else None
+    )
+
+
+def _reason(error: Exception) -> str:
+    # An SSL error of the files names no file, and its text quotes nothing of them.
+    return (
+        getattr(error, "strerror", None) or getattr(error, "reason", "") or str(error)
+    )
