@@ -252,6 +252,15 @@ class StateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """Decide and Observe, for gateways without ext_proc (protos/tokenbudget)."""
+
+    http: bool = False
+    """Answer them as JSON on the admin port too; gRPC always does, on its own port.
+    Whoever reaches that port may then teach the router."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """Logging to standard error."""
 
@@ -274,6 +283,7 @@ class Config:
     feedback: FeedbackConfig = FeedbackConfig()
     load: LoadConfig = LoadConfig()
     state: StateConfig = StateConfig()
+    api: ApiConfig = ApiConfig()
     log: LogConfig = LogConfig()
 
 

@@ -1,7 +1,8 @@
 """Generate ``extproc/wire`` from ``protos/``; ``--check`` says whether it is current.
 
-A proto's path below ``protos/`` is its Python package's, so that the generated
-imports are right as they are.
+A proto's path below ``protos/extproc/`` is its Python package's, so that the generated
+imports are right as they are. Our own API's path is its proto package's instead, as its
+users expect; protoc is told that it lies in ``extproc/wire`` too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
 PROJECT = PROTOS.parent
+API = PROTOS / "tokenbudget" / "v1"
 
 
 def generate(target: Path) -> list[Path]:
     """Write the code of every proto below ``target``; return the files' paths."""
-    sources = sorted(PROTOS.glob("extproc/**/*.proto"))
+    sources = sorted(PROTOS.glob("extproc/**/*.proto")) + sorted(API.glob("*.proto"))
     (target / "extproc" / "wire").mkdir(parents=True, exist_ok=True)
-    includes = [f"-I{PROTOS}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+    includes = [
+        f"-Iextproc/wire={API}",
+        f"-I{PROTOS}",
+        f"-I{Path(protoc.__file__).parent / '_proto'}",
+    ]
     outputs = [f"--python_out={target}", f"--pyi_out={target}"]
     if protoc.main(["protoc", *includes, *outputs, *map(str, sources)]) != 0:
         raise SystemExit("protoc failed")

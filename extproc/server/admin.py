@@ -9,7 +9,9 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from extproc.exchange.openai import PATHS
+from extproc.server.api import Api
 from extproc.server.explaining import DEFAULT_PATH, Explainer
+from extproc.server.http_api import HttpApi
 from extproc.server.page import load_page
 
 
@@ -22,7 +24,8 @@ class AdminServer:
         ready: whether new streams are welcome.
         status: what /status prints.
         explainer: gives what answers POST /explain, as configured last.
-        max_body_bytes: the largest request to explain.
+        max_body_bytes: the largest body to read; twice that may come, in base64.
+        api: answered as JSON over HTTP, where there is one.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class AdminServer:
         status: Callable[[], dict[str, Any]],
         explainer: Callable[[], Explainer],
         max_body_bytes: int,
+        api: Api | None = None,
     ) -> None:
         self._address = address
         self._registry = registry
@@ -40,13 +44,15 @@ class AdminServer:
         self._status = status
         self._explainer = explainer
         self._page = load_page()
-        app = web.Application(client_max_size=max_body_bytes)
+        app = web.Application(client_max_size=2 * max_body_bytes)
         app.router.add_get("/", self._get_page)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/healthz", self._get_healthz)
         app.router.add_get("/readyz", self._get_readyz)
         app.router.add_get("/status", self._get_status)
         app.router.add_post("/explain", self._post_explain)
+        if api is not None:
+            HttpApi(api).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:

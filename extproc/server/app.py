@@ -12,6 +12,7 @@ from typing import Any
 
 from extproc.config import Config
 from extproc.server.admin import AdminServer
+from extproc.server.api import Api, WithApi
 from extproc.server.assembly import build_store
 from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
@@ -53,10 +54,12 @@ class App:
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._live.config.server
-            transport = build_transport(server, self._live.service, health)
+            api = Api(self._live.service, server.max_body_bytes)
+            service = WithApi(self._live.service, api)
+            transport = build_transport(server, service, health)
             await transport.start()
             health.set_all(True)
-            await self._start_admin(stack)
+            await self._start_admin(stack, api)
             stopping = self._handle_signals(stack, state)
             self._ready = True
             _log("serving", listen=server.listen, port=transport.port)
@@ -101,15 +104,17 @@ class App:
         _run_until_stopped(stack, watch.run())
         return stopping
 
-    async def _start_admin(self, stack: AsyncExitStack) -> None:
-        address = self._live.config.server.admin
+    async def _start_admin(self, stack: AsyncExitStack, api: Api) -> None:
+        config = self._live.config
+        address = config.server.admin
         admin = AdminServer(
             address,
             self._live.metrics.registry,
             lambda: self._ready,
             self._live.status.report,
             self._live.explainer,
-            self._live.config.server.max_body_bytes,
+            config.server.max_body_bytes,
+            api if config.api.http else None,
         )
         stack.push_async_callback(admin.stop)
         try:

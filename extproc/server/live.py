@@ -29,6 +29,7 @@ Known = Callable[[str], Mapping[str, Group]]
 _NOT_LIVE = {
     "server": ("listen", "admin", "transport", "max_body_bytes", "tls"),
     "state": ("store", "path", "url", "key_prefix", "interval_s"),
+    "api": ("http",),
 }
 """Settings that a running server keeps: it would have to let go of its port."""
 

@@ -10,6 +10,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from extproc.exchange.events import (
@@ -131,19 +132,20 @@ class ExtProcService:
         undecided = exchange.decision is None
         step = exchange.receive(event)
         if undecided and exchange.decision is not None:
-            self._decided(exchange.decision, exchange.fault)
+            if exchange.fault is not None:
+                self._fault(exchange.fault)
+            self.decided(exchange.decision)
         if step.observation is not None:
             observation = step.observation
-            self._defer(lambda: self._learn(observation))
+            self._defer(partial(self._learn, observation))
         messages = encode(event, step.reply)
         self.metrics.message_seconds.add(
             time.perf_counter() - began, _PHASES[type(event)]
         )
         return messages, step.end
 
-    def _decided(self, decision: Decision, fault: Exception | None) -> None:
-        if fault is not None:
-            self._fault(fault)
+    def decided(self, decision: Decision) -> None:
+        """Tell all who watch of a decision; never raises."""
         try:
             for watcher in self._watchers:
                 watcher.decided(decision)
@@ -165,16 +167,23 @@ class ExtProcService:
 
     def _learn(self, observation: Observation) -> None:
         try:
-            self._learn_from(observation)
+            self.learn(observation)
         except Exception as error:
             self._fault(error)
 
-    def _learn_from(self, observation: Observation) -> None:
+    @property
+    def loads(self) -> Mapping[str, PoolLoad] | None:
+        """What is known of the pools' load."""
+        return self._loads()
+
+    def learn(self, observation: Observation) -> Lesson:
+        """Learn from a response, and tell all who watch what came of it."""
         lesson = self.router.learn(observation.decision, observation.outcome)
         if lesson.error_ratio is not None:
             self.sampler.observed(observation.decision, lesson.error_ratio)
         for watcher in self._watchers:
             watcher.observed(observation, lesson)
+        return lesson
 
 
 class Stream:

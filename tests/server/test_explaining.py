@@ -66,7 +66,7 @@ def test_refuses_what_it_cannot_explain() -> None:
         async with session.post(f"{url}/explain?path=/v2/x", json=BODY) as response:
             assert response.status == 400
             assert "/v1/chat/completions" in await response.text()
-        large = b"x" * (MAX_BODY_BYTES + 1)
+        large = b"x" * (2 * MAX_BODY_BYTES + 1)
         async with session.post(f"{url}/explain", data=large) as response:
             assert response.status == 413
         async with session.get(f"{url}/explain") as response:

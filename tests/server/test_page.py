@@ -198,7 +198,7 @@ def make_admin() -> AdminServer:
         metrics.registry,
         lambda: True,
         status.report,
-        Explainer(router, 100_000),
+        lambda: Explainer(router, 100_000),
         100_000,
     )
 
@@ -271,7 +271,7 @@ def test_explains_by_keyboard_alone(session: Session) -> None:
 
 def test_a_refusal_is_said_in_words(session: Session) -> None:
     async def steps(tab: Tab) -> None:
-        await tab.evaluate("$('body').value = 'x'.repeat(200000), explain(), 0")
+        await tab.evaluate("$('body').value = 'x'.repeat(300000), explain(), 0")
         await tab.wait_for("document.querySelector('#explained .bad')")
         text = await tab.evaluate("document.querySelector('#explained').innerText")
         assert "larger than the server reads" in text

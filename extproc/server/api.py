@@ -1,0 +1,193 @@
+"""Decide and Observe: the same decisions and lessons, for gateways without ext_proc.
+
+``protos/tokenbudget/v1/router.proto`` is the contract. Transports call ``Api`` with its
+messages: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from extproc.exchange.events import Observation
+from extproc.exchange.reading import read_request
+from extproc.exchange.receipt import read_receipt, write_receipt
+from extproc.routing.policy import Reason
+from extproc.routing.request import Prompt, Request
+from extproc.routing.router import Decision, Outcome
+from extproc.server.explaining import DEFAULT_PATH
+from extproc.server.rpc import Call, Replies, RpcError, Send, Service, Status
+from extproc.server.service import ExtProcService
+from extproc.wire import router_pb2 as pb
+
+API_PREFIX = "/tokenbudget.v1.Router/"
+
+MAX_TEXT_BYTES = 64 << 20
+MAX_SAMPLE_BYTES = 64 << 10
+_UINT32 = (1 << 32) - 1
+
+
+class InvalidArgumentError(Exception):
+    """The caller's mistake; says what is accepted."""
+
+
+class Api:
+    """Answers the messages of the API.
+
+    Args:
+        service: decides and learns; its metrics count these decisions too.
+        max_body_bytes: of a body after content-decoding.
+    """
+
+    def __init__(self, service: ExtProcService, max_body_bytes: int) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    def decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
+        """Choose a pool.
+
+        Raises:
+            InvalidArgumentError: features that contradict each other.
+        """
+        return self._answer(self._decide(asked))
+
+    def decide_unread(self, body_bytes: int) -> pb.DecideResponse:
+        """Choose for a body that is larger than anyone read it."""
+        router = self._service.router
+        return self._answer(router.fail_open(Reason.TOO_LARGE, body_bytes))
+
+    def _answer(self, decision: Decision) -> pb.DecideResponse:
+        self._service.decided(decision)
+        receipt = b"" if decision.reason.failed_open else write_receipt(decision)
+        return pb.DecideResponse(
+            pool=decision.pool.name,
+            reason=decision.reason,
+            category=decision.category,
+            prompt_tokens=min(decision.prompt_tokens, _UINT32),
+            bound_tokens=min(decision.bound_tokens, _UINT32),
+            output_tokens=min(decision.output_tokens, _UINT32),
+            budget_tokens=min(decision.budget_tokens, _UINT32),
+            decision=receipt,
+        )
+
+    def _decide(self, asked: pb.DecideRequest) -> Decision:
+        router = self._service.router
+        if asked.HasField("features"):
+            request: Request | Reason = _request_of(asked.features)
+            size = 0
+        else:
+            size = len(asked.body)
+            request = Reason.TOO_LARGE
+            if size <= self._max_body_bytes:
+                path = asked.path or DEFAULT_PATH
+                encoding = asked.content_encoding
+                request = read_request(path, asked.body, encoding, self._max_body_bytes)
+        if isinstance(request, Reason):
+            return router.fail_open(request, size)
+        return router.route(request, asked.category_hint or None, self._service.loads)
+
+    def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
+        """Learn from one response.
+
+        Raises:
+            InvalidArgumentError: the decision is not one of ours.
+        """
+        router = self._service.router
+        decision = read_receipt(told.decision, router.policy, router.categories)
+        if decision is None:
+            raise InvalidArgumentError(
+                "decision: accepted is what Decide answered, under the same pools"
+            )
+        outcome = Outcome(
+            status=told.status,
+            prompt_tokens=told.prompt_tokens or None,
+            completion_tokens=told.completion_tokens or None,
+            truncated=told.truncated,
+            attempts=max(1, told.attempts),
+        )
+        lesson = self._service.learn(Observation(decision, outcome))
+        return pb.ObserveResponse(
+            skipped=lesson.skipped or "", misroute=lesson.misroute or ""
+        )
+
+
+def _request_of(features: pb.Features) -> Request:
+    sample, size = features.text_sample, features.text_bytes
+    if size > MAX_TEXT_BYTES:
+        raise InvalidArgumentError(f"text_bytes: {size}; accepted: {MAX_TEXT_BYTES}")
+    if len(sample) > MAX_SAMPLE_BYTES:
+        raise InvalidArgumentError(
+            f"text_sample: {len(sample)} bytes; accepted: {MAX_SAMPLE_BYTES}"
+        )
+    if bool(sample) != bool(size) or len(sample) > size:
+        raise InvalidArgumentError(
+            "text_sample: accepted is a part of the text, and text_bytes its whole size"
+        )
+    if size and features.prompt_tokens:
+        raise InvalidArgumentError("prompt_tokens: accepted in place of the text only")
+    prompt = Prompt(
+        # The sample over and over is a text of that size with the sample's features.
+        text=(sample * (size // max(1, len(sample)) + 1))[:size],
+        messages=features.messages or 1,
+        images=features.images,
+        audios=features.audios,
+        files=features.files,
+        token_ids=features.prompt_tokens,
+    )
+    return Request(
+        prompt,
+        body_bytes=size,
+        model=features.model,
+        max_tokens=features.max_tokens or None,
+    )
+
+
+class WithApi:
+    """A service and, beside it, the API as unary gRPC."""
+
+    def __init__(self, service: Service, api: Api) -> None:
+        self._service = service
+        self._methods: dict[str, Callable[[bytes], bytes]] = {
+            f"{API_PREFIX}Decide": lambda message: _answer(
+                pb.DecideRequest, api.decide, message
+            ),
+            f"{API_PREFIX}Observe": lambda message: _answer(
+                pb.ObserveRequest, api.observe, message
+            ),
+        }
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Start a call of either."""
+        method = self._methods.get(path)
+        if method is None:
+            return self._service.open(path, headers, send)
+        return _Unary(method)
+
+
+def _answer(kind: Any, method: Callable[[Any], Any], message: bytes) -> bytes:
+    try:
+        answer: bytes = method(kind.FromString(message)).SerializeToString()
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        raise RpcError(Status.INVALID_ARGUMENT, f"not a {name}") from None
+    except InvalidArgumentError as error:
+        raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+    return answer
+
+
+class _Unary:
+    """One question, one answer."""
+
+    def __init__(self, method: Callable[[bytes], bytes]) -> None:
+        self._method = method
+
+    def receive(self, message: bytes) -> Replies:
+        return (self._method(message),), True
+
+    def half_closed(self) -> Replies:
+        raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+
+    def closed(self, cancelled: bool) -> None:
+        pass
