@@ -37,6 +37,8 @@ _BRACKET_SHARE = 0.06
 _SYMBOL_SHARE = 0.045
 _INDENT_SHARE = 0.05
 
+_SPACE_SPACE = CLASSES * ByteClass.SPACE + ByteClass.SPACE
+
 
 def classify(
     features: Features, hint: str | None = None, hints: Collection[str] = ()
@@ -59,7 +61,7 @@ def classify(
 
 
 def _classify_text(features: Features) -> Category:
-    counts = features.classes().tolist()
+    counts = features.classes()
     total = features.text_bytes
     script = _classify_script(counts, total)
     if script is not None:
@@ -73,7 +75,7 @@ def _classify_text(features: Features) -> Category:
         return Category.STRUCTURED if unbroken_data else Category.DIGITS
     if counts[ByteClass.BRACKET] > _BRACKET_SHARE * total:
         return Category.STRUCTURED
-    indented = features.pairs[CLASSES * ByteClass.SPACE + ByteClass.SPACE]
+    indented = int(features.pairs[_SPACE_SPACE])
     symbols = counts[ByteClass.SYMBOL] + counts[ByteClass.RULE]
     if (
         symbols > _SYMBOL_SHARE * total

@@ -7,7 +7,7 @@ points, no tokenizer; about 3 microseconds a kB, flat above ``SAMPLE_BYTES``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -101,10 +101,12 @@ CLASS_TABLE = bytes(_class_of(byte) for byte in range(256))
 CLASSES = 32
 """Room for classes; a pair (a, b) is counted at ``CLASSES * a + b``."""
 
-SAMPLE_BYTES = 65536
-"""Text longer than this is sampled in windows, which keeps the cost of a megabyte at
-that of 64 KB."""
-_WINDOW_BYTES = 2048
+SAMPLE_BYTES = 16384
+"""Text longer than this is sampled in windows, spread evenly over it, which keeps the
+cost of a megabyte at that of 16 KB. Measured on requests of up to 200 KB and six
+tokenizers, the mean error is 3.18 % without sampling, 3.20 % from 32 KB, 3.24 % from
+16 KB and 3.38 % from 8 KB."""
+_WINDOW_BYTES = 1024
 
 Counts = npt.NDArray[np.int64]
 
@@ -124,12 +126,12 @@ class Features:
     pairs: Counts
     """1,024 counts: ``pairs[32 * a + b]`` times class ``b`` followed class ``a`` in the
     text, which is taken to follow a newline."""
-    tools_pairs: Counts
+    tools_pairs: Counts = field(default_factory=lambda: _NO_PAIRS)
     """The same of the tool definitions' JSON."""
 
-    def classes(self) -> Counts:
+    def classes(self) -> list[int]:
         """Bytes of text in each class, at the class's number."""
-        totals: Counts = self.pairs.reshape(CLASSES, CLASSES).sum(axis=0)
+        totals: list[int] = self.pairs.reshape(CLASSES, CLASSES).sum(axis=0).tolist()
         return totals
 
 
@@ -159,7 +161,10 @@ def _count_pairs(text: bytes) -> Counts:
     stride = (size - _WINDOW_BYTES) / (windows - 1)
     starts = (int(i * stride) for i in range(windows))
     sample = b"".join(text[start : start + _WINDOW_BYTES] for start in starts)
-    return _count_all(sample) * size // SAMPLE_BYTES
+    pairs = _count_all(sample) * size // SAMPLE_BYTES
+    # What rounding lost goes to the commonest pair: all counts are of all the bytes.
+    pairs[pairs.argmax()] += size - pairs.sum()
+    return pairs
 
 
 def _count_all(text: bytes) -> Counts:

@@ -135,5 +135,8 @@ def vectorize(features: Features) -> Vector:
         vector += np.bincount(
             _TOOLS_INDEX, weights=features.tools_pairs, minlength=len(TERMS)
         )
-    vector[:4] = 1.0, features.messages, features.tools > 0, features.tools
+    vector[0] = 1.0
+    vector[1] = features.messages
+    vector[2] = features.tools > 0
+    vector[3] = features.tools
     return vector

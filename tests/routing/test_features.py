@@ -1,0 +1,80 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.routing.features import (
+    CLASS_TABLE,
+    CLASSES,
+    SAMPLE_BYTES,
+    ByteClass,
+    measure,
+)
+from extproc.routing.request import Prompt
+
+
+def test_counts_which_class_follows_which() -> None:
+    pairs = measure(Prompt(b"ab 12"), 5).pairs
+    counted = {divmod(int(i), CLASSES): int(pairs[i]) for i in pairs.nonzero()[0]}
+    assert counted == {
+        (ByteClass.NEWLINE, ByteClass.LOWER): 1,
+        (ByteClass.LOWER, ByteClass.LOWER): 1,
+        (ByteClass.LOWER, ByteClass.SPACE): 1,
+        (ByteClass.SPACE, ByteClass.DIGIT): 1,
+        (ByteClass.DIGIT, ByteClass.DIGIT): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "lead"),
+    [
+        ("é", ByteClass.LATIN_ACCENT),
+        ("ő", ByteClass.LATIN_FAR),
+        ("λ", ByteClass.GREEK),
+        ("ж", ByteClass.CYRILLIC),
+        ("ש", ByteClass.HEBREW),
+        ("م", ByteClass.ARABIC),
+        ("ह", ByteClass.INDIC),
+        ("ế", ByteClass.SOUTHEAST),
+        ("—", ByteClass.TYPOGRAPHIC),
+        ("の", ByteClass.KANA),
+        ("漢", ByteClass.HAN),
+        ("한", ByteClass.HANGUL),
+        ("，", ByteClass.FULL_WIDTH),
+        ("🙂", ByteClass.ASTRAL),
+    ],
+)
+def test_tells_scripts_apart_by_their_lead_byte(text: str, lead: ByteClass) -> None:
+    encoded = text.encode()
+    classes = measure(Prompt(encoded), len(encoded)).classes()
+    assert classes[lead] == 1
+    assert sum(classes) == len(encoded)
+
+
+def test_every_byte_has_a_class() -> None:
+    assert len(CLASS_TABLE) == 256
+    assert set(CLASS_TABLE) == set(ByteClass)
+
+
+@given(st.binary(max_size=2000))
+def test_counts_every_byte_once(text: bytes) -> None:
+    features = measure(Prompt(text), len(text))
+    assert features.pairs.sum() == len(text)
+    assert sum(features.classes()) == len(text)
+
+
+def test_tools_are_counted_apart() -> None:
+    features = measure(Prompt(b"hi", tools_text=b'[{"type":1}]', tools=1), 30)
+    assert features.classes()[ByteClass.BRACKET] == 0
+    assert features.tools_pairs.sum() == features.tools_bytes == 12
+
+
+def test_long_text_is_sampled_to_the_right_size() -> None:
+    text = b"".join(b"line %d of a long text\n" % n for n in range(40_000))
+    assert len(text) > 8 * SAMPLE_BYTES
+    sampled = measure(Prompt(text), len(text))
+    assert sampled.text_bytes == len(text)
+    assert sampled.pairs.sum() == len(text)
+    pieces = [text[i : i + SAMPLE_BYTES] for i in range(0, len(text), SAMPLE_BYTES)]
+    counts = [measure(Prompt(piece), 0).classes() for piece in pieces]
+    expected = [sum(column) for column in zip(*counts, strict=True)]
+    assert sampled.classes() == pytest.approx(expected, abs=0.02 * len(text))

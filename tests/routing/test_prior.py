@@ -1,0 +1,64 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extproc.routing.coefficients import FAMILIES, MILLITOKENS
+from extproc.routing.prior import known_families, relative_variance
+from extproc.routing.terms import TERMS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_term_has_a_coefficient_for_every_family() -> None:
+    assert set(MILLITOKENS) == set(TERMS)
+    assert {len(row) for row in MILLITOKENS.values()} == {len(FAMILIES)}
+
+
+def test_covariance_is_positive_definite_and_precision_its_inverse() -> None:
+    prior = known_families()
+    assert np.linalg.eigvalsh(prior.covariance).min() > 0
+    assert prior.precision @ prior.covariance == pytest.approx(
+        np.eye(len(TERMS)), abs=1e-6
+    )
+
+
+def test_leaving_a_family_out_changes_the_mean() -> None:
+    template = TERMS.index("template")
+    assert known_families({"llama3"}).mean[template] < 5
+    assert known_families().mean[template] > 5
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "message"),
+    [({"nobody"}, "nobody"), (set(FAMILIES[1:]), "at least two")],
+    ids=["unknown", "one left"],
+)
+def test_refuses_to_leave_out(leave_out: set[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        known_families(leave_out)
+
+
+def test_long_prompts_vary_by_three_percent() -> None:
+    assert relative_variance(1e9) == pytest.approx(0.03**2)
+    assert relative_variance(10) > relative_variance(100)
+
+
+def test_coefficients_are_what_the_fit_prints(corpora_path: Path) -> None:
+    fit = ROOT / "tests" / "benchmarks" / "fit_coefficients.py"
+    printed = subprocess.run(
+        [sys.executable, str(fit), str(corpora_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    ).stdout
+    rows = re.findall(r'"(.+)": \((.+)\),', printed)
+    fitted = {name: tuple(map(int, row.split(", "))) for name, row in rows}
+    assert fitted.keys() == MILLITOKENS.keys()
+    for name, row in MILLITOKENS.items():
+        # Another BLAS may round the last digit the other way.
+        assert fitted[name] == pytest.approx(row, abs=2), name
