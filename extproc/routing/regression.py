@@ -88,7 +88,7 @@ class TextEstimator:
     """
 
     name = "text"
-    component = f"text.1.{_TERMS_CHECKSUM:08x}"
+    component = f"text.2.{_TERMS_CHECKSUM:08x}"
 
     def __init__(
         self,

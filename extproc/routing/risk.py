@@ -3,9 +3,9 @@
 The bound is ``point * exp(q * spread)``. ``spread`` is the relative standard deviation
 that the estimator expects of this very prompt, times what its category turned out to
 deserve; ``q`` is the quantile, at the stated rate, of the errors seen so far measured
-in that unit (split conformal prediction, Lei et al. 2018, section 2.3, with a decayed
-sample). Errors are logarithms of counted over estimated tokens. All state is decayed
-counts, which processes add up.
+in that unit (split conformal prediction, Lei et al. 2018, section 2.2, with a decayed
+sample), corrected by how often the bound was exceeded of late. Errors are logarithms of
+counted over estimated tokens. All state is decayed sums, which processes add up.
 """
 
 from __future__ import annotations
@@ -35,11 +35,18 @@ _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0
 
+# What one error may add to its category's sum of squares.
+_CLIP = 9.0
+
+# How far below and above the stated rate the quantile's own rate may go to make up for
+# errors that did not come as those before: adaptive conformal inference (Gibbs and
+# Candès 2021) with the excess counted in its own standard deviations.
+_AIMS = (1 / 8, 4.0)
+
 _MAX_EXPONENT = math.log(4.0)
-_CATEGORIES = 64
+_CATEGORIES = 32
 _OTHER = ""
 _SQUARES = "squares."
-_CLIP = 9.0
 
 
 def _assumed_errors() -> Vector:
@@ -73,8 +80,10 @@ class _Tally:
     """Decayed sums of a model's errors, or of all models'."""
 
     bins: Vector = field(default_factory=_zeros)
+    above: float = 0.0
+    """Of the errors in ``bins``, those above their bound."""
     binned: int = 0
-    """Observations that ``bins`` faded over: not the outliers."""
+    """Observations that ``bins`` and ``above`` faded over: not the outliers."""
     squares: dict[str, _Squares] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
@@ -171,6 +180,7 @@ class Margin:
         if abs(scaled) < _OUTLIER:
             tally.bins *= keep
             tally.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
+            tally.above = keep * tally.above + exceeded
             tally.binned += 1
 
     def _quantile(self, tally: _Tally) -> float:
@@ -180,8 +190,16 @@ class Margin:
             if tally is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
                 counts = tally.bins + weight * pooled
-            tally.quantile = max(0.0, _upper_quantile(counts, self.rate))
+            aim = self._aim(float(tally.bins.sum()), tally.above)
+            tally.quantile = max(0.0, _upper_quantile(counts, aim))
         return tally.quantile
+
+    def _aim(self, judged: float, above: float) -> float:
+        """Return the rate whose quantile brings the achieved rate to the stated one."""
+        expected = self.rate * judged
+        excess = (above - expected) / math.sqrt(expected + 1.0)
+        widest, narrowest = _AIMS
+        return self.rate * min(max(math.exp(-excess), widest), narrowest)
 
     def snapshot(self) -> dict[str, Group]:
         """Copy the sums out.
@@ -207,8 +225,9 @@ class Margin:
     def _dump(self, tally: _Tally, suffix: str) -> dict[str, Group]:
         keep = self._keep
         rate = np.array([tally.observed, tally.exceeded])
+        bins = np.append(tally.bins, tally.above)
         groups = {
-            f"bins{suffix}": Group(keep, tally.binned, tally.bins.copy()),
+            f"bins{suffix}": Group(keep, tally.binned, bins),
             f"rate{suffix}": Group(keep, tally.observations, rate),
         }
         for category, squares in tally.squares.items():
@@ -226,8 +245,9 @@ def _upper_quantile(counts: Vector, rate: float) -> float:
 
 def _load(tally: _Tally, what: str, group: Group) -> None:
     sums = group.sums
-    if what == "bins" and sums.shape == (_BINS,):
-        tally.bins, tally.binned = np.maximum(sums, 0.0), group.observations
+    if what == "bins" and sums.shape == (_BINS + 1,):
+        tally.bins, tally.binned = np.maximum(sums[:-1], 0.0), group.observations
+        tally.above = float(sums[-1])
     elif what == "rate" and sums.shape == (2,):
         tally.observed, tally.exceeded = sums.tolist()
         tally.observations = group.observations
