@@ -70,7 +70,8 @@ class Posterior:
     def _fold_pending(self) -> None:
         if not self._pending:
             return
-        rows = np.array(self._pending)
+        ages = np.arange(len(self._pending))[::-1]
+        rows = np.array(self._pending) * self._keep ** (ages[:, None] / 2)
         x, y = rows[:, :-1], rows[:, -1]
         keep = self._keep ** len(rows)
         self._precision *= keep
@@ -94,9 +95,11 @@ class Posterior:
         return Group(self._keep, self.observations, sums, self.epoch)
 
     def restore(self, group: Group) -> bool:
-        """Go on from these sums; False if they are of another number of terms.
+        """Go on from these sums; leave them, and return False, if they are not ours.
 
-        Sums that are those already here are not solved again.
+        They are not if they are of another number of terms, or if no observations
+        could have made them, which would leave the system without a solution. Sums
+        that are those already here are not solved again.
         """
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
@@ -104,14 +107,15 @@ class Posterior:
         rows, columns = np.triu_indices(size)
         if group.sums.shape != (len(rows) + size + 1,):
             return False
-        upper, self._moment, observed = np.split(
-            group.sums, [len(rows), len(rows) + size]
-        )
-        self._moment = self._moment.copy()
-        self._precision = np.zeros((size, size))
-        self._precision[rows, columns] = upper
-        self._precision[columns, rows] = upper
-        self.observed = float(observed[0])
+        upper, moment, observed = np.split(group.sums, [len(rows), len(rows) + size])
+        precision = np.zeros((size, size))
+        precision[rows, columns] = precision[columns, rows] = upper
+        try:
+            np.linalg.cholesky(self._prior_precision + precision)
+        except np.linalg.LinAlgError:
+            return False
+        self._precision, self._moment = precision, moment.copy()
+        self.observed = max(0.0, float(observed[0]))
         self.observations, self.epoch = group.observations, group.epoch
         self._pending.clear()
         self._solve()

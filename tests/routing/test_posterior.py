@@ -1,0 +1,107 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from extproc.routing.learned import merge
+from extproc.routing.posterior import Posterior
+from extproc.routing.prior import Prior, make_prior
+
+TRUE = np.array([3.0, -1.0, 0.5])
+FOREVER = 1e12
+
+
+def vague() -> Prior:
+    return make_prior(np.zeros(3), np.eye(3))
+
+
+def draw(count: int, seed: int = 1) -> list[tuple[np.ndarray, float]]:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, 3))
+    return [(row, float(row @ TRUE + 0.1 * rng.normal())) for row in rows]
+
+
+def learned(rows: list[tuple[np.ndarray, float]], memory: float = FOREVER) -> Posterior:
+    posterior = Posterior(vague(), memory)
+    for x, y in rows:
+        posterior.learn(x, y, 0.01)
+    return posterior
+
+
+def test_starts_from_the_prior() -> None:
+    mean, variance = Posterior(vague(), FOREVER).predict(np.array([2.0, 0.0, 0.0]))
+    assert (mean, variance) == (0.0, 4.0)
+
+
+def test_equals_the_closed_form() -> None:
+    rows = draw(20)
+    x = np.array([row for row, _ in rows])
+    y = np.array([value for _, value in rows])
+    covariance = np.linalg.inv(np.eye(3) + x.T @ x / 0.01)
+    expected = covariance @ x.T @ y / 0.01
+    probe = np.array([1.0, 2.0, 3.0])
+    posterior = Posterior(vague(), FOREVER)
+    assert posterior.restore(learned(rows).snapshot())
+    mean, variance = posterior.predict(probe)
+    assert mean == pytest.approx(probe @ expected)
+    assert variance == pytest.approx(probe @ covariance @ probe)
+
+
+def test_is_never_far_behind_its_observations() -> None:
+    posterior = learned(draw(300))
+    mean, variance = posterior.predict(np.array([1.0, 1.0, 1.0]))
+    assert mean == pytest.approx(TRUE.sum(), abs=0.05)
+    assert variance < 1e-3
+
+
+def test_forgets_old_observations_and_never_the_prior() -> None:
+    posterior = learned(draw(400), memory=10)
+    assert posterior.observed < 11
+    for _ in range(500):
+        posterior.learn(np.array([1.0, 0.0, 0.0]), 7.0, 0.01)
+    mean, variance = posterior.predict(np.array([0.0, 1.0, 0.0]))
+    assert mean == pytest.approx(0.0, abs=1e-6)
+    assert variance == pytest.approx(1.0, rel=1e-6)
+
+
+def test_what_two_processes_learned_apart_adds_up() -> None:
+    rows = draw(90)
+    base = learned(rows[:30], memory=100)
+    one, other = (Posterior(vague(), 100) for _ in range(2))
+    for posterior, own in ((one, rows[30:60]), (other, rows[60:])):
+        assert posterior.restore(base.snapshot())
+        for x, y in own:
+            posterior.learn(x, y, 0.01)
+    groups = ({"m": p.snapshot()} for p in (base, one, other))
+    together = Posterior(vague(), 100)
+    assert together.restore(merge(*groups)["m"])
+    assert together.observations == 90
+    in_turn = Posterior(vague(), 100)
+    assert in_turn.restore(learned(rows[:30] + rows[60:] + rows[30:60], 100).snapshot())
+    probe = np.array([1.0, -2.0, 0.5])
+    assert together.predict(probe) == pytest.approx(in_turn.predict(probe))
+
+
+def test_restores_what_it_snapshots() -> None:
+    posterior, restored = learned(draw(40)), Posterior(vague(), FOREVER)
+    group = posterior.snapshot()
+    assert restored.restore(group)
+    again = restored.snapshot()
+    assert again.sums.tolist() == group.sums.tolist()
+    assert (again.keep, again.observations) == (group.keep, 40)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda sums: sums[:-1], lambda sums: -sums],
+    ids=["size", "no observations make it"],
+)
+def test_leaves_what_is_not_its_own(
+    change: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    posterior = learned(draw(30))
+    before = posterior.predict(TRUE)
+    group = replace(posterior.snapshot(), observations=31)
+    assert not posterior.restore(replace(group, sums=change(group.sums)))
+    assert posterior.predict(TRUE) == before
