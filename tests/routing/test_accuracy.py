@@ -1,0 +1,113 @@
+"""What the default estimator reaches on real requests and six real tokenizers.
+
+Each request is estimated, then learned from; the first tenth is not scored. The
+figures asserted are the promises, not the measurements, which are better.
+"""
+
+import gzip
+import itertools
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from extproc.exchange.openai import parse_request
+from extproc.routing.allowance import OutputAllowance
+from extproc.routing.coefficients import FAMILIES
+from extproc.routing.features import Features, measure
+from extproc.routing.prior import known_families
+from extproc.routing.regression import TextEstimator
+from extproc.routing.request import Request
+from extproc.routing.terms import vectorize
+
+THRESHOLD = 8192
+
+
+class CorpusRow(Protocol):
+    request: Request
+    features: Features
+    category: str
+    tokens: dict[str, int]
+
+
+@dataclass
+class Scores:
+    """Shares of the scored requests, and their mean relative error."""
+
+    error: float = 0.0
+    above_bound: float = 0.0
+    misrouted_by_point: float = 0.0
+    needlessly_long: float = 0.0
+
+
+def replay(corpus: list[CorpusRow], family: str) -> Scores:
+    estimator, allowance = TextEstimator(), OutputAllowance()
+    rng = random.Random(3)
+    scores = Scores()
+    unscored = len(corpus) // 10
+    share = 1 / (len(corpus) - unscored)
+    for n, row in enumerate(corpus):
+        counted, limit = row.tokens[family], row.request.max_tokens
+        written = max(1, round(math.exp(rng.gauss(math.log(180), 0.9))))
+        output = limit or written
+        estimate = estimator.estimate("m", row.category, row.features)
+        reserved = limit or allowance.allow("m", row.category)
+        if n >= unscored:
+            fits = counted + output <= THRESHOLD
+            fits_by_point = estimate.prompt_tokens + output <= THRESHOLD
+            routed_short = estimate.bound_tokens + reserved <= THRESHOLD
+            scores.error += share * abs(estimate.prompt_tokens / counted - 1)
+            scores.above_bound += share * (counted > estimate.bound_tokens)
+            scores.misrouted_by_point += share * (fits != fits_by_point)
+            scores.needlessly_long += share * (fits and not routed_short)
+        estimator.observe("m", row.category, row.features, counted)
+        if limit is None:
+            allowance.observe("m", row.category, written, truncated=False)
+    return scores
+
+
+def test_one_request_in_three_encodings_has_the_same_features(
+    corpora_path: Path,
+) -> None:
+    path = corpora_path / "cjk.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, 100)]
+    for row in rows:
+        body = {"messages": row["messages"]}
+        compact = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        go = compact.replace("<", "\\u003c").replace(">", "\\u003e")
+        encodings = (compact, json.dumps(body), go.replace("&", "\\u0026"))
+        vectors = []
+        for encoding in encodings:
+            request = parse_request("/v1/chat/completions", encoding.encode())
+            assert request is not None
+            vectors.append(vectorize(measure(request.prompt, 0)).tolist())
+        assert vectors[0] == vectors[1] == vectors[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeps_its_promises(corpus: list[CorpusRow], family: str) -> None:
+    scores = replay(corpus, family)
+    assert scores.error < 0.045
+    assert scores.misrouted_by_point < 0.007
+    assert 0.005 < scores.above_bound < 0.015
+    assert scores.needlessly_long < 0.03
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_tokenizer_is_known_after_few_requests(
+    corpus: list[CorpusRow], family: str
+) -> None:
+    errors = []
+    for start in range(0, 500, 100):
+        estimator = TextEstimator(prior=known_families({family}))
+        for row in corpus[start : start + 50]:
+            counted = row.tokens[family]
+            estimate = estimator.estimate("m", row.category, row.features)
+            errors.append(abs(estimate.prompt_tokens / counted - 1))
+            estimator.observe("m", row.category, row.features, counted)
+    assert sum(errors) / len(errors) < 0.10
