@@ -49,6 +49,7 @@ class PoolSpec:
         threshold_tokens: budgets up to this go here; the last pool's is not looked at.
         spill_waiting: waiting requests an instance, on average, above which the pool
             is under pressure; None for never.
+        slo: what its requests are late by.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PoolSpec:
     step_time: StepTime
     threshold_tokens: int
     spill_waiting: float | None = None
+    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,6 @@ class Run:
         requests: arrivals in all.
         warm_up_share, wind_down_share: of them, not measured.
         tick_s: how late, at most, the router learns of a response and of pressure.
-        slo: what a request is late by.
     """
 
     requests: int
@@ -76,7 +77,6 @@ class Run:
     warm_up_share: float = 0.2
     wind_down_share: float = 0.05
     tick_s: float = 1.0
-    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(slots=True)
@@ -123,8 +123,7 @@ class PoolResult:
         """Whether first tokens, further tokens and preemptions keep their promises.
 
         Long and other requests each have their promise; one of the two that is less
-        than a tenth of the pool's requests is there by mistake and judged over the
-        fleet instead (:attr:`Result.late_share`).
+        than a tenth of the pool's requests is there by mistake and not judged here.
         """
         for count, late in (
             (self.requests - self.long, self.late),
@@ -358,7 +357,7 @@ class Simulation:
             _count(
                 pool.result,
                 [job for job in jobs if _ticket(job).measured],
-                self.run.slo,
+                pool.spec.slo,
             )
         finished.sort(key=lambda job: job.finish_s)
         self.result.completed += len(finished)

@@ -105,10 +105,18 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Which requests go where, by one strategy."""
+    """Which requests go where, by one strategy.
+
+    Attributes:
+        rejected: share of requests that no pool holds.
+        under, over: share that the strategy sent below or above the smallest pool
+            whose threshold holds their true budget.
+    """
 
     pools: tuple[Traffic, ...]
     rejected: float
+    under: float
+    over: float
 
 
 def assign(
@@ -119,11 +127,12 @@ def assign(
     declared: Declared = Declared.EXACT,
     n: int = 20_000,
     learning_lag: int = 2000,
+    fill: bool = True,
 ) -> Assignment:
     """Ask the strategy about ``n`` requests; it learns ``learning_lag`` requests later.
 
-    A pool that gets few of them is given more of the kind: further draws over 0.7 of
-    the threshold below it, weighted by how rare those are.
+    With ``fill``, a pool that gets few of them is given more of the kind: further draws
+    over 0.7 of the threshold below it, weighted by how rare those are.
     """
     text, traffic = (
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
@@ -133,9 +142,11 @@ def assign(
     placed = desk.place(prompts, outputs)
     shares = [float((placed == k).mean()) for k in range(len(tiers))]
     refused = [count / n for count in desk.refused]
+    rejected = float((placed == len(tiers)).mean())
+    under, over = desk.under / n, desk.over / n
     samples = [(prompts[placed == k], outputs[placed == k]) for k in range(len(tiers))]
     for k in range(1, len(tiers)):
-        if len(samples[k][0]) >= _FEW:
+        if not fill or len(samples[k][0]) >= _FEW:
             continue
         prompts, outputs = lengths.draw(traffic, 1_000_000)
         near = prompts + outputs > 0.7 * tiers[k - 1].threshold_tokens
@@ -153,7 +164,9 @@ def assign(
                 shares, samples, refused, strict=True
             )
         ),
-        rejected=float((placed == len(tiers)).mean()) if len(tiers) == 1 else 0.0,
+        rejected,
+        under,
+        over,
     )
 
 
@@ -176,7 +189,9 @@ class _Desk:
         self._strategy = build_strategy(strategy, pools, rng)
         self._declared = declared
         self._lag = learning_lag
+        self._thresholds = [tier.threshold_tokens for tier in tiers]
         self.refused = [0] * len(tiers)
+        self.under = self.over = 0
 
     def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
         """Position of the pool that takes each request; one past the last for none."""
@@ -189,6 +204,9 @@ class _Desk:
             position, kept = self._strategy.choose(
                 Arrival(prompt, output, declared), {}
             )
+            right = self._right(prompt + output)
+            self.under += position < right
+            self.over += position > right
             needed = prompt + (declared or 1)
             while position < len(self._windows) and needed > self._windows[position]:
                 self.refused[position] += 1
@@ -198,6 +216,13 @@ class _Desk:
             if len(pending) > self._lag:
                 self._strategy.learn(*pending.popleft())
         return placed
+
+    def _right(self, tokens: int) -> int:
+        last = len(self._thresholds) - 1
+        for position, threshold in enumerate(self._thresholds):
+            if tokens <= threshold:
+                return position
+        return last
 
 
 def saturated_rate(
@@ -256,7 +281,6 @@ class SizingTask:
         arrivals: of the whole fleet; ``share`` of them reach the pool.
         requests: simulated for each size that is tried, if they are of 2,000 tokens;
             of longer ones, fewer, down to a quarter.
-        hint: a size to look around first, from a similar pool.
     """
 
     tier: Tier
@@ -266,8 +290,7 @@ class SizingTask:
     rate: float
     slo: Slo
     seed: int
-    requests: int = 8_000
-    hint: int | None = None
+    requests: int = 12_000
 
 
 def size_pool(task: SizingTask) -> PoolSize:
@@ -285,7 +308,7 @@ def size_pool(task: SizingTask) -> PoolSize:
             tried[instances] = _try(task, instances)
         return tried[instances].meets(task.slo)
 
-    instances = fewest(meets, max(guess, task.hint or 0), guess, MOST_TIMES * guess)
+    instances = fewest(meets, guess, guess, MOST_TIMES * guess + 16)
     result = tried[instances]
     if not result.meets(task.slo):
         # More instances might, but nobody would pay for them: by throughput alone.
@@ -334,7 +357,12 @@ def _try(task: SizingTask, instances: int) -> PoolResult:
     simulated = min(instances, SUBPOOL)
     limits = task.tier.limits
     spec = PoolSpec(
-        task.tier.name, simulated, limits, task.step_time, limits.max_model_len
+        task.tier.name,
+        simulated,
+        limits,
+        task.step_time,
+        limits.max_model_len,
+        slo=task.slo,
     )
     share = task.traffic.share * simulated / instances
     lengths = task.traffic.lengths
@@ -345,6 +373,6 @@ def _try(task: SizingTask, instances: int) -> PoolResult:
         lengths,
         Thinned(task.arrivals, share) if share < 1 else task.arrivals,
         StrategySpec(StrategyName.ORACLE, {"prose": 1.0}),
-        Run(requests, task.seed, tick_s=10.0, slo=task.slo),
+        Run(requests, task.seed, tick_s=10.0),
     )
     return result.pools[0]

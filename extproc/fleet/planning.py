@@ -1,0 +1,288 @@
+"""One question, several fleets: what each policy needs, and what a split saves.
+
+Every policy, the baselines too, is sized the same way (:mod:`extproc.fleet.sizing`) and
+then simulated whole, with its router in the loop; a pool that breaks its promise there
+grows until it keeps it. So the savings compare like with like:
+
+- ``homogeneous-worst-case``: one pool whose ``max_num_seqs`` is the number of sequences
+  of ``max_model_len`` that fit, which is the papers' baseline;
+- ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM takes
+  KV blocks as they are needed, so this is what most people run;
+- ``homogeneous-short-limit``: one pool with the short pool's ``max_model_len``, which
+  rejects what is longer;
+- ``split``: pools by threshold, the shipped router, ``max_num_seqs`` as in paged;
+- ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
+- ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
+
+From worst case to paged is what not sizing for the worst case saves. From paged to
+split is what the split itself saves, or costs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from extproc.fleet.simulation import Declared, PoolSpec, Result, Run, simulate
+from extproc.fleet.sizing import (
+    DEFAULT_MAX_NUM_SEQS,
+    Assignment,
+    Engine,
+    PoolSize,
+    SizingTask,
+    Tier,
+    Traffic,
+    assign,
+    size_pool,
+)
+from extproc.fleet.slo import Slo, long_promise_s, token_budget
+from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.workload import Arrivals, Workload
+
+_LARGEST_VERIFICATION = 40_000
+_GROWTHS = 5
+_DRAWS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be planned.
+
+    Attributes:
+        rate: requests a second, on average, of ``arrivals``.
+        thresholds: limits of the pools below the last, increasing; each pool takes
+            budgets up to its own.
+        max_model_len: of the last pool, and of homogeneous ones.
+        max_num_batched_tokens: of every instance.
+        max_num_seqs: where it is not sized for the worst case.
+    """
+
+    workload: Workload
+    engine: Engine
+    rate: float
+    arrivals: Arrivals
+    slo: Slo
+    thresholds: tuple[int, ...]
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int = DEFAULT_MAX_NUM_SEQS
+    declared: Declared = Declared.EXACT
+    variation_factor: float = 1.0
+    seed: int = 42
+
+
+def complete_slo(
+    slo: Slo,
+    workload: Workload,
+    engine: Engine,
+    thresholds: Sequence[int],
+    max_model_len: int,
+    max_num_batched_tokens: int | None,
+    seed: int,
+) -> tuple[Slo, int]:
+    """Fill in what follows from the rest: the long promise and the token budget."""
+    budget = max_num_batched_tokens or token_budget(engine.step_time, slo)
+    prompts, outputs = workload.lengths.draw(np.random.default_rng(seed), _DRAWS)
+    long = prompts + outputs > thresholds[-1]
+    promise_s = long_promise_s(
+        prompts[long],
+        engine.limits(max_model_len, None, budget),
+        engine.step_time,
+        slo.p99_ttft_s,
+    )
+    return replace(slo, long_tokens=thresholds[-1], long_ttft_s=promise_s), budget
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPolicy:
+    """A way to run the fleet."""
+
+    name: str
+    title: str
+    tiers: tuple[Tier, ...]
+    strategy: StrategySpec
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTask:
+    """One policy to be sized, in another process if need be."""
+
+    question: Question
+    policy: FleetPolicy
+
+
+@dataclass(slots=True)
+class SizedPolicy:
+    """What a policy needs.
+
+    Attributes:
+        sizes: from :func:`extproc.fleet.sizing.size_pool`, before verification.
+        instances: of each pool, after it.
+        slo_met: whether every pool keeps its promises in ``result``.
+    """
+
+    policy: FleetPolicy
+    assignment: Assignment
+    sizes: list[PoolSize]
+    instances: list[int]
+    result: Result
+    slo_met: bool
+
+    @property
+    def total(self) -> int:
+        """Instances of all pools."""
+        return sum(self.instances)
+
+
+POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
+
+
+def policies(question: Question) -> list[FleetPolicy]:
+    """The policies compared, the papers' baseline first and ``split`` second."""
+    seqs = question.max_num_seqs
+    mix = question.workload.mix
+
+    def tier(name: str, max_model_len: int, max_num_seqs: int | None) -> Tier:
+        limits = question.engine.limits(
+            max_model_len, max_num_seqs, question.max_num_batched_tokens
+        )
+        return Tier(name, limits, max_model_len)
+
+    def tiers(max_num_seqs: int | None) -> tuple[Tier, ...]:
+        ends = (*question.thresholds, question.max_model_len)
+        names = POOL_NAMES.get(len(ends), tuple(f"up-to-{end}" for end in ends))
+        return tuple(
+            tier(name, end, max_num_seqs) for name, end in zip(names, ends, strict=True)
+        )
+
+    def strategy(name: StrategyName) -> StrategySpec:
+        return StrategySpec(name, mix, question.variation_factor)
+
+    oracle = strategy(StrategyName.ORACLE)
+    longest, shortest = question.max_model_len, question.thresholds[-1]
+    found = [
+        FleetPolicy(
+            "homogeneous-worst-case",
+            "one pool, max_num_seqs for the worst case",
+            (tier("all", longest, None),),
+            oracle,
+        ),
+        FleetPolicy(
+            "split", "pools by token budget", tiers(seqs), strategy(StrategyName.ROUTER)
+        ),
+        FleetPolicy(
+            "homogeneous-paged",
+            f"one pool, max_num_seqs {seqs}",
+            (tier("all", longest, seqs),),
+            oracle,
+        ),
+        FleetPolicy(
+            "homogeneous-short-limit",
+            f"one pool, max_model_len {shortest}",
+            (tier("all", shortest, seqs),),
+            oracle,
+        ),
+        FleetPolicy(
+            "split-worst-case",
+            "the split, max_num_seqs for the worst case",
+            tiers(None),
+            strategy(StrategyName.ROUTER),
+        ),
+    ]
+    for name, title in (
+        (StrategyName.ORACLE, "the split, routed by the true budget"),
+        (StrategyName.PROMPT_LENGTH, "the split, routed by prompt tokens alone"),
+        (StrategyName.BYTES_PER_4, "the split, routed by body bytes / 4"),
+    ):
+        found.append(FleetPolicy(f"split-{name}", title, tiers(seqs), strategy(name)))
+    return found
+
+
+def size_policy(task: PolicyTask) -> SizedPolicy:
+    """Size every pool of a policy, then simulate the whole and grow what is short."""
+    question, policy = task.question, task.policy
+    assignment = assign(
+        question.workload.lengths,
+        policy.tiers,
+        policy.strategy,
+        question.seed,
+        question.declared,
+    )
+    slos = [
+        _pool_slo(question, tier, traffic)
+        for tier, traffic in zip(policy.tiers, assignment.pools, strict=True)
+    ]
+    sizes = [
+        size_pool(
+            SizingTask(
+                tier,
+                question.engine.step_time,
+                traffic,
+                question.arrivals,
+                question.rate * traffic.share,
+                slo,
+                question.seed,
+            )
+        )
+        for tier, traffic, slo in zip(policy.tiers, assignment.pools, slos, strict=True)
+    ]
+    instances = [max(1, size.instances) for size in sizes]
+    for _ in range(_GROWTHS):
+        result = _verify(question, policy, instances, slos)
+        short = [
+            k
+            for k, pool in enumerate(result.pools)
+            if sizes[k].met and not pool.meets(slos[k])
+        ]
+        if not short:
+            break
+        for k in short:
+            instances[k] += max(1, instances[k] // 50)
+    met = all(pool.meets(slo) for pool, slo in zip(result.pools, slos, strict=True))
+    return SizedPolicy(policy, assignment, sizes, instances, result, met)
+
+
+def _pool_slo(question: Question, tier: Tier, traffic: Traffic) -> Slo:
+    """The promises that a pool's own requests have.
+
+    A last pool of several also gets some that should have gone before it; they share
+    it with long ones, and its promise.
+    """
+    if tier.limits.max_model_len < question.max_model_len or traffic.share > 0.5:
+        return question.slo
+    promise_s = long_promise_s(
+        traffic.lengths.prompts,
+        tier.limits,
+        question.engine.step_time,
+        question.slo.long_ttft_s,
+    )
+    return replace(question.slo, p99_ttft_s=promise_s, long_ttft_s=promise_s)
+
+
+def _verify(
+    question: Question,
+    policy: FleetPolicy,
+    instances: Sequence[int],
+    slos: Sequence[Slo],
+) -> Result:
+    """Simulate the whole fleet, its router in the loop."""
+    specs = [
+        PoolSpec(
+            tier.name,
+            count,
+            tier.limits,
+            question.engine.step_time,
+            tier.threshold_tokens,
+            slo=slo,
+        )
+        for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
+    ]
+    requests = int(min(max(20_000, 60 * question.rate), _LARGEST_VERIFICATION))
+    return simulate(
+        specs,
+        question.workload.lengths,
+        question.arrivals,
+        policy.strategy,
+        # Traffic of its own: pools are not verified on the draws they were sized by.
+        Run(requests, question.seed + 1, question.declared),
+    )

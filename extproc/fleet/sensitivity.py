@@ -1,0 +1,143 @@
+"""How a plan answers to its threshold and to the router's errors.
+
+Both are by throughput alone, without simulating queues: good for the shape of a curve
+and for choosing where to look, not for counting GPUs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from extproc.fleet.cost import formula_saving
+from extproc.fleet.planning import Question
+from extproc.fleet.sizing import Tier, assign, saturated_rate
+from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.workload import Recorded
+
+Mask = npt.NDArray[np.bool_]
+
+_SATURATING = 1000
+THRESHOLDS = (1024, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 32_768)
+VARIATION_FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """A two-pool split at one threshold, routed without error.
+
+    Attributes:
+        short_fraction, throughput_gain: alpha and rho of the papers' formula, rho being
+            against a homogeneous pool sized for the worst case.
+        worst_case_saving, paged_saving: of such splits against that same pool.
+        formula: alpha (1 - 1/rho).
+    """
+
+    threshold_tokens: int
+    short_fraction: float
+    throughput_gain: float
+    worst_case_saving: float
+    paged_saving: float
+    formula: float
+
+
+def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
+    """Split at each threshold below ``max_model_len``."""
+    prompts, outputs = question.workload.lengths.draw(
+        np.random.default_rng(question.seed), 200_000
+    )
+    totals = prompts + outputs
+    fits = totals <= question.max_model_len
+    prompts, outputs, totals = prompts[fits], outputs[fits], totals[fits]
+
+    def rate(chosen: Mask, max_model_len: int, seqs: int | None) -> float:
+        limits = question.engine.limits(
+            max_model_len, seqs, question.max_num_batched_tokens
+        )
+        return saturated_rate(
+            limits,
+            question.engine.step_time,
+            Recorded(prompts[chosen], outputs[chosen]),
+            question.seed,
+            _SATURATING,
+        )
+
+    def fraction_of_whole(short: Mask, threshold: int, seqs: int | None) -> float:
+        alpha = float(short.mean())
+        needed = 0.0
+        if alpha > 0:
+            needed += alpha / rate(short, threshold, seqs)
+        if alpha < 1:
+            needed += (1 - alpha) / rate(~short, question.max_model_len, seqs)
+        return needed * homogeneous
+
+    homogeneous = rate(totals > 0, question.max_model_len, None)
+    points = []
+    for threshold in thresholds:
+        short = totals <= threshold
+        if threshold >= question.max_model_len or not short.any():
+            continue
+        alpha = float(short.mean())
+        gain = rate(short, threshold, None) / homogeneous
+        points.append(
+            SweepPoint(
+                threshold,
+                alpha,
+                gain,
+                1 - fraction_of_whole(short, threshold, None),
+                1 - fraction_of_whole(short, threshold, question.max_num_seqs),
+                formula_saving(alpha, gain),
+            )
+        )
+    return points
+
+
+@dataclass(frozen=True, slots=True)
+class MisroutePoint:
+    """What a strategy gets wrong when bytes a token vary more or less than they do.
+
+    Attributes:
+        under: share of requests sent to a pool below their own; ``over``: above.
+    """
+
+    strategy: StrategyName
+    variation_factor: float
+    under: float
+    over: float
+
+
+def misroutes(
+    question: Question,
+    tiers: tuple[Tier, ...],
+    strategies: Sequence[StrategyName],
+    factors: Sequence[float] = VARIATION_FACTORS,
+    n: int = 3000,
+) -> list[MisroutePoint]:
+    """Ask each strategy about requests within a factor of two of the threshold.
+
+    The shares are of all requests: those further away are taken as never misrouted.
+    """
+    prompts, outputs = question.workload.lengths.draw(
+        np.random.default_rng(question.seed), 500_000
+    )
+    totals = prompts + outputs
+    threshold = tiers[0].threshold_tokens
+    near = (totals > threshold / 2) & (totals <= 2 * threshold)
+    weight = float(near.mean())
+    pool = Recorded(prompts[near], outputs[near])
+    if not len(pool.prompts):
+        return [MisroutePoint(s, f, 0.0, 0.0) for s in strategies for f in factors]
+    points = []
+    for strategy in strategies:
+        for factor in factors:
+            spec = StrategySpec(strategy, question.workload.mix, factor)
+            asked = assign(
+                pool, tiers, spec, question.seed, question.declared, n, 500, fill=False
+            )
+            points.append(
+                MisroutePoint(
+                    strategy, factor, weight * asked.under, weight * asked.over
+                )
+            )
+    return points
