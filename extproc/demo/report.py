@@ -136,10 +136,14 @@ class ProgressBar:
         self._total = max(total, 1)
         self._out = out if out.isatty() else None
         self._done = 0
+        self._draw()
 
     def advance(self) -> None:
         """One more is done."""
         self._done += 1
+        self._draw()
+
+    def _draw(self) -> None:
         if self._out is None:
             return
         filled = self._WIDTH * self._done // self._total
