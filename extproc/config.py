@@ -16,6 +16,13 @@ from extproc.schema import ConfigError, as_document, build, check
 __all__ = ["Config", "ConfigError", "as_document", "load_config"]
 
 
+class Mode(StrEnum):
+    """What becomes of the decisions."""
+
+    ROUTE = "route"
+    SHADOW = "shadow"
+
+
 class Transport(StrEnum):
     """What speaks gRPC on the wire."""
 
@@ -261,6 +268,16 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingConfig:
+    """Observed decisions in a file, numbers only, for `extproc replay` and `plan`."""
+
+    file: str | None = field(default=None, metadata=_FILE)
+    """A JSON line each is appended here. Unset: nothing is recorded."""
+    max_bytes: int = field(default=1 << 30, metadata=_POSITIVE)
+    """Recording ends at this size; a line takes 0.4 kB."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """Logging to standard error."""
 
@@ -273,6 +290,9 @@ class LogConfig:
 class Config:
     """All settings; the defaults run."""
 
+    mode: Mode = Mode.ROUTE
+    """`shadow` decides, learns, counts and says so in the metadata, but leaves every
+    request on the route that it has."""
     server: ServerConfig = ServerConfig()
     pools: tuple[PoolConfig, ...] = DEFAULT_POOLS
     category: CategoryConfig = CategoryConfig()
@@ -284,6 +304,7 @@ class Config:
     load: LoadConfig = LoadConfig()
     state: StateConfig = StateConfig()
     api: ApiConfig = ApiConfig()
+    recording: RecordingConfig = RecordingConfig()
     log: LogConfig = LogConfig()
 
 

@@ -6,6 +6,8 @@ first and learned from afterwards; the first 10 % are not scored. A request coun
 misrouted at a threshold if the decision does not agree with what it needed: its
 prompt tokens plus its declared limit, or plus its completion tokens where it declared
 none.
+
+A file that the server wrote (`recording.file`) is scored as it was decided.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from typing import Any, Literal
 import msgspec
 
 from extproc.commands.check_config import read_config
+from extproc.commands.recording import (
+    RecordingError,
+    is_recording,
+    read_recording,
+    render_recording,
+    score_recording,
+)
 from extproc.config import Config, EstimatorName
 from extproc.exchange.openai import parse_request
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
@@ -114,8 +123,11 @@ def run(args: argparse.Namespace) -> int:
     feedback = dataclasses.replace(config.feedback, sample=args.sample)
     config = dataclasses.replace(config, feedback=feedback)
     try:
+        recorded = _score_if_recorded(args)
+        if recorded is not None:
+            return recorded
         entries = list(read_log(args.log, config.category.header))
-    except (OSError, UnicodeError, LogError) as error:
+    except (OSError, UnicodeError, LogError, RecordingError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"extproc: {args.log}: {reason}", file=sys.stderr)
         return 2
@@ -126,6 +138,23 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         _print(report)
+    return 0
+
+
+def _score_if_recorded(args: argparse.Namespace) -> int | None:
+    if args.log == "-":
+        return None
+    with Path(args.log).open("rb") as lines:
+        if not is_recording(next((line for line in lines if line.strip()), b"")):
+            return None
+        lines.seek(0)
+        thresholds = args.pool_threshold or DEFAULT_THRESHOLDS
+        report = score_recording(read_recording(lines), thresholds)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        for line in render_recording(report):
+            print(line)
     return 0
 
 

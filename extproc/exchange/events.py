@@ -97,6 +97,8 @@ class Route:
     decision: Decision
     body: bytes | None = None
     """The request body to send in place of the one that came."""
+    shadow: bool = False
+    """Set the metadata only: the request takes the route that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Release:
     end_of_stream: bool
     trailers: bool = False
     """Whether the body ended in trailers, which are to be answered too."""
+    shadow: bool = False
+    """As in ``Route``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,8 @@ class ExchangeSettings:
     category_header: str = "x-llm-category"
     inject_usage: bool = False
     """Ask for usage in the place of a stream's client that did not."""
+    shadow: bool = False
+    """Decide and learn, but leave every request on the route that it has."""
 
 
 class Exchange:
@@ -225,7 +227,7 @@ class Exchange:
 
     def _fail_open(self, reason: Reason, body_bytes: int = 0) -> Step:
         self.decision = self._decide_without(reason, body_bytes)
-        return Step(Route(self.decision), end=True)
+        return Step(Route(self.decision, shadow=self._settings.shadow), end=True)
 
     def _decide_without(self, reason: Reason, body_bytes: int) -> Decision:
         return self._router.fail_open(reason, body_bytes, self._loads())
@@ -253,7 +255,7 @@ class Exchange:
         if self._withheld:
             return self._release(event.end_of_stream)
         assert self.decision is not None
-        route = Route(self.decision, self._replacement())
+        route = Route(self.decision, self._replacement(), self._settings.shadow)
         self._received.clear()  # a watched exchange lives as long as its response
         return Step(route, end=not self._watched)
 
@@ -279,7 +281,9 @@ class Exchange:
         body = bytes(self._received)
         self._received.clear()
         over = (end_of_stream or trailers) and self._may_end
-        return Step(Release(self.decision, body, end_of_stream, trailers), end=over)
+        shadow = self._settings.shadow
+        release = Release(self.decision, body, end_of_stream, trailers, shadow)
+        return Step(release, end=over)
 
     def _request_trailers(self, waited_for: State) -> Step:
         if waited_for is State.REQUEST_BODY and self._withheld:

@@ -13,7 +13,7 @@ from typing import Any
 from extproc.config import Config
 from extproc.server.admin import AdminServer
 from extproc.server.api import Api, WithApi
-from extproc.server.assembly import build_store
+from extproc.server.assembly import build_recording, build_store
 from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
 from extproc.server.logs import configure_logging
@@ -38,7 +38,9 @@ class App:
     def __init__(self, config: Config, path: Path | None = None) -> None:
         self._path = path
         self._ready = False
-        self._live = Live(config, lambda: self._ready, _defer)
+        self._recording = build_recording(config.recording)
+        watchers = [] if self._recording is None else [self._recording]
+        self._live = Live(config, lambda: self._ready, _defer, watchers)
         self._store = build_store(config.state)
 
     async def run(self) -> None:
@@ -49,6 +51,8 @@ class App:
             ConfigError: the pools' servers are not as configured.
         """
         async with AsyncExitStack() as stack:
+            if self._recording is not None:
+                stack.callback(self._recording.close)
             await self._live.start()
             stack.push_async_callback(self._live.stop)
             state = await self._start_state(stack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from extproc.config import (
     ConfigError,
     EstimatorName,
     FeedbackConfig,
+    RecordingConfig,
     StateConfig,
     StateStore,
 )
@@ -24,6 +26,7 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin
 from extproc.routing.router import MediaTokens, Router
 from extproc.server.document import NAME
+from extproc.server.recording import Recording
 from extproc.server.store import DirectoryStore, Store
 
 AUTO_SAMPLE_FLOOR = 0.01
@@ -88,6 +91,23 @@ def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
             return FeedbackSampler(1.0, adaptive=False)
         case rate:
             return FeedbackSampler(float(rate), adaptive=False)
+
+
+def build_recording(config: RecordingConfig) -> Recording | None:
+    """The recording that a configuration describes, if one does.
+
+    Raises:
+        ConfigError: its file cannot be opened.
+    """
+    if config.file is None:
+        return None
+    try:
+        return Recording(Path(config.file), config.max_bytes, time.time)
+    except OSError as error:
+        raise ConfigError(
+            f"recording.file: {config.file!r}: {error.strerror}; accepted: a file "
+            "that can be written"
+        ) from None
 
 
 def build_store(config: StateConfig) -> Store | None:

@@ -133,9 +133,9 @@ def _encode_route(event: Event, reply: Route) -> bytes:
     if reply.body is None:
         on_headers = isinstance(event, RequestHeaders)
         phase = "request_headers" if on_headers else "request_body"
-        return _encode_decision(phase, reply.decision)
+        return _encode_decision(phase, reply.decision, reply.shadow)
     message = pb.ProcessingResponse.FromString(
-        _encode_decision("request_body", reply.decision)
+        _encode_decision("request_body", reply.decision, reply.shadow)
     )
     common = message.request_body.response
     # Envoy leaves content-length as it was; a body that does not match is a 500.
@@ -182,11 +182,13 @@ def _template(
     phase: str, pool: str, category: str, reason: str, budget_digits: int
 ) -> _Template:
     message = pb.ProcessingResponse()
-    common = getattr(message, phase).response
-    _set_header(common, POOL_HEADER, pool.encode())
+    getattr(message, phase).SetInParent()
     budget_mark = budget_digits * _BUDGET_MARK
-    _set_header(common, BUDGET_HEADER, budget_mark)
-    common.clear_route_cache = True
+    if budget_mark:
+        common = getattr(message, phase).response
+        _set_header(common, POOL_HEADER, pool.encode())
+        _set_header(common, BUDGET_HEADER, budget_mark)
+        common.clear_route_cache = True
     values = message.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
     values["pool"].string_value = pool
     values["category"].string_value = category
@@ -194,7 +196,9 @@ def _template(
     for key, mark in zip(_NUMBERS, _MARKS, strict=True):
         values[key].number_value = _DOUBLE.unpack(mark)[0]
     wire = message.SerializeToString()
-    marks = sorted((wire.index(m), i, m) for i, m in enumerate((budget_mark, *_MARKS)))
+    marks = sorted(
+        (wire.index(m), i, m) for i, m in enumerate((budget_mark, *_MARKS)) if m
+    )
     fixed, layout, end = [], "<", 0
     for start, slot, mark in marks:
         fixed.append(wire[end:start])
@@ -206,10 +210,13 @@ def _template(
     return _Template(struct.Struct(layout), tuple(fixed), slots)
 
 
-def _encode_decision(phase: str, decision: Decision) -> bytes:
-    """Write the reply that sets a decision's headers and metadata."""
+def _encode_decision(phase: str, decision: Decision, shadow: bool) -> bytes:
+    """Write the reply that sets a decision's headers and metadata.
+
+    In shadow mode the metadata only: no header, and the route as it was.
+    """
     budget_tokens = decision.budget_tokens
-    budget = b"%d" % budget_tokens
+    budget = b"" if shadow else b"%d" % budget_tokens
     template = _template(
         phase, decision.pool.name, decision.category, decision.reason, len(budget)
     )
@@ -225,7 +232,7 @@ def _encode_decision(phase: str, decision: Decision) -> bytes:
 def _encode_release(reply: Release) -> list[bytes]:
     head = _CONTINUE[RequestHeaders][0]
     if reply.decision is not None:
-        head = _encode_decision("request_headers", reply.decision)
+        head = _encode_decision("request_headers", reply.decision, reply.shadow)
     messages = [head, *_chunks("request_body", reply.body, reply.end_of_stream)]
     if reply.trailers:
         messages += _CONTINUE[RequestTrailers]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from extproc.config import Config
+from extproc.config import Config, Mode
 from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.learned import Group
@@ -18,7 +18,7 @@ from extproc.server.explaining import Explainer
 from extproc.server.history import History
 from extproc.server.load import LoadWatch, PoolStatus
 from extproc.server.metrics import Metrics
-from extproc.server.service import ExtProcService
+from extproc.server.service import ExtProcService, Watcher
 from extproc.server.status import Status
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _NOT_LIVE = {
     "server": ("listen", "admin", "transport", "max_body_bytes", "tls"),
     "state": ("store", "path", "url", "key_prefix", "interval_s"),
     "api": ("http",),
+    "recording": ("file", "max_bytes"),
 }
 """Settings that a running server keeps: it would have to let go of its port."""
 
@@ -41,6 +42,7 @@ class Live:
         config: the first.
         ready: whether new streams are welcome.
         defer: see ``ExtProcService``.
+        watchers: told of all that happens, beside those of its own.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Live:
         config: Config,
         ready: Callable[[], bool],
         defer: Callable[[Callable[[], None]], object],
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.config = config
         self.router = build_router(config)
@@ -62,7 +65,7 @@ class Live:
             _exchange_settings(config),
             self._sampler,
             self.metrics,
-            watchers=[self.history, self],
+            watchers=[self.history, self, *watchers],
             loads=self.loads,
             defer=defer,
         )
@@ -73,11 +76,13 @@ class Live:
             ready,
             time.time,
             loads=self.loads,
+            mode=config.mode,
         )
 
     def decided(self, decision: Decision) -> None:
         """Count a request in before the pool's servers report it."""
-        self._watch.routed(decision.pool.name)
+        if self.config.mode is Mode.ROUTE:
+            self._watch.routed(decision.pool.name)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Nothing to note: what a response teaches is the router's."""
@@ -132,7 +137,7 @@ class Live:
         previous, self._watch = self._watch, watch
         self.config, self.router = config, router
         self.service.reconfigure(router, _exchange_settings(config), self._sampler)
-        self.status.router = router
+        self.status.router, self.status.mode = router, config.mode
         await previous.stop()
         return kept
 
@@ -142,6 +147,7 @@ def _exchange_settings(config: Config) -> ExchangeSettings:
         config.server.max_body_bytes,
         config.category.header,
         config.feedback.inject_usage,
+        config.mode is Mode.SHADOW,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client.registry import Collector
 
 import extproc
+from extproc.config import Mode
 from extproc.routing.policy import IDLE, Pool, PoolLoad
 from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Router
@@ -26,6 +27,7 @@ class Status:
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
         loads: what is known of the pools' load.
+        mode: what becomes of the decisions; an attribute, as the router is.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Status:
         clock: Callable[[], float],
         *,
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+        mode: Mode = Mode.ROUTE,
     ) -> None:
         self.router = router
         self._metrics = metrics
@@ -45,6 +48,7 @@ class Status:
         self._clock = clock
         self._started_s = clock()
         self._loads = loads
+        self.mode = mode
 
     def report(self) -> dict[str, Any]:
         """Everything, as plain values; shares, ratios and errors are fractions."""
@@ -55,6 +59,7 @@ class Status:
         return {
             "version": extproc.__version__,
             "ready": self._ready(),
+            "mode": str(self.mode),
             "uptime_s": round(self._clock() - self._started_s, 1),
             "estimator": self.router.estimator.name,
             "decisions": by_pool.total(),

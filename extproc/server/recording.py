@@ -1,0 +1,67 @@
+"""Keeps observed decisions in a file, a JSON line each, for ``extproc replay``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from extproc.exchange.events import Observation
+from extproc.exchange.record import write_record
+from extproc.routing.router import Decision, Lesson
+
+logger = logging.getLogger(__name__)
+
+
+class Recording:
+    """Appends a line for each observed response; never fails for it.
+
+    Lines are handed to the operating system one by one (about 10 us), so that a reader
+    sees whole lines and a crash loses none. At ``max_bytes``, and at the first error
+    of the disk, recording ends with one line in the log: what was recorded stays.
+
+    Args:
+        path: appended to; created where it is not.
+        max_bytes: the size that the file may reach.
+        clock: seconds since the epoch.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._file: BinaryIO | None = path.open("ab", buffering=0)
+        self._left_bytes = max_bytes - path.stat().st_size
+
+    def decided(self, decision: Decision) -> None:
+        """Nothing to keep yet."""
+
+    def observed(self, observation: Observation, lesson: Lesson) -> None:
+        """Append a line."""
+        if self._file is None:
+            return
+        line = msgspec.json.encode(write_record(observation, self._clock())) + b"\n"
+        self._left_bytes -= len(line)
+        if self._left_bytes < 0:
+            self._end("recording_full")
+            return
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._end("recording_failed", error.strerror or str(error))
+
+    def close(self) -> None:
+        """Close the file; later observations are not kept."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _end(self, event: str, error: str = "") -> None:
+        self.close()
+        fields = {"file": str(self._path)} | ({"error": error} if error else {})
+        logger.warning(event, extra={"fields": fields})
