@@ -302,7 +302,8 @@ class Exchange:
             self.fault = error
             self._watched = self._injected = False
             received = len(self._received)
-            self.decision = self._decide_without(Reason.FAULT, received)
+            # Nothing of ours is asked again, the pools' load included.
+            self.decision = self._router.fail_open(Reason.FAULT, received)
 
     def _estimate(self) -> None:
         request = read_request(
