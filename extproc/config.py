@@ -116,7 +116,11 @@ class ServerConfig:
     """Bodies above it go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: above it a request hangs there."""
     drain_timeout_s: float = field(default=10.0, metadata=_NOT_NEGATIVE)
-    """After SIGTERM, open streams have this long to finish."""
+    """Before it ends, open streams have this long to finish."""
+    lame_duck_s: float = field(default=5.0, metadata=_NOT_NEGATIVE)
+    """After SIGTERM the health check says no, and new streams are still taken until
+    none has come for half a second, at most this long. Envoy takes a health check's
+    interval to look elsewhere; refused streams would lose their decisions."""
     tls: TlsConfig | None = None
     """Unset: plain text, for a loopback, a mesh or a Unix socket."""
 

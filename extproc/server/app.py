@@ -24,6 +24,10 @@ from extproc.server.transports import build_transport
 logger = logging.getLogger(__name__)
 
 
+_QUIET_S = 0.5
+"""Without a new stream for so long, the proxies are taken to know that we go."""
+
+
 class App:
     """One server process.
 
@@ -69,11 +73,24 @@ class App:
             _log("serving", listen=server.listen, port=transport.port)
             await stopping.wait()
             self._ready = False
-            drain_timeout_s = self._live.config.server.drain_timeout_s
-            _log("draining", timeout_s=drain_timeout_s)
+            server = self._live.config.server
+            _log("draining", timeout_s=server.drain_timeout_s)
             health.set_all(False, but=("liveness",))
-            await transport.drain(drain_timeout_s)
+            await self._until_nobody_asks(server.lame_duck_s)
+            await transport.drain(server.drain_timeout_s)
         _log("stopped")
+
+    async def _until_nobody_asks(self, at_most_s: float) -> None:
+        """Serve on until the proxies have seen that we are about to go.
+
+        Whoever refuses streams before that costs each of them its decision.
+        """
+        service = self._live.service
+        deadline_s = asyncio.get_running_loop().time() + at_most_s
+        opened = -1
+        while opened != service.opened and _time_left(deadline_s) > 0:
+            opened = service.opened
+            await asyncio.sleep(min(_QUIET_S, _time_left(deadline_s)))
 
     async def _start_state(self, stack: AsyncExitStack) -> StateKeeper | None:
         if self._store is None:
@@ -127,6 +144,10 @@ class App:
             # Requests matter more than their metrics: serve on without the port.
             fields = {"admin": address, "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
+
+
+def _time_left(deadline_s: float) -> float:
+    return deadline_s - asyncio.get_running_loop().time()
 
 
 def _defer(call: Callable[[], None]) -> None:

@@ -88,6 +88,8 @@ class ExtProcService:
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self._loads = loads
         self._defer = defer
+        self.opened = 0
+        """Streams begun, ever."""
         self._faults_logged: set[str] = set()
         self.reconfigure(router, settings, sampler)
 
@@ -109,6 +111,7 @@ class ExtProcService:
         exchange = Exchange(
             self.router, self._settings, self.sampler.wants, self._loads
         )
+        self.opened += 1
         self.metrics.streams_inflight += 1
         return Stream(self, exchange)
 
