@@ -1,0 +1,159 @@
+"""Clients that send through Envoy all the time, and check every answer."""
+
+import http.client
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+CLIENTS = 4
+THINK_S = 0.01
+PATIENCE_S = 30.0
+JSON = {"content-type": "application/json"}
+
+
+def chat(words: int, tokens: int, stream: bool = False) -> dict[str, Any]:
+    content = " ".join(f"word{n}" for n in range(words))
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+    return body | ({"stream_options": {"include_usage": True}} if stream else {})
+
+
+KINDS = {
+    "short": chat(20, 3),
+    "short stream": chat(20, 12, stream=True),
+    "long": chat(4000, 3),
+    "long stream": chat(4000, 12, stream=True),
+}
+
+
+class FailedRequest(Exception):  # noqa: N818
+    """An answer that a client could not have used."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What counts of an answer: the same request must always get the same."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """One request, as its client saw it."""
+
+    kind: str
+    began_s: float
+    seconds: float
+    answer: Answer
+    routed: bool
+    served_by: str
+
+
+def exchange(port: int, kind: str) -> Exchanged:
+    """Send one request of a kind.
+
+    Raises:
+        FailedRequest: it was not answered as it should be.
+    """
+    began_s = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(KINDS[kind]), JSON
+        )
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise FailedRequest(f"{kind}: {error!r}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise FailedRequest(f"{kind}: {response.status} {body[:200]!r}")
+    try:
+        answer = read_sse(body) if KINDS[kind]["stream"] else read_json(body)
+    except (ValueError, LookupError) as error:
+        raise FailedRequest(f"{kind}: {error!r} in {body[-300:]!r}") from error
+    return Exchanged(
+        kind,
+        began_s,
+        time.monotonic() - began_s,
+        answer,
+        response.getheader("x-llm-pool") is not None,
+        response.getheader("x-llm-served-by", ""),
+    )
+
+
+def read_json(body: bytes) -> Answer:
+    usage = json.loads(body)["usage"]
+    return Answer(usage["prompt_tokens"], usage["completion_tokens"], 1)
+
+
+def read_sse(body: bytes) -> Answer:
+    events = body.decode().split("\n\n")
+    if events[-2:] != ["data: [DONE]", ""]:
+        raise ValueError("the stream has no end")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    usage = chunks[-1]["usage"]
+    return Answer(usage["prompt_tokens"], usage["completion_tokens"], len(chunks))
+
+
+@dataclass
+class Load:
+    """Clients that send through one Envoy until told to stop."""
+
+    port: int
+    expected: dict[str, Answer]
+    done: list[Exchanged] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        for number in range(CLIENTS):
+            thread = threading.Thread(target=self._send, args=(number,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def _send(self, number: int) -> None:
+        kinds = list(KINDS)
+        while not self._stopping.wait(THINK_S):
+            kind = kinds[number % len(kinds)]
+            number += 1
+            try:
+                exchanged = exchange(self.port, kind)
+                if exchanged.answer != self.expected[kind]:
+                    raise FailedRequest(f"{kind}: {exchanged.answer}")
+            except FailedRequest as failure:
+                self.failed.append(str(failure))
+            else:
+                self.done.append(exchanged)
+
+    def run(self, seconds: float) -> None:
+        """Let the clients send for so long."""
+        self._stopping.wait(seconds)
+
+    def routed_after(self, moment_s: float) -> float:
+        """Wait until a request that began after a moment was routed; how much later."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            began = [e.began_s for e in list(self.done) if e.routed]
+            later = [began_s for began_s in began if began_s >= moment_s]
+            if later:
+                return min(later) - moment_s
+            self.run(0.02)
+        raise AssertionError("requests are not routed again")

@@ -1,0 +1,580 @@
+"""Whatever breaks beside a request, the request is answered, and answered right.
+
+Clients send through Envoy all the time: short and long prompts, JSON and SSE. Each
+answer is checked against what the same request got before anything broke, token counts
+included, so that a body that was cut or changed on its way shows. Each fault is made,
+held and healed; printed are the requests sent, those that failed, the longest that a
+client waited, and how long after the healing requests were routed again.
+"""
+
+import contextlib
+import http.client
+import http.server
+import json
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extproc.demo.envoy_config import find_config
+from extproc.demo.process import Child, free_ports
+from extproc.demo.stack import Backend, Envoy, Router, Stack, envoy, router, stand_in
+
+from .load import CLIENTS, JSON, KINDS, PATIENCE_S, Answer, Load, chat, exchange
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.faults,
+    pytest.mark.xdist_group("faults"),
+]
+
+STEADY_S = 0.3
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Prints what a fault did to the clients, and holds it to nothing."""
+
+    def print_and_check(fault: str, load: Load, recovered_s: float) -> None:
+        longest_s = max(exchanged.seconds for exchanged in load.done)
+        sent = len(load.done) + len(load.failed)
+        with capsys.disabled():
+            print(
+                f"\n{fault:<42} sent {sent:>5}  failed {len(load.failed):>2}"
+                f"  longest {longest_s:6.3f} s  recovered {recovered_s:6.3f} s",
+                end="",
+            )
+        assert load.failed == []
+        assert sent >= CLIENTS
+
+    return print_and_check
+
+
+@dataclass
+class Rig:
+    """Routers behind an Envoy of their own."""
+
+    envoy: Envoy
+    routers: list[Router]
+    expected: dict[str, Answer]
+    directory: Path
+
+    @property
+    def router(self) -> Router:
+        return self.routers[0]
+
+    def load(self) -> Load:
+        return Load(self.envoy.port, self.expected)
+
+    def wait_routing(self) -> None:
+        """Return once Envoy asks all the routers."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.envoy.healthy_endpoints("extproc") < len(self.routers):
+            assert time.monotonic() < deadline, "the routers are not healthy"
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        return self.router.child.log.read_text()
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in self.scrape() if line.startswith(name)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def has_metric(self, name: str) -> bool:
+        return any(line.startswith(name) for line in self.scrape())
+
+    def scrape(self) -> list[str]:
+        url = f"{self.router.admin_url}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+            return response.read().decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def make_rig(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Rig]]:
+    """Starts routers with a configuration, and an Envoy that asks them all."""
+    expected: dict[str, Answer] = {}
+    with contextlib.ExitStack() as started:
+
+        def make(
+            config: dict[str, Any] | None = None,
+            *,
+            count: int = 1,
+            backends: list[Backend] | None = None,
+            routers: Sequence[Router] = (),
+        ) -> Rig:
+            directory = tmp_path_factory.mktemp("faults")
+            settings = {"feedback": {"sample": "all"}, **(config or {})}
+            routers = list(routers)
+            for number in range(0 if routers else count):
+                own = directory / f"router-{number}"
+                own.mkdir()
+                routers.append(router(settings, own))
+                started.enter_context(routers[-1].child)
+
+            def ask_all(bootstrap: dict[str, Any]) -> None:
+                clusters = bootstrap["static_resources"]["clusters"]
+                (cluster,) = (c for c in clusters if c["name"] == "extproc")
+                endpoints = cluster["load_assignment"]["endpoints"][0]
+                (first,) = endpoints["lb_endpoints"]
+                endpoints["lb_endpoints"] = [
+                    with_port(first, each.port) for each in routers
+                ]
+
+            new = envoy(
+                find_config(),
+                backends or stack.backends,
+                routers[0].port,
+                directory,
+                change=ask_all,
+            )
+            for each in routers:
+                each.wait_ready()
+            started.enter_context(new.child)
+            new.wait_ready()
+            if not expected:
+                for kind in KINDS:
+                    expected[kind] = exchange(new.port, kind).answer
+            rig = Rig(new, routers, expected, directory)
+            rig.wait_routing()
+            return rig
+
+        yield make
+
+
+def with_port(endpoint: dict[str, Any], port: int) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(endpoint))
+    copied["endpoint"]["address"]["socket_address"]["port_value"] = port
+    return copied
+
+
+@pytest.fixture(scope="module")
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    return make_rig({"server": {"max_body_bytes": 16 << 20}})
+
+
+class FakeVllm(http.server.BaseHTTPRequestHandler):
+    """The metrics of a vLLM server, or none."""
+
+    metrics = True
+
+    def do_GET(self) -> None:
+        text = (
+            b"vllm:num_requests_waiting 0\nvllm:num_requests_running 0\n"
+            b"vllm:kv_cache_usage_perc 0\n"
+        )
+        found = self.path == "/health" or (
+            self.path == "/metrics" and type(self).metrics
+        )
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        self.wfile.write(text if found else b"")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The wall clock, so many seconds off as the file CLOCK_OFFSET says. */
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  long status = syscall(SYS_clock_gettime, clock, now);
+  if (status == 0 && clock == CLOCK_REALTIME) {
+    FILE *file = fopen(getenv("CLOCK_OFFSET"), "r");
+    long offset = 0;
+    if (file != NULL) {
+      if (fscanf(file, "%ld", &offset) != 1) offset = 0;
+      fclose(file);
+    }
+    now->tv_sec += offset;
+  }
+  return (int)status;
+}
+"""
+
+
+@dataclass
+class Crowded:
+    """A router with all that it can have around it: a store, servers to ask for their
+    load, and a wall clock that can be set."""
+
+    redis: Child
+    redis_port: int
+    clock: Path | None
+    vllm: http.server.ThreadingHTTPServer | None = None
+    vllm_port: int = 0
+    rig: Rig = field(init=False)
+
+    def start_vllm(self) -> None:
+        address = ("127.0.0.1", self.vllm_port)
+        self.vllm = http.server.ThreadingHTTPServer(address, FakeVllm)
+        self.vllm_port = self.vllm.server_address[1]
+        threading.Thread(target=self.vllm.serve_forever, daemon=True).start()
+
+    def stop_vllm(self) -> None:
+        if self.vllm is not None:
+            self.vllm.shutdown()
+            self.vllm.server_close()
+            self.vllm = None
+
+    def stored(self) -> str:
+        key = "token-budget-router:learned.v1.json"
+        command = ["redis-cli", "-p", str(self.redis_port), "get", key]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def crowded(
+    make_rig: Callable[..., Rig], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Crowded]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    pytest.importorskip("redis", reason="redis-py is not installed")
+    directory = tmp_path_factory.mktemp("crowded")
+    (port,) = free_ports(1)
+    options = ["--port", str(port), "--save", "", "--dir", str(directory)]
+    redis = Child("redis", ["redis-server", *options], directory / "redis.log")
+    with redis, pytest.MonkeyPatch.context() as environment:
+        crowded = Crowded(redis, port, make_clock(directory, environment))
+        crowded.start_vllm()
+        url = f"http://127.0.0.1:{crowded.vllm_port}"
+        crowded.rig = make_rig(
+            {
+                "state": {
+                    "store": "redis",
+                    "url": f"redis://127.0.0.1:{port}",
+                    "interval_s": 0.2,
+                },
+                "pools": [
+                    {"name": "short", "max_model_len": 8192, "endpoints": [url]},
+                    {"name": "long", "max_model_len": 65536},
+                ],
+                "load": {"interval_s": 0.1},
+            }
+        )
+        environment.undo()
+        wait_until(lambda: crowded.rig.metric("extproc_state_synced_timestamp") > 0)
+        yield crowded
+        crowded.stop_vllm()
+
+
+def make_clock(directory: Path, environment: pytest.MonkeyPatch) -> Path | None:
+    """Give the processes that start from now on a clock that can be set."""
+    if shutil.which("cc") is None:
+        return None
+    source, library, offset = (directory / n for n in ("c.c", "clock.so", "offset"))
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    offset.write_text("0")
+    environment.setenv("CLOCK_OFFSET", str(offset))
+    environment.setenv("LD_PRELOAD", str(library))
+    return offset
+
+
+@pytest.fixture(autouse=True)
+def healed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves the shared rig as it was found, whatever a test did."""
+    yield
+    if "rig" in request.fixturenames:
+        shared: Rig = request.getfixturevalue("rig")
+        shared.router.child.resume()
+        if not shared.router.child.running:
+            shared.router.child.start()
+        shared.wait_routing()
+
+
+def test_not_started(rig: Rig, report: Callable[..., None]) -> None:
+    rig.router.child.stop()
+    with rig.load() as load:
+        load.run(STEADY_S)
+        assert not any(exchanged.routed for exchanged in load.done)
+        healed_s = time.monotonic()
+        rig.router.child.start()
+        recovered_s = load.routed_after(healed_s)
+    report("router not started", load, recovered_s)
+
+
+def test_killed(rig: Rig, report: Callable[..., None]) -> None:
+    with rig.load() as load:
+        load.run(STEADY_S)
+        rig.router.child.kill()
+        load.run(STEADY_S)
+        healed_s = time.monotonic()
+        rig.router.child.start()
+        recovered_s = load.routed_after(healed_s)
+    report("router killed (SIGKILL) under load", load, recovered_s)
+
+
+def test_hung(rig: Rig, report: Callable[..., None]) -> None:
+    with rig.load() as load:
+        load.run(STEADY_S)
+        rig.router.child.pause()
+        load.run(3.0)
+        healed_s = time.monotonic()
+        rig.router.child.resume()
+        recovered_s = load.routed_after(healed_s)
+    report("router hung (SIGSTOP) for 3 s", load, recovered_s)
+
+
+def test_slow(rig: Rig, report: Callable[..., None]) -> None:
+    """It gets to run a fifth of the time, as on a machine that is far too busy."""
+    with rig.load() as load:
+        load.run(STEADY_S)
+        for _ in range(6):
+            rig.router.child.pause()
+            load.run(0.2)
+            rig.router.child.resume()
+            load.run(0.05)
+        recovered_s = load.routed_after(time.monotonic())
+    report("router slow (stopped 4/5 of the time)", load, recovered_s)
+
+
+def test_restarted(rig: Rig, report: Callable[..., None]) -> None:
+    with rig.load() as load:
+        load.run(STEADY_S)
+        assert rig.router.child.stop(grace_s=15) == 0
+        healed_s = time.monotonic()
+        rig.router.child.start()
+        recovered_s = load.routed_after(healed_s)
+    report("router restarted (SIGTERM)", load, recovered_s)
+
+
+def test_out_of_memory(rig: Rig, report: Callable[..., None]) -> None:
+    """Bodies of 12 MB, several at once, with memory for none of them."""
+    huge = json.dumps(chat(20, 3) | {"metadata": "x" * (12 << 20)}).encode()
+    with rig.load() as load:
+        load.run(STEADY_S)
+        process = rig.router.child.pid
+        used = int(Path(f"/proc/{process}/statm").read_text().split()[0])
+        limit = used * resource.getpagesize() + (2 << 20)
+        resource.prlimit(process, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        assert in_parallel(3, lambda: post(rig.envoy.port, huge)) == [200] * 3
+        died = not rig.router.child.running
+        assert died or "MemoryError" in rig.log(), "the memory sufficed"
+        healed_s = time.monotonic()
+        if died:
+            rig.router.child.start()
+        else:
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(process, resource.RLIMIT_AS, unlimited)
+        recovered_s = load.routed_after(healed_s)
+    report("out of memory on bodies of 12 MB", load, recovered_s)
+
+
+def post(port: int, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection.request("POST", "/v1/chat/completions", body, JSON)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def in_parallel(count: int, work: Callable[[], int]) -> list[int]:
+    results: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(work())) for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_rolling_restart(
+    make_rig: Callable[..., Rig], report: Callable[..., None], tmp_path: Path
+) -> None:
+    """Two processes that share what they learned are restarted one after the other."""
+    state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
+    rig = make_rig({"state": state}, count=2)
+    with rig.load() as load:
+        load.run(STEADY_S)
+        for each in rig.routers:
+            assert each.child.stop(grace_s=15) == 0
+            each.child.start()
+            each.wait_ready()
+            rig.wait_routing()
+        restarted_s = time.monotonic()
+        recovered_s = load.routed_after(restarted_s)
+        unrouted = sum(not exchanged.routed for exchanged in load.done)
+    report("rolling restart of two processes", load, recovered_s)
+    assert unrouted <= len(load.done) // 20, "the other one should have gone on"
+    # Everything that any of them learned is there, in each of them.
+    rig.routers[0].child.stop(grace_s=15)
+    learned = json.loads(
+        next(tmp_path.glob("learned.v1.json")).read_text().split("\n")[1]
+    )
+    assert sum(group[1] for group in learned["components"]["ratios.1"].values()) > 20
+
+
+def test_admin_port_busy(rig: Rig, report: Callable[..., None]) -> None:
+    with rig.load() as load, socket.socket() as squatter:
+        load.run(STEADY_S)
+        rig.router.child.stop(grace_s=15)
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", rig.router.admin_port))
+        squatter.listen()
+        healed_s = time.monotonic()
+        rig.router.child.start()
+        recovered_s = load.routed_after(healed_s)
+        assert "admin_unavailable" in rig.log()
+    report("admin port busy", load, recovered_s)
+    rig.router.child.stop(grace_s=15)
+
+
+def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> None:
+    """Redis dies under load, and comes back without its memory."""
+    rig = crowded.rig
+    synced = 'extproc_state_syncs_total{result="ok"}'
+    with rig.load() as load:
+        load.run(STEADY_S)
+        crowded.redis.kill()
+        load.run(2 * STEADY_S)
+        before = rig.metric(synced)
+        healed_s = time.monotonic()
+        crowded.redis.start()
+        wait_until(lambda: rig.metric(synced) > before)
+        recovered_s = time.monotonic() - healed_s
+        wait_until(lambda: "ratios.1" in crowded.stored())
+    report("store unreachable, then back and empty", load, recovered_s)
+    assert all(exchanged.routed for exchanged in load.done)
+
+
+def test_vllm_metrics_gone(crowded: Crowded, report: Callable[..., None]) -> None:
+    """First only /metrics, then all of the server that was asked for its load."""
+    rig = crowded.rig
+    with rig.load() as load:
+        load.run(STEADY_S)
+        FakeVllm.metrics = False
+        wait_until(lambda: not rig.has_metric("extproc_pool_waiting_requests{"))
+        load.run(STEADY_S)
+        assert served(load, "short") == {"vllm_short"}
+        crowded.stop_vllm()
+        wait_until(lambda: rig.metric("extproc_pool_healthy_endpoints{") == 0)
+        load.run(STEADY_S)
+        FakeVllm.metrics = True
+        healed_s = time.monotonic()
+        crowded.start_vllm()
+        wait_until(lambda: rig.metric("extproc_pool_healthy_endpoints{") == 1)
+        recovered_s = time.monotonic() - healed_s
+        load.run(STEADY_S)
+    report("vLLM metrics gone, then the whole server", load, recovered_s)
+    assert served(load, "short") == {"vllm_short", "vllm_long"}
+
+
+def served(load: Load, kind: str) -> set[str]:
+    return {exchanged.served_by for exchanged in load.done if exchanged.kind == kind}
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read_some(port: int, body: dict[str, Any], events: int) -> socket.socket:
+    """Begin a stream, and read so many events of it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
+    response = connection.getresponse()
+    for _ in range(2 * events):
+        response.readline()
+    assert connection.sock is not None
+    return connection.sock
+
+
+def test_backend_reset(
+    rig: Rig,
+    make_rig: Callable[..., Rig],
+    report: Callable[..., None],
+    stack: Stack,
+    tmp_path: Path,
+) -> None:
+    """A backend dies under streams that are looked at; its own clients lose theirs,
+    the other pool's notice nothing, and the router keeps nothing of it."""
+    short = stand_in("short", 8192, 64, tmp_path, speed=5)
+    with short.child:
+        short.wait_ready()
+        rig = make_rig(backends=[short, stack.backend("long")], routers=rig.routers)
+        only_long = {k: v for k, v in rig.expected.items() if k.startswith("long")}
+        load = rig.load()
+        load.expected = only_long
+        with only(load, "long"), load:
+            streams = [
+                read_some(rig.envoy.port, chat(20, 4000, stream=True), 3)
+                for _ in range(4)
+            ]
+            assert rig.metric("extproc_streams_inflight") >= len(streams)
+            short.child.kill()
+            healed_s = time.monotonic()
+            wait_until(lambda: rig.metric("extproc_streams_inflight") <= CLIENTS)
+            recovered_s = time.monotonic() - healed_s
+            load.run(STEADY_S)
+            for stream in streams:
+                stream.close()
+        report("backend reset mid-stream", load, recovered_s)
+    wait_until(lambda: rig.metric("extproc_streams_inflight") == 0)
+
+
+@contextlib.contextmanager
+def only(load: Load, word: str) -> Iterator[None]:
+    """Let a load send only the kinds with a word in their name."""
+    kept = dict(KINDS)
+    for kind in kept:
+        if word not in kind:
+            del KINDS[kind]
+    try:
+        yield
+    finally:
+        KINDS.clear()
+        KINDS.update(kept)
+
+
+def test_client_gone(rig: Rig, report: Callable[..., None]) -> None:
+    with rig.load() as load:
+        load.run(STEADY_S)
+        streams = [
+            read_some(rig.envoy.port, chat(20, 4000, stream=True), 3) for _ in range(8)
+        ]
+        for stream in streams:
+            stream.shutdown(socket.SHUT_RDWR)
+            stream.close()
+        healed_s = time.monotonic()
+        wait_until(lambda: rig.metric("extproc_streams_inflight") <= CLIENTS)
+        recovered_s = time.monotonic() - healed_s
+        load.run(STEADY_S)
+    report("clients gone mid-stream", load, recovered_s)
+    wait_until(lambda: rig.metric("extproc_streams_inflight") == 0)
+
+
+def test_clock_jumps(crowded: Crowded, report: Callable[..., None]) -> None:
+    """An hour forward, then a day back."""
+    if not crowded.clock:
+        pytest.skip("no C compiler for the clock")
+    rig = crowded.rig
+    with rig.load() as load:
+        load.run(STEADY_S)
+        for jump in (3600, -86400):
+            crowded.clock.write_text(str(jump))
+            load.run(2 * STEADY_S)
+        recovered_s = load.routed_after(time.monotonic())
+    crowded.clock.write_text("0")
+    report("clock jumping (+1 h, -1 day)", load, recovered_s)
+    assert all(exchanged.routed for exchanged in load.done)
