@@ -43,6 +43,10 @@ _CLIP = 9.0
 # Candès 2021) with the excess counted in its own standard deviations.
 _AIMS = (1 / 8, 4.0)
 
+# Exceeded bounds to start with: a model that is still being learned errs more, which
+# this many make up for over the first thousand requests.
+_ASSUMED_ABOVE = 2.0
+
 _MAX_EXPONENT = math.log(4.0)
 _CATEGORIES = 32
 _OTHER = ""
@@ -197,7 +201,7 @@ class Margin:
     def _aim(self, judged: float, above: float) -> float:
         """Return the rate whose quantile brings the achieved rate to the stated one."""
         expected = self.rate * judged
-        excess = (above - expected) / math.sqrt(expected + 1.0)
+        excess = (above + _ASSUMED_ABOVE - expected) / math.sqrt(expected + 1.0)
         widest, narrowest = _AIMS
         return self.rate * min(max(math.exp(-excess), widest), narrowest)
 
