@@ -234,7 +234,7 @@ def _serving(port: int, service: str) -> bool:
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds."""
 
-    def wait(condition: Callable[[], Any], timeout_s: float = 15) -> Any:
+    def wait(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline:

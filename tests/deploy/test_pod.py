@@ -46,32 +46,35 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, ""
 
 
-def test_router_starts_is_probed_and_ends(kustomize, start_pod):
-    pod = start_pod(kustomize("base"))
-    assert all(pod.probe("extproc", kind) for kind in PROBES)
-    status, metrics = get(pod.ports["http-admin"], "/metrics")
+@pytest.fixture(scope="module")
+def base_pod(kustomize, start_pod):
+    return start_pod(kustomize("base"))
+
+
+def test_router_starts_and_is_probed(base_pod):
+    assert all(base_pod.probe("extproc", kind) for kind in PROBES)
+    status, metrics = get(base_pod.ports["http-admin"], "/metrics")
     assert status == 200
     assert "extproc_decisions_total" in metrics
-    assert pod.containers["extproc"].stop() == 0
 
 
 def test_a_changed_configmap_is_in_force_without_a_restart(
-    kustomize, start_pod, update_config, eventually
+    base_pod, update_config, eventually
 ):
-    pod = start_pod(kustomize("base"))
-
     def thresholds() -> list[int]:
-        pools = json.loads(get(pod.ports["http-admin"], "/status")[1])["pools"]
+        pools = json.loads(get(base_pod.ports["http-admin"], "/status")[1])["pools"]
         return [pool["threshold_tokens"] for pool in pools]
 
     assert thresholds() == [8192, 65536]
-    text = (pod.volumes["config"] / "extproc.yaml").read_text()
-    lower = text.replace(
-        "max_model_len: 8192", "max_model_len: 8192\n  threshold_tokens: 4000"
-    )
-    update_config(pod.volumes["config"], {"extproc.yaml": lower})
+    folder = base_pod.volumes["config"]
+    text = (folder / "extproc.yaml").read_text()
+    limit = "max_model_len: 8192"
+    lower = text.replace(limit, f"{limit}\n  threshold_tokens: 4000")
+    update_config(folder, {"extproc.yaml": lower})
     assert eventually(lambda: thresholds() == [4000, 65536])
-    assert pod.containers["extproc"].running
+    # The same process, which ends as it should when it is told to.
+    assert base_pod.containers["extproc"].running
+    assert base_pod.containers["extproc"].stop() == 0
 
 
 def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
