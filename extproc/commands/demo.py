@@ -25,6 +25,10 @@ from extproc.demo.run import Demo, Settings, demo
 from extproc.demo.vllm_backend import VllmError
 from extproc.demo.workload import DemoRequest, RequestFileError, read_requests
 
+_COUNT = 400
+# A CPU reads prompts slowly, even for a tiny model.
+_COUNT_VLLM = 140
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -36,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '{"path": ..., "body": ..., "headers": {...}}',
     )
     parser.add_argument(
-        "--count", type=_positive, default=400, help="requests to make up (400)"
+        "--count",
+        type=_positive,
+        help=f"requests to make up ({_COUNT}; {_COUNT_VLLM} with --vllm)",
     )
     parser.add_argument("--seed", type=int, default=1, help="of what is made up (1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -47,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-latency", action="store_true", help="leave out the timed requests"
     )
     parser.add_argument(
-        "--vllm", action="store_true", help="two real vLLM servers, on CPU"
+        "--vllm",
+        action="store_true",
+        help="two real vLLM servers, on CPU; their model is called tiny",
     )
     parser.add_argument(
         "--vllm-python",
@@ -78,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(
             envoy_config=args.envoy_config or find_config(),
             directory=directory,
-            count=args.count,
+            count=args.count or (_COUNT_VLLM if args.vllm else _COUNT),
             seed=args.seed,
             requests=requests,
             vllm_python=args.vllm_python if args.vllm else None,

@@ -35,7 +35,7 @@ from extproc.demo.vllm_backend import (
     make_model,
     vllm,
 )
-from extproc.demo.workload import DemoRequest, make_requests
+from extproc.demo.workload import DemoRequest, Target, make_requests
 from extproc.exchange.feedback import MODEL_SAMPLES
 
 _CONCURRENCY = 8
@@ -104,16 +104,15 @@ class Demo:
     def _requests(self) -> list[DemoRequest]:
         if self.settings.requests is not None:
             return list(self.settings.requests)
-        return list(
-            make_requests(
-                self.settings.count,
-                self.settings.seed,
-                short_window=self.config.pools[0].max_model_len,
-                model=MODEL_NAME,
-                # Random weights hardly ever end an answer by themselves.
-                longest_answer=16 if self.settings.vllm_python else None,
-            )
+        real = self.settings.vllm_python is not None
+        target = Target(
+            model=MODEL_NAME,
+            short_window=self.config.pools[0].max_model_len,
+            # Random weights hardly ever end an answer by themselves, and cannot see.
+            longest_answer=16 if real else None,
+            images=not real,
         )
+        return list(make_requests(self.settings.count, self.settings.seed, target))
 
     def _overflow(self) -> OverflowCheck:
         """Send the short pool what it cannot hold, past the router."""

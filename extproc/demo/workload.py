@@ -50,32 +50,37 @@ class DemoRequest:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def make_requests(
-    count: int,
-    seed: int,
-    *,
-    short_window: int = _REFERENCE_WINDOW,
-    model: str = "demo",
-    longest_answer: int | None = None,
-) -> Iterator[DemoRequest]:
-    """Requests of all kinds in turn.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the made-up requests have to fit.
 
-    Args:
-        count: how many.
-        seed: equal seeds give equal requests.
+    Attributes:
+        model: the name to ask for.
         short_window: ``max_model_len`` of the short pool; sizes grow and shrink with
             it, so that about one request in six does not fit.
-        model: the name to ask for.
         longest_answer: every request limits its answer to this; None: some do, to
             limits of their own.
+        images: whether one chat in fifty has a picture.
     """
+
+    model: str = "demo"
+    short_window: int = _REFERENCE_WINDOW
+    longest_answer: int | None = None
+    images: bool = True
+
+
+def make_requests(
+    count: int, seed: int, target: Target | None = None
+) -> Iterator[DemoRequest]:
+    """Make ``count`` requests of all kinds in turn; equal seeds give equal ones."""
+    target = target or Target()
     rng = random.Random(seed)
     kinds = list(Kind)
+    scale = target.short_window / _REFERENCE_WINDOW
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        scale = short_window / _REFERENCE_WINDOW
         size = max(_FEWEST_BYTES, int(_size_bytes(kind, rng) * scale))
-        yield _request(kind, write(kind, size, rng), model, longest_answer, rng)
+        yield _request(kind, write(kind, size, rng), target, rng)
 
 
 def _size_bytes(kind: Kind, rng: random.Random) -> int:
@@ -87,25 +92,23 @@ def _size_bytes(kind: Kind, rng: random.Random) -> int:
     return int(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _request(
-    kind: Kind, text: str, model: str, longest_answer: int | None, rng: random.Random
-) -> DemoRequest:
+def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoRequest:
     endpoint = rng.choices(
         (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COMPLETIONS, Endpoint.RESPONSES),
         weights=(75, 10, 10, 5),
     )[0]
     stream = rng.random() < 0.5
-    body: dict[str, Any] = {"model": model}
+    body: dict[str, Any] = {"model": target.model}
     if stream:
         body["stream"] = True
     limit = rng.choice((16, 32, 64, 128, 256)) if rng.random() < 0.6 else None
-    limit = longest_answer or limit
+    limit = target.longest_answer or limit
     match endpoint:
         case Endpoint.CHAT:
             body["messages"] = _messages(text, rng)
             if rng.random() < 0.15:
                 body["tools"] = _tools(rng)
-            if rng.random() < 0.02:
+            if rng.random() < 0.02 and target.images:
                 _attach_image(body["messages"][-1], rng)
             if stream and rng.random() < 0.7:
                 body["stream_options"] = {"include_usage": True}

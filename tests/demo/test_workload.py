@@ -9,6 +9,7 @@ from extproc.demo.vllm_request import Endpoint, read_job
 from extproc.demo.workload import (
     DemoRequest,
     RequestFileError,
+    Target,
     make_requests,
     read_requests,
 )
@@ -57,7 +58,7 @@ def test_sizes_follow_the_short_pool() -> None:
     whole, quarter = (
         sum(
             len(request.body)
-            for request in make_requests(70, seed=1, short_window=window)
+            for request in make_requests(70, 1, Target(short_window=window))
             if b"image_url" not in request.body
         )
         for window in (8192, 2048)
@@ -66,8 +67,9 @@ def test_sizes_follow_the_short_pool() -> None:
 
 
 def test_answers_can_be_limited() -> None:
-    for request in make_requests(70, seed=1, longest_answer=9):
+    for request in make_requests(70, 1, Target(longest_answer=9, images=False)):
         body = json.loads(request.body)
+        assert b"image_url" not in request.body
         limits = {
             body.get(name)
             for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")
