@@ -57,7 +57,7 @@ def answer(
         "rate": question.rate,
         "engine": question.engine.name,
         "gpus_per_instance": prices.gpus_per_instance,
-        "pools": _pools(split, question),
+        "pools": _pools(split),
         "instances": total,
         "gpus": total * prices.gpus_per_instance,
         "slo_met": split.slo_met,
@@ -98,7 +98,7 @@ def answer(
     }
 
 
-def _pools(split: SizedPolicy, question: Question) -> list[dict[str, Any]]:
+def _pools(split: SizedPolicy) -> list[dict[str, Any]]:
     return [
         {
             "name": tier.name,
@@ -117,7 +117,6 @@ def _pools(split: SizedPolicy, question: Question) -> list[dict[str, Any]]:
             "mean_running": _plain(result.mean_running),
             "busy_share": _plain(result.busy_share),
             "mean_kv_cache_usage": _plain(result.mean_kv_cache_usage),
-            "slo_met": result.meets(question.slo) or split.slo_met,
         }
         for tier, instances, traffic, size, result in zip(
             split.policy.tiers,

@@ -17,10 +17,13 @@ class StepTime(Protocol):
     only decode has a closed form.
     """
 
-    context_s: float
-    """Seconds for each token of context that a decoding sequence reads (>= 0)."""
-    pair_s: float
-    """Seconds for each (new token, token it attends to) of a prompt chunk (>= 0)."""
+    @property
+    def context_s(self) -> float:
+        """Seconds for each token of context that a decoding sequence reads (>= 0)."""
+
+    @property
+    def pair_s(self) -> float:
+        """Seconds for each pair of a chunk's token and one it attends to (>= 0)."""
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
         """Seconds of a step whatever the context: weights, matrices, overheads."""

@@ -1,0 +1,330 @@
+"""What a split into pools would save, beside what it would save without one.
+
+Sizes the fleet for a workload, a rate, hardware and an SLO: the split with the shipped
+router, and every baseline the same way, by simulating vLLM's scheduler. Named workloads
+need no download. --paper derives the numbers of the papers that can be derived, and
+sizes their setting.
+
+  extproc plan --workload azure-conv --rate 1000
+  extproc plan --workload my-traffic.csv.gz --rate 40 --gpu H100-80GB --report plan.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from extproc.commands.fleet_options import (
+    DEFAULT_MAX_MODEL_LEN,
+    DEFAULT_THRESHOLD,
+    OptionError,
+    Progress,
+    add_hardware_arguments,
+    add_output_arguments,
+    add_promise_arguments,
+    add_traffic_arguments,
+    plain_json,
+    read_arrivals,
+    read_engine,
+    read_slo,
+    read_workload,
+)
+from extproc.fleet.answer import Prices, answer
+from extproc.fleet.claims import claims
+from extproc.fleet.cost import HOURS_PER_YEAR
+from extproc.fleet.planning import (
+    PolicyTask,
+    Question,
+    SizedPolicy,
+    complete_slo,
+    policies,
+    size_policy,
+)
+from extproc.fleet.report import render
+from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
+from extproc.fleet.simulation import Declared
+from extproc.fleet.sizing import DEFAULT_MAX_NUM_SEQS
+from extproc.fleet.strategy import StrategyName
+from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+# The papers' two traces, as far as they can be had: their Azure tail is not public.
+_PAPER_WORKLOADS = ("azure-heavy", "lmsys")
+_PAPER_RATE = 1000.0
+_PAPER_BATCHED_TOKENS = 8192
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_traffic_arguments(parser)
+    add_hardware_arguments(parser)
+    parser.add_argument(
+        "--threshold",
+        type=int,
+        action="append",
+        metavar="TOKENS",
+        help="max_model_len of a pool below the last; repeat it for more than two "
+        f"pools; default {DEFAULT_THRESHOLD}",
+    )
+    parser.add_argument(
+        "--max-num-seqs",
+        type=int,
+        default=DEFAULT_MAX_NUM_SEQS,
+        help="where it is not sized for the worst case; default "
+        f"{DEFAULT_MAX_NUM_SEQS}, vLLM's own",
+    )
+    add_promise_arguments(parser)
+    parser.add_argument(
+        "--usd-per-gpu-hour", type=float, help="default: a public price of the GPU"
+    )
+    parser.add_argument(
+        "--hours-per-year", type=float, default=HOURS_PER_YEAR, help="default 8760"
+    )
+    parser.add_argument(
+        "--no-sweep", action="store_true", help="leave the other thresholds out"
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="the papers' numbers beside ours"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="one page")
+    parser.add_argument(
+        "--processes", type=int, default=min(4, os.cpu_count() or 1), help="at most"
+    )
+    add_output_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print."""
+    try:
+        if args.report is not None and not args.report.parent.is_dir():
+            raise OptionError(
+                f"--report: {args.report}, expected a file in a folder that is there"
+            )
+        document = _paper(args) if args.paper else _plan(args)
+    except OptionError as error:
+        print(f"extproc plan: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(plain_json(document))
+    elif args.paper:
+        _print_paper(document)
+    else:
+        _print_plan(document)
+    return 0
+
+
+def read_question(args: argparse.Namespace) -> Question:
+    """Everything that the arguments ask.
+
+    Raises:
+        OptionError: one of them is out of range.
+    """
+    workload = read_workload(args.workload)
+    engine = read_engine(args)
+    thresholds = tuple(sorted(set(args.threshold or [DEFAULT_THRESHOLD])))
+    if thresholds[0] < 2 or thresholds[-1] >= args.max_model_len:
+        raise OptionError(
+            f"--threshold: {', '.join(map(str, thresholds))}, expected 2 or more, and "
+            f"less than --max-model-len ({args.max_model_len})"
+        )
+    for option in ("max_num_seqs", "max_num_batched_tokens", "processes"):
+        value = getattr(args, option, None)
+        if value is not None and value < 1:
+            raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
+    arrivals = read_arrivals(args, workload)
+    try:
+        slo, budget = complete_slo(
+            read_slo(args),
+            workload,
+            engine,
+            thresholds,
+            args.max_model_len,
+            args.max_num_batched_tokens,
+            args.seed,
+        )
+    except ValueError as error:
+        raise OptionError(f"--max-model-len: {error}") from error
+    return Question(
+        workload,
+        engine,
+        args.rate,
+        arrivals,
+        slo,
+        thresholds,
+        args.max_model_len,
+        budget,
+        args.max_num_seqs,
+        Declared(args.declared),
+        seed=args.seed,
+    )
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    started = time.monotonic()
+    question = read_question(args)
+    prices = Prices(
+        question.engine.usd_per_gpu_hour, question.engine.gpus, args.hours_per_year
+    )
+    with _mapper(args.processes) as mapped:
+        sized = _size(question, mapped)
+    points = [] if args.no_sweep else sweep(question, THRESHOLDS)
+    document = answer(question, sized, prices, points)
+    document["wall_time_s"] = round(time.monotonic() - started, 1)
+    if args.report is not None:
+        errors = misroutes(
+            question,
+            sized["split"].policy.tiers,
+            (StrategyName.ROUTER, StrategyName.EMA, StrategyName.BYTES_PER_4),
+        )
+        args.report.write_text(render(question, sized, document, errors), "utf-8")
+        print(f"report: {args.report}", file=sys.stderr)
+    return document
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Any]:
+    """An ``imap`` over processes, or in this one."""
+    if processes == 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield pool.imap
+
+
+def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
+    tasks = [PolicyTask(question, policy) for policy in policies(question)]
+    progress = Progress("sizing", len(tasks))
+    sized = {}
+    for done, policy in enumerate(mapped(size_policy, tasks), 1):
+        sized[policy.policy.name] = policy
+        progress.show(done)
+    return sized
+
+
+def _paper(args: argparse.Namespace) -> dict[str, Any]:
+    """Derive what can be derived, and size the papers' setting by our means."""
+    started = time.monotonic()
+    args.gpu, args.step_time, args.profile = "A100-80GB", "paper", None
+    engine = read_engine(args)
+    simulated = []
+    with _mapper(args.processes) as mapped:
+        for name in _PAPER_WORKLOADS:
+            workload = WORKLOADS[name]
+            slo, budget = complete_slo(
+                read_slo(args),
+                workload,
+                engine,
+                (DEFAULT_THRESHOLD,),
+                DEFAULT_MAX_MODEL_LEN,
+                _PAPER_BATCHED_TOKENS,
+                args.seed,
+            )
+            question = Question(
+                workload,
+                engine,
+                _PAPER_RATE,
+                RenewalArrivals(_PAPER_RATE),
+                slo,
+                (DEFAULT_THRESHOLD,),
+                DEFAULT_MAX_MODEL_LEN,
+                budget,
+                seed=args.seed,
+            )
+            sized = _size(question, mapped)
+            prices = Prices(engine.usd_per_gpu_hour, engine.gpus)
+            simulated.append(answer(question, sized, prices))
+    return {
+        "claims": [asdict(claim) for claim in claims()],
+        "simulated": simulated,
+        "seed": args.seed,
+        "wall_time_s": round(time.monotonic() - started, 1),
+    }
+
+
+def _print_paper(document: dict[str, Any]) -> None:
+    print(f"{'':4} {'claim':42} {'theirs':>16} {'ours':>16}  derivation")
+    for claim in document["claims"]:
+        mark = "=" if claim["exact"] else "not"
+        print(
+            f"{mark:4} {claim['what']:42} {claim['theirs']:>16} {claim['ours']:>16}  "
+            f"{claim['note']}"
+        )
+    for plan in document["simulated"]:
+        print(f"\n{plan['workload']} in the papers' setting, simulated:")
+        _print_policies(plan)
+    print(f"\nseed {document['seed']}, {document['wall_time_s']} s")
+
+
+def _print_plan(document: dict[str, Any]) -> None:
+    slo = document["slo"]
+    synthetic = ", synthetic" if document["synthetic"] else ""
+    print(
+        f"{document['workload']} ({document['source']}{synthetic}) at "
+        f"{document['rate']:g} req/s on {document['engine']}\n"
+        f"promised: P99 TTFT {slo['p99_ttft_s']:g} s ({slo['long_ttft_s']:.3g} s over "
+        f"{slo['long_tokens']:,} tokens), P99 TPOT {1e3 * slo['p99_tpot_s']:g} ms, "
+        f"preemptions {slo['preemption_rate']:g} a request\n"
+    )
+    header = ("pool", "instances", "max_model_len", "max_num_seqs", "share")
+    print("{:10} {:>9} {:>13} {:>12} {:>8}".format(*header), "P99 TTFT  P99 TPOT")
+    for pool in document["pools"]:
+        ttft, tpot = pool["p99_ttft_s"], pool["p99_tpot_s"]
+        print(
+            f"{pool['name']:10} {pool['instances']:9} {pool['max_model_len']:13} "
+            f"{pool['max_num_seqs']:12} {pool['share_of_requests']:8.2%} "
+            f"{_seconds(ttft):>8} {_seconds(tpot):>9}"
+        )
+    print()
+    _print_policies(document)
+    if document["sweep"]:
+        print("\nby throughput alone, saving against the papers' baseline:")
+        print(" threshold   alpha     rho   formula  worst-case split  paged split")
+        for point in document["sweep"]:
+            print(
+                f"{point['threshold_tokens']:10,} {point['short_fraction']:7.3f} "
+                f"{point['throughput_gain']:7.2f} {point['formula']:9.1%} "
+                f"{point['worst_case_saving']:17.1%} {point['paged_saving']:12.1%}"
+            )
+    print(
+        f"\nalpha {document['alpha']:.4f}, rho {document['rho']:.2f}: formula "
+        f"{document['formula_saving_pct']} %, simulated {document['saving_pct']} %: "
+        f"{document['saving_from_not_sizing_for_the_worst_case_pct']} from not sizing "
+        f"for the worst case, {document['saving_from_the_split_pct']} from the split\n"
+        f"${document['dollars_per_year_saved']:,} a year at "
+        f"${document['usd_per_gpu_hour']:g} a GPU-hour and "
+        f"{document['hours_per_year']:,.0f} h; "
+        f"${document['dollars_per_year_saved_against_paged']:,} of it from the split"
+    )
+    print(f"{document['verdict']}")
+    print(f"seed {document['seed']}, {document['wall_time_s']} s")
+
+
+def _print_policies(document: dict[str, Any]) -> None:
+    print(
+        f"{'policy':26} {'instances':>9} {'saved by split':>14} {'P99 TTFT':>9} "
+        f"{'P99 TPOT':>9} {'rejected':>9}  SLO"
+    )
+    rows = {"split": None, **document["baselines"]}
+    for name, row in rows.items():
+        if row is None:
+            met = "met" if document["slo_met"] else "missed"
+            print(f"{name:26} {document['instances']:9} {'':14} {'':29}  {met}")
+            continue
+        print(
+            f"{name:26} {row['instances']:9} {row['saving_pct']:13.1f}% "
+            f"{_seconds(row['p99_ttft_s']):>9} {_seconds(row['p99_tpot_s']):>9} "
+            f"{row['rejected_share']:9.3%}  {'met' if row['slo_met'] else 'missed'}"
+        )
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.0f} ms"

@@ -1,0 +1,224 @@
+"""Line and bar charts as SVG text.
+
+Colours are names of CSS variables (``--a`` ...), set by the page for light and dark.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+_WIDTH, _HEIGHT = 520.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 30.0, 44.0
+_DASHES = ' stroke-dasharray="5 4"'
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A range of values; logarithmic ones are above 0."""
+
+    title: str
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies, 0 at ``low`` to 1 at ``high``, clipped."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return min(1.0, max(0.0, (value - low) / (high - low)))
+
+    def ticks(self) -> list[float]:
+        """Round values: powers of two or ten on a logarithm, else 1, 2 or 5 apart."""
+        if self.log:
+            decades = math.log10(self.high / self.low)
+            factor = 10 if self.low < 1 else 2 if decades < 1.6 else 4
+            start = 10 ** math.ceil(math.log10(self.low)) if factor == 10 else self.low
+            found = [start]
+            while found[-1] * factor <= self.high * 1.001:
+                found.append(found[-1] * factor)
+            return found
+        span = self.high - self.low
+        step = 10 ** math.floor(math.log10(span / 4))
+        for factor in (5, 2):
+            if span / (step * factor) >= 3:
+                step *= factor
+                break
+        first = math.ceil(self.low / step)
+        last = math.floor(self.high / step + 1e-9)
+        return [index * step for index in range(first, last + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A line through points; one without a title is not in the legend."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+    colour: str
+    filled: bool = False
+    dashed: bool = False
+
+
+@dataclass(slots=True)
+class Chart:
+    """Series over two axes, with vertical marks and horizontal levels."""
+
+    x: Axis
+    y: Axis
+    _series: list[Series] = field(default_factory=list)
+    _marks: list[tuple[float, str]] = field(default_factory=list)
+    _levels: list[float] = field(default_factory=list)
+
+    def add(self, series: Series) -> None:
+        """Draw a series over those before it."""
+        self._series.append(series)
+
+    def mark(self, value: float, label: str) -> None:
+        """Draw a vertical line at an x value."""
+        self._marks.append((value, label))
+
+    def level(self, value: float) -> None:
+        """Draw a dotted horizontal line at a y value."""
+        self._levels.append(value)
+
+    def svg(self) -> str:
+        """The chart, as an element."""
+        parts = [
+            f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+            f'aria-label="{escape(self.y.title)} by {escape(self.x.title)}">'
+        ]
+        parts += self._grid()
+        parts += [self._line(series) for series in self._series if series.points]
+        parts += self._annotations()
+        parts += self._legend()
+        parts.append("</svg>")
+        return "\n".join(parts)
+
+    def _px(self, value: float) -> float:
+        return _LEFT + self.x.share(value) * (_WIDTH - _LEFT - _RIGHT)
+
+    def _py(self, value: float) -> float:
+        return _HEIGHT - _BOTTOM - self.y.share(value) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def _grid(self) -> list[str]:
+        bottom = _HEIGHT - _BOTTOM
+        parts = []
+        for tick in self.y.ticks():
+            y = self._py(tick)
+            parts.append(
+                f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+                'stroke="var(--line)"/>'
+                f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">'
+                f"{_number(tick)}</text>"
+            )
+        for tick in self.x.ticks():
+            x = self._px(tick)
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" '
+                'stroke="var(--muted)"/>'
+                f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">'
+                f"{_number(tick)}</text>"
+            )
+        middle = (_LEFT + _WIDTH - _RIGHT) / 2
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}" '
+            'stroke="var(--muted)"/>'
+            f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">'
+            f"{escape(self.x.title)}</text>"
+            f'<text x="4" y="14">{escape(self.y.title)}</text>'
+        )
+        return parts
+
+    def _line(self, series: Series) -> str:
+        points = " ".join(
+            f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in series.points
+        )
+        colour = f"var(--{series.colour})"
+        if series.filled:
+            left, right = series.points[0][0], series.points[-1][0]
+            floor = self._py(self.y.low)
+            return (
+                f'<polygon points="{self._px(left):.1f},{floor:.1f} {points} '
+                f'{self._px(right):.1f},{floor:.1f}" fill="{colour}" opacity="0.8"/>'
+            )
+        return (
+            f'<polyline points="{points}" fill="none" stroke="{colour}" '
+            f'stroke-width="2"{_DASHES if series.dashed else ""}/>'
+        )
+
+    def _annotations(self) -> list[str]:
+        parts = []
+        for value in self._levels:
+            y = self._py(value)
+            parts.append(
+                f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+                'stroke="var(--text)" stroke-dasharray="1 4"/>'
+            )
+        for value, label in self._marks:
+            x = self._px(value)
+            end = ' text-anchor="end"' if x > _WIDTH - 80 else ""
+            shift = -5 if end else 5
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
+                f'stroke="var(--b)"{_DASHES}/>'
+                f'<text class="strong" x="{x + shift:.1f}" y="{_TOP + 10}"{end}>'
+                f"{escape(label)}</text>"
+            )
+        return parts
+
+    def _legend(self) -> list[str]:
+        titled = [series for series in self._series if series.title]
+        parts, x = [], _WIDTH - _RIGHT
+        # From the right, so that the last drawn, which is ours, stands at the edge.
+        for series in reversed(titled):
+            x -= 6.4 * len(series.title) + 4
+            parts.append(f'<text x="{x:.0f}" y="14">{escape(series.title)}</text>')
+            x -= 22
+            parts.append(
+                f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="10" y2="10" '
+                f'stroke="var(--{series.colour})" stroke-width="3"/>'
+            )
+            x -= 8
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One labelled bar; the note stands behind its value."""
+
+    label: str
+    value: float
+    colour: str
+    note: str = ""
+
+
+def bar_chart(bars: Sequence[Bar]) -> str:
+    """Horizontal bars from a common zero."""
+    width, row, left = 1000.0, 28.0, 200.0
+    longest = max([bar.value for bar in bars] + [1.0])
+    height = row * len(bars)
+    parts = [f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="GPUs">']
+    for index, bar in enumerate(bars):
+        y = index * row
+        length = max(1.0, bar.value / longest * (width - left - 260))
+        note = f" ({escape(bar.note)})" if bar.note else ""
+        parts.append(
+            f'<text class="strong" x="{left - 10}" y="{y + 18}" text-anchor="end">'
+            f"{escape(bar.label)}</text>"
+            f'<rect x="{left}" y="{y + 5}" width="{length:.1f}" height="18" rx="2" '
+            f'fill="var(--{bar.colour})"/>'
+            f'<text x="{left + length + 8:.1f}" y="{y + 18}">{bar.value:,.0f}{note}'
+            "</text>"
+        )
+    parts.append("</svg>")
+    return "\n".join(parts)
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 1024 and value % 1024 == 0:
+        return f"{value / 1024:g}K"
+    return f"{value:,.10g}" if abs(value) >= 1 else f"{value:.3g}"
