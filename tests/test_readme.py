@@ -52,7 +52,8 @@ def test_every_command_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"`((?:envoy|extproc|protos|tests)/[\w./-]*)`", README)))
+    "name",
+    sorted(set(re.findall(r"`((?:envoy|extproc|protos|tests)/[\w./-]*)`", README))),
 )
 def test_every_file_that_is_named_exists(name: str) -> None:
     assert (ROOT / name).exists()
