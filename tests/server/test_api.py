@@ -16,7 +16,10 @@ from extproc.server.api import Api, InvalidArgumentError, WithApi
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.explaining import Explainer
 from extproc.server.grpcio import GrpcioServer
+from extproc.server.health import HealthStatuses
 from extproc.server.metrics import Metrics
+from extproc.server.native import NativeServer
+from extproc.server.rpc import Service
 from extproc.server.service import ExtProcService
 from extproc.wire import router_pb2 as pb
 
@@ -140,44 +143,58 @@ def test_hint_decides_the_category() -> None:
     assert answer.category == "code"
 
 
-def test_unary_grpc() -> None:
+def grpcio_server(service: Service) -> GrpcioServer:
+    return GrpcioServer(service, "127.0.0.1:0", 1 << 20)
+
+
+def native_server(service: Service) -> NativeServer:
+    return NativeServer(service, HealthStatuses(), "127.0.0.1:0")
+
+
+@pytest.mark.parametrize("make_server", [grpcio_server, native_server])
+def test_unary_grpc(
+    make_server: Callable[[Service], GrpcioServer | NativeServer],
+) -> None:
     async def run() -> None:
         service = make_service()
-        api = Api(service, MAX_BODY_BYTES)
-        server = GrpcioServer(WithApi(service, api), "127.0.0.1:0", 1 << 20)
-        port = await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            decide = channel.unary_unary(
-                "/tokenbudget.v1.Router/Decide",
-                pb.DecideRequest.SerializeToString,
-                pb.DecideResponse.FromString,
-            )
-            observe = channel.unary_unary(
-                "/tokenbudget.v1.Router/Observe",
-                pb.ObserveRequest.SerializeToString,
-                pb.ObserveResponse.FromString,
-            )
-            unread = channel.unary_unary("/tokenbudget.v1.Router/Decide")
-            unknown = channel.unary_unary("/tokenbudget.v1.Router/Forget")
-            answer = await decide(pb.DecideRequest(body=BODY))
-            assert answer.pool == "short"
-            learned = await observe(
-                pb.ObserveRequest(
-                    decision=answer.decision, status=200, prompt_tokens=240
-                )
-            )
-            assert learned == pb.ObserveResponse()
-            for call, code in (
-                (observe(pb.ObserveRequest(decision=b"?")), "INVALID_ARGUMENT"),
-                (unread(b"\xff\xff"), "INVALID_ARGUMENT"),
-                (unknown(b""), "UNIMPLEMENTED"),
-            ):
-                with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await call
-                assert refused.value.code().name == code
-        await server.drain(0)
+        server = make_server(WithApi(service, Api(service, MAX_BODY_BYTES)))
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                await asyncio.wait_for(call_methods(channel), 20)
+        finally:
+            await server.drain(0)
 
     asyncio.run(run())
+
+
+async def call_methods(channel: grpc.aio.Channel) -> None:
+    decide = channel.unary_unary(
+        "/tokenbudget.v1.Router/Decide",
+        pb.DecideRequest.SerializeToString,
+        pb.DecideResponse.FromString,
+    )
+    observe = channel.unary_unary(
+        "/tokenbudget.v1.Router/Observe",
+        pb.ObserveRequest.SerializeToString,
+        pb.ObserveResponse.FromString,
+    )
+    unread = channel.unary_unary("/tokenbudget.v1.Router/Decide")
+    unknown = channel.unary_unary("/tokenbudget.v1.Router/Forget")
+    answer = await decide(pb.DecideRequest(body=BODY))
+    assert answer.pool == "short"
+    learned = await observe(
+        pb.ObserveRequest(decision=answer.decision, status=200, prompt_tokens=240)
+    )
+    assert learned == pb.ObserveResponse()
+    for call, code in (
+        (observe(pb.ObserveRequest(decision=b"?")), "INVALID_ARGUMENT"),
+        (unread(b"\xff\xff"), "INVALID_ARGUMENT"),
+        (unknown(b""), "UNIMPLEMENTED"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code().name == code
 
 
 def over_http(
