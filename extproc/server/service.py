@@ -30,7 +30,7 @@ from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode
 from extproc.server.health import EXT_PROC
 from extproc.server.metrics import Metrics
-from extproc.server.rpc import Call, Replies, Send
+from extproc.server.rpc import Call, Replies, RpcError, Send, Status
 
 logger = logging.getLogger(__name__)
 
@@ -116,18 +116,25 @@ class ExtProcService:
         return Stream(self, exchange)
 
     def step(self, exchange: Exchange, data: bytes) -> Replies:
-        """Answer one message of an exchange; never raises."""
+        """Answer one message of an exchange.
+
+        Raises:
+            RpcError: it cannot go on, and what is not echoed would be lost.
+        """
         try:
             return self._step(exchange, data)
         except (ProtocolError, UnknownMessageError) as error:
-            # Ending the stream cleanly lets Envoy go on without us; an error status
-            # would be a 500 for the client where failure_mode_allow is off.
             self.metrics.protocol_errors.add()
             logger.warning("protocol_error", extra={"fields": {"error": str(error)}})
-            return (), True
         except Exception as error:
             self._fault(error)
-            return (), True
+        if exchange.owes_bodies:
+            # In full duplex a clean end means that the rest of the body is empty: the
+            # backend would get half a request, or the client half an answer.
+            raise RpcError(Status.INTERNAL, "cannot go on")
+        # Ending the stream cleanly lets Envoy go on without us; an error status would
+        # be a 500 for the client where failure_mode_allow is off.
+        return (), True
 
     def _step(self, exchange: Exchange, data: bytes) -> Replies:
         began = time.perf_counter()

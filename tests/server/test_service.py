@@ -18,7 +18,7 @@ from extproc.routing.ratio import TextEma
 from extproc.routing.router import Router
 from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
-from extproc.server.rpc import Call
+from extproc.server.rpc import Call, RpcError
 from extproc.server.service import PROCESS, ExtProcService
 from extproc.wire import ext_proc_pb2 as pb
 
@@ -173,6 +173,18 @@ def test_a_message_out_of_order_ends_the_stream_cleanly(
 
 
 # Faults of ours.
+
+
+def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
+    """A clean end would give the backend an empty body in place of the withheld one."""
+    call = Server().open()
+    first = pb.ProcessingRequest.FromString(headers())
+    first.protocol_config.request_body_mode = 4  # FULL_DUPLEX_STREAMED
+    call.receive(first.SerializeToString())
+    call.receive(body(end=False))
+
+    with pytest.raises(RpcError, match="INTERNAL"):
+        call.receive(headers())
 
 
 def fail(*args: object) -> None:
