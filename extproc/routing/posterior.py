@@ -10,8 +10,10 @@ positive definite whatever was seen. Being sums, they add up across processes.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from extproc.routing.learned import Group
 from extproc.routing.prior import Matrix, Prior
@@ -21,6 +23,11 @@ from extproc.routing.terms import Vector
 # takes half a millisecond, so about 15 us an observation when settled.
 _STALE_SHARE = 1 / 16
 _SETTLED = 512.0
+
+
+@cache
+def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.triu_indices(size)
 
 
 class Posterior:
@@ -90,7 +97,7 @@ class Posterior:
     def snapshot(self) -> Group:
         """Copy the sums out: upper triangle of the precision, moment, observed."""
         self._fold_pending()
-        upper = self._precision[np.triu_indices(len(self._mean))]
+        upper = self._precision[_upper_triangle(len(self._mean))]
         sums = np.concatenate([upper, self._moment, [self.observed]])
         return Group(self._keep, self.observations, sums, self.epoch)
 
@@ -104,7 +111,7 @@ class Posterior:
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
         size = len(self._mean)
-        rows, columns = np.triu_indices(size)
+        rows, columns = _upper_triangle(size)
         if group.sums.shape != (len(rows) + size + 1,):
             return False
         upper, moment, observed = np.split(group.sums, [len(rows), len(rows) + size])

@@ -18,7 +18,15 @@ import numpy.typing as npt
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
 from extproc.routing.terms import TERMS, Vector
 
-__all__ = ["FAMILIES", "Matrix", "Prior", "known_families", "relative_variance"]
+__all__ = [
+    "FAMILIES",
+    "Matrix",
+    "Prior",
+    "from_coefficients",
+    "known_families",
+    "make_prior",
+    "relative_variance",
+]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -65,11 +73,19 @@ def known_families(leave_out: Collection[str] = ()) -> Prior:
     if len(kept) < 2:
         raise ValueError("at least two families must remain")
     coefficients = np.array([MILLITOKENS[name] for name in TERMS], dtype=float).T / 1000
-    coefficients = coefficients[kept]
+    return from_coefficients(coefficients[kept])
+
+
+def from_coefficients(coefficients: Matrix) -> Prior:
+    """Return the prior that tokenizer families give.
+
+    Args:
+        coefficients: one row of tokens a term for each of two or more families.
+    """
     mean = coefficients.mean(axis=0)
     apart = coefficients - mean
     spreads = np.array([_spread(name) for name in TERMS])
-    between = apart.T @ apart / (len(kept) - 1)
+    between = apart.T @ apart / (len(coefficients) - 1)
     return make_prior(mean, between + np.diag(spreads**2))
 
 
