@@ -43,12 +43,13 @@ _CLIPPED_ERROR = 1.0
 # The model behind a name may have changed once its recent errors, in expected
 # deviations (0.8 for normal ones), are this large. A challenger then learns beside it
 # from the prior alone, and takes over if its own recent errors are this much smaller;
-# it is dropped when the errors are calm again. New kinds of text surprise too, but
-# there a challenger seldom does better.
+# it is dropped when the errors are calm again, or after a long trial. New kinds of
+# text surprise too, but there a challenger seldom does better.
 _SURPRISE = 1.5
 _CALM = 1.1
 _TAKEOVER = 0.75
 _TRIAL_OBSERVATIONS = 12
+_TRIAL_ENDS_AFTER = 256
 
 _TERMS_EXPLAINED = 12
 _POSTERIOR = "posterior:"
@@ -182,7 +183,10 @@ class TextEstimator:
             learned.posterior = challenger.posterior
             learned.surprise = challenger.surprise
             learned.challenger = None
-        elif learned.surprise < _CALM:
+        elif (
+            learned.surprise < _CALM
+            or challenger.posterior.observed > _TRIAL_ENDS_AFTER
+        ):
             learned.challenger = None
 
     def snapshot(self) -> dict[str, Group]:
