@@ -152,18 +152,20 @@ def verdict(sized: Mapping[str, SizedPolicy]) -> str:
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
     total = saving(worst.total, split.total)
     own = saving(paged.total, split.total)
+    # One instance is as close as two small fleets can be told apart.
+    noise = max(NOISE, 1.5 / paged.total)
     parts = []
     if split.slo_met and not paged.slo_met:
         parts.append(
             "The split keeps the promise of first tokens where one pool cannot at any "
             "sensible size: a long prompt holds up whoever is behind it."
         )
-    elif own > NOISE:
+    elif own > noise:
         parts.append(
             f"The split pays: {own:.0%} fewer instances than one pool without "
             "worst-case max_num_seqs."
         )
-    elif own < -NOISE:
+    elif own < -noise:
         parts.append(
             f"The split does not pay: it takes {-own:.0%} more instances than one pool "
             "without worst-case max_num_seqs."
@@ -173,7 +175,7 @@ def verdict(sized: Mapping[str, SizedPolicy]) -> str:
             "The split itself saves nothing that could be told from noise "
             f"({own:+.1%} against one pool without worst-case max_num_seqs)."
         )
-    if total > NOISE and paged.slo_met and worst.slo_met:
+    if total > noise and paged.slo_met and worst.slo_met:
         unsized = saving(worst.total, paged.total)
         parts.append(
             f"Of the {total:.1%} against the papers' baseline, {unsized:.1%} come from "

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_WIDTH, _HEIGHT = 520.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 30.0, 44.0
+_WIDTH, _HEIGHT = 520.0, 320.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 54.0, 44.0
 _DASHES = ' stroke-dasharray="5 4"'
 
 
@@ -158,29 +158,27 @@ class Chart:
             )
         for value, label in self._marks:
             x = self._px(value)
-            end = ' text-anchor="end"' if x > _WIDTH - 80 else ""
-            shift = -5 if end else 5
+            end = "end" if x > _WIDTH - 60 else "middle"
             parts.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
                 f'stroke="var(--b)"{_DASHES}/>'
-                f'<text class="strong" x="{x + shift:.1f}" y="{_TOP + 10}"{end}>'
+                f'<text class="strong" x="{x:.1f}" y="{_TOP - 5}" '
+                f'text-anchor="{end}">'
                 f"{escape(label)}</text>"
             )
         return parts
 
     def _legend(self) -> list[str]:
-        titled = [series for series in self._series if series.title]
-        parts, x = [], _WIDTH - _RIGHT
-        # From the right, so that the last drawn, which is ours, stands at the edge.
-        for series in reversed(titled):
-            x -= 6.4 * len(series.title) + 4
-            parts.append(f'<text x="{x:.0f}" y="14">{escape(series.title)}</text>')
-            x -= 22
+        parts, x = [], 4.0
+        for series in self._series:
+            if not series.title:
+                continue
             parts.append(
-                f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="10" y2="10" '
+                f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="26" y2="26" '
                 f'stroke="var(--{series.colour})" stroke-width="3"/>'
+                f'<text x="{x + 21:.0f}" y="30">{escape(series.title)}</text>'
             )
-            x -= 8
+            x += 6.5 * len(series.title) + 36
         return parts
 
 

@@ -39,7 +39,6 @@ from extproc.fleet.slo import Slo, long_promise_s, token_budget
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Arrivals, Workload
 
-_LARGEST_VERIFICATION = 40_000
 _GROWTHS = 5
 _DRAWS = 200_000
 
@@ -55,6 +54,8 @@ class Question:
         max_model_len: of the last pool, and of homogeneous ones.
         max_num_batched_tokens: of every instance.
         max_num_seqs: where it is not sized for the worst case.
+        asked_requests, tried_requests, verified_requests: drawn to ask a strategy,
+            simulated for each size that is tried, and for the whole fleet at the end.
     """
 
     workload: Workload
@@ -69,6 +70,9 @@ class Question:
     declared: Declared = Declared.EXACT
     variation_factor: float = 1.0
     seed: int = 42
+    asked_requests: int = 20_000
+    tried_requests: int = 12_000
+    verified_requests: int = 40_000
 
 
 def complete_slo(
@@ -207,6 +211,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
         policy.strategy,
         question.seed,
         question.declared,
+        question.asked_requests,
     )
     slos = [
         _pool_slo(question, tier, traffic)
@@ -222,6 +227,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
                 question.rate * traffic.share,
                 slo,
                 question.seed,
+                question.tried_requests,
             )
         )
         for tier, traffic, slo in zip(policy.tiers, assignment.pools, slos, strict=True)
@@ -277,7 +283,9 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    requests = int(min(max(20_000, 60 * question.rate), _LARGEST_VERIFICATION))
+    # A minute of traffic, but no fewer requests than half of the most.
+    most = question.verified_requests
+    requests = int(min(max(most / 2, 60 * question.rate), most))
     return simulate(
         specs,
         question.workload.lengths,

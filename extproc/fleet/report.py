@@ -51,7 +51,8 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--muted); }
 svg .strong { fill: var(--text); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } th { vertical-align: bottom; }
 th { font-weight: 600; color: var(--muted); } th:first-child, td:first-child {
   text-align: left; } tr.ours td { font-weight: 600; } .missed { color: var(--bad); }
 @media (max-width: 540px) { .plots { grid-template-columns: 1fr; } }
@@ -190,7 +191,7 @@ def _savings(document: Mapping[str, Any]) -> tuple[str, str]:
     points = document["sweep"]
     note = (
         "Against one pool sized for the worst case, by throughput alone, routed "
-        "without error. The dotted line is what that pool saves by itself with paged KV."
+        "without error. The dotted line is what that pool saves alone with paged KV."
     )
     if not points:
         return "Not swept.", ""
@@ -275,7 +276,10 @@ def _misroutes(points: Sequence[MisroutePoint]) -> tuple[str, str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    # vLLM's long names may break after an underscore.
+    titles = "".join(
+        f"<th>{escape(title).replace('_', '_<wbr>')}</th>" for title in head
+    )
     body = "".join(
         f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
         for kind, cells in rows
@@ -355,9 +359,9 @@ def _method(document: Mapping[str, Any]) -> str:
     return (
         "<p class=muted>Simulated with the decisions of vLLM's v1 scheduler "
         "(0.32.0: chunked prefill, paged KV, preemption by recompute; no prefix "
-        "caching, no speculative decoding). Step times are a roofline of data sheets unless a "
-        "profile was given: measure your own with <code>extproc profile</code>. Seed "
-        f"{document['seed']}; client limits {escape(document['declared'])}; "
+        "caching, no speculative decoding). Step times are a roofline of data sheets "
+        "unless a profile was given: measure yours with <code>extproc profile</code>. "
+        f"Seed {document['seed']}; client limits {escape(document['declared'])}; "
         f"${document['usd_per_gpu_hour']:g} a GPU-hour, "
         f"{document['hours_per_year']:,.0f} hours a year; "
         f"alpha {document['alpha']:.4f}, rho {document['rho']:.2f}, formula "

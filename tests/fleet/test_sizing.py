@@ -1,0 +1,164 @@
+"""Sizes: the guess, the search, and what a strategy sends where."""
+
+import numpy as np
+import pytest
+
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.sizing import (
+    Engine,
+    SizingTask,
+    Tier,
+    Traffic,
+    assign,
+    fewest,
+    saturated_rate,
+    size_pool,
+)
+from extproc.fleet.slo import Slo, idle_ttft_s, long_promise_s, token_budget
+from extproc.fleet.steptime import Linear
+from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.workload import WORKLOADS, Recorded, RenewalArrivals
+
+STEP = Linear(base_s=0.01, seq_s=1e-4, token_s=2e-5, context_s=1e-8)
+ENGINE = Engine("toy", STEP, 4097, 16, 1, 1.0)
+
+
+@pytest.mark.parametrize("answer", [1, 2, 7, 40, 99, 100])
+@pytest.mark.parametrize("start", [1, 30, 100])
+def test_fewest_finds_the_smallest_that_meets(answer: int, start: int) -> None:
+    tried: list[int] = []
+
+    def meets(n: int) -> bool:
+        tried.append(n)
+        return n >= answer
+
+    assert fewest(meets, start, 1, 100) == answer
+    assert len(tried) < 20
+
+
+def test_fewest_gives_up_at_the_most() -> None:
+    assert fewest(lambda n: False, 3, 1, 50) == 50
+
+
+def test_worst_case_seqs_come_from_the_kv_cache() -> None:
+    assert ENGINE.kv_tokens == 65_536
+    assert ENGINE.limits(8192, None, 512).max_num_seqs == 8
+    assert ENGINE.limits(8192, 256, 512).max_num_seqs == 256
+    with pytest.raises(
+        ValueError, match="max_model_len: 65537, expected at most 65536"
+    ):
+        ENGINE.limits(65_537, None, 512)
+
+
+def test_the_token_budget_keeps_a_step_within_the_promise() -> None:
+    slo = Slo(p99_tpot_s=0.08)
+    budget = token_budget(STEP, slo)
+    assert budget == 2048
+    assert STEP.fixed_s(budget, 0) <= 0.9 * 0.08 < STEP.fixed_s(2 * budget, 0)
+
+
+def test_the_idle_first_token_is_what_an_idle_instance_takes() -> None:
+    limits = SchedulerLimits(8, 64, 4096, 300)
+    lone = Recorded(np.array([150]), np.array([1]))
+    rate = saturated_rate(limits, STEP, lone, 1, n=10)
+    # Ten prompts of 150 tokens in one queue share steps; one alone does not.
+    assert idle_ttft_s(150, limits, STEP) == pytest.approx(
+        3 * 0.01 + 150 * 2e-5, rel=1e-6
+    )
+    assert rate > 1 / idle_ttft_s(150, limits, STEP)
+    assert long_promise_s(np.array([150] * 9), limits, STEP, 0.01) == pytest.approx(
+        2 * idle_ttft_s(150, limits, STEP)
+    )
+    assert long_promise_s(np.array([], int), limits, STEP, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_promises_out_of_range_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="p99_ttft_s"):
+        Slo(p99_ttft_s=value)
+
+
+def tiers() -> list[Tier]:
+    return [
+        Tier("short", ENGINE.limits(8192, 64, 512), 8192),
+        Tier("long", ENGINE.limits(65_536, 64, 512), 65_536),
+    ]
+
+
+def test_an_oracle_assigns_by_the_threshold() -> None:
+    workload = WORKLOADS["azure-heavy"]
+    found = assign(
+        workload.lengths, tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1
+    )
+    short, long = found.pools
+    assert short.share == pytest.approx(0.92, abs=0.01)
+    assert short.share + long.share == pytest.approx(1)
+    assert (short.lengths.prompts + short.lengths.outputs).max() <= 8192
+    assert (long.lengths.prompts + long.lengths.outputs).min() > 8192
+    assert found.under == found.over == found.rejected == 0
+
+
+def test_a_rare_pool_is_given_a_sample_of_its_kind() -> None:
+    """5 requests in 100,000 of the conversation trace exceed 8,192 tokens."""
+    workload = WORKLOADS["azure-conv"]
+    found = assign(
+        workload.lengths, tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1
+    )
+    long = found.pools[1]
+    assert long.share == pytest.approx(1e-4, abs=6e-5)
+    assert len(long.lengths.prompts) > 30
+
+
+def test_prompt_length_routing_is_refused_what_its_output_makes_too_long() -> None:
+    lengths = Recorded(np.array([8000]), np.array([1000]))
+    found = assign(
+        lengths, tiers(), StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0}), 1
+    )
+    assert found.pools[0].refused == 1
+    assert found.pools[1].share == 1
+    assert found.under == 1
+
+
+def task(rate: float, slo: Slo) -> SizingTask:
+    lengths = WORKLOADS["lmsys"].lengths
+    prompts, outputs = lengths.draw(np.random.default_rng(1), 4000)
+    return SizingTask(
+        Tier("all", ENGINE.limits(65_536, 64, 512), 65_536),
+        STEP,
+        Traffic(1.0, Recorded(prompts, outputs)),
+        RenewalArrivals(rate),
+        rate,
+        slo,
+        seed=1,
+        requests=3000,
+    )
+
+
+def test_a_sized_pool_meets_its_promises_and_a_smaller_one_is_no_less_than_the_guess() -> (
+    None
+):
+    size = size_pool(task(60, Slo()))
+    assert size.met
+    assert size.guess <= size.instances <= 2 * size.guess + 1
+    assert size.p99_ttft_s <= 2.0
+    assert size.instance_rate * size.guess >= 60
+
+
+def test_tighter_promises_take_more_instances() -> None:
+    loose = size_pool(task(60, Slo(p99_ttft_s=3.0)))
+    tight = size_pool(task(60, Slo(p99_ttft_s=0.3)))
+    assert tight.instances >= loose.instances
+
+
+def test_a_promise_that_cannot_be_kept_is_not_met() -> None:
+    size = size_pool(task(10, Slo(p99_ttft_s=0.001)))
+    assert not size.met
+    assert size.instances >= size.guess
+
+
+def test_a_pool_without_traffic_needs_no_instance() -> None:
+    empty = Recorded(np.array([], int), np.array([], int))
+    nothing = SizingTask(
+        tiers()[0], STEP, Traffic(0.0, empty), RenewalArrivals(1), 0.0, Slo(), 1
+    )
+    assert size_pool(nothing).instances == 0
