@@ -34,6 +34,7 @@ RELEASE = ("token-budget-router", "--namespace", "llm")
 VARIANTS = (
     "base",
     "envoy-gateway",
+    "envoy-gateway+overflow",
     "gke",
     "inference-extension",
     "istio",
@@ -42,6 +43,10 @@ VARIANTS = (
     "sidecar+monitoring+state",
 )
 ADDITIONS = {
+    "overflow": (
+        "kubernetes/components/envoy-gateway-overflow",
+        ["gateway.retryOverflow=true"],
+    ),
     "monitoring": ("observability", ["monitoring.enabled=true"]),
     "state": (
         "kubernetes/components/shared-state",

@@ -27,8 +27,14 @@ pytestmark = pytest.mark.e2e
 Manifest = dict[str, Any]
 Config = dict[str, Any]
 
-GATEWAYS = ("envoy-gateway", "gke", "inference-extension", "istio")
-STRIPPING = ("envoy-gateway", "inference-extension", "istio")
+GATEWAYS = (
+    "envoy-gateway",
+    "envoy-gateway+overflow",
+    "gke",
+    "inference-extension",
+    "istio",
+)
+STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
 """Those that remove a client's own x-llm-pool. GKE cannot."""
 
 TYPES = "type.googleapis.com/envoy"
@@ -40,6 +46,8 @@ ROUTER_FILTER = {
 HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 
 SHORT_TEXT = "How are you today? " * 20
+OVERFLOWING_TEXT = "hello " * 5000
+"""More than the short stand-in holds, less than routers are told that it does."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 4000
 """180 kB, some 36,000 tokens: for the long pool, and above a 32 KiB buffer."""
 
@@ -172,14 +180,17 @@ def of_kind(manifests: list[Manifest], kind: str, name: str | None = None) -> Ma
     return found
 
 
-def http_routes(route: Manifest) -> tuple[list[Config], list[str]]:
-    """An HTTPRoute's rules as routes, and the backends that they name."""
+def http_routes(route: Manifest) -> tuple[list[Config], list[list[str]]]:
+    """An HTTPRoute's rules as routes, and the backends that each names.
+
+    A route's cluster has the name of its first backend.
+    """
     routes, backends = [], []
     for rule in route["spec"]["rules"]:
         (match,) = rule["matches"]
-        (backend,) = rule["backendRefs"]
+        names = [backend["name"] for backend in rule["backendRefs"]]
         assert match["path"]["type"] == "PathPrefix"
-        backends.append(backend["name"])
+        backends.append(names)
         routes.append(
             {
                 "match": {
@@ -190,7 +201,7 @@ def http_routes(route: Manifest) -> tuple[list[Config], list[str]]:
                     ],
                 },
                 "route": {
-                    "cluster": backend["name"],
+                    "cluster": names[0],
                     "timeout": rule.get("timeouts", {}).get("request", "15s"),
                 },
             }
@@ -237,7 +248,17 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
         route["route"]["retry_policy"] = {
             "num_retries": retry["numRetries"],
             "retry_on": ",".join(retry["retryOn"]["triggers"]),
+            "retriable_status_codes": retry["retryOn"].get("httpStatusCodes", []),
         }
+        if "numAttemptsPerPriority" in retry:
+            name_of = "envoy.retry_priorities.previous_priorities"
+            route["route"]["retry_policy"]["retry_priority"] = {
+                "name": name_of,
+                "typed_config": {
+                    "@type": f"{TYPES}.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+                    "update_frequency": retry["numAttemptsPerPriority"],
+                },
+            }
     made = listener("envoy-gateway", routes, [policy])
     client = of_kind(manifests, "ClientTrafficPolicy")["spec"]
     made["per_connection_buffer_limit_bytes"] = client["connection"]["bufferLimit"]
@@ -255,7 +276,28 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
         circuit_breakers={"thresholds": [threshold]},
         **http2(),
     )
-    return Gateway(made, [router_cluster, *(cluster(b, at[b]) for b in backends)])
+    clusters = [backend_cluster(manifests, names, at) for names in backends]
+    return Gateway(made, [router_cluster, *clusters])
+
+
+def backend_cluster(
+    manifests: list[Manifest], names: list[str], at: dict[str, Address]
+) -> Config:
+    """A rule's Service, or its Backends with fallbacks at a lower priority."""
+    backends = {
+        m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "Backend"
+    }
+    if len(names) == 1:
+        return cluster(names[0], at[names[0]])
+    made = cluster(names[0], at[names[0]])
+    made["load_assignment"]["endpoints"] = []
+    for name in names:
+        (endpoint,) = backends[name]["endpoints"]
+        service = endpoint["fqdn"]["hostname"].partition(".")[0]
+        (locality,) = cluster(name, at[service])["load_assignment"]["endpoints"]
+        locality["priority"] = 1 if backends[name].get("fallback") else 0
+        made["load_assignment"]["endpoints"].append(locality)
+    return made
 
 
 def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
@@ -289,7 +331,7 @@ def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     }
     made = listener("gke", routes, [callout])
     called = cluster("callout", at[asked["backendRef"]["name"]], **http2())
-    return Gateway(made, [called, *(cluster(b, at[b]) for b in backends)])
+    return Gateway(made, [called, *(cluster(b, at[b]) for (b,) in backends)])
 
 
 def patched(made: Config, envoy_filter: Manifest) -> Config:
@@ -385,12 +427,12 @@ def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
 
 def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
-    for backend in backends:
+    for (backend,) in backends:
         of_kind(manifests, "InferencePool", backend)
     plain = listener("inference-extension", routes, [])
     made = patched(plain, of_kind(manifests, "EnvoyFilter"))
     assert manager_of(made)["http_filters"][0]["name"] == "token-budget-router"
-    clusters = [cluster(b, at[b]) for b in backends]
+    clusters = [cluster(b, at[b]) for (b,) in backends]
     return Gateway(made, [mesh_router_cluster(manifests, at), *clusters])
 
 
@@ -403,13 +445,14 @@ TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]]
 
 
 def renamed(gateway: Gateway, prefix: str) -> Gateway:
-    """With cluster names of its own, for several gateways in one Envoy."""
+    """With names of its own, for several gateways in one Envoy."""
     text = json.dumps([gateway.listener, gateway.clusters])
     for one in gateway.clusters:
         text = text.replace(
             json.dumps(one["name"]), json.dumps(f"{prefix}/{one['name']}")
         )
     made, clusters = json.loads(text)
+    made["name"] = prefix
     return Gateway(made, clusters)
 
 
@@ -424,7 +467,8 @@ def rig(
 
     admin_port, *ports = free_ports(1 + len(GATEWAYS))
     gateways = [
-        renamed(TRANSLATIONS[name](kustomize(name), at), name) for name in GATEWAYS
+        renamed(TRANSLATIONS[name.partition("+")[0]](kustomize(name), at), name)
+        for name in GATEWAYS
     ]
     for gateway, port in zip(gateways, ports, strict=True):
         gateway.listener["address"] = {
@@ -474,6 +518,13 @@ def test_a_request_takes_the_pool_that_fits(rig: Rig, gateway: str):
 def test_the_decision_beats_a_client_s_own_header(rig: Rig, gateway: str):
     status, served_by = rig.post(gateway, LONG_TEXT, x_llm_pool="short")
     assert (status, "vllm-long" in str(served_by)) == (200, True)
+
+
+def test_an_overflow_becomes_an_answer_where_it_is_asked_for(rig: Rig):
+    status, _ = rig.post("envoy-gateway", OVERFLOWING_TEXT)
+    assert status == 400
+    status, _ = rig.post("envoy-gateway+overflow", OVERFLOWING_TEXT)
+    assert status == 200
 
 
 def test_without_an_answer_requests_take_the_long_pool(rig: Rig):

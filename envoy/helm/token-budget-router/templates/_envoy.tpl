@@ -106,7 +106,11 @@
     - {name: x-llm-pool, value: {{ .name }}}
     {{- end }}
   backendRefs:
-  {{- if eq $.Values.gateway.type "inference-extension" }}
+  {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .name $last.name) }}
+  {{- $lastBackend := include "router.backend" (dict "root" $ "pool" $last.name) | fromJson }}
+  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $backend.service }}}
+  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $lastBackend.service }}-fallback}
+  {{- else if eq $.Values.gateway.type "inference-extension" }}
   - {group: inference.networking.k8s.io, kind: InferencePool, name: {{ $backend.service }}}
   {{- else }}
   - {name: {{ $backend.service }}, port: {{ $backend.port }}}
