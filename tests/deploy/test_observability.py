@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from extproc.demo.process import Child, answers_200, free_ports
-from extproc.demo.workload import DemoRequest, make_requests
+from extproc.demo.workload import DemoRequest, Target, make_requests
 from extproc.routing.router import Misroute
 from extproc.server.metrics import Metrics
 
@@ -212,7 +212,7 @@ def prometheus(
         directory / "prometheus.log",
     )
     running = Prometheus(port)
-    mixed = list(make_requests(48, seed=7, short_window=2048, longest_answer=16))
+    mixed = list(make_requests(48, 7, Target(short_window=2048, longest_answer=16)))
     with child:
         child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 60)
         # A rate needs two scrapes of a series, and something between them.
