@@ -412,7 +412,8 @@ def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
                 },
                 "route": {
                     "cluster": name,
-                    "timeout": rule["timeout"],
+                    # Istio's default.
+                    "timeout": rule.get("timeout", "0s"),
                     "retry_policy": {
                         "num_retries": rule["retries"]["attempts"],
                         "retry_on": rule["retries"]["retryOn"],
