@@ -48,8 +48,8 @@ HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "hello " * 5000
 """More than the short stand-in holds, less than routers are told that it does."""
-LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 4000
-"""180 kB, some 36,000 tokens: for the long pool, and above a 32 KiB buffer."""
+LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
+"""90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""
 
 
 @dataclass
