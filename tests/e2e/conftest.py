@@ -262,6 +262,33 @@ def optimistic_client(optimistic: tuple[Client, Admin]) -> Client:
     return optimistic[0]
 
 
+def _check_case(
+    client: Client, case: dict[str, Any], model: str | None = None
+) -> Response:
+    """Send a case of ``cases.yaml``, and hold what came back to what it expects."""
+    body = case["body"]
+    if body and model:
+        body = body | {"model": model}
+    response = client.post(case["path"], body, case.get("headers"), timeout=120)
+    record = client.record(response)
+    seen = {
+        "status": response.status,
+        "attempts": response.attempts,
+        "backend": (response.served_by or "").removeprefix("vllm_"),
+        "pool": record.pool,
+        "reason": record.reason,
+        "category": record.category,
+    }
+    expected = case["expect"]
+    assert {key: seen[key] for key in expected} == expected, response.body[:500]
+    return response
+
+
+@pytest.fixture(scope="session")
+def check_case() -> Callable[..., Response]:
+    return _check_case
+
+
 @pytest.fixture(scope="session")
 def client_of() -> type[Client]:
     return Client

@@ -47,22 +47,10 @@ def vllm_client(vllm_stack: Stack, client_of: Any) -> Any:
     return client_of(vllm_stack.envoy)
 
 
-def test_case(case: dict[str, Any], vllm_client: Any) -> None:
+def test_case(case: dict[str, Any], vllm_client: Any, check_case: Any) -> None:
     if "vllm" in case:
         pytest.skip(case["vllm"])
-    body = case["body"] | {"model": MODEL_NAME} if case["body"] else case["body"]
-    response = vllm_client.post(case["path"], body, case.get("headers"), timeout=120)
-    record = vllm_client.record(response)
-    seen = {
-        "status": response.status,
-        "attempts": response.attempts,
-        "backend": (response.served_by or "").removeprefix("vllm_"),
-        "pool": record.pool,
-        "reason": record.reason,
-        "category": record.category,
-    }
-    expected = case["expect"]
-    assert {key: seen[key] for key in expected} == expected, response.body[:500]
+    check_case(vllm_client, case, MODEL_NAME)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
