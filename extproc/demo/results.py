@@ -18,6 +18,9 @@ from extproc.routing.router import Decision
 from extproc.server.assembly import build_router
 
 
+_FAILURES_TOLD = 5
+
+
 class Estimate(Enum):
     """Whose estimate of the prompt tokens."""
 
@@ -146,6 +149,14 @@ class Results:
         return {
             "requests": self.requests,
             "failed": len(self.failed),
+            "failures": [
+                {
+                    "path": reply.request.path,
+                    "status": reply.status,
+                    "detail": reply.detail,
+                }
+                for reply in self.failed[:_FAILURES_TOLD]
+            ],
             "without_decision": self.without_decision,
             "pools": dict(self.pools),
             "answered_by": dict(self.answered_by),

@@ -17,7 +17,9 @@ from extproc.demo.stack import Backend
 
 MODEL_NAME = "tiny"
 SHORT_WINDOW = 2048
-LONG_WINDOW = 32768
+LONG_WINDOW = 65536
+"""Above the bytes of any request that the demo makes for the short window: a tokenizer
+that has never seen a script takes a token for each of its bytes."""
 _START_S = 240.0
 """Two servers that compile and warm up on a small machine take about a minute."""
 

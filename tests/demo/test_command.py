@@ -1,10 +1,17 @@
 """What `extproc demo` refuses before it starts anything."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from extproc.cli import main
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of logs, which stays after a failure, goes with the test's own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ def test_the_true_ratio_is_over_all_requests() -> None:
 def test_failures_are_kept() -> None:
     results = judged(exchange(1), exchange(2, status=503))
     assert [reply.request_id for reply in results.failed] == ["2"]
-    assert results.as_json()["failed"] == 1
+    printed = results.as_json()
+    assert printed["failed"] == 1
+    assert [failure["status"] for failure in printed["failures"]] == [503]
 
 
 def test_the_object_has_what_it_promises() -> None:

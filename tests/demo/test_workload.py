@@ -5,6 +5,7 @@ import pytest
 
 from extproc.demo.texts import Kind
 from extproc.demo.tokenizer import Tokenizer
+from extproc.demo.vllm_backend import LONG_WINDOW, SHORT_WINDOW
 from extproc.demo.vllm_request import Endpoint, read_job
 from extproc.demo.workload import (
     DemoRequest,
@@ -64,6 +65,14 @@ def test_sizes_follow_the_short_pool() -> None:
         for window in (8192, 2048)
     )
     assert 0.15 < quarter / whole < 0.4
+
+
+def test_every_request_fits_a_real_vllm_s_long_window_byte_by_byte() -> None:
+    """Whatever its tokenizer: none takes more tokens than there are bytes."""
+    target = Target(short_window=SHORT_WINDOW, longest_answer=16, images=False)
+    for request in make_requests(210, 1, target):
+        text = json.dumps(json.loads(request.body), ensure_ascii=False)
+        assert len(text.encode()) + 16 < LONG_WINDOW
 
 
 def test_answers_can_be_limited() -> None:
