@@ -17,7 +17,6 @@ from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
 from extproc.routing.router import Decision
 from extproc.server.assembly import build_router
 
-
 _FAILURES_TOLD = 5
 
 
