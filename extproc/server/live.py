@@ -12,6 +12,7 @@ from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.learned import Group
 from extproc.routing.policy import PoolLoad
+from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.explaining import Explainer
@@ -56,7 +57,7 @@ class Live:
         self.router = build_router(config)
         self._sampler = build_sampler(config.feedback)
         self._watch = LoadWatch(config.pools, config.load)
-        self.metrics = Metrics(lambda: self.router.ratios.all(), self.pools)
+        self.metrics = Metrics(lambda: self.router.ratios.all(), self.pools, self.risk)
         self.history = History(
             time.time, lambda category: self.router.ratios.bytes_per_token(category)
         )
@@ -94,6 +95,13 @@ class Live:
     def pools(self) -> list[PoolStatus]:
         """What is known of the pools that are watched."""
         return self._watch.statuses()
+
+    def risk(self) -> tuple[float | None, float | None]:
+        """The stated and the achieved share of prompts above their bound."""
+        estimator = self.router.estimator
+        if not isinstance(estimator, TextEstimator):
+            return None, None
+        return estimator.margin.rate, estimator.margin.achieved()
 
     def explainer(self) -> Explainer:
         """Explains decisions as they are made now."""

@@ -20,6 +20,9 @@ from extproc.server.reload import Reloaded
 from extproc.server.state import Synced
 from extproc.server.tallies import Distribution, Tally
 
+Risk = tuple[float | None, float | None]
+"""Stated and achieved share of prompts above their bound."""
+
 _TOKEN_BUCKETS = tuple(2.0**power for power in range(6, 18))
 _ERROR_BUCKETS = (
     -0.5,
@@ -57,6 +60,27 @@ class _Ratios(Collector):
         for category, ratio in sorted(self._ratios().items()):
             family.add_metric([category], ratio)
         return [family]
+
+
+class _Risk(Collector):
+    """Reads the stated and the achieved risk when scraped."""
+
+    def __init__(self, risk: Callable[[], Risk]) -> None:
+        self._risk = risk
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Nothing for an estimator that states no risk."""
+        stated, achieved = self._risk()
+        families = []
+        for name, text, value in (
+            ("stated", "Share of prompts that may exceed their bound", stated),
+            ("achieved", "Share of prompts that did, of late", achieved),
+        ):
+            if value is not None:
+                family = GaugeMetricFamily(f"extproc_{name}_under_estimate_rate", text)
+                family.add_metric([], value)
+                families.append(family)
+        return families
 
 
 class _Pools(Collector):
@@ -98,16 +122,19 @@ class Metrics:
     Args:
         ratios: the learned ratios, by category.
         pools: what is known of the pools that are watched.
+        risk: what share of prompts may exceed their bound, and does.
     """
 
     def __init__(
         self,
         ratios: Callable[[], Mapping[str, float]],
         pools: Callable[[], Sequence[PoolStatus]] = tuple,
+        risk: Callable[[], Risk] = lambda: (None, None),
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Ratios(ratios))
         self.registry.register(_Pools(pools))
+        self.registry.register(_Risk(risk))
         self.decisions = Tally(
             "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )
