@@ -41,8 +41,10 @@ class GrpcioServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
-                # Envoy's keepalive pings an idle connection; gRPC would close it.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # Envoy's keepalive pings every second, idle or not; gRPC would take
+                # that for an attack and close the connection.
+                ("grpc.http2.min_ping_interval_without_data_ms", 100),
+                ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.so_reuseport", 0),
             ]

@@ -1,10 +1,20 @@
 """Without the router, or with a slow one, every request is answered: by the long pool."""
 
 import http.client
+import http.server
 import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from extproc.demo.process import Child, free_ports
+from extproc.demo.stack import Backend, Router
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -97,3 +107,62 @@ def test_an_envoy_that_starts_first_finds_the_router_later(
     router.wait_ready()
     eventually(lambda: client.envoy.healthy_endpoints("extproc") == 1)
     assert client.chat("Hello").served_by == "vllm_short"
+
+
+class TwoChunks(http.server.BaseHTTPRequestHandler):
+    """A backend whose stream is two chunks, one after the other."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"9\r\ndata: a\n\n\r\n")
+        time.sleep(0.3)  # else they are one chunk
+        self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def two_chunks() -> Iterator[Backend]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield Backend("short", 8192, server.server_address[1], Child("", [], Path()))
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_stream_is_not_held_by_a_router_that_froze(
+    start_envoy: Any, two_chunks: Backend, tmp_path: Path, eventually: Any
+) -> None:
+    """Envoy's message timeout does not run for the last chunk of a response, if the
+    reply to the one before came after it was sent. The connection's keepalive ends it."""
+    (port,) = free_ports(1)
+    program = Path(__file__).with_name("freezing_router.py")
+    command = [sys.executable, str(program), str(port)]
+    log = tmp_path / "freezing.log"
+    with Child(
+        "freezing", command, log, {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ) as child:
+        backends = [
+            two_chunks,
+            Backend("long", 65536, two_chunks.port, two_chunks.child),
+        ]
+        client = start_envoy(router=Router(child, port, 0), backends=backends)
+        checked = "cluster.extproc.health_check.success"
+        eventually(lambda: client.envoy.stat(checked) > 0)
+        body = {"model": "m", "messages": [], "stream": True}
+        response = client.post("/v1/chat/completions", body)
+    assert response.body == b"data: a\n\ndata: [DONE]\n\n"

@@ -1,0 +1,67 @@
+"""An ext_proc server that stops (SIGSTOP) with a chunk of a response in its hands.
+
+Run as a program with the port to listen on. It answers the first chunk only when it
+has the second, and stops before it answers that one: in this order Envoy's own message
+timeout does not run.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+from extproc.server.grpcio import GrpcioServer
+from extproc.server.health import HealthStatuses, WithHealth
+from extproc.server.rpc import Call, Replies, Send
+from extproc.server.service import PROCESS
+from extproc.wire import ext_proc_pb2 as pb
+
+
+class Freezing:
+    """One stream."""
+
+    def __init__(self) -> None:
+        self._chunks = 0
+
+    def receive(self, message: bytes) -> Replies:
+        request = pb.ProcessingRequest.FromString(message)
+        reply = pb.ProcessingResponse()
+        match request.WhichOneof("request"):
+            case "request_headers":
+                reply.request_headers.SetInParent()
+                reply.mode_override.response_header_mode = 1  # SEND
+                reply.mode_override.response_body_mode = 1  # STREAMED
+            case "response_headers":
+                reply.response_headers.SetInParent()
+            case "response_body":
+                self._chunks += 1
+                if self._chunks == 1:
+                    return (), False
+                reply.response_body.SetInParent()
+                loop = asyncio.get_running_loop()
+                loop.call_later(0.1, os.kill, os.getpid(), signal.SIGSTOP)
+        return (reply.SerializeToString(),), False
+
+    def half_closed(self) -> Replies:
+        return (), True
+
+    def closed(self, cancelled: bool) -> None:
+        pass
+
+
+class Service:
+    def open(self, path: str, headers: Any, send: Send) -> Call | None:
+        return Freezing() if path == PROCESS else None
+
+
+async def serve(port: int) -> None:
+    health = HealthStatuses()
+    server = GrpcioServer(WithHealth(Service(), health), f"127.0.0.1:{port}", 1 << 22)
+    await server.start()
+    health.set_all(True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1])))
