@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from extproc.commands.fleet_options import (
@@ -37,6 +37,7 @@ from extproc.commands.fleet_options import (
     read_workload,
 )
 from extproc.fleet.simulation import (
+    TAUGHT,
     Declared,
     PoolResult,
     PoolSpec,
@@ -89,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="N",
         help="waiting requests an instance above which a pool spills; default never",
+    )
+    pools.add_argument(
+        "--cold-start",
+        action="store_true",
+        help="the router has learned nothing before the first request",
     )
     add_promise_arguments(parser)
     parser.add_argument(
@@ -155,7 +161,12 @@ def _read(args: argparse.Namespace) -> _Task:
         workload.lengths,
         read_arrivals(args, workload),
         StrategySpec(StrategyName(args.router), workload.mix, args.variation),
-        Run(args.requests, args.seed, Declared(args.declared)),
+        Run(
+            args.requests,
+            args.seed,
+            Declared(args.declared),
+            taught=0 if args.cold_start else TAUGHT,
+        ),
     )
 
 
@@ -209,13 +220,7 @@ def _replicate(task: _Task, args: argparse.Namespace) -> list[Result]:
         progress = Progress("simulating", args.requests)
         return [task.simulate(progress.show)]
     tasks = [
-        _Task(
-            task.pools,
-            task.lengths,
-            task.arrivals,
-            task.strategy,
-            Run(args.requests, args.seed + index, task.run.declared),
-        )
+        replace(task, run=replace(task.run, seed=args.seed + index))
         for index in range(args.replications)
     ]
     progress = Progress("replications", len(tasks))

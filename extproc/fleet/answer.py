@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from extproc.fleet.cost import HOURS_PER_YEAR, formula_saving, saving, usd_per_year
 from extproc.fleet.planning import Question, SizedPolicy
 from extproc.fleet.sensitivity import SweepPoint
@@ -47,7 +49,7 @@ def answer(
     """Everything about the sized policies, as a JSON document."""
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
     total = split.total
-    alpha = split.assignment.pools[0].share
+    alpha = _short_fraction(question)
     rho = split.sizes[0].instance_rate / worst.sizes[0].instance_rate
     saved = worst.total - total
     return {
@@ -67,6 +69,7 @@ def answer(
             if name != SPLIT
         },
         "alpha": _plain(alpha),
+        "routed_short_fraction": _plain(1 - split.assignment.pools[-1].share),
         "rho": _plain(rho),
         "rho_without_worst_case": _plain(
             split.sizes[0].instance_rate / paged.sizes[0].instance_rate
@@ -96,6 +99,14 @@ def answer(
         "declared": str(question.declared),
         "seed": question.seed,
     }
+
+
+def _short_fraction(question: Question) -> float:
+    """Share of requests whose true budget is within the first threshold."""
+    prompts, outputs = question.workload.lengths.draw(
+        np.random.default_rng(question.seed), 200_000
+    )
+    return float((prompts + outputs <= question.thresholds[0]).mean())
 
 
 def _pools(split: SizedPolicy) -> list[dict[str, Any]]:

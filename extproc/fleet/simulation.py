@@ -31,6 +31,9 @@ from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strate
 from extproc.fleet.workload import BLOCK, Arrivals, Lengths, Seconds
 from extproc.routing.policy import IDLE, Pool, PoolLoad
 
+#: Requests after which a router is no longer new.
+TAUGHT = 2000
+
 
 class Declared(StrEnum):
     """What clients say of the output they want; traces do not tell."""
@@ -39,6 +42,10 @@ class Declared(StrEnum):
     """The limit is the output's length: what the papers assume."""
     ABSENT = "absent"
     """No limit."""
+
+    def limit(self, output_tokens: int) -> int | None:
+        """The limit that a client sets whose output will be so long."""
+        return output_tokens if self is Declared.EXACT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ class Run:
         requests: arrivals in all.
         warm_up_share, wind_down_share: of them, not measured.
         tick_s: how late, at most, the router learns of a response and of pressure.
+        taught: requests that the router has learned from before the first arrival; 0
+            for one that starts cold.
     """
 
     requests: int
@@ -77,6 +86,7 @@ class Run:
     warm_up_share: float = 0.2
     wind_down_share: float = 0.05
     tick_s: float = 1.0
+    taught: int = TAUGHT
 
 
 @dataclass(slots=True)
@@ -403,13 +413,15 @@ def simulate(
         progress: called with the number of arrivals so far, now and then.
     """
     # Streams of their own, so that one strategy's draws do not shift the traffic.
-    seeds = np.random.SeedSequence(run.seed).spawn(4)
-    traffic, instants, balancing, text = (np.random.default_rng(s) for s in seeds)
+    seeds = np.random.SeedSequence(run.seed).spawn(5)
+    traffic, instants, balancing, text, past = map(np.random.default_rng, seeds)
     routing_pools = [
         Pool(spec.name, spec.limits.max_model_len, spec.threshold_tokens)
         for spec in pools
     ]
-    simulation = Simulation(pools, build_strategy(strategy, routing_pools, text), run)
+    router = build_strategy(strategy, routing_pools, text)
+    _teach(router, lengths, past, run)
+    simulation = Simulation(pools, router, run)
     left = run.requests
     for block in _blocks(arrivals(instants)):
         times = block[:left]
@@ -423,14 +435,24 @@ def simulate(
             draws.tolist(),
             strict=True,
         ):
-            declared = output if run.declared is Declared.EXACT else None
-            simulation.offer(at_s, Arrival(prompt, output, declared), first, second)
+            arrival = Arrival(prompt, output, run.declared.limit(output))
+            simulation.offer(at_s, arrival, first, second)
         left -= count
         if progress is not None:
             progress(run.requests - left)
         if left == 0:
             break
     return simulation.close()
+
+
+def _teach(
+    strategy: Strategy, lengths: Lengths, rng: np.random.Generator, run: Run
+) -> None:
+    prompts, outputs = lengths.draw(rng, run.taught)
+    for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True):
+        arrival = Arrival(prompt, output, run.declared.limit(output))
+        _, kept = strategy.choose(arrival, {})
+        strategy.learn(kept, prompt, output)
 
 
 def _blocks(drawn: Iterator[Seconds]) -> Iterator[Seconds]:

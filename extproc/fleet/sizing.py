@@ -131,6 +131,7 @@ def assign(
 ) -> Assignment:
     """Ask the strategy about ``n`` requests; it learns ``learning_lag`` requests later.
 
+    It has been asked about twice the lag before, so that it is no longer new.
     With ``fill``, a pool that gets few of them is given more of the kind: further draws
     over 0.7 of the threshold below it, weighted by how rare those are.
     """
@@ -138,6 +139,8 @@ def assign(
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
     )
     desk = _Desk(tiers, strategy, text, declared, learning_lag)
+    desk.place(*lengths.draw(traffic, 2 * learning_lag))
+    desk.reset()
     prompts, outputs = lengths.draw(traffic, n)
     placed = desk.place(prompts, outputs)
     shares = [float((placed == k).mean()) for k in range(len(tiers))]
@@ -190,17 +193,21 @@ class _Desk:
         self._declared = declared
         self._lag = learning_lag
         self._thresholds = [tier.threshold_tokens for tier in tiers]
-        self.refused = [0] * len(tiers)
+        self._pending: deque[tuple[object, int, int]] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the counts, not what was learned."""
+        self.refused = [0] * len(self._windows)
         self.under = self.over = 0
 
     def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
         """Position of the pool that takes each request; one past the last for none."""
-        pending: deque[tuple[object, int, int]] = deque()
         placed = np.empty(len(prompts), np.int64)
         for index, (prompt, output) in enumerate(
             zip(prompts.tolist(), outputs.tolist(), strict=True)
         ):
-            declared = output if self._declared is Declared.EXACT else None
+            declared = self._declared.limit(output)
             position, kept = self._strategy.choose(
                 Arrival(prompt, output, declared), {}
             )
@@ -212,9 +219,9 @@ class _Desk:
                 self.refused[position] += 1
                 position += 1
             placed[index] = position
-            pending.append((kept, prompt, output))
-            if len(pending) > self._lag:
-                self._strategy.learn(*pending.popleft())
+            self._pending.append((kept, prompt, output))
+            if len(self._pending) > self._lag:
+                self._strategy.learn(*self._pending.popleft())
         return placed
 
     def _right(self, tokens: int) -> int:
@@ -270,6 +277,24 @@ class PoolSize:
     p99_ttft_s: float
     p99_tpot_s: float
     preemption_rate: float
+
+
+@dataclass(slots=True)
+class _InOrder:
+    """A sample as it was drawn, over and over.
+
+    Two policies that send nearly the same requests to a pool then see nearly the same
+    traffic, request by request, and their sizes differ by what the policies do.
+    """
+
+    sample: Recorded
+    _next: int = 0
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+        """The next ``n`` rows; nothing is drawn."""
+        rows = np.arange(self._next, self._next + n) % len(self.sample.prompts)
+        self._next += n
+        return self.sample.prompts[rows], self.sample.outputs[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +395,9 @@ def _try(task: SizingTask, instances: int) -> PoolResult:
     requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
     result = simulate(
         [spec],
-        lengths,
+        _InOrder(lengths),
         Thinned(task.arrivals, share) if share < 1 else task.arrivals,
         StrategySpec(StrategyName.ORACLE, {"prose": 1.0}),
-        Run(requests, task.seed, tick_s=10.0),
+        Run(requests, task.seed, tick_s=10.0, taught=0),
     )
     return result.pools[0]

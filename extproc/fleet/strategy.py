@@ -8,13 +8,20 @@ from typing import Protocol
 import numpy as np
 
 from extproc.fleet.bodies import Bodies
-from extproc.routing.allowance import OutputAllowance
+from extproc.routing.estimate import Estimator
 from extproc.routing.policy import Policy, Pool, PoolLoad
-from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.prior import known_families
+from extproc.routing.ratio import Ema, TextRatios
+from extproc.routing.regression import TextEstimator
+from extproc.routing.risk import Margin
 from extproc.routing.router import Decision, Outcome, Router
 
 #: The rule of thumb that most gateways use.
 RULE_OF_THUMB_BYTES_PER_TOKEN = 4
+#: Responses that the router under simulation learns from before it samples them, and
+#: one in how many it learns from then.
+LEARNED_AT_FIRST = 1000
+LEARNED_EVERY = 20
 
 
 class StrategyName(StrEnum):
@@ -54,11 +61,16 @@ class Strategy(Protocol):
 
 
 class Routed:
-    """The shipped router, fed with drawn bodies."""
+    """The shipped router, fed with drawn bodies.
+
+    It learns from every response at first and then from a thin sample, as it does
+    behind Envoy.
+    """
 
     def __init__(self, router: Router, bodies: Bodies) -> None:
         self.router = router
         self._bodies = bodies
+        self._responses = 0
         self._positions = {
             pool.name: index for index, pool in enumerate(router.policy.pools)
         }
@@ -72,8 +84,11 @@ class Routed:
         return self._positions[decision.pool.name], decision
 
     def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
-        """Hand the usage to the router."""
+        """Hand the usage to the router, if this response is in the sample."""
         assert isinstance(kept, Decision)
+        self._responses += 1
+        if self._responses > LEARNED_AT_FIRST and self._responses % LEARNED_EVERY:
+            return
         self.router.learn(kept, Outcome(200, prompt_tokens, output_tokens))
 
 
@@ -116,18 +131,21 @@ class Rule:
 class StrategySpec:
     """Everything that a strategy is made of, but for its randomness.
 
+    Where the client declares no limit, the shipped router learns its allowance and
+    bytes/4 takes ``default_output_tokens``.
+
     Attributes:
         mix: kinds of text, for the strategies that look at bytes.
         variation_factor: of bytes per token between requests of a kind; see
             :class:`extproc.fleet.bodies.Bodies`.
-        default_output_tokens: allowance where the client declares no limit; 512 is the
-            shipped router's.
+        under_estimate_rate: the shipped router's risk, its default 0.01.
     """
 
     name: StrategyName
     mix: Mapping[str, float]
     variation_factor: float = 1.0
     default_output_tokens: int = 512
+    under_estimate_rate: float = 0.01
 
 
 def build_strategy(
@@ -137,12 +155,10 @@ def build_strategy(
     bodies = Bodies(dict(spec.mix), rng, spec.variation_factor)
     policy = Policy(pools)
     if spec.name in (StrategyName.ROUTER, StrategyName.EMA):
-        estimator = TextEma() if spec.name is StrategyName.ROUTER else Ema()
-        router = Router(
-            policy,
-            estimator,
-            TextRatios(),
-            OutputAllowance(default_tokens=spec.default_output_tokens),
+        estimator: Estimator = (
+            TextEstimator(Margin(spec.under_estimate_rate), known_families())
+            if spec.name is StrategyName.ROUTER
+            else Ema()
         )
-        return Routed(router, bodies)
+        return Routed(Router(policy, estimator, TextRatios()), bodies)
     return Rule(spec.name, policy, bodies, spec.default_output_tokens)

@@ -51,7 +51,7 @@ def question(workload: str, rate: float) -> Question:
 
 @pytest.fixture(scope="module")
 def asked() -> Question:
-    return question("lmsys", 15)
+    return question("lmsys", 100)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ POOLS = [Pool("short", 1000, 1000), Pool("long", 8000, 8000)]
         (StrategyName.BYTES_PER_4, Arrival(900, 10, 10), 1),
         (StrategyName.BYTES_PER_4, Arrival(500, 10, 10), 0),
         (StrategyName.BYTES_PER_4, Arrival(500, 10, None), 1),
-        (StrategyName.ROUTER, Arrival(300, 10, 10), 0),
+        (StrategyName.ROUTER, Arrival(3000, 10, 10), 1),
         (StrategyName.EMA, Arrival(3000, 10, 10), 1),
     ],
 )
@@ -33,12 +33,14 @@ def test_choice(name: StrategyName, arrival: Arrival, position: int) -> None:
     strategy.learn(kept, arrival.prompt_tokens, arrival.output_tokens)
 
 
-def test_the_router_moves_the_boundary_as_it_learns() -> None:
+@pytest.mark.parametrize("name", [StrategyName.ROUTER, StrategyName.EMA])
+def test_the_router_moves_the_boundary_as_it_learns(name: StrategyName) -> None:
     """At 4.0 bytes a token 900 tokens of prose look like 1,020; then it knows better."""
-    spec = StrategySpec(StrategyName.ROUTER, {"prose": 1.0}, variation_factor=0)
+    spec = StrategySpec(name, {"prose": 1.0}, variation_factor=0)
     strategy = build_strategy(spec, POOLS, np.random.default_rng(1))
     arrival = Arrival(900, 10, 10)
     first, kept = strategy.choose(arrival, {})
-    strategy.learn(kept, 900, 10)
-    second, _ = strategy.choose(arrival, {})
-    assert (first, second) == (1, 0)
+    for _ in range(400):
+        strategy.learn(kept, 900, 10)
+        last, kept = strategy.choose(arrival, {})
+    assert (first, last) == (1, 0)
