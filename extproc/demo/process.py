@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,11 @@ from typing import Self
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
+
+_FIRST_PORT = 10_240
+_EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# Linux's own default; other systems begin at 49,152 or above.
+_USUAL_EPHEMERAL_START = 32_768
 
 
 class ChildError(Exception):
@@ -156,15 +162,29 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on at this moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of 127.0.0.1 that nobody listens on at this moment, all different.
+
+    From below those that the system gives to outgoing connections: one of those could
+    be taken by any client before its owner listens, which may be a minute later.
+    """
+    found: list[int] = []
+    candidates = random.SystemRandom()
+    while len(found) < count:
+        port = candidates.randrange(_FIRST_PORT, _ephemeral_start())
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
+
+
+def _ephemeral_start() -> int:
+    """The first port of the range for outgoing connections."""
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        first = int(_EPHEMERAL_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _USUAL_EPHEMERAL_START
+    return first if first > 2 * _FIRST_PORT else _USUAL_EPHEMERAL_START
 
 
 def answers_200(url: str, timeout_s: float = 1.0) -> bool:
