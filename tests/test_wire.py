@@ -1,15 +1,16 @@
-"""Our subset of ext_proc against upstream's, and its generated code against protoc's."""
+"""Our subset of Envoy's API against upstream's, and its generated code against protoc's."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from extproc.wire import ext_proc_pb2
+from extproc.wire import access_log_pb2, ext_proc_pb2
 
 PROJECT = Path(__file__).parent.parent
 
@@ -27,7 +28,19 @@ def upstream() -> Any:
     )
 
 
-MESSAGES = ext_proc_pb2.DESCRIPTOR.message_types_by_name
+def named(descriptors: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Messages by name, and those that they declare inside."""
+    for descriptor in descriptors:
+        name = prefix + descriptor.name
+        yield name, descriptor
+        yield from named(descriptor.nested_types, f"{name}.")
+
+
+MESSAGES = {
+    name: descriptor
+    for module in (ext_proc_pb2, access_log_pb2)
+    for name, descriptor in named(module.DESCRIPTOR.message_types_by_name.values())
+}
 
 
 @pytest.mark.parametrize("name", MESSAGES)

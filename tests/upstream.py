@@ -1,4 +1,4 @@
-"""Envoy's own ext_proc classes (from the package xds-protos), in a process of its own.
+"""Envoy's own classes (from the package xds-protos), in a process of its own.
 
 They and ours cannot share one: both packages own the name ``envoy``, and some symbols.
 Reads {"responses": [base64], "requests": [ProcessingRequest as JSON]} on standard input
@@ -8,19 +8,48 @@ and writes {"responses": [JSON], "requests": [base64], "fields": ..., "enums": .
 import base64
 import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from envoy.config.core.v3 import base_pb2
+from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
+from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2
 from google.protobuf import json_format
 
-MODULES = (base_pb2, processing_mode_pb2, external_processor_pb2)
+MODULES = (
+    base_pb2,
+    processing_mode_pb2,
+    external_processor_pb2,
+    accesslog_pb2,
+    als_pb2,
+)
+
+
+def messages(descriptors: Any) -> Iterator[Any]:
+    """The messages, and those that they declare inside."""
+    for descriptor in descriptors:
+        yield descriptor
+        yield from messages(descriptor.nested_types)
+
+
+def all_messages() -> Iterator[Any]:
+    """Every message of the modules."""
+    for module in MODULES:
+        yield from messages(module.DESCRIPTOR.message_types_by_name.values())
+
+
+def name_of(descriptor: Any) -> str:
+    """Its name, after that of what it is declared in."""
+    outer = descriptor.containing_type
+    return f"{name_of(outer)}.{descriptor.name}" if outer else descriptor.name
 
 
 def fields() -> dict[str, dict[str, list[object]]]:
     """Every message's fields: name to number, type, repeated, and the type's name."""
     return {
-        message.name: {
+        name_of(message): {
             field.name: [
                 field.number,
                 field.type,
@@ -31,8 +60,7 @@ def fields() -> dict[str, dict[str, list[object]]]:
             ]
             for field in message.fields
         }
-        for module in MODULES
-        for message in module.DESCRIPTOR.message_types_by_name.values()
+        for message in all_messages()
     }
 
 
@@ -40,8 +68,7 @@ def enums() -> dict[str, dict[str, int]]:
     """Every nested enum's values by name."""
     return {
         enum.name: {value.name: value.number for value in enum.values}
-        for module in MODULES
-        for message in module.DESCRIPTOR.message_types_by_name.values()
+        for message in all_messages()
         for enum in message.enum_types
     }
 
