@@ -127,11 +127,22 @@ class _OpenCall:
         self._late: deque[bytes] = deque()
         self._ended = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reading = False
 
     async def run(self) -> None:
         """Answer each message until either side ends the stream."""
+        self._task = asyncio.current_task()
         while True:
-            message = await self._context.read()
+            self._reading = True
+            try:
+                message = await self._context.read()
+            except asyncio.CancelledError:
+                if self._task is None or not self._ended.is_set():
+                    raise
+                self._task.uncancel()
+                return
+            self._reading = False
             if message is grpc.aio.EOF:
                 replies, end = self.call.half_closed()
             else:
@@ -150,7 +161,12 @@ class _OpenCall:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.ensure_future(self._flush())
         if end:
-            self._flushing.add_done_callback(lambda _: self._ended.set())
+            self._flushing.add_done_callback(lambda _: self._end())
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._reading and self._task is not None:
+            self._task.cancel()  # the client may never say another word
 
     async def _flush(self) -> None:
         try:
