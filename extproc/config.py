@@ -214,6 +214,9 @@ class FeedbackConfig:
         ),
     )
     """`auto`: every response of a category until it is known, then a thin sample."""
+    access_log: bool = False
+    """Learn from Envoy's access log (envoy/access_log.yaml): of every response, and
+    none is looked at as it passes, unless `sample` is `all` or a share."""
     inject_usage: bool = False
     """Ask for usage where a sampled stream's client did not; the extra chunk is taken
     out on the way back."""

@@ -99,6 +99,8 @@ class Route:
     """The request body to send in place of the one that came."""
     shadow: bool = False
     """Set the metadata only: the request takes the route that it has."""
+    receipt: bytes = b""
+    """The decision, to come back in the access log; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Release:
     trailers: bool = False
     """Whether the body ended in trailers, which are to be answered too."""
     shadow: bool = False
+    """As in ``Route``."""
+    receipt: bytes = b""
     """As in ``Route``."""
 
 
@@ -142,11 +146,23 @@ Reply = (
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """How a response came about, as Envoy's access log has it."""
+
+    cluster: str
+    """Who gave it; after a retry not the decision's pool. Empty: Envoy itself."""
+    first_byte_s: float | None = None
+    """From the request's first byte to the response's; None: there was none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A decision, and what its response said."""
 
     decision: Decision
     outcome: Outcome
+    serving: Serving | None = None
+    """None where the response was looked at as it passed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from extproc.exchange.events import (
 )
 from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.reading import read_request
+from extproc.exchange.receipt import write_receipt
 from extproc.exchange.usage import UsageReader, usage_reader
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
@@ -120,6 +121,9 @@ class ExchangeSettings:
     """Ask for usage in the place of a stream's client that did not."""
     shadow: bool = False
     """Decide and learn, but leave every request on the route that it has."""
+    receipts: bool = False
+    """Hand each decision out, to come back in the access log; except for those whose
+    response is looked at here, as nothing is to be learned twice."""
 
 
 class Exchange:
@@ -227,7 +231,10 @@ class Exchange:
 
     def _fail_open(self, reason: Reason, body_bytes: int = 0) -> Step:
         self.decision = self._decide_without(reason, body_bytes)
-        return Step(Route(self.decision, shadow=self._settings.shadow), end=True)
+        route = Route(
+            self.decision, shadow=self._settings.shadow, receipt=self._receipt()
+        )
+        return Step(route, end=True)
 
     def _decide_without(self, reason: Reason, body_bytes: int) -> Decision:
         return self._router.fail_open(reason, body_bytes, self._loads())
@@ -255,7 +262,12 @@ class Exchange:
         if self._withheld:
             return self._release(event.end_of_stream)
         assert self.decision is not None
-        route = Route(self.decision, self._replacement(), self._settings.shadow)
+        route = Route(
+            self.decision,
+            self._replacement(),
+            self._settings.shadow,
+            self._receipt(),
+        )
         self._received.clear()  # a watched exchange lives as long as its response
         return Step(route, end=not self._watched)
 
@@ -282,7 +294,9 @@ class Exchange:
         self._received.clear()
         over = (end_of_stream or trailers) and self._may_end
         shadow = self._settings.shadow
-        release = Release(self.decision, body, end_of_stream, trailers, shadow)
+        release = Release(
+            self.decision, body, end_of_stream, trailers, shadow, self._receipt()
+        )
         return Step(release, end=over)
 
     def _request_trailers(self, waited_for: State) -> Step:
@@ -293,6 +307,11 @@ class Exchange:
             return self._overtaken()
         # A streamed body that ends in trailers: too late for a route of its own.
         return Step(Continue(), end=self._may_end)
+
+    def _receipt(self) -> bytes:
+        if self.decision is None or self._watched or not self._settings.receipts:
+            return b""
+        return write_receipt(self.decision)
 
     def _decide(self) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from extproc.exchange.events import Observation
+from extproc.exchange.events import Observation, Serving
 from extproc.routing.policy import Pool, Reason
 from extproc.routing.router import Decision, Outcome
 
@@ -31,6 +31,7 @@ def write_record(observation: Observation, time_s: float) -> dict[str, Any]:
         },
         "truncated": outcome.truncated,
         "attempts": outcome.attempts,
+        **_write_serving(observation.serving),
         "decision": {
             "pool": decision.pool.name,
             "max_model_len": decision.pool.max_model_len,
@@ -44,6 +45,25 @@ def write_record(observation: Observation, time_s: float) -> dict[str, Any]:
             "declared": decision.declared,
         },
     }
+
+
+def _write_serving(serving: Serving | None) -> dict[str, Any]:
+    if serving is None:
+        return {}
+    first_byte_s = serving.first_byte_s
+    return {
+        "cluster": serving.cluster,
+        "first_byte_s": None if first_byte_s is None else round(first_byte_s, 6),
+    }
+
+
+def _read_serving(record: Mapping[str, Any]) -> Serving | None:
+    if "cluster" not in record:
+        return None
+    first_byte_s = record["first_byte_s"]
+    return Serving(
+        str(record["cluster"]), None if first_byte_s is None else float(first_byte_s)
+    )
 
 
 def read_record(record: Mapping[str, Any]) -> Observation:
@@ -75,4 +95,4 @@ def read_record(record: Mapping[str, Any]) -> Observation:
         truncated=bool(record["truncated"]),
         attempts=int(record["attempts"]),
     )
-    return Observation(decision, outcome)
+    return Observation(decision, outcome, _read_serving(record))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config import Config
+from extproc.server.access_log import AccessLog, WithAccessLog
 from extproc.server.admin import AdminServer
 from extproc.server.api import Api, WithApi
 from extproc.server.assembly import build_recording, build_store
@@ -63,7 +64,9 @@ class App:
             health = HealthStatuses()
             server = self._live.config.server
             api = Api(self._live.service, server.max_body_bytes)
-            service = WithApi(self._live.service, api)
+            service = WithAccessLog(
+                WithApi(self._live.service, api), AccessLog(self._live.service)
+            )
             transport = build_transport(server, service, health)
             await transport.start()
             health.set_all(True)

@@ -85,6 +85,8 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
 def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
     """The sampler that a configuration describes."""
     match config.sample:
+        case "auto" if config.access_log:
+            return FeedbackSampler(0.0, adaptive=False)
         case "auto":
             return FeedbackSampler(AUTO_SAMPLE_FLOOR)
         case "all":

@@ -5,6 +5,7 @@ The only module that names the protobuf types of the exchange.
 
 from __future__ import annotations
 
+import base64
 import functools
 import struct
 from collections.abc import Sequence
@@ -30,12 +31,14 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
-from extproc.routing.router import Decision
 from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
 METADATA_NAMESPACE = "extproc.token_budget"
+RECEIPT_NAMESPACE = "extproc.receipt"
+"""Apart from the numbers, which people read in their logs."""
+RECEIPT_KEY = "decision"
 
 MAX_ECHO_BYTES = 64 * 1024
 """The largest ``StreamedBodyResponse`` that Envoy's documentation advises."""
@@ -133,10 +136,8 @@ def _encode_route(event: Event, reply: Route) -> bytes:
     if reply.body is None:
         on_headers = isinstance(event, RequestHeaders)
         phase = "request_headers" if on_headers else "request_body"
-        return _encode_decision(phase, reply.decision, reply.shadow)
-    message = pb.ProcessingResponse.FromString(
-        _encode_decision("request_body", reply.decision, reply.shadow)
-    )
+        return _encode_decision(phase, reply)
+    message = pb.ProcessingResponse.FromString(_encode_decision("request_body", reply))
     common = message.request_body.response
     # Envoy leaves content-length as it was; a body that does not match is a 500.
     _set_header(common, "content-length", str(len(reply.body)).encode())
@@ -210,29 +211,44 @@ def _template(
     return _Template(struct.Struct(layout), tuple(fixed), slots)
 
 
-def _encode_decision(phase: str, decision: Decision, shadow: bool) -> bytes:
+def _encode_decision(phase: str, reply: Route | Release) -> bytes:
     """Write the reply that sets a decision's headers and metadata.
 
     In shadow mode the metadata only: no header, and the route as it was.
     """
+    decision = reply.decision
+    assert decision is not None
     budget_tokens = decision.budget_tokens
-    budget = b"" if shadow else b"%d" % budget_tokens
+    budget = b"" if reply.shadow else b"%d" % budget_tokens
     template = _template(
         phase, decision.pool.name, decision.category, decision.reason, len(budget)
     )
-    return template.fill(
+    filled = template.fill(
         budget,
         decision.body_bytes,
         decision.prompt_tokens,
         decision.output_tokens,
         budget_tokens,
     )
+    return filled + _encode_receipt(reply.receipt) if reply.receipt else filled
+
+
+def _encode_receipt(receipt: bytes) -> bytes:
+    """More ``dynamic_metadata`` for a reply that has some.
+
+    A message's field that comes twice is merged by whoever reads it (protobuf's
+    encoding, "Last One Wins"), so this goes behind the reply as it is.
+    """
+    message = pb.ProcessingResponse()
+    values = message.dynamic_metadata.fields[RECEIPT_NAMESPACE].struct_value.fields
+    values[RECEIPT_KEY].string_value = base64.b64encode(receipt).decode()
+    return message.SerializeToString()
 
 
 def _encode_release(reply: Release) -> list[bytes]:
     head = _CONTINUE[RequestHeaders][0]
     if reply.decision is not None:
-        head = _encode_decision("request_headers", reply.decision, reply.shadow)
+        head = _encode_decision("request_headers", reply)
     messages = [head, *_chunks("request_body", reply.body, reply.end_of_stream)]
     if reply.trailers:
         messages += _CONTINUE[RequestTrailers]

@@ -156,6 +156,7 @@ def _exchange_settings(config: Config) -> ExchangeSettings:
         config.category.header,
         config.feedback.inject_usage,
         config.mode is Mode.SHADOW,
+        config.feedback.access_log,
     )
 
 

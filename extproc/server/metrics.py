@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 import extproc
-from extproc.exchange.events import Observation
+from extproc.exchange.events import Observation, Serving
 from extproc.routing.router import Decision, Lesson
 from extproc.server.load import PoolStatus
 from extproc.server.reload import Reloaded
@@ -41,6 +41,12 @@ _ERROR_BUCKETS = (
     1,
     2,
 )
+_FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_MAX_CLUSTERS = 32
+"""Of Envoy's, told apart: their names are its operator's, and so few."""
+NO_CLUSTER = "none"
+"""Envoy answered itself."""
+OTHER_CLUSTER = "other"
 _LATENCY_BUCKETS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
 
 
@@ -165,6 +171,22 @@ class Metrics:
             "extproc_overflow_retries_total",
             "Observed requests that Envoy retried on a larger pool",
         )
+        self.access_log_entries = Tally(
+            "extproc_access_log_entries_total",
+            "Access log entries received from Envoy: observed, or why not",
+            ["result"],
+        )
+        self.first_byte_seconds = Distribution(
+            "extproc_first_byte_seconds",
+            "Time to a response's first byte, by the pool decided, in the access log",
+            _FIRST_BYTE_BUCKETS,
+            ["pool"],
+        )
+        self.served = Tally(
+            "extproc_served_total",
+            "Responses in the access log, by the pool decided and who answered",
+            ["pool", "cluster"],
+        )
         self.ended = Tally(
             "extproc_exchanges_ended_total",
             "ext_proc streams, by the state they ended in",
@@ -192,12 +214,16 @@ class Metrics:
             self.under_estimates,
             self.misroutes,
             self.overflows,
+            self.access_log_entries,
+            self.first_byte_seconds,
+            self.served,
             self.ended,
             self.protocol_errors,
             self.faults,
             self.message_seconds,
         ):
             self.registry.register(hot)
+        self._clusters: set[str] = set()
         self.streams_inflight = 0
         Gauge(
             "extproc_streams_inflight", "Open ext_proc streams", registry=self.registry
@@ -250,3 +276,16 @@ class Metrics:
             self.misroutes.add(lesson.misroute)
         if observation.outcome.attempts > 1:
             self.overflows.add()
+        if observation.serving is not None:
+            self._served(observation.decision.pool.name, observation.serving)
+
+    def _served(self, pool: str, serving: Serving) -> None:
+        cluster = serving.cluster or NO_CLUSTER
+        if cluster not in self._clusters:
+            if len(self._clusters) < _MAX_CLUSTERS:
+                self._clusters.add(cluster)
+            else:
+                cluster = OTHER_CLUSTER
+        self.served.add(pool, cluster)
+        if serving.first_byte_s is not None:
+            self.first_byte_seconds.add(serving.first_byte_s, pool)

@@ -146,8 +146,7 @@ class ExtProcService:
                 self._fault(exchange.fault)
             self.decided(exchange.decision)
         if step.observation is not None:
-            observation = step.observation
-            self._defer(partial(self._learn, observation))
+            self.learn_later(step.observation)
         messages = encode(event, step.reply)
         self.metrics.message_seconds.add(
             time.perf_counter() - began, _PHASES[type(event)]
@@ -161,6 +160,10 @@ class ExtProcService:
                 watcher.decided(decision)
         except Exception as error:  # the decision is still to be sent
             self._fault(error)
+
+    def learn_later(self, observation: Observation) -> None:
+        """Learn from a response once nobody waits for a reply; never raises."""
+        self._defer(partial(self._learn, observation))
 
     def _fault(self, error: Exception) -> None:
         """Count an error of our own; log the first of each place.

@@ -41,6 +41,7 @@ from extproc.exchange.machine import (
     ProtocolError,
     State,
 )
+from extproc.exchange.receipt import read_receipt
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.router import Decision, Outcome, Router
@@ -1032,3 +1033,42 @@ def test_in_shadow_mode_what_is_not_read_is_marked_too() -> None:
     step = machine.receive(request(SETTINGS.max_body_bytes + 1))
     assert isinstance(step.reply, Route)
     assert step.reply.shadow
+
+
+GIVING = dataclasses.replace(SETTINGS, receipts=True)
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_decision_is_handed_out_with_its_route(shadow: bool) -> None:
+    machine = exchange(settings=dataclasses.replace(GIVING, shadow=shadow))
+    body = chat()
+    step = play(machine, request(body), RequestBody(body, True))[-1]
+    assert isinstance(step.reply, Route)
+    router = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    again = read_receipt(step.reply.receipt, router.policy, router.categories)
+    assert again is not None
+    assert again.prompt_tokens == routed(step).prompt_tokens
+    assert step.end
+
+
+def test_a_decision_without_the_body_is_handed_out_too() -> None:
+    (step,) = play(exchange(settings=GIVING), request(CAP + 1))
+    assert isinstance(step.reply, Route)
+    assert step.reply.receipt
+
+
+def test_a_released_decision_is_handed_out_too() -> None:
+    body = chat()
+    machine = exchange(settings=GIVING)
+    step = play(machine, request(body, mode=DUPLEX), RequestBody(body, True))[-1]
+    assert isinstance(step.reply, Release)
+    assert step.reply.receipt
+
+
+def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
+    body = chat()
+    machine = exchange(watch=True, settings=GIVING)
+    step = play(machine, request(body), RequestBody(body, True))[-1]
+    assert isinstance(step.reply, Route)
+    assert step.reply.receipt == b""
+    assert not step.end

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.exchange.events import Observation
+from extproc.exchange.events import Observation, Serving
 from extproc.exchange.record import read_record, write_record
 from extproc.fleet.records import read_records
 from extproc.routing.policy import Pool, Reason
@@ -32,6 +32,8 @@ DECISION = Decision(
     completion_tokens=st.none() | st.integers(0, 1 << 20),
     truncated=st.booleans(),
     attempts=st.integers(1, 3),
+    serving=st.none()
+    | st.builds(Serving, st.text(max_size=9), st.none() | st.just(0.125)),
 )
 def test_reads_back_what_was_written(
     status: int,
@@ -39,11 +41,15 @@ def test_reads_back_what_was_written(
     completion_tokens: int | None,
     truncated: bool,
     attempts: int,
+    serving: Serving | None,
 ) -> None:
     outcome = Outcome(status, prompt_tokens, completion_tokens, truncated, attempts)
-    record = json.loads(json.dumps(write_record(Observation(DECISION, outcome), 1.5)))
+    observation = Observation(DECISION, outcome, serving)
+    record = json.loads(json.dumps(write_record(observation, 1.5)))
     assert "client text" not in str(record)
-    assert read_record(record) == Observation(replace(DECISION, model=""), outcome)
+    assert read_record(record) == replace(
+        observation, decision=replace(DECISION, model="")
+    )
 
 
 def test_a_workload_can_be_read_from_records() -> None:

@@ -4,9 +4,10 @@ import pytest
 from prometheus_client import generate_latest
 
 from extproc.config import CategoryConfig, Config
-from extproc.exchange.events import Observation
+from extproc.exchange.events import Observation, Serving
 from extproc.routing.policy import Reason
 from extproc.routing.router import Decision, Lesson, Misroute, Outcome, Skipped
+from extproc.server.access_log import Entry
 from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
 
@@ -35,6 +36,10 @@ def test_labels_are_closed(metrics: Metrics) -> None:
             for misroute in (None, *Misroute):
                 lesson = Lesson(skipped, 0.1, True, misroute)
                 metrics.observed(Observation(decision, Outcome(200)), lesson)
+        serving = Serving("vllm_long", 0.1)
+        metrics.observed(Observation(decision, Outcome(200), serving), Lesson())
+    for entry in Entry:
+        metrics.access_log_entries.add(entry)
 
     labels: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
@@ -46,7 +51,8 @@ def test_labels_are_closed(metrics: Metrics) -> None:
         "pool": {"short", "long"},
         "category": set(ROUTER.categories),
         "reason": set(Reason),
-        "result": {"learned", *Skipped},
+        "result": {"learned", *Skipped, *Entry},
+        "cluster": {"vllm_long"},
         "kind": set(Misroute),
     }
 
