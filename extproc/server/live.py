@@ -14,6 +14,7 @@ from extproc.routing.learned import Group
 from extproc.routing.policy import PoolLoad
 from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Decision, Lesson, Router
+from extproc.server.advising import Advisor
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.explaining import Explainer
 from extproc.server.history import History
@@ -57,7 +58,13 @@ class Live:
         self.router = build_router(config)
         self._sampler = build_sampler(config.feedback)
         self._watch = LoadWatch(config.pools, config.load)
-        self.metrics = Metrics(lambda: self.router.ratios.all(), self.pools, self.risk)
+        self.advisor = Advisor(self.router.policy)
+        self.metrics = Metrics(
+            lambda: self.router.ratios.all(),
+            self.pools,
+            self.risk,
+            self.advisor.advice,
+        )
         self.history = History(
             time.time, lambda category: self.router.ratios.bytes_per_token(category)
         )
@@ -66,7 +73,7 @@ class Live:
             _exchange_settings(config),
             self._sampler,
             self.metrics,
-            watchers=[self.history, self, *watchers],
+            watchers=[self.history, self.advisor, self, *watchers],
             loads=self.loads,
             defer=defer,
         )
@@ -74,6 +81,7 @@ class Live:
             self.router,
             self.metrics,
             self.history,
+            self.advisor,
             ready,
             time.time,
             loads=self.loads,
@@ -145,6 +153,7 @@ class Live:
         previous, self._watch = self._watch, watch
         self.config, self.router = config, router
         self.service.reconfigure(router, _exchange_settings(config), self._sampler)
+        self.advisor.reconfigure(router.policy)
         self.status.router, self.status.mode = router, config.mode
         await previous.stop()
         return kept

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 import extproc
 from extproc.exchange.events import Observation, Serving
+from extproc.routing.advice import Advice
 from extproc.routing.router import Decision, Lesson
 from extproc.server.load import PoolStatus
 from extproc.server.reload import Reloaded
@@ -122,6 +123,42 @@ class _Pools(Collector):
         return list(families.values())
 
 
+class _Advised(Collector):
+    """Asks for the threshold advice when scraped."""
+
+    def __init__(self, advice: Callable[[], Advice | None]) -> None:
+        self._advice = advice
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """No sample before there is advice to give."""
+        labels = ["threshold"]
+        advised = GaugeMetricFamily(
+            "extproc_advised_threshold_tokens",
+            "The smallest pool's threshold that would save most",
+        )
+        saving = GaugeMetricFamily(
+            "extproc_threshold_saving_ratio",
+            "Share of a homogeneous fleet saved, estimated, current or advised",
+            labels=labels,
+        )
+        exceeded = GaugeMetricFamily(
+            "extproc_threshold_exceeded_ratio",
+            "Share of observed requests held to fit the threshold that needed more",
+            labels=labels,
+        )
+        advice = self._advice()
+        if advice is not None:
+            advised.add_metric([], advice.best.threshold_tokens)
+            for name, prospect in (
+                ("current", advice.current),
+                ("advised", advice.best),
+            ):
+                saving.add_metric([name], prospect.saving)
+                if prospect.under_rate is not None:
+                    exceeded.add_metric([name], prospect.under_rate)
+        return [advised, saving, exceeded]
+
+
 class Metrics:
     """The server's metrics, in a registry of their own.
 
@@ -129,6 +166,7 @@ class Metrics:
         ratios: the learned ratios, by category.
         pools: what is known of the pools that are watched.
         risk: what share of prompts may exceed their bound, and does.
+        advice: the threshold advice, if there is any.
     """
 
     def __init__(
@@ -136,11 +174,13 @@ class Metrics:
         ratios: Callable[[], Mapping[str, float]],
         pools: Callable[[], Sequence[PoolStatus]] = tuple,
         risk: Callable[[], Risk] = lambda: (None, None),
+        advice: Callable[[], Advice | None] = lambda: None,
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Ratios(ratios))
         self.registry.register(_Pools(pools))
         self.registry.register(_Risk(risk))
+        self.registry.register(_Advised(advice))
         self.decisions = Tally(
             "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )

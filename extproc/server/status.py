@@ -13,6 +13,7 @@ from extproc.config import Mode
 from extproc.routing.policy import IDLE, Pool, PoolLoad
 from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Router
+from extproc.server.advising import Advisor
 from extproc.server.history import History
 from extproc.server.metrics import Metrics
 
@@ -24,6 +25,7 @@ class Status:
         router: its pools, estimator and ratios; an attribute, to follow the router.
         metrics: where the counts are read.
         history: the last decisions, and how learning went.
+        advisor: the budgets' distribution and what it suggests.
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
         loads: what is known of the pools' load.
@@ -35,6 +37,7 @@ class Status:
         router: Router,
         metrics: Metrics,
         history: History,
+        advisor: Advisor,
         ready: Callable[[], bool],
         clock: Callable[[], float],
         *,
@@ -44,6 +47,7 @@ class Status:
         self.router = router
         self._metrics = metrics
         self._history = history
+        self._advisor = advisor
         self._ready = ready
         self._clock = clock
         self._started_s = clock()
@@ -74,6 +78,7 @@ class Status:
             "observations": _counts(metrics.observations, "result"),
             "misroutes": _counts(metrics.misroutes, "kind"),
             "overflow_retries": _counts(metrics.overflows, "").total(),
+            **self._advisor.report(),
             "last_decisions": self._history.last_decisions(),
         }
 

@@ -18,6 +18,7 @@ from extproc.exchange.openai import parse_request
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Outcome
 from extproc.server.admin import AdminServer
+from extproc.server.advising import Advisor
 from extproc.server.assembly import build_router
 from extproc.server.explaining import Explainer
 from extproc.server.history import History
@@ -174,6 +175,7 @@ def make_admin() -> AdminServer:
         router,
         metrics,
         history,
+        Advisor(router.policy),
         lambda: True,
         lambda: 1_700_000_000.0,
         loads=lambda: {"long": PoolLoad(under_pressure=True)},
@@ -237,6 +239,9 @@ def test_shows_pools_learning_and_decisions(session: Session) -> None:
         assert await tab.evaluate(rows) == 4
         width = "document.querySelector('#pools .fill').getBoundingClientRect().width"
         assert await tab.evaluate(width) > 20
+        bars = "document.querySelectorAll('#budgets rect').length"
+        assert await tab.evaluate(bars) > 10
+        assert "first 200 requests" in text
         curve = "document.querySelector('#categories polyline').getAttribute('points')"
         assert len((await tab.evaluate(curve)).split()) == 4
 

@@ -10,6 +10,7 @@ from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin
 from extproc.routing.router import Outcome, Router
+from extproc.server.advising import Advisor
 from extproc.server.assembly import build_router
 from extproc.server.history import History
 from extproc.server.metrics import Metrics
@@ -29,6 +30,7 @@ def test_report_of_a_short_life() -> None:
         router,
         metrics,
         history,
+        Advisor(router.policy),
         lambda: True,
         lambda: now_s,
         loads=lambda: {"short": PoolLoad(under_pressure=True)},

@@ -1,0 +1,195 @@
+"""The threshold that would save most, from the budgets that really come, and its risk.
+
+The saving is the papers' formula, alpha (1 - 1/rho) (arXiv 2604.08075): alpha is the
+share of requests whose budget is within the threshold, rho the requests a second of an
+instance whose window is that threshold, over those of an instance of the largest pool.
+A smaller window holds more sequences, but each step then takes longer; two values of
+rho bracket the truth:
+
+- ``slots``: sequences alone, the window ratio, as the papers take it. An upper bound.
+- ``steps``: sequences over the time of a step, ``W + H n``, with W = 8 ms and
+  H = 0.65 ms (arXiv 2604.09613's constants for an A100 instance with 1,048,576 tokens
+  of KV cache, 16 sequences of 64K). For 8K: 1.6, where the papers measured 4.
+
+``steps`` ranks the thresholds. Neither knows the hardware at hand nor counts what
+``max_num_seqs`` alone would bring: ``extproc plan`` does. The advice is for
+``max_model_len`` and ``threshold_tokens`` of the smallest pool together; it is never
+applied.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+MIN_REQUESTS = 200
+"""Below this many requests a share is known to 7 % at best: no advice."""
+
+MEMORY_REQUESTS = 20_000.0
+"""Requests over which a count fades to 1/e: about what an afternoon brings."""
+
+KV_CACHE_TOKENS = 1 << 20
+MAX_SEQUENCES = 256
+"""vLLM's default ``max_num_seqs`` on its larger GPUs; more were never measured."""
+_STEP_FIXED_S = 8e-3
+_STEP_PER_SEQUENCE_S = 0.65e-3
+
+_SMALLEST_TOKENS = 1024
+_RESCALE_AT = 1e100
+
+
+def candidate_thresholds(largest_window: int) -> list[int]:
+    """Thresholds to consider: 1,024 times powers of two, and one and a half times.
+
+    Args:
+        largest_window: ``max_model_len`` of the largest pool; candidates stay below.
+    """
+    candidates = []
+    power = _SMALLEST_TOKENS
+    while power < largest_window:
+        candidates += [t for t in (power, power * 3 // 2) if t < largest_window]
+        power *= 2
+    return candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What one threshold would bring."""
+
+    threshold_tokens: int
+    short_fraction: float
+    """Share of requests whose budget is within it, 0 to 1."""
+    saving: float
+    """Share of a homogeneous fleet's instances, by ``steps``."""
+    saving_at_most: float
+    """The same by ``slots``."""
+    under_rate: float | None
+    """Share of observed requests held to fit it that needed more; None unobserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The best prospect, beside what is in force."""
+
+    best: Prospect
+    current: Prospect
+    requests: float
+    """What the shares rest on: requests, faded."""
+
+
+class BudgetCounts:
+    """Counts budgets, and what requests needed, between thresholds.
+
+    Not thread-safe; a request costs two bisections.
+
+    Args:
+        thresholds: increasing, in tokens.
+        memory: requests over which a count fades to 1/e.
+    """
+
+    def __init__(
+        self, thresholds: Sequence[int], memory: float = MEMORY_REQUESTS
+    ) -> None:
+        self.thresholds = list(thresholds)
+        bins = len(self.thresholds) + 1
+        # Counts are not faded one by one: each newer one weighs more instead.
+        self._growth = 1.0 + 1.0 / memory
+        self._weight = 1.0
+        self._budgets = [0.0] * bins
+        self._fitting = [0.0] * bins
+        self._exceeding = [0.0] * (bins + 1)
+
+    def add(self, budget_tokens: int) -> None:
+        """Count a request by the budget that was held against the limits."""
+        self._weight *= self._growth
+        if self._weight > _RESCALE_AT:
+            self._rescale()
+        self._budgets[bisect_left(self.thresholds, budget_tokens)] += self._weight
+
+    def observe(self, budget_tokens: int, needed_tokens: int) -> None:
+        """Count a request whose need is known: prompt, and output or its limit."""
+        held = bisect_left(self.thresholds, budget_tokens)
+        needed = bisect_left(self.thresholds, needed_tokens)
+        self._fitting[held] += self._weight
+        if held < needed:  # it was held to fit each threshold in between, and did not
+            self._exceeding[held] += self._weight
+            self._exceeding[needed] -= self._weight
+
+    def _rescale(self) -> None:
+        for counts in (self._budgets, self._fitting, self._exceeding):
+            counts[:] = [count / self._weight for count in counts]
+        self._weight = 1.0
+
+    @property
+    def requests(self) -> float:
+        """Requests counted, faded."""
+        return sum(self._budgets) / self._weight
+
+    def shares(self) -> list[float]:
+        """Share of requests up to each threshold, then above the last; sums to 1."""
+        total = sum(self._budgets)
+        return [count / total if total else 0.0 for count in self._budgets]
+
+    def within(self) -> list[float]:
+        """Share of requests within each threshold, increasing."""
+        return list(accumulate(self.shares()))[:-1]
+
+    def under_rates(self) -> list[float | None]:
+        """Of those held to fit each threshold, the share that needed more."""
+        fitting = list(accumulate(self._fitting))[:-1]
+        exceeding = list(accumulate(self._exceeding))
+        return [
+            max(0.0, exceeded) / fits if fits > 0 else None
+            for fits, exceeded in zip(fitting, exceeding, strict=False)
+        ]
+
+
+def step_gain(window: int, largest_window: int) -> float:
+    """Return rho by sequences and the time of a step; at most the window ratio."""
+    return _sequences_per_s(window) / _sequences_per_s(largest_window)
+
+
+def _sequences_per_s(window: int) -> float:
+    sequences = max(1, min(MAX_SEQUENCES, KV_CACHE_TOKENS // window))
+    return sequences / (_STEP_FIXED_S + _STEP_PER_SEQUENCE_S * sequences)
+
+
+def advise(
+    counts: BudgetCounts, current_threshold: int, largest_window: int
+) -> Advice | None:
+    """Find the threshold with the largest ``saving``.
+
+    Args:
+        counts: their thresholds are the candidates; one must be the current one.
+        current_threshold: of the smallest pool.
+        largest_window: ``max_model_len`` of the largest pool.
+
+    Returns:
+        None before ``MIN_REQUESTS`` requests.
+    """
+    if counts.requests < MIN_REQUESTS:
+        return None
+    prospects = [
+        _prospect(threshold, largest_window, within, under)
+        for threshold, within, under in zip(
+            counts.thresholds, counts.within(), counts.under_rates(), strict=True
+        )
+    ]
+    best = max(prospects, key=lambda prospect: prospect.saving)
+    current = prospects[counts.thresholds.index(current_threshold)]
+    return Advice(best, current, counts.requests)
+
+
+def _prospect(
+    threshold: int, largest_window: int, within: float, under: float | None
+) -> Prospect:
+    slots = largest_window / threshold
+    return Prospect(
+        threshold_tokens=threshold,
+        short_fraction=within,
+        saving=within * (1.0 - 1.0 / step_gain(threshold, largest_window)),
+        saving_at_most=within * (1.0 - 1.0 / slots),
+        under_rate=under,
+    )
