@@ -243,10 +243,12 @@ def test_a_batch_is_learned_from_after_it_was_taken() -> None:
 @given(st.binary(max_size=200))
 def test_foreign_bytes_end_their_own_stream_only(data: bytes) -> None:
     server = Server()
+    status = None
     try:
         assert server.open().receive(data) == ((), False)
     except RpcError as error:
-        assert error.status == 3
+        status = error.status
+    assert status in (None, 3)
     assert server.router.ratios.all() == {}
 
 

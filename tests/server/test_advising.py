@@ -74,7 +74,7 @@ def test_other_limits_begin_anew_and_the_same_do_not() -> None:
 
 def test_metrics_hold_the_advice() -> None:
     advisor = Advisor(Policy([SHORT, LONG]))
-    registry = Metrics(dict, tuple, advisor.advice).registry
+    registry = Metrics(dict, tuple, advice=advisor.advice).registry
 
     def value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
         return registry.get_sample_value(name, dict(labels or {}))
