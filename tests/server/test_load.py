@@ -86,7 +86,7 @@ async def watching(*servers, config=FAST, max_model_len=8192, **options):
 
 async def becomes(watch, load, timeout_s=10):
     async with asyncio.timeout(timeout_s):
-        while watch.current().get("short") != load:  # noqa: ASYNC110 - polled state
+        while watch.current().get("short") != load:
             await asyncio.sleep(0.005)
 
 
@@ -159,7 +159,7 @@ def test_stale_data_is_no_data():
             await one.stop()
             now += FAST.stale_after_s + 1
             async with asyncio.timeout(10):
-                while watch.statuses()[0].waiting != 0.0:  # noqa: ASYNC110
+                while watch.statuses()[0].waiting != 0.0:
                     await asyncio.sleep(0.005)
             assert not watch.current()["short"].under_pressure
 
@@ -184,7 +184,7 @@ def test_a_window_that_changes_later_is_shown():
             server.max_model_len = 4096
             now += 61
             async with asyncio.timeout(10):
-                while not watch.statuses()[0].max_model_len_differs:  # noqa: ASYNC110
+                while not watch.statuses()[0].max_model_len_differs:
                     await asyncio.sleep(0.005)
 
     asyncio.run(scenario())

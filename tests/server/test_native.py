@@ -65,7 +65,7 @@ async def connected(server: NativeServer) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - of another's state
+    while not condition():
         await asyncio.sleep(0.001)
 
 

@@ -137,7 +137,7 @@ async def is_served(port, credentials):
 
 async def becomes_served(port, credentials):
     async with asyncio.timeout(15):
-        while not await is_served(port, credentials):  # noqa: ASYNC110
+        while not await is_served(port, credentials):
             await asyncio.sleep(0.1)
 
 
