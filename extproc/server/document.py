@@ -80,7 +80,7 @@ def decode(data: bytes) -> Document:
     first, _, body = data.partition(b"\n")
     try:
         head = msgspec.json.decode(first, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UnreadableDocument("foreign", "not a learned state of ours") from None
     if head.format != _FORMAT:
         raise UnreadableDocument("foreign", "not a learned state of ours")

@@ -1,0 +1,37 @@
+"""Fuzz one target with atheris, guided by the code that inputs reach.
+
+    pip install atheris
+    python tests/fuzz/coverage_guided.py TARGET [-max_total_time=SECONDS] [FOLDER]
+
+Begins with the corpus beside this file. With a folder, inputs that reach something new
+are kept there; what fails is written to ``crash-*`` in the current directory.
+"""
+
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["extproc"]):
+    from targets import TARGETS
+
+
+def main() -> None:
+    name, *options = sys.argv[1:] or [""]
+    if name not in TARGETS:
+        sys.exit(f"usage: coverage_guided.py {'|'.join(TARGETS)} [libFuzzer options]")
+    folders = [option for option in options if not option.startswith("-")]
+    options = [option for option in options if option.startswith("-")]
+    corpus = Path(__file__).parent / "corpus" / name
+    arguments = [sys.argv[0], "-max_len=65536", *options, *folders, str(corpus)]
+    if not folders:
+        # libFuzzer writes to the first folder: not into the tests.
+        scratch = Path("fuzz-new") / name
+        scratch.mkdir(parents=True, exist_ok=True)
+        arguments.insert(-1, str(scratch))
+    atheris.Setup(arguments, TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
