@@ -309,18 +309,19 @@ def _print_plan(document: dict[str, Any]) -> None:
 def _print_policies(document: dict[str, Any]) -> None:
     print(
         f"{'policy':26} {'instances':>9} {'saved by split':>14} {'P99 TTFT':>9} "
-        f"{'P99 TPOT':>9} {'rejected':>9}  SLO"
+        f"{'P99 TPOT':>9} {'rejected':>9} {'cut off':>9}  SLO"
     )
     rows = {"split": None, **document["baselines"]}
     for name, row in rows.items():
         if row is None:
             met = "met" if document["slo_met"] else "missed"
-            print(f"{name:26} {document['instances']:9} {'':14} {'':29}  {met}")
+            print(f"{name:26} {document['instances']:9} {'':14} {'':39}  {met}")
             continue
         print(
             f"{name:26} {row['instances']:9} {row['saving_pct']:13.1f}% "
             f"{_seconds(row['p99_ttft_s']):>9} {_seconds(row['p99_tpot_s']):>9} "
-            f"{row['rejected_share']:9.3%}  {'met' if row['slo_met'] else 'missed'}"
+            f"{row['rejected_share']:9.3%} {row['truncated_share']:9.3%}  "
+            f"{'met' if row['slo_met'] else 'missed'}"
         )
 
 

@@ -91,6 +91,7 @@ def answer(
         "misrouted_short": _plain(split.result.misrouted_short),
         "misrouted_long": _plain(split.result.misrouted_long),
         "overflow_share": _plain(split.result.overflows / split.result.measured),
+        "truncated_share": _plain(split.result.truncated / split.result.measured),
         "sweep": [
             {key: _plain(value) for key, value in asdict(point).items()}
             for point in sweep
@@ -152,6 +153,7 @@ def _baseline(policy: SizedPolicy, ours: int) -> dict[str, Any]:
         "p99_ttft_s": _plain(result.ttft.quantile(0.99)),
         "p99_tpot_s": _plain(result.tpot.quantile(0.99)),
         "preemptions": result.preemptions,
+        "truncated_share": _plain(result.truncated / result.measured),
         "overflow_share": _plain(result.overflows / result.measured),
         "misrouted_short": _plain(result.misrouted_short),
         "misrouted_long": _plain(result.misrouted_long),

@@ -9,7 +9,7 @@ grows until it keeps it. So the savings compare like with like:
 - ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM takes
   KV blocks as they are needed, so this is what most people run;
 - ``homogeneous-short-limit``: one pool with the short pool's ``max_model_len``, which
-  rejects what is longer;
+  rejects longer prompts and cuts longer answers off;
 - ``split``: pools by threshold, the shipped router, ``max_num_seqs`` as in paged;
 - ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
 - ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
@@ -212,6 +212,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
         question.seed,
         question.declared,
         question.asked_requests,
+        question.asked_requests // 10,
     )
     slos = [
         _pool_slo(question, tier, traffic)
@@ -292,5 +293,10 @@ def _verify(
         question.arrivals,
         policy.strategy,
         # Traffic of its own: pools are not verified on the draws they were sized by.
-        Run(requests, question.seed + 1, question.declared),
+        Run(
+            requests,
+            question.seed + 1,
+            question.declared,
+            taught=question.verified_requests // 20,
+        ),
     )

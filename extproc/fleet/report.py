@@ -146,8 +146,9 @@ def _gpus(document: Mapping[str, Any]) -> tuple[str, str]:
         count = document["instances"] if row is None else row["instances"]
         met = document["slo_met"] if row is None else row["slo_met"]
         notes = [] if met else ["misses the SLO"]
-        if row is not None and row["rejected_share"] > 0:
-            notes.append(f"rejects {row['rejected_share']:.3%}")
+        for verb, key in (("rejects", "rejected_share"), ("cuts", "truncated_share")):
+            if row is not None and row[key] > 0:
+                notes.append(f"{verb} {row[key]:.3%}")
         bars.append(
             Bar(name, count * gpus, "a" if row is None else "c", ", ".join(notes))
         )

@@ -6,10 +6,11 @@ between two of a pool, and at every tick. Within a pool a request goes to the le
 loaded of two instances drawn at random, which is Envoy's LEAST_REQUEST policy; after
 every tick the router learns from what finished, and knows each pool's pressure.
 
-What a pool cannot hold goes on: vLLM refuses a request whose prompt and declared limit
-exceed ``max_model_len``, the gateway retries it on the next larger pool, and it counts
-as an overflow; what not even the last pool holds is rejected. Without a declared limit
-vLLM lets the output run to the end of the window; that counts as truncated.
+A prompt that fills a pool's ``max_model_len`` is refused there (vLLM's 400), the
+gateway retries it on the next larger pool, and it counts as an overflow; what not even
+the last pool holds is rejected. A prompt that fits with an output that does not is taken: vLLM
+cuts the answer at the window, whatever limit was declared (``get_max_tokens`` in
+``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as truncated.
 
 The first share of the requests warms the fleet up and the last winds it down; neither
 is measured. Nothing is kept of a request once it is counted.
@@ -184,6 +185,11 @@ class Result:
         return sum(pool.overflows for pool in self.pools)
 
     @property
+    def truncated(self) -> int:
+        """Requests whose output a pool's window cut off."""
+        return sum(pool.truncated for pool in self.pools)
+
+    @property
     def preemptions(self) -> int:
         """Preemptions of measured requests."""
         return sum(pool.preemptions for pool in self.pools)
@@ -329,9 +335,8 @@ class Simulation:
 
     def _taker(self, position: int, arrival: Arrival, measured: bool) -> _Pool | None:
         """The first pool from this one on that vLLM's front end accepts it in."""
-        needed = arrival.prompt_tokens + (arrival.max_tokens or 1)
         for pool in self.pools[position:]:
-            if needed <= pool.spec.limits.max_model_len:
+            if arrival.prompt_tokens < pool.spec.limits.max_model_len:
                 return pool
             pool.result.overflows += measured
         return None

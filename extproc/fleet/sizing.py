@@ -95,7 +95,7 @@ class Traffic:
     Attributes:
         share: of all requests.
         refused: share of all requests that the pool's front end turned away, because
-            it was wrongly chosen.
+            the prompt alone does not fit.
     """
 
     share: float
@@ -214,8 +214,7 @@ class _Desk:
             right = self._right(prompt + output)
             self.under += position < right
             self.over += position > right
-            needed = prompt + (declared or 1)
-            while position < len(self._windows) and needed > self._windows[position]:
+            while position < len(self._windows) and prompt >= self._windows[position]:
                 self.refused[position] += 1
                 position += 1
             placed[index] = position
@@ -350,8 +349,10 @@ def size_pool(task: SizingTask) -> PoolSize:
 
 
 def _that_fit(lengths: Recorded, max_model_len: int) -> Recorded:
-    fits = lengths.prompts + lengths.outputs <= max_model_len
-    return Recorded(lengths.prompts[fits], lengths.outputs[fits])
+    """What vLLM takes, with outputs cut at the window."""
+    fits = lengths.prompts < max_model_len
+    prompts = lengths.prompts[fits]
+    return Recorded(prompts, np.minimum(lengths.outputs[fits], max_model_len - prompts))
 
 
 def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> int:

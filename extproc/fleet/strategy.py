@@ -114,7 +114,7 @@ class Rule:
     def _budget_tokens(self, arrival: Arrival) -> int:
         limit = arrival.max_tokens
         if self._name is StrategyName.ORACLE:
-            # A declared limit is what vLLM holds against max_model_len.
+            # A declared limit is what the client may come to need.
             wanted = arrival.output_tokens if limit is None else limit
             return arrival.prompt_tokens + wanted
         if self._name is StrategyName.PROMPT_LENGTH:

@@ -13,7 +13,7 @@ STEP = Linear(base_s=0.01, seq_s=0.0)
 SHORT = PoolSpec("short", 2, SchedulerLimits(8, 512, 1000, 4000), STEP, 1000)
 LONG = PoolSpec("long", 2, SchedulerLimits(8, 512, 4000, 4000), STEP, 4000)
 ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
-RUN = Run(requests=400, seed=1, warm_up_share=0, wind_down_share=0)
+RUN = Run(requests=400, seed=1, warm_up_share=0, wind_down_share=0, taught=0)
 
 
 def lengths(*pairs: tuple[int, int]) -> Recorded:
@@ -34,32 +34,36 @@ def test_an_oracle_sends_everything_where_it_fits() -> None:
 
 
 def test_an_overflow_is_taken_by_the_next_pool() -> None:
-    """A router that sees only the prompt sends it short; vLLM refuses it there."""
-    blind = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
-    result = simulate(
-        [SHORT, LONG], lengths((600, 600)), RenewalArrivals(5), blind, RUN
-    )
-    assert result.pools[0].overflows == 400
+    """A rule that counts bytes takes some prompts of 1,005 tokens for less than 1,000."""
+    short = PoolSpec("short", 2, SHORT.limits, STEP, 1000)
+    tight = Recorded(np.array([1005]), np.array([1]))
+    low = StrategySpec(StrategyName.BYTES_PER_4, {"cjk": 1.0}, variation_factor=3.0)
+    result = simulate([short, LONG], tight, RenewalArrivals(5), low, RUN)
+    assert 0 < result.overflows < 400
+    assert result.pools[0].overflows == result.overflows
+    assert result.pools[0].requests == 0
     assert result.pools[1].requests == 400
-    assert result.misrouted_short == 1
+    assert result.misrouted_short == result.overflows / 400
 
 
 def test_what_no_pool_holds_is_rejected() -> None:
     result = simulate(
-        [SHORT, LONG], lengths((3900, 200)), RenewalArrivals(5), ORACLE, RUN
+        [SHORT, LONG], lengths((4000, 1)), RenewalArrivals(5), ORACLE, RUN
     )
     assert result.rejected == 400
     assert result.ttft.count == 0
 
 
-def test_without_a_declared_limit_the_window_truncates() -> None:
-    absent = Run(400, 1, Declared.ABSENT, 0, 0)
+@pytest.mark.parametrize("declared", Declared)
+def test_an_output_that_outgrows_the_window_is_cut_off(declared: Declared) -> None:
     blind = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
+    run = Run(400, 1, declared, 0, 0)
     result = simulate(
-        [SHORT, LONG], lengths((600, 600)), RenewalArrivals(2), blind, absent
+        [SHORT, LONG], lengths((600, 600)), RenewalArrivals(2), blind, run
     )
-    assert result.pools[0].truncated == 400
+    assert result.pools[0].truncated == result.truncated == 400
     assert result.overflows == 0
+    assert result.misrouted_short == 1
 
 
 def test_pressure_spills_to_the_larger_pool() -> None:
@@ -85,7 +89,7 @@ def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
             lengths((850, 10), (1100, 10)),
             RenewalArrivals(20),
             StrategySpec(StrategyName.ROUTER, {"cjk": 1.0}, variation_factor=factor),
-            Run(requests=3000, seed=3, warm_up_share=0.5),
+            Run(requests=1500, seed=3, taught=1200),
         )
         return result.misrouted_short, result.misrouted_long
 
