@@ -285,6 +285,15 @@ class RecordingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OtelConfig:
+    """OpenTelemetry over OTLP; needs the extra `otel`."""
+
+    enabled: bool = False
+    """A span a decision, and token usage. The SDK's variables say where to and how
+    many: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """Logging to standard error."""
 
@@ -312,6 +321,7 @@ class Config:
     state: StateConfig = StateConfig()
     api: ApiConfig = ApiConfig()
     recording: RecordingConfig = RecordingConfig()
+    otel: OtelConfig = OtelConfig()
     log: LogConfig = LogConfig()
 
 

@@ -14,11 +14,12 @@ from extproc.config import Config
 from extproc.server.access_log import AccessLog, WithAccessLog
 from extproc.server.admin import AdminServer
 from extproc.server.api import Api, WithApi
-from extproc.server.assembly import build_recording, build_store
+from extproc.server.assembly import build_recording, build_store, build_tracing
 from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
 from extproc.server.logs import configure_logging
 from extproc.server.reload import ConfigWatch
+from extproc.server.service import Watcher, plain_exchange
 from extproc.server.state import StateKeeper
 from extproc.server.transports import build_transport
 
@@ -44,8 +45,15 @@ class App:
         self._path = path
         self._ready = False
         self._recording = build_recording(config.recording)
-        watchers = [] if self._recording is None else [self._recording]
-        self._live = Live(config, lambda: self._ready, _defer, watchers)
+        self._tracing = build_tracing(config.otel)
+        watchers: list[Watcher] = [w for w in (self._recording, self._tracing) if w]
+        self._live = Live(
+            config,
+            lambda: self._ready,
+            _defer,
+            watchers,
+            self._tracing.new_exchange if self._tracing else plain_exchange,
+        )
         self._store = build_store(config.state)
 
     async def run(self) -> None:
@@ -58,6 +66,8 @@ class App:
         async with AsyncExitStack() as stack:
             if self._recording is not None:
                 stack.callback(self._recording.close)
+            if self._tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, self._tracing.close)
             await self._live.start()
             stack.push_async_callback(self._live.stop)
             state = await self._start_state(stack)

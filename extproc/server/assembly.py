@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extproc.config import (
     Config,
     ConfigError,
     EstimatorName,
     FeedbackConfig,
+    OtelConfig,
     RecordingConfig,
     StateConfig,
     StateStore,
@@ -28,6 +31,9 @@ from extproc.routing.router import MediaTokens, Router
 from extproc.server.document import NAME
 from extproc.server.recording import Recording
 from extproc.server.store import DirectoryStore, Store
+
+if TYPE_CHECKING:
+    from extproc.server.tracing import Tracing
 
 AUTO_SAMPLE_FLOOR = 0.01
 """Least share of the exchanges observed once all is known, for `sample: auto`."""
@@ -93,6 +99,22 @@ def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
             return FeedbackSampler(1.0, adaptive=False)
         case rate:
             return FeedbackSampler(float(rate), adaptive=False)
+
+
+def build_tracing(config: OtelConfig) -> Tracing | None:
+    """The tracing that a configuration asks for, if it does.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    if not config.enabled:
+        return None
+    try:
+        from extproc.server.tracing import Tracing
+    except ImportError:
+        extra = "pip install 'token-budget-router[otel]'"
+        raise ConfigError(f"otel.enabled: true; needs: {extra}") from None
+    return Tracing(os.environ)
 
 
 def build_recording(config: RecordingConfig) -> Recording | None:

@@ -20,7 +20,7 @@ from extproc.server.explaining import Explainer
 from extproc.server.history import History
 from extproc.server.load import LoadWatch, PoolStatus
 from extproc.server.metrics import Metrics
-from extproc.server.service import ExtProcService, Watcher
+from extproc.server.service import ExtProcService, NewExchange, Watcher, plain_exchange
 from extproc.server.status import Status
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ _NOT_LIVE = {
     "state": ("store", "path", "url", "key_prefix", "interval_s"),
     "api": ("http",),
     "recording": ("file", "max_bytes"),
+    "otel": ("enabled",),
 }
 """Settings that a running server keeps: it would have to let go of its port."""
 
@@ -45,6 +46,7 @@ class Live:
         ready: whether new streams are welcome.
         defer: see ``ExtProcService``.
         watchers: told of all that happens, beside those of its own.
+        new_exchange: see ``ExtProcService``.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Live:
         ready: Callable[[], bool],
         defer: Callable[[Callable[[], None]], object],
         watchers: Sequence[Watcher] = (),
+        new_exchange: NewExchange = plain_exchange,
     ) -> None:
         self.config = config
         self.router = build_router(config)
@@ -75,6 +78,7 @@ class Live:
             self.metrics,
             watchers=[self.history, self.advisor, self, *watchers],
             loads=self.loads,
+            new_exchange=new_exchange,
             defer=defer,
         )
         self.status = Status(

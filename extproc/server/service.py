@@ -59,6 +59,31 @@ class Watcher(Protocol):
 Loads = Callable[[], Mapping[str, PoolLoad] | None]
 
 
+class NewExchange(Protocol):
+    """Makes the exchange of a stream, given the call's metadata and what it needs."""
+
+    def __call__(
+        self,
+        metadata: Mapping[str, str],
+        router: Router,
+        settings: ExchangeSettings,
+        wants_feedback: Callable[[Decision], bool],
+        loads: Loads,
+        /,
+    ) -> Exchange: ...
+
+
+def plain_exchange(
+    metadata: Mapping[str, str],
+    router: Router,
+    settings: ExchangeSettings,
+    wants_feedback: Callable[[Decision], bool],
+    loads: Loads,
+) -> Exchange:
+    """Make an exchange that does nothing beside its work."""
+    return Exchange(router, settings, wants_feedback, loads)
+
+
 class ExtProcService:
     """Answers ``Process`` streams.
 
@@ -69,6 +94,7 @@ class ExtProcService:
         metrics: told every fact.
         watchers: told the decisions and observations beside the metrics.
         loads: what is known of the pools' load.
+        new_exchange: makes a stream's exchange; another than the plain one traces.
         defer: runs a call once the reply is on its way; the event loop's
             ``call_soon``. Learning waits there.
     """
@@ -82,11 +108,13 @@ class ExtProcService:
         *,
         watchers: Sequence[Watcher] = (),
         loads: Loads = lambda: None,
+        new_exchange: NewExchange = plain_exchange,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
         self.metrics = metrics
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self._loads = loads
+        self._new_exchange = new_exchange
         self._defer = defer
         self.opened = 0
         """Streams begun, ever."""
@@ -108,8 +136,8 @@ class ExtProcService:
         """Begin one ``Process`` stream; any other method is not ours."""
         if path != PROCESS:
             return None
-        exchange = Exchange(
-            self.router, self._settings, self.sampler.wants, self._loads
+        exchange = self._new_exchange(
+            headers, self.router, self._settings, self.sampler.wants, self._loads
         )
         self.opened += 1
         self.metrics.streams_inflight += 1
