@@ -126,6 +126,10 @@ async def start_nginx(
     for placeholder, address in addresses.items():
         assert placeholder in text
         text = text.replace(placeholder, address)
+    # A busy test machine is slower than a router may be.
+    for timeout in ("proxy_connect_timeout 200ms", "proxy_read_timeout 1s"):
+        assert timeout in text
+        text = text.replace(timeout, f"{timeout.split()[0]} 20s")
     # Its folders are the distribution's, which only root may write to.
     own = "".join(
         f"  {kind}_temp_path {folder / kind};\n"
