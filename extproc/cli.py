@@ -6,6 +6,7 @@ Exit status: 0 fine, 1 the work failed, 2 bad arguments or configuration.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -29,13 +30,35 @@ COMMANDS = {
     "plan": "what would the split save: closed form and sized fleet",
     "simulate": "one fleet, in detail",
     "profile": "measure a live vLLM server and write a hardware profile",
+    "completion": "print the completion of bash, zsh or fish",
 }
+
+_EXAMPLES = """\
+examples:
+  extproc demo                                   see it work on this machine
+  extproc check-config extproc.yaml              what is in force, or why not
+  extproc serve --config extproc.yaml            for Envoy's ext_proc filter
+  extproc explain request.json                   why would this one go where?
+  extproc explain --server http://127.0.0.1:9090 request.json
+  extproc replay log.jsonl --pool-threshold 4096 what would it do to my traffic?
+  extproc plan --workload azure-conv --rate 100  is it worth it?
+  source <(extproc completion bash)
+
+extproc COMMAND --help tells more. Exit status: 0 fine, 1 the work failed, 2 bad
+arguments or configuration."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="extproc", description=extproc.__doc__)
+    if arguments and not _is_known(arguments[0]):
+        return 2
+    parser = argparse.ArgumentParser(
+        prog="extproc",
+        description=extproc.__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--version", action="version", version=f"extproc {extproc.__version__}"
     )
@@ -58,8 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command_parser.parse_args(rest + arguments[1:])
     try:
         status: int = module.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        # Whoever read has enough; what Python would still flush at its exit goes
+        # nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+def _is_known(argument: str) -> bool:
+    if argument in COMMANDS or argument.startswith("-"):
+        return True
+    near = difflib.get_close_matches(argument, COMMANDS, 1)
+    advice = (
+        f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(COMMANDS)}"
+    )
+    print(f"extproc: no command {argument!r}; {advice}", file=sys.stderr)
+    return False

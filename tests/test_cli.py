@@ -1,0 +1,63 @@
+"""The command line itself: help, suggestions, closed pipes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import extproc
+from extproc.cli import COMMANDS, main
+
+PROJECT = Path(__file__).parents[1]
+
+
+def test_help_lists_the_commands_and_examples(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for command, description in COMMANDS.items():
+        assert command in out
+        assert description.split()[0] in out
+    assert "extproc explain request.json" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"extproc {extproc.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [("xplain", "did you mean 'explain'?"), ("qqq", "accepted: serve, ")],
+)
+def test_an_unknown_command_is_answered_with_advice(
+    argument: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument]) == 2
+    err = capsys.readouterr().err
+    assert advice in err
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader = subprocess.Popen(
+        [sys.executable, "-c", "pass"], stdin=subprocess.PIPE, text=True
+    )
+    assert reader.stdin is not None
+    reader.wait()
+    done = subprocess.run(
+        [sys.executable, "-m", "extproc", "check-config"],
+        stdout=reader.stdin,
+        stderr=subprocess.PIPE,
+        cwd=PROJECT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    reader.stdin.close()
