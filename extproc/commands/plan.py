@@ -41,6 +41,7 @@ from extproc.fleet.answer import Prices, answer
 from extproc.fleet.claims import claims
 from extproc.fleet.cost import HOURS_PER_YEAR
 from extproc.fleet.planning import (
+    VERIFIED_REQUESTS,
     PolicyTask,
     Question,
     SizedPolicy,
@@ -86,6 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hours-per-year", type=float, default=HOURS_PER_YEAR, help="default 8760"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=VERIFIED_REQUESTS,
+        help="simulated for each policy at the end; half as many are asked where they "
+        f"go, three tenths try each size; default {VERIFIED_REQUESTS}",
     )
     parser.add_argument(
         "--no-sweep", action="store_true", help="leave the other thresholds out"
@@ -134,6 +142,8 @@ def read_question(args: argparse.Namespace) -> Question:
             f"--threshold: {', '.join(map(str, thresholds))}, expected 2 or more, and "
             f"less than --max-model-len ({args.max_model_len})"
         )
+    if args.requests < 1000:
+        raise OptionError(f"--requests: {args.requests}, expected >= 1000")
     for option in ("max_num_seqs", "max_num_batched_tokens", "processes"):
         value = getattr(args, option, None)
         if value is not None and value < 1:
@@ -163,6 +173,9 @@ def read_question(args: argparse.Namespace) -> Question:
         args.max_num_seqs,
         Declared(args.declared),
         seed=args.seed,
+        asked_requests=args.requests // 2,
+        tried_requests=3 * args.requests // 10,
+        verified_requests=args.requests,
     )
 
 
@@ -182,6 +195,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
             question,
             sized["split"].policy.tiers,
             (StrategyName.ROUTER, StrategyName.EMA, StrategyName.BYTES_PER_4),
+            n=args.requests // 20,
         )
         args.report.write_text(render(question, sized, document, errors), "utf-8")
         print(f"report: {args.report}", file=sys.stderr)

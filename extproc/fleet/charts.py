@@ -178,7 +178,7 @@ class Chart:
                 f'stroke="var(--{series.colour})" stroke-width="3"/>'
                 f'<text x="{x + 21:.0f}" y="30">{escape(series.title)}</text>'
             )
-            x += 6.5 * len(series.title) + 36
+            x += 7.2 * len(series.title) + 38
         return parts
 
 

@@ -43,6 +43,9 @@ _GROWTHS = 5
 _DRAWS = 200_000
 
 
+VERIFIED_REQUESTS = 40_000
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is to be planned.
@@ -72,7 +75,7 @@ class Question:
     seed: int = 42
     asked_requests: int = 20_000
     tried_requests: int = 12_000
-    verified_requests: int = 40_000
+    verified_requests: int = VERIFIED_REQUESTS
 
 
 def complete_slo(

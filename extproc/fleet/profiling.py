@@ -1,17 +1,22 @@
 """A measured instance: what ``extproc profile`` writes and ``plan`` takes.
 
 Step time is fitted as a plane over what was measured at the client: a step that decodes
-n sequences of c tokens of context in all takes ``base + seq n + context c``, and a
-prompt of p tokens adds ``token p``. No coefficient may be negative, which measurement
-noise would otherwise make of the small ones.
+n sequences of c tokens of context in all takes ``base + seq n + context c``, and the
+first token of a lone prompt of p tokens takes ``request + base + token p + pair
+p (p + 1) / 2``, the first term being what HTTP and queues cost once a request. No
+coefficient may be negative, which measurement noise would otherwise make of the small
+ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from extproc.fleet.instance import Instance, Job
+from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.steptime import Linear
 
 
@@ -42,17 +47,20 @@ class Profile:
     """One instance as measured.
 
     Attributes:
-        max_num_seqs: None where the server does not say.
+        request_s: what a request takes beside its steps, at the client.
+        max_num_seqs, max_num_batched_tokens: as the server was started; it does not
+            tell.
         measured: of what, when and how well the fit reproduces its own samples.
     """
 
     model: str
     step_time: Linear
+    request_s: float
     num_blocks: int
     block_size: int
     max_model_len: int
-    max_num_seqs: int | None
-    max_num_batched_tokens: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
     gpus: int
     measured: dict[str, Any]
 
@@ -85,25 +93,31 @@ class Profile:
         return profile
 
 
-def fit(decode: Sequence[DecodeSample], prefill: Sequence[PrefillSample]) -> Linear:
-    """Fit the plane by least squares of relative errors, coefficients at least 0.
+def fit(
+    decode: Sequence[DecodeSample], prefill: Sequence[PrefillSample]
+) -> tuple[Linear, float]:
+    """Fit the plane, and the time of a request beside it.
+
+    Least squares of relative errors, coefficients at least 0.
 
     Raises:
         ProfileError: too few samples to tell the terms apart.
     """
-    if len(decode) < 3 or len(prefill) < 2:
+    if len(decode) < 3 or len(prefill) < 3:
         raise ProfileError(
-            f"{len(decode)} decode and {len(prefill)} prefill samples, expected 3 and 2"
+            f"{len(decode)} decode and {len(prefill)} prefill samples, expected 3 each"
         )
-    rows = [[1.0, s.seqs, 0.0, s.context_tokens, 0.0] for s in decode]
-    rows += [
-        # The step that samples the first token reads its own prompt: pairs.
-        [1.0, 0.0, s.prompt_tokens, 0.0, s.prompt_tokens * (s.prompt_tokens + 1) / 2]
-        for s in prefill
-    ]
+    rows = [[1.0, s.seqs, 0.0, s.context_tokens, 0.0, 0.0] for s in decode]
+    rows += [[1.0, 0.0, s.prompt_tokens, 0.0, _pairs(s), 1.0] for s in prefill]
     times = [s.step_s for s in decode] + [s.ttft_s for s in prefill]
-    base, seq, token, context, pair = _non_negative(np.array(rows), np.array(times))
-    return Linear(max(base, 1e-6), seq, token, context, pair)
+    base, seq, token, context, pair, request = _non_negative(
+        np.array(rows), np.array(times)
+    )
+    return Linear(max(base, 1e-6), seq, token, context, pair), request
+
+
+def _pairs(sample: PrefillSample) -> float:
+    return sample.prompt_tokens * (sample.prompt_tokens + 1) / 2
 
 
 def _non_negative(rows: Any, times: Any) -> list[float]:
@@ -126,10 +140,11 @@ def _non_negative(rows: Any, times: Any) -> list[float]:
 
 def relative_error(
     step_time: Linear,
+    request_s: float,
     decode: Sequence[DecodeSample],
     prefill: Sequence[PrefillSample],
 ) -> float:
-    """Mean relative error of the plane on samples."""
+    """Mean relative error of the fit on samples."""
     errors = [
         abs(
             step_time.fixed_s(0, s.seqs)
@@ -141,11 +156,52 @@ def relative_error(
     ]
     errors += [
         abs(
-            step_time.fixed_s(s.prompt_tokens, 0)
-            + step_time.pair_s * s.prompt_tokens * (s.prompt_tokens + 1) / 2
+            request_s
+            + step_time.fixed_s(s.prompt_tokens, 0)
+            + step_time.pair_s * _pairs(s)
             - s.ttft_s
         )
         / s.ttft_s
         for s in prefill
     ]
     return float(np.mean(errors))
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request of the load that a profile is checked against."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a load came to, measured or predicted."""
+
+    requests_per_s: float
+    mean_ttft_s: float
+
+
+def predict(profile: Profile, load: Sequence[Sent]) -> tuple[Outcome, int]:
+    """Simulate the load on the profiled instance; its preemptions too."""
+    limits = SchedulerLimits(
+        profile.max_num_seqs,
+        profile.max_num_batched_tokens,
+        profile.max_model_len,
+        profile.num_blocks,
+        profile.block_size,
+    )
+    instance = Instance(limits, profile.step_time)
+    for sent in load:
+        instance.advance(sent.at_s)
+        instance.add(Job(sent.at_s, sent.prompt_tokens, sent.output_tokens))
+    instance.advance(math.inf)
+    jobs = instance.finished
+    ttfts = [job.first_token_s - job.arrival_s + profile.request_s for job in jobs]
+    span_s = max(job.finish_s for job in jobs) - load[0].at_s + profile.request_s
+    return (
+        Outcome(len(jobs) / span_s, float(np.mean(ttfts))),
+        instance.num_preemptions,
+    )

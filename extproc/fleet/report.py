@@ -202,7 +202,7 @@ def _savings(document: Mapping[str, Any]) -> tuple[str, str]:
         ("split, paged", "paged_saving", "a"),
     )
     values = [100 * p[key] for p in points for _, key, _ in kinds]
-    alone = document["saving_from_not_sizing_for_the_worst_case_pct"]
+    alone = 100 * points[0]["unsplit_paged_saving"]
     low = min(0.0, *values, alone)
     chart = Chart(
         Axis(

@@ -31,6 +31,7 @@ class SweepPoint:
         short_fraction, throughput_gain: alpha and rho of the papers' formula, rho being
             against a homogeneous pool sized for the worst case.
         worst_case_saving, paged_saving: of such splits against that same pool.
+        unsplit_paged_saving: of one pool without worst-case ``max_num_seqs``.
         formula: alpha (1 - 1/rho).
     """
 
@@ -39,6 +40,7 @@ class SweepPoint:
     throughput_gain: float
     worst_case_saving: float
     paged_saving: float
+    unsplit_paged_saving: float
     formula: float
 
 
@@ -72,7 +74,9 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
             needed += (1 - alpha) / rate(~short, question.max_model_len, seqs)
         return needed * homogeneous
 
-    homogeneous = rate(totals > 0, question.max_model_len, None)
+    everything = totals > 0
+    homogeneous = rate(everything, question.max_model_len, None)
+    paged = rate(everything, question.max_model_len, question.max_num_seqs)
     points = []
     for threshold in thresholds:
         short = totals <= threshold
@@ -87,6 +91,7 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
                 gain,
                 1 - fraction_of_whole(short, threshold, None),
                 1 - fraction_of_whole(short, threshold, question.max_num_seqs),
+                1 - homogeneous / paged,
                 formula_saving(alpha, gain),
             )
         )
@@ -133,7 +138,14 @@ def misroutes(
         for factor in factors:
             spec = StrategySpec(strategy, question.workload.mix, factor)
             asked = assign(
-                pool, tiers, spec, question.seed, question.declared, n, 500, fill=False
+                pool,
+                tiers,
+                spec,
+                question.seed,
+                question.declared,
+                n,
+                n // 4,
+                fill=False,
             )
             points.append(
                 MisroutePoint(

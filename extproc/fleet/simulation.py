@@ -9,8 +9,9 @@ every tick the router learns from what finished, and knows each pool's pressure.
 A prompt that fills a pool's ``max_model_len`` is refused there (vLLM's 400), the
 gateway retries it on the next larger pool, and it counts as an overflow; what not even
 the last pool holds is rejected. A prompt that fits with an output that does not is
-taken: vLLM cuts the answer at the window, whatever limit was declared (``get_max_tokens`` in
-``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as truncated.
+taken: vLLM cuts the answer at the window, whatever limit was declared
+(``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as
+truncated.
 
 The first share of the requests warms the fleet up and the last winds it down; neither
 is measured. Nothing is kept of a request once it is counted.

@@ -1,0 +1,387 @@
+"""Measure a live vLLM server and write a profile that `plan` and `simulate` take.
+
+Reads what the server says of itself (/v1/models, /metrics), then sends completions of
+random token ids: lone prompts of several lengths for the prefill, and batches of
+several sizes and contexts for the decoding step. The fit is checked against a load of
+another kind, mixed lengths arriving faster than they are served, which it predicts with
+the simulator.
+
+Nothing else should use the server meanwhile. max_num_seqs and max_num_batched_tokens
+are not published by vLLM: give them as it was started.
+
+  extproc profile http://127.0.0.1:8000 --max-num-seqs 64 --output my-gpu.json
+  extproc plan --profile my-gpu.json --usd-per-gpu-hour 2 --rate 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from extproc.commands.fleet_options import Progress, plain_json
+from extproc.fleet.profiling import (
+    DecodeSample,
+    Outcome,
+    PrefillSample,
+    Profile,
+    ProfileError,
+    Sent,
+    fit,
+    predict,
+    relative_error,
+)
+
+# Ids that every vocabulary has, above the bytes and the special tokens of most.
+_FIRST_ID, _LAST_ID = 300, 2000
+_TIMEOUT_S = 600.0
+
+
+class ServerError(Exception):
+    """The server cannot be measured: what was asked, and what it said."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("url", metavar="URL", help="of the server, without /v1")
+    parser.add_argument("--model", help="default: the first that the server names")
+    parser.add_argument(
+        "--max-num-seqs", type=int, default=256, help="of the server; default 256"
+    )
+    parser.add_argument(
+        "--max-num-batched-tokens", type=int, default=2048,
+        help="of the server; default 2048",
+    )  # fmt: skip
+    parser.add_argument("--gpus", type=int, default=1, help="of the server; default 1")
+    parser.add_argument(
+        "--largest-batch", type=int, default=32, help="to measure; default 32"
+    )
+    parser.add_argument("--tokens", type=int, default=48, help="of a batch; default 48")
+    parser.add_argument("--repeats", type=int, default=3, help="default 3")
+    parser.add_argument(
+        "--check-requests", type=int, default=60, help="0 for no check; default 60"
+    )
+    parser.add_argument("--output", type=Path, default=Path("profile.json"))
+    parser.add_argument("--api-key", help="for servers that want one")
+    parser.add_argument("--seed", type=int, default=42, help="default 42")
+    parser.add_argument("--json", action="store_true", help="print the profile as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, fit, check, write."""
+    for option in (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "largest_batch",
+        "repeats",
+    ):
+        if getattr(args, option) < 1:
+            return _refuse(option, getattr(args, option), ">= 1")
+    if args.tokens < 8:
+        return _refuse("tokens", args.tokens, ">= 8")
+    if not re.match(r"https?://", args.url):
+        return _refuse("url", args.url, "http:// or https://")
+    if not args.output.parent.is_dir():
+        return _refuse("output", args.output, "a file in a folder that is there")
+    try:
+        profile = asyncio.run(_measure(args))
+    except (ServerError, ProfileError, aiohttp.ClientError, TimeoutError) as error:
+        print(f"extproc profile: {args.url}: {error or 'no answer'}", file=sys.stderr)
+        return 1
+    document = profile.to_document()
+    args.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    if args.json:
+        print(plain_json(document))
+    else:
+        _print(profile, args.output)
+    return 0
+
+
+def _refuse(option: str, value: object, accepted: str) -> int:
+    name = option if option == "url" else f"--{option.replace('_', '-')}"
+    print(f"extproc profile: {name}: {value}, expected {accepted}", file=sys.stderr)
+    return 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """When the tokens of one streamed completion came, in seconds of this process."""
+
+    sent_s: float
+    token_s: tuple[float, ...]
+
+
+class _Server:
+    """One vLLM server, over its OpenAI API."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, rng: random.Random
+    ) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+        self._rng = rng
+        self.model = ""
+
+    async def text(self, path: str) -> str:
+        async with self._session.get(self._url + path) as response:
+            body = await response.text()
+            if response.status != 200:
+                raise ServerError(f"{path}: status {response.status}, expected 200")
+            return body
+
+    async def complete(self, prompt_tokens: int, output_tokens: int) -> _Answer:
+        """Stream a completion of a random prompt; never the same, so never cached."""
+        ids = [self._rng.randint(_FIRST_ID, _LAST_ID) for _ in range(prompt_tokens)]
+        body = {
+            "model": self.model,
+            "prompt": ids,
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+        }
+        times: list[float] = []
+        sent_s = time.perf_counter()
+        async with self._session.post(
+            f"{self._url}/v1/completions", json=body
+        ) as response:
+            if response.status != 200:
+                reason = (await response.text())[:200]
+                raise ServerError(
+                    f"/v1/completions: status {response.status}: {reason}"
+                )
+            times += [
+                time.perf_counter()
+                async for line in response.content
+                if line.startswith(b"data:") and b"[DONE]" not in line
+            ]
+        if not times:
+            raise ServerError("/v1/completions: an answer without tokens")
+        return _Answer(sent_s, tuple(times))
+
+
+async def _measure(args: argparse.Namespace) -> Profile:
+    headers = {"authorization": f"Bearer {args.api_key}"} if args.api_key else {}
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(
+        headers=headers, timeout=timeout, connector=connector
+    ) as session:
+        server = _Server(session, args.url, random.Random(args.seed))
+        max_model_len = await _identify(server, args.model)
+        num_blocks, block_size = await _kv_cache(server)
+        await server.complete(16, 4)  # the first one compiles
+        prefill = await _measure_prefill(server, args, max_model_len)
+        decode = await _measure_decode(server, args, max_model_len)
+        step_time, request_s = fit(decode, prefill)
+        profile = Profile(
+            server.model,
+            step_time,
+            request_s,
+            num_blocks,
+            block_size,
+            max_model_len,
+            args.max_num_seqs,
+            args.max_num_batched_tokens,
+            args.gpus,
+            {
+                "fit_error": relative_error(step_time, request_s, decode, prefill),
+                "decode_samples": len(decode),
+                "prefill_samples": len(prefill),
+                "seed": args.seed,
+            },
+        )
+        if args.check_requests:
+            profile.measured["check"] = await _check(server, profile, args)
+        return profile
+
+
+async def _identify(server: _Server, wanted: str | None) -> int:
+    models = json.loads(await server.text("/v1/models"))["data"]
+    names = [model["id"] for model in models]
+    server.model = wanted or names[0]
+    for model in models:
+        if model["id"] == server.model:
+            length = model.get("max_model_len")
+            if not length:
+                raise ServerError("/v1/models: no max_model_len, expected vLLM's")
+            return int(length)
+    raise ServerError(f"--model: {wanted}, expected one of {', '.join(names)}")
+
+
+async def _kv_cache(server: _Server) -> tuple[int, int]:
+    """Blocks and block size, from the labels of ``vllm:cache_config_info``."""
+    metrics = await server.text("/metrics")
+    line = next(
+        (x for x in metrics.splitlines() if x.startswith("vllm:cache_config_info{")), ""
+    )
+    found = [re.search(rf'[{{,]{key}="(\d+)"', line) for key in _KV_LABELS]
+    blocks, size = (int(match[1]) if match else 0 for match in found)
+    if blocks < 2 or size < 1:
+        raise ServerError(
+            "/metrics: no vllm:cache_config_info with num_gpu_blocks and block_size"
+        )
+    return blocks, size
+
+
+_KV_LABELS = ("num_gpu_blocks", "block_size")
+
+
+async def _preemptions(server: _Server) -> float:
+    metrics = await server.text("/metrics")
+    found = re.findall(r"^vllm:num_preemptions_total\S* (\S+)$", metrics, re.MULTILINE)
+    return sum(map(float, found))
+
+
+async def _measure_prefill(
+    server: _Server, args: argparse.Namespace, max_model_len: int
+) -> list[PrefillSample]:
+    """Lone prompts within one step's budget, so that each is one step."""
+    longest = min(args.max_num_batched_tokens, max_model_len - 1)
+    lengths = sorted({max(1, longest * share // 16) for share in (1, 2, 4, 8, 12, 16)})
+    progress = Progress("prefill", len(lengths) * args.repeats)
+    samples, done = [], 0
+    for length in lengths:
+        seconds = []
+        for _ in range(args.repeats):
+            answer = await server.complete(length, 1)
+            seconds.append(answer.token_s[0] - answer.sent_s)
+            progress.show(done := done + 1)
+        samples.append(PrefillSample(length, statistics.median(seconds)))
+    return samples
+
+
+async def _measure_decode(
+    server: _Server, args: argparse.Namespace, max_model_len: int
+) -> list[DecodeSample]:
+    largest = min(args.largest_batch, args.max_num_seqs)
+    batches = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < largest] + [largest]
+    room = max_model_len - args.tokens - 1
+    contexts = sorted({min(32, room), min(512, room)})
+    progress = Progress("decode", len(batches) * len(contexts) * args.repeats)
+    samples, done = [], 0
+    for prompt in contexts:
+        for batch in batches:
+            found = []
+            for _ in range(args.repeats):
+                found.append(await _decode_once(server, batch, prompt, args.tokens))
+                progress.show(done := done + 1)
+            context = batch * (prompt + args.tokens / 2)
+            steps = [step for step in found if step is not None]
+            if steps:
+                samples.append(DecodeSample(batch, context, statistics.median(steps)))
+    return samples
+
+
+async def _decode_once(
+    server: _Server, batch: int, prompt: int, tokens: int
+) -> float | None:
+    """Mean step while the whole batch decodes; None if that was too short to tell."""
+    answers = await asyncio.gather(
+        *(server.complete(prompt, tokens) for _ in range(batch))
+    )
+    start_s = max(answer.token_s[0] for answer in answers)
+    end_s = min(answer.token_s[-1] for answer in answers)
+    counts = [sum(start_s < t <= end_s for t in answer.token_s) for answer in answers]
+    count = statistics.fmean(counts)
+    return (end_s - start_s) / count if count >= 4 else None
+
+
+async def _check(
+    server: _Server, profile: Profile, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Offer a mixed load of which a part has to queue; compare with the prediction."""
+    rng = random.Random(args.seed + 1)
+    load = _mixed_load(profile, args.check_requests, rng)
+    before = await _preemptions(server)
+    started_s = time.perf_counter()
+    answers = await asyncio.gather(
+        *(_send_at(server, sent, started_s) for sent in load)
+    )
+    sent = [
+        Sent(answer.sent_s - started_s, one.prompt_tokens, one.output_tokens)
+        for answer, one in zip(answers, load, strict=True)
+    ]
+    sent.sort(key=lambda one: one.at_s)
+    span_s = max(a.token_s[-1] for a in answers) - min(a.sent_s for a in answers)
+    measured = Outcome(
+        len(load) / span_s,
+        statistics.fmean(a.token_s[0] - a.sent_s for a in answers),
+    )
+    predicted, preemptions = predict(profile, sent)
+    return {
+        "requests": len(load),
+        "measured": _as_dict(measured),
+        "predicted": _as_dict(predicted),
+        "throughput_error": predicted.requests_per_s / measured.requests_per_s - 1,
+        "mean_ttft_error": predicted.mean_ttft_s / measured.mean_ttft_s - 1,
+        "preemptions_measured": int(await _preemptions(server) - before),
+        "preemptions_predicted": preemptions,
+    }
+
+
+def _as_dict(outcome: Outcome) -> dict[str, float]:
+    return {
+        "requests_per_s": outcome.requests_per_s,
+        "mean_ttft_s": outcome.mean_ttft_s,
+    }
+
+
+def _mixed_load(profile: Profile, n: int, rng: random.Random) -> list[Sent]:
+    """Mixed lengths, at half as much again as the profile says can be served."""
+    window = profile.max_model_len
+    sizes = [
+        (
+            rng.randint(16, min(1024, window // 2)),
+            rng.randint(16, min(160, window // 4)),
+        )
+        for _ in range(n)
+    ]
+    at_once = [Sent(0.0, prompt, output) for prompt, output in sizes]
+    capacity = predict(profile, at_once)[0].requests_per_s
+    now_s, load = 0.0, []
+    for prompt, output in sizes:
+        load.append(Sent(now_s, prompt, output))
+        now_s += rng.expovariate(1.5 * capacity)
+    return load
+
+
+async def _send_at(server: _Server, sent: Sent, started_s: float) -> _Answer:
+    await asyncio.sleep(max(0.0, started_s + sent.at_s - time.perf_counter()))
+    return await server.complete(sent.prompt_tokens, sent.output_tokens)
+
+
+def _print(profile: Profile, output: Path) -> None:
+    step = profile.step_time
+    print(
+        f"{profile.model}: {profile.num_blocks} blocks of {profile.block_size} tokens, "
+        f"max_model_len {profile.max_model_len}\n"
+        f"a step takes {1e3 * step.base_s:.3f} ms, {1e6 * step.seq_s:.1f} us a "
+        f"sequence, {1e6 * step.token_s:.2f} us a prompt token, "
+        f"{1e9 * step.context_s:.2f} ns a token of context; a request "
+        f"{1e3 * profile.request_s:.1f} ms beside its steps\n"
+        f"error on its own samples {profile.measured['fit_error']:.1%}"
+    )
+    check = profile.measured.get("check")
+    if check:
+        print(
+            f"another load, {check['requests']} requests: throughput "
+            f"{check['measured']['requests_per_s']:.2f} measured, "
+            f"{check['predicted']['requests_per_s']:.2f} predicted "
+            f"({check['throughput_error']:+.1%}); mean TTFT "
+            f"{check['measured']['mean_ttft_s']:.3f} s, "
+            f"{check['predicted']['mean_ttft_s']:.3f} s "
+            f"({check['mean_ttft_error']:+.1%}); preemptions "
+            f"{check['preemptions_measured']}, {check['preemptions_predicted']}"
+        )
+    print(f"written to {output}")
