@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,10 @@ class _Learned:
     challenger: _Learned | None = None
 
 
+def _start(prior: Prior) -> _Learned:
+    return _Learned(Posterior(prior, _MEMORY))
+
+
 class TextEstimator:
     """Estimates prompt tokens from text features, with a bound at the stated risk.
 
@@ -99,12 +104,11 @@ class TextEstimator:
         models: int = MODELS,
     ) -> None:
         self.margin = margin or Margin(models=models)
-        self._prior = prior or known_families()
+        # Not a method: an estimator that refers to itself would stay in memory, with
+        # all its matrices, until the garbage collector looks for such cycles.
+        self._start = partial(_start, prior or known_families())
         self._models = BoundedTable(self._start, models)
         self._untaught = self._start()
-
-    def _start(self) -> _Learned:
-        return _Learned(Posterior(self._prior, _MEMORY))
 
     def estimate(self, model: str, category: str, features: Features) -> Estimate:
         """Estimate the prompt tokens of a request for a served model."""

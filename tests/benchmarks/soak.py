@@ -1,0 +1,227 @@
+"""Hours of everything, and what the router holds at the end.
+
+    python tests/benchmarks/soak.py [--seconds 3600] [--transport grpcio|native]
+
+Connections, JSON answers, streams, clients that leave in the middle, bodies that are no
+requests, new configurations and state that is kept: through a real Envoy, all the time.
+Printed are the router's memory, file descriptors, threads, asyncio tasks and open
+exchanges. Ends with status 1 if they have grown: the last fifth is held against the
+second, the first being for warming up.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from extproc.demo.envoy_config import find_config
+from extproc.demo.stack import Stack, running, stand_in
+
+CLIENTS = 6
+RELOAD_S = 5.0
+JSON = {"content-type": "application/json"}
+ALLOWED_GROWTH = {"rss_mib": 1.05, "fds": 1.0, "threads": 1.0, "tasks": 1.0}
+"""Of the mean, to what was there before; with ``SLACK`` for what comes and goes."""
+SLACK = {"rss_mib": 2.0, "fds": 8.0, "threads": 2.0, "tasks": 16.0}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the router holds at one moment."""
+
+    seconds: float
+    requests: int
+    rss_mib: float
+    fds: int
+    threads: int
+    tasks: int
+    exchanges: int
+
+
+class Load:
+    """Clients of every kind, until told to stop."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._send, args=(random.Random(n),), daemon=True)
+            for n in range(CLIENTS)
+        ]
+        self.requests = 0
+        self.failed: list[str] = []
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _send(self, random_: random.Random) -> None:
+        while not self._stopping.wait(0.005):
+            kind = random_.choice(("json", "json", "stream", "cancel", "long", "junk"))
+            try:
+                self._exchange(kind, random_)
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(f"{kind}: {error!r}")
+            self.requests += 1
+
+    def _exchange(self, kind: str, random_: random.Random) -> None:
+        words = random_.randrange(1, 60) if kind != "long" else 4000
+        body: Any = {
+            "model": f"model-{random_.randrange(100)}",
+            "messages": [{"role": "user", "content": "word " * words}],
+            "max_tokens": 400 if kind == "cancel" else 8,
+            "ignore_eos": True,
+            "stream": kind in ("stream", "cancel"),
+        }
+        data = random_.randbytes(500) if kind == "junk" else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/chat/completions", data, JSON)
+            response = connection.getresponse()
+            if kind == "cancel":
+                response.readline()
+                return
+            answer = response.read()
+        expected = 400 if kind == "junk" else 200
+        if response.status != expected:
+            raise http.client.HTTPException(f"{response.status} {answer[:100]!r}")
+        if kind == "stream" and not answer.endswith(b"data: [DONE]\n\n"):
+            raise http.client.HTTPException("the stream has no end")
+
+
+COUNT_TASKS = """\
+import signal, sys
+
+def say(*_):
+    import asyncio
+    try:
+        print("tasks", len(asyncio.all_tasks()), file=sys.stderr, flush=True)
+    except RuntimeError:
+        pass  # no loop is running yet
+
+signal.signal(signal.SIGUSR1, say)
+"""
+"""``sitecustomize`` of the children: they say how many tasks they have when asked."""
+
+
+def sample(stack: Stack, began_s: float, requests: int) -> Sample:
+    child = stack.router.child
+    os.kill(child.pid, signal.SIGUSR1)
+    proc = Path(f"/proc/{child.pid}")
+    status = (proc / "status").read_text()
+    rss_kib, threads = (
+        int(re.search(rf"^{name}:\s+(\d+)", status, re.M)[1])  # type: ignore[index]
+        for name in ("VmRSS", "Threads")
+    )
+    with urllib.request.urlopen(f"{stack.router.admin_url}/metrics") as response:
+        metrics = response.read().decode()
+    exchanges = re.search(r"^extproc_streams_inflight (\S+)", metrics, re.M)
+    tasks = re.findall(r"^tasks (\d+)$", child.log.read_text(), re.M)
+    return Sample(
+        time.monotonic() - began_s,
+        requests,
+        rss_kib / 1024,
+        len(list((proc / "fd").iterdir())),
+        threads,
+        int(tasks[-1]) if tasks else 0,
+        int(float(exchanges[1])) if exchanges else 0,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--transport", default="grpcio")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        return soak(Path(folder), args.seconds, args.transport)
+
+
+def soak(directory: Path, seconds: float, transport: str) -> int:
+    config = {
+        "server": {"transport": transport},
+        "feedback": {"sample": "all", "inject_usage": True},
+        "state": {"store": "directory", "path": str(directory / "state")},
+    }
+    backends = [
+        stand_in("short", 8192, 64, directory, speed=50),
+        stand_in("long", 65536, 16, directory, speed=50),
+    ]
+    (directory / "sitecustomize.py").write_text(COUNT_TASKS)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(directory), os.environ.get("PYTHONPATH", "")]
+    )
+    with running(directory, backends, config, find_config()) as stack:
+        samples, failed = run(stack, directory / "extproc.yaml", config, seconds)
+        # The clients are gone: so must be what they held.
+        time.sleep(1)
+        samples.append(sample(stack, samples[0].seconds, samples[-1].requests))
+    return judge(samples, failed)
+
+
+def run(
+    stack: Stack, path: Path, config: dict[str, Any], seconds: float
+) -> tuple[list[Sample], list[str]]:
+    began_s = time.monotonic()
+    samples: list[Sample] = []
+    reloads = 0
+    print(" ".join(f"{field.name:>10}" for field in fields(Sample)))
+    with Load(stack.envoy.port) as load:
+        while time.monotonic() - began_s < seconds:
+            time.sleep(min(RELOAD_S, seconds / 25))
+            reloads += 1
+            threshold = 4096 + reloads % 2
+            short = {"name": "short", "max_model_len": 8192}
+            config["pools"] = [
+                short | {"threshold_tokens": threshold},
+                {"name": "long", "max_model_len": 65536},
+            ]
+            path.write_text(yaml.safe_dump(config))
+            os.kill(stack.router.child.pid, signal.SIGHUP)
+            samples.append(sample(stack, began_s, load.requests))
+            if len(samples) % max(1, int(seconds / RELOAD_S / 25)) == 0:
+                print(" ".join(f"{value:>10.1f}" for value in astuple(samples[-1])))
+    return samples, load.failed
+
+
+def judge(samples: list[Sample], failed: list[str]) -> int:
+    *during, after = samples
+    fifth = max(1, len(during) // 5)
+    grown = []
+    for name, allowed in ALLOWED_GROWTH.items():
+        before = statistics.fmean(getattr(s, name) for s in during[fifth : 2 * fifth])
+        at_end = statistics.fmean(getattr(s, name) for s in during[-fifth:])
+        print(f"{name}: {before:.1f} -> {at_end:.1f}, without clients", end=" ")
+        print(f"{getattr(after, name):.1f}")
+        if at_end > allowed * before + SLACK[name]:
+            grown.append(name)
+    print(f"open exchanges without clients: {after.exchanges}")
+    print(f"requests: {after.requests}, failed: {len(failed)} {failed[:3]}")
+    if grown:
+        print(f"grown: {', '.join(grown)}")
+    return 1 if grown or failed or after.exchanges else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
