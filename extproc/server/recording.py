@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +26,7 @@ class Recording:
 
     Args:
         path: appended to; created where it is not.
-        max_bytes: the size that the file may reach.
+        max_bytes: the size that the file may reach; other processes may write it too.
         clock: seconds since the epoch.
 
     Raises:
@@ -36,7 +37,7 @@ class Recording:
         self._path = path
         self._clock = clock
         self._file: BinaryIO | None = path.open("ab", buffering=0)
-        self._left_bytes = max_bytes - path.stat().st_size
+        self._max_bytes = max_bytes
 
     def decided(self, decision: Decision) -> None:
         """Nothing to keep yet."""
@@ -46,8 +47,8 @@ class Recording:
         if self._file is None:
             return
         line = msgspec.json.encode(write_record(observation, self._clock())) + b"\n"
-        self._left_bytes -= len(line)
-        if self._left_bytes < 0:
+        size_bytes = os.fstat(self._file.fileno()).st_size
+        if size_bytes + len(line) > self._max_bytes:
             self._end("recording_full")
             return
         try:
