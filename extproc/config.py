@@ -112,6 +112,11 @@ class ServerConfig:
     transport: Transport = Transport.GRPCIO
     """`grpcio` is gRPC's own library, `native` our HTTP/2, at a fraction of the CPU.
     EXTPROC_TRANSPORT overrides it."""
+    workers: int = field(
+        default=1, metadata=check("from 1 to 64", lambda value: 1 <= value <= 64)
+    )
+    """Processes, each an endpoint for Envoy: at `listen`'s port and those that follow
+    it, or at unix:PATH.0, .1 and so on. They share `admin` and what they learn."""
     max_body_bytes: int = field(default=1 << 20, metadata=_POSITIVE)
     """Bodies above it go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: above it a request hangs there."""
@@ -366,6 +371,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
             f"least output.default_tokens ({config.output.default_tokens})"
         )
     _check_state(config.state)
+    _check_workers(config.server)
     for hint in config.category.hints:
         if not _NAME["valid"](hint):
             raise ConfigError(
@@ -395,6 +401,18 @@ def _check_pools(pools: tuple[PoolConfig, ...]) -> None:
                 f"max_model_len ({pool.max_model_len})"
             )
         previous = pool.max_model_len
+
+
+def _check_workers(server: ServerConfig) -> None:
+    if server.workers == 1 or server.listen.startswith("unix:"):
+        return
+    port = int(server.listen.rpartition(":")[2])
+    last = (1 << 16) - server.workers
+    if not 0 < port <= last:
+        raise ConfigError(
+            f"server.listen: {server.listen!r}; accepted with {server.workers} "
+            f"workers: a port from 1 to {last}"
+        )
 
 
 def _check_state(state: StateConfig) -> None:

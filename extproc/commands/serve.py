@@ -14,15 +14,19 @@ import sys
 from pathlib import Path
 
 from extproc.commands.check_config import read_config
-from extproc.config import ConfigError
+from extproc.config import Config, ConfigError
 from extproc.server.app import App
 from extproc.server.logs import configure_logging
+from extproc.server.supervisor import Supervisor
 from extproc.server.transports import loop_factory
+from extproc.server.worker import Worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--config", type=Path, metavar="FILE")
+    # How the supervisor of `server.workers` starts each of them.
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,9 +35,12 @@ def run(args: argparse.Namespace) -> int:
     if config is None:
         return 2
     configure_logging(config.log)
+    worker = None if args.worker is None else Worker.at(args.worker)
+    if worker is None and config.server.workers > 1:
+        return asyncio.run(_supervise(config, args.config))
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server)) as runner:
-            runner.run(App(config, args.config).run())
+            runner.run(App(config, args.config, worker).run())
     except ConfigError as error:
         print(f"extproc: {args.config}: {error}", file=sys.stderr)
         return 2
@@ -41,3 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc: server.listen: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+async def _supervise(config: Config, path: Path | None) -> int:
+    return await Supervisor(config, path).run()

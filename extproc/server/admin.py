@@ -19,7 +19,7 @@ class AdminServer:
     """Serves /, /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, or unix:PATH for one of several workers.
         registry: what /metrics prints.
         ready: whether new streams are welcome.
         status: what /status prints.
@@ -62,6 +62,10 @@ class AdminServer:
             OSError: the address cannot be bound.
         """
         await self._runner.setup()
+        if self._address.startswith("unix:"):
+            path = self._address.removeprefix("unix:")
+            await web.UnixSite(self._runner, path).start()
+            return self._address
         host, _, port = self._address.rpartition(":")
         site = web.TCPSite(self._runner, host.strip("[]"), int(port))
         await site.start()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from extproc.server.access_log import AccessLog, WithAccessLog
 from extproc.server.admin import AdminServer
 from extproc.server.api import Api, WithApi
 from extproc.server.assembly import build_recording, build_store, build_tracing
+from extproc.server.document import NAME
 from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
 from extproc.server.logs import configure_logging
 from extproc.server.reload import ConfigWatch
 from extproc.server.service import Watcher, plain_exchange
 from extproc.server.state import StateKeeper
+from extproc.server.store import DirectoryStore
 from extproc.server.transports import build_transport
+from extproc.server.worker import Worker, worker_address
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +41,20 @@ class App:
     Args:
         config: as it was read.
         path: the file that it was read from, to be watched; None for the defaults.
+        worker: which of several processes this is; None: the only one.
 
     Raises:
         ConfigError: the configuration asks for what is not installed.
     """
 
-    def __init__(self, config: Config, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        path: Path | None = None,
+        worker: Worker | None = None,
+    ) -> None:
         self._path = path
+        self._worker = worker
         self._ready = False
         self._recording = build_recording(config.recording)
         self._tracing = build_tracing(config.otel)
@@ -55,6 +67,8 @@ class App:
             self._tracing.new_exchange if self._tracing else plain_exchange,
         )
         self._store = build_store(config.state)
+        if self._store is None and worker is not None:
+            self._store = DirectoryStore(worker.state, NAME)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -73,6 +87,9 @@ class App:
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._live.config.server
+            if self._worker is not None:
+                listen = worker_address(server.listen, self._worker.index)
+                server = replace(server, listen=listen)
             api = Api(self._live.service, server.max_body_bytes)
             service = WithAccessLog(
                 WithApi(self._live.service, api), AccessLog(self._live.service)
@@ -83,7 +100,8 @@ class App:
             await self._start_admin(stack, api)
             stopping = self._handle_signals(stack, state)
             self._ready = True
-            _log("serving", listen=server.listen, port=transport.port)
+            which = {} if self._worker is None else {"worker": self._worker.index}
+            _log("serving", listen=server.listen, port=transport.port, **which)
             await stopping.wait()
             self._ready = False
             server = self._live.config.server
@@ -135,12 +153,17 @@ class App:
             loop.add_signal_handler(number, stopping.set)
         watch = ConfigWatch(self._path, replace, self._live.metrics.reloaded)
         loop.add_signal_handler(signal.SIGHUP, watch.ask)
+        if self._worker is not None:
+            # Whoever started it holds the other end, and says nothing until it dies.
+            loop.add_reader(sys.stdin.fileno(), _end_reading, loop, stopping)
         _run_until_stopped(stack, watch.run())
         return stopping
 
     async def _start_admin(self, stack: AsyncExitStack, api: Api) -> None:
         config = self._live.config
         address = config.server.admin
+        if self._worker is not None:
+            address = f"unix:{self._worker.admin_socket}"
         admin = AdminServer(
             address,
             self._live.metrics.registry,
@@ -165,6 +188,11 @@ def _time_left(deadline_s: float) -> float:
 
 def _defer(call: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(call)
+
+
+def _end_reading(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    loop.remove_reader(sys.stdin.fileno())
+    stopping.set()
 
 
 def _run_until_stopped(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

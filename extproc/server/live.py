@@ -29,7 +29,7 @@ Known = Callable[[str], Mapping[str, Group]]
 """Gives what is stored of a component that nobody here has learned into."""
 
 _NOT_LIVE = {
-    "server": ("listen", "admin", "transport", "max_body_bytes", "tls"),
+    "server": ("listen", "admin", "transport", "workers", "max_body_bytes", "tls"),
     "state": ("store", "path", "url", "key_prefix", "interval_s"),
     "api": ("http",),
     "recording": ("file", "max_bytes"),
