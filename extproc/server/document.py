@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from extproc.routing.learned import Group
+from extproc.routing.learned import Group, Vector
 from extproc.server.store import UnreadableDocument
 
 VERSION = 1
@@ -46,7 +46,8 @@ class _Head(msgspec.Struct):
 class _Group(msgspec.Struct, array_like=True):
     keep: float
     observations: int
-    sums: list[float]
+    sums: bytes
+    """Little-endian float64, in base64: exact, and half of what digits take."""
     epoch: int = 0
 
 
@@ -59,9 +60,7 @@ def encode(document: Document) -> bytes:
     """Serialize; exact, floats included."""
     components = {
         component: {
-            key: _Group(
-                group.keep, group.observations, group.sums.tolist(), group.epoch
-            )
+            key: _Group(group.keep, group.observations, _pack(group.sums), group.epoch)
             for key, group in list(groups.items())[:MAX_GROUPS]
         }
         for component, groups in document.components.items()
@@ -69,6 +68,10 @@ def encode(document: Document) -> bytes:
     body = msgspec.json.encode(_Body(components, dict(document.writers)))
     head = msgspec.json.encode(_Head(_FORMAT, VERSION, zlib.crc32(body)))
     return head + b"\n" + body + b"\n"
+
+
+def _pack(sums: Vector) -> bytes:
+    return sums.astype("<f8").tobytes()
 
 
 def decode(data: bytes) -> Document:
@@ -104,7 +107,9 @@ def decode(data: bytes) -> Document:
 def _groups(parsed: dict[str, _Group]) -> dict[str, Group]:
     groups = {}
     for key, group in parsed.items():
-        sums = np.array(group.sums, dtype=np.float64)
+        if len(group.sums) % 8:
+            raise UnreadableDocument("corrupt", f"sums of {key!r} are cut off")
+        sums = np.frombuffer(group.sums, dtype="<f8").astype(np.float64)
         if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
             raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
         if min(group.observations, group.epoch) < 0:

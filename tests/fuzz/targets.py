@@ -5,6 +5,7 @@ must hold of the result whatever the input was.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 
@@ -76,10 +77,11 @@ def read_all(reader: UsageReader, chunks: list[bytes]) -> tuple[Usage, bytes]:
 def split(data: bytes) -> list[bytes]:
     """The same bytes in pieces whose sizes follow from them."""
     chunks, at = [], 0
+    largest = max(40, len(data) // 500)
     state = zlib.crc32(data)
     while at < len(data):
         state = (state * 1103515245 + 12345) & 0x7FFFFFFF
-        size = 1 + state % 40
+        size = 1 + state % largest
         chunks.append(data[at : at + size])
         at += size
     return chunks
@@ -101,7 +103,11 @@ def fuzz_usage(data: bytes) -> None:
 
 
 def fuzz_injection(data: bytes) -> None:
-    """A stream whose usage we asked for: chunks are dropped the same in any split."""
+    """A stream whose usage we asked for: the same events go on in any split.
+
+    But for empty lines: which of an event's ends belongs to it is not said where they
+    are of several kinds, and one that is taken away takes its own along.
+    """
     asked = ask_for_usage(data)
     if asked is not None:
         try:
@@ -115,8 +121,12 @@ def fuzz_injection(data: bytes) -> None:
     assert whole is not None
     assert pieces is not None
     passed = read_all(whole, [data])[1]
-    assert read_all(pieces, split(data))[1] == passed
+    assert lines(read_all(pieces, split(data))[1]) == lines(passed)
     assert len(passed) <= len(data)
+
+
+def lines(stream: bytes) -> list[bytes]:
+    return [line for line in re.split(rb"[\r\n]+", stream) if line]
 
 
 def fuzz_codec(data: bytes) -> None:
