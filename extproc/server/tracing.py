@@ -1,11 +1,12 @@
 """OpenTelemetry: a span a decision and the GenAI token metric, over OTLP.
 
 Imported only where ``otel.enabled`` is on; without it nothing here is loaded and no
-exchange does more. The span continues the trace that Envoy hands to the stream
-(``traceparent`` in the call's metadata), else the request's own W3C context, and ends
-with the decision: it holds what the router added to the request. Names are those of the
-GenAI semantic conventions (open-telemetry/semantic-conventions-genai); ours begin with
-``extproc.``. No text of a request is in them; the served model's name is.
+exchange does more. The span continues the trace of the stream itself (measured: an
+Envoy 1.40 that traces puts its own span's ``traceparent`` into the call's metadata),
+else the request's own W3C context, and ends with the decision: it holds what the router
+added to the request. Names are those of the GenAI semantic conventions
+(open-telemetry/semantic-conventions-genai); ours begin with ``extproc.``. No text of a
+request is in them; the served model's name is.
 
 Where it goes, and what is sampled, say the SDK's own variables: OTEL_SERVICE_NAME,
 OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and the rest.
