@@ -65,6 +65,7 @@ class Advisor:
             "budgets": {
                 "thresholds": self._counts.thresholds,
                 "shares": [round(share, 4) for share in self._counts.shares()],
+                "requests": round(self._counts.requests, 1),
             },
             "advice": None if advice is None else asdict(advice),
         }

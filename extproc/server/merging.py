@@ -149,11 +149,33 @@ def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "observations": _sums(reports, "observations"),
         "misroutes": _sums(reports, "misroutes"),
         "overflow_retries": sum(report["overflow_retries"] for report in reports),
+        "budgets": _merge_budgets([report["budgets"] for report in reports]),
+        "advice": _merge_advice([report["advice"] for report in reports]),
         "last_decisions": sorted(
             (each for report in reports for each in report["last_decisions"]),
             key=lambda decision: -decision["time_s"],
         )[:LAST_DECISIONS],
     }
+
+
+def _merge_budgets(budgets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares weigh by their requests; workers have the same pools, so the same bins."""
+    requests = sum(each["requests"] for each in budgets)
+    weighed = [
+        [share * each["requests"] for share in each["shares"]] for each in budgets
+    ]
+    columns = zip(*weighed, strict=True)
+    shares = [sum(column) / requests if requests else 0.0 for column in columns]
+    return {**budgets[0], "shares": shares, "requests": requests}
+
+
+def _merge_advice(advices: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The advice of the worker that saw most: what it rests on is all of theirs."""
+    given = [advice for advice in advices if advice is not None]
+    if not given:
+        return None
+    busiest = max(given, key=lambda advice: advice["requests"])
+    return {**busiest, "requests": sum(advice["requests"] for advice in given)}
 
 
 def _sums(reports: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.request import Prompt, Request
 from extproc.routing.router import Outcome
+from extproc.server.advising import Advisor
 from extproc.server.assembly import build_router
 from extproc.server.history import LAST_DECISIONS, History
 from extproc.server.merging import MergedMetrics, merge_reports
@@ -30,14 +31,17 @@ class Process:
         router = self.router = build_router(Config())
         self.metrics = Metrics(router.ratios.all)
         history = History(time.time, router.ratios.bytes_per_token)
+        advisor = Advisor(router.policy)
         self.service = ExtProcService(
             router,
             ExchangeSettings(),
             FeedbackSampler(1.0, adaptive=False),
             self.metrics,
-            watchers=[history],
+            watchers=[history, advisor],
         )
-        self.status = Status(router, self.metrics, history, lambda: True, time.time)
+        self.status = Status(
+            router, self.metrics, history, advisor, lambda: True, time.time
+        )
 
     def serve(self, times: int, text: bytes = b"Words and more words. " * 9) -> None:
         for _ in range(times):
@@ -182,6 +186,21 @@ def shape(report: Any) -> Any:
     """What the page finds where."""
     document = json.loads(json.dumps(report))
     return {name: type(value) for name, value in document.items()}
+
+
+def test_budgets_and_advice_are_those_of_all() -> None:
+    first, second = Process(), Process()
+    first.serve(300)
+    second.serve(100, b"Many words. " * 2000)
+    reports = [first.status.report(), second.status.report()]
+    merged = merge_reports(reports)
+    shares = [report["budgets"]["shares"] for report in reports]
+    assert shares[0] != shares[1]
+    assert merged["budgets"]["shares"] == pytest.approx(
+        [0.75 * a + 0.25 * b for a, b in zip(*shares, strict=True)], abs=0.01
+    )
+    assert reports[1]["advice"] is None  # too few to advise on
+    assert merged["advice"] == reports[0]["advice"]
 
 
 def test_reports_of_idle_workers_add_up_too() -> None:
