@@ -300,15 +300,23 @@ def admin_of() -> type[Admin]:
 
 
 @pytest.fixture
-def start_envoy(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Client]]:
+def start_envoy(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Client]]:
     """Starts another Envoy that may find parts of the stack missing."""
     with contextlib.ExitStack() as started:
 
         def start(
-            router: Router = stack.router, backends: list[Backend] | None = None
+            router: Router = stack.router,
+            backends: list[Backend] | None = None,
+            change: Callable[[dict[str, Any]], None] | None = None,
         ) -> Client:
             new = envoy(
-                find_config(), backends or stack.backends, router.port, tmp_path
+                find_config(),
+                backends or stack.backends,
+                router.port,
+                tmp_path_factory.mktemp("envoy"),
+                change=change,
             )
             started.enter_context(new.child)
             new.wait_serving()
