@@ -3,16 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # As the command line does, and before numpy is loaded: its matrices here are small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "faults: something breaks while clients send through a real Envoy"
-    )
+# A test never fails for being slow: the machine may be busy with others.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

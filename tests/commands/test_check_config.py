@@ -73,9 +73,16 @@ def test_a_file_that_cannot_be_read_is_status_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["check-config", "a", "b"], ["chek-config"]])
+@pytest.mark.parametrize("arguments", [[], ["check-config", "a", "b"]])
 def test_bad_arguments_are_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
 
     assert ended.value.code == 2
+
+
+def test_an_unknown_command_is_status_2_and_names_the_near_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["chek-config"]) == 2
+    assert "did you mean 'check-config'?" in capsys.readouterr().err
