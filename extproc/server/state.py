@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
@@ -79,6 +80,7 @@ class StateKeeper:
         self._number = 0
         self._base: Components = {}
         self._attempts: dict[int, _Attempt] = {}
+        self._read = (b"", Document())
         self._idle = asyncio.Event()  # no thread is with the store
         self._idle.set()
         self._away = False
@@ -156,7 +158,7 @@ class StateKeeper:
                 document = Document()
                 result = {**self._base, **ours}
             else:
-                document = decode(stored)
+                document = self._decode(stored)
                 result = self._merge_into(document, ours)
                 if _same(result, document.components):
                     return None
@@ -164,10 +166,20 @@ class StateKeeper:
             if len(self._attempts) > _MAX_ATTEMPTS:
                 del self._attempts[min(self._attempts)]
             writers = _latest(document.writers, self._writer, self._number)
-            return encode(Document(result, writers))
+            written = Document(result, writers)
+            encoded = encode(written)
+            self._read = (_digest(encoded), written)
+            return encoded
 
         aside = self._store.update(change)
         return result, aside
+
+    def _decode(self, stored: bytes) -> Document:
+        # Most often it is what this process wrote: no need to parse megabytes of it.
+        digest = _digest(stored)
+        if digest != self._read[0]:
+            self._read = (digest, decode(stored))
+        return self._read[1]
 
     def _merge_into(self, document: Document, ours: Components) -> Components:
         written = self._attempts.get(document.writers.get(self._writer, 0))
@@ -208,6 +220,10 @@ class StateKeeper:
         self._idle.clear()
         threading.Thread(target=run, name="state-store", daemon=True).start()
         return await done
+
+
+def _digest(document: bytes) -> bytes:
+    return hashlib.blake2b(document, digest_size=16).digest()
 
 
 def _snapshot(learners: Sequence[Learner]) -> Components:

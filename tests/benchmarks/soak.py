@@ -88,7 +88,7 @@ class Load:
     def _exchange(self, kind: str, random_: random.Random) -> None:
         words = random_.randrange(1, 60) if kind != "long" else 4000
         body: Any = {
-            "model": f"model-{random_.randrange(100)}",
+            "model": f"model-{random_.randrange(8)}",
             "messages": [{"role": "user", "content": "word " * words}],
             "max_tokens": 400 if kind == "cancel" else 8,
             "ignore_eos": True,
