@@ -154,12 +154,15 @@ def assign(
         prompts, outputs = lengths.draw(traffic, 1_000_000)
         near = prompts + outputs > 0.7 * tiers[k - 1].threshold_tokens
         weight = float(near.mean())
-        prompts, outputs = prompts[near][: 3 * _FEW], outputs[near][: 3 * _FEW]
+        prompts, outputs = prompts[near][: 4 * _FEW], outputs[near][: 4 * _FEW]
         if not len(prompts):
             continue
         placed = desk.place(prompts, outputs)
         shares[k] = weight * float((placed == k).mean())
         samples[k] = (prompts[placed == k], outputs[placed == k])
+    # Some went up from below that; the pools share what is not rejected.
+    scale = (1 - rejected) / sum(shares) if sum(shares) else 0.0
+    shares = [scale * share for share in shares]
     return Assignment(
         tuple(
             Traffic(share, Recorded(*sample), refused_share)
