@@ -207,9 +207,15 @@ async def _measure(args: argparse.Namespace) -> Profile:
 
 
 async def _identify(server: _Server, wanted: str | None) -> int:
-    models = json.loads(await server.text("/v1/models"))["data"]
-    names = [model["id"] for model in models]
-    server.model = wanted or names[0]
+    body = await server.text("/v1/models")
+    try:
+        models = json.loads(body)["data"]
+        names = [model["id"] for model in models]
+        server.model = wanted or names[0]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise ServerError(
+            f"/v1/models: {body[:80]!r}, expected an OpenAI list of models"
+        ) from None
     for model in models:
         if model["id"] == server.model:
             length = model.get("max_model_len")

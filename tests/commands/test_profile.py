@@ -28,6 +28,7 @@ class FakeVllm:
     def __init__(self, metrics: str = METRICS) -> None:
         self.scheduler = Scheduler(LIMITS)
         self.metrics = metrics
+        self.model_list: Any = {"data": [{"id": "fake", "max_model_len": 1024}]}
         self.tokens: dict[str, asyncio.Queue[bool]] = {}
         self.prompts: list[tuple[int, ...]] = []
         self.work = asyncio.Event()
@@ -57,7 +58,7 @@ class FakeVllm:
                 self.work.clear()
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "fake", "max_model_len": 1024}]})
+        return web.json_response(self.model_list)
 
     async def read_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.metrics)
@@ -150,6 +151,29 @@ def test_a_server_without_kv_metrics_is_status_1(
     assert profile(url, tmp_path / "profile.json") == 1
     error = capsys.readouterr().err
     assert "/metrics: no vllm:cache_config_info with num_gpu_blocks" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"models": []}, "expected an OpenAI list of models"),
+        ({"data": []}, "expected an OpenAI list of models"),
+        ({"data": [{"id": "gpt"}]}, "no max_model_len, expected vLLM's"),
+    ],
+)
+def test_another_kind_of_server_is_status_1(
+    models: Any,
+    message: str,
+    served: tuple[str, FakeVllm],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, fake = served
+    fake.model_list = models
+    assert profile(url, tmp_path / "profile.json") == 1
+    error = capsys.readouterr().err
+    assert message in error
     assert error.count("\n") == 1
 
 
