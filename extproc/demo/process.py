@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
@@ -162,10 +165,11 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on at this moment, all different.
+    """Ports of 127.0.0.1 that nobody listens on, never given out twice.
 
     From below those that the system gives to outgoing connections: one of those could
-    be taken by any client before its owner listens, which may be a minute later.
+    be taken by any client before its owner listens, which may be a minute later. Nor
+    does any other process of this program get one while this one lives.
     """
     found: list[int] = []
     candidates = random.SystemRandom()
@@ -173,9 +177,31 @@ def free_ports(count: int) -> list[int]:
         port = candidates.randrange(_FIRST_PORT, _ephemeral_start())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            if port not in found:
+            if _reserve(port):
                 found.append(port)
     return found
+
+
+_reserved: set[int] = set()
+
+
+def _reserve(port: int) -> bool:
+    """Lock the byte of a file that stands for the port; the lock ends with us."""
+    if port in _reserved:
+        return False
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _reserved.add(port)
+    return True
+
+
+@functools.cache
+def _reservations() -> IO[bytes]:
+    # Never closed: that would end the locks.
+    name = f"token-budget-router-ports-{os.getuid()}"
+    return (Path(tempfile.gettempdir()) / name).open("ab")
 
 
 def _ephemeral_start() -> int:

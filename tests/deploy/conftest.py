@@ -56,6 +56,7 @@ ADDITIONS = {
 """What can be added to a variant: a component, and values of the chart."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker for all of them: they share what is rendered, and what is fetched."""
     here = Path(__file__).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import http.client
+import itertools
 import json
 import math
 import re
@@ -167,6 +168,19 @@ class Prometheus:
             return [({}, float(data["result"][1]))]
         return [(each["metric"], float(each["value"][1])) for each in data["result"]]
 
+    def has_rates(self) -> bool:
+        """Whether what the panels divide by is there to divide by."""
+        counters = (
+            "extproc_decisions_total",
+            'extproc_observations_total{result="learned"}',
+            "extproc_message_seconds_count",
+        )
+        return all(
+            value > 0
+            for counter in counters
+            for _, value in self.query(f"sum(rate({counter}[1m])) or vector(0)")
+        )
+
     def has_caught_up(self, pod: Any) -> bool:
         """Whether it has scraped what the pod counts at this moment."""
         counters = (
@@ -216,9 +230,11 @@ def prometheus(
     with child:
         child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 60)
         # A rate needs two scrapes of a series, and something between them.
-        for part in (mixed[:24], mixed[24:]):
+        for part in itertools.cycle((mixed[:24], mixed[24:])):
             send_all(sidecar_pod.ports["http"], part + around_the_threshold())
             eventually(functools.partial(running.has_caught_up, sidecar_pod))
+            if running.has_rates():
+                break
         config = sidecar_pod.volumes["config"]
         text = (config / "extproc.yaml").read_text()
         update_config(config, {"extproc.yaml": f"{text}\n# changed\n"})
