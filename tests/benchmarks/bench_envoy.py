@@ -146,9 +146,8 @@ def running(server: str, directory: Path) -> Iterator[tuple[int, Child | None]]:
     envoy = Child("envoy", command, directory / "envoy.log")
     with child or contextlib.nullcontext(), envoy:
         envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{admin}/ready"), 30)
-        if server in ("grpcio", "native"):
-            ready = f"http://127.0.0.1:{extproc_admin}/readyz"
-            child.wait_ready(lambda: answers_200(ready), 30)  # type: ignore[union-attr]
+        # Through the server: until it listens, Envoy answers 500.
+        envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/"), 30)
         yield port, child
 
 
