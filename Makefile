@@ -13,12 +13,12 @@ demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 	$(BIN)/extproc demo $(if $(VLLM),--vllm --vllm-python $(VLLM_VENV)/bin/python) $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup \
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
 	  -m "not faults and not packaging and not vllm and not benchmark" $(ARGS)
 
 # Everything broken in turn beside running clients; wheels built and installed elsewhere.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "faults or packaging" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "faults or packaging" $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)

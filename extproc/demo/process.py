@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -199,9 +198,9 @@ def _reserve(port: int) -> bool:
 
 @functools.cache
 def _reservations() -> IO[bytes]:
-    # Never closed: that would end the locks.
-    name = f"token-budget-router-ports-{os.getuid()}"
-    return (Path(tempfile.gettempdir()) / name).open("ab")
+    # Never closed: that would end the locks. One file for all processes, whatever
+    # their temporary directories are.
+    return Path(f"/tmp/token-budget-router-ports-{os.getuid()}").open("ab")
 
 
 def _ephemeral_start() -> int:
