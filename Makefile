@@ -14,11 +14,12 @@ demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
-	  -m "not faults and not packaging and not vllm and not benchmark" $(ARGS)
+	  -m "not slow and not faults and not packaging and not vllm and not benchmark" $(ARGS)
 
-# Everything broken in turn beside running clients; wheels built and installed elsewhere.
+# Everything broken in turn beside running clients; wheels built and installed
+# elsewhere; the dashboard's panels on a Prometheus.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "faults or packaging" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or faults or packaging" $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)

@@ -56,13 +56,12 @@ ADDITIONS = {
 """What can be added to a variant: a component, and values of the chart."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker for all of them: they share what is rendered, and what is fetched."""
-    here = Path(__file__).parent
+    """What waits for Prometheus to have rates takes its time."""
     for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("deploy"))
+        if "prometheus" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
