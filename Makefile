@@ -47,6 +47,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	# xds-protos carries an old copy of opentelemetry.proto: whichever comes last stays.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall \
+	  --no-deps $$($(BIN)/python -c "from importlib.metadata import version as v; \
+	  print('opentelemetry-proto==' + v('opentelemetry-proto'))")
 	touch $@ $(VENV)/.demo
 
 # A CPU build of vLLM. It needs none of the media packages that it pulls in, and fails to
