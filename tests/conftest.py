@@ -11,7 +11,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 # A test never fails for being slow: the machine may be busy with others.
-hypothesis.settings.register_profile("here", deadline=None)
+# In CI the examples are the same each time: new ones are looked for by developers.
+hypothesis.settings.register_profile(
+    "here", deadline=None, derandomize=bool(os.environ.get("CI"))
+)
 hypothesis.settings.load_profile("here")
 
 

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
@@ -197,10 +197,11 @@ def _reserve(port: int) -> bool:
 
 
 @functools.cache
-def _reservations() -> IO[bytes]:
+def _reservations() -> int:
     # Never closed: that would end the locks. One file for all processes, whatever
     # their temporary directories are.
-    return Path(f"/tmp/token-budget-router-ports-{os.getuid()}").open("ab")
+    path = f"/tmp/token-budget-router-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _ephemeral_start() -> int:
