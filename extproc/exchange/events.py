@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from extproc.routing.router import Decision, Outcome
 
@@ -19,8 +20,7 @@ class BodyMode(IntEnum):
     FULL_DUPLEX_STREAMED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHeaders:
+class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """The request's headers, keys in lower case."""
 
     headers: Mapping[str, str]
@@ -30,33 +30,28 @@ class RequestHeaders:
     response_mode: BodyMode | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestBody:
+class RequestBody(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     end_of_stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTrailers:
+class RequestTrailers(msgspec.Struct, frozen=True, gc=False):
     end_of_stream: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHeaders:
+class ResponseHeaders(msgspec.Struct, frozen=True, gc=False):
     """The response's headers, ``:status`` among them."""
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseBody:
+class ResponseBody(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     end_of_stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseTrailers:
+class ResponseTrailers(msgspec.Struct, frozen=True, gc=False):
     end_of_stream: bool = True
 
 
@@ -70,28 +65,23 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Continue:
+class Continue(msgspec.Struct, frozen=True, gc=False):
     """Go on; nothing changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskRequestBody:
+class AskRequestBody(msgspec.Struct, frozen=True, gc=False):
     """Go on, and send the request body buffered and the response headers."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskResponseBody:
+class AskResponseBody(msgspec.Struct, frozen=True, gc=False):
     """Go on, and send the response body in chunks as it comes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Withhold:
+class Withhold(msgspec.Struct, frozen=True, gc=False):
     """Say nothing yet: in full duplex Envoy waits for neither reply nor body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True, gc=False):
     """Set the decision's headers and metadata, and choose the route anew."""
 
     decision: Decision
@@ -103,8 +93,7 @@ class Route:
     """The decision, to come back in the access log; empty: it does not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, gc=False):
     """Full duplex: the headers' reply with its decision, then the body so far."""
 
     decision: Decision | None
@@ -118,15 +107,13 @@ class Release:
     """As in ``Route``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
+class Rewrite(msgspec.Struct, frozen=True, gc=False):
     """Send these bytes in place of the response chunk that came."""
 
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
+class Echo(msgspec.Struct, frozen=True, gc=False):
     """Full duplex: send the chunk on as it came (Envoy keeps no copy)."""
 
     body: bytes
@@ -145,8 +132,7 @@ Reply = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(msgspec.Struct, frozen=True, gc=False):
     """How a response came about, as Envoy's access log has it."""
 
     cluster: str
@@ -155,8 +141,7 @@ class Serving:
     """From the request's first byte to the response's; None: there was none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True, gc=False):
     """A decision, and what its response said."""
 
     decision: Decision
@@ -165,8 +150,7 @@ class Observation:
     """None where the response was looked at as it passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, gc=False):
     """What one event leads to."""
 
     reply: Reply

@@ -22,8 +22,10 @@ ask for the body in chunks; anything else ends the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+
+from msgspec.structs import replace
 
 from extproc.exchange import openai
 from extproc.exchange.encoding import decode_content
@@ -334,13 +336,17 @@ class Exchange:
         if isinstance(request, Reason):
             self.decision = self._decide_without(request, len(self._received))
             return
-        decision = self._router.route(request, self._hint, self._loads())
+        decision = self._router.route(request, self._hint, self._loads(), rough=True)
         may_inject = self._may_inject(request)
         if may_inject:
             decision = replace(decision, silent=False)
-        self.decision = decision
         self._watched = self._wants_feedback(decision)
         self._injected = self._watched and may_inject
+        if self._watched or self._settings.receipts:
+            decision = self._router.with_bound(decision)
+        else:
+            decision = replace(decision, features=None)  # 8 kB that nobody will read
+        self.decision = decision
 
     def _may_inject(self, request: Request) -> bool:
         return (

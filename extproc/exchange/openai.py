@@ -7,10 +7,10 @@ understand is None, and goes to the default pool for the backend to judge.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from extproc.routing.request import Prompt, Request
 

@@ -24,6 +24,9 @@ class Category(StrEnum):
     OTHER_SCRIPT = "other_script"
     MIXED = "mixed"
 
+    # Enum's own hashes the name, in Python: equal to no string's, and slow in a key.
+    __hash__ = str.__hash__
+
 
 # Shares of the text's bytes above which a kind of text rules; from the byte
 # histograms of prose, source code, JSON, CSV, hex dumps and eleven languages.

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from extproc.routing.features import Features
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True, gc=False):
     """Prompt tokens, estimated."""
 
     prompt_tokens: int
     """The point estimate, at least 1."""
     bound_tokens: int
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
+
+
+class Glance(msgspec.Struct, frozen=True, gc=False):
+    """What can be told of a prompt in a fraction of an estimate's time."""
+
+    estimate: Estimate
+    """The same point estimate, and about the same bound."""
+    most_tokens: int
+    """What the bound of an estimate does not exceed."""
 
 
 class Estimator(Protocol):
@@ -36,6 +45,14 @@ class Estimator(Protocol):
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> None:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
+
+
+@runtime_checkable
+class Glances(Protocol):
+    """An estimator whose bound takes most of its time, and often decides nothing."""
+
+    def glance(self, model: str, category: str, features: Features) -> Glance:
+        """Estimate the point as ``estimate`` does, and the bound roughly."""
 
 
 @runtime_checkable

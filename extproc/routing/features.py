@@ -7,9 +7,9 @@ points, no tokenizer; about 3 microseconds a kB, flat above ``SAMPLE_BYTES``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -114,8 +114,7 @@ _NO_PAIRS: Counts = np.zeros(CLASSES * CLASSES, dtype=np.int64)
 _NO_PAIRS.flags.writeable = False
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(msgspec.Struct, frozen=True, gc=False):
     """What the estimators know of a prompt; no text is kept."""
 
     body_bytes: int
@@ -126,7 +125,7 @@ class Features:
     pairs: Counts
     """1,024 counts: ``pairs[32 * a + b]`` times class ``b`` followed class ``a`` in the
     text, which is taken to follow a newline."""
-    tools_pairs: Counts = field(default_factory=lambda: _NO_PAIRS)
+    tools_pairs: Counts = msgspec.field(default_factory=lambda: _NO_PAIRS)
     """The same of the tool definitions' JSON."""
 
     def classes(self) -> list[int]:

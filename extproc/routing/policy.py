@@ -6,9 +6,12 @@ default: whatever cannot be decided goes there.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 
 class Reason(StrEnum):
@@ -32,6 +35,9 @@ class Reason(StrEnum):
     """A content-encoding that we do not speak, or a body that is not what it says."""
     FAULT = "fault"
     """An error of this program while it decided; logged and counted."""
+
+    # Enum's own hashes the name, in Python: equal to no string's, and slow in a key.
+    __hash__ = str.__hash__
 
     @property
     def failed_open(self) -> bool:
@@ -73,8 +79,7 @@ class PoolLoad:
 IDLE = PoolLoad()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """A pool and why."""
 
     pool: Pool
@@ -94,12 +99,21 @@ class Policy:
 
     pools: Sequence[Pool]
     _by_name: Mapping[str, Pool] = field(init=False)
+    _takes: Sequence[int] = field(init=False)
+    """The largest budget that each smaller pool is meant for."""
+    _limits: Sequence[int] = field(init=False)
+    """Every number that budgets are held against, increasing."""
 
     def __post_init__(self) -> None:
         lengths = [pool.max_model_len for pool in self.pools]
         if not lengths or sorted(set(lengths)) != lengths:
             raise ValueError(f"max_model_len of the pools must increase, got {lengths}")
         object.__setattr__(self, "_by_name", {pool.name: pool for pool in self.pools})
+        takes = [
+            min(pool.max_model_len, pool.threshold_tokens) for pool in self.pools[:-1]
+        ]
+        object.__setattr__(self, "_takes", takes)
+        object.__setattr__(self, "_limits", sorted({*lengths, *takes}))
 
     @property
     def default(self) -> Pool:
@@ -116,6 +130,14 @@ class Policy:
             if (loads or {}).get(pool.name, IDLE).available:
                 return pool
         return self.default
+
+    def tells_apart(self, budget_tokens: int, larger_tokens: int) -> bool:
+        """Whether two budgets, the smaller first, could end in different choices.
+
+        Where not, every budget between them ends in the same one, whatever the loads.
+        """
+        limits = self._limits
+        return bisect_left(limits, budget_tokens) != bisect_left(limits, larger_tokens)
 
     def choose(
         self, budget_tokens: int, loads: Mapping[str, PoolLoad] | None = None
@@ -140,12 +162,10 @@ class Policy:
         return Choice(self.pools[chosen], reason)
 
     def _first_fit(self, budget_tokens: int) -> int:
-        last = len(self.pools) - 1
-        for position, pool in enumerate(self.pools[:-1]):
-            limit = min(pool.max_model_len, pool.threshold_tokens)
+        for position, limit in enumerate(self._takes):
             if budget_tokens <= limit:
                 return position
-        return last
+        return len(self._takes)
 
     def _reason(self, chosen: int, budget_tokens: int) -> Reason:
         if chosen < len(self.pools) - 1 or len(self.pools) == 1:

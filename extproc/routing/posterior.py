@@ -60,10 +60,9 @@ class Posterior:
         """The coefficients believed in."""
         return self._mean
 
-    def predict(self, x: Vector) -> tuple[float, float]:
-        """Return the mean of ``x . w`` and its variance, noise not included."""
-        variance = float(x @ (self._covariance @ x))
-        return float(x @ self._mean), max(0.0, variance)
+    def variance(self, x: Vector) -> float:
+        """Return the variance of ``x . w``, noise not included."""
+        return max(0.0, float(x.dot(self._covariance.dot(x))))
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
         """Fold in that ``x . w`` was ``y``, give or take noise of that variance."""

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from extproc.routing.bounded import BoundedTable
-from extproc.routing.estimate import Estimate
+from extproc.routing.estimate import Estimate, Glance
 from extproc.routing.features import Features
 from extproc.routing.learned import Group, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
-from extproc.routing.risk import Margin
-from extproc.routing.terms import TERMS, Vector, vectorize
+from extproc.routing.risk import MAX_FACTOR, Margin
+from extproc.routing.terms import TERMS, Vector, Weights, vectorize, weigh
 
 MODELS = 64
 """Served models told apart; names beyond share one set of coefficients."""
@@ -71,11 +71,23 @@ class _Learned:
     """What one served model's counted prompts taught."""
 
     posterior: Posterior
+    usual_factors: dict[str, float] = field(default_factory=dict)
+    """Of the latest bound of each category, over its point estimate."""
     error: float = 0.0
     """Mean of recent errors, as logarithms; since a challenger's start."""
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
     challenger: _Learned | None = None
+    _weights: Weights | None = None
+    _weighed: Vector | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """The coefficients believed in, laid out by pair."""
+        mean = self.posterior.mean
+        if self._weights is None or self._weighed is not mean:
+            self._weights, self._weighed = weigh(mean), mean
+        return self._weights
 
 
 def _start(prior: Prior) -> _Learned:
@@ -113,8 +125,23 @@ class TextEstimator:
     def estimate(self, model: str, category: str, features: Features) -> Estimate:
         """Estimate the prompt tokens of a request for a served model."""
         learned = self._models.get(model) or self._untaught
-        prediction = _predict(learned.posterior, features, vectorize(features))
-        return self._bounded(model, category, features, prediction)
+        prediction = _predict(learned, features, vectorize(features))
+        factor = self.margin.factor(model, category, prediction.spread)
+        learned.usual_factors[category] = factor
+        return _bounded(features, prediction.point, factor)
+
+    def glance(self, model: str, category: str, features: Features) -> Glance:
+        """Estimate with the factor of the category's latest bound."""
+        learned = self._models.get(model) or self._untaught
+        factor = learned.usual_factors.get(category)
+        if factor is None:
+            estimate = self.estimate(model, category, features)
+            return Glance(estimate, estimate.bound_tokens)
+        point = _point(learned, features)
+        return Glance(
+            _bounded(features, point, factor),
+            _bounded(features, point, MAX_FACTOR).bound_tokens,
+        )
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -122,8 +149,10 @@ class TextEstimator:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
         learned = self._models.touch(model)
         x = vectorize(features)
-        prediction = _predict(learned.posterior, features, x)
-        bounded = self._bounded(model, category, features, prediction)
+        prediction = _predict(learned, features, x)
+        factor = self.margin.factor(model, category, prediction.spread)
+        learned.usual_factors[category] = factor
+        bounded = _bounded(features, prediction.point, factor)
         self.margin.observe(
             model,
             category,
@@ -134,21 +163,13 @@ class TextEstimator:
         _fold(learned, x, prompt_tokens, prediction)
         self._challenge(learned, features, x, prompt_tokens)
 
-    def _bounded(
-        self, model: str, category: str, features: Features, prediction: _Prediction
-    ) -> Estimate:
-        factor = self.margin.factor(model, category, prediction.spread)
-        prompt_tokens = max(1, round(prediction.point))
-        bound_tokens = math.ceil(prediction.point * factor)
-        most = max(prompt_tokens, int(_most_tokens(features)))
-        return Estimate(prompt_tokens, min(bound_tokens, most))
-
     def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
         """The terms that weigh most, in tokens, and what the bound is made of."""
         known = self._models.get(model)
-        posterior = (known or self._untaught).posterior
+        learned = known or self._untaught
+        posterior = learned.posterior
         x = vectorize(features)
-        prediction = _predict(posterior, features, x)
+        prediction = _predict(learned, features, x)
         tokens = x * posterior.mean
         heaviest = np.argsort(-np.abs(tokens))[:_TERMS_EXPLAINED]
         return {
@@ -178,7 +199,7 @@ class TextEstimator:
                 learned.challenger = self._start()
                 learned.error = 0.0
             return
-        prediction = _predict(challenger.posterior, features, x)
+        prediction = _predict(challenger, features, x)
         _fold(challenger, x, prompt_tokens, prediction)
         if challenger.posterior.observed < _TRIAL_OBSERVATIONS:
             return
@@ -219,9 +240,20 @@ def _without(prefix: str, groups: Groups) -> dict[str, Group]:
     }
 
 
-def _predict(posterior: Posterior, features: Features, x: Vector) -> _Prediction:
-    mean, variance = posterior.predict(x)
-    point = min(max(mean, _fewest_tokens(features)), _most_tokens(features))
+def _point(learned: _Learned, features: Features) -> float:
+    mean = learned.weights.total(features)
+    return min(max(mean, _fewest_tokens(features)), _most_tokens(features))
+
+
+def _bounded(features: Features, point: float, factor: float) -> Estimate:
+    prompt_tokens = max(1, round(point))
+    most = max(prompt_tokens, int(_most_tokens(features)))
+    return Estimate(prompt_tokens, min(math.ceil(point * factor), most))
+
+
+def _predict(learned: _Learned, features: Features, x: Vector) -> _Prediction:
+    point = _point(learned, features)
+    variance = learned.posterior.variance(x)
     noise = relative_variance(point)
     return _Prediction(point, math.sqrt(noise + variance / (point * point)))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What the model will read, after JSON decoding.
 
     The same request in UTF-8, with ``\\uXXXX`` escapes or with spaces between tokens
@@ -34,8 +33,7 @@ class Prompt:
         return bool(self.images or self.audios or self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One inference request."""
 
     prompt: Prompt

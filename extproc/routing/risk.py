@@ -47,7 +47,9 @@ _AIMS = (1 / 8, 4.0)
 # this many make up for over the first thousand requests.
 _ASSUMED_ABOVE = 2.0
 
-_MAX_EXPONENT = math.log(4.0)
+MAX_FACTOR = 4.0
+"""A bound is at most this many times its point estimate."""
+_MAX_EXPONENT = math.log(MAX_FACTOR)
 _CATEGORIES = 32
 _OTHER = ""
 _SQUARES = "squares."

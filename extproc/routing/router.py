@@ -9,14 +9,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+from msgspec.structs import replace
+
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category, classify
-from extproc.routing.estimate import Estimator
+from extproc.routing.estimate import Estimate, Estimator, Glances
 from extproc.routing.features import Features, measure
 from extproc.routing.learned import Learner
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request
+
+_NOTHING = Estimate(0, 0)
 
 UNKNOWN_CATEGORY = "unknown"
 """The category of a decision that was made without reading the text."""
@@ -43,8 +48,7 @@ class MediaTokens:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, and every number of why."""
 
     pool: Pool
@@ -56,6 +60,9 @@ class Decision:
     """Point estimate; exact for token ids."""
     bound_tokens: int = 0
     """Upper bound on the prompt tokens at the configured risk."""
+    rough_bound: bool = False
+    """Whether that is the bound of such prompts, not of this one: every bound that it
+    could have leads to the same pool."""
     output_tokens: int = 0
     """The client's limit, or what is allowed for where it set none."""
     declared: bool = False
@@ -80,8 +87,7 @@ class Decision:
         return self.bound_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What a response said."""
 
     status: int
@@ -115,8 +121,7 @@ class Skipped(StrEnum):
     """Media, token ids, or several prompts counted as one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
+class Lesson(msgspec.Struct, frozen=True, gc=False):
     """What became of an outcome: learned from, or why not."""
 
     skipped: Skipped | None = None
@@ -142,6 +147,8 @@ class Router:
     ) -> None:
         self.policy = policy
         self.estimator = estimator
+        # Asked once: a protocol's isinstance takes as long as an estimate.
+        self._glances = estimator if isinstance(estimator, Glances) else None
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
         self.media_tokens = media_tokens or MediaTokens()
@@ -163,6 +170,8 @@ class Router:
         request: Request,
         hint: str | None = None,
         loads: Mapping[str, PoolLoad] | None = None,
+        *,
+        rough: bool = False,
     ) -> Decision:
         """Decide the pool of a request.
 
@@ -170,30 +179,36 @@ class Router:
             request: parsed from the body.
             hint: the category that the hint header named, if any.
             loads: what is known of the pools' load.
+            rough: do without the bound of this very prompt where it decides nothing
+                (see ``Decision.rough_bound``); it takes a third of the time.
         """
         prompt = request.prompt
         features = measure(prompt, request.body_bytes)
         category = classify(features, hint, self.hints)
-        exact = prompt.token_ids + self.media_tokens.of(prompt)
-        if prompt.token_ids and not prompt.text:
-            point = bound = exact
-        else:
-            estimate = self.estimator.estimate(request.model, category, features)
-            point = estimate.prompt_tokens + exact
-            bound = estimate.bound_tokens + exact
         output_tokens = self._output_tokens(request, category)
-        choice = self.policy.choose(bound + output_tokens, loads)
+        constant = prompt.token_ids + self.media_tokens.of(prompt)
         learnable = (
             not prompt.has_media and not prompt.token_ids and request.prompts == 1
         )
+        estimate = None
+        if prompt.token_ids and not prompt.text:
+            estimate, rough = _NOTHING, False
+        elif rough and learnable:
+            estimate = self._glance(request.model, category, features, output_tokens)
+        if estimate is None:
+            rough = False
+            estimate = self.estimator.estimate(request.model, category, features)
+        bound = estimate.bound_tokens + constant
+        choice = self.policy.choose(bound + output_tokens, loads)
         return Decision(
             pool=choice.pool,
             reason=choice.reason,
             category=category,
             model=request.model,
             body_bytes=request.body_bytes,
-            prompt_tokens=point,
+            prompt_tokens=estimate.prompt_tokens + constant,
             bound_tokens=bound,
+            rough_bound=rough,
             output_tokens=output_tokens,
             declared=request.max_tokens is not None or not request.generates,
             prompts=request.prompts,
@@ -201,6 +216,27 @@ class Router:
             silent=request.stream and not request.asks_usage,
             features=features if learnable else None,
         )
+
+    def _glance(
+        self, model: str, category: str, features: Features, output_tokens: int
+    ) -> Estimate | None:
+        """Estimate without a bound of its own, unless that could change the pool."""
+        if self._glances is None:
+            return None
+        glance = self._glances.glance(model, category, features)
+        least = glance.estimate.prompt_tokens + output_tokens
+        if self.policy.tells_apart(least, glance.most_tokens + output_tokens):
+            return None
+        return glance.estimate
+
+    def with_bound(self, decision: Decision) -> Decision:
+        """Return the decision with a bound of its own where it has a rough one."""
+        features = decision.features
+        if not decision.rough_bound or features is None:
+            return decision
+        estimate = self.estimator.estimate(decision.model, decision.category, features)
+        bound = estimate.bound_tokens
+        return replace(decision, bound_tokens=bound, rough_bound=False)
 
     def _output_tokens(self, request: Request, category: str) -> int:
         if not request.generates:

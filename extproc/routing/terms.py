@@ -8,6 +8,7 @@ a digit, a Han character. A term of the text counts pairs of byte classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,47 @@ _TEXT_NAMES, _TEXT_INDEX = _number_terms(_text_term, len(_SCALARS) + len(_TOOLS_
 
 TERMS: tuple[str, ...] = (*_SCALARS, *_TOOLS_NAMES, *_TEXT_NAMES)
 """Name of each element of a vector."""
+
+
+# For each pair its term, or what lies behind the last one: nothing.
+_TEXT_PLACE = np.where(_TEXT_INDEX > 0, _TEXT_INDEX, len(TERMS))
+_TOOLS_PLACE = np.where(_TOOLS_INDEX > 0, _TOOLS_INDEX, len(TERMS))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Coefficients laid out by pair: their sum over a prompt takes one product.
+
+    ``weigh(c).total(f)`` is ``vectorize(f) @ c``, but for rounding, in a fifth of
+    the time.
+    """
+
+    template: float
+    message: float
+    tools: float
+    tool: float
+    text_pairs: Vector
+    tools_pairs: Vector
+
+    def total(self, features: Features) -> float:
+        """Return the sum of a prompt's terms, each times its coefficient."""
+        total = self.template + self.message * features.messages
+        total += float(features.pairs.astype(np.float64).dot(self.text_pairs))
+        if features.tools:
+            total += self.tools + self.tool * features.tools
+        if features.tools_bytes:
+            counts = features.tools_pairs.astype(np.float64)
+            total += float(counts.dot(self.tools_pairs))
+        return total
+
+
+def weigh(coefficients: Vector) -> Weights:
+    """Lay out one coefficient for each of ``TERMS``."""
+    padded = np.append(coefficients, 0.0)
+    template, message, tools, tool = coefficients[: len(_SCALARS)].tolist()
+    return Weights(
+        template, message, tools, tool, padded[_TEXT_PLACE], padded[_TOOLS_PLACE]
+    )
 
 
 def vectorize(features: Features) -> Vector:

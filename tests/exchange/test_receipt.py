@@ -1,12 +1,11 @@
 """A decision survives being written down; nothing else is read as one."""
 
-import dataclasses
-
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from extproc.exchange.receipt import read_receipt, write_receipt
 from extproc.routing.policy import Policy, Pool
@@ -35,8 +34,8 @@ def as_values(decision: Decision) -> object:
     if features is None:
         return decision
     arrays = (features.pairs.tolist(), features.tools_pairs.tolist())
-    plain = dataclasses.replace(features, pairs=None, tools_pairs=None)  # type: ignore[arg-type]
-    return dataclasses.replace(decision, features=plain), arrays
+    plain = structs.replace(features, pairs=None, tools_pairs=None)  # type: ignore[arg-type]
+    return structs.replace(decision, features=plain), arrays
 
 
 @given(

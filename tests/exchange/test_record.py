@@ -1,11 +1,11 @@
 """A record holds what replay needs, and no text."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.exchange.events import Observation, Serving
 from extproc.exchange.record import read_record, write_record

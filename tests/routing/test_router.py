@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category
@@ -10,6 +9,7 @@ from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt, Request
 from extproc.routing.router import (
     UNKNOWN_CATEGORY,
@@ -412,3 +412,61 @@ def test_media_are_judged_though_not_learned_from() -> None:
     lesson = routes.learn(decision, Outcome(200, 5000, 10))
 
     assert lesson.misroute is Misroute.SHORT_OVERFLOW
+
+
+# Rough bounds.
+
+
+def taught() -> Router:
+    """A router whose estimator has seen texts of several kinds."""
+    pools = [Pool("s", 1000, 300), Pool("m", 2000, 2000), Pool("l", 8000, 8000)]
+    learning = Router(Policy(pools), TextEstimator(), TextRatios())
+    for number in range(30):
+        for word in ("fox ", "42", "{'a': [1]}, ", "\u6f22\u5b57"):
+            asked = request(word * (20 + number))
+            learning.learn(learning.route(asked), Outcome(200, 30 + number, 5))
+    return learning
+
+
+TAUGHT = taught()
+LOADS = st.dictionaries(
+    st.sampled_from("sml"), st.builds(PoolLoad, st.booleans(), st.booleans())
+)
+TEXTS = st.one_of(
+    st.text(max_size=300),
+    st.builds(
+        lambda word, times: word * times,
+        st.sampled_from(["the quick fox ", "3.14", "\n    x = y", "\u30c6\u30b9"]),
+        st.integers(1, 900),
+    ),
+)
+
+
+@given(text=TEXTS, output=st.integers(1, 9000), loads=LOADS)
+def test_a_rough_bound_changes_no_choice(
+    text: str, output: int, loads: dict[str, PoolLoad]
+) -> None:
+    asked = request(text, max_tokens=output)
+
+    rough = TAUGHT.route(asked, loads=loads, rough=True)
+    exact = TAUGHT.route(asked, loads=loads)
+
+    assert (rough.pool, rough.reason) == (exact.pool, exact.reason)
+    assert rough.prompt_tokens == exact.prompt_tokens
+    assert rough.prompt_tokens <= rough.bound_tokens
+    settled = TAUGHT.with_bound(rough)
+    assert settled.bound_tokens == exact.bound_tokens
+    assert not settled.rough_bound
+
+
+def test_a_bound_far_from_every_limit_is_rough() -> None:
+    few, many = request("the quick fox " * 9), request("the quick fox " * 60)
+    for near, asked in ((False, few), (True, many)):
+        decision = TAUGHT.route(replace(asked, max_tokens=1), rough=True)
+        assert decision.rough_bound is not near
+        assert 0.5 < decision.bound_tokens / TAUGHT.route(asked).bound_tokens < 2.0
+
+
+def test_what_teaches_nothing_has_a_bound_of_its_own() -> None:
+    asked = Request(Prompt(b"Hello", images=1), body_bytes=99, max_tokens=1)
+    assert not TAUGHT.route(asked, rough=True).rough_bound

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from extproc.routing.features import measure
 from extproc.routing.request import Prompt
-from extproc.routing.terms import TERMS, vectorize
+from extproc.routing.terms import TERMS, vectorize, weigh
 
 
 def named(prompt: Prompt) -> dict[str, float]:
@@ -58,3 +58,14 @@ def test_every_ascii_byte_and_every_character_is_in_a_term(text: str) -> None:
     by_script = sum(counts.values()) - after - 2
     assert after == ascii_bytes + characters
     assert by_script == pytest.approx(characters)
+
+
+@given(st.text(), st.text(max_size=50), st.integers(0, 3), st.integers(1, 40))
+def test_weights_total_what_the_vector_does(
+    text: str, tools_text: str, tools: int, messages: int
+) -> None:
+    features = measure(Prompt(text.encode(), messages, tools_text.encode(), tools), 0)
+    coefficients = np.random.default_rng(1).normal(size=len(TERMS))
+    assert weigh(coefficients).total(features) == pytest.approx(
+        float(vectorize(features) @ coefficients), abs=1e-6
+    )
