@@ -64,6 +64,18 @@ MAX_DECODED_RESPONSE_BYTES = 2 << 20
 """A stream of small events takes 0.2 s a MiB to look through, on the event loop."""
 
 
+HEADERS_READ = (
+    ":method",
+    ":path",
+    ":status",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "x-envoy-attempt-count",
+)
+"""The headers that an exchange looks at, beside the category header."""
+
+
 class ProtocolError(Exception):
     """The messages came in an order that ext_proc does not have."""
 

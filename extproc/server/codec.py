@@ -31,6 +31,7 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
+from extproc.server.quick_headers import Wanted, read_headers
 from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"
@@ -50,12 +51,20 @@ class UnknownMessageError(Exception):
     """A message that ext_proc does not have, or that is not protobuf."""
 
 
-def decode(data: bytes) -> Event:
+def decode(data: bytes, wanted: Wanted | None = None) -> Event:
     """Read one ``ProcessingRequest``.
+
+    Args:
+        data: the serialized message.
+        wanted: the headers that will be asked for; None: all.
 
     Raises:
         UnknownMessageError: not protobuf, or none of the six phases.
     """
+    if wanted is not None:
+        quickly = read_headers(data, wanted)
+        if quickly is not None:
+            return quickly
     try:
         message = pb.ProcessingRequest.FromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home

@@ -24,7 +24,12 @@ from extproc.exchange.events import (
     ResponseTrailers,
 )
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import Exchange, ExchangeSettings, ProtocolError
+from extproc.exchange.machine import (
+    HEADERS_READ,
+    Exchange,
+    ExchangeSettings,
+    ProtocolError,
+)
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode
@@ -131,6 +136,9 @@ class ExtProcService:
         self.router = router
         self.sampler = sampler
         self._settings = settings
+        names = (*HEADERS_READ, settings.category_header)
+        plain = self._new_exchange is plain_exchange  # another may read any header
+        self._wanted = {name.encode(): name for name in names} if plain else None
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Begin one ``Process`` stream; any other method is not ours."""
@@ -166,7 +174,7 @@ class ExtProcService:
 
     def _step(self, exchange: Exchange, data: bytes) -> Replies:
         began = time.perf_counter()
-        event = decode(data)
+        event = decode(data, self._wanted)
         undecided = exchange.decision is None
         step = exchange.receive(event)
         if undecided and exchange.decision is not None:

@@ -11,6 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.exchange.events import (
     AskRequestBody,
@@ -34,6 +35,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.machine import (
+    HEADERS_READ,
     MAX_ENCODED_RESPONSE_BYTES,
     TRANSITIONS,
     Exchange,
@@ -1072,3 +1074,29 @@ def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
     assert isinstance(step.reply, Route)
     assert step.reply.receipt == b""
     assert not step.end
+
+
+class Noted(dict[str, str]):
+    """Headers that remember which of them were asked for."""
+
+    def __init__(self, headers: Mapping[str, str], asked: set[str]) -> None:
+        super().__init__(headers)
+        self.asked = asked
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_no_other_headers_are_looked_at_than_those_said() -> None:
+    asked: set[str] = set()
+    body = chat()
+    sent = request(body, content_encoding="identity")
+    machine = exchange(watch=True)
+    play(
+        machine,
+        replace(sent, headers=Noted(sent.headers, asked)),
+        RequestBody(body, True),
+        replace(response(), headers=Noted(response().headers, asked)),
+    )
+    assert asked == {*HEADERS_READ, SETTINGS.category_header}

@@ -1,0 +1,118 @@
+"""The quick reader against protobuf's: what it reads it reads alike."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.exchange.events import BodyMode, RequestHeaders, ResponseHeaders
+from extproc.server.codec import UnknownMessageError, decode
+from extproc.server.quick_headers import read_headers
+from extproc.wire import ext_proc_pb2 as pb
+
+NAMES = (":path", ":method", "content-length", "x-llm-category", ":status")
+WANTED = {name.encode(): name for name in NAMES}
+
+values = st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
+names = st.sampled_from(NAMES) | st.text("abcdefgh-:", max_size=200)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    phase = draw(st.sampled_from(["request_headers", "response_headers"]))
+    sent = getattr(message, phase)
+    sent.SetInParent()
+    for key, value in draw(st.lists(st.tuples(names, values), max_size=12)):
+        header = sent.headers.headers.add()
+        header.key, header.raw_value = key, value
+        if draw(st.integers(0, 9)) == 0:
+            header.value = "old"
+    sent.end_of_stream = draw(st.booleans())
+    if draw(st.booleans()):
+        message.protocol_config.SetInParent()
+        message.protocol_config.request_body_mode = draw(st.integers(0, 5))  # type: ignore[assignment]
+        message.protocol_config.response_body_mode = draw(st.integers(0, 5))  # type: ignore[assignment]
+    message.observability_mode = draw(st.integers(0, 9)) == 0
+    return message
+
+
+def wanted_of(
+    event: RequestHeaders | ResponseHeaders,
+) -> RequestHeaders | ResponseHeaders:
+    headers = {k: v for k, v in event.headers.items() if k in NAMES}
+    if isinstance(event, ResponseHeaders):
+        return ResponseHeaders(headers, event.end_of_stream)
+    return RequestHeaders(
+        headers, event.end_of_stream, event.request_mode, event.response_mode
+    )
+
+
+@given(messages())
+def test_reads_what_protobuf_reads(message: pb.ProcessingRequest) -> None:
+    data = message.SerializeToString()
+
+    general = decode(data)
+
+    assert isinstance(general, RequestHeaders | ResponseHeaders)
+    assert read_headers(data, WANTED) in (wanted_of(general), None)
+    quick = decode(data, WANTED)
+    assert isinstance(quick, RequestHeaders | ResponseHeaders)
+    assert wanted_of(quick) == wanted_of(general)
+
+
+@given(messages(), st.data())
+def test_reads_damaged_messages_alike_or_not_at_all(
+    message: pb.ProcessingRequest, data: st.DataObject
+) -> None:
+    damaged = bytearray(message.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, max(0, len(damaged) - 1)))
+        kind = data.draw(st.sampled_from(["change", "cut", "add"]))
+        if kind == "add" or not damaged:
+            damaged.insert(at, data.draw(st.integers(0, 255)))
+        elif kind == "cut":
+            del damaged[at:]
+        else:
+            damaged[at] = data.draw(st.integers(0, 255))
+
+    quick = read_headers(bytes(damaged), WANTED)
+
+    if quick is not None:
+        try:
+            general = decode(bytes(damaged))
+        except UnknownMessageError:
+            return  # it looks less closely at the headers that nobody asked for
+        assert isinstance(general, RequestHeaders | ResponseHeaders)
+        assert quick == wanted_of(general)
+
+
+def test_does_what_it_is_for() -> None:
+    """Envoy's own form is read here, not handed on."""
+    message = pb.ProcessingRequest()
+    for key in (*NAMES, "x-other"):
+        header = message.request_headers.headers.headers.add()
+        header.key, header.raw_value = key, b"v" * 150
+    message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
+
+    event = read_headers(message.SerializeToString(), WANTED)
+
+    assert event == RequestHeaders(
+        dict.fromkeys(NAMES, "v" * 150), False, BodyMode.BUFFERED, BodyMode.NONE
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x22\x00",  # a body
+        b"\x12",
+        b"\x12\x05",
+        b"\x12\x02\x0a\x05",
+        b"\x12\x80\x80\x01",
+        b"\x12\x00\x12\x00",
+        b"\x12\x00\x52\x00",
+    ],
+)
+def test_leaves_the_rest_to_protobuf(data: bytes) -> None:
+    assert read_headers(data, WANTED) is None
