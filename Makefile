@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-slow test-vllm check format generate clean
+.PHONY: demo test test-slow test-vllm check format generate dist clean
 
 # VLLM=1: two real vLLM servers on CPU in place of the stand-ins (3.5 GB to install).
 demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
@@ -37,6 +37,11 @@ format: $(VENV)/.dev
 
 generate: $(VENV)/.dev
 	$(BIN)/python protos/generate.py
+
+# The source distribution, and the wheel that builds from it.
+dist: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,65 +1,263 @@
-"""The README's tables are the code's: every setting, every metric, every command."""
+"""The pages' tables are the code's, and whatever they name exists."""
 
+import argparse
 import dataclasses
+import importlib
 import re
+import shlex
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import yaml
 
+import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config
+from extproc.routing.policy import Reason
 from extproc.server.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in (".", ".github", "envoy", "extproc")
+    for path in sorted((ROOT / folder).glob("*.md" if folder == "." else "**/*.md"))
+}
+README = PAGES["README.md"]
+OPERATING = PAGES["extproc/server/README.md"]
+ALERTS = yaml.safe_load((ROOT / "envoy/observability/rules.yml").read_text())
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 
 
-def settings(schema: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of every setting that is not itself a mapping of settings."""
-    for name, hint in get_type_hints(schema).items():
+def settings(schema: Any = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of every setting that is not itself a mapping, and its default."""
+    hints = get_type_hints(schema)
+    for setting in dataclasses.fields(schema):
+        hint = hints[setting.name]
         inner = [a for a in (hint, *get_args(hint)) if dataclasses.is_dataclass(a)]
         is_list = inner and inner[0] is not hint and "tuple" in str(hint)
+        name = prefix + setting.name
         if inner:
-            yield from settings(inner[0], f"{prefix}{name}{'[]' if is_list else ''}.")
+            yield from settings(inner[0], f"{name}{'[]' if is_list else ''}.")
         else:
-            yield prefix + name
+            yield name, show(setting.default)
 
 
-def rows(heading: str) -> set[str]:
-    """The first column of the table below a heading."""
-    section = README.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
-    return set(re.findall(r"^\| `([^`]+)`", section, re.MULTILINE))
+def show(default: Any) -> str:
+    match default:
+        case dataclasses.MISSING:
+            return "required"
+        case None:
+            return "unset"
+        case ():
+            return "none"
+        case StrEnum():
+            return str(default)
+        case bool():
+            return str(default).lower()
+        case float():
+            return f"{default:g}"
+    return str(default)
 
 
-def test_every_setting_is_in_the_table_and_nothing_else() -> None:
-    assert rows("## Configuration") == set(settings())
+SETTINGS = dict(settings())
 
 
-def test_every_metric_is_in_the_table_and_nothing_else() -> None:
+def metrics() -> dict[str, str]:
     families = Metrics(dict, tuple, lambda: (0.01, 0.01)).registry.collect()
-    exported = {
-        f.name + ("_total" if f.type == "counter" else "")
+    return {
+        f.name + ("_total" if f.type == "counter" else ""): f.documentation
         for f in families
         if f.name.startswith("extproc_")
     }
 
-    assert rows("### Metrics") == exported
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, whose first is code."""
+    section = page.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = re.findall(r"^\| (`.+) \|$", section, re.MULTILINE)
+    return [line.split(" | ") for line in lines]
+
+
+def code(page: str) -> list[str]:
+    """What stands between backticks, in a line or in a block."""
+    text = PAGES[page]
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [*lines, *indented, *re.findall(r"`([^`\n]+)`", text)]
+
+
+def test_every_setting_is_in_the_table_with_its_default_and_nothing_else() -> None:
+    table = {
+        name.strip("`"): default for name, default, _ in rows(OPERATING, "## Settings")
+    }
+
+    assert {name: default.strip("`") for name, default in table.items()} == SETTINGS
+
+
+def test_the_readme_s_few_settings_are_rows_of_the_whole_table() -> None:
+    few = rows(README, "## Configuration")
+    assert few
+    assert [row for row in few if row not in rows(OPERATING, "## Settings")] == []
+
+
+def test_every_metric_is_in_the_table_and_nothing_else() -> None:
+    table = {name.strip("`"): text for name, text in rows(OPERATING, "## Metrics")}
+    of_workers = {name for name in table if name.startswith("extproc_worker_")}
+    merging = (ROOT / "extproc/server/merging.py").read_text()
+
+    assert {n: text for n, text in table.items() if n not in of_workers} == metrics()
+    assert of_workers == {
+        f"{name}_total" if kind == "Counter" else name
+        for kind, name in re.findall(
+            r'(Counter|Gauge)MetricFamily\(\s*"(extproc_\w+)"', merging
+        )
+    }
+
+
+def test_every_alert_has_its_advice() -> None:
+    (group,) = ALERTS["groups"]
+    advised = re.findall(r"`(TokenBudgetRouter\w+)`", OPERATING)
+
+    assert sorted(advised) == sorted(rule["alert"] for rule in group["rules"])
+
+
+def test_every_reason_of_a_decision_is_explained() -> None:
+    for reason in Reason:
+        assert f"`{reason}`" in PAGES["extproc/routing/README.md"]
 
 
 def test_every_command_is_named() -> None:
     for command in COMMANDS:
-        assert f"extproc {command}" in README, command
+        assert any(f"extproc {command}" in text for text in PAGES.values()), command
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(set(re.findall(r"`((?:envoy|extproc|protos|tests)/[\w./-]*)`", README))),
-)
-def test_every_file_that_is_named_exists(name: str) -> None:
-    assert (ROOT / name).exists()
+@EVERY_PAGE
+def test_every_command_line_is_accepted(page: str) -> None:
+    for text in code(page):
+        if not text.startswith("extproc "):
+            continue
+        words = shlex.split(text, comments=True)[1:]
+        if words[0].startswith("-"):
+            continue
+        assert words[0] in COMMANDS, text
+        module = importlib.import_module(
+            f"extproc.commands.{words[0].replace('-', '_')}"
+        )
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        known = {flag for action in parser._actions for flag in action.option_strings}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= known, text
 
 
-def test_no_hole_is_left() -> None:
-    assert not re.search(r"@[A-Z]+@", README)
+@EVERY_PAGE
+def test_every_target_of_make_is_there(page: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for text in code(page):
+        if text.startswith("make "):
+            words = text.partition("#")[0].split()[1:]
+            targets = [word for word in words if "=" not in word]
+            for target in targets[:1] if "=" in text else targets:
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), text
+
+
+@EVERY_PAGE
+def test_every_file_that_is_named_exists(page: str) -> None:
+    folder = (ROOT / page).parent
+    suffix = r"(?:py|md|ya?ml|json|html|conf|lua|proto|toml)"
+    for text in code(page):
+        for name in re.findall(rf"^[\w./-]+\.{suffix}$|^[\w./-]+/$", text):
+            if name.startswith(("/", "x-")) or name in OF_THE_READER:
+                continue
+            here = (folder / name).exists() or (ROOT / name).exists()
+            assert here or name in FILE_NAMES, f"{page}: {name}"
+        for name in re.findall(IN_THE_PROJECT, text):
+            assert (ROOT / name).exists(), f"{page}: {text}"
+
+
+FILE_NAMES = {path.name for path in (ROOT / "tests").rglob("*.py")}
+IN_THE_PROJECT = r"(?<![\w/.-])(?:envoy|extproc|protos|tests)/[\w./-]+"
+OF_THE_READER = {"kustomization.yaml", "dist/", "recording.jsonl"}
+"""Files that a reader has, or makes."""
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's names for a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+@EVERY_PAGE
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+@EVERY_PAGE
+def test_every_setting_and_metric_that_is_named_exists(page: str) -> None:
+    known_metrics = metrics()
+    sections = {name.partition(".")[0] for name in SETTINGS if "." in name}
+    prefixes = {name.rpartition(".")[0] for name in SETTINGS if "." in name}
+    for text in code(page):
+        for name in re.findall(r"\bextproc_[a-z_]+\b", text):
+            known = name in known_metrics or name.startswith("extproc_worker_")
+            assert known, f"{page}: {name}"
+        setting = re.match(r"^([a-z]+)(?:\[\])?\.[a-z_.]+(?=$|: )", text)
+        if setting and setting[1] in sections and not text.endswith(SUFFIXES):
+            name = setting[0]
+            known = name in SETTINGS or name in prefixes or is_value_of_chart(name)
+            assert known, f"{page}: {text}"
+
+
+SUFFIXES = (".py", ".md", ".yaml")
+
+
+def is_value_of_chart(name: str) -> bool:
+    found = yaml.safe_load(
+        (ROOT / "envoy/helm/token-budget-router/values.yaml").read_text()
+    )
+    for key in name.split("."):
+        if not isinstance(found, dict) or key not in found:
+            return False
+        found = found[key]
+    return True
+
+
+@EVERY_PAGE
+def test_no_hole_is_left(page: str) -> None:
+    assert not re.search(r"@[A-Z]+@", PAGES[page])
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([\w./-]+\.md)", README))
+
+    assert set(PAGES) - {"README.md"} == linked
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 260
+
+
+def test_the_changelog_s_newest_version_is_the_package_s() -> None:
+    versions = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$",
+        PAGES["extproc/CHANGELOG.md"],
+        re.MULTILINE,
+    )
+    assert versions[0] == extproc.__version__
+    assert "## [Unreleased]" in PAGES["extproc/CHANGELOG.md"]
