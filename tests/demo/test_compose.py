@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,14 @@ def test_envoy_is_the_version_that_the_tests_run(services: dict[str, Any]) -> No
     )
     assert pinned
     assert services["envoy"]["image"].endswith(f":v{pinned[1]}")
+
+
+def test_the_image_has_what_a_configuration_may_turn_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (installed,) = re.findall(r"pip install \S+ '\.\[([\w,]+)\]'", DOCKERFILE)
+
+    assert set(installed.split(",")) <= set(project["optional-dependencies"])
+    assert {"redis", "otel"} <= set(installed.split(","))
 
 
 def test_the_images_do_not_run_as_root() -> None:
