@@ -1,35 +1,72 @@
-// Reads a JSON list of objects, validates those whose schema a package has, and prints
+// Reads a JSON list of objects, checks those whose schema a package has, and prints
 // {"checked": [identity...], "errors": [...]}. Argument: the folder with node_modules.
+//
+// Each is looked at twice: the compiled JSON schema knows ranges, patterns and formats but
+// lets unknown fields pass, as the API server does when it drops them; the TypeScript
+// declarations know every field, so that a misspelt one is an error.
 import {existsSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
 const packages = {
+  "gateway.envoyproxy.io": "@kubernetes-models/envoy-gateway",
   "gateway.networking.k8s.io": "@kubernetes-models/gateway-api",
   "networking.gke.io": "@kubernetes-models/gke",
   "networking.istio.io": "@kubernetes-models/istio",
   "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
 };
+const tools = process.argv[2];
 
 let text = "";
 for await (const chunk of process.stdin) text += chunk;
 
 const checked = [];
 const errors = [];
+const source = [];
 for (const object of JSON.parse(text)) {
   const [group, version] = object.apiVersion.split("/");
   const identity = `${object.kind} ${object.metadata.name}`;
   if (!(group in packages)) continue;
-  const folder = `${process.argv[2]}/node_modules/${packages[group]}/${group}/${version}`;
+  const module = `${packages[group]}/${group}/${version}`;
+  const folder = `${tools}/node_modules/${module}`;
   const index = ["index.mjs", "index.js"].map((name) => `${folder}/${name}`).find(existsSync);
   if (!index) continue;
   const models = await import(pathToFileURL(index));
   const Model = models[object.kind] ?? models.default?.[object.kind];
   if (!Model) continue;
-  checked.push(identity);
   try {
     new Model(object).validate();
   } catch (error) {
     errors.push(`${identity}: ${error.message}`);
   }
+  const name = `Model${checked.length}`;
+  const {apiVersion, kind, ...data} = object;
+  source.push(
+    `import {${kind} as ${name}} from "${module}"; new ${name}(${JSON.stringify(data)});`,
+  );
+  checked.push(identity);
+}
+
+const ts = (await import(pathToFileURL(`${tools}/node_modules/typescript/lib/typescript.js`))).default;
+const file = `${tools}/objects.ts`; // in memory only, where imports find the packages
+const options = {
+  module: ts.ModuleKind.NodeNext,
+  moduleResolution: ts.ModuleResolutionKind.NodeNext,
+  noEmit: true,
+  skipLibCheck: true,
+  strict: true,
+  target: ts.ScriptTarget.ES2022,
+  types: [],
+};
+const host = ts.createCompilerHost(options);
+const {fileExists, getSourceFile} = host;
+host.fileExists = (name) => name === file || fileExists(name);
+host.getSourceFile = (name, ...rest) =>
+  name === file
+    ? ts.createSourceFile(name, source.join("\n"), ...rest)
+    : getSourceFile(name, ...rest);
+for (const found of ts.getPreEmitDiagnostics(ts.createProgram([file], options, host))) {
+  const line = found.file?.getLineAndCharacterOfPosition(found.start).line;
+  const message = ts.flattenDiagnosticMessageText(found.messageText, " ");
+  errors.push(found.file?.fileName === file ? `${checked[line]}: ${message}` : message);
 }
 console.log(JSON.stringify({checked, errors}));

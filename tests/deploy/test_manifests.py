@@ -25,15 +25,8 @@ CUSTOM = ("envoy-gateway+overflow", "gke", "inference-extension", "istio")
 """Variants with custom resources; together they have all kinds."""
 
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
-NO_SCHEMA = {
-    # No package has these schemas; test_gateways.py runs what they say.
-    "Backend",
-    "EnvoyExtensionPolicy",
-    "ClientTrafficPolicy",
-    "BackendTrafficPolicy",
-    "GCPRoutingExtension",
-    "InferencePool",
-}
+NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
+"""No package has these; envoy/kubernetes/README.md says what theirs rest on."""
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
@@ -95,7 +88,13 @@ def test_custom_resources_follow_their_schemas(tools, kustomize):
 def test_a_mistake_in_a_custom_resource_is_seen(tools, kustomize):
     service = copy.deepcopy(only(kustomize("istio"), "VirtualService"))
     service["spec"]["http"][0]["match"] = "x-llm-pool"
-    assert custom_resource_errors(tools, [service])["errors"]
+    policy = copy.deepcopy(only(kustomize("envoy-gateway"), "EnvoyExtensionPolicy"))
+    policy["spec"]["extProc"][0]["failopen"] = True
+    errors = custom_resource_errors(tools, [service, policy])["errors"]
+    assert any("VirtualService" in error for error in errors)
+    assert any(
+        "EnvoyExtensionPolicy" in error and "failopen" in error for error in errors
+    )
 
 
 def test_base_needs_nothing_but_core_apis(kustomize):
