@@ -116,7 +116,8 @@ class ServerConfig:
         default=1, metadata=check("from 1 to 64", lambda value: 1 <= value <= 64)
     )
     """Processes, each an endpoint for Envoy: at `listen`'s port and those that follow
-    it, or at unix:PATH.0, .1 and so on. They share `admin` and what they learn."""
+    it, or at unix:PATH.0, .1 and so on. They share `admin` and what they learn.
+    EXTPROC_WORKERS overrides it."""
     max_body_bytes: int = field(default=1 << 20, metadata=_POSITIVE)
     """Bodies above it go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: above it a request hangs there."""
@@ -334,6 +335,7 @@ ENVIRONMENT = {
     "EXTPROC_LISTEN": ("server", "listen"),
     "EXTPROC_ADMIN": ("server", "admin"),
     "EXTPROC_TRANSPORT": ("server", "transport"),
+    "EXTPROC_WORKERS": ("server", "workers"),
     "EXTPROC_LOG_LEVEL": ("log", "level"),
     "EXTPROC_STATE_URL": ("state", "url"),
 }
@@ -362,7 +364,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
         if value:
             target = document.setdefault(section, {})
             if isinstance(target, dict):
-                target[key] = value.lower() if key in ("level", "transport") else value
+                target[key] = _read_variable(key, value)
     config: Config = build(Config, document)
     _check_pools(config.pools)
     if config.output.ceiling_tokens < config.output.default_tokens:
@@ -378,6 +380,12 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
                 f"category.hints: {hint!r}; accepted: {_NAME['accepted']}"
             )
     return config
+
+
+def _read_variable(key: str, value: str) -> str | int:
+    if key == "workers" and value.isdecimal():
+        return int(value)
+    return value.lower() if key in ("level", "transport") else value
 
 
 def _check_pools(pools: tuple[PoolConfig, ...]) -> None:

@@ -94,6 +94,7 @@ def test_the_environment_overrides_the_file() -> None:
         "EXTPROC_LISTEN": "b:3",
         "EXTPROC_ADMIN": "b:4",
         "EXTPROC_TRANSPORT": "GRPCIO",
+        "EXTPROC_WORKERS": "3",
         "EXTPROC_LOG_LEVEL": "DEBUG",
         "EXTPROC_STATE_URL": "redis://b",
         "EXTPROC_POOLS": "not looked at",
@@ -103,6 +104,7 @@ def test_the_environment_overrides_the_file() -> None:
 
     assert (config.server.listen, config.server.admin) == ("b:3", "b:4")
     assert config.log.level is LogLevel.DEBUG
+    assert config.server.workers == 3
     assert set(ENVIRONMENT) < set(environment)
 
 
@@ -134,3 +136,8 @@ def test_what_is_printed_can_be_read_back() -> None:
     config = dataclasses.replace(Config(), pools=(PoolConfig("only", 5, 4),))
 
     assert load_config(yaml.safe_dump(as_document(config)), {}) == config
+
+
+def test_a_variable_that_is_no_number_of_workers_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"^server\.workers: 'many'; accepted"):
+        load_config("", {"EXTPROC_WORKERS": "many"})

@@ -25,6 +25,12 @@ _SIDECAR_HEAD = """\
 
 """
 
+_SIDECAR_ACCESS_LOG_HEAD = """\
+# GENERATED from overlays/sidecar/envoy.yaml and envoy/access_log.yaml by
+# envoy/kubernetes/generate.py.
+
+"""
+
 _STATS_LISTENER = """
   - name: stats
     address: {socket_address: {address: 0.0.0.0, port_value: 9902}}
@@ -54,6 +60,15 @@ static_resources:
   listeners:
 """
 
+_THROUGHPUT_HEAD = """\
+# GENERATED from {sources} by envoy/kubernetes/generate.py:
+# {workers} workers of the router instead of one, and its access log to learn from.
+
+"""
+
+WORKERS = 4
+"""Of what is made for several."""
+
 _ADMIN_CLUSTER = """
   # Envoy's own admin interface, for the listener `stats`.
   - name: admin
@@ -81,6 +96,15 @@ state:
 """
 
 
+_ACCESS_LOG_TAIL = """\
+feedback:
+  # Envoy logs each response's usage to the router's own port: envoy/access_log.yaml.
+  access_log: true
+"""
+
+_SOCKET = "/run/extproc/extproc.sock"
+
+
 def sidecar_envoy() -> str:
     """Envoy's configuration beside the router, with a port for its metrics."""
     text = (ENVOY / "envoy.yaml").read_text()
@@ -93,10 +117,76 @@ def sidecar_envoy() -> str:
     text = _replace(
         text,
         "{socket_address: {address: extproc, port_value: 9002}}",
-        "{pipe: {path: /run/extproc/extproc.sock}}",
+        f"{{pipe: {{path: {_SOCKET}}}}}",
     )
     text = _replace(text, "\n  clusters:\n", f"{_STATS_LISTENER}\n  clusters:\n")
     return f"{_SIDECAR_HEAD}{text.rstrip()}\n{_ADMIN_CLUSTER}"
+
+
+def sidecar_envoy_access_log() -> str:
+    """The same, logging to the router; the chart adds workers."""
+    text = sidecar_envoy().removeprefix(_SIDECAR_HEAD)
+    return _SIDECAR_ACCESS_LOG_HEAD + _with_access_log(text)
+
+
+def sidecar_envoy_throughput() -> str:
+    """The same, logging to the router's several workers."""
+    text = _with_access_log(sidecar_envoy())
+    sockets = [f"{{pipe: {{path: {_SOCKET}.{i}}}}}" for i in range(WORKERS)]
+    sources = "overlays/sidecar/envoy.yaml and envoy/access_log.yaml"
+    return _throughput_head(sources) + _with_endpoints(
+        text.removeprefix(_SIDECAR_HEAD), f"{{pipe: {{path: {_SOCKET}}}}}", sockets
+    )
+
+
+def compose_envoy_throughput() -> str:
+    """envoy.yaml, logging to several workers of the router."""
+    text = (ENVOY / "envoy.yaml").read_text()
+    text = _with_access_log(text[text.index("admin:") :])
+    address = "{{socket_address: {{address: extproc, port_value: {port}}}}}"
+    ports = [address.format(port=9002 + i) for i in range(WORKERS)]
+    sources = "envoy/envoy.yaml and envoy/access_log.yaml"
+    return _throughput_head(sources) + _with_endpoints(text, ports[0], ports)
+
+
+def _throughput_head(sources: str) -> str:
+    return _THROUGHPUT_HEAD.format(sources=sources, workers=WORKERS)
+
+
+def _with_endpoints(text: str, address: str, addresses: list[str]) -> str:
+    line = "        - endpoint: {{address: {}}}\n"
+    lines = "".join(line.format(each) for each in addresses)
+    return _replace(text, line.format(address), lines)
+
+
+def _with_access_log(text: str) -> str:
+    """Put the pieces of access_log.yaml where its comments say."""
+    pieces = (ENVOY / "access_log.yaml").read_text()
+    metadata = _piece(pieces, "metadata_options:\n", "\n")
+    filters = _piece(pieces, "http_filters:\n", "\n\n")
+    logger = _piece(pieces, "access_log:\n", None)
+    text = _replace(
+        text,
+        "                receiving_namespaces: {untyped: [extproc.token_budget]}\n",
+        _indent(metadata, 14),
+    )
+    manager_ends = "          - name: envoy.filters.http.router\n"
+    before, _, after = text.partition(manager_ends)
+    text = before + _indent(filters, 10) + manager_ends + after
+    routes = "          route_config:\n            name: llm\n"
+    return _replace(text, routes, _indent(logger, 10) + routes)
+
+
+def _piece(text: str, begin: str, end: str | None) -> str:
+    start = text.index(f"\n{begin}") + 1 + len(begin)
+    stop = len(text) if end is None else text.index(end, start)
+    return text[start:stop].rstrip("\n") + "\n"
+
+
+def _indent(text: str, columns: int) -> str:
+    return "".join(
+        f"{' ' * columns}{line}".rstrip() + "\n" for line in text.splitlines()
+    )
 
 
 def envoy_stats() -> str:
@@ -112,6 +202,16 @@ def prometheus_rule() -> str:
     return _RULE_HEAD + "".join(f"  {line}".rstrip() + "\n" for line in lines)
 
 
+def access_log_config() -> str:
+    """The base's configuration, learning from Envoy's access log."""
+    return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _ACCESS_LOG_TAIL
+
+
+def compose_access_log_config() -> str:
+    """The same for compose."""
+    return (ENVOY / "compose/extproc.yaml").read_text() + _ACCESS_LOG_TAIL
+
+
 def shared_state_config() -> str:
     """The base's configuration, with a store."""
     return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _STATE_TAIL
@@ -122,6 +222,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "observability/envoy_stats.yaml": envoy_stats,
     "observability/kubernetes/prometheusrule.yaml": prometheus_rule,
     "kubernetes/components/shared-state/extproc.yaml": shared_state_config,
+    "kubernetes/components/sidecar-throughput/envoy.yaml": sidecar_envoy_throughput,
+    "kubernetes/components/sidecar-throughput/extproc.yaml": access_log_config,
+    "helm/token-budget-router/files/envoy-access-log.yaml": sidecar_envoy_access_log,
+    "compose/throughput/envoy.yaml": compose_envoy_throughput,
+    "compose/access-log.yaml": compose_access_log_config,
 }
 
 

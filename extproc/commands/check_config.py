@@ -1,7 +1,7 @@
 """Print the configuration in force as YAML, or the line that says why there is none.
 
 The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
-EXTPROC_TRANSPORT, EXTPROC_LOG_LEVEL.
+EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
 """
 
 from __future__ import annotations

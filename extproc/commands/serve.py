@@ -3,7 +3,7 @@
 Without a file it runs with the defaults: pools short (8,192) and long (65,536),
 gRPC on 0.0.0.0:9002, admin on 127.0.0.1:9090.
 The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
-EXTPROC_TRANSPORT, EXTPROC_LOG_LEVEL.
+EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
 """
 
 from __future__ import annotations

@@ -33,21 +33,37 @@ RELEASE = ("token-budget-router", "--namespace", "llm")
 
 VARIANTS = (
     "base",
+    "base+workers",
     "envoy-gateway",
+    "envoy-gateway+workers",
     "envoy-gateway+overflow",
     "gke",
     "inference-extension",
     "istio",
     "sidecar",
+    "sidecar+throughput",
     # With everything that can be added.
     "sidecar+monitoring+state",
 )
+SEVERAL_WORKERS = [
+    "transport=native",
+    "workers=4",
+    "resources.requests.cpu=4",
+    "resources.requests.memory=512Mi",
+    "resources.limits.memory=2Gi",
+    "autoscaling.decisionsPerSecond=3200",
+]
 ADDITIONS = {
     "overflow": (
         "kubernetes/components/envoy-gateway-overflow",
         ["gateway.retryOverflow=true"],
     ),
     "monitoring": ("observability", ["monitoring.enabled=true"]),
+    "throughput": (
+        "kubernetes/components/sidecar-throughput",
+        [*SEVERAL_WORKERS, "envoy.accessLog=true"],
+    ),
+    "workers": ("kubernetes/components/workers", SEVERAL_WORKERS),
     "state": (
         "kubernetes/components/shared-state",
         ["state.secret=token-budget-router-state"],
@@ -270,6 +286,7 @@ def start_pod(
             text = text.replace(str(port), str(free))
         for folder in ("/etc/extproc", "/etc/envoy", "/run/extproc"):
             text = text.replace(folder, f"{root}{folder}")
+        text = text.replace('"/tmp"', f'"{root}/tmp"')
         spec, maps = json.loads(text)
         mounts = {
             mount["name"]: Path(mount["mountPath"])
@@ -296,7 +313,8 @@ def start_pod(
                 container["name"],
                 _command(container, envoy_program),
                 root / f"{container['name']}.log",
-                {e["name"]: e["value"] for e in container.get("env", [])},
+                {e["name"]: e["value"] for e in container.get("env", [])}
+                | ({"TMPDIR": str(mounts["tmp"])} if "tmp" in mounts else {}),
             )
             pod.containers[container["name"]] = stack.enter_context(child)
         for name, child in pod.containers.items():
@@ -334,6 +352,22 @@ def sidecar_pod(
         "config.pools[1].name=long",
         "config.pools[1].max_model_len=65536",
     ]
+    for pool in pools:
+        values += [
+            f"backends.{pool.pool}.service=127.0.0.1",
+            f"backends.{pool.pool}.port={pool.port}",
+        ]
+    return start_pod(chart("sidecar", *values))
+
+
+@pytest.fixture(scope="session")
+def throughput_pod(
+    chart: Callable[..., list[Manifest]],
+    pools: list[Backend],
+    start_pod: Callable[[list[Manifest]], Pod],
+) -> Pod:
+    """The chart's sidecar with several workers and the access log."""
+    values = ["transport=native", "workers=2", "envoy.accessLog=true"]
     for pool in pools:
         values += [
             f"backends.{pool.pool}.service=127.0.0.1",

@@ -37,6 +37,8 @@ def normalized(manifest: Manifest) -> Manifest:
     for label in HELM_LABELS:
         metadata.get("labels", {}).pop(label, None)
     match manifest["kind"]:
+        case "Service":
+            manifest["spec"]["ports"].sort(key=by_name)
         case "ConfigMap":
             manifest["data"] = {
                 key: yaml.safe_load(text) if key.endswith((".yaml", ".json")) else text
@@ -47,15 +49,24 @@ def normalized(manifest: Manifest) -> Manifest:
             # Both restart the pods when Envoy's file changes: one by a hash in the name
             # of the ConfigMap, the other by one in an annotation.
             pod["metadata"].pop("annotations", None)
+            # Patches put theirs first; none refers to another.
+            pod["spec"]["volumes"].sort(key=by_name)
             for container in pod["spec"]["containers"]:
-                # Patches put theirs first; none refers to another.
-                container.get("env", []).sort(key=lambda variable: variable["name"])
+                for names in ("env", "ports", "volumeMounts"):
+                    container.get(names, []).sort(key=by_name)
+                for amounts in container["resources"].values():
+                    # helm's --set knows no quoted number.
+                    amounts.update({name: str(amounts[name]) for name in amounts})
             for volume in pod["spec"]["volumes"]:
                 if "configMap" in volume:
                     volume["configMap"]["name"] = without_hash(
                         volume["configMap"]["name"]
                     )
     return manifest
+
+
+def by_name(value: Manifest) -> str:
+    return str(value["name"])
 
 
 def without_hash(name: str) -> str:
@@ -122,8 +133,13 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
             ],
             "pools short and long only",
         ),
+        (["gateway.type=istio", "workers=2"], "asks one port of a Service"),
+        (["transport=http2"], "transport"),
     ],
-    ids=["gateway", "unknown", "duration", "backend", "sidecar-pools"],
+    ids=[
+        *("gateway", "unknown", "duration", "backend", "sidecar-pools"),
+        *("workers", "transport"),
+    ],
 )
 def test_chart_refuses_a_mistake(helm, envoy_folder: Path, values, complaint):
     sets = [argument for value in values for argument in ("--set", value)]

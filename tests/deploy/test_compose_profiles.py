@@ -13,6 +13,7 @@ import yaml
 
 from extproc.config import StateStore, load_config
 from extproc.demo.process import Child, answers_200, free_ports
+from extproc.server.worker import worker_address
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +53,53 @@ def test_compose_accepts_all_profiles_together(pools: str):
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
+    """And what it comes to: four workers, an endpoint each, and the access log."""
+    more = ROOT / "envoy/compose/throughput/docker-compose.yaml"
+    files = ["-f", ROOT / "docker-compose.yaml", "-f", more]
+    done = subprocess.run(
+        [program("docker-compose"), *files, "--profile=standin", "config"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    merged = yaml.safe_load(done.stdout)["services"]
+    router = merged["extproc"]
+    (mount,) = merged["envoy"]["volumes"]
+    envoy = yaml.safe_load(source(mount).read_text())
+    clusters = envoy["static_resources"]["clusters"]
+    (cluster,) = [each for each in clusters if each["name"] == "extproc"]
+    (locality,) = cluster["load_assignment"]["endpoints"]
+    asked = [each["endpoint"]["address"] for each in locality["lb_endpoints"]]
+    folder = source(router["volumes"][0])
+    config = load_config(
+        (folder / Path(router["command"][-1]).name).read_text(), router["environment"]
+    )
+    assert config.feedback.access_log
+    assert config.server.transport == "native"
+    assert config.pools == load_config((folder / "extproc.yaml").read_text(), {}).pools
+    assert [
+        f"0.0.0.0:{address['socket_address']['port_value']}" for address in asked
+    ] == [worker_address(config.server.listen, i) for i in range(config.server.workers)]
+    assert {each["socket_address"]["address"] for each in asked} == {"extproc"}
+    # Its file system is read-only.
+    assert router["tmpfs"] == ["/tmp"]
+
+
+def source(mount: str | dict[str, str]) -> Path:
+    """Of a mount as docker-compose prints it, version 1 or 2."""
+    return Path(mount.split(":")[0] if isinstance(mount, str) else mount["source"])
+
+
+def test_envoy_takes_the_file_for_much_traffic(envoy_program: str):
+    path = ROOT / "envoy/compose/throughput/envoy.yaml"
+    command = [envoy_program, "--mode", "validate", "--config-path", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,13 +15,20 @@ import pytest
 import yaml
 
 from extproc.config import load_config
+from extproc.server.worker import worker_address
 
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
 """The schemas to check with: the version of the kubectl that renders."""
 
-CUSTOM = ("envoy-gateway+overflow", "gke", "inference-extension", "istio")
+CUSTOM = (
+    "envoy-gateway+overflow",
+    "envoy-gateway+workers",
+    "gke",
+    "inference-extension",
+    "istio",
+)
 """Variants with custom resources; together they have all kinds."""
 
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
@@ -242,6 +249,51 @@ def test_pods_meet_the_restricted_pod_security_standard(variant, kustomize):
         assert security["allowPrivilegeEscalation"] is False
         assert security["readOnlyRootFilesystem"] is True
         assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_several_workers_have_what_they_need(kustomize):
+    """An endpoint each, and a place to share what they learn on."""
+    for variant in ("base+workers", "envoy-gateway+workers", "sidecar+throughput"):
+        manifests = kustomize(variant)
+        pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+        router = pod["containers"][0]
+        environment = {each["name"]: each.get("value") for each in router["env"]}
+        server = load_config("", environment).server
+        assert (server.workers, server.transport) == (4, "native")
+        addresses = [worker_address(server.listen, i) for i in range(4)]
+        if variant.startswith("sidecar"):
+            asked = [
+                f"unix:{each['endpoint']['address']['pipe']['path']}"
+                for each in router_endpoints(manifests)
+            ]
+        else:
+            asked = [
+                f"0.0.0.0:{port['port']}"
+                for port in only(manifests, "Service")["spec"]["ports"]
+                if port["name"].startswith("grpc")
+            ]
+        assert sorted(asked) == addresses
+        for policy in of_kind(manifests, "EnvoyExtensionPolicy"):
+            (ext_proc,) = policy["spec"]["extProc"]
+            ports = [f"0.0.0.0:{each['port']}" for each in ext_proc["backendRefs"]]
+            assert ports == addresses
+        (mount,) = [m for m in router["volumeMounts"] if m["mountPath"] == "/tmp"]
+        (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+        assert "emptyDir" in volume
+
+
+def router_endpoints(manifests: list[Manifest]) -> list[Manifest]:
+    """Where the sidecar's Envoy finds the router."""
+    (text,) = [
+        config["data"]["envoy.yaml"]
+        for config in of_kind(manifests, "ConfigMap")
+        if "envoy.yaml" in config["data"]
+    ]
+    clusters = yaml.safe_load(text)["static_resources"]["clusters"]
+    (cluster,) = [each for each in clusters if each["name"] == "extproc"]
+    (locality,) = cluster["load_assignment"]["endpoints"]
+    endpoints: list[Manifest] = locality["lb_endpoints"]
+    return endpoints
 
 
 def test_images_are_pinned_and_resources_bounded(variant, kustomize):

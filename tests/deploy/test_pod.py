@@ -89,6 +89,28 @@ def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
     assert chat(port, "hello " * 20_000) == (200, "vllm_long")
 
 
+def test_sidecar_with_workers_learns_from_the_access_log(throughput_pod, eventually):
+    assert all(
+        throughput_pod.probe(name, kind)
+        for name in ("extproc", "envoy")
+        for kind in PROBES
+    )
+    port, admin = (throughput_pod.ports[name] for name in ("http", "http-admin"))
+    assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
+
+    def every_worker_decides_and_one_learns() -> bool:
+        assert chat(port, "hello " * 20) == (200, "vllm_short")
+        workers = json.loads(get(admin, "/status")[1])["workers"]
+        _, metrics = get(admin, "/metrics")
+        return (
+            len(workers) == 2
+            and all(worker["decisions"] for worker in workers)
+            and 'extproc_access_log_entries_total{result="observed"}' in metrics
+        )
+
+    assert eventually(every_worker_decides_and_one_learns)
+
+
 def test_sidecar_shows_envoy_s_metrics_but_not_its_admin_interface(sidecar_pod):
     port = sidecar_pod.ports["http-stats"]
     status, metrics = get(port, "/stats/prometheus")

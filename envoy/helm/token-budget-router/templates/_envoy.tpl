@@ -5,7 +5,16 @@
 {{- if ne (join "," $pools) "short,long" }}
 {{- fail "gateway.type: sidecar has routes for the pools short and long only" }}
 {{- end }}
-{{- $text := .Files.Get "files/envoy.yaml" }}
+{{- $text := .Files.Get (.Values.envoy.accessLog | ternary "files/envoy-access-log.yaml" "files/envoy.yaml") }}
+{{- $workers := include "router.workers" . | int }}
+{{- if gt $workers 1 }}
+{{- $line := "        - endpoint: {address: {pipe: {path: /run/extproc/extproc.sock}}}\n" }}
+{{- $lines := "" }}
+{{- range until $workers }}
+{{- $lines = print $lines (replace "extproc.sock" (printf "extproc.sock.%d" .) $line) }}
+{{- end }}
+{{- $text = replace $line $lines $text }}
+{{- end }}
 {{- range $pools }}
 {{- $backend := include "router.backend" (dict "root" $ "pool" .) | fromJson }}
 {{- $text = replace (printf "address: vllm-%s, port_value: 8000}" .) (printf "address: %s, port_value: %v}" $backend.service $backend.port) $text }}

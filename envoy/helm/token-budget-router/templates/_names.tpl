@@ -25,6 +25,15 @@ labels:
   {{- include "router.objectLabels" .root | nindent 2 }}
 {{- end }}
 
+{{/* The number of workers; an error where the gateway asks one port of a Service. */}}
+{{- define "router.workers" -}}
+{{- $workers := int .Values.workers }}
+{{- if and (gt $workers 1) (not (has .Values.gateway.type (list "none" "envoy-gateway" "sidecar"))) }}
+{{- fail (printf "workers: %d: gateway.type %s asks one port of a Service; autoscaling.maxReplicas does it there" $workers .Values.gateway.type) }}
+{{- end }}
+{{- $workers }}
+{{- end }}
+
 {{- define "router.host" -}}
 {{ include "router.name" . }}.{{ .Release.Namespace }}.svc.cluster.local
 {{- end }}
