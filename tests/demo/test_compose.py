@@ -20,34 +20,25 @@ from extproc.demo.envoy_config import load_config as load_envoy_config
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "extproc" / "Dockerfile").read_text()
-PROFILES = ("standin", "gpu")
+GPU = ROOT / "envoy" / "compose" / "gpu.yaml"
+FILES = {"plain": [], "gpu": ["-f", str(ROOT / "docker-compose.yaml"), "-f", str(GPU)]}
+"""`docker compose up`, and what stands before `up` with GPUs."""
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
+    """Of both files. What the second says of stand-ins is read by `started`."""
     document = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
-    return document["services"]
+    vllm = {
+        name: service
+        for name, service in yaml.safe_load(GPU.read_text())["services"].items()
+        if name.startswith("vllm-")
+    }
+    return document["services"] | vllm
 
 
-def reachable(services: dict[str, Any], profile: str) -> dict[str, str]:
-    """Host names on the network, and the service behind each."""
-    names = {}
-    for name, service in services.items():
-        if profile in service["profiles"]:
-            aliases = service.get("networks", {}).get("default", {}).get("aliases", [])
-            for alias in (name, *aliases):
-                assert names.setdefault(alias, name) == name, (
-                    f"two services are {alias}"
-                )
-    return names
-
-
-def flags(service: dict[str, Any]) -> dict[str, str]:
-    return dict(part.removeprefix("--").split("=", 1) for part in service["command"])
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_compose_accepts_it(profile: str) -> None:
+def config_of(files: list[str]) -> dict[str, Any]:
+    """What compose makes of the files."""
     commands = (["docker", "compose"], ["docker-compose"])
     for command in commands:
         if shutil.which(command[0]) is None:
@@ -60,24 +51,51 @@ def test_compose_accepts_it(profile: str) -> None:
     else:
         pytest.skip("neither `docker compose` nor `docker-compose` is installed")
     done = subprocess.run(
-        [*command, "--profile", profile, "config", "--quiet"],
+        [*command, *files, "config"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_envoy_s_hosts_are_there(profile: str, services: dict[str, Any]) -> None:
+def reachable(services: dict[str, Any]) -> dict[str, str]:
+    """Host names on the network, and the service behind each that `up` starts."""
+    names = {}
+    for name, service in services.items():
+        if "profiles" not in service:
+            aliases = service.get("networks", {}).get("default", {}).get("aliases", [])
+            for alias in (name, *aliases):
+                assert names.setdefault(alias, name) == name, (
+                    f"two services are {alias}"
+                )
+    return names
+
+
+def flags(service: dict[str, Any]) -> dict[str, str]:
+    return dict(part.removeprefix("--").split("=", 1) for part in service["command"])
+
+
+@pytest.mark.parametrize("files", FILES)
+def test_up_starts_all_that_envoy_asks(files: str) -> None:
     config = load_envoy_config(ROOT / "envoy" / "envoy.yaml")
-    hosts = reachable(services, profile)
+    hosts = reachable(config_of(FILES[files])["services"])
     for cluster in config["static_resources"]["clusters"]:
         endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0][
             "endpoint"
         ]
         assert endpoint["address"]["socket_address"]["address"] in hosts
+
+
+def test_up_starts_stand_ins_or_vllm_and_not_both() -> None:
+    plain, gpu = (
+        set(reachable(config_of(files)["services"]).values())
+        for files in FILES.values()
+    )
+    assert plain == {"envoy", "extproc", "standin-short", "standin-long"}
+    assert gpu == {"envoy", "extproc", "vllm-short", "vllm-long"}
 
 
 def test_envoy_runs_the_file_that_the_tests_run(services: dict[str, Any]) -> None:
@@ -131,7 +149,7 @@ def test_the_router_takes_its_environment(services: dict[str, Any]) -> None:
 def test_the_router_has_time_to_drain(services: dict[str, Any]) -> None:
     assert (
         float(services["extproc"]["stop_grace_period"].removesuffix("s"))
-        > Config().server.drain_timeout_s
+        > Config().server.lame_duck_s + Config().server.drain_timeout_s
     )
 
 
