@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import extproc.commands
+from extproc.fleet.workload import WORKLOADS
+
+_NAMES = {"--workload": tuple(WORKLOADS)}
+"""Options that take one of these names, or a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class _Option:
     values: tuple[str, ...]
     """What it accepts; empty where that is a file or free."""
     takes_value: bool
+    takes_file: bool = False
+    """Beside ``values``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,16 @@ def _describe_commands() -> Iterator[_Command]:
 
 def _describe_option(action: argparse.Action) -> _Option:
     help_text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
+    help_text = help_text.partition(";")[0].replace("%(default)s", str(action.default))
+    if help_text.count("(") > help_text.count(")"):
+        help_text = help_text.rpartition("(")[0].rstrip()
+    names = _NAMES.get(action.option_strings[-1], ())
     return _Option(
         tuple(action.option_strings),
-        help_text.partition(";")[0].replace("%(default)s", str(action.default)),
-        tuple(str(value) for value in action.choices or ()),
+        help_text,
+        names or tuple(str(value) for value in action.choices or ()),
         action.nargs != 0,
+        bool(names),
     )
 
 
@@ -119,6 +130,7 @@ def _write_fish(commands: list[_Command]) -> Iterator[str]:
         told = shlex.quote(command.help)
         yield f"complete -c extproc -n {first} -f -a {command.name} -d {told}"
     yield f"complete -c extproc -n {first} -f -l version -d 'print the version'"
+    yield f"complete -c extproc -n {first} -f -s h -l help -d 'tell more'"
     for command in commands:
         inside = shlex.quote(f"__fish_seen_subcommand_from {command.name}")
         begin = f"complete -c extproc -n {inside}"
@@ -134,7 +146,8 @@ def _fish_option(option: _Option) -> str:
         for flag in option.flags
     ]
     if option.values:
-        parts.append(f"-x -a {shlex.quote(' '.join(option.values))}")
+        only = "-r" if option.takes_file else "-x"
+        parts.append(f"{only} -a {shlex.quote(' '.join(option.values))}")
     elif option.takes_value:
         parts.append("-r")
     if option.help:
