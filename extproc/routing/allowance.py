@@ -104,7 +104,6 @@ class OutputAllowance:
         self._keep = math.exp(-1.0 / memory)
         self._assumed = _assume(quantile, default_tokens)
         self._all = _Lengths()
-        self._limit = models
         self._models = BoundedTable(_ModelLengths, models)
         self._allowed: dict[tuple[str, str], int] = {}
 
@@ -155,22 +154,31 @@ class OutputAllowance:
             counts = lengths.counts + weight * counts
         return counts
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the counts out.
-
-        Keys are ``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``.
-        """
-        groups = {"all": self._dump(self._all)}
+    def group_keys(self) -> list[str]:
+        """``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``."""
+        keys = ["all"]
         for name, known in self._models.items():
-            groups[f"all:{name}"] = self._dump(known.all)
-            for category, lengths in known.categories.items():
-                groups[f"{_CATEGORY}{category}:{name}"] = self._dump(lengths)
-        return groups
+            keys.append(f"all:{name}")
+            keys += [f"{_CATEGORY}{c}:{name}" for c, _ in known.categories.items()]
+        return keys
+
+    def group(self, key: str) -> Group | None:
+        """Copy a group's counts out; None if there is none."""
+        what, of_model, model = key.partition(":")
+        lengths: _Lengths | None = self._all
+        if of_model:
+            known = self._models.own(model)
+            if known is None:
+                return None
+            lengths = known.all
+            if what != "all":
+                lengths = known.categories.own(what.removeprefix(_CATEGORY))
+        if lengths is None:
+            return None
+        return Group(self._keep, lengths.observations, lengths.counts.flatten())
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these counts."""
-        self._all = _Lengths()
-        self._models = BoundedTable(_ModelLengths, self._limit)
+        """Go on from these counts; others stay."""
         self._allowed.clear()
         for key, group in groups.items():
             lengths = self._place(key)
@@ -188,9 +196,6 @@ class OutputAllowance:
         if what == "all":
             return known.all
         return known.categories.admit(what.removeprefix(_CATEGORY))
-
-    def _dump(self, lengths: _Lengths) -> Group:
-        return Group(self._keep, lengths.observations, lengths.counts.flatten())
 
 
 def _bucket(tokens: int) -> int:

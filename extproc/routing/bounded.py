@@ -36,6 +36,10 @@ class BoundedTable(Generic[T]):
         """Return the key's value, else the shared one, else None. Changes nothing."""
         return self._values.get(key, self._shared)
 
+    def own(self, key: str) -> T | None:
+        """Return the key's value if it is kept apart, else None. Changes nothing."""
+        return self._values.get(key)
+
     def touch(self, key: str) -> T:
         """Return the value to learn into, admitting the key where there is room."""
         self._touches += 1

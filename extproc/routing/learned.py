@@ -54,19 +54,32 @@ Groups = Mapping[str, Group]
 
 @runtime_checkable
 class Learner(Protocol):
-    """Something that learns from observations. Called from the event loop only."""
+    """Something that learns from observations. Called from the event loop only.
+
+    A group at a time costs at most a millisecond, to copy out or to go on from, so
+    that whoever has thousands of them to move can let requests pass in between.
+    """
 
     component: str
     """Its name, and a version of what its sums mean: ``ratios.1``."""
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the sums out."""
+    def group_keys(self) -> list[str]:
+        """The keys of its groups."""
+
+    def group(self, key: str) -> Group | None:
+        """Copy a group's sums out; None if there is none."""
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums instead of its own.
+        """Go on from these sums instead of its own; other groups stay.
 
         Groups that it has no use for, by key or by size, are left out.
         """
+
+
+def snapshot(learner: Learner) -> dict[str, Group]:
+    """Copy all sums out."""
+    groups = ((key, learner.group(key)) for key in learner.group_keys())
+    return {key: group for key, group in groups if group is not None}
 
 
 def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, Group]:

@@ -24,6 +24,9 @@ from extproc.routing.terms import Vector
 _STALE_SHARE = 1 / 16
 _SETTLED = 512.0
 
+# A solution of other sums than ours waits until it is asked for: those of 64 models at
+# once would hold up whoever waits for a decision of any.
+
 
 @cache
 def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -48,6 +51,10 @@ class Posterior:
         self._precision: Matrix = np.zeros((size, size))
         self._moment: Vector = np.zeros(size)
         self._pending: list[Vector] = []
+        self._group: Group | None = None
+        """The sums as they were last copied out, or given; None: there are newer."""
+        self._unsolved = False
+        """Whether ``_group`` is given and nothing else is of it yet."""
         self.observed = 0.0
         """Observations, faded."""
         self.observations = 0
@@ -58,14 +65,18 @@ class Posterior:
     @property
     def mean(self) -> Vector:
         """The coefficients believed in."""
+        self._catch_up()
         return self._mean
 
     def variance(self, x: Vector) -> float:
         """Return the variance of ``x . w``, noise not included."""
+        self._catch_up()
         return max(0.0, float(x.dot(self._covariance.dot(x))))
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
         """Fold in that ``x . w`` was ``y``, give or take noise of that variance."""
+        self._catch_up()
+        self._group = None
         self._pending.append(np.append(x, y) / math.sqrt(variance))
         self.observed = self._keep * self.observed + 1.0
         self.observations += 1
@@ -95,17 +106,19 @@ class Posterior:
 
     def snapshot(self) -> Group:
         """Copy the sums out: upper triangle of the precision, moment, observed."""
-        self._fold_pending()
-        upper = self._precision[_upper_triangle(len(self._mean))]
-        sums = np.concatenate([upper, self._moment, [self.observed]])
-        return Group(self._keep, self.observations, sums, self.epoch)
+        if self._group is None:
+            self._fold_pending()
+            upper = self._precision[_upper_triangle(len(self._mean))]
+            sums = np.concatenate([upper, self._moment, [self.observed]])
+            self._group = Group(self._keep, self.observations, sums, self.epoch)
+        return self._group
 
     def restore(self, group: Group) -> bool:
         """Go on from these sums; leave them, and return False, if they are not ours.
 
-        They are not if they are of another number of terms, or if no observations
-        could have made them, which would leave the system without a solution. Sums
-        that are those already here are not solved again.
+        They are not if they are of another number of terms, or if a sum of squares
+        among them is negative. Sums that are those already here are not solved again,
+        others when they are first asked for.
         """
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
@@ -113,16 +126,31 @@ class Posterior:
         rows, columns = _upper_triangle(size)
         if group.sums.shape != (len(rows) + size + 1,):
             return False
-        upper, moment, observed = np.split(group.sums, [len(rows), len(rows) + size])
+        if (group.sums[: len(rows)][rows == columns] < 0.0).any():
+            return False
+        self._group, self._unsolved = group, True
+        self.observed = max(0.0, float(group.sums[-1]))
+        self.observations, self.epoch = group.observations, group.epoch
+        self._pending.clear()
+        return True
+
+    def _catch_up(self) -> None:
+        """Solve what was given; start over if no observations could have made it."""
+        if not self._unsolved or self._group is None:
+            return
+        self._unsolved = False
+        size = len(self._mean)
+        rows, columns = _upper_triangle(size)
         precision = np.zeros((size, size))
+        upper = self._group.sums[: len(rows)]
         precision[rows, columns] = precision[columns, rows] = upper
+        moment = self._group.sums[len(rows) : -1].copy()
         try:
             np.linalg.cholesky(self._prior_precision + precision)
         except np.linalg.LinAlgError:
-            return False
-        self._precision, self._moment = precision, moment.copy()
-        self.observed = max(0.0, float(observed[0]))
-        self.observations, self.epoch = group.observations, group.epoch
-        self._pending.clear()
+            precision[:], moment[:] = 0.0, 0.0
+            self.observed, self.observations = 0.0, 0
+            self.epoch += 1
+            self._group = None
+        self._precision, self._moment = precision, moment
         self._solve()
-        return True

@@ -109,22 +109,22 @@ class Ema:
         )
         ratio.observations += 1
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the ratios out, as distances from the start value: those fade to 0."""
-        return {
-            category: Group(
-                self._beta,
-                ratio.observations,
-                np.array(
-                    [ratio.bytes_per_token - DEFAULT_BYTES_PER_TOKEN, ratio.deviation]
-                ),
-            )
-            for category, ratio in self._learned.items()
-        }
+    def group_keys(self) -> list[str]:
+        """The categories."""
+        return list(self._learned)
+
+    def group(self, key: str) -> Group | None:
+        """Copy a ratio out, as the distance from the start value: that fades to 0."""
+        ratio = self._learned.get(key)
+        if ratio is None:
+            return None
+        distance = ratio.bytes_per_token - DEFAULT_BYTES_PER_TOKEN
+        sums = np.array([distance, ratio.deviation])
+        return Group(self._beta, ratio.observations, sums)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these ratios."""
-        self._learned = {
+        self._learned |= {
             category: _Published(
                 DEFAULT_BYTES_PER_TOKEN + float(group.sums[0]),
                 float(group.sums[1]),
@@ -183,20 +183,21 @@ class TextRatios:
         sums.text_tokens = self._smoothing * sums.text_tokens + text_bytes / ratio
         sums.observations += 1
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the sums out, by category."""
-        return {
-            category: Group(
-                self._smoothing,
-                sums.observations,
-                np.array([sums.text_bytes, sums.text_tokens]),
-            )
-            for category, sums in self._sums.items()
-        }
+    def group_keys(self) -> list[str]:
+        """The categories."""
+        return list(self._sums)
+
+    def group(self, key: str) -> Group | None:
+        """Copy a category's sums out."""
+        sums = self._sums.get(key)
+        if sums is None:
+            return None
+        pair = np.array([sums.text_bytes, sums.text_tokens])
+        return Group(self._smoothing, sums.observations, pair)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these sums."""
-        self._sums = {
+        self._sums |= {
             category: _Sums(
                 float(group.sums[0]), float(group.sums[1]), group.observations
             )
@@ -242,9 +243,13 @@ class TextEma:
         """Fold one counted prompt into its category; the model is not looked at."""
         self._ratios.observe(category, features, prompt_tokens)
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the sums out, by category."""
-        return self._ratios.snapshot()
+    def group_keys(self) -> list[str]:
+        """The categories."""
+        return self._ratios.group_keys()
+
+    def group(self, key: str) -> Group | None:
+        """Copy a category's sums out."""
+        return self._ratios.group(key)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these sums."""

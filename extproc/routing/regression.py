@@ -214,17 +214,20 @@ class TextEstimator:
         ):
             learned.challenger = None
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy out every model's sums, and the margin's."""
-        posteriors = {
-            f"{_POSTERIOR}{name}": learned.posterior.snapshot()
-            for name, learned in self._models.items()
-        }
-        margin = self.margin.snapshot()
-        return posteriors | {f"{_MARGIN}{key}": margin[key] for key in margin}
+    def group_keys(self) -> list[str]:
+        """A posterior for each model, and the margin's."""
+        posteriors = [f"{_POSTERIOR}{name}" for name, _ in self._models.items()]
+        return posteriors + [f"{_MARGIN}{key}" for key in self.margin.group_keys()]
+
+    def group(self, key: str) -> Group | None:
+        """Copy a group's sums out; None if there is none."""
+        if key.startswith(_MARGIN):
+            return self.margin.group(key.removeprefix(_MARGIN))
+        learned = self._models.own(key.removeprefix(_POSTERIOR))
+        return None if learned is None else learned.posterior.snapshot()
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums."""
+        """Go on from these sums; others stay."""
         self.margin.restore(_without(_MARGIN, groups))
         for name, group in _without(_POSTERIOR, groups).items():
             learned = self._models.admit(name)

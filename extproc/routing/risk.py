@@ -52,6 +52,8 @@ MAX_FACTOR = 4.0
 _MAX_EXPONENT = math.log(MAX_FACTOR)
 _CATEGORIES = 32
 _OTHER = ""
+_BINS_KEY = "bins"
+_RATE = "rate"
 _SQUARES = "squares."
 
 
@@ -127,7 +129,6 @@ class Margin:
             raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
         self.rate = rate
         self._keep = math.exp(-1.0 / memory)
-        self._limit = models
         self._pooled = _Tally()
         self._models = BoundedTable(_Tally, models)
 
@@ -207,40 +208,46 @@ class Margin:
         widest, narrowest = _AIMS
         return self.rate * min(max(math.exp(-excess), widest), narrowest)
 
-    def snapshot(self) -> dict[str, Group]:
-        """Copy the sums out.
+    def group_keys(self) -> list[str]:
+        """``bins``, ``rate`` and ``squares.CATEGORY``, of all models taken together.
 
-        Keys are ``bins``, ``rate`` and ``squares.CATEGORY``, for all models, and the
-        same with ``:MODEL`` after it.
+        And the same with ``:MODEL`` after it.
         """
-        groups = self._dump(self._pooled, "")
-        for name, tally in self._models.items():
-            groups |= self._dump(tally, f":{name}")
-        return groups
+        tallies = [("", self._pooled)]
+        tallies += [(f":{name}", tally) for name, tally in self._models.items()]
+        return [
+            f"{what}{suffix}"
+            for suffix, tally in tallies
+            for what in (_BINS_KEY, _RATE, *(f"{_SQUARES}{c}" for c in tally.squares))
+        ]
+
+    def group(self, key: str) -> Group | None:
+        """Copy a group's sums out; None if there is none."""
+        what, of_model, model = key.partition(":")
+        tally = self._models.own(model) if of_model else self._pooled
+        if tally is None:
+            return None
+        if what == _BINS_KEY:
+            bins = np.append(tally.bins, tally.above)
+            return Group(self._keep, tally.binned, bins)
+        if what == _RATE:
+            rate = np.array([tally.observed, tally.exceeded])
+            return Group(self._keep, tally.observations, rate)
+        squares = tally.squares.get(what.removeprefix(_SQUARES))
+        if squares is None:
+            return None
+        sums = np.array([squares.total, squares.count])
+        return Group(self._keep, squares.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums."""
-        self._pooled = _Tally()
-        self._models = BoundedTable(_Tally, self._limit)
+        """Go on from these sums; others stay."""
         for key, group in groups.items():
             what, of_model, model = key.partition(":")
             tally = self._models.admit(model) if of_model else self._pooled
             if tally is not None:
                 _load(tally, what, group)
-
-    def _dump(self, tally: _Tally, suffix: str) -> dict[str, Group]:
-        keep = self._keep
-        rate = np.array([tally.observed, tally.exceeded])
-        bins = np.append(tally.bins, tally.above)
-        groups = {
-            f"bins{suffix}": Group(keep, tally.binned, bins),
-            f"rate{suffix}": Group(keep, tally.observations, rate),
-        }
-        for category, squares in tally.squares.items():
-            sums = np.array([squares.total, squares.count])
-            group = Group(keep, squares.observations, sums)
-            groups[f"{_SQUARES}{category}{suffix}"] = group
-        return groups
+        for tally in (self._pooled, *self._models.values()):
+            tally.quantile = None  # all models' errors are in each model's
 
 
 def _upper_quantile(counts: Vector, rate: float) -> float:
@@ -251,10 +258,10 @@ def _upper_quantile(counts: Vector, rate: float) -> float:
 
 def _load(tally: _Tally, what: str, group: Group) -> None:
     sums = group.sums
-    if what == "bins" and sums.shape == (_BINS + 1,):
+    if what == _BINS_KEY and sums.shape == (_BINS + 1,):
         tally.bins, tally.binned = np.maximum(sums[:-1], 0.0), group.observations
         tally.above = float(sums[-1])
-    elif what == "rate" and sums.shape == (2,):
+    elif what == _RATE and sums.shape == (2,):
         tally.observed, tally.exceeded = sums.tolist()
         tally.observations = group.observations
     elif (

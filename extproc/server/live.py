@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from extproc.config import Config, Mode
 from extproc.exchange.events import Observation
@@ -146,12 +147,16 @@ class Live:
         watch = LoadWatch(config.pools, config.load)
         try:
             await watch.start()
+            # Nearly all of it a group at a time, so that requests pass in between.
+            for _ in _teach(router, self.router, known):
+                await asyncio.sleep(0)
         except BaseException:
             await watch.stop()
             raise
         # From here to the end of the exchange nothing awaits: no request and no
         # lesson falls between the two.
-        _teach(router, self.router, known)
+        for _ in _teach(router, self.router, known):
+            pass
         if config.feedback != self.config.feedback:
             self._sampler = build_sampler(config.feedback)
         previous, self._watch = self._watch, watch
@@ -173,12 +178,19 @@ def _exchange_settings(config: Config) -> ExchangeSettings:
     )
 
 
-def _teach(router: Router, previous: Router, known: Known) -> None:
+def _teach(router: Router, previous: Router, known: Known) -> Iterator[None]:
+    """Hand on what was learned, one group a step."""
     learned = {learner.component: learner for learner in previous.learners}
     for learner in router.learners:
         before = learned.get(learner.component)
-        groups = known(learner.component) if before is None else before.snapshot()
-        learner.restore(groups)
+        if before is None:
+            learner.restore(known(learner.component))
+            continue
+        for key in before.group_keys():
+            group = before.group(key)
+            if group is not None:
+                learner.restore({key: group})
+            yield
 
 
 def _keep_what_is_not_live(old: Config, new: Config) -> tuple[Config, list[str]]:

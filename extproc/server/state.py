@@ -13,7 +13,7 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -26,6 +26,9 @@ from extproc.server.store import SetAside, Store, StoreError
 logger = logging.getLogger(__name__)
 
 Components = Mapping[str, Mapping[str, Group]]
+
+Where = tuple[str, str]
+"""A group: its component, its key."""
 
 _MAX_WRITERS = 256
 """Processes whose last write is remembered; a lost answer is asked after within
@@ -123,7 +126,7 @@ class StateKeeper:
         if not self._idle.is_set():
             self._failed(StoreError("still no answer"))
             return
-        ours = _snapshot(self._learners())
+        ours = await _snapshot(self._learners())
         try:
             merged, aside = await self._on_thread(lambda: self._exchange(ours))
         except StoreError as error:
@@ -135,9 +138,7 @@ class StateKeeper:
         if aside is not None:
             fields = {"place": aside.place, "reason": aside.reason}
             logger.error("state_set_aside", extra={"fields": fields})
-        self._take_in(ours, merged)
-        self._base = merged
-        self._attempts.clear()
+        await self._take_in(ours, merged)
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
 
     def _failed(self, error: StoreError) -> None:
@@ -189,12 +190,50 @@ class StateKeeper:
         ours = _merge(written.ours, ours, written.written)
         return _merge(written.written, ours, document.components)
 
-    def _take_in(self, ours: Components, merged: Components) -> None:
-        for learner in self._learners():
-            stored = merged.get(learner.component, {})
-            then = ours.get(learner.component, {})
-            if not _same_groups(stored, then):
-                learner.restore(merge(then, learner.snapshot(), stored))
+    async def _take_in(self, ours: Components, merged: Components) -> None:
+        """Let the learners go on from what was merged, a group at a time.
+
+        Requests pass in between. If it is cut short, it ends at once rather than half
+        done: groups that went on from the stored ones, and a base that says that they
+        did not, would count twice.
+        """
+        changed = self._changed(ours, merged)
+        try:
+            for name, key in changed:
+                self._take_in_group(name, key, ours, merged)
+                await asyncio.sleep(0)
+        finally:
+            for name, key in changed:
+                self._take_in_group(name, key, ours, merged)
+            self._base = merged
+            self._attempts.clear()
+
+    def _changed(self, ours: Components, merged: Components) -> Iterator[Where]:
+        return iter(
+            [
+                (name, key)
+                for name, groups in merged.items()
+                for key, group in groups.items()
+                if (then := self._then(name, key, ours)) is None
+                or not then.same_as(group)
+            ]
+        )
+
+    def _then(self, name: str, key: str, ours: Components) -> Group | None:
+        # A component that a new configuration has brought since began with the base.
+        return ours.get(name, self._base.get(name, {})).get(key)
+
+    def _take_in_group(
+        self, name: str, key: str, ours: Components, merged: Components
+    ) -> None:
+        # Asked anew each time: a new configuration may come between two groups.
+        learner = next((one for one in self._learners() if one.component == name), None)
+        if learner is None:
+            return
+        then, mine = self._then(name, key, ours), learner.group(key)
+        base = {} if then is None else {key: then}
+        here = {} if mine is None else {key: mine}
+        learner.restore(merge(base, here, {key: merged[name][key]}))
 
     async def _on_thread(
         self, work: Callable[[], tuple[Components, SetAside | None]]
@@ -226,8 +265,17 @@ def _digest(document: bytes) -> bytes:
     return hashlib.blake2b(document, digest_size=16).digest()
 
 
-def _snapshot(learners: Sequence[Learner]) -> Components:
-    return {learner.component: learner.snapshot() for learner in learners}
+async def _snapshot(learners: Sequence[Learner]) -> Components:
+    """Copy out what is learned, a group at a time: requests pass in between."""
+    components: dict[str, dict[str, Group]] = {}
+    for learner in learners:
+        groups = components[learner.component] = {}
+        for key in learner.group_keys():
+            group = learner.group(key)
+            if group is not None:
+                groups[key] = group
+            await asyncio.sleep(0)
+    return components
 
 
 def _merge(base: Components, ours: Components, theirs: Components) -> Components:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.allowance import OutputAllowance
-from extproc.routing.learned import Group, merge
+from extproc.routing.learned import Group, merge, snapshot
 
 
 def feed(allowance: OutputAllowance, median: float, count: int, **key: str) -> None:
@@ -89,7 +89,7 @@ def test_models_and_categories_are_bounded() -> None:
     for n in range(100):
         allowance.observe(f"model {n}", f"category {n}", 10, False)
         allowance.observe("model 0", f"category {n}", 10, False)
-    kept = list(allowance.snapshot())
+    kept = list(snapshot(allowance))
     assert len([key for key in kept if key.startswith("all:")]) == 4
     assert len([key for key in kept if key.endswith(":model 0")]) == 1 + 32
 
@@ -99,7 +99,7 @@ def test_what_two_processes_learned_apart_adds_up() -> None:
     feed(one, 400, 300, category="prose")
     feed(two, 20, 300, category="code")
     together, alone = OutputAllowance(), OutputAllowance()
-    together.restore(merge({}, one.snapshot(), two.snapshot()))
+    together.restore(merge({}, snapshot(one), snapshot(two)))
     feed(alone, 20, 300, category="code")
     feed(alone, 400, 300, category="prose")
     assert plain(together).keys() == plain(alone).keys()
@@ -111,13 +111,13 @@ def test_restores_what_it_snapshots() -> None:
     allowance = OutputAllowance()
     feed(allowance, 20, 300)
     restored = OutputAllowance()
-    restored.restore(allowance.snapshot())
+    restored.restore(snapshot(allowance))
     assert plain(restored) == plain(allowance)
     assert restored.allow("m", "prose") == allowance.allow("m", "prose")
 
 
 def plain(allowance: OutputAllowance) -> dict[str, list[float]]:
-    groups = allowance.snapshot().items()
+    groups = snapshot(allowance).items()
     return {key: [group.observations, *group.sums] for key, group in groups}
 
 

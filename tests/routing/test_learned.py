@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.features import measure
-from extproc.routing.learned import Group, merge
+from extproc.routing.learned import Group, merge, snapshot
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.request import Prompt
 
@@ -86,11 +86,11 @@ def test_a_learner_goes_on_from_its_snapshot(make):
     one, other = make(), make()
     for tokens in (90, 110, 95):
         teach(one, tokens)
-    other.restore(one.snapshot())
+    other.restore(snapshot(one))
     for learner in (one, other):
         teach(learner, 130)
 
-    before, after = one.snapshot()["prose"], other.snapshot()["prose"]
+    before, after = snapshot(one)["prose"], snapshot(other)["prose"]
     assert after.observations == before.observations == 4
     assert after.sums == pytest.approx(before.sums, rel=1e-12)
 
@@ -99,4 +99,4 @@ def test_a_learner_goes_on_from_its_snapshot(make):
 def test_sums_that_cannot_be_its_own_are_left_out(make):
     learner = make()
     learner.restore({"prose": Group(KEEP, 1, np.ones(7))})
-    assert learner.snapshot() == {}
+    assert snapshot(learner) == {}

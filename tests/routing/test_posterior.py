@@ -109,3 +109,16 @@ def test_leaves_what_is_not_its_own(
     group = replace(posterior.snapshot(), observations=31)
     assert not posterior.restore(replace(group, sums=change(group.sums)))
     assert predict(posterior, TRUE) == before
+
+
+def test_sums_that_no_observations_make_are_started_over_from() -> None:
+    """Found out when they are first used, and said so to the others: a new epoch."""
+    group = learned(draw(30)).snapshot()
+    upper = np.array([1.0, 9.0, 0.0, 1.0, 0.0, 1.0])  # not positive definite
+    posterior = Posterior(vague(), FOREVER)
+    assert posterior.restore(
+        replace(group, sums=np.concatenate([upper, group.sums[6:]]))
+    )
+    assert predict(posterior, TRUE) == predict(Posterior(vague(), FOREVER), TRUE)
+    assert (posterior.epoch, posterior.observations) == (group.epoch + 1, 0)
+    assert not posterior.snapshot().sums.any()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from extproc.routing.learned import Group, merge
+from extproc.routing.learned import Group, merge, snapshot
 from extproc.routing.risk import Margin
 
 SPREAD = 0.05
@@ -95,7 +95,7 @@ def test_categories_are_bounded() -> None:
     margin = Margin()
     for n in range(1000):
         margin.observe("m", f"invented {n}", SPREAD, 0.0, False)
-    assert len(margin.snapshot()) < 100
+    assert len(snapshot(margin)) < 100
 
 
 def test_what_two_processes_learned_apart_adds_up() -> None:
@@ -104,7 +104,7 @@ def test_what_two_processes_learned_apart_adds_up() -> None:
     for margin in (one, two):
         run(margin, lambda: rng.gauss(0.0, 2 * SPREAD), 1500)
     together = Margin()
-    together.restore(merge({}, one.snapshot(), two.snapshot()))
+    together.restore(merge({}, snapshot(one), snapshot(two)))
     factors = [m.factor("m", "prose", SPREAD) for m in (one, two)]
     assert math.log(together.factor("m", "prose", SPREAD)) == pytest.approx(
         math.log(factors[0] * factors[1]) / 2, rel=0.1
@@ -118,13 +118,13 @@ def test_restores_what_it_snapshots() -> None:
     margin = Margin()
     run(margin, lambda: rng.gauss(0.0, 2 * SPREAD), 1000)
     restored = Margin()
-    restored.restore(margin.snapshot())
+    restored.restore(snapshot(margin))
     assert plain(restored) == plain(margin)
     assert restored.factor("m", "prose", SPREAD) == margin.factor("m", "prose", SPREAD)
 
 
 def plain(margin: Margin) -> dict[str, list[float]]:
-    groups = margin.snapshot().items()
+    groups = snapshot(margin).items()
     return {key: [group.observations, *group.sums] for key, group in groups}
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from extproc.config import load_config
 from extproc.routing.features import measure
+from extproc.routing.learned import snapshot
 from extproc.routing.policy import Pool
 from extproc.routing.request import Prompt
 from extproc.server.live import Live
@@ -162,7 +163,7 @@ def test_new_pools_keep_what_was_learned():
     assert server.router.policy.pools[0] == Pool("s", 100, 20)
     assert server.service.router is server.router
     assert server.router.ratios.all() == before != {}
-    assert "posterior:m" in server.router.estimator.snapshot()
+    assert "posterior:m" in snapshot(server.router.estimator)
 
 
 def test_another_estimator_starts_from_what_is_stored_of_it():
@@ -170,13 +171,13 @@ def test_another_estimator_starts_from_what_is_stored_of_it():
     teach(server)
     stored = live("estimator: {name: ema}")
     teach(stored)
-    groups = stored.router.estimator.snapshot()
+    groups = snapshot(stored.router.estimator)
     replace(
         server,
         pools_with(10) + "estimator: {name: ema}\n",
         lambda component: groups if component == "ema.1" else {},
     )
-    learned = server.router.estimator.snapshot()["prose"]
+    learned = snapshot(server.router.estimator)["prose"]
     assert learned.sums == pytest.approx(groups["prose"].sums)
 
 

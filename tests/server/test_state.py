@@ -20,17 +20,22 @@ class Learner:
     def __init__(self, component="sums.1"):
         self.component = component
         self.groups = {}
+        self.moved = 0
 
     def teach(self, value, key="key"):
         group = self.groups.get(key, Group(KEEP, 0, np.zeros(1)))
         sums = KEEP * group.sums + value
         self.groups[key] = Group(KEEP, group.observations + 1, sums)
 
-    def snapshot(self):
-        return dict(self.groups)
+    def group_keys(self):
+        return list(self.groups)
+
+    def group(self, key):
+        self.moved += 1
+        return self.groups.get(key)
 
     def restore(self, groups):
-        self.groups = dict(groups)
+        self.groups |= groups
 
     def counts(self):
         return {key: group.observations for key, group in self.groups.items()}
@@ -176,6 +181,57 @@ def test_other_components_pass_through():
     process.sync()
     assert process.learner.counts() == {"key": 1}
     assert float(process.keeper.known("another.2")["key"].sums[0]) == 4.0
+
+
+GROUPS = 50
+
+
+def test_requests_pass_between_two_groups():
+    """However many there are: a turn of the event loop moves one."""
+    store = MemoryStore()
+    one, other = Process(store), Process(store)
+    for key in range(GROUPS):
+        one.learner.teach(8.0, f"key {key}")
+        other.learner.teach(16.0, f"key {key}")
+    one.sync()
+
+    async def watched():
+        loop = asyncio.get_running_loop()
+        most, seen = 0, other.learner.moved
+
+        def turn():
+            nonlocal most, seen
+            most, seen = max(most, other.learner.moved - seen), other.learner.moved
+            loop.call_soon(turn)
+
+        turn()
+        await other.keeper.sync()
+        return most
+
+    assert asyncio.run(watched()) <= 2  # copied out once more, to go on from
+    assert other.learner.moved >= 2 * GROUPS
+
+
+def test_an_exchange_that_is_cut_short_counts_nothing_twice():
+    store = MemoryStore()
+    one, other = Process(store), Process(store)
+    for key in range(GROUPS):
+        one.learner.teach(8.0, f"key {key}")
+        other.learner.teach(16.0, f"key {key}")
+    one.sync()
+
+    async def cut_short():
+        exchange = asyncio.create_task(other.keeper.sync())
+        while other.learner.counts()["key 0"] == 1:
+            await asyncio.sleep(0)
+        exchange.cancel()
+        await asyncio.gather(exchange, return_exceptions=True)
+        await other.keeper.sync()
+
+    asyncio.run(cut_short())
+    one.sync()
+    expected = {f"key {key}": 2 for key in range(GROUPS)}
+    assert one.learner.counts() == other.learner.counts() == expected
 
 
 def test_a_hung_store_holds_up_neither_start_nor_stop():
