@@ -3,10 +3,11 @@
     python tests/benchmarks/soak.py [--seconds 3600] [--transport grpcio|native]
 
 Connections, JSON answers, streams, clients that leave in the middle, bodies that are no
-requests, new configurations and state that is kept: through a real Envoy, all the time.
-Printed are the router's memory, file descriptors, threads, asyncio tasks and open
-exchanges. Ends with status 1 if they have grown: the last fifth is held against the
-second, the first being for warming up.
+requests, 100 models, new configurations and state that is kept: through a real Envoy,
+all the time. Printed are the router's memory, file descriptors, threads, asyncio tasks
+and open exchanges. Ends with status 1 if they have grown: the last fifth is held against
+the second. Before the first, every model has been learned from, so that what is kept for
+each is there; the first is for the allocator to settle.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from extproc.demo.envoy_config import find_config
 from extproc.demo.stack import Stack, running, stand_in
 
 CLIENTS = 6
+MODELS = 100
+"""More than the router tells apart (64), so that all its places are taken."""
 RELOAD_S = 5.0
 JSON = {"content-type": "application/json"}
 ALLOWED_GROWTH = {"rss_mib": 1.05, "fds": 1.0, "threads": 1.0, "tasks": 1.0}
@@ -56,8 +59,9 @@ class Sample:
 class Load:
     """Clients of every kind, until told to stop."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, pause_s: float) -> None:
         self._port = port
+        self._pause_s = pause_s
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._send, args=(random.Random(n),), daemon=True)
@@ -76,19 +80,25 @@ class Load:
         for thread in self._threads:
             thread.join(60)
 
+    def warm_up(self) -> None:
+        """Have the router learn of every model, in its turn and of every size."""
+        for kind in ("json", "stream", "long", "json"):
+            for model in range(MODELS):
+                self._exchange(kind, model, random.Random(model))
+
     def _send(self, random_: random.Random) -> None:
-        while not self._stopping.wait(0.005):
+        while not self._stopping.wait(self._pause_s):
             kind = random_.choice(("json", "json", "stream", "cancel", "long", "junk"))
             try:
-                self._exchange(kind, random_)
+                self._exchange(kind, random_.randrange(MODELS), random_)
             except (OSError, http.client.HTTPException) as error:
                 self.failed.append(f"{kind}: {error!r}")
             self.requests += 1
 
-    def _exchange(self, kind: str, random_: random.Random) -> None:
+    def _exchange(self, kind: str, model: int, random_: random.Random) -> None:
         words = random_.randrange(1, 60) if kind != "long" else 4000
         body: Any = {
-            "model": f"model-{random_.randrange(8)}",
+            "model": f"model-{model}",
             "messages": [{"role": "user", "content": "word " * words}],
             "max_tokens": 400 if kind == "cancel" else 8,
             "ignore_eos": True,
@@ -153,14 +163,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--transport", default="grpcio")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0.005,
+        metavar="SECONDS",
+        help=f"between two requests of each of the {CLIENTS} clients",
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        return soak(Path(folder), args.seconds, args.transport)
+        return soak(Path(folder), args)
 
 
-def soak(directory: Path, seconds: float, transport: str) -> int:
+def soak(directory: Path, args: argparse.Namespace) -> int:
     config = {
-        "server": {"transport": transport},
+        "server": {"transport": args.transport},
         "feedback": {"sample": "all", "inject_usage": True},
         "state": {"store": "directory", "path": str(directory / "state")},
     }
@@ -173,21 +190,23 @@ def soak(directory: Path, seconds: float, transport: str) -> int:
         [str(directory), os.environ.get("PYTHONPATH", "")]
     )
     with running(directory, backends, config, find_config()) as stack:
-        samples, failed = run(stack, directory / "extproc.yaml", config, seconds)
+        load = Load(stack.envoy.port, args.pause)
+        load.warm_up()
+        samples = run(stack, load, directory / "extproc.yaml", config, args.seconds)
         # The clients are gone: so must be what they held.
         time.sleep(1)
         samples.append(sample(stack, samples[0].seconds, samples[-1].requests))
-    return judge(samples, failed)
+    return judge(samples, load.failed)
 
 
 def run(
-    stack: Stack, path: Path, config: dict[str, Any], seconds: float
-) -> tuple[list[Sample], list[str]]:
+    stack: Stack, load: Load, path: Path, config: dict[str, Any], seconds: float
+) -> list[Sample]:
     began_s = time.monotonic()
     samples: list[Sample] = []
     reloads = 0
     print(" ".join(f"{field.name:>10}" for field in fields(Sample)))
-    with Load(stack.envoy.port) as load:
+    with load:
         while time.monotonic() - began_s < seconds:
             time.sleep(min(RELOAD_S, seconds / 25))
             reloads += 1
@@ -201,8 +220,9 @@ def run(
             os.kill(stack.router.child.pid, signal.SIGHUP)
             samples.append(sample(stack, began_s, load.requests))
             if len(samples) % max(1, int(seconds / RELOAD_S / 25)) == 0:
-                print(" ".join(f"{value:>10.1f}" for value in astuple(samples[-1])))
-    return samples, load.failed
+                row = (f"{value:>10.1f}" for value in astuple(samples[-1]))
+                print(" ".join(row), flush=True)
+    return samples
 
 
 def judge(samples: list[Sample], failed: list[str]) -> int:
