@@ -119,41 +119,53 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
 
 
 class _OpenCall:
-    """One stream: what it still has to send, and when it is over."""
+    """One stream: what it still has to send, and when it is over.
+
+    The handler does not read: gRPC cancels it when the client resets the stream, and a
+    read that is cancelled keeps what it allocated (96 bytes in 1.71 to 1.85). A task
+    beside it reads, and what it waits for then ends by itself.
+    """
 
     def __init__(self, context: Any) -> None:
         self.call: Call
         self._context = context
         self._late: deque[bytes] = deque()
-        self._ended = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._reading = False
+        self._over = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Answer each message until either side ends the stream."""
-        self._task = asyncio.current_task()
+        answering = asyncio.ensure_future(self._answer())
+        answering.add_done_callback(self._settle)
+        await self._over
+
+    async def _answer(self) -> bool:
+        """Answer until the client says no more; whether the stream is over then."""
         while True:
-            self._reading = True
-            try:
-                message = await self._context.read()
-            except asyncio.CancelledError:
-                if self._task is None or not self._ended.is_set():
-                    raise
-                self._task.uncancel()
-                return
-            self._reading = False
-            if message is grpc.aio.EOF:
+            message = await self._context.read()
+            if self._over.done():
+                return True
+            half_closed = message is grpc.aio.EOF
+            if half_closed:
                 replies, end = self.call.half_closed()
             else:
                 replies, end = self.call.receive(message)
             for reply in replies:
                 await self._context.write(reply)
-            if end:
-                return
-            if message is grpc.aio.EOF:
-                await self._ended.wait()
-                return
+            if end or half_closed:
+                return end
+
+    def _settle(self, answering: asyncio.Task[bool]) -> None:
+        if answering.cancelled():
+            self._over.cancel()
+            return
+        error = answering.exception()
+        if self._over.done():
+            return
+        if error is not None:
+            self._over.set_exception(error)
+        elif answering.result():
+            self._over.set_result(None)
 
     def send(self, messages: Sequence[bytes], end: bool = False) -> None:
         """Send outside of an answer."""
@@ -164,9 +176,8 @@ class _OpenCall:
             self._flushing.add_done_callback(lambda _: self._end())
 
     def _end(self) -> None:
-        self._ended.set()
-        if self._reading and self._task is not None:
-            self._task.cancel()  # the client may never say another word
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def _flush(self) -> None:
         try:
