@@ -17,6 +17,7 @@ from extproc.commands.check_config import read_config
 from extproc.config import Config, ConfigError
 from extproc.server.app import App
 from extproc.server.logs import configure_logging
+from extproc.server.memory import keep_freed_memory
 from extproc.server.supervisor import Supervisor
 from extproc.server.transports import loop_factory
 from extproc.server.worker import Worker
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     worker = None if args.worker is None else Worker.at(args.worker)
     if worker is None and config.server.workers > 1:
         return asyncio.run(_supervise(config, args.config))
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server)) as runner:
             runner.run(App(config, args.config, worker).run())

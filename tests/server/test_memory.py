@@ -1,0 +1,37 @@
+"""What is freed stays with the process."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS_OF_BODIES = """
+import resource, sys
+from extproc.server.memory import keep_freed_memory
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+
+def request():
+    body = b"x" * 300_000  # the copies that a body of this size has at one time
+    return [bytes(bytearray(body)) for _ in range(3)]
+
+for _ in range(10):
+    request()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    request()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(*options: str) -> int:
+    command = [sys.executable, "-c", FAULTS_OF_BODIES, *options]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(out.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+def test_bodies_find_their_memory_mapped() -> None:
+    assert page_faults("keep") < 100  # of 300 pages a request without
+    assert page_faults() > 10_000
