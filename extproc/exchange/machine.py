@@ -89,6 +89,9 @@ class State(Enum):
     RESPONSE_BODY = "response_body"
     DONE = "done"
 
+    # Enum's own hashes the name, in Python, and every event looks its move up.
+    __hash__ = object.__hash__
+
 
 MORE, END = False, True
 

@@ -131,7 +131,8 @@ class Features(msgspec.Struct, frozen=True, gc=False):
 
     def classes(self) -> list[int]:
         """Bytes of text in each class, at the class's number."""
-        totals: list[int] = self.pairs.reshape(CLASSES, CLASSES).sum(axis=0).tolist()
+        by_class = self.pairs.reshape(CLASSES, CLASSES)
+        totals: list[int] = np.add.reduce(by_class).tolist()  # ``sum`` takes longer
         return totals
 
 

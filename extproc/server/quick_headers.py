@@ -121,8 +121,8 @@ def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str
         if name is not None:
             if data[position + 1] >= 0x80 or key_end > following or following > end:
                 raise _UnusualError
-            value = _value(data, key_end, following)
-            headers.setdefault(name, value)
+            if name not in headers:
+                headers[name] = _value(data, key_end, following)
         position = following
     if position != end:
         raise _UnusualError
@@ -134,9 +134,12 @@ def _value(data: bytes, position: int, end: int) -> str:
         return ""
     if data[position] != _RAW_VALUE:
         raise _UnusualError  # Envoy before 1.28 wrote ``value``
-    start, value_end = _span(data, position + 1)
-    if value_end != end:
-        raise _UnusualError
+    length = data[position + 1]
+    start = position + 2
+    if length >= 0x80 or start + length != end:
+        start, value_end = _span(data, position + 1)
+        if value_end != end:
+            raise _UnusualError
     return data[start:end].decode("latin-1")
 
 
