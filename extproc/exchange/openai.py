@@ -268,6 +268,8 @@ def _first_limit(*values: Any) -> int | None:
 
 def _positive(value: Any) -> int | None:
     """Read a count as vLLM's validation does: 8, 8.0 and "8" are 8."""
+    if value is None:
+        return None
     if type(value) is str and value.isascii() and value.isdigit():
         value = int(value[:20])
     elif type(value) is float and value.is_integer():

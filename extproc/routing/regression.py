@@ -138,10 +138,7 @@ class TextEstimator:
             estimate = self.estimate(model, category, features)
             return Glance(estimate, estimate.bound_tokens)
         point = _point(learned, features)
-        return Glance(
-            _bounded(features, point, factor),
-            _bounded(features, point, MAX_FACTOR).bound_tokens,
-        )
+        return Glance(_bounded(features, point, factor), math.ceil(point * MAX_FACTOR))
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
