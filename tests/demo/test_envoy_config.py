@@ -200,11 +200,19 @@ def composed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "variant", ["envoy.yaml", "relocated", "with bypass", "ext_proc_filter.yaml"]
+    "variant",
+    [
+        "envoy.yaml",
+        "envoy-1.37.yaml",
+        "relocated",
+        "with bypass",
+        "ext_proc_filter.yaml",
+    ],
 )
 def test_envoy_accepts_it(variant: str, config: dict[str, Any], tmp_path: Path) -> None:
     chosen = {
         "envoy.yaml": lambda: config,
+        "envoy-1.37.yaml": lambda: load_config(FOLDER / "envoy-1.37.yaml"),
         "relocated": lambda: relocate(config, ADDRESSES),
         "with bypass": lambda: with_bypass(config, ("127.0.0.1", 9)),
         "ext_proc_filter.yaml": lambda: composed(config),

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,24 @@ from extproc.demo.envoy_config import (
     connection_manager,
     ext_proc_filter,
     find_config,
+    find_envoy,
 )
 from extproc.demo.stack import Stack, envoy, router
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+def envoy_is_older_than(version: tuple[int, int]) -> bool:
+    said = subprocess.run([find_envoy(), "--version"], capture_output=True, text=True)
+    found = re.search(r"/(\d+)\.(\d+)\.\d+/", said.stdout)
+    return found is not None and (int(found[1]), int(found[2])) < version
+
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.skipif(
+        envoy_is_older_than((1, 38)), reason="sse_to_metadata came with Envoy 1.38"
+    ),
+]
 
 FRAGMENT = Path(__file__).parents[2] / "envoy" / "access_log.yaml"
 
