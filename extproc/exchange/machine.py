@@ -187,6 +187,11 @@ class Exchange:
         """Whether the stream must not just end: what is not echoed would be lost."""
         return self._duplex or self._response_duplex
 
+    @property
+    def follows_response(self) -> bool:
+        """Whether the stream stays open for the response, and ends with it."""
+        return self._watched
+
     def receive(self, event: Event) -> Step:
         """Take one event; give its reply.
 

@@ -37,27 +37,38 @@ class PressureLimits:
 class PoolPressure:
     """Whether one pool is under pressure, with hysteresis.
 
-    Between two measurements what we send is counted in: to a pool that had a queue
-    it lengthens the queue, though nobody has measured that yet. What finishes
-    meanwhile is not known, so this errs towards pressure, until the next measurement.
+    Between two measurements our own requests are counted in: one that is sent to a
+    pool with a queue lengthens it, though nobody has measured that yet, and one that
+    is known to have ended lets another out of it. Of some nobody tells when they end:
+    this errs towards pressure then, until the next measurement.
     """
 
     def __init__(self, limits: PressureLimits) -> None:
         self._limits = limits
         self._endpoints = 0
-        self._sent = 0
+        self._measured_flights = 0.0
+        self.flights = 0
+        """Requests sent, less those known to have ended: its changes count."""
         self.waiting: float | None = None
         """Mean over the endpoints, as last measured; None where it is not known."""
         self.kv_cache_usage: float | None = None
         self.under_pressure = False
 
-    def measured(self, loads: Sequence[EndpointLoad]) -> None:
+    def measured(
+        self, loads: Sequence[EndpointLoad], flights: Sequence[int] | None = None
+    ) -> None:
         """Take a measurement of those endpoints that have one.
 
         No measurement at all is no pressure: what is not known must not move traffic.
+
+        Args:
+            loads: of each endpoint.
+            flights: what ``flights`` was when each was measured; None: what it is.
         """
-        self._sent = 0
         self._endpoints = len(loads)
+        self._measured_flights = self.flights
+        if flights:
+            self._measured_flights = sum(flights) / len(flights)
         if not loads:
             self.waiting = self.kv_cache_usage = None
             self.under_pressure = False
@@ -68,16 +79,26 @@ class PoolPressure:
 
     def sent(self) -> None:
         """Note that one more request goes to the pool."""
+        self.flights += 1
+        self._recount()
+
+    def ended(self) -> None:
+        """Note that one that was sent has ended."""
+        self.flights -= 1
+        self._recount()
+
+    def _recount(self) -> None:
+        # What is sent to a pool without a queue runs at once.
         if self.waiting:
-            self._sent += 1
             self._decide()
 
     def _decide(self) -> None:
         assert self.waiting is not None
         assert self.kv_cache_usage is not None
         limits = self._limits
+        since = (self.flights - self._measured_flights) / self._endpoints
         share = max(
-            (self.waiting + self._sent / self._endpoints) / limits.waiting_requests,
+            (self.waiting + since) / limits.waiting_requests,
             self.kv_cache_usage / limits.kv_cache_usage,
         )
         if share >= 1.0:

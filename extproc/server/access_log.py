@@ -78,6 +78,8 @@ class AccessLog:
             ) from None
         for entry in entries:
             found = read_entry(entry, self._service.router)
+            if found is not Entry.INTERMEDIATE:
+                self._service.flights.ended(_octets(_receipt_of(entry)))
             if isinstance(found, Observation):
                 self._service.learn_later(found)
                 found = Entry.OBSERVED
@@ -94,8 +96,7 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | En
     common = entry.common_properties
     if common.intermediate_log_entry:
         return Entry.INTERMEDIATE
-    metadata = common.metadata.filter_metadata
-    receipt = _receipt(metadata)
+    receipt = _receipt_of(entry)
     if not receipt:
         return Entry.UNRELATED
     decision = _read_decision(receipt, router)
@@ -109,7 +110,8 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | En
     return Observation(decision, _outcome(entry, decision, router), serving)
 
 
-def _receipt(metadata: Mapping[str, Struct]) -> str:
+def _receipt_of(entry: pb.HTTPAccessLogEntry) -> str:
+    metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
     # "in" first: to look a name up in a map of messages would put it there.
     if RECEIPT_NAMESPACE not in metadata:
         return ""
@@ -118,13 +120,19 @@ def _receipt(metadata: Mapping[str, Struct]) -> str:
 
 
 def _read_decision(receipt: str, router: Router) -> Decision | None:
+    octets = _octets(receipt)
+    if octets is None:
+        return None
+    return read_receipt(octets, router.policy, router.categories)
+
+
+def _octets(receipt: str) -> bytes | None:
     if len(receipt) > MAX_RECEIPT_CHARS:
         return None
     try:
-        octets = base64.b64decode(receipt, validate=True)
+        return base64.b64decode(receipt, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return read_receipt(octets, router.policy, router.categories)
 
 
 def _outcome(

@@ -61,6 +61,8 @@ class Api:
     def _answer(self, decision: Decision) -> pb.DecideResponse:
         self._service.decided(decision)
         receipt = b"" if decision.reason.failed_open else write_receipt(decision)
+        if receipt:
+            self._service.flights.began(receipt, decision.pool.name)
         return pb.DecideResponse(
             pool=decision.pool.name,
             reason=decision.reason,
@@ -95,6 +97,7 @@ class Api:
             InvalidArgumentError: the decision is not one of ours.
         """
         router = self._service.router
+        self._service.flights.ended(told.decision)
         decision = read_receipt(told.decision, router.policy, router.categories)
         if decision is None:
             raise InvalidArgumentError(

@@ -18,6 +18,7 @@ from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.advising import Advisor
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.explaining import Explainer
+from extproc.server.flights import Flights
 from extproc.server.history import History
 from extproc.server.load import LoadWatch, PoolStatus
 from extproc.server.metrics import Metrics
@@ -81,6 +82,7 @@ class Live:
             loads=self.loads,
             new_exchange=new_exchange,
             defer=defer,
+            flights=Flights(self._landed),
         )
         self.status = Status(
             self.router,
@@ -97,6 +99,10 @@ class Live:
         """Count a request in before the pool's servers report it."""
         if self.config.mode is Mode.ROUTE:
             self._watch.routed(decision.pool.name)
+
+    def _landed(self, pool: str) -> None:
+        if self.config.mode is Mode.ROUTE:
+            self._watch.landed(pool)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Nothing to note: what a response teaches is the router's."""

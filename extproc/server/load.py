@@ -35,6 +35,8 @@ class _Endpoint:
     vllm: Vllm
     load: EndpointLoad | None = None
     measured_s: float = 0.0
+    flights: int = 0
+    """``PoolPressure.flights`` when it was measured."""
     failures: int = 0
     max_model_len: int | None = None
     asked_limits_s: float | None = None
@@ -120,9 +122,20 @@ class LoadWatch:
     def routed(self, pool: str) -> None:
         """Note that a request was sent to a pool."""
         watched = self._pools.get(pool)
-        if watched is not None and watched.pressure.waiting:
+        if watched is not None:
             watched.pressure.sent()
-            self._conclude(watched)
+            self._recount(watched)
+
+    def landed(self, pool: str) -> None:
+        """Note that one that was sent has ended."""
+        watched = self._pools.get(pool)
+        if watched is not None:
+            watched.pressure.ended()
+            self._recount(watched)
+
+    def _recount(self, pool: _Pool) -> None:
+        if pool.pressure.waiting:
+            self._conclude(pool)
 
     def statuses(self) -> list[PoolStatus]:
         """Every watched pool."""
@@ -194,6 +207,7 @@ class LoadWatch:
         try:
             endpoint.load = await endpoint.vllm.load()
             endpoint.measured_s = self._clock()
+            endpoint.flights = pool.pressure.flights
             endpoint.failures = 0
             await self._ask_limits(pool, endpoint)
         except NoMetricsError:
@@ -221,14 +235,15 @@ class LoadWatch:
 
     def _measure(self, pool: _Pool) -> None:
         oldest = self._clock() - self._config.stale_after_s
+        fresh = [
+            (endpoint.load, endpoint.flights)
+            for endpoint in pool.endpoints
+            if endpoint.load is not None
+            and endpoint.healthy
+            and endpoint.measured_s >= oldest
+        ]
         pool.pressure.measured(
-            [
-                endpoint.load
-                for endpoint in pool.endpoints
-                if endpoint.load is not None
-                and endpoint.healthy
-                and endpoint.measured_s >= oldest
-            ]
+            [load for load, _ in fresh], [flights for _, flights in fresh]
         )
         self._conclude(pool)
 

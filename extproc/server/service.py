@@ -16,12 +16,15 @@ from typing import Protocol
 from extproc.exchange.events import (
     Event,
     Observation,
+    Release,
+    Reply,
     RequestBody,
     RequestHeaders,
     RequestTrailers,
     ResponseBody,
     ResponseHeaders,
     ResponseTrailers,
+    Route,
 )
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import (
@@ -33,6 +36,7 @@ from extproc.exchange.machine import (
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode
+from extproc.server.flights import Flights
 from extproc.server.health import EXT_PROC
 from extproc.server.metrics import Metrics
 from extproc.server.rpc import Call, Replies, RpcError, Send, Status
@@ -100,6 +104,7 @@ class ExtProcService:
         watchers: told the decisions and observations beside the metrics.
         loads: what is known of the pools' load.
         new_exchange: makes a stream's exchange; another than the plain one traces.
+        flights: the requests whose end will be told.
         defer: runs a call once the reply is on its way; the event loop's
             ``call_soon``. Learning waits there.
     """
@@ -115,8 +120,10 @@ class ExtProcService:
         loads: Loads = lambda: None,
         new_exchange: NewExchange = plain_exchange,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
+        flights: Flights | None = None,
     ) -> None:
         self.metrics = metrics
+        self.flights = Flights(lambda pool: None) if flights is None else flights
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self._loads = loads
         self._new_exchange = new_exchange
@@ -181,6 +188,7 @@ class ExtProcService:
             if exchange.fault is not None:
                 self._fault(exchange.fault)
             self.decided(exchange.decision)
+            self._depart(exchange, exchange.decision, step.reply)
         if step.observation is not None:
             self.learn_later(step.observation)
         messages = encode(event, step.reply)
@@ -188,6 +196,14 @@ class ExtProcService:
             time.perf_counter() - began, _PHASES[type(event)]
         )
         return messages, step.end
+
+    def _depart(self, exchange: Exchange, decision: Decision, reply: Reply) -> None:
+        """Remember a request if we shall be told of its end."""
+        pool = decision.pool.name
+        if exchange.follows_response:
+            self.flights.began(exchange, pool)
+        elif isinstance(reply, Route | Release) and reply.receipt:
+            self.flights.began(reply.receipt, pool)
 
     def decided(self, decision: Decision) -> None:
         """Tell all who watch of a decision; never raises."""
@@ -254,6 +270,7 @@ class Stream:
 
     def closed(self, cancelled: bool) -> None:
         """Count the state in which the stream ended, whoever ended it."""
+        self._service.flights.ended(self._exchange)
         metrics = self._service.metrics
         metrics.streams_inflight -= 1
         metrics.ended.add(self._exchange.state.value)

@@ -64,6 +64,29 @@ def test_what_is_sent_to_a_queue_makes_it_longer_until_the_next_measurement():
     assert not pressure.under_pressure
 
 
+def test_what_has_ended_makes_the_queue_shorter():
+    pressure = after([queue(8), queue(8)])
+    for _ in range(4):
+        pressure.sent()
+    assert pressure.under_pressure
+    for _ in range(9):
+        pressure.ended()
+    assert pressure.under_pressure  # 5.5 on average: not yet at the lower limit
+    pressure.ended()
+    assert not pressure.under_pressure
+
+
+def test_requests_count_from_when_each_endpoint_was_measured():
+    pressure = PoolPressure(LIMITS)
+    for _ in range(6):
+        pressure.sent()
+    # The first was measured before the six, the second after them.
+    pressure.measured([queue(8), queue(8)], [0, 6])
+    assert not pressure.under_pressure  # 8 + 3 / 2
+    pressure.sent()
+    assert pressure.under_pressure
+
+
 def test_what_is_sent_to_a_pool_without_a_queue_is_none():
     pressure = after([queue(0)])
     for _ in range(1000):

@@ -32,13 +32,14 @@ from extproc.server.access_log import (
 )
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.codec import RECEIPT_KEY, RECEIPT_NAMESPACE, encode
+from extproc.server.flights import Flights
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses
 from extproc.server.limits import Limits
 from extproc.server.metrics import NO_CLUSTER, OTHER_CLUSTER, Metrics
 from extproc.server.native import NativeServer
 from extproc.server.rpc import RpcError
-from extproc.server.service import ExtProcService
+from extproc.server.service import PROCESS, ExtProcService
 from extproc.wire import access_log_pb2 as pb
 from extproc.wire import ext_proc_pb2
 
@@ -240,6 +241,33 @@ def test_a_batch_is_learned_from_after_it_was_taken() -> None:
     assert server.value("extproc_served_total", **labels) == 2
     bucket = {"pool": "short", "le": "0.25"}
     assert server.value("extproc_first_byte_seconds_bucket", **bucket) == 2
+
+
+def test_an_entry_says_that_its_request_has_ended() -> None:
+    server = Server()
+    landed: list[str] = []
+    server.service.flights = Flights(landed.append)
+    ext_proc = server.open(PROCESS)
+    head = ext_proc_pb2.ProcessingRequest()
+    for key, value in {
+        ":path": "/v1/completions",
+        ":method": "POST",
+        "content-length": "99",
+    }.items():
+        head.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    ext_proc.receive(head.SerializeToString())
+    body = ext_proc_pb2.ProcessingRequest()
+    body.request_body.body = b'{"model": "m", "prompt": "Hello"}'
+    body.request_body.end_of_stream = True
+    (reply,), _ = ext_proc.receive(body.SerializeToString())
+    ext_proc.closed(False)
+    assert len(server.service.flights) == 1
+
+    metadata = ext_proc_pb2.ProcessingResponse.FromString(reply).dynamic_metadata
+    receipt = metadata.fields[RECEIPT_NAMESPACE].struct_value.fields[RECEIPT_KEY]
+    made = entry(receipt.string_value, status=503)
+    server.open().receive(batch(entry("odd"), entry(), made, made))
+    assert (landed, len(server.service.flights)) == (["short"], 0)
 
 
 @given(st.binary(max_size=200))

@@ -119,6 +119,22 @@ def test_what_is_routed_counts_before_it_is_measured():
     asyncio.run(scenario())
 
 
+def test_what_has_ended_counts_before_it_is_measured():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 9.0
+        slow = LoadConfig(interval_s=30.0)
+        async with watching(server, config=slow) as watch:
+            for _ in range(4):
+                watch.landed("short")
+            watch.landed("long")
+            assert watch.current() == {"short": PoolLoad(under_pressure=True)}
+            watch.landed("short")
+            assert watch.current() == {"short": PoolLoad()}
+
+    asyncio.run(scenario())
+
+
 def test_a_pool_is_down_once_no_endpoint_answers_and_up_once_one_does():
     async def scenario():
         one, other = FakeVllm(), FakeVllm()

@@ -17,6 +17,7 @@ from extproc.routing.policy import PoolLoad
 from extproc.routing.ratio import TextEma
 from extproc.routing.router import Router
 from extproc.server.assembly import build_router
+from extproc.server.flights import Flights
 from extproc.server.metrics import Metrics
 from extproc.server.rpc import Call, RpcError
 from extproc.server.service import PROCESS, ExtProcService
@@ -328,3 +329,24 @@ def test_what_a_client_chooses_is_no_label() -> None:
         )
         == 50
     )
+
+
+def test_a_request_has_ended_when_its_response_has() -> None:
+    server, landed = Server(), []
+    server.service.flights = Flights(landed.append)
+    call = server.open()
+    for message in (headers(), body(), headers("response_headers")):
+        call.receive(message)
+    assert len(server.service.flights) == 1
+    call.closed(True)
+    assert landed == ["short"]
+
+
+def test_the_end_of_a_request_that_nobody_follows_is_not_known() -> None:
+    server, landed = Server(sample=0.0), []
+    server.service.flights = Flights(landed.append)
+    call = server.open()
+    for message in (headers(), body()):
+        call.receive(message)
+    call.closed(False)
+    assert (landed, len(server.service.flights)) == ([], 0)
