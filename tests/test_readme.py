@@ -17,6 +17,7 @@ import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config
 from extproc.routing.policy import Reason
+from extproc.server.merging import MergedMetrics
 from extproc.server.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -66,10 +67,10 @@ SETTINGS = dict(settings())
 
 
 def metrics() -> dict[str, str]:
-    families = Metrics(dict, tuple, lambda: (0.01, 0.01)).registry.collect()
+    own = Metrics(dict, tuple, lambda: (0.01, 0.01)).registry.collect()
     return {
         f.name + ("_total" if f.type == "counter" else ""): f.documentation
-        for f in families
+        for f in (*own, *MergedMetrics(1).collect())
         if f.name.startswith("extproc_")
     }
 
@@ -107,16 +108,8 @@ def test_the_readme_s_few_settings_are_rows_of_the_whole_table() -> None:
 
 def test_every_metric_is_in_the_table_and_nothing_else() -> None:
     table = {name.strip("`"): text for name, text in rows(OPERATING, "## Metrics")}
-    of_workers = {name for name in table if name.startswith("extproc_worker_")}
-    merging = (ROOT / "extproc/server/merging.py").read_text()
 
-    assert {n: text for n, text in table.items() if n not in of_workers} == metrics()
-    assert of_workers == {
-        f"{name}_total" if kind == "Counter" else name
-        for kind, name in re.findall(
-            r'(Counter|Gauge)MetricFamily\(\s*"(extproc_\w+)"', merging
-        )
-    }
+    assert table == metrics()
 
 
 def test_every_alert_has_its_advice() -> None:
@@ -215,8 +208,7 @@ def test_every_setting_and_metric_that_is_named_exists(page: str) -> None:
     prefixes = {name.rpartition(".")[0] for name in SETTINGS if "." in name}
     for text in code(page):
         for name in re.findall(r"\bextproc_[a-z_]+\b", text):
-            known = name in known_metrics or name.startswith("extproc_worker_")
-            assert known, f"{page}: {name}"
+            assert name in known_metrics, f"{page}: {name}"
         setting = re.match(r"^([a-z]+)(?:\[\])?\.[a-z_.]+(?=$|: )", text)
         if setting and setting[1] in sections and not text.endswith(SUFFIXES):
             name = setting[0]

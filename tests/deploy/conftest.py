@@ -157,7 +157,7 @@ def helm(tools: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def chart(tools: Path) -> Callable[..., list[Manifest]]:
-    """Render the chart for a variant, with values ``key=value`` set."""
+    """Render the chart for a variant, with values ``key=value`` or ``key:=JSON`` set."""
 
     @functools.cache
     def render(variant: str, *values: str) -> list[Manifest]:
@@ -167,7 +167,11 @@ def chart(tools: Path) -> Callable[..., list[Manifest]]:
         sets = [
             argument
             for value in (f"gateway.type={gateway}", *values)
-            for argument in ("--set", value)
+            for argument in (
+                ("--set-json", value.replace(":=", "=", 1))
+                if ":=" in value
+                else ("--set", value)
+            )
         ]
         return _run(
             [tools / "helm/helm", "template", *RELEASE[:1], CHART, *RELEASE[1:], *sets]
@@ -341,10 +345,33 @@ def sidecar_pod(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Pod:
     """The chart's pod of Envoy and router, before the stand-ins."""
+    state = tmp_path_factory.mktemp("state")
+    own = ["config.feedback.sample=all", *values_of(pools, state)]
+    return start_pod(chart("sidecar", *own))
+
+
+@pytest.fixture(scope="session")
+def throughput_pod(
+    chart: Callable[..., list[Manifest]],
+    pools: list[Backend],
+    start_pod: Callable[[list[Manifest]], Pod],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Pod:
+    """The chart's sidecar with several workers and the access log.
+
+    It learns from half of the responses as they pass, and from the others by the log.
+    """
+    state = tmp_path_factory.mktemp("state")
+    own = ["transport=native", "workers=2", "envoy.accessLog=true"]
+    own += ["config.feedback.sample:=0.5", *values_of(pools, state)]
+    return start_pod(chart("sidecar", *own))
+
+
+def values_of(pools: list[Backend], state: Path) -> list[str]:
+    """The chart's values for pools on this machine, and a store in a folder."""
     values = [
-        "config.feedback.sample=all",
         "config.state.store=directory",
-        f"config.state.path={tmp_path_factory.mktemp('state')}",
+        f"config.state.path={state}",
         # Only the one whose window is what the router is told.
         f"config.pools[1].endpoints[0]={pools[1].url}",
         "config.pools[0].name=short",
@@ -357,23 +384,7 @@ def sidecar_pod(
             f"backends.{pool.pool}.service=127.0.0.1",
             f"backends.{pool.pool}.port={pool.port}",
         ]
-    return start_pod(chart("sidecar", *values))
-
-
-@pytest.fixture(scope="session")
-def throughput_pod(
-    chart: Callable[..., list[Manifest]],
-    pools: list[Backend],
-    start_pod: Callable[[list[Manifest]], Pod],
-) -> Pod:
-    """The chart's sidecar with several workers and the access log."""
-    values = ["transport=native", "workers=2", "envoy.accessLog=true"]
-    for pool in pools:
-        values += [
-            f"backends.{pool.pool}.service=127.0.0.1",
-            f"backends.{pool.pool}.port={pool.port}",
-        ]
-    return start_pod(chart("sidecar", *values))
+    return values
 
 
 def _run(command: list[str | Path]) -> list[Manifest]:
