@@ -7,15 +7,59 @@ understand is None, and goes to the default pool for the backend to judge.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from extproc.exchange.outline import Outliner, TooIntricate, is_large
 from extproc.routing.request import Prompt, Request
 
 MAX_OUTPUT_TOKENS = 1 << 31
 """Declared limits above this are cut to it: no model's window comes near."""
+
+
+class Source(Protocol):
+    """What is parsed of a body: the whole, or its outline."""
+
+    @property
+    def octets(self) -> bytes | memoryview:
+        """JSON."""
+
+    @property
+    def body_bytes(self) -> int:
+        """The body's size."""
+
+    def excerpt(self, text: str) -> tuple[bytes, int]:
+        """A text from the JSON in UTF-8, and how many of its bytes are missing."""
+
+    def size_bytes(self, text: str) -> int:
+        """A text's size in UTF-8."""
+
+    def items(self, text: str) -> int:
+        """The length of a list that the text stands for; 0 if it stands for none."""
+
+
+class Whole:
+    """A body of which nothing is left out."""
+
+    __slots__ = ("octets",)
+
+    def __init__(self, octets: bytes | memoryview) -> None:
+        self.octets: bytes | memoryview = octets
+
+    @property
+    def body_bytes(self) -> int:
+        return len(self.octets)
+
+    def excerpt(self, text: str) -> tuple[bytes, int]:
+        return text.encode(), 0
+
+    def size_bytes(self, text: str) -> int:
+        return len(text.encode())
+
+    def items(self, text: str) -> int:
+        return 0
 
 
 class _Message(msgspec.Struct):
@@ -147,8 +191,8 @@ _decode_completion = msgspec.json.Decoder(_Completion).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
 
 
-def _parse_chat(body: bytes) -> Request | None:
-    chat = _decode_chat(body)
+def _parse_chat(body: Source) -> Request | None:
+    chat = _decode_chat(body.octets)
     gathered = _Gathered()
     if chat.system is not None:
         gathered.add(chat.system)
@@ -161,14 +205,14 @@ def _parse_chat(body: bytes) -> Request | None:
     return _request(chat, body, gathered, messages, limit)
 
 
-def _parse_completion(body: bytes) -> Request | None:
-    completion = _decode_completion(body)
+def _parse_completion(body: Source) -> Request | None:
+    completion = _decode_completion(body.octets)
     limit = _first_limit(completion.max_tokens, completion.max_completion_tokens)
     return _request_of_prompts(completion, completion.prompt, body, limit)
 
 
-def _parse_embedding(body: bytes) -> Request | None:
-    embedding = _decode_response(body)
+def _parse_embedding(body: Source) -> Request | None:
+    embedding = _decode_response(body.octets)
     request = _request_of_prompts(embedding, embedding.input, body, None)
     if request is None:
         # vLLM also embeds a conversation: ``messages`` in place of ``input``.
@@ -176,8 +220,8 @@ def _parse_embedding(body: bytes) -> Request | None:
     return None if request is None else replace(request, generates=False)
 
 
-def _parse_response(body: bytes) -> Request | None:
-    response = _decode_response(body)
+def _parse_response(body: Source) -> Request | None:
+    response = _decode_response(body.octets)
     gathered = _Gathered()
     gathered.add(response.instructions)
     messages = 1 + (response.instructions is not None)
@@ -193,43 +237,58 @@ def _parse_response(body: bytes) -> Request | None:
 
 
 def _request(
-    body: _Body, raw: bytes, gathered: _Gathered, messages: int, limit: int | None
+    body: _Body, raw: Source, gathered: _Gathered, messages: int, limit: int | None
 ) -> Request:
     tools = body.tools if type(body.tools) is list else []
+    text, missing_bytes = raw.excerpt("\n".join(gathered.texts))
+    tools_text, missing_tools_bytes = b"", 0
+    if tools:
+        tools_text, missing_tools_bytes = raw.excerpt(_compact(tools).decode())
     prompt = Prompt(
-        text="\n".join(gathered.texts).encode(),
+        text=text,
         messages=messages,
-        tools_text=_compact(tools) if tools else b"",
+        tools_text=tools_text,
         tools=len(tools),
         images=gathered.images,
         audios=gathered.audios,
         files=gathered.files,
+        missing_bytes=missing_bytes,
+        missing_tools_bytes=missing_tools_bytes,
     )
     return _finished(body, raw, prompt, limit, prompts=1)
 
 
 def _request_of_prompts(
-    body: _Body, value: Any, raw: bytes, limit: int | None
+    body: _Body, value: Any, raw: Source, limit: int | None
 ) -> Request | None:
     if type(value) is list and value and type(value[0]) is not int:
         # Each prompt is a sequence of its own: the longest decides whether a pool fits.
-        longest, prompts = max(value, key=_rough_tokens), len(value)
+        longest = max(value, key=lambda each: _rough_tokens(each, raw))
+        prompts = len(value)
         longest = _text_of(longest) if type(longest) is dict else longest
     else:
         longest, prompts = value, 1
-    prompt = _prompt(longest)
+    prompt = _prompt(longest, raw)
     return None if prompt is None else _finished(body, raw, prompt, limit, prompts)
 
 
-def _rough_tokens(value: Any) -> int:
+def _rough_tokens(value: Any, raw: Source) -> int:
     """A prompt's size in bytes of text; a token id counts as four."""
-    return len(value) * 4 if type(value) is list else len(_text_of(value).encode())
+    if type(value) is list:
+        return len(value) * 4
+    text = _text_of(value)
+    return raw.items(text) * 4 or raw.size_bytes(text)
 
 
-def _prompt(value: Any) -> Prompt | None:
+def _prompt(value: Any, raw: Source) -> Prompt | None:
     if type(value) is list and value:
         return Prompt(b"", token_ids=len(value))
-    return Prompt(value.encode()) if type(value) is str else None
+    if type(value) is not str:
+        return None
+    if items := raw.items(value):
+        return Prompt(b"", token_ids=items)
+    text, missing_bytes = raw.excerpt(value)
+    return Prompt(text, missing_bytes=missing_bytes)
 
 
 def _text_of(value: Any) -> str:
@@ -242,13 +301,13 @@ def _text_of(value: Any) -> str:
 
 
 def _finished(
-    body: _Body, raw: bytes, prompt: Prompt, limit: int | None, prompts: int
+    body: _Body, raw: Source, prompt: Prompt, limit: int | None, prompts: int
 ) -> Request:
     options = body.stream_options
     sequences = max(_positive(body.n) or 1, _positive(body.best_of) or 1)
     return Request(
         prompt=prompt,
-        body_bytes=len(raw),
+        body_bytes=raw.body_bytes,
         model=body.model if type(body.model) is str else "",
         max_tokens=limit,
         sequences=sequences,
@@ -277,7 +336,7 @@ def _positive(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-_PARSERS: dict[str, Callable[[bytes], Request | None]] = {
+_PARSERS: dict[str, Callable[[Source], Request | None]] = {
     "/v1/chat/completions": _parse_chat,
     "/v1/completions": _parse_completion,
     "/v1/responses": _parse_response,
@@ -301,11 +360,24 @@ def parse_request(path: str, body: bytes) -> Request | None:
         path: request path; one that is not ours gives None.
         body: the JSON body, content-decoded. Never raises on its bytes.
     """
+    if not is_large(body):
+        return parse_source(path, Whole(body))
+    outliner = Outliner(body)
+    try:
+        while outliner.step():
+            pass
+    except TooIntricate:
+        return None
+    return parse_source(path, outliner.outline())
+
+
+def parse_source(path: str, source: Source) -> Request | None:
+    """Do the same from what is to be parsed of a body."""
     parser = _PARSERS.get(path.partition("?")[0])
     if parser is None:
         return None
     try:
-        request = parser(body)
+        request = parser(source)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
     if request is not None and request.stream and not has_stream_options(path):

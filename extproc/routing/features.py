@@ -143,26 +143,37 @@ def measure(prompt: Prompt, body_bytes: int) -> Features:
         prompt: what the model will read.
         body_bytes: size of the body on the wire, for the papers' estimator.
     """
+    tools_pairs = _NO_PAIRS
+    if prompt.tools_text:
+        tools_pairs = _count_pairs(prompt.tools_text, prompt.missing_tools_bytes)
     return Features(
         body_bytes=body_bytes,
-        text_bytes=len(prompt.text),
-        tools_bytes=len(prompt.tools_text),
+        text_bytes=len(prompt.text) + prompt.missing_bytes,
+        tools_bytes=len(prompt.tools_text) + prompt.missing_tools_bytes,
         messages=prompt.messages,
         tools=prompt.tools,
-        pairs=_count_pairs(prompt.text),
-        tools_pairs=_count_pairs(prompt.tools_text) if prompt.tools_text else _NO_PAIRS,
+        pairs=_count_pairs(prompt.text, prompt.missing_bytes),
+        tools_pairs=tools_pairs,
     )
 
 
-def _count_pairs(text: bytes) -> Counts:
-    size = len(text)
-    if size <= SAMPLE_BYTES:
-        return _count_all(text)
+def sample_windows(size_bytes: int) -> list[tuple[int, int]]:
+    """Where the windows begin and end in which the features of a text are counted."""
+    if size_bytes <= SAMPLE_BYTES:
+        return [(0, size_bytes)]
     windows = SAMPLE_BYTES // _WINDOW_BYTES
-    stride = (size - _WINDOW_BYTES) / (windows - 1)
-    starts = (int(i * stride) for i in range(windows))
-    sample = b"".join(text[start : start + _WINDOW_BYTES] for start in starts)
-    pairs = _count_all(sample) * size // SAMPLE_BYTES
+    stride = (size_bytes - _WINDOW_BYTES) / (windows - 1)
+    starts = [int(i * stride) for i in range(windows)]
+    return [(start, start + _WINDOW_BYTES) for start in starts]
+
+
+def _count_pairs(text: bytes, missing_bytes: int) -> Counts:
+    size = len(text) + missing_bytes
+    if size <= SAMPLE_BYTES and not missing_bytes:
+        return _count_all(text)
+    if not missing_bytes:
+        text = b"".join(text[start:stop] for start, stop in sample_windows(size))
+    pairs = _count_all(text) * size // max(1, len(text))
     # What rounding lost goes to the commonest pair: all counts are of all the bytes.
     pairs[pairs.argmax()] += size - pairs.sum()
     return pairs

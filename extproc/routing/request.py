@@ -13,7 +13,8 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """
 
     text: bytes
-    """UTF-8 of all message text, tool calls and results, joined by newlines."""
+    """UTF-8 of all message text, tool calls and results, joined by newlines; of a large
+    body it may be a sample."""
     messages: int = 1
     """Chat messages; each costs the template some tokens."""
     tools_text: bytes = b""
@@ -26,6 +27,10 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     files: int = 0
     token_ids: int = 0
     """Prompt tokens that the client counted itself by sending token ids."""
+    missing_bytes: int = 0
+    """What ``text`` lacks, where it is a sample in ``sample_windows``."""
+    missing_tools_bytes: int = 0
+    """The same of ``tools_text``."""
 
     @property
     def has_media(self) -> bool:
