@@ -142,7 +142,10 @@ class PoolConfig:
     threshold_tokens: int | None = field(default=None, metadata=_POSITIVE)
     """Budgets up to and including it go here; unset: `max_model_len`."""
     endpoints: tuple[str, ...] = field(default=(), metadata=_BASE_URLS)
-    """The vLLM servers, to ask for their load and limits. Unset: they are not asked."""
+    """The vLLM servers, to ask for their load and limits: of a name with several
+    addresses, each. Unset: they are not asked."""
+    api_key_file: str | None = field(default=None, metadata=_FILE)
+    """Holds the key that they ask for (vLLM's `--api-key`). Read anew each time."""
 
 
 DEFAULT_POOLS = (PoolConfig("short", 8192), PoolConfig("long", 65536))

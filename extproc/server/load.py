@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+from yarl import URL
 
 from extproc.config import ConfigError, LoadConfig, PoolConfig
 from extproc.routing.policy import PoolLoad
 from extproc.routing.pressure import EndpointLoad, PoolPressure, PressureLimits
-from extproc.server.vllm import NoMetricsError, Vllm, VllmError
+from extproc.server.addresses import Resolve, resolve
+from extproc.server.vllm import NoMetricsError, Vllm, VllmError, read_key
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,22 @@ _LIMITS_INTERVAL_S = 60.0
 _FIRST_TIMEOUT_S = 3.0
 """How long endpoints that do not answer may hold up the start."""
 
+_RESOLVE_INTERVAL_S = 5.0
+"""Between two looks at a name's addresses; Envoy's STRICT_DNS looks as often."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Endpoint:
     vllm: Vllm
+    url: str
+    """As configured."""
+    address: str | None
+    """One of its name's; None where the name has none."""
     load: EndpointLoad | None = None
     measured_s: float = 0.0
     flights: int = 0
     """``PoolPressure.flights`` when it was measured."""
+    asked: bool = False
     failures: int = 0
     max_model_len: int | None = None
     asked_limits_s: float | None = None
@@ -65,7 +75,8 @@ class PoolStatus:
 class _Pool:
     config: PoolConfig
     pressure: PoolPressure
-    endpoints: list[_Endpoint] = field(default_factory=list)
+    endpoints: dict[_Endpoint, asyncio.Task[None] | None] = field(default_factory=dict)
+    """Each with the task that asks it."""
 
     def differing(self) -> _Endpoint | None:
         wanted = self.config.max_model_len
@@ -93,6 +104,8 @@ class LoadWatch:
         pools: as configured; those without endpoints are not watched.
         config: how often, and where pressure begins.
         clock: seconds that never jump.
+        resolve: the addresses behind a URL.
+        resolve_interval_s: between two looks at them.
     """
 
     def __init__(
@@ -100,8 +113,12 @@ class LoadWatch:
         pools: Sequence[PoolConfig],
         config: LoadConfig,
         clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve = resolve,
+        resolve_interval_s: float = _RESOLVE_INTERVAL_S,
     ) -> None:
         self._config = config
+        self._resolve = resolve
+        self._resolve_interval_s = resolve_interval_s
         self._clock = clock
         limits = PressureLimits(
             config.waiting_requests, config.kv_cache_usage, config.relief
@@ -113,7 +130,7 @@ class LoadWatch:
         }
         self._loads: dict[str, PoolLoad] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._lookups: list[asyncio.Task[None]] = []
 
     def current(self) -> Mapping[str, PoolLoad]:
         """What routing should know; a pool that is not in it counts as idle."""
@@ -145,14 +162,23 @@ class LoadWatch:
         """Ask every endpoint once, then go on asking in the background.
 
         Raises:
-            ConfigError: an endpoint's window is not the one configured for its pool.
+            ConfigError: an endpoint's window is not the one configured for its pool,
+                or a key cannot be read.
         """
+        for pool in self._pools.values():
+            _check_key(pool.config)
         timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout)
+        named = [
+            (pool, url)
+            for pool in self._pools.values()
+            for url in pool.config.endpoints
+        ]
+        await asyncio.gather(*(self._look_up(*pair, first=True) for pair in named))
         watched = [
             (pool, endpoint)
             for pool in self._pools.values()
-            for endpoint in self._connect(pool, self._session)
+            for endpoint in pool.endpoints
         ]
         first = [asyncio.create_task(self._ask(*pair)) for pair in watched]
         if first:
@@ -160,7 +186,9 @@ class LoadWatch:
         for task in first:
             task.cancel()
         self.check_limits()
-        self._tasks = [asyncio.create_task(self._watch(*pair)) for pair in watched]
+        for pool, endpoint in watched:
+            pool.endpoints[endpoint] = asyncio.create_task(self._watch(pool, endpoint))
+        self._lookups = [asyncio.create_task(self._keep_up(*pair)) for pair in named]
 
     def check_limits(self) -> None:
         """Hold what endpoints said of their windows against the configuration.
@@ -173,29 +201,65 @@ class LoadWatch:
             if endpoint is not None:
                 raise ConfigError(
                     f"pool {pool.config.name}: max_model_len: "
-                    f"{pool.config.max_model_len}; {endpoint.vllm.url} has "
+                    f"{pool.config.max_model_len}; {endpoint.vllm.name} has "
                     f"{endpoint.max_model_len}"
                 )
 
     async def stop(self) -> None:
         """Ask no more."""
-        for task in self._tasks:
+        asking = [t for pool in self._pools.values() for t in pool.endpoints.values()]
+        tasks = [*self._lookups, *(task for task in asking if task is not None)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
-    def _connect(
-        self, pool: _Pool, session: aiohttp.ClientSession
-    ) -> Sequence[_Endpoint]:
-        pool.endpoints = [
-            _Endpoint(Vllm(session, url)) for url in pool.config.endpoints
-        ]
-        return pool.endpoints
+    async def _keep_up(self, pool: _Pool, url: str) -> None:
+        """Follow a name's addresses."""
+        while True:
+            await asyncio.sleep(self._resolve_interval_s)
+            await self._look_up(pool, url)
+
+    async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
+        """Have an endpoint for each address of a URL's name."""
+        addresses: Sequence[str | None] = []
+        try:
+            async with asyncio.timeout(_FIRST_TIMEOUT_S):
+                addresses = await self._resolve(URL(url))
+        except TimeoutError:
+            pass  # as if it were not known
+        except Exception:
+            logger.exception("name_lookup_failed")
+        if not addresses:
+            if not first:
+                return  # no answer is no news
+            addresses = [None]
+        known = {e.address: e for e in pool.endpoints if e.url == url}
+        for address, endpoint in known.items():
+            if address not in addresses:
+                task = pool.endpoints.pop(endpoint)
+                if task is not None:
+                    task.cancel()
+        for address in addresses:
+            if address not in known:
+                self._add(pool, url, address, asks=not first)
+        if not first and set(addresses) != known.keys():
+            fields = {"pool": pool.config.name, "url": url, "servers": len(addresses)}
+            logger.info("endpoints_changed", extra={"fields": fields})
+            self._measure(pool)
+
+    def _add(self, pool: _Pool, url: str, address: str | None, *, asks: bool) -> None:
+        assert self._session is not None
+        vllm = Vllm(self._session, url, address, pool.config.api_key_file)
+        endpoint = _Endpoint(vllm, url, address)
+        task = asyncio.create_task(self._watch(pool, endpoint)) if asks else None
+        pool.endpoints[endpoint] = task
 
     async def _watch(self, pool: _Pool, endpoint: _Endpoint) -> None:
         while True:
-            await asyncio.sleep(self._config.interval_s)
+            if endpoint.asked:
+                await asyncio.sleep(self._config.interval_s)
             try:
                 await self._ask(pool, endpoint)
             except Exception:
@@ -204,6 +268,7 @@ class LoadWatch:
 
     async def _ask(self, pool: _Pool, endpoint: _Endpoint) -> None:
         was_healthy = endpoint.healthy
+        endpoint.asked = True
         try:
             endpoint.load = await endpoint.vllm.load()
             endpoint.measured_s = self._clock()
@@ -263,5 +328,18 @@ class LoadWatch:
 
 
 def _log(event: str, pool: _Pool, endpoint: _Endpoint, **fields: object) -> None:
-    fields = {"pool": pool.config.name, "endpoint": endpoint.vllm.url, **fields}
+    fields = {"pool": pool.config.name, "endpoint": endpoint.vllm.name, **fields}
     logger.warning(event, extra={"fields": fields})
+
+
+def _check_key(pool: PoolConfig) -> None:
+    if pool.api_key_file is None:
+        return
+    try:
+        read_key(pool.api_key_file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no key in it"
+        raise ConfigError(
+            f"pool {pool.name}: api_key_file: {pool.api_key_file!r}: {reason}; "
+            "accepted: a file with one line"
+        ) from None

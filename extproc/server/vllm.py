@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from extproc.routing.pressure import EndpointLoad
 
 MAX_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 50 to 200 KB; whatever answers with more than this is not it."""
+
+_MAX_KEY_BYTES = 8192
+"""Servers take no longer header."""
 
 # Other metrics begin with the same words (``num_requests_waiting_by_reason``).
 # ``gpu_cache_usage_perc`` is the name before vLLM 0.10.
@@ -37,11 +42,25 @@ class Vllm:
     Args:
         session: its timeout is how long an answer may take.
         url: its base URL.
+        address: of the one server that is meant, where the URL's name has several.
+        key_file: holds the API key that it asks for. Read each time, as keys change.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        address: str | None = None,
+        key_file: str | None = None,
+    ) -> None:
         self._session = session
-        self.url = url.rstrip("/")
+        self._base = URL(url.rstrip("/"))
+        self._address = address
+        self._key_file = key_file
+        self.name = str(self._base)
+        """For logs."""
+        if address not in (None, self._base.host):
+            self.name = f"{self._base} ({address})"
 
     async def load(self) -> EndpointLoad:
         """Ask for the load.
@@ -69,8 +88,17 @@ class Vllm:
         return parse_max_model_len(body) if status == 200 else None
 
     async def _get(self, path: str) -> tuple[int, bytes]:
+        url, host = self._base.joinpath(path[1:]), self._base.host
+        headers = {"host": self._base.authority} | self._authorization()
+        if self._address is not None:
+            url = url.with_host(self._address)
         try:
-            async with self._session.get(self.url + path) as response:
+            async with self._session.get(
+                url,
+                headers=headers,
+                server_hostname=host if url.scheme == "https" else None,
+                allow_redirects=False,  # the key is for this server
+            ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_chunked(1 << 16):
                     body += chunk
@@ -79,6 +107,29 @@ class Vllm:
                 return response.status, bytes(body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise VllmError(f"{path}: {type(error).__name__}") from error
+
+    def _authorization(self) -> dict[str, str]:
+        if self._key_file is None:
+            return {}
+        try:
+            return {"authorization": f"Bearer {read_key(self._key_file)}"}
+        except OSError as error:
+            raise VllmError(f"{self._key_file}: {error.strerror}") from None
+        except ValueError:
+            raise VllmError(f"{self._key_file}: no key in it") from None
+
+
+def read_key(file: str) -> str:
+    """Read an API key.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not one line of what a header may hold.
+    """
+    key = Path(file).read_bytes()[:_MAX_KEY_BYTES].decode("ascii").strip()
+    if not key or not key.isprintable():
+        raise ValueError("not a key")
+    return key
 
 
 def parse_metrics(body: bytes) -> EndpointLoad | None:

@@ -7,10 +7,12 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
 from extproc.config import ConfigError, LoadConfig, PoolConfig
 from extproc.routing.policy import PoolLoad
 from extproc.routing.pressure import EndpointLoad
+from extproc.server.addresses import resolve
 from extproc.server.load import LoadWatch
 from extproc.server.vllm import parse_max_model_len, parse_metrics
 
@@ -30,7 +32,10 @@ vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
 class FakeVllm:
     """One server on a port of its own."""
 
-    def __init__(self, max_model_len=8192):
+    def __init__(self, max_model_len=8192, host="127.0.0.1"):
+        self.host = host
+        self.key = None
+        self.hosts = set()
         self.waiting = 0.0
         self.max_model_len = max_model_len
         self.metrics_status = 200
@@ -45,14 +50,20 @@ class FakeVllm:
         app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
+        await web.TCPSite(self._runner, self.host, port).start()
         self.port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}:{self.port}"
 
     async def stop(self):
         await self._runner.cleanup()
 
+    def _asked(self, request):
+        self.hosts.add(request.host)
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            raise web.HTTPUnauthorized
+
     async def _metrics(self, request):
+        self._asked(request)
         text = METRICS.format(waiting=self.waiting, usage=0.25)
         return web.Response(text=text, status=self.metrics_status)
 
@@ -60,6 +71,7 @@ class FakeVllm:
         return web.Response(status=self.health_status)
 
     async def _models(self, request):
+        self._asked(request)
         models = [
             {"id": "m", "max_model_len": self.max_model_len},
             {"id": "adapter", "max_model_len": None},
@@ -215,6 +227,175 @@ def test_endpoints_that_are_not_there_yet_do_not_keep_it_from_starting():
         await watch.stop()
 
     asyncio.run(scenario())
+
+
+@contextlib.asynccontextmanager
+async def behind_one_name(*servers, interval_s=0.01):
+    """A pool at one name, whose addresses are those of the list that is yielded."""
+    first, *others = servers
+    await first.start()
+    for server in others:
+        await server.start(first.port)
+    addresses = [server.host for server in servers]
+
+    async def resolve(url):
+        assert url.host == "vllm-short"
+        looked_up.set()
+        return addresses
+
+    looked_up = asyncio.Event()
+
+    url = f"http://vllm-short:{first.port}"
+    watch = LoadWatch(
+        [PoolConfig("short", 8192, endpoints=(url,))],
+        FAST,
+        resolve=resolve,
+        resolve_interval_s=interval_s,
+    )
+    try:
+        await watch.start()
+        yield watch, addresses, looked_up
+    finally:
+        await watch.stop()
+        for server in servers:
+            await server.stop()
+
+
+async def until(watch, **expected):
+    async with asyncio.timeout(10):
+        while True:
+            (status,) = watch.statuses()
+            if {key: getattr(status, key) for key in expected} == expected:
+                return
+            await asyncio.sleep(0.005)
+
+
+def test_each_address_of_a_name_is_an_endpoint():
+    async def scenario():
+        one, other = FakeVllm(), FakeVllm(host="127.0.0.2")
+        one.waiting, other.waiting = 2.0, 16.0
+        async with behind_one_name(one, other) as (watch, *_):
+            await until(watch, endpoints=2, healthy=2, waiting=9.0)
+            assert watch.current() == {"short": PoolLoad(under_pressure=True)}
+            # Asked by the name that they are known by.
+            assert one.hosts == other.hosts == {f"vllm-short:{one.port}"}
+
+    asyncio.run(scenario())
+
+
+def test_addresses_come_and_go():
+    async def scenario():
+        one, other = FakeVllm(), FakeVllm(host="127.0.0.2")
+        one.waiting, other.waiting = 2.0, 16.0
+        async with behind_one_name(one, other) as (watch, addresses, looked_up):
+            addresses.remove("127.0.0.2")
+            await until(watch, endpoints=1, waiting=2.0)
+            addresses.append("127.0.0.2")
+            await until(watch, endpoints=2, waiting=9.0)
+            addresses.clear()  # the name server is away: no news
+            for _ in range(2):
+                looked_up.clear()
+                await looked_up.wait()
+            await until(watch, endpoints=2, waiting=9.0)
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_is_not_known_yet_is_looked_up_again():
+    async def scenario():
+        server, addresses = FakeVllm(), []
+        await server.start()
+
+        async def resolve(url):
+            return addresses
+
+        url = f"http://no-such-name.invalid:{server.port}"
+        pool = PoolConfig("short", 8192, endpoints=(url,))
+        watch = LoadWatch([pool], FAST, resolve=resolve, resolve_interval_s=0.01)
+        try:
+            await watch.start()
+            await becomes(watch, PoolLoad(available=False))
+            addresses.append(server.host)
+            await becomes(watch, PoolLoad())
+            await until(watch, endpoints=1, healthy=1)
+        finally:
+            await watch.stop()
+            await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_system_is_asked_for_addresses():
+    async def scenario():
+        assert await resolve(URL("http://127.0.0.9:80")) == ["127.0.0.9"]
+        assert await resolve(URL("http://[::1]:80")) == ["::1"]
+        assert await resolve(URL("http://localhost:80")) == ["127.0.0.1"]
+        assert await resolve(URL("http://no-such-name.invalid:80")) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_key_is_sent_and_never_said(tmp_path, caplog):
+    file = tmp_path / "key"
+    file.write_text("hidden-secret\n")
+
+    async def scenario():
+        server = FakeVllm()
+        server.key = "hidden-secret"
+        await server.start()
+        pool = PoolConfig(
+            "short", 4096, endpoints=(server.url,), api_key_file=str(file)
+        )
+        watch = LoadWatch([pool], FAST)
+        try:
+            # It was let in to /v1/models, or it would not know the window.
+            with pytest.raises(ConfigError, match="has 8192"):
+                await watch.start()
+            (status,) = watch.statuses()
+            assert status.waiting == 0.0
+        finally:
+            await watch.stop()
+            await server.stop()
+
+    with caplog.at_level("DEBUG"):
+        asyncio.run(scenario())
+    assert "hidden-secret" not in caplog.text
+
+
+def test_a_key_that_changes_is_read_again(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("old")
+
+    async def scenario():
+        server = FakeVllm()
+        server.key = "old"
+        await server.start()
+        pool = PoolConfig(
+            "short", 8192, endpoints=(server.url,), api_key_file=str(file)
+        )
+        watch = LoadWatch([pool], FAST)
+        try:
+            await watch.start()
+            await until(watch, waiting=0.0)
+            server.key = "new"
+            await until(watch, waiting=None)  # healthy, but says nothing
+            file.write_text("new")
+            await until(watch, waiting=0.0)
+        finally:
+            await watch.stop()
+            await server.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff\xfe"])
+def test_a_key_that_cannot_be_one_is_an_error_at_start(content, tmp_path):
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    pool = PoolConfig("short", 8192, endpoints=("http://h",), api_key_file=str(file))
+    with pytest.raises(ConfigError, match=r"pool short: api_key_file: .*key"):
+        asyncio.run(LoadWatch([pool], FAST).start())
 
 
 def test_metrics_of_several_engines_are_added_up():
