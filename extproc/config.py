@@ -365,7 +365,9 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     for variable, (section, key) in ENVIRONMENT.items():
         value = environment.get(variable)
         if value:
-            target = document.setdefault(section, {})
+            if document.get(section) is None:
+                document[section] = {}
+            target = document[section]
             if isinstance(target, dict):
                 target[key] = _read_variable(key, value)
     config: Config = build(Config, document)

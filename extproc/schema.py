@@ -74,6 +74,8 @@ def _unknown(name: str, key: str, known: list[str]) -> str:
 def _convert(wanted: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(wanted)
     if dataclasses.is_dataclass(wanted):
+        if value is None:
+            value = {}  # a section with nothing in it, or all of it commented out
         if not isinstance(value, dict):
             raise ConfigError(f"{name}: {value!r}; accepted: a mapping of settings")
         return build(wanted, value, f"{name}.")

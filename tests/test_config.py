@@ -141,3 +141,11 @@ def test_what_is_printed_can_be_read_back() -> None:
 def test_a_variable_that_is_no_number_of_workers_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"^server\.workers: 'many'; accepted"):
         load_config("", {"EXTPROC_WORKERS": "many"})
+
+
+@pytest.mark.parametrize("section", ["server", "feedback", "tls", "log"])
+def test_an_empty_section_is_its_defaults(section: str) -> None:
+    text = "server:\n  tls:\n" if section == "tls" else f"{section}:\n"
+    assert load_config(text, {}) == Config()
+    override = {"EXTPROC_LISTEN": "127.0.0.1:1"}
+    assert load_config(text, override).server.listen == "127.0.0.1:1"
