@@ -211,7 +211,7 @@ def replay(
 ) -> dict[str, Any]:
     """Estimate, then learn, entry by entry; score all but the first tenth."""
     router = build_router(config, leave_out)
-    sampler = build_sampler(config.feedback)
+    sampler = build_sampler(config.feedback, router.policy)
     evaluation = Evaluation(thresholds)
     cold = Evaluation(thresholds)
     unscored = int(len(entries) * UNSCORED_SHARE)

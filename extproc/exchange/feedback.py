@@ -10,6 +10,7 @@ errors grow, as they do when another model comes up behind a name.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ SETTLED_RATE = 0.04
 """Share that is looked at right after; falls towards the floor as samples add up."""
 
 NEAR_THRESHOLD = 0.25
-"""Budgets within this share of their pool's limit count as near it."""
+"""Budgets within this share of a limit between two pools count as near it."""
 
 NEAR_WEIGHT = 2.0
 
@@ -64,13 +65,17 @@ class FeedbackSampler:
     Args:
         floor: the least share of the exchanges that is looked at, 0 to 1.
         adaptive: whether uncertainty raises it; else the share is ``floor``.
+        limits: the budgets, in tokens, at which one pool ends and the next begins.
 
     Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` falls
     below the rate, which spreads the choices evenly and keeps in step with no
     periodic traffic.
     """
 
-    def __init__(self, floor: float, *, adaptive: bool = True) -> None:
+    def __init__(
+        self, floor: float, *, adaptive: bool = True, limits: Sequence[int] = ()
+    ) -> None:
+        self.limits = limits
         self._floor = floor
         self._adaptive = adaptive
         self._models: OrderedDict[str, _Known] = OrderedDict()
@@ -102,9 +107,9 @@ class FeedbackSampler:
         if self._categories.get(key, 0) < CATEGORY_SAMPLES:
             return 1.0
         rate = max(self._floor, SETTLED_RATE * MODEL_SAMPLES / model.samples)
-        limit = decision.pool.threshold_tokens
-        distance = abs(decision.bound_budget_tokens - limit)
-        return rate * (NEAR_WEIGHT if distance <= NEAR_THRESHOLD * limit else 1.0)
+        budget = decision.bound_budget_tokens
+        near = any(abs(budget - at) <= NEAR_THRESHOLD * at for at in self.limits)
+        return rate * (NEAR_WEIGHT if near else 1.0)
 
     def observed(self, decision: Decision, error_ratio: float) -> None:
         """Note that a response was learned from.

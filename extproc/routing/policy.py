@@ -99,7 +99,7 @@ class Policy:
 
     pools: Sequence[Pool]
     _by_name: Mapping[str, Pool] = field(init=False)
-    _takes: Sequence[int] = field(init=False)
+    takes: Sequence[int] = field(init=False)
     """The largest budget that each smaller pool is meant for."""
     _limits: Sequence[int] = field(init=False)
     """Every number that budgets are held against, increasing."""
@@ -112,7 +112,7 @@ class Policy:
         takes = [
             min(pool.max_model_len, pool.threshold_tokens) for pool in self.pools[:-1]
         ]
-        object.__setattr__(self, "_takes", takes)
+        object.__setattr__(self, "takes", takes)
         object.__setattr__(self, "_limits", sorted({*lengths, *takes}))
 
     @property
@@ -162,10 +162,10 @@ class Policy:
         return Choice(self.pools[chosen], reason)
 
     def _first_fit(self, budget_tokens: int) -> int:
-        for position, limit in enumerate(self._takes):
+        for position, limit in enumerate(self.takes):
             if budget_tokens <= limit:
                 return position
-        return len(self._takes)
+        return len(self.takes)
 
     def _reason(self, chosen: int, budget_tokens: int) -> Reason:
         if chosen < len(self.pools) - 1 or len(self.pools) == 1:

@@ -88,13 +88,17 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
             return SemanticRouterRule()
 
 
-def build_sampler(config: FeedbackConfig) -> FeedbackSampler:
-    """The sampler that a configuration describes."""
+def build_sampler(config: FeedbackConfig, policy: Policy) -> FeedbackSampler:
+    """The sampler that a configuration describes.
+
+    Args:
+        policy: between whose pools an error matters most.
+    """
     match config.sample:
         case "auto" if config.access_log:
             return FeedbackSampler(0.0, adaptive=False)
         case "auto":
-            return FeedbackSampler(AUTO_SAMPLE_FLOOR)
+            return FeedbackSampler(AUTO_SAMPLE_FLOOR, limits=policy.takes)
         case "all":
             return FeedbackSampler(1.0, adaptive=False)
         case rate:

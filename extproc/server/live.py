@@ -61,7 +61,7 @@ class Live:
     ) -> None:
         self.config = config
         self.router = build_router(config)
-        self._sampler = build_sampler(config.feedback)
+        self._sampler = build_sampler(config.feedback, self.router.policy)
         self._watch = LoadWatch(config.pools, config.load)
         self.advisor = Advisor(self.router.policy)
         self.metrics = Metrics(
@@ -164,7 +164,8 @@ class Live:
         for _ in _teach(router, self.router, known):
             pass
         if config.feedback != self.config.feedback:
-            self._sampler = build_sampler(config.feedback)
+            self._sampler = build_sampler(config.feedback, router.policy)
+        self._sampler.limits = router.policy.takes
         previous, self._watch = self._watch, watch
         self.config, self.router = config, router
         self.service.reconfigure(router, _exchange_settings(config), self._sampler)

@@ -28,7 +28,7 @@ FLOOR = 0.01
 
 def settled(category: str = "prose", *, error: float = 0.05) -> FeedbackSampler:
     """A sampler that knows model m and one category of it."""
-    sampler = FeedbackSampler(FLOOR)
+    sampler = FeedbackSampler(FLOOR, limits=[8192])
     for _ in range(MODEL_SAMPLES):
         sampler.observed(replace(TEXT, category=category), error)
     return sampler
@@ -132,8 +132,12 @@ def test_no_periodic_traffic_escapes_the_sample() -> None:
     ("budget", "near"),
     [(6143, False), (6144, True), (8192, True), (10240, True), (10241, False)],
 )
-def test_budgets_near_the_threshold_weigh_more(budget: int, near: bool) -> None:
-    rate = settled().rate(replace(TEXT, bound_tokens=budget))
+@pytest.mark.parametrize("pool", [POOL, Pool("long", 65536, 65536)], ids=str)
+def test_budgets_near_a_threshold_weigh_more(
+    budget: int, near: bool, pool: Pool
+) -> None:
+    """Whichever side of it they are on, and whatever pool they were sent to."""
+    rate = settled().rate(replace(TEXT, bound_tokens=budget, pool=pool))
 
     assert rate == SETTLED_RATE * (NEAR_WEIGHT if near else 1)
 

@@ -36,7 +36,7 @@ def make_service() -> ExtProcService:
     return ExtProcService(
         router,
         ExchangeSettings(),
-        build_sampler(config.feedback),
+        build_sampler(config.feedback, router.policy),
         Metrics(router.ratios.all),
     )
 
