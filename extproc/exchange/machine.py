@@ -163,7 +163,8 @@ class Exchange:
         self.state = State.REQUEST_HEADERS
         self.decision: Decision | None = None
         self.fault: Exception | None = None
-        """What went wrong in deciding, if anything: the request went on regardless."""
+        """What went wrong of late, if anything: the request went on regardless. Whoever
+        has taken note of it may clear it."""
         self._router = router
         self._settings = settings
         self._wants_feedback = wants_feedback
@@ -207,6 +208,16 @@ class Exchange:
                 f"while waiting for {self.state.value}"
             ) from None
         waited_for, self.state = self.state, following
+        held = len(self._received)
+        try:
+            return self._answer(event, waited_for)
+        except Exception as error:
+            if not self.owes_bodies:
+                raise  # to end the stream is enough: Envoy has the bodies
+            self.fault = error
+            return self._pass_on(event, held)
+
+    def _answer(self, event: Event, waited_for: State) -> Step:
         match event:
             case RequestHeaders():
                 return self._request_headers(event)
@@ -222,6 +233,33 @@ class Exchange:
                 if self._reader is not None:
                     self._finish(self._reader)
                 return Step(Continue(), end=True, observation=self._observed())
+
+    def _pass_on(self, event: Event, held: int) -> Step:
+        """Full duplex after a fault of ours: everything goes on as it came, at once.
+
+        Args:
+            held: bytes of the request withheld before the event.
+        """
+        withheld, self._withheld = self._withheld, False
+        body = bytes(self._received[:held])
+        self._received.clear()
+        self._reader = None
+        self._watched = self._injected = False
+        if withheld:
+            default = self._router.policy.default
+            self.decision = Decision(default, Reason.FAULT, body_bytes=len(body))
+        match event:
+            case RequestBody() if withheld:
+                release = Release(None, body + event.body, event.end_of_stream)
+                return Step(release)
+            case RequestTrailers() if withheld:
+                return Step(Release(None, body, end_of_stream=False, trailers=True))
+            case RequestBody() if self._duplex:
+                return Step(Echo(event.body, event.end_of_stream))
+            case ResponseBody() if self._response_duplex:
+                return Step(Echo(event.body, event.end_of_stream))
+            case _:
+                return Step(Continue())
 
     # The request.
 
@@ -311,14 +349,17 @@ class Exchange:
         return self._request_mode in (BodyMode.NONE, BodyMode.BUFFERED)
 
     def _release(self, end_of_stream: bool, *, trailers: bool = False) -> Step:
-        self._withheld = False
-        body = bytes(self._received)
-        self._received.clear()
         over = (end_of_stream or trailers) and self._may_end
-        shadow = self._settings.shadow
         release = Release(
-            self.decision, body, end_of_stream, trailers, shadow, self._receipt()
+            self.decision,
+            bytes(self._received),
+            end_of_stream,
+            trailers,
+            self._settings.shadow,
+            self._receipt(),
         )
+        self._withheld = False
+        self._received.clear()
         return Step(release, end=over)
 
     def _request_trailers(self, waited_for: State) -> Step:
@@ -327,8 +368,16 @@ class Exchange:
             return self._release(end_of_stream=False, trailers=True)
         if self._withheld:
             return self._overtaken()
-        # A streamed body that ends in trailers: too late for a route of its own.
-        return Step(Continue(), end=self._may_end)
+        decided = self.decision is not None or waited_for is not State.REQUEST_BODY
+        if decided or self._duplex:
+            return Step(Continue(), end=self._may_end)
+        # A streamed body that ends in trailers: too late for a route of its own, as the
+        # headers have gone on, but not to say what was decided, and to learn.
+        self._decide()
+        assert self.decision is not None
+        self._received.clear()
+        route = Route(self.decision, shadow=True, receipt=self._receipt())
+        return Step(route, end=self._may_end)
 
     def _receipt(self) -> bytes:
         if self.decision is None or self._watched or not self._settings.receipts:

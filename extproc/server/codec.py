@@ -141,11 +141,16 @@ def encode(event: Event, reply: Reply) -> Sequence[bytes]:
             return _encode_echo(event, reply)
 
 
+_PHASES: dict[type[Event], str] = {
+    RequestHeaders: "request_headers",
+    RequestBody: "request_body",
+    RequestTrailers: "request_trailers",
+}
+
+
 def _encode_route(event: Event, reply: Route) -> bytes:
     if reply.body is None:
-        on_headers = isinstance(event, RequestHeaders)
-        phase = "request_headers" if on_headers else "request_body"
-        return _encode_decision(phase, reply)
+        return _encode_decision(_PHASES[type(event)], reply)
     message = pb.ProcessingResponse.FromString(_encode_decision("request_body", reply))
     common = message.request_body.response
     # Envoy leaves content-length as it was; a body that does not match is a 500.

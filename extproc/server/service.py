@@ -184,14 +184,21 @@ class ExtProcService:
         event = decode(data, self._wanted)
         undecided = exchange.decision is None
         step = exchange.receive(event)
+        if exchange.fault is not None:
+            self._fault(exchange.fault)
+            exchange.fault = None
         if undecided and exchange.decision is not None:
-            if exchange.fault is not None:
-                self._fault(exchange.fault)
             self.decided(exchange.decision)
             self._depart(exchange, exchange.decision, step.reply)
         if step.observation is not None:
             self.learn_later(step.observation)
-        messages = encode(event, step.reply)
+        try:
+            messages = encode(event, step.reply)
+        except Exception as error:
+            if not exchange.owes_bodies:
+                raise
+            self._fault(error)
+            messages = encode(event, _without_decision(step.reply))
         self.metrics.message_seconds.add(
             time.perf_counter() - began, _PHASES[type(event)]
         )
@@ -249,6 +256,13 @@ class ExtProcService:
         for watcher in self._watchers:
             watcher.observed(observation, lesson)
         return lesson
+
+
+def _without_decision(reply: Reply) -> Reply:
+    """What must not be lost of a reply that could not be written: the body."""
+    if isinstance(reply, Release):
+        return Release(None, reply.body, reply.end_of_stream, reply.trailers)
+    return reply
 
 
 class Stream:

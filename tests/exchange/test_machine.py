@@ -374,17 +374,23 @@ def test_a_stream_is_given_up_as_soon_as_it_is_over_the_cap() -> None:
     assert steps[2].end
 
 
-def test_a_streamed_body_that_ends_in_trailers_is_not_decided_upon() -> None:
-    machine = exchange()
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_streamed_body_that_ends_in_trailers_is_decided_upon(watch: bool) -> None:
+    """Its headers have gone: it is not moved, but said, and learned from."""
+    machine = exchange(watch=watch)
     steps = play(
         machine,
         request(10, mode=BodyMode.STREAMED),
-        RequestBody(chat()),
+        RequestBody(chat()[:9]),
+        RequestBody(chat()[9:]),
         RequestTrailers(),
     )
 
-    assert steps[2] == Step(Continue(), end=True)
-    assert machine.decision is None
+    whole = play(exchange(), request(chat()), RequestBody(chat(), True))[-1]
+    assert isinstance(steps[3].reply, Route)
+    assert (steps[3].reply.shadow, steps[3].end) == (True, not watch)
+    assert routed(steps[3]) is machine.decision
+    assert routed(steps[3]).prompt_tokens == routed(whole).prompt_tokens
 
 
 def test_a_partial_body_is_routed_only_when_it_is_whole() -> None:
@@ -467,6 +473,56 @@ def test_trailers_release_the_body_and_are_answered() -> None:
         routed(steps[2]), body, end_of_stream=False, trailers=True
     )
     assert steps[2].end
+
+
+class Broken(Router):
+    """Fails whatever it is asked."""
+
+    def route(self, *args: Any) -> Decision:
+        raise ZeroDivisionError
+
+    def fail_open(self, *args: Any) -> Decision:
+        raise ZeroDivisionError
+
+
+def broken() -> Exchange:
+    router = Broken(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    return Exchange(router, SETTINGS, lambda decision: True)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=5),
+    trailers=st.booleans(),
+    both=st.booleans(),
+)
+def test_a_fault_in_full_duplex_loses_no_byte(
+    sizes: list[int], trailers: bool, both: bool
+) -> None:
+    machine = broken()
+    body = chat()
+    response_mode = DUPLEX if both else BodyMode.NONE
+    parts = split(body, list(itertools.accumulate(sizes)))
+    events: list[Event] = [RequestBody(part) for part in parts]
+    events.append(RequestTrailers() if trailers else RequestBody(b"", True))
+    steps = play(machine, request(None, mode=DUPLEX, response_mode=response_mode))
+    steps += play(machine, *events)
+    sent = [step.reply.body for step in steps if isinstance(step.reply, Release | Echo)]
+    assert b"".join(sent) == body
+    assert isinstance(machine.fault, ZeroDivisionError)
+    assert machine.decision is not None
+    assert machine.decision.reason is Reason.FAULT
+    assert not machine.follows_response
+    if both:
+        assert machine.receive(response()).reply == Continue()
+        step = machine.receive(ResponseBody(b"answer", True))
+        assert step.reply == Echo(b"answer", True)
+
+
+def test_a_fault_elsewhere_ends_the_exchange() -> None:
+    machine = broken()
+    machine.receive(request(chat()))
+    with pytest.raises(ZeroDivisionError):
+        machine.receive(RequestBody(chat(), True))
 
 
 @pytest.mark.parametrize("response_mode", [BodyMode.NONE, DUPLEX])

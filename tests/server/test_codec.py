@@ -30,7 +30,13 @@ from extproc.exchange.events import (
 )
 from extproc.routing.policy import Pool, Reason
 from extproc.routing.router import Decision
-from extproc.server.codec import MAX_ECHO_BYTES, UnknownMessageError, decode, encode
+from extproc.server.codec import (
+    MAX_ECHO_BYTES,
+    METADATA_NAMESPACE,
+    UnknownMessageError,
+    decode,
+    encode,
+)
 from extproc.wire import ext_proc_pb2 as pb
 
 DECISION = Decision(
@@ -329,3 +335,13 @@ def test_a_body_mode_of_a_later_envoy_is_none(number: int) -> None:
     event = decode(message.SerializeToString())
 
     assert event == RequestHeaders({}, False, None, BodyMode.NONE)
+
+
+def test_a_decision_may_come_with_the_trailers() -> None:
+    """Metadata only: a reply to trailers has no headers to set."""
+    decision = Decision(Pool("short", 8192, 8192), Reason.WITHIN_THRESHOLD)
+    (message,) = encode(RequestTrailers(), Route(decision, shadow=True))
+    reply = pb.ProcessingResponse.FromString(message)
+    assert reply.WhichOneof("response") == "request_trailers"
+    metadata = reply.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value
+    assert metadata.fields["pool"].string_value == "short"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from extproc.config import Config
@@ -15,7 +16,7 @@ from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.features import Features
 from extproc.routing.policy import PoolLoad
 from extproc.routing.ratio import TextEma
-from extproc.routing.router import Router
+from extproc.routing.router import Decision, Router
 from extproc.server.assembly import build_router
 from extproc.server.flights import Flights
 from extproc.server.metrics import Metrics
@@ -350,3 +351,31 @@ def test_the_end_of_a_request_that_nobody_follows_is_not_known() -> None:
         call.receive(message)
     call.closed(False)
     assert (landed, len(server.service.flights)) == ([], 0)
+
+
+class Unwritable(Router):
+    """Decides what cannot be written down."""
+
+    def route(self, *args: Any) -> Decision:
+        return replace(super().route(*args), category="\ud800")
+
+
+def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
+    server = Server(sample=0.0)
+    old = server.router
+    broken = Unwritable(old.policy, old.estimator, old.ratios)
+    server.service.reconfigure(
+        broken, ExchangeSettings(), FeedbackSampler(0.0, adaptive=False)
+    )
+    call = server.open()
+    head = pb.ProcessingRequest.FromString(headers())
+    head.protocol_config.request_body_mode = 4
+    call.receive(head.SerializeToString())
+
+    replies, _ = call.receive(body())
+
+    first, second = (pb.ProcessingResponse.FromString(reply) for reply in replies)
+    assert first.WhichOneof("response") == "request_headers"
+    streamed = second.request_body.response.body_mutation.streamed_response
+    assert (streamed.body, streamed.end_of_stream) == (BODY, True)
+    assert server.metric("extproc_faults_total") >= 1
