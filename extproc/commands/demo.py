@@ -139,7 +139,7 @@ Running; Ctrl-C stops it. Try:
   curl -i {url}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "tiny", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-and look at x-llm-served-by. What the router has learned: {admin}/status
+and look at x-llm-served-by. The live page: {admin}/
 Logs: {running.stack.directory}""",
         file=sys.stderr,
         flush=True,

@@ -42,20 +42,22 @@ p { margin: 0 0 12px; } .muted { color: var(--muted); }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 12px 14px; }
 .figure b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr));
-  gap: 16px; }
+.plots { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); }
+.plots + p { margin-top: 20px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 16px; } section.wide { grid-column: 1 / -1; }
+  min-width: 0; padding: 16px; } section.wide { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--muted); }
 svg .strong { fill: var(--text); }
 .scroll { overflow-x: auto; }
+.scroll svg { min-width: 420px; } .wide .scroll svg { min-width: 640px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } th { vertical-align: bottom; }
 th { font-weight: 600; color: var(--muted); } th:first-child, td:first-child {
   text-align: left; } tr.ours td { font-weight: 600; } .missed { color: var(--bad); }
-@media (max-width: 540px) { .plots { grid-template-columns: 1fr; } }
+@media (max-width: 540px) { body { padding: 16px 12px 48px; } }
 """
 
 
@@ -101,7 +103,9 @@ def _section(title: str, content: tuple[str, str], *, wide: bool = False) -> str
     kind = " class=wide" if wide else ""
     return (
         f"<section{kind}>\n<h2>{escape(title)}</h2>\n<p class=muted>{note}</p>\n"
-        f"{body}\n</section>\n"
+        # Where there is no room for it; with the keyboard too.
+        f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
+        f"{body}</div>\n</section>\n"
     )
 
 
@@ -286,8 +290,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
         for kind, cells in rows
     )
     return (
-        f"<div class=scroll><table><thead><tr>{titles}</tr></thead>\n"
-        f"<tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table>"
     )
 
 
