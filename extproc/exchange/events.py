@@ -31,7 +31,8 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
-    body: bytes
+    body: bytes | memoryview
+    """A view where it is large; of octets that do not change."""
     end_of_stream: bool = False
 
 

@@ -50,7 +50,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.injection import ask_for_usage
-from extproc.exchange.reading import read_request
+from extproc.exchange.reading import Reading
 from extproc.exchange.receipt import write_receipt
 from extproc.exchange.usage import UsageReader, usage_reader
 from extproc.routing.policy import PoolLoad, Reason
@@ -174,7 +174,8 @@ class Exchange:
         self._encoding = ""
         self._request_mode: BodyMode | None = None
         self._response_duplex = False
-        self._received = bytearray()
+        self._received: bytes | bytearray | memoryview = b""
+        self._reading: Reading | None = None
         self._withheld = False
         self._watched = False
         self._injected = False
@@ -192,6 +193,38 @@ class Exchange:
     def follows_response(self) -> bool:
         """Whether the stream stays open for the response, and ends with it."""
         return self._watched
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the request's body may be larger than what comes of it."""
+        return bool(self._encoding)
+
+    def begin_reading(self, event: Event) -> Reading | None:
+        """Begin to read a body that may take long, of which this is the last part.
+
+        Who steps through it before ``receive`` takes the event can do other work in
+        between; it is read in any case.
+
+        Returns:
+            None where there is nothing to be read, or not in this way.
+        """
+        if type(event) is not RequestBody or self.state is not State.REQUEST_BODY:
+            return None
+        size = len(self._received) + len(event.body)
+        complete = event.end_of_stream or self._comes_whole
+        if not complete or self._duplex or size > self._settings.max_body_bytes:
+            return None
+        body = event.body
+        if self._received:
+            body = bytes(self._received) + bytes(body)
+        self._reading = self._new_reading(body)
+        return self._reading
+
+    def _new_reading(self, body: bytes | bytearray | memoryview) -> Reading:
+        if isinstance(body, bytearray):
+            body = bytes(body)
+        max_body_bytes = self._settings.max_body_bytes
+        return Reading(self._path, body, self._encoding, max_body_bytes)
 
     def receive(self, event: Event) -> Step:
         """Take one event; give its reply.
@@ -242,7 +275,7 @@ class Exchange:
         """
         withheld, self._withheld = self._withheld, False
         body = bytes(self._received[:held])
-        self._received.clear()
+        self._received = b""
         self._reader = None
         self._watched = self._injected = False
         if withheld:
@@ -250,14 +283,14 @@ class Exchange:
             self.decision = Decision(default, Reason.FAULT, body_bytes=len(body))
         match event:
             case RequestBody() if withheld:
-                release = Release(None, body + event.body, event.end_of_stream)
+                release = Release(None, body + bytes(event.body), event.end_of_stream)
                 return Step(release)
             case RequestTrailers() if withheld:
                 return Step(Release(None, body, end_of_stream=False, trailers=True))
             case RequestBody() if self._duplex:
-                return Step(Echo(event.body, event.end_of_stream))
+                return Step(Echo(bytes(event.body), event.end_of_stream))
             case ResponseBody() if self._response_duplex:
-                return Step(Echo(event.body, event.end_of_stream))
+                return Step(Echo(bytes(event.body), event.end_of_stream))
             case _:
                 return Step(Continue())
 
@@ -302,12 +335,12 @@ class Exchange:
     def _request_body(self, event: RequestBody, waited_for: State) -> Step:
         if self._duplex and not self._withheld:
             over = event.end_of_stream and self._may_end
-            return Step(Echo(event.body, event.end_of_stream), end=over)
+            return Step(Echo(bytes(event.body), event.end_of_stream), end=over)
         if self._withheld and waited_for is not State.REQUEST_BODY:
             return self._overtaken()
         if self.decision is not None or waited_for is not State.REQUEST_BODY:
             return Step(Continue())  # repeated end, or the response is under way
-        self._received += event.body
+        self._take(event.body)
         too_large = len(self._received) > self._settings.max_body_bytes
         cut_off = (
             self._request_mode is BodyMode.BUFFERED_PARTIAL and not event.end_of_stream
@@ -328,13 +361,22 @@ class Exchange:
             self._settings.shadow,
             self._receipt(),
         )
-        self._received.clear()  # a watched exchange lives as long as its response
+        # A watched exchange lives as long as its response.
+        self._received, self._reading = b"", None
         return Step(route, end=not self._watched)
+
+    def _take(self, body: bytes | memoryview) -> None:
+        if not self._received:
+            self._received = body  # a buffered body is one message: no copy
+            return
+        if not isinstance(self._received, bytearray):
+            self._received = bytearray(self._received)
+        self._received += body
 
     def _overtaken(self) -> Step:
         # Full duplex, and the response began while the request's headers were withheld:
         # nothing waits for them any more, and a reply would be one out of order.
-        self._received.clear()
+        self._received = b""
         return Step(Withhold())
 
     @property
@@ -359,7 +401,7 @@ class Exchange:
             self._receipt(),
         )
         self._withheld = False
-        self._received.clear()
+        self._received = b""
         return Step(release, end=over)
 
     def _request_trailers(self, waited_for: State) -> Step:
@@ -375,7 +417,7 @@ class Exchange:
         # headers have gone on, but not to say what was decided, and to learn.
         self._decide()
         assert self.decision is not None
-        self._received.clear()
+        self._received = b""
         route = Route(self.decision, shadow=True, receipt=self._receipt())
         return Step(route, end=self._may_end)
 
@@ -396,12 +438,8 @@ class Exchange:
             self.decision = self._router.fail_open(Reason.FAULT, received)
 
     def _estimate(self) -> None:
-        request = read_request(
-            self._path,
-            bytes(self._received),
-            self._encoding,
-            self._settings.max_body_bytes,
-        )
+        reading = self._reading or self._new_reading(self._received)
+        request = reading.finish()
         if isinstance(request, Reason):
             self.decision = self._decide_without(request, len(self._received))
             return

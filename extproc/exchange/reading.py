@@ -29,7 +29,11 @@ class Reading:
     )
 
     def __init__(
-        self, path: str, body: bytes | memoryview, encoding: str, max_body_bytes: int
+        self,
+        path: str,
+        body: bytes | memoryview,
+        encoding: str,
+        max_body_bytes: int,
     ) -> None:
         self.result: Request | Reason | None = None
         """The request once it is read, or why there is none: ``UNDECODABLE``,
@@ -39,6 +43,12 @@ class Reading:
         self._encoding = encoding
         self._max_body_bytes = max_body_bytes
         self._outliner: Outliner | None = None
+
+    def finish(self) -> Request | Reason:
+        """Read all that is left."""
+        while self.result is None:
+            self.step()
+        return self.result
 
     def step(self) -> bool:
         """Go on reading; false once there is a result."""
@@ -74,8 +84,4 @@ def read_request(
     path: str, body: bytes | memoryview, encoding: str, max_body_bytes: int
 ) -> Request | Reason:
     """Read an inference request in one go; see ``Reading``."""
-    reading = Reading(path, body, encoding, max_body_bytes)
-    while reading.step():
-        pass
-    assert reading.result is not None
-    return reading.result
+    return Reading(path, body, encoding, max_body_bytes).finish()

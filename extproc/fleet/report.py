@@ -289,9 +289,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
         f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
         for kind, cells in rows
     )
-    return (
-        f"<table><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table>"
-    )
+    return f"<table><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
 def _pools_table(document: Mapping[str, Any]) -> tuple[str, str]:

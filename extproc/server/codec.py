@@ -31,6 +31,7 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
+from extproc.server.quick_bodies import read_body
 from extproc.server.quick_headers import Wanted, read_headers
 from extproc.wire import ext_proc_pb2 as pb
 
@@ -65,6 +66,9 @@ def decode(data: bytes, wanted: Wanted | None = None) -> Event:
         quickly = read_headers(data, wanted)
         if quickly is not None:
             return quickly
+    body_quickly = read_body(data)
+    if body_quickly is not None:
+        return body_quickly
     try:
         message = pb.ProcessingRequest.FromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home

@@ -24,6 +24,7 @@ from extproc.server.load import LoadWatch, PoolStatus
 from extproc.server.metrics import Metrics
 from extproc.server.service import ExtProcService, NewExchange, Watcher, plain_exchange
 from extproc.server.status import Status
+from extproc.server.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Live:
             new_exchange=new_exchange,
             defer=defer,
             flights=Flights(self._landed),
+            turns=Turns(defer),
         )
         self.status = Status(
             self.router,

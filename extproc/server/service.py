@@ -6,6 +6,7 @@ one write, and the estimator needs no lock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import traceback
@@ -33,6 +34,8 @@ from extproc.exchange.machine import (
     ExchangeSettings,
     ProtocolError,
 )
+from extproc.exchange.outline import DIRECT_BYTES
+from extproc.exchange.reading import Reading
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode
@@ -40,6 +43,7 @@ from extproc.server.flights import Flights
 from extproc.server.health import EXT_PROC
 from extproc.server.metrics import Metrics
 from extproc.server.rpc import Call, Replies, RpcError, Send, Status
+from extproc.server.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +111,7 @@ class ExtProcService:
         flights: the requests whose end will be told.
         defer: runs a call once the reply is on its way; the event loop's
             ``call_soon``. Learning waits there.
+        turns: where large bodies are read; None: at once, as all others.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class ExtProcService:
         new_exchange: NewExchange = plain_exchange,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
         flights: Flights | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.metrics = metrics
         self.flights = Flights(lambda pool: None) if flights is None else flights
@@ -128,6 +134,7 @@ class ExtProcService:
         self._loads = loads
         self._new_exchange = new_exchange
         self._defer = defer
+        self.turns = turns
         self.opened = 0
         """Streams begun, ever."""
         self._faults_logged: set[str] = set()
@@ -156,7 +163,7 @@ class ExtProcService:
         )
         self.opened += 1
         self.metrics.streams_inflight += 1
-        return Stream(self, exchange)
+        return Stream(self, exchange, send)
 
     def step(self, exchange: Exchange, data: bytes) -> Replies:
         """Answer one message of an exchange.
@@ -268,23 +275,61 @@ def _without_decision(reply: Reply) -> Reply:
 class Stream:
     """One ``Process`` stream."""
 
-    __slots__ = ("_exchange", "_service")
+    __slots__ = ("_exchange", "_half_closed", "_held", "_send", "_service")
 
-    def __init__(self, service: ExtProcService, exchange: Exchange) -> None:
+    def __init__(self, service: ExtProcService, exchange: Exchange, send: Send) -> None:
         self._service = service
         self._exchange = exchange
+        self._send = send
+        self._held: list[bytes] | None = None
+        """Messages that wait until a body is read, its own first; None: none do."""
+        self._half_closed = False
 
     def receive(self, message: bytes) -> Replies:
         """Answer one message."""
+        if self._held is not None:
+            self._held.append(message)
+            return (), False
+        if len(message) > DIRECT_BYTES or self._exchange.is_encoded:
+            reading = self._begin_reading(message)
+            if reading is not None and self._service.turns is not None:
+                self._held = [message]
+                self._service.turns.add(partial(self._read, reading), self._answer)
+                return (), False
         return self._service.step(self._exchange, message)
+
+    def _begin_reading(self, message: bytes) -> Reading | None:
+        if self._service.turns is None:
+            return None
+        with contextlib.suppress(UnknownMessageError):  # ``step`` will meet it
+            return self._exchange.begin_reading(decode(message))
+        return None
+
+    def _read(self, reading: Reading) -> bool:
+        try:
+            return self._held is not None and reading.step()
+        except Exception:  # the exchange will meet it again, and count it
+            return False
+
+    def _answer(self) -> None:
+        held, self._held = self._held or [], None
+        for message in held:
+            replies, ends = self._service.step(self._exchange, message)
+            self._send(replies, ends)
+            if ends:
+                return
+        if self._half_closed:
+            self._send((), True)
 
     def half_closed(self) -> Replies:
         """Envoy sends no more: so are we done."""
-        return (), True
+        self._half_closed = True
+        return (), self._held is None
 
     def closed(self, cancelled: bool) -> None:
         """Count the state in which the stream ended, whoever ended it."""
         self._service.flights.ended(self._exchange)
+        self._held = None
         metrics = self._service.metrics
         metrics.streams_inflight -= 1
         metrics.ended.add(self._exchange.state.value)

@@ -1,0 +1,291 @@
+"""Large bodies are read in turns, and what is small does not wait for them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from extproc.config import Config
+from extproc.exchange import machine
+from extproc.exchange.events import Event
+from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.outline import CHUNK_BYTES, DIRECT_BYTES
+from extproc.exchange.reading import Reading
+from extproc.server.assembly import build_router
+from extproc.server.metrics import Metrics
+from extproc.server.rpc import Call, Replies
+from extproc.server.service import (
+    PROCESS,
+    ExtProcService,
+    NewExchange,
+    plain_exchange,
+)
+from extproc.server.turns import Turns
+from extproc.wire import ext_proc_pb2 as pb
+
+MIB = 1 << 20
+Calls = list[Callable[[], None]]
+
+
+def test_all_work_goes_on_by_one_step_a_turn() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+    steps: list[str] = []
+
+    def add(name: str, count: int) -> None:
+        left = iter(range(count - 1, -1, -1))
+
+        def step() -> bool:
+            steps.append(name)
+            return next(left) > 0
+
+        turns.add(step, lambda: done.append(name))
+
+    add("long", 4)
+    add("short", 2)
+    while later:
+        assert len(later) == 1  # however much work there is
+        before = len(steps)
+        later.pop()()
+        assert len(steps) == before + 1
+
+    assert steps == ["long", "short", "long", "short", "long", "long"]
+    assert done == ["short", "long"]
+
+    add("again", 1)
+    later.pop()()
+    assert done[-1] == "again"
+    assert not later
+
+
+class Server:
+    """A service, a turn of whose event loop comes when it is asked for."""
+
+    def __init__(self, new_exchange: NewExchange = plain_exchange) -> None:
+        self.loop: Calls = []
+        self.router = build_router(Config())
+        self.metrics = Metrics(self.router.ratios.all)
+        self.service = ExtProcService(
+            self.router,
+            ExchangeSettings(max_body_bytes=16 * MIB),
+            FeedbackSampler(0, adaptive=False),
+            self.metrics,
+            new_exchange=new_exchange,
+            defer=self.loop.append,
+            turns=Turns(self.loop.append),
+        )
+
+    def turn(self) -> None:
+        now, self.loop[:] = self.loop[:], []
+        for call in now:
+            call()
+
+    def run(self) -> int:
+        """Turn until there is nothing left to do: how often."""
+        turns = 0
+        while self.loop:
+            self.turn()
+            turns += 1
+        return turns
+
+
+class Client:
+    """One stream, and what it was answered."""
+
+    def __init__(self, server: Server, **headers: str) -> None:
+        self.answers: list[bytes] = []
+        self.ended = False
+        call = server.service.open(PROCESS, {}, self.take)
+        assert call is not None
+        self.call: Call = call
+        fields = {
+            ":method": "POST",
+            ":path": "/v1/chat/completions",
+            "content-length": "1000",
+        } | {key.replace("_", "-"): value for key, value in headers.items()}
+        message = pb.ProcessingRequest()
+        message.protocol_config.request_body_mode = 0
+        message.request_headers.headers.headers.extend(
+            pb.HeaderValue(key=k, raw_value=v.encode()) for k, v in fields.items()
+        )
+        self.tell(message)
+        assert len(self.answers) == 1
+
+    def take(self, messages: Sequence[bytes], end: bool = False) -> None:
+        self.answers += messages
+        self.ended = self.ended or end
+
+    def tell(self, message: pb.ProcessingRequest) -> Replies:
+        replies = self.call.receive(message.SerializeToString())
+        self.take(*replies)
+        return replies
+
+    def send_body(self, body: bytes) -> Replies:
+        message = pb.ProcessingRequest()
+        message.request_body.body = body
+        message.request_body.end_of_stream = True
+        return self.tell(message)
+
+    @property
+    def reason(self) -> str:
+        answer = pb.ProcessingResponse.FromString(self.answers[-1])
+        fields = answer.dynamic_metadata.fields["extproc.token_budget"].struct_value
+        return str(fields.fields["reason"].string_value)
+
+
+def chat(size: int) -> bytes:
+    text = ("It was a bright cold day in April. " * (size // 35 + 1))[:size]
+    return json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+
+
+SMALL, LARGE = chat(100), chat(MIB)
+
+
+def test_a_large_body_is_read_in_turns() -> None:
+    server = Server()
+    client = Client(server)
+
+    assert client.send_body(LARGE) == ((), False)
+    turns = server.run()
+
+    assert turns == -(-len(LARGE) // CHUNK_BYTES)
+    assert client.reason == "over_capacity"
+    assert client.ended
+    at_once = server.service
+    at_once.turns = None
+    other = Client(server)
+    other.send_body(LARGE)
+    assert other.answers == client.answers
+
+
+def test_what_is_small_does_not_wait() -> None:
+    server = Server()
+    large = [Client(server) for _ in range(5)]
+    for client in large:
+        client.send_body(LARGE)
+
+    small = Client(server)
+    small.send_body(SMALL)
+
+    assert small.ended
+    assert small.reason == "within_threshold"
+    assert not any(client.ended for client in large)
+    server.turn()
+    assert len(server.loop) == 1  # one step a turn, for all of them
+    server.run()
+    assert all(client.ended for client in large)
+
+
+def test_up_to_a_size_a_body_is_read_at_once() -> None:
+    server = Server()
+    client = Client(server)
+
+    client.send_body(chat(DIRECT_BYTES - 1000))
+
+    assert client.ended
+    assert not server.loop
+
+
+def test_a_body_that_may_grow_is_read_in_turns() -> None:
+    server = Server()
+    client = Client(server, content_encoding="gzip")
+
+    assert client.send_body(gzip.compress(LARGE, mtime=0)) == ((), False)
+    turns = server.run()
+
+    assert client.reason == "over_capacity"
+    assert turns > len(LARGE) // CHUNK_BYTES
+
+
+def test_a_stream_that_is_gone_is_read_no_further() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+    server.turn()
+
+    client.call.closed(True)
+
+    assert server.run() == 1
+    assert len(client.answers) == 1
+    assert client.call.half_closed() == ((), True)
+
+
+def test_messages_wait_for_the_body_before_them() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+    message = pb.ProcessingRequest()
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"408")
+
+    assert client.tell(message) == ((), False)
+    assert client.call.half_closed() == ((), False)
+    server.run()
+
+    assert client.reason == "over_capacity"
+    assert len(client.answers) == 2
+    assert client.ended
+
+
+def test_the_end_of_the_peer_s_side_waits_for_the_answer() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+
+    assert client.call.half_closed() == ((), False)
+    assert not client.ended
+    server.run()
+
+    assert client.ended
+    assert client.call.half_closed() == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (LARGE[:-3], "unparsable"),
+        (b'{"messages":[' + b"{}," * 400_000 + b"{}]}", "too_large"),
+        (LARGE + b" " * 16 * MIB, "too_large"),
+    ],
+    ids=["cut off", "too many elements", "over the cap"],
+)
+def test_what_cannot_be_read_goes_to_the_default_pool(body: bytes, reason: str) -> None:
+    server = Server()
+    client = Client(server)
+
+    client.send_body(body)
+    server.run()
+
+    assert client.ended
+    assert client.reason == reason
+
+
+class BrokenReading(Reading):
+    def step(self) -> bool:
+        raise ZeroDivisionError
+
+
+class Exchange(machine.Exchange):
+    """One whose readings fail, as by a fault of ours, until they are asked again."""
+
+    def begin_reading(self, event: Event) -> Reading | None:
+        return BrokenReading("", b"", "", 0)
+
+
+def test_a_fault_while_reading_costs_no_decision() -> None:
+    def new_exchange(metadata: Mapping[str, str], *needs: Any) -> Exchange:
+        return Exchange(*needs)
+
+    server = Server(new_exchange)
+    client = Client(server)
+
+    client.send_body(LARGE)
+    server.run()
+
+    assert client.ended
+    assert client.reason == "over_capacity"
