@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import brotli
 import zstandard
+
+_IN_BYTES = 16 * 1024
+_OUT_BYTES = 256 * 1024
+"""What one step takes in at most, and lets out, about: 0.1 to 1 ms."""
 
 MAX_LAYERS = 2
 """Encodings stacked on one body; more is nobody's client."""
 
 MAX_MEMBERS = 64
-"""Members of one gzip body, frames of one zstd body: each costs a copy of what is left
-of it, and 50,000 empty ones in 1 MB would hold the event loop for seconds. Clients
-send one; ``bgzip``, the tool that cuts most, one for each 64 KiB."""
+"""Members of one gzip body, frames of one zstd body: each costs a decoder, and 50,000
+empty ones in 1 MB would take a second. Clients send one; ``bgzip``, the tool that cuts
+most, one for each 64 KiB."""
 
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
 """The window that RFC 9659 lets HTTP content use."""
+
+
+Decoding = Generator[None, None, bytes | None]
+"""One step each time that it is asked; returns what ``decode_content`` does."""
 
 
 def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None:
@@ -33,6 +41,17 @@ def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None
         The decoded body; None for an unknown encoding, too many layers, a corrupt or
         truncated body, or more than ``limit_bytes``.
     """
+    decoding = decode_in_steps(body, encoding, limit_bytes)
+    while True:
+        try:
+            next(decoding)
+        except StopIteration as done:
+            decoded: bytes | None = done.value
+            return decoded
+
+
+def decode_in_steps(body: bytes, encoding: str, limit_bytes: int) -> Decoding:
+    """Do the same in steps, so that a large body holds nobody up."""
     layers = [
         name
         for part in encoding.lower().split(",")
@@ -45,7 +64,7 @@ def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None
         if decoder is None:
             return None
         try:
-            decoded = decoder(body, limit_bytes)
+            decoded = yield from decoder(body, limit_bytes)
         except (zlib.error, brotli.error, zstandard.ZstdError, EOFError):
             return None
         if decoded is None or len(decoded) > limit_bytes:
@@ -54,59 +73,97 @@ def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None
     return body
 
 
-def _gunzip(body: bytes, limit_bytes: int) -> bytes | None:
-    decoded = b""
+def _gunzip(body: bytes, limit_bytes: int) -> Decoding:
+    decoded = bytearray()
+    at = 0
     for _ in range(MAX_MEMBERS):  # a gzip body may be several members in a row
-        member = zlib.decompressobj(wbits=31)
-        decoded += member.decompress(body, limit_bytes + 1 - len(decoded))
-        if not member.eof or len(decoded) > limit_bytes:
+        read = yield from _inflate_from(31, body, at, decoded, limit_bytes)
+        if read is None:
             return None
-        body = member.unused_data
-        if not body:
-            return decoded
+        at = read
+        if at == len(body):
+            return bytes(decoded)
     return None
 
 
-def _inflate(body: bytes, limit_bytes: int) -> bytes | None:
+def _inflate(body: bytes, limit_bytes: int) -> Decoding:
     # RFC 9110 means zlib by "deflate"; some clients send the raw format.
+    decoded = bytearray()
     try:
-        return _inflate_as(15, body, limit_bytes)
+        read = yield from _inflate_from(15, body, 0, decoded, limit_bytes)
     except zlib.error:
-        return _inflate_as(-15, body, limit_bytes)
+        decoded.clear()
+        read = yield from _inflate_from(-15, body, 0, decoded, limit_bytes)
+    return None if read is None else bytes(decoded)
 
 
-def _inflate_as(wbits: int, body: bytes, limit_bytes: int) -> bytes | None:
+def _inflate_from(
+    wbits: int, body: bytes, at: int, decoded: bytearray, limit_bytes: int
+) -> Generator[None, None, int | None]:
+    """Decode one stream onto the end of what is decoded; where it ends in the body.
+
+    None if it does not end, or decodes to more than the limit.
+    """
     stream = zlib.decompressobj(wbits=wbits)
-    decoded = stream.decompress(body, limit_bytes + 1)
-    return decoded if stream.eof else None
+    taken = b""
+    while not stream.eof:
+        if not taken:
+            taken = body[at : at + _IN_BYTES]
+            at += len(taken)
+        out = stream.decompress(taken, _OUT_BYTES)
+        decoded += out
+        if len(decoded) > limit_bytes or not (taken or out):
+            return None
+        taken = stream.unconsumed_tail
+        yield
+    return at - len(stream.unused_data)
 
 
-def _unbrotli(body: bytes, limit_bytes: int) -> bytes | None:
+def _unbrotli(body: bytes, limit_bytes: int) -> Decoding:
     stream = brotli.Decompressor()
-    decoded: bytes = stream.process(body, output_buffer_limit=limit_bytes + 1)
-    return decoded if stream.is_finished() else None
+    decoded = bytearray()
+    at = 0
+    while not stream.is_finished():
+        taken = b""
+        if stream.can_accept_more_data():
+            taken = body[at : at + _IN_BYTES]
+            at += len(taken)
+        out = stream.process(taken, output_buffer_limit=_OUT_BYTES)
+        decoded += out
+        if len(decoded) > limit_bytes or not (taken or out):
+            return None
+        yield
+    return bytes(decoded) if at == len(body) else None
 
 
-def _unzstd(body: bytes, limit_bytes: int) -> bytes | None:
+def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
     stream = decompressor.stream_reader(io.BytesIO(body), read_across_frames=True)
-    decoded: bytes = stream.read(limit_bytes + 1)
-    if len(decoded) > limit_bytes:
-        return None
+    decoded = bytearray()
+    while out := stream.read(_OUT_BYTES):
+        decoded += out
+        if len(decoded) > limit_bytes:
+            return None
+        yield
     # The reader takes a body that stops inside a frame for a whole one. Decoding frame
     # by frame tells, but has no bound of its own: the reader's pass gave it one.
+    at = 0
     for _ in range(MAX_MEMBERS):
         frame = decompressor.decompressobj()
-        frame.decompress(body)
-        if not frame.eof:
-            return None
-        body = frame.unused_data
-        if not body:
-            return decoded
+        while not frame.eof:
+            taken = body[at : at + _IN_BYTES]
+            at += len(taken)
+            if not taken:
+                return None
+            frame.decompress(taken)
+            yield
+        at -= len(frame.unused_data)
+        if at == len(body):
+            return bytes(decoded)
     return None
 
 
-_DECODERS: dict[str, Callable[[bytes, int], bytes | None]] = {
+_DECODERS: dict[str, Callable[[bytes, int], Decoding]] = {
     "gzip": _gunzip,
     "x-gzip": _gunzip,
     "deflate": _inflate,

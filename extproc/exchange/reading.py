@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.exchange.encoding import decode_content
+from extproc.exchange.encoding import Decoding, decode_in_steps
 from extproc.exchange.openai import Source, Whole, parse_source
 from extproc.exchange.outline import Outliner, TooIntricate, is_large
 from extproc.routing.policy import Reason
@@ -21,8 +21,7 @@ class Reading:
 
     __slots__ = (
         "_body",
-        "_encoding",
-        "_max_body_bytes",
+        "_decoding",
         "_outliner",
         "_path",
         "result",
@@ -40,8 +39,9 @@ class Reading:
         ``UNPARSABLE`` or ``TOO_LARGE``."""
         self._path = path
         self._body = body
-        self._encoding = encoding
-        self._max_body_bytes = max_body_bytes
+        self._decoding: Decoding | None = None
+        if encoding:
+            self._decoding = decode_in_steps(bytes(body), encoding, max_body_bytes)
         self._outliner: Outliner | None = None
 
     def finish(self) -> Request | Reason:
@@ -52,8 +52,8 @@ class Reading:
 
     def step(self) -> bool:
         """Go on reading; false once there is a result."""
-        if self._encoding:
-            return self._decode()
+        if self._decoding is not None:
+            return self._decode(self._decoding)
         if self._outliner is None:
             if not is_large(self._body):
                 self._parse(Whole(self._body))
@@ -66,14 +66,14 @@ class Reading:
             self.result = Reason.TOO_LARGE
         return self.result is None
 
-    def _decode(self) -> bool:
-        decoded = decode_content(
-            bytes(self._body), self._encoding, self._max_body_bytes
-        )
-        if decoded is None:
-            self.result = Reason.UNDECODABLE
-        else:
-            self._body, self._encoding = decoded, ""
+    def _decode(self, decoding: Decoding) -> bool:
+        try:
+            next(decoding)
+        except StopIteration as done:
+            if done.value is None:
+                self.result = Reason.UNDECODABLE
+            else:
+                self._body, self._decoding = done.value, None
         return self.result is None
 
     def _parse(self, source: Source) -> None:
