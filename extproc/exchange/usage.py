@@ -153,7 +153,7 @@ MAX_USAGE_BYTES = 4096
 _DECODER = json.JSONDecoder()
 _CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
 
-# An event ends at an empty line; lines end in LF, CR LF or CR. Atomic, so that one
+# An event ends with each empty line; lines end in LF, CR LF or CR. Atomic, so that one
 # CR LF is never taken for two line ends.
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _EVENT_END_BYTES = 4
@@ -202,9 +202,7 @@ class SseUsageReader:
             passed += self._pending[:start]
             self._searched = start
             self._overlong = False
-        while match := _EVENT_END.search(
-            self._pending, max(start, self._searched), end
-        ):
+        while match := self._next_end(start, end):
             passed += self._complete(bytes(self._pending[start : match.end()]))
             start = self._searched = match.end()
         del self._pending[:start]
@@ -224,6 +222,16 @@ class SseUsageReader:
         self._pending.clear()
         return rest if self._drop else b""
 
+    def _next_end(self, start: int, end: int) -> re.Match[bytes] | None:
+        # An empty line where an event would begin is an event without a line: where
+        # one ends must not depend on how the stream comes in pieces.
+        at_once = None
+        if not self._overlong:
+            at_once = _LINE_END.match(self._pending, start, end)
+        return at_once or _EVENT_END.search(
+            self._pending, max(start, self._searched), end
+        )
+
     def _tells_nothing_until(self, end: int) -> int:
         # Looks only at what is new, or passes on: linear in the stream.
         ends = [
@@ -232,6 +240,8 @@ class SseUsageReader:
             if (at := self._pending.rfind(stop, self._searched, end)) >= 0
         ]
         last = max(ends, default=0)
+        if last and self._pending[last - 1 : last + 1] == b"\r\n":
+            last += 1  # the empty line's own end
         return 0 if _TELLS.search(self._pending, 0, last) else last
 
     def _complete(self, event: bytes) -> bytes:

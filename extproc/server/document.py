@@ -20,7 +20,7 @@ NAME = f"learned.v{VERSION}.json"
 """File name or key. With the version in it, servers of two versions that run side by
 side during an upgrade do not set each other's aside."""
 
-_FORMAT = "token-budget-router learned state"
+FORMAT = "token-budget-router learned state"
 
 MAX_GROUPS = 8192
 """Of a component: 64 models by 64 categories, twice. What is beyond is not kept."""
@@ -66,7 +66,7 @@ def encode(document: Document) -> bytes:
         for component, groups in document.components.items()
     }
     body = msgspec.json.encode(_Body(components, dict(document.writers)))
-    head = msgspec.json.encode(_Head(_FORMAT, VERSION, zlib.crc32(body)))
+    head = msgspec.json.encode(_Head(FORMAT, VERSION, zlib.crc32(body)))
     return head + b"\n" + body + b"\n"
 
 
@@ -85,7 +85,7 @@ def decode(data: bytes) -> Document:
         head = msgspec.json.decode(first, type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UnreadableDocument("foreign", "not a learned state of ours") from None
-    if head.format != _FORMAT:
+    if head.format != FORMAT:
         raise UnreadableDocument("foreign", "not a learned state of ours")
     if head.version > VERSION:
         reason = f"of version {head.version}; this server reads up to {VERSION}"
