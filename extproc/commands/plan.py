@@ -6,7 +6,7 @@ need no download. --paper derives the numbers of the papers that can be derived,
 sizes their setting.
 
   extproc plan --workload azure-conv --rate 1000
-  extproc plan --workload my-traffic.csv.gz --rate 40 --gpu H100-80GB --report plan.html
+  extproc plan --workload my.csv.gz --rate 40 --gpu H100-80GB --report p.html
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from extproc.commands.fleet_options import (
     read_slo,
     read_workload,
 )
+from extproc.commands.wrapping import wrap
 from extproc.fleet.answer import Prices, answer
 from extproc.fleet.claims import claims
 from extproc.fleet.cost import HOURS_PER_YEAR
@@ -263,13 +264,11 @@ def _paper(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_paper(document: dict[str, Any]) -> None:
-    print(f"{'':4} {'claim':42} {'theirs':>16} {'ours':>16}  derivation")
+    print(f"{'':4} {'claim, and its derivation':42} {'theirs':>15} {'ours':>15}")
     for claim in document["claims"]:
         mark = "=" if claim["exact"] else "not"
-        print(
-            f"{mark:4} {claim['what']:42} {claim['theirs']:>16} {claim['ours']:>16}  "
-            f"{claim['note']}"
-        )
+        print(f"{mark:4} {claim['what']:42} {claim['theirs']:>15} {claim['ours']:>15}")
+        print(wrap(claim["note"], indent=5))
     for plan in document["simulated"]:
         print(f"\n{plan['workload']} in the papers' setting, simulated:")
         _print_policies(plan)
@@ -279,13 +278,15 @@ def _print_paper(document: dict[str, Any]) -> None:
 def _print_plan(document: dict[str, Any]) -> None:
     slo = document["slo"]
     synthetic = ", synthetic" if document["synthetic"] else ""
-    print(
+    for line in (
         f"{document['workload']} ({document['source']}{synthetic}) at "
-        f"{document['rate']:g} req/s on {document['engine']}\n"
+        f"{document['rate']:g} req/s on {document['engine']}",
         f"promised: P99 TTFT {slo['p99_ttft_s']:g} s ({slo['long_ttft_s']:.3g} s over "
         f"{slo['long_tokens']:,} tokens), P99 TPOT {1e3 * slo['p99_tpot_s']:g} ms, "
-        f"preemptions {slo['preemption_rate']:g} a request\n"
-    )
+        f"preemptions {slo['preemption_rate']:g} a request",
+    ):
+        print(wrap(line))
+    print()
     header = ("pool", "instances", "max_model_len", "max_num_seqs", "share")
     print("{:10} {:>9} {:>13} {:>12} {:>8}".format(*header), "P99 TTFT  P99 TPOT")
     for pool in document["pools"]:
@@ -306,37 +307,45 @@ def _print_plan(document: dict[str, Any]) -> None:
                 f"{point['throughput_gain']:7.2f} {point['formula']:9.1%} "
                 f"{point['worst_case_saving']:17.1%} {point['paged_saving']:12.1%}"
             )
-    print(
-        f"\nalpha {document['alpha']:.4f}, rho {document['rho']:.2f}: formula "
+    print()
+    for line in (
+        f"alpha {document['alpha']:.4f}, rho {document['rho']:.2f}: formula "
         f"{document['formula_saving_pct']} %, simulated {document['saving_pct']} %: "
         f"{document['saving_from_not_sizing_for_the_worst_case_pct']} from not sizing "
-        f"for the worst case, {document['saving_from_the_split_pct']} from the split\n"
-        f"${document['dollars_per_year_saved']:,} a year at "
+        f"for the worst case, {document['saving_from_the_split_pct']} from the split",
+        f"{_dollars(document['dollars_per_year_saved'])} a year at "
         f"${document['usd_per_gpu_hour']:g} a GPU-hour and "
         f"{document['hours_per_year']:,.0f} h; "
-        f"${document['dollars_per_year_saved_against_paged']:,} of it from the split"
-    )
-    print(f"{document['verdict']}")
+        f"{_dollars(document['dollars_per_year_saved_against_paged'])} of it from "
+        "the split",
+        document["verdict"],
+    ):
+        print(wrap(line))
     print(f"seed {document['seed']}, {document['wall_time_s']} s")
 
 
 def _print_policies(document: dict[str, Any]) -> None:
     print(
-        f"{'policy':26} {'instances':>9} {'saved by split':>14} {'P99 TTFT':>9} "
-        f"{'P99 TPOT':>9} {'rejected':>9} {'cut off':>9}  SLO"
+        f"{'':23} {'':>9} {'saved by':>9} {'P99':>7} {'P99':>6} {'re-':>7} {'cut':>7}\n"
+        f"{'policy':23} {'instances':>9} {'the split':>9} {'TTFT':>7} {'TPOT':>6} "
+        f"{'jected':>7} {'off':>7}  SLO"
     )
     rows = {"split": None, **document["baselines"]}
     for name, row in rows.items():
         if row is None:
             met = "met" if document["slo_met"] else "missed"
-            print(f"{name:26} {document['instances']:9} {'':14} {'':39}  {met}")
+            print(f"{name:23} {document['instances']:9} {'':9} {'':30}  {met}")
             continue
         print(
-            f"{name:26} {row['instances']:9} {row['saving_pct']:13.1f}% "
-            f"{_seconds(row['p99_ttft_s']):>9} {_seconds(row['p99_tpot_s']):>9} "
-            f"{row['rejected_share']:9.3%} {row['truncated_share']:9.3%}  "
+            f"{name:23} {row['instances']:9} {row['saving_pct']:8.1f}% "
+            f"{_seconds(row['p99_ttft_s']):>7} {_seconds(row['p99_tpot_s']):>6} "
+            f"{row['rejected_share']:7.3%} {row['truncated_share']:7.3%}  "
             f"{'met' if row['slo_met'] else 'missed'}"
         )
+
+
+def _dollars(amount: float) -> str:
+    return f"{'-' if amount < 0 else ''}${abs(amount):,}"
 
 
 def _seconds(value: float | None) -> str:
