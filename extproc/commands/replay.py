@@ -7,7 +7,10 @@ misrouted at a threshold if the decision does not agree with what it needed: its
 prompt tokens plus its declared limit, or plus its completion tokens where it declared
 none.
 
-A file that the server wrote (`recording.file`) is scored as it was decided.
+A file that the server wrote (`recording.file`) is scored as it was decided: with
+`mode: shadow`, what the decisions would do to the fleet. It holds the responses that
+were observed: all of them with `feedback.sample: all` or `feedback.access_log`, else a
+sample that is denser at first and near a pool's limit.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import msgspec
 
 from extproc.commands.check_config import read_config
 from extproc.commands.recording import (
+    Recorded,
     RecordingError,
     is_recording,
     read_recording,
@@ -147,13 +151,17 @@ def _score_if_recorded(args: argparse.Namespace) -> int | None:
     with Path(args.log).open("rb") as lines:
         if not is_recording(next((line for line in lines if line.strip()), b"")):
             return None
-        lines.seek(0)
+
+        def read() -> Iterator[Recorded]:
+            lines.seek(0)
+            return read_recording(lines)
+
         thresholds = args.pool_threshold or DEFAULT_THRESHOLDS
-        report = score_recording(read_recording(lines), thresholds)
+        report = score_recording(read, thresholds)
     if args.json:
         print(json.dumps(report))
     else:
-        for line in render_recording(report):
+        for line in render_recording(report, args.log):
             print(line)
     return 0
 

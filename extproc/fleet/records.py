@@ -81,6 +81,9 @@ def read_records(lines: Iterable[str], name: str) -> Records:
     read = 0
     for where, record in records:
         read += 1
+        if "usage" in record and isinstance(record.get("decision"), dict):
+            # A recording of the server: what it estimated is no count.
+            record = {key: record[key] for key in record if key != "decision"}
         prompt = _count(_find(record, _PROMPT), where)
         output = _count(_find(record, _OUTPUT), where)
         if not prompt or not output:

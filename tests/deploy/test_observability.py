@@ -221,7 +221,7 @@ class Prometheus:
             'extproc_access_log_entries_total{result="observed"}',
         )
         wanted = [f"sum(rate({counter}[1m]))" for counter in counters]
-        # After a thousand requests to one worker.
+        # After 200 requests to one worker.
         wanted.append("max(extproc_advised_threshold_tokens)")
         return all(
             value > 0
