@@ -1,0 +1,488 @@
+"""A real Envoy (one worker), an ext_proc server behind it, and wrk before it.
+
+Envoy answers by itself unless a scenario needs streams, so that it and the server are
+all there is to measure. CPU is each process's own, from /proc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from extproc.demo.envoy_config import find_envoy
+from extproc.demo.process import Child, answers_200, free_ports
+from extproc.exchange.events import Continue, RequestBody, RequestHeaders
+from extproc.server.codec import encode
+from extproc.server.native import new_event_loop
+from extproc.server.service import PROCESS
+
+TYPE = "type.googleapis.com/envoy.extensions"
+BUFFER_BYTES = 40 << 20
+BARE, LEAN, GRPCIO, NATIVE = "bare", "lean grpc.aio", "grpcio", "native"
+
+SENTENCE = "the quick brown fox jumps over 13 lazy dogs; "
+SSE_EVENTS = 64
+SSE_PAUSE_S = 0.001
+
+
+def chat(characters: int, sentence: str = SENTENCE, **more: Any) -> str:
+    """A chat request with so much text."""
+    text = (sentence * (characters // len(sentence) + 1))[:characters]
+    message = {"role": "user", "content": text}
+    return json.dumps({"model": "m", "max_tokens": 256, "messages": [message], **more})
+
+
+def answer(body_bytes: int) -> str:
+    """What a backend says to it, with a believable count of tokens."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "lorem " * 40}}
+    usage = {"prompt_tokens": body_bytes // 4, "completion_tokens": 48}
+    return json.dumps({"id": "1", "choices": [choice], "usage": usage})
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What runs, and how.
+
+    Attributes:
+        server: one of the four names above.
+        config: of ``extproc serve``, beside addresses and transport.
+        workers: processes of ``extproc serve``.
+        backend: whether one answers with a stream of events; else Envoy does, with a
+            JSON body.
+    """
+
+    server: str
+    config: tuple[tuple[str, str], ...] = ()
+    workers: int = 1
+    backend: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk found, and what it cost whom."""
+
+    requests: int
+    seconds: int
+    p50_ms: float
+    p99_ms: float
+    server_us: float
+    """CPU of the server's processes, a request."""
+    envoy_us: float
+    load_us: float
+    messages: float
+    """ext_proc messages a request, where the server counts them."""
+
+    @property
+    def rps(self) -> float:
+        return self.requests / self.seconds
+
+
+# ---- Envoy ---------------------------------------------------------------------------
+
+
+def envoy_config(
+    port: int,
+    admin: int,
+    extproc: Sequence[dict[str, Any]],
+    answer_with: str,
+    backend: int | None = None,
+) -> dict[str, Any]:
+    """One listener, with or without ext_proc before what answers."""
+    router = {"@type": f"{TYPE}.filters.http.router.v3.Router"}
+    filters: list[Any] = [{"name": "router", "typed_config": router}]
+    clusters = []
+    if extproc:
+        ext_proc = {
+            "@type": f"{TYPE}.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": {"envoy_grpc": {"cluster_name": "extproc"}},
+            "processing_mode": {
+                "request_body_mode": "BUFFERED",
+                "response_header_mode": "SKIP",
+            },
+            "allow_mode_override": True,
+            "message_timeout": "10s",
+        }
+        filters.insert(0, {"name": "ext_proc", "typed_config": ext_proc})
+        clusters.append(cluster("extproc", extproc, http2=True))
+    route: dict[str, Any] = {"match": {"prefix": "/"}}
+    if backend is None:
+        route["direct_response"] = {
+            "status": 200,
+            "body": {"inline_string": answer_with},
+        }
+        typed = {"header": {"key": "content-type", "value": "application/json"}}
+        route["response_headers_to_add"] = [
+            typed | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        ]
+    else:
+        route["route"] = {"cluster": "backend", "timeout": "0s"}
+        clusters.append(cluster("backend", [address(backend)], http2=False))
+    manager = {
+        "@type": f"{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bench",
+        "route_config": {
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]
+        },
+        "http_filters": filters,
+    }
+    listener = {
+        "address": address(port),
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    return {
+        "admin": {"address": address(admin)},
+        "static_resources": {"listeners": [listener], "clusters": clusters},
+    }
+
+
+def address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def cluster(
+    name: str, addresses: Sequence[dict[str, Any]], *, http2: bool
+) -> dict[str, Any]:
+    endpoints = [{"endpoint": {"address": each}} for each in addresses]
+    found: dict[str, Any] = {
+        "name": name,
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": endpoints}],
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": 9999,
+                    "max_pending_requests": 9999,
+                    "max_requests": 9999,
+                }
+            ]
+        },
+    }
+    if http2:
+        protocol = {
+            "@type": f"{TYPE}.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+        found["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol
+        }
+    return found
+
+
+# ---- what runs ------------------------------------------------------------------------
+
+
+class Stack:
+    """Envoy and one server, running."""
+
+    def __init__(
+        self, scenario: Scenario, directory: Path, envoy: Child, server: Child | None,
+        port: int, server_admin: int,
+    ) -> None:  # fmt: skip
+        self.scenario = scenario
+        self.port = port
+        self._directory = directory
+        self._envoy = envoy
+        self._server = server
+        self._server_admin = server_admin
+
+    def load(self, body: str, connections: int, seconds: int) -> Load:
+        """Send a body again and again."""
+        wrk = self.start_load(body, connections, seconds)
+        before = self._spent()
+        out = wrk.finish()
+        spent = [
+            late - early for late, early in zip(self._spent(), before, strict=True)
+        ]
+        each = [amount / wrk.requests for amount in spent]
+        return Load(
+            requests=wrk.requests,
+            seconds=seconds,
+            p50_ms=quantile_ms(out, 50),
+            p99_ms=quantile_ms(out, 99),
+            server_us=1e6 * each[0],
+            envoy_us=1e6 * each[1],
+            load_us=1e6 * wrk.cpu_s / wrk.requests,
+            messages=each[2],
+        )
+
+    def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
+        """Begin to; the caller waits for the end."""
+        return Wrk(self._directory, self.port, body, connections, seconds)
+
+    def worker_cpu_s(self) -> list[float]:
+        """Of each of the server's processes, the parent first."""
+        return [cpu_s(pid) for pid in tree(self._server.pid)] if self._server else []
+
+    def _spent(self) -> tuple[float, float, float]:
+        return sum(self.worker_cpu_s()), cpu_s(self._envoy.pid), self._messages()
+
+    def _messages(self) -> float:
+        if self._server is None or self.scenario.server == LEAN:
+            return 0.0
+        metrics = get(f"http://127.0.0.1:{self._server_admin}/metrics")
+        counts = re.findall(
+            r"^extproc_message_seconds_count\{.*\} ([\d.e+]+)$", metrics, re.MULTILINE
+        )
+        return sum(float(count) for count in counts)
+
+
+@contextlib.contextmanager
+def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
+    """Start Envoy and a server.
+
+    Args:
+        body_bytes: of the requests, for the answer's count of tokens.
+    """
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        directory = Path(name)
+        port, admin, extproc_admin, backend = free_ports(4)
+        server, addresses = start_server(scenario, directory, extproc_admin)
+        if server is not None:
+            stack.enter_context(server)
+        if scenario.backend:
+            command = [sys.executable, __file__, "--serve-backend", str(backend)]
+            stack.enter_context(Child("backend", command, directory / "backend.log"))
+        config = envoy_config(
+            port,
+            admin,
+            addresses,
+            answer(body_bytes),
+            backend if scenario.backend else None,
+        )
+        (directory / "envoy.json").write_text(json.dumps(config))
+        command = [
+            find_envoy(),
+            "-c",
+            str(directory / "envoy.json"),
+            "--concurrency",
+            "1",
+        ]
+        command += ["--use-dynamic-base-id", "-l", "error"]
+        envoy = stack.enter_context(Child("envoy", command, directory / "envoy.log"))
+        envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{admin}/ready"), 30)
+        if server is not None and scenario.server != LEAN:
+            server.wait_ready(
+                lambda: answers_200(f"http://127.0.0.1:{extproc_admin}/readyz"), 30
+            )
+        # Through the server: until it listens, Envoy answers 500.
+        envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/"), 30)
+        yield Stack(scenario, directory, envoy, server, port, extproc_admin)
+
+
+def start_server(
+    scenario: Scenario, directory: Path, admin: int
+) -> tuple[Child | None, list[dict[str, Any]]]:
+    """The server's process, not started yet, and where it listens."""
+    log = directory / "server.log"
+    if scenario.server == BARE:
+        return None, []
+    (port,) = free_ports(1)
+    if scenario.server == LEAN:
+        command = [sys.executable, __file__, "--serve-lean", str(port)]
+        return Child(LEAN, command, log), [address(port)]
+    listen, addresses = f"127.0.0.1:{port}", [address(port)]
+    if scenario.workers > 1:
+        listen = f"unix:{directory}/extproc"
+        addresses = [
+            {"pipe": {"path": f"{directory}/extproc.{index}"}}
+            for index in range(scenario.workers)
+        ]
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in scenario.config:
+        section, key = dotted.split(".")
+        sections.setdefault(section, {})[key] = json.loads(value)
+    sections.setdefault("server", {}).update(
+        listen=listen,
+        admin=f"127.0.0.1:{admin}",
+        transport=scenario.server,
+        workers=scenario.workers,
+    )
+    (directory / "extproc.yaml").write_text(json.dumps(sections))
+    command = [sys.executable, "-m", "extproc", "serve"]
+    command += ["--config", str(directory / "extproc.yaml")]
+    return Child(scenario.server, command, log), addresses
+
+
+class Wrk:
+    """One run of wrk, begun."""
+
+    def __init__(
+        self, directory: Path, port: int, body: str, connections: int, seconds: int
+    ) -> None:
+        script = directory / f"post{connections}-{len(body)}.lua"
+        script.write_text(
+            'wrk.method="POST"\nwrk.headers["content-type"]="application/json"\n'
+            f"wrk.body=[==[{body}]==]\n"
+        )
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        options = [
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "--latency",
+            "--timeout",
+            "30s",
+        ]
+        self._process = subprocess.Popen(
+            ["wrk", "-t1", *options, "-s", str(script), url],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.requests = 0
+        self.cpu_s = 0.0
+
+    def finish(self) -> str:
+        """Wait for it; what it printed."""
+        assert self._process.stdout is not None
+        out = self._process.stdout.read()
+        self.cpu_s = cpu_s(self._process.pid)  # it is a zombie until it is waited for
+        status = self._process.wait()
+        assert status == 0, out
+        assert "Non-2xx" not in out, out
+        assert "Socket errors" not in out, out
+        found = re.search(r"(\d+) requests in", out)
+        assert found, out
+        assert int(found[1]), out
+        self.requests = int(found[1])
+        return out
+
+
+def quantile_ms(out: str, percent: int) -> float:
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)$", out, re.MULTILINE)
+    assert found, out
+    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[found[2]]
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it started."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += [int(child) for child in children.read_text().split()]
+    return found
+
+
+def get(url: str) -> str:
+    from urllib.request import urlopen
+
+    with urlopen(url, timeout=10) as response:
+        return str(response.read().decode())
+
+
+# ---- what is compared with, and what answers ---------------------------------------------
+
+
+async def serve_lean(port: int) -> None:
+    """Answer every message with nothing: what grpc.aio itself costs."""
+    replies = (
+        *encode(RequestHeaders({}), Continue()),
+        *encode(RequestBody(b""), Continue()),
+    )
+
+    async def process(_: object, context: Any) -> None:
+        for reply in replies:
+            if await context.read() is grpc.aio.EOF:
+                return
+            await context.write(reply)
+
+    service, method = PROCESS[1:].split("/")
+    handler = grpc.stream_stream_rpc_method_handler(process)
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", BUFFER_BYTES)]
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {method: handler}),)
+    )
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+def event(data: dict[str, Any]) -> bytes:
+    payload = f"data: {json.dumps(data)}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+CHUNK = {"id": "1", "object": "chat.completion.chunk", "model": "m"}
+TOKEN = event({**CHUNK, "choices": [{"index": 0, "delta": {"content": "lorem "}}]})
+LAST = (
+    event(
+        {
+            **CHUNK,
+            "choices": [],
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 64},
+        }
+    )
+    + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+)
+HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Backend(asyncio.Protocol):
+    """Streams an answer to each request: an event, a pause, an event."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._missing = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if not self._missing:
+            head, _, data = data.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            self._missing = int(length[1]) if length else 0
+        self._missing -= len(data)
+        if self._missing <= 0:
+            self._missing = 0
+            self._transport.write(HEAD)
+            self._send(SSE_EVENTS)
+
+    def _send(self, left: int) -> None:
+        if self._transport.is_closing():
+            return
+        if not left:
+            self._transport.write(LAST)
+            return
+        self._transport.write(TOKEN)
+        self._loop.call_later(SSE_PAUSE_S, self._send, left - 1)
+
+
+async def serve_backend(port: int) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Backend, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    what, port = sys.argv[1], int(sys.argv[2])
+    if what == "--serve-lean":
+        asyncio.run(serve_lean(port))
+    else:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serve_backend(port))
