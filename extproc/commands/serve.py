@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     worker = None if args.worker is None else Worker.at(args.worker)
     if worker is None and config.server.workers > 1:
         return asyncio.run(_supervise(config, args.config))
-    keep_freed_memory()
+    keep_freed_memory(config.server.max_body_bytes)
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server)) as runner:
             runner.run(App(config, args.config, worker).run())

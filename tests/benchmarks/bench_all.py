@@ -35,12 +35,10 @@ from extproc.fleet.charts import Axis, Chart, Series
 
 HERE = Path(__file__).parent
 TRANSPORTS = (GRPCIO, NATIVE)
-LARGE = (("server.max_body_bytes", str(32 << 20)),)
-ALL = (("feedback.sample", '"all"'),)
+LARGE = (("server.max_body_bytes", str(32 << 20)), ("feedback.sample", "0"))
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (1 * KIB, 4 * KIB, 16 * KIB, 64 * KIB, 220_000, 1 * MIB, 4 * MIB, 16 * MIB)
 CONNECTIONS = (1, 4, 16, 64, 256)
-WARM_S = 1
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Results:
         return self.tables[-1]
 
     def measured(self, stack: Stack, body: str, connections: int) -> Load:
-        stack.load(body, connections, WARM_S)
+        stack.warm(body, connections)
         return stack.load(body, connections, self.seconds)
 
 
@@ -86,15 +84,15 @@ def us(value: float) -> str:
 def by_size(results: Results) -> None:
     table = results.table(
         "By body size",
-        "Four connections; CPU in microseconds a request; latency at one connection, "
-        "less bare Envoy's. Plain prose in one message; `max_body_bytes` is 32 MiB.",
+        "Four connections, one from 4 MiB; latency at one, less bare Envoy's. Plain prose "
+        "in one message; `max_body_bytes` is 32 MiB; no response is looked at.",
         "body", "server", "req/s", "server CPU us", "Envoy CPU us", "added p50 ms", "added p99 ms",
     )  # fmt: skip
     found: dict[tuple[str, int], tuple[Load, Load]] = {}
     for server in (BARE, *TRANSPORTS):
         with running(Scenario(server, LARGE)) as stack:
             for size in SIZES:
-                busy = results.measured(stack, chat(size), 4)
+                busy = results.measured(stack, chat(size), 4 if size < 4 * MIB else 1)
                 found[server, size] = busy, stack.load(chat(size), 1, results.seconds)
     for size in SIZES:
         bare = found[BARE, size][1]
@@ -153,7 +151,7 @@ def by_workers(results: Results) -> None:
     for server in TRANSPORTS:
         for workers in (1, 2):
             with running(Scenario(server, workers=workers)) as stack:
-                stack.load(chat(4000), 64, WARM_S)
+                stack.warm(chat(4000), 64)
                 before = stack.worker_cpu_s()
                 load = stack.load(chat(4000), 64, results.seconds)
                 spent = [
@@ -228,7 +226,7 @@ def mixed(
     stack: Stack, neighbour: str, seconds: int
 ) -> tuple[float, float, float, float]:
     """Small requests a second, their p50 and p99, and large ones a second."""
-    stack.load(chat(4000), 2, 1)
+    stack.warm(chat(4000), 2)
     large = stack.start_load(neighbour, 1, seconds + 1) if neighbour else None
     if large is not None:
         time.sleep(0.5)

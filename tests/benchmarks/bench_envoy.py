@@ -24,7 +24,8 @@ def measure(server: str, args: argparse.Namespace) -> dict[str, float]:
     config = (("server.max_body_bytes", str(32 << 20)),)
     with running(Scenario(server, config), args.body_bytes) as stack:
         body = chat(args.body_bytes)
-        stack.load(body, 16, 2)
+        stack.warm(body, 16)
+        stack.warm(body, 16)
         busy = stack.load(body, 16, args.seconds)
         alone = stack.load(body, 1, args.seconds)
     return {

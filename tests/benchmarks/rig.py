@@ -209,6 +209,7 @@ class Stack:
         spent = [
             late - early for late, early in zip(self._spent(), before, strict=True)
         ]
+        assert wrk.requests, out
         each = [amount / wrk.requests for amount in spent]
         return Load(
             requests=wrk.requests,
@@ -220,6 +221,10 @@ class Stack:
             load_us=1e6 * wrk.cpu_s / wrk.requests,
             messages=each[2],
         )
+
+    def warm(self, body: str, connections: int) -> None:
+        """Send it for a second, so that connections, caches and models are there."""
+        self.start_load(body, connections, 1).finish()
 
     def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
         """Begin to; the caller waits for the end."""
@@ -357,7 +362,6 @@ class Wrk:
         assert "Socket errors" not in out, out
         found = re.search(r"(\d+) requests in", out)
         assert found, out
-        assert int(found[1]), out
         self.requests = int(found[1])
         return out
 

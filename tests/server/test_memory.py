@@ -9,17 +9,18 @@ import pytest
 FAULTS_OF_BODIES = """
 import resource, sys
 from extproc.server.memory import keep_freed_memory
+size = int(sys.argv[1])
 if "keep" in sys.argv:
-    assert keep_freed_memory()
+    assert keep_freed_memory(int(sys.argv[2]))
 
 def request():
-    body = b"x" * 300_000  # the copies that a body of this size has at one time
-    return [bytes(bytearray(body)) for _ in range(3)]
+    body = b"x" * size  # the copies that a body of this size has at one time
+    return [bytes(bytearray(body)) for _ in range(6)]
 
-for _ in range(10):
+for _ in range(3):
     request()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(100):
+for _ in range(12_000_000 // size):
     request()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -33,5 +34,7 @@ def page_faults(*options: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_bodies_find_their_memory_mapped() -> None:
-    assert page_faults("keep") < 100  # of 300 pages a request without
-    assert page_faults() > 10_000
+    assert page_faults("300000", "0", "keep") < 100  # of 300 pages a request without
+    assert page_faults("300000") > 4_000
+    assert page_faults("12000000", "12000000", "keep") < 100
+    assert page_faults("12000000", "0", "keep") > 4_000
