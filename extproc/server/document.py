@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from extproc.routing.learned import Group, Vector
+from extproc.routing.learned import Group
 from extproc.server.store import UnreadableDocument
 
 VERSION = 1
@@ -51,8 +51,13 @@ class _Group(msgspec.Struct, array_like=True):
     epoch: int = 0
 
 
+_decode_json = msgspec.json.Decoder(_Group).decode
+
+
 class _Body(msgspec.Struct):
-    components: dict[str, dict[str, _Group]]
+    components: dict[str, dict[str, msgspec.Raw]]
+    """Each group by itself: all at once, megabytes, would be one step that no other
+    thread gets in between."""
     writers: dict[str, int]
 
 
@@ -60,7 +65,7 @@ def encode(document: Document) -> bytes:
     """Serialize; exact, floats included."""
     components = {
         component: {
-            key: _Group(group.keep, group.observations, _pack(group.sums), group.epoch)
+            key: _encode_group(group)
             for key, group in list(groups.items())[:MAX_GROUPS]
         }
         for component, groups in document.components.items()
@@ -70,8 +75,10 @@ def encode(document: Document) -> bytes:
     return head + b"\n" + body + b"\n"
 
 
-def _pack(sums: Vector) -> bytes:
-    return sums.astype("<f8").tobytes()
+def _encode_group(group: Group) -> msgspec.Raw:
+    sums = group.sums.astype("<f8").tobytes()
+    written = _Group(group.keep, group.observations, sums, group.epoch)
+    return msgspec.Raw(msgspec.json.encode(written))
 
 
 def decode(data: bytes) -> Document:
@@ -96,23 +103,22 @@ def decode(data: bytes) -> Document:
         raise UnreadableDocument("corrupt", "its checksum does not match")
     try:
         parsed = msgspec.json.decode(body, type=_Body)
+        components = {
+            component: {key: _decode_group(key, raw) for key, raw in groups.items()}
+            for component, groups in parsed.components.items()
+        }
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableDocument("corrupt", str(error)) from None
-    components = {
-        component: _groups(groups) for component, groups in parsed.components.items()
-    }
     return Document(components, parsed.writers)
 
 
-def _groups(parsed: dict[str, _Group]) -> dict[str, Group]:
-    groups = {}
-    for key, group in parsed.items():
-        if len(group.sums) % 8:
-            raise UnreadableDocument("corrupt", f"sums of {key!r} are cut off")
-        sums = np.frombuffer(group.sums, dtype="<f8").astype(np.float64)
-        if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
-            raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
-        if min(group.observations, group.epoch) < 0:
-            raise UnreadableDocument("corrupt", f"counts of {key!r} are negative")
-        groups[key] = Group(group.keep, group.observations, sums, group.epoch)
-    return groups
+def _decode_group(key: str, raw: msgspec.Raw) -> Group:
+    group = _decode_json(raw)
+    if len(group.sums) % 8:
+        raise UnreadableDocument("corrupt", f"sums of {key!r} are cut off")
+    sums = np.frombuffer(group.sums, dtype="<f8").astype(np.float64)
+    if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
+        raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
+    if min(group.observations, group.epoch) < 0:
+        raise UnreadableDocument("corrupt", f"counts of {key!r} are negative")
+    return Group(group.keep, group.observations, sums, group.epoch)
