@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import http.server
 import json
+import os
 import resource
 import shutil
 import socket
@@ -40,16 +41,26 @@ pytestmark = [
 STEADY_S = 0.3
 
 
+@pytest.fixture(scope="module", params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    only = os.environ.get("EXTPROC_TRANSPORT")
+    if only and only != chosen:
+        pytest.skip(f"EXTPROC_TRANSPORT is {only}")
+    return chosen
+
+
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+def report(capsys: pytest.CaptureFixture[str], transport: str) -> Callable[..., None]:
     """Prints what a fault did to the clients, and holds it to nothing."""
 
     def print_and_check(fault: str, load: Load, recovered_s: float) -> None:
+        fault = f"{transport}: {fault}"
         longest_s = max(exchanged.seconds for exchanged in load.done)
         sent = len(load.done) + len(load.failed)
         with capsys.disabled():
             print(
-                f"\n{fault:<42} sent {sent:>5}  failed {len(load.failed):>2}"
+                f"\n{fault:<50} sent {sent:>5}  failed {len(load.failed):>2}"
                 f"  longest {longest_s:6.3f} s  recovered {recovered_s:6.3f} s",
                 end="",
             )
@@ -100,7 +111,7 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def make_rig(
-    stack: Stack, tmp_path_factory: pytest.TempPathFactory
+    stack: Stack, transport: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Rig]]:
     """Starts routers with a configuration, and an Envoy that asks them all."""
     expected: dict[str, Answer] = {}
@@ -115,6 +126,7 @@ def make_rig(
         ) -> Rig:
             directory = tmp_path_factory.mktemp("faults")
             settings = {"feedback": {"sample": "all"}, **(config or {})}
+            settings["server"] = {"transport": transport, **settings.get("server", {})}
             routers = list(routers)
             for number in range(0 if routers else count):
                 own = directory / f"router-{number}"
