@@ -24,9 +24,6 @@ from extproc.routing.terms import Vector
 _STALE_SHARE = 1 / 16
 _SETTLED = 512.0
 
-# A solution of other sums than ours waits until it is asked for: those of 64 models at
-# once would hold up whoever waits for a decision of any.
-
 
 @cache
 def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -135,7 +132,11 @@ class Posterior:
         return True
 
     def _catch_up(self) -> None:
-        """Solve what was given; start over if no observations could have made it."""
+        """Solve what was given; start over if no observations could have made it.
+
+        Not when it is given: those of 64 models at once would hold up whoever waits for
+        a decision of any.
+        """
         if not self._unsolved or self._group is None:
             return
         self._unsolved = False
