@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,68 @@ def test_envoy_takes_the_file_for_much_traffic(envoy_program: str):
     command = [envoy_program, "--mode", "validate", "--config-path", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("service", "target"),
+    [("extproc", "server"), ("standin-short", "standin"), ("standin-long", "standin")],
+)
+def test_our_images_start_as_their_dockerfile_says(
+    service: str, target: str, services: dict[str, Any], tmp_path: Path
+):
+    """Entry point, compose's command and environment, and the image's own probe."""
+    _, _, stage = (ROOT / "extproc/Dockerfile").read_text().partition(f" AS {target}\n")
+    stage = stage.partition("\nFROM ")[0]
+    entry, probe = (
+        json.loads(re.findall(rf"^ *{instruction} (\[.*\])$", stage, re.MULTILINE)[0])
+        for instruction in ("ENTRYPOINT", "CMD")
+    )
+    described = services[service]
+    grpc_port, http_port = free_ports(2)
+    places = {
+        ":9002": f":{grpc_port}",
+        ":9090": f":{http_port}",
+        "0.0.0.0": "127.0.0.1",
+    }
+    places |= {
+        "8000": str(http_port),
+        "${EXTPROC_CONFIG:-extproc.yaml}": "extproc.yaml",
+    }
+    places |= (
+        {k: str(v) for k, v in mounts(described).items()}
+        if "volumes" in described
+        else {}
+    )
+
+    def placed(text: str) -> str:
+        for name, value in places.items():
+            text = text.replace(name, value)
+        return text
+
+    programs = {
+        "extproc": [sys.executable, "-m", "extproc"],
+        "python": [sys.executable],
+    }
+    command = [*programs[entry[0]], *entry[1:], *map(placed, described["command"])]
+    environment = {
+        name: placed(value)
+        for name, value in described.get("environment", {}).items()
+        if not value.startswith("$")
+    }
+    with Child(service, command, tmp_path / "log", environment) as child:
+        child.wait_ready(
+            lambda: (
+                subprocess.run(
+                    [*programs[probe[0]], *map(placed, probe[1:])],
+                    capture_output=True,
+                    check=False,
+                ).returncode
+                == 0
+            ),
+            60,
+        )
+        assert child.stop() == 0
 
 
 def test_prometheus_starts_with_its_command(services: dict[str, Any], tmp_path: Path):
