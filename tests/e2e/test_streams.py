@@ -135,6 +135,25 @@ def test_the_first_tokens_arrive_before_the_last_are_made(client: Any) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_streamed_token_costs_no_message(
+    transport: str, start_session: Any, stack: Any
+) -> None:
+    """Unless its exchange is sampled: headers and body of the request are all."""
+    messages = "http.llm.ext_proc.stream_msgs_sent"
+    counts = {}
+    for sample in (0, "all"):
+        config = {"server": {"transport": transport}, "feedback": {"sample": sample}}
+        client, _ = start_session(config, stack.backends)
+        before = client.envoy.stat(messages)
+        response = client.chat("Hello", max_tokens=300, ignore_eos=True, stream=True)
+        assert response.body.count(b"\n\n") > 300
+        counts[sample] = client.envoy.stat(messages) - before
+
+    assert counts[0] == 2
+    assert counts["all"] > 50
+
+
 def test_a_client_that_goes_away_frees_everything(
     client: Any, admin: Any, stack: Any, eventually: Any
 ) -> None:
