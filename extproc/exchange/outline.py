@@ -126,13 +126,16 @@ class Outline:
 
     def items(self, text: str) -> int:
         """The length of the list that a text stands for; 0 if it stands for none."""
-        found = _REFERENCE.fullmatch(text) if text[:1] == _MARK else None
-        return self.left_out[int(found[1])].items if found else 0
+        whole = self._whole(text)
+        return whole.items if whole else 0
 
     def size_bytes(self, text: str) -> int:
         """A text's size in UTF-8 with all that it refers to."""
         if _MARK not in text:
             return len(text.encode())
+        whole = self._whole(text)
+        if whole is not None:
+            return whole.size_bytes
         return sum(_size_bytes(piece) for piece in self._pieces(text))
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
@@ -149,6 +152,12 @@ class Outline:
             for piece, begin in _overlapping(pieces, ends, start, stop)
         )
         return found, ends[-1] - len(found)
+
+    def _whole(self, text: str) -> LeftOut | None:
+        """What a text stands for that is nothing but a reference."""
+        number = text[1:-1]
+        is_reference = text[:1] == _MARK and number.isdecimal()
+        return self.left_out[int(number)] if is_reference else None
 
     def _pieces(self, text: str) -> list[bytes | LeftOut]:
         parts = _REFERENCE.split(text)
@@ -328,22 +337,25 @@ class Outliner:
         begins_list = kinds == _LIST
         is_span = begins_string[:-1] | begins_list[:-1] & (kinds[1:] == _LIST_END)
         is_long = np.diff(ends) > LONG_BYTES
-        for span in np.flatnonzero(is_span & is_long).tolist():
-            low, high = ends[span : span + 2].tolist()
-            if begins_list[span]:
-                inside = commas_seen.between(low, high)
-                self._elements -= inside
-                self._leave_out(start + low, start + high, 0, inside + 1)
-            else:
-                size = shrunk.between(low, high)
-                self._leave_out(start + low, start + high, size, 0)
+        spans = np.flatnonzero(is_span & is_long)
+        lows, highs = ends[spans], ends[spans + 1]
+        inside = commas_seen.between(lows, highs)
+        self._elements -= int(inside.sum())
+        for low, high, taken, items in zip(
+            (lows + start).tolist(),
+            (highs + start).tolist(),
+            shrunk.between(lows, highs).tolist(),
+            np.where(begins_list[spans], inside + 1, 0).tolist(),
+            strict=True,
+        ):
+            self._leave_out(low, high, taken, items)
         self._open, self._shrunk, self._commas = -1, 0, 0
         if len(ends) and begins_string[-1]:
             self._open = start + int(ends[-1])
-            self._shrunk = shrunk.between(int(ends[-1]), len(chunk))
+            self._shrunk = shrunk.after(int(ends[-1]))
         elif len(ends) and begins_list[-1]:
             self._open = start + int(ends[-1])
-            self._commas = commas_seen.between(int(ends[-1]), len(chunk))
+            self._commas = commas_seen.after(int(ends[-1]))
             self._elements -= self._commas
 
     def _structure(self, chunk: Octets, quotes: Places) -> tuple[Places, Places]:
@@ -382,9 +394,17 @@ class _Tally:
         self._places = np.concatenate(([-1], places))
         self._sums = np.concatenate(([0, before], before + np.cumsum(weights)))
 
-    def between(self, low: int, high: int) -> int:
-        first, last = np.searchsorted(self._places, (low, high))
-        return int(self._sums[last] - self._sums[first])
+    def between(self, lows: Places, highs: Places) -> Places:
+        """The sums between pairs of places."""
+        first = np.searchsorted(self._places, lows)
+        last = np.searchsorted(self._places, highs)
+        found: Places = self._sums[last] - self._sums[first]
+        return found
+
+    def after(self, place: int) -> int:
+        """The sum from a place on."""
+        first = np.searchsorted(self._places, place)
+        return int(self._sums[-1] - self._sums[first])
 
 
 def _escaping(backslashes: Places, escaped: bool) -> Places:
