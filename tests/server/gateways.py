@@ -86,7 +86,10 @@ def make_admin() -> AdminServer:
     router = build_router(Config())
     metrics = Metrics(router.ratios.all)
     service = ExtProcService(
-        router, ExchangeSettings(), build_sampler(Config().feedback), metrics
+        router,
+        ExchangeSettings(),
+        build_sampler(Config().feedback, router.policy),
+        metrics,
     )
     return AdminServer(
         "127.0.0.1:0",
