@@ -288,15 +288,15 @@ def _print(report: dict[str, Any]) -> None:
     )
     largest = list(report["misroute_pct"])[-1]
     print(
-        f"\n{'prompt estimate by':>18} {'MAPE %':>8} {'bias %':>8} {'> bound %':>10} "
-        f"{'misrouted at ' + largest + ', %: under':>28} {'over':>6}"
+        f"\n{'prompt estimate by':>18} {'MAPE %':>7} {'bias %':>8} {'> bound %':>10} "
+        f"{'misrouted at ' + largest + ', %: under':>27} {'over':>5}"
     )
     for name, scores in {report["estimator"]: report, **report["baselines"]}.items():
         routed = scores["misroute_pct"][largest]
         print(
-            f"{name:>18} {scores['mape_pct']:>8} {scores['bias_pct']:>+8} "
-            f"{100 * scores['under_estimate_rate']:>10.2f} {routed['under']:>28} "
-            f"{routed['over']:>6}"
+            f"{name:>18} {scores['mape_pct']:>7} {scores['bias_pct']:>+8} "
+            f"{100 * scores['under_estimate_rate']:>10.2f} {routed['under']:>27} "
+            f"{routed['over']:>5}"
         )
     print(f"\n{'threshold':>18} {'under %':>8} {'over %':>8} {'by the point, %':>16}")
     for threshold, routed in report["misroute_pct"].items():
