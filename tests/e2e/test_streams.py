@@ -151,7 +151,7 @@ def test_a_streamed_token_costs_no_message(
         counts[sample] = client.envoy.stat(messages) - before
 
     assert counts[0] == 2
-    assert counts["all"] > 50
+    assert counts["all"] > 5  # Envoy sends what has come since the last one
 
 
 def test_a_client_that_goes_away_frees_everything(
