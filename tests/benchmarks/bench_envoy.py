@@ -5,7 +5,8 @@
 wrk (Debian: wrk) sends chat requests over 16 connections for CPU and throughput, and
 over one for latency. Bare Envoy, a grpc.aio server that does nothing but answer, and
 ``extproc serve`` on both transports run in turn, rounds times over. Medians; on a
-machine that is not quiet, read the ratios. ``bench_all.py`` has more than one table.
+machine that is not quiet, read the ratios. ``bench_all.py`` has more than one table;
+``--profile FILE.svg`` shows where the native transport's CPU goes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import shutil
 import statistics
 import sys
+from pathlib import Path
 
 from rig import BARE, GRPCIO, LEAN, NATIVE, Scenario, chat, running
 
@@ -44,10 +46,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--body-bytes", type=int, default=4000)
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="SVG",
+        help="draw a flame graph (py-spy), no table",
+    )
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         print("wrk is not installed (Debian: apt-get install wrk)", file=sys.stderr)
         return 2
+    if args.profile:
+        with running(Scenario(NATIVE), args.body_bytes) as stack:
+            stack.warm(chat(args.body_bytes), 16, 3)
+            stack.profile(chat(args.body_bytes), args.seconds, args.profile)
+        return 0
     rounds = [{s: measure(s, args) for s in SERVERS} for _ in range(args.rounds)]
     rows = {
         s: {k: statistics.median(r[s][k] for r in rounds) for k in rounds[0][s]}

@@ -222,9 +222,26 @@ class Stack:
             messages=each[2],
         )
 
-    def warm(self, body: str, connections: int) -> None:
-        """Send it for a second, so that connections, caches and models are there."""
-        self.start_load(body, connections, 1).finish()
+    def warm(self, body: str, connections: int, seconds: int = 1) -> None:
+        """Send it for a while, so that connections, caches and models are there."""
+        self.start_load(body, connections, seconds).finish()
+
+    def profile(self, body: str, seconds: int, output: Path) -> None:
+        """Draw where the server spends its time under load, as a flame graph.
+
+        Raises:
+            FileNotFoundError: py-spy is not installed (PyPI: py-spy).
+        """
+        assert self._server is not None
+        options = ["--duration", str(seconds), "--rate", "500", "--native"]
+        wrk = self.start_load(body, 16, seconds + 2)
+        command = ["py-spy", "record", "--pid", str(self._server.pid), *options]
+        subprocess.run(
+            [*command, "--format", "flamegraph", "--output", str(output)],
+            check=True,
+            capture_output=True,
+        )
+        wrk.finish()
 
     def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
         """Begin to; the caller waits for the end."""
