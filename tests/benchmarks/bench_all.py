@@ -304,7 +304,8 @@ def main() -> int:
     )
     tables = [table.markdown() for table in results.tables]
     args.output.write_text("\n".join([about, *tables]))
-    args.output.with_suffix(".svg").write_text(svg(results.charts))
+    if results.charts:
+        args.output.with_suffix(".svg").write_text(svg(results.charts))
     return 0
 
 
