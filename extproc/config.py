@@ -109,8 +109,8 @@ class ServerConfig:
     """gRPC: HOST:PORT or unix:PATH. EXTPROC_LISTEN overrides it."""
     admin: str = field(default="127.0.0.1:9090", metadata=_HOST_PORT)
     """HTTP: /metrics, /healthz, /readyz, /status. EXTPROC_ADMIN overrides it."""
-    transport: Transport = Transport.GRPCIO
-    """`grpcio` is gRPC's own library, `native` our HTTP/2, at a fraction of the CPU.
+    transport: Transport = Transport.NATIVE
+    """`native` is our HTTP/2, at a fraction of the CPU of gRPC's own library, `grpcio`.
     EXTPROC_TRANSPORT overrides it."""
     workers: int = field(
         default=1, metadata=check("from 1 to 64", lambda value: 1 <= value <= 64)

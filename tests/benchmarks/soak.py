@@ -185,7 +185,7 @@ def sample(stack: Stack, began_s: float, requests: int) -> Sample:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--transport", default="grpcio")
+    parser.add_argument("--transport", default="native")
     parser.add_argument(
         "--pause",
         type=float,

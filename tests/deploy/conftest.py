@@ -46,7 +46,6 @@ VARIANTS = (
     "sidecar+monitoring+state",
 )
 SEVERAL_WORKERS = [
-    "transport=native",
     "workers=4",
     "resources.requests.cpu=4",
     "resources.requests.memory=512Mi",
@@ -362,7 +361,7 @@ def throughput_pod(
     It learns from half of the responses as they pass, and from the others by the log.
     """
     state = tmp_path_factory.mktemp("state")
-    own = ["transport=native", "workers=2", "envoy.accessLog=true"]
+    own = ["workers=2", "envoy.accessLog=true"]
     own += ["config.feedback.sample:=0.5", *values_of(pools, state)]
     return start_pod(chart("sidecar", *own))
 
