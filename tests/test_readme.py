@@ -15,7 +15,7 @@ import yaml
 
 import extproc
 from extproc.cli import COMMANDS
-from extproc.config import Config
+from extproc.config import Config, load_config
 from extproc.routing.policy import Reason
 from extproc.server.merging import MergedMetrics
 from extproc.server.metrics import Metrics
@@ -253,3 +253,20 @@ def test_the_changelog_s_newest_version_is_the_package_s() -> None:
     )
     assert versions[0] == extproc.__version__
     assert "## [Unreleased]" in PAGES["extproc/CHANGELOG.md"]
+
+
+def test_the_configuration_that_is_shown_is_accepted() -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+    assert [pool.name for pool in load_config(text, {}).pools] == ["short", "long"]
+
+
+def test_the_library_s_example_runs() -> None:
+    (text,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {
+        "body": b'{"messages": [{"role": "user", "content": "A question."}]}'
+    }
+    exec(text, names)
+
+    assert names["decision"].pool.name == "short"
+    assert names["router"].ratios.all() != {}
