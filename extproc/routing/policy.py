@@ -28,7 +28,7 @@ class Reason(StrEnum):
     UNPARSABLE = "unparsable"
     """Not a request that we understand; the backend will judge it."""
     TOO_LARGE = "too_large"
-    """The body is over the cap: not read."""
+    """The body is over the cap, or of more parts than are looked at: not read."""
     LENGTH_UNKNOWN = "length_unknown"
     """No content-length: buffering such a body could end in a 413."""
     UNDECODABLE = "undecodable"
