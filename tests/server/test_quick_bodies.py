@@ -19,10 +19,18 @@ def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
     return message
 
 
+METADATA = b"\x42\x00"
+"""An empty metadata_context, at the end of each of Envoy's messages."""
+CONFIG = b"\x5a\x02\x08\x02"
+
+
+@pytest.mark.parametrize("tail", [b"", METADATA, METADATA + CONFIG])
 @pytest.mark.parametrize("end_of_stream", [True, False])
 @pytest.mark.parametrize("size", [LARGE_BYTES, 100_000, 3_000_000])
-def test_reads_a_large_body_without_a_copy(size: int, end_of_stream: bool) -> None:
-    data = body_message(b"x" * size, end_of_stream).SerializeToString()
+def test_reads_a_large_body_without_a_copy(
+    size: int, end_of_stream: bool, tail: bytes
+) -> None:
+    data = body_message(b"x" * size, end_of_stream).SerializeToString() + tail
 
     event = read_body(data)
 
@@ -35,25 +43,19 @@ def test_reads_a_large_body_without_a_copy(size: int, end_of_stream: bool) -> No
 LARGE = body_message(b"x" * LARGE_BYTES, True)
 
 
-def with_config(message: pb.ProcessingRequest) -> bytes:
-    changed = pb.ProcessingRequest()
-    changed.CopyFrom(message)
-    changed.protocol_config.SetInParent()
-    return changed.SerializeToString()
-
-
 @pytest.mark.parametrize(
     "data",
     [
         b"",
         body_message(b"x" * 100, True).SerializeToString(),
-        with_config(LARGE),
+        LARGE.SerializeToString() + b"\x50\x01",
+        LARGE.SerializeToString() + METADATA + b"\x42\x05",
         LARGE.SerializeToString() + LARGE.SerializeToString(),
         pb.ProcessingRequest(
             response_body=pb.HttpBody(body=b"x" * LARGE_BYTES)
         ).SerializeToString(),
     ],
-    ids=["nothing", "small", "more fields", "twice", "a response"],
+    ids=["nothing", "small", "another field", "cut off", "twice", "a response"],
 )
 def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
     assert read_body(data) is None
@@ -67,7 +69,7 @@ def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
 def test_reads_nothing_that_the_general_reader_reads_otherwise(
     at: int, octet: int, cut: int
 ) -> None:
-    changed = bytearray(LARGE.SerializeToString())
+    changed = bytearray(LARGE.SerializeToString() + METADATA)
     changed[min(at, len(changed) - 1)] = octet
     data = bytes(changed[: len(changed) - cut])
 
