@@ -168,9 +168,16 @@ _LAST_EVENT = re.compile(
 
 # What some event has to hold for ``_complete`` to make anything of it, and how an event
 # ends in the streams that there are: most of a stream is passed over by these alone.
-_TELLS = re.compile(
-    rb'"usage"|"length"|"max_tokens"|incomplete|\[DONE\]|message_stop|response\.completed'
+_TELLS = (
+    b'"usage"',
+    b'"length"',
+    b'"max_tokens"',
+    b"incomplete",
+    b"[DONE]",
+    b"message_stop",
+    b"response.completed",
 )
+_SLICE_BYTES = 16 * 1024
 _USUAL_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
@@ -193,6 +200,15 @@ class SseUsageReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Read the events that this chunk completes."""
+        if len(chunk) <= _SLICE_BYTES:
+            return self._feed(chunk)
+        # A stream in one piece, as after decompression: pass over most of it.
+        return b"".join(
+            self._feed(chunk[at : at + _SLICE_BYTES])
+            for at in range(0, len(chunk), _SLICE_BYTES)
+        )
+
+    def _feed(self, chunk: bytes) -> bytes:
         self._pending += chunk
         passed = bytearray()
         # A CR at the end may be half of a CR LF: the event's end is not known yet.
@@ -242,7 +258,8 @@ class SseUsageReader:
         last = max(ends, default=0)
         if last and self._pending[last - 1 : last + 1] == b"\r\n":
             last += 1  # the empty line's own end
-        return 0 if _TELLS.search(self._pending, 0, last) else last
+        tells = any(self._pending.find(tell, 0, last) >= 0 for tell in _TELLS)
+        return 0 if tells else last
 
     def _complete(self, event: bytes) -> bytes:
         if self._overlong:  # its first part has passed already

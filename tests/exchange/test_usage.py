@@ -205,6 +205,21 @@ def test_the_injected_chunk_is_taken_out_in_any_split(
     assert read(SseUsageReader(drop_usage_chunk=True), *parts)[1] == kept
 
 
+@LINE_ENDS
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_whole_stream_in_one_piece(line_end: str, drop: bool) -> None:
+    kept = stream(*[chunk(usage=None)] * 2000, line_end=line_end)
+    injected = stream(USAGE_CHUNK, line_end=line_end)
+    done = stream("[DONE]", line_end=line_end)
+
+    reader = SseUsageReader(drop_usage_chunk=drop)
+    usage, passed = read(reader, kept + injected + done)
+
+    assert usage.prompt_tokens == 133
+    assert reader.complete
+    assert passed == kept + (b"" if drop else injected) + done
+
+
 def test_usage_on_a_chunk_with_text_stays() -> None:
     body = stream(chunk(usage=USAGE), "[DONE]")
 
