@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from extproc.routing.features import sample_windows
 
-CHUNK_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 32 * 1024
 """What one step looks at."""
 
 LONG_BYTES: Final = 512
