@@ -108,8 +108,10 @@ class FeedbackSampler:
             return 1.0
         rate = max(self._floor, SETTLED_RATE * MODEL_SAMPLES / model.samples)
         budget = decision.bound_budget_tokens
-        near = any(abs(budget - at) <= NEAR_THRESHOLD * at for at in self.limits)
-        return rate * (NEAR_WEIGHT if near else 1.0)
+        for limit in self.limits:
+            if abs(budget - limit) <= NEAR_THRESHOLD * limit:
+                return rate * NEAR_WEIGHT
+        return rate
 
     def observed(self, decision: Decision, error_ratio: float) -> None:
         """Note that a response was learned from.

@@ -107,7 +107,9 @@ cost of a megabyte at that of 16 KB. Measured on requests of up to 200 KB and si
 tokenizers, the mean error is 3.18 % without sampling, 3.20 % from 32 KB, 3.24 % from
 16 KB and 3.38 % from 8 KB."""
 _WINDOW_BYTES = 1024
-_CLASSES = np.uint16(CLASSES)  # whose product with bytes has 16 bits
+# Its product with bytes has 16 bits; an array, as NumPy takes longer over a scalar.
+_CLASSES = np.array(CLASSES, dtype=np.uint16)
+_ONES = np.ones(CLASSES, dtype=np.int64)
 
 Counts = npt.NDArray[np.int64]
 
@@ -132,7 +134,7 @@ class Features(msgspec.Struct, frozen=True, gc=False):
     def classes(self) -> list[int]:
         """Bytes of text in each class, at the class's number."""
         by_class = self.pairs.reshape(CLASSES, CLASSES)
-        totals: list[int] = np.add.reduce(by_class).tolist()  # ``sum`` takes longer
+        totals: list[int] = _ONES.dot(by_class).tolist()  # ``sum`` takes twice as long
         return totals
 
 

@@ -16,6 +16,7 @@ from extproc.exchange.events import BodyMode, RequestHeaders, ResponseHeaders
 # the value, plus 0 for a number. ProcessingRequest, HttpHeaders, HeaderValue, and
 # ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _PROTOCOL_CONFIG = 0x12, 0x1A, 0x5A
+_METADATA_CONTEXT, _ATTRIBUTES = 0x42, 0x4A
 _HEADERS, _END_OF_STREAM = 0x0A, 0x18
 _HEADER = _KEY = 0x0A
 _RAW_VALUE = 0x1A
@@ -144,7 +145,13 @@ def _value(data: bytes, position: int, end: int) -> str:
 
 
 def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None]:
-    """Read what may follow the headers: nothing, or the protocol configuration."""
+    """Read what may follow the headers: the protocol configuration, if anything.
+
+    Before it may be what we have not asked for; Envoy sends the metadata's context, if
+    only an empty one.
+    """
+    while position < len(data) and data[position] in (_METADATA_CONTEXT, _ATTRIBUTES):
+        _, position = _span(data, position + 1)
     if position == len(data):
         return None, None
     if data[position] != _PROTOCOL_CONFIG:

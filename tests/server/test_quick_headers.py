@@ -36,6 +36,22 @@ def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
     return message
 
 
+CONTEXTS = st.sampled_from([b"", b"\x42\x00", b"\x42\x02\x0a\x00", b"\x4a\x02\x0a\x00"])
+"""Metadata's context and attributes, which the subset that we speak does not have."""
+
+
+def with_context(message: pb.ProcessingRequest, context: bytes) -> bytes:
+    """Put fields where Envoy has them: between the headers and the configuration."""
+    configuration = pb.ProcessingRequest(observability_mode=message.observability_mode)
+    if message.HasField("protocol_config"):
+        configuration.protocol_config.CopyFrom(message.protocol_config)
+    head = pb.ProcessingRequest()
+    head.CopyFrom(message)
+    head.ClearField("protocol_config")
+    head.observability_mode = False
+    return head.SerializeToString() + context + configuration.SerializeToString()
+
+
 def wanted_of(
     event: RequestHeaders | ResponseHeaders,
 ) -> RequestHeaders | ResponseHeaders:
@@ -47,9 +63,11 @@ def wanted_of(
     )
 
 
-@given(messages())
-def test_reads_what_protobuf_reads(message: pb.ProcessingRequest) -> None:
-    data = message.SerializeToString()
+@given(messages(), CONTEXTS)
+def test_reads_what_protobuf_reads(
+    message: pb.ProcessingRequest, context: bytes
+) -> None:
+    data = with_context(message, context)
 
     general = decode(data)
 
@@ -94,7 +112,7 @@ def test_does_what_it_is_for() -> None:
         header.key, header.raw_value = key, b"v" * 150
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
 
-    event = read_headers(message.SerializeToString(), WANTED)
+    event = read_headers(with_context(message, b"\x42\x00"), WANTED)
 
     assert event == RequestHeaders(
         dict.fromkeys(NAMES, "v" * 150), False, BodyMode.BUFFERED, BodyMode.NONE
