@@ -101,6 +101,18 @@ class NativeServer:
         def peer() -> _Peer:
             return _Peer(self, loop)
 
+        try:
+            await self._bind(loop, peer)
+        except OSError as error:
+            # asyncio's text repeats the address in a form of its own.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(f"cannot listen on {self._address}: {reason}") from error
+
+    async def _bind(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peer: Callable[[], asyncio.BufferedProtocol],
+    ) -> None:
         kind, host, port = parse_address(self._address)
         if kind == "unix":
             self._server = await loop.create_unix_server(

@@ -79,6 +79,7 @@ def test_core_objects_follow_their_schemas(variant, kustomize):
         validate_core(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_custom_resources_follow_their_schemas(tools, kustomize):
     custom = [
         manifest
@@ -92,6 +93,7 @@ def test_custom_resources_follow_their_schemas(tools, kustomize):
     assert {manifest["kind"] for manifest in custom} - checked == NO_SCHEMA
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_custom_resource_is_seen(tools, kustomize):
     service = copy.deepcopy(only(kustomize("istio"), "VirtualService"))
     service["spec"]["http"][0]["match"] = "x-llm-pool"

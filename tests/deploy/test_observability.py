@@ -152,6 +152,7 @@ def dashboard_errors(tools: Path, board: dict[str, Any]) -> list[str]:
     return errors
 
 
+@pytest.mark.slow
 def test_grafana_knows_every_field(observability: Path, tools: Path):
     board = json.loads((observability / DASHBOARD).read_text())
     assert dashboard_errors(tools, board) == []

@@ -176,6 +176,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("e2e")
 
 
+def start_until_killed(child: Child, started: contextlib.ExitStack) -> None:
+    """Start it; a clean end takes a second, and is looked at elsewhere."""
+    child.start()
+    started.callback(child.kill)
+
+
 @pytest.fixture(scope="session")
 def stack(directory: Path) -> Iterator[Stack]:
     """Everything, with every response looked at."""
@@ -185,6 +191,8 @@ def stack(directory: Path) -> Iterator[Stack]:
     ]
     with running(directory, backends, LEARN_ALL, find_config()) as started:
         yield started
+        started.envoy.child.kill()
+        started.router.child.kill()
 
 
 @pytest.fixture(scope="session")
@@ -209,10 +217,10 @@ def start_session(
         ) -> tuple[Client, Admin]:
             directory = tmp_path_factory.mktemp("session")
             new_router = router(config, directory)
-            started.enter_context(new_router.child)
+            start_until_killed(new_router.child, started)
             new_router.wait_ready()
             new = envoy(find_config(), backends, new_router.port, directory)
-            started.enter_context(new.child)
+            start_until_killed(new.child, started)
             new.wait_ready()
             return Client(new), Admin(new_router)
 
@@ -238,7 +246,7 @@ def start_session_envoy(
                 directory,
                 change=change,
             )
-            started.enter_context(new.child)
+            start_until_killed(new.child, started)
             new.wait_ready()
             return Client(new)
 
@@ -318,7 +326,7 @@ def start_envoy(
                 tmp_path_factory.mktemp("envoy"),
                 change=change,
             )
-            started.enter_context(new.child)
+            start_until_killed(new.child, started)
             new.wait_serving()
             return Client(new)
 

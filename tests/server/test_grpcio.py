@@ -139,6 +139,7 @@ def allocated_bytes() -> int:
     return int(mallinfo().uordblks)
 
 
+@pytest.mark.slow
 def test_what_a_reset_stream_held_is_given_back() -> None:
     """A read that is cancelled keeps 96 bytes for ever, in gRPC's library."""
     streams = 3000
