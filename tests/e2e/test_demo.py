@@ -59,6 +59,7 @@ def test_it_sends_learns_and_prints_one_object(tmp_path: Path) -> None:
     assert all(nearer)
 
 
+@pytest.mark.slow
 def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
     """One of them is refused; it stays up until SIGTERM, and leaves nothing running."""
     file = tmp_path / "mine.jsonl"

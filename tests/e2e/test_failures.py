@@ -40,6 +40,7 @@ def test_a_router_that_is_down_is_not_missed(own: Any, eventually: Any) -> None:
     assert client.chat("Hello").served_by == "vllm_short"
 
 
+@pytest.mark.slow
 def test_a_router_that_hangs_costs_a_second_and_then_nothing(
     own: Any, eventually: Any
 ) -> None:
@@ -144,6 +145,7 @@ def two_chunks() -> Iterator[Backend]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_stream_is_not_held_by_a_router_that_froze(
     start_envoy: Any, two_chunks: Backend, tmp_path: Path, eventually: Any
 ) -> None:

@@ -9,9 +9,10 @@ from .gateways import CONFIGURATIONS, Gateway, chat, put_in_place, through_gatew
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 
-pytestmark = pytest.mark.skipif(
-    HAPROXY is None, reason="no haproxy: apt-get install haproxy"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(HAPROXY is None, reason="no haproxy: apt-get install haproxy"),
+]
 
 
 def start_haproxy(folder: Path, port: int, addresses: dict[str, str]) -> list[str]:
