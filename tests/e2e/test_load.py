@@ -1,6 +1,9 @@
 """Requests spill to the long pool while the short one is under pressure."""
 
-import threading
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +28,34 @@ def test_a_queue_spills_over_and_its_end_brings_requests_back(
         short.wait_ready()
         client, admin = start_session({"pools": pools, "load": load}, [short, long])
         assert client.chat("Hello").served_by == "vllm_short"
-        # One sequence at a time, so seven of these wait; each takes about a second.
-        busy = [
-            threading.Thread(
-                target=client.chat,
-                args=("Hello",),
-                kwargs={"max_tokens": 60, "ignore_eos": True},
+        # One sequence at a time, so seven of these wait, until their clients leave.
+        with contextlib.ExitStack() as busy:
+            for _ in range(8):
+                busy.enter_context(_left_open(client, max_tokens=8000, ignore_eos=True))
+            eventually(
+                lambda: admin.metric("extproc_pool_waiting_requests", pool="short") >= 3
             )
-            for _ in range(8)
-        ]
-        for thread in busy:
-            thread.start()
-        eventually(lambda: admin.metric("extproc_pool_under_pressure", pool="short"))
-        response = client.chat("Hello")
-        assert response.served_by == "vllm_long"
-        assert client.record(response).reason == "spilled"
-        assert admin.metric("extproc_pool_waiting_requests", pool="short") >= 3
-        for thread in busy:
-            thread.join()
+            assert admin.metric("extproc_pool_under_pressure", pool="short")
+            response = client.chat("Hello")
+            assert response.served_by == "vllm_long"
+            assert client.record(response).reason == "spilled"
         eventually(
             lambda: not admin.metric("extproc_pool_under_pressure", pool="short")
         )
         assert client.chat("Hello").served_by == "vllm_short"
+
+
+@contextlib.contextmanager
+def _left_open(client: Any, **fields: Any) -> Iterator[None]:
+    """A request whose client waits, and leaves at the end."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
+    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port)
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 def test_a_router_does_not_start_with_windows_that_are_not_so(
