@@ -98,6 +98,13 @@ def test_up_starts_stand_ins_or_vllm_and_not_both() -> None:
     assert gpu == {"envoy", "extproc", "vllm-short", "vllm-long"}
 
 
+def test_a_model_is_downloaded_once(services: dict[str, Any]) -> None:
+    for pool in ("vllm-short", "vllm-long"):
+        service = services[pool]
+        mounts = dict(mount.split(":")[:2] for mount in service["volumes"])
+        assert mounts == {"huggingface": service["environment"]["HF_HOME"]}
+
+
 def test_envoy_runs_the_file_that_the_tests_run(services: dict[str, Any]) -> None:
     (mount,) = services["envoy"]["volumes"]
     source, target, mode = mount.split(":")
