@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import os
 import random
 import signal
@@ -176,32 +174,28 @@ def free_ports(count: int) -> list[int]:
         port = candidates.randrange(_FIRST_PORT, _ephemeral_start())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            if _reserve(port):
-                found.append(port)
+            _reservations.append(_reserve(port))
+            found.append(port)
     return found
 
 
-_reserved: set[int] = set()
+_reservations: list[socket.socket] = []
+"""Kept open: the system closes them when this process ends, however it does."""
 
 
-def _reserve(port: int) -> bool:
-    """Lock the byte of a file that stands for the port; the lock ends with us."""
-    if port in _reserved:
-        return False
+def _reserve(port: int) -> socket.socket:
+    """Take the UDP port of the same number, which nothing here uses for itself.
+
+    Raises:
+        OSError: somebody else has it.
+    """
+    reservation = socket.socket(type=socket.SOCK_DGRAM)
     try:
-        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        reservation.bind(("127.0.0.1", port))
     except OSError:
-        return False
-    _reserved.add(port)
-    return True
-
-
-@functools.cache
-def _reservations() -> int:
-    # Never closed: that would end the locks. One file for all processes, whatever
-    # their temporary directories are.
-    path = f"/tmp/token-budget-router-ports-{os.getuid()}"
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        reservation.close()
+        raise
+    return reservation
 
 
 def _ephemeral_start() -> int:
