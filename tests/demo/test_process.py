@@ -1,3 +1,6 @@
+import itertools
+import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -111,6 +114,31 @@ def test_stopping_what_never_started_is_nothing(tmp_path: Path) -> None:
 
 def test_free_ports_are_different() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def test_no_two_processes_get_the_same_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "from extproc.demo.process import free_ports\n"
+            "print(*free_ports(1), flush=True)\n"
+            "input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout is not None
+        theirs = int(other.stdout.readline())
+        candidates = itertools.chain([theirs, theirs], itertools.count(theirs + 1))
+        monkeypatch.setattr(
+            random.SystemRandom, "randrange", lambda *_: next(candidates)
+        )
+        assert theirs not in free_ports(1)
+        other.communicate("\n")
 
 
 def test_nobody_answers_on_a_free_port() -> None:
