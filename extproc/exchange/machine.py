@@ -1,9 +1,7 @@
 """One HTTP exchange as ext_proc shows it: a state machine without effects.
 
 ``Exchange.receive(event)`` gives exactly one reply for each event, and over the
-whole exchange at most one observation. States are named for what we wait for.
-``TRANSITIONS`` holds every legal move; anything else is ``ProtocolError``: Envoy, not
-a client, broke the order.
+whole exchange at most one observation. ``transitions`` has the order of the events.
 
 The request side (measured on Envoy 1.40)::
 
@@ -23,12 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from msgspec.structs import replace
 
 from extproc.exchange import openai
-from extproc.exchange.encoding import decode_content
 from extproc.exchange.events import (
     AskRequestBody,
     AskResponseBody,
@@ -52,18 +48,11 @@ from extproc.exchange.events import (
 from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.reading import Reading
 from extproc.exchange.receipt import write_receipt
-from extproc.exchange.usage import UsageReader, usage_reader
+from extproc.exchange.transitions import State, after
+from extproc.exchange.watching import ResponseWatch, watch_response
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
-from extproc.routing.router import Decision, Outcome, Router
-
-MAX_ENCODED_RESPONSE_BYTES = 1 << 20
-"""Of a compressed response; one that is larger teaches nothing."""
-
-MAX_DECODED_RESPONSE_BYTES = 2 << 20
-"""A stream takes 5 ms a MiB to look through, and 0.2 s where each of its events has a
-"usage" of null, on the event loop."""
-
+from extproc.routing.router import Decision, Router
 
 HEADERS_READ = (
     ":method",
@@ -75,56 +64,6 @@ HEADERS_READ = (
     "x-envoy-attempt-count",
 )
 """The headers that an exchange looks at, beside the category header."""
-
-
-class ProtocolError(Exception):
-    """The messages came in an order that ext_proc does not have."""
-
-
-class State(Enum):
-    """What we wait for."""
-
-    REQUEST_HEADERS = "request_headers"
-    REQUEST_BODY = "request_body"
-    RESPONSE_HEADERS = "response_headers"
-    RESPONSE_BODY = "response_body"
-    DONE = "done"
-
-    # Enum's own hashes the name, in Python, and every event looks its move up.
-    __hash__ = object.__hash__
-
-
-MORE, END = False, True
-
-TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
-    (State.REQUEST_HEADERS, RequestHeaders, MORE): State.REQUEST_BODY,
-    (State.REQUEST_HEADERS, RequestHeaders, END): State.RESPONSE_HEADERS,
-    (State.REQUEST_BODY, RequestBody, MORE): State.REQUEST_BODY,
-    (State.REQUEST_BODY, RequestBody, END): State.RESPONSE_HEADERS,
-    (State.REQUEST_BODY, RequestTrailers, END): State.RESPONSE_HEADERS,
-    # A local reply (413, 408), or a backend that answers before it has read all.
-    (State.REQUEST_BODY, ResponseHeaders, MORE): State.RESPONSE_BODY,
-    (State.REQUEST_BODY, ResponseHeaders, END): State.DONE,
-    # Streamed modes repeat the end of the body in an empty message.
-    (State.RESPONSE_HEADERS, RequestBody, MORE): State.RESPONSE_HEADERS,
-    (State.RESPONSE_HEADERS, RequestBody, END): State.RESPONSE_HEADERS,
-    (State.RESPONSE_HEADERS, RequestTrailers, END): State.RESPONSE_HEADERS,
-    (State.RESPONSE_HEADERS, ResponseHeaders, MORE): State.RESPONSE_BODY,
-    (State.RESPONSE_HEADERS, ResponseHeaders, END): State.DONE,
-    (State.RESPONSE_BODY, ResponseBody, MORE): State.RESPONSE_BODY,
-    (State.RESPONSE_BODY, ResponseBody, END): State.DONE,
-    (State.RESPONSE_BODY, ResponseTrailers, END): State.DONE,
-    # The rest of a request whose response is under way already.
-    (State.RESPONSE_BODY, RequestBody, MORE): State.RESPONSE_BODY,
-    (State.RESPONSE_BODY, RequestBody, END): State.RESPONSE_BODY,
-    (State.RESPONSE_BODY, RequestTrailers, END): State.RESPONSE_BODY,
-    (State.DONE, RequestBody, MORE): State.DONE,
-    (State.DONE, RequestBody, END): State.DONE,
-    (State.DONE, RequestTrailers, END): State.DONE,
-    (State.DONE, ResponseBody, MORE): State.DONE,
-    (State.DONE, ResponseBody, END): State.DONE,
-    (State.DONE, ResponseTrailers, END): State.DONE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +117,9 @@ class Exchange:
         self._received: bytes | bytearray | memoryview = b""
         self._reading: Reading | None = None
         self._withheld = False
-        self._watched = False
+        self._follows = False
         self._injected = False
-        self._reader: UsageReader | None = None
-        self._attempts = 1
-        self._encoded: bytearray | None = None
-        self._response_encoding = ""
+        self._watch: ResponseWatch | None = None
 
     @property
     def owes_bodies(self) -> bool:
@@ -193,7 +129,7 @@ class Exchange:
     @property
     def follows_response(self) -> bool:
         """Whether the stream stays open for the response, and ends with it."""
-        return self._watched
+        return self._follows
 
     @property
     def is_encoded(self) -> bool:
@@ -231,17 +167,9 @@ class Exchange:
         """Take one event; give its reply.
 
         Raises:
-            ProtocolError: a move that ``TRANSITIONS`` does not have.
+            ProtocolError: it comes out of order.
         """
-        move = (self.state, type(event), event.end_of_stream)
-        try:
-            following = TRANSITIONS[move]
-        except KeyError:
-            raise ProtocolError(
-                f"{type(event).__name__} (end_of_stream={event.end_of_stream}) "
-                f"while waiting for {self.state.value}"
-            ) from None
-        waited_for, self.state = self.state, following
+        waited_for, self.state = self.state, after(self.state, event)
         held = len(self._received)
         try:
             return self._answer(event, waited_for)
@@ -264,8 +192,9 @@ class Exchange:
             case ResponseBody():
                 return self._response_body(event, waited_for)
             case ResponseTrailers():
-                if self._reader is not None:
-                    self._finish(self._reader)
+                if self._watch is None:
+                    return Step(Continue(), end=True)
+                self._watch.finish()
                 return Step(Continue(), end=True, observation=self._observed())
 
     def _pass_on(self, event: Event, held: int) -> Step:
@@ -277,8 +206,7 @@ class Exchange:
         withheld, self._withheld = self._withheld, False
         body = bytes(self._received[:held])
         self._received = b""
-        self._reader = None
-        self._watched = self._injected = False
+        self._follows, self._watch = False, None
         if withheld:
             default = self._router.policy.default
             self.decision = Decision(default, Reason.FAULT, body_bytes=len(body))
@@ -362,9 +290,8 @@ class Exchange:
             self._settings.shadow,
             self._receipt(),
         )
-        # A watched exchange lives as long as its response.
-        self._received, self._reading = b"", None
-        return Step(route, end=not self._watched)
+        self._received, self._reading = b"", None  # we may live on for long
+        return Step(route, end=not self._follows)
 
     def _take(self, body: bytes | memoryview) -> None:
         if not self._received:
@@ -383,7 +310,7 @@ class Exchange:
     @property
     def _may_end(self) -> bool:
         # In full duplex a response body that is not echoed is lost.
-        return not self._watched and not self._response_duplex
+        return not self._follows and not self._response_duplex
 
     @property
     def _comes_whole(self) -> bool:
@@ -423,7 +350,7 @@ class Exchange:
         return Step(route, end=self._may_end)
 
     def _receipt(self) -> bytes:
-        if self.decision is None or self._watched or not self._settings.receipts:
+        if self.decision is None or self._follows or not self._settings.receipts:
             return b""
         return write_receipt(self.decision)
 
@@ -433,7 +360,7 @@ class Exchange:
         except Exception as error:
             # A fault of ours, which the service reports; never the client's error.
             self.fault = error
-            self._watched = self._injected = False
+            self._follows = self._injected = False
             received = len(self._received)
             # Nothing of ours is asked again, the pools' load included.
             self.decision = self._router.fail_open(Reason.FAULT, received)
@@ -448,9 +375,9 @@ class Exchange:
         may_inject = self._may_inject(request)
         if may_inject:
             decision = replace(decision, silent=False)
-        self._watched = self._wants_feedback(decision)
-        self._injected = self._watched and may_inject
-        if self._watched or self._settings.receipts:
+        self._follows = self._wants_feedback(decision)
+        self._injected = self._follows and may_inject
+        if self._follows or self._settings.receipts:
             decision = self._router.with_bound(decision)
         else:
             decision = replace(decision, features=None)  # 8 kB that nobody will read
@@ -476,41 +403,28 @@ class Exchange:
     # The response.
 
     def _response_headers(self, event: ResponseHeaders) -> Step:
-        decision = self.decision
-        if decision is None or not self._watched:
+        if self.decision is None or not self._follows:
             return Step(Continue(), end=not self._response_duplex)
-        status = _number(event.headers.get(":status", ""))
-        self._attempts = max(1, _number(event.headers.get("x-envoy-attempt-count", "")))
-        self._response_encoding = event.headers.get("content-encoding", "")
-        if status == 200 and not event.end_of_stream:
-            self._reader = usage_reader(
-                event.headers.get("content-type", ""),
-                drop_usage_chunk=self._injected and not self._response_encoding,
-            )
-        if self._reader is None:
-            outcome = Outcome(status, attempts=self._attempts)
-            self._watched = False
-            return Step(
-                Continue(),
-                end=not self._response_duplex,
-                observation=Observation(decision, outcome),
-            )
-        if self._response_encoding:
-            self._encoded = bytearray()
+        watch = watch_response(self.decision, event, injected=self._injected)
+        if isinstance(watch, Observation):
+            self._follows = False
+            return Step(Continue(), not self._response_duplex, watch)
+        self._watch = watch
         return Step(Continue() if self._response_duplex else AskResponseBody())
 
     def _response_body(self, event: ResponseBody, waited_for: State) -> Step:
-        if self._reader is None or waited_for is State.DONE:
+        watch = self._watch
+        if watch is None or waited_for is State.DONE:
             if self._response_duplex:
                 return Step(Echo(event.body, event.end_of_stream))
             return Step(Continue(), end=True)
-        passed = self._read(event.body, self._reader)
+        passed = watch.read(event.body)
         observation = None
         over = event.end_of_stream
         if over:
-            passed += self._finish(self._reader)
+            passed += watch.finish()
             observation = self._observed()
-        elif self._reader.complete:
+        elif watch.complete:
             # The stream's own last event: the end of the body would tell no more, and
             # often never comes, as clients hang up here.
             observation = self._observed()
@@ -521,47 +435,12 @@ class Exchange:
             return Step(Rewrite(passed), over, observation)
         return Step(Continue(), over, observation)
 
-    def _read(self, chunk: bytes, reader: UsageReader) -> bytes:
-        if self._encoded is None:
-            return reader.feed(chunk)
-        if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
-            self._encoded += chunk
-        return chunk
-
-    def _finish(self, reader: UsageReader) -> bytes:
-        """The body is over: read what was kept, return what is still owed of it."""
-        if self._encoded is None:
-            return reader.finish()
-        if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
-            decoded = decode_content(
-                bytes(self._encoded),
-                self._response_encoding,
-                MAX_DECODED_RESPONSE_BYTES,
-            )
-            reader.feed(decoded or b"")
-        reader.finish()
-        return b""
-
     def _observed(self) -> Observation | None:
-        reader, self._reader = self._reader, None
-        if reader is None or self.decision is None:
-            return None
-        usage = reader.usage
-        outcome = Outcome(
-            200,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.truncated,
-            self._attempts,
-        )
-        return Observation(self.decision, outcome)
+        watch, self._watch = self._watch, None
+        return None if watch is None else watch.observe()
 
 
 def _length(text: str) -> int | None:
     # The slice: int() refuses texts of thousands of digits.
     digits = text.isascii() and text.isdigit()
     return int(text.lstrip("0")[:20] or "0") if digits else None
-
-
-def _number(text: str) -> int:
-    return int(text[:9]) if text.isascii() and text.isdigit() else 0

@@ -28,14 +28,10 @@ from extproc.exchange.events import (
     Route,
 )
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import (
-    HEADERS_READ,
-    Exchange,
-    ExchangeSettings,
-    ProtocolError,
-)
+from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
 from extproc.exchange.outline import DIRECT_BYTES
 from extproc.exchange.reading import Reading
+from extproc.exchange.transitions import ProtocolError
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.codec import UnknownMessageError, decode, encode

@@ -1,0 +1,130 @@
+"""Exchanges, and the messages that Envoy would send them."""
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import brotli
+import zstandard
+from hypothesis import strategies as st
+
+from extproc.exchange.events import (
+    BodyMode,
+    Echo,
+    Event,
+    Release,
+    RequestBody,
+    RequestHeaders,
+    ResponseHeaders,
+    Route,
+    Step,
+)
+from extproc.exchange.machine import (
+    Exchange,
+    ExchangeSettings,
+)
+from extproc.routing.policy import Policy, Pool, PoolLoad
+from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.router import Decision, Router
+
+CHAT = "/v1/chat/completions"
+CAP = 4096
+SHORT, LONG = Pool("short", 1000, 1000), Pool("long", 8000, 8000)
+SETTINGS = ExchangeSettings(max_body_bytes=CAP)
+INJECTING = ExchangeSettings(max_body_bytes=CAP, inject_usage=True)
+
+BUFFERING_MODES = [None, BodyMode.NONE, BodyMode.BUFFERED]
+STREAMING_MODES = [None, BodyMode.STREAMED]
+DUPLEX = BodyMode.FULL_DUPLEX_STREAMED
+
+
+def exchange(
+    *,
+    watch: bool = False,
+    settings: ExchangeSettings = SETTINGS,
+    loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+) -> Exchange:
+    router = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    return Exchange(router, settings, lambda decision: watch, loads)
+
+
+def chat(text: str = "Hello", **more: Any) -> bytes:
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": "m", "messages": messages, **more}).encode()
+
+
+def request(
+    body: bytes | int | None = b"",
+    *,
+    path: str = CHAT,
+    method: str = "POST",
+    mode: BodyMode | None = BodyMode.NONE,
+    response_mode: BodyMode | None = BodyMode.NONE,
+    end: bool = False,
+    **headers: str,
+) -> RequestHeaders:
+    """Headers of a request; its length is the body's, a number, or not said."""
+    all_headers = {":path": path, ":method": method}
+    if body is not None:
+        length = body if isinstance(body, int) else len(body)
+        all_headers["content-length"] = str(length)
+    all_headers |= {key.replace("_", "-"): value for key, value in headers.items()}
+    return RequestHeaders(all_headers, end, mode, response_mode)
+
+
+def response(
+    status: int = 200,
+    kind: str = "application/json",
+    *,
+    end: bool = False,
+    **headers: str,
+) -> ResponseHeaders:
+    all_headers = {":status": str(status), "content-type": kind}
+    all_headers |= {key.replace("_", "-"): value for key, value in headers.items()}
+    return ResponseHeaders(all_headers, end)
+
+
+def play(machine: Exchange, *events: Event) -> list[Step]:
+    return [machine.receive(event) for event in events]
+
+
+def split(body: bytes, cuts: Iterable[int]) -> list[bytes]:
+    places = [0, *sorted({c for c in cuts if 0 < c < len(body)}), len(body)]
+    return [body[a:b] for a, b in itertools.pairwise(places)]
+
+
+def bodies(parts: Sequence[bytes]) -> list[RequestBody]:
+    return [RequestBody(p, i == len(parts) - 1) for i, p in enumerate(parts)]
+
+
+def routed(step: Step) -> Decision:
+    assert isinstance(step.reply, Route | Release)
+    assert step.reply.decision is not None
+    return step.reply.decision
+
+
+def sent_on(steps: Iterable[Step]) -> bytes:
+    """The request body that Envoy sends upstream, from the replies."""
+    body = b""
+    for step in steps:
+        if isinstance(step.reply, Release | Echo):
+            body += step.reply.body
+    return body
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=8)
+
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstandard.compress,
+}
+
+USAGE = {"prompt_tokens": 12, "completion_tokens": 34}
+ANSWER = json.dumps({"choices": [{"finish_reason": "stop"}], "usage": USAGE}).encode()
+USAGE_EVENT = b'data: {"choices": [], "usage": %s}\n\n' % json.dumps(USAGE).encode()
+STREAM = b'data: {"choices": [{"delta": {}}]}\n\n' + USAGE_EVENT + b"data: [DONE]\n\n"
