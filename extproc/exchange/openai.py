@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from extproc.exchange.outline import Outliner, TooIntricate, is_large
-from extproc.routing.request import Prompt, Request
+from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 MAX_OUTPUT_TOKENS = 1 << 31
 """Declared limits above this are cut to it: no model's window comes near."""
@@ -308,7 +308,7 @@ def _finished(
     return Request(
         prompt=prompt,
         body_bytes=raw.body_bytes,
-        model=body.model if type(body.model) is str else "",
+        model=body.model[:MAX_MODEL_CHARS] if type(body.model) is str else "",
         max_tokens=limit,
         sequences=sequences,
         prompts=prompts,

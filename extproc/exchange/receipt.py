@@ -16,6 +16,7 @@ import numpy as np
 
 from extproc.routing.features import CLASSES, Counts, Features
 from extproc.routing.policy import Policy, Reason
+from extproc.routing.request import MAX_MODEL_CHARS
 from extproc.routing.router import Decision
 
 _VERSION = 1
@@ -23,7 +24,7 @@ _PAIRS = CLASSES * CLASSES
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 _Pair = Annotated[int, msgspec.Meta(ge=0, lt=_PAIRS)]
-_Name = Annotated[str, msgspec.Meta(max_length=1024)]
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
 
 
 class _Sparse(msgspec.Struct, array_like=True):
@@ -71,7 +72,7 @@ def write_receipt(decision: Decision) -> bytes:
             pool=decision.pool.name,
             reason=decision.reason,
             category=decision.category,
-            model=decision.model[:1024],
+            model=decision.model,
             body_bytes=decision.body_bytes,
             prompt_tokens=decision.prompt_tokens,
             bound_tokens=decision.bound_tokens,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+MAX_MODEL_CHARS: Final = 1024
+"""Of a model's name; what exceeds it is cut off. What is learned of a model is kept
+under its name, which is a client's text of any length."""
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +51,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int
     """Bytes of the body as received, after content-decoding."""
     model: str = ""
-    """Served model name as the client wrote it; client text, so never a label."""
+    """Served model name as the client wrote it, up to ``MAX_MODEL_CHARS``; client
+    text, so never a label."""
     max_tokens: int | None = None
     """The client's own limit on output tokens, or None."""
     sequences: int = 1

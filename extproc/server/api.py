@@ -15,7 +15,7 @@ from extproc.exchange.events import Observation
 from extproc.exchange.reading import read_request
 from extproc.exchange.receipt import read_receipt, write_receipt
 from extproc.routing.policy import Reason
-from extproc.routing.request import Prompt, Request
+from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome
 from extproc.server.explaining import DEFAULT_PATH
 from extproc.server.rpc import Call, Replies, RpcError, Send, Service, Status
@@ -142,7 +142,7 @@ def _request_of(features: pb.Features) -> Request:
     return Request(
         prompt,
         body_bytes=size,
-        model=features.model,
+        model=features.model[:MAX_MODEL_CHARS],
         max_tokens=features.max_tokens or None,
     )
 

@@ -12,7 +12,7 @@ from extproc.exchange.openai import (
     is_routed,
     parse_request,
 )
-from extproc.routing.request import Prompt, Request
+from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -341,6 +341,12 @@ def test_streaming_and_its_options() -> None:
 def test_model_is_text_or_nothing() -> None:
     assert parse(COMPLETIONS, prompt="Hi", model="llama").model == "llama"
     assert parse(COMPLETIONS, prompt="Hi", model=["llama"]).model == ""
+
+
+def test_a_model_s_name_is_kept_up_to_its_limit() -> None:
+    for sent in (MAX_MODEL_CHARS, MAX_MODEL_CHARS + 1, 70_000):
+        request = parse(CHAT, model="m" * sent, messages=[user("Hi")])
+        assert request.model == "m" * MAX_MODEL_CHARS
 
 
 def test_body_bytes_are_those_of_the_body() -> None:

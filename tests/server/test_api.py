@@ -103,6 +103,17 @@ def test_what_cannot_be_read_gets_the_largest_pool(
     assert answer.decision == b""
 
 
+def test_a_long_model_name_is_cut_and_the_decision_comes_back() -> None:
+    api = make_api()
+    features = pb.Features(
+        model="m" * 70_000, text_bytes=8, text_sample=b"No poem.", messages=1
+    )
+    answer = api.decide(pb.DecideRequest(features=features))
+    assert len(answer.decision) < 4096
+    observed = pb.ObserveRequest(decision=answer.decision, status=503)
+    assert api.observe(observed).skipped == "status"
+
+
 def test_features_stand_for_their_text() -> None:
     api = make_api()
     whole = api.decide(pb.DecideRequest(body=BODY))
