@@ -22,7 +22,9 @@ class Turns:
         self._work: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
 
     def add(self, step: Callable[[], bool], done: Callable[[], None]) -> None:
-        """Do some work, in turn with what else there is; neither call may raise.
+        """Do some work, in turn with what else there is.
+
+        What either call raises ends this work, and goes to whoever runs the turns.
 
         Args:
             step: does the next of it; false once there is nothing left to do.
@@ -33,10 +35,16 @@ class Turns:
             self._later(self._turn)
 
     def _turn(self) -> None:
-        step, done = self._work.popleft()
-        if step():
-            self._work.append((step, done))
-        else:
-            done()
-        if self._work:
-            self._later(self._turn)
+        step, done = self._work[0]  # stays there: what it adds must not ask for a turn
+        goes_on = False
+        try:
+            goes_on = step()
+            if not goes_on:
+                done()
+        finally:
+            if goes_on:
+                self._work.rotate(-1)
+            else:
+                self._work.popleft()
+            if self._work:
+                self._later(self._turn)

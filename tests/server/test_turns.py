@@ -64,6 +64,48 @@ def test_all_work_goes_on_by_one_step_a_turn() -> None:
     assert not later
 
 
+def test_work_that_begins_more_is_alone_in_asking_for_a_turn() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+
+    def step() -> bool:
+        turns.add(lambda: False, lambda: done.append("begun by a step"))
+        return False
+
+    def end() -> None:
+        done.append("first")
+        turns.add(lambda: False, lambda: done.append("begun by an end"))
+
+    turns.add(step, end)
+    while later:
+        assert len(later) == 1
+        later.pop()()
+
+    assert done == ["first", "begun by a step", "begun by an end"]
+
+
+def test_work_that_fails_holds_up_no_other() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+
+    def fail() -> bool:
+        raise ZeroDivisionError
+
+    turns.add(fail, lambda: done.append("of a step that failed"))
+    turns.add(lambda: False, fail)
+    turns.add(lambda: False, lambda: done.append("good"))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            later.pop()()  # the event loop's to report
+        assert len(later) == 1
+    later.pop()()
+
+    assert done == ["good"]
+    assert not later
+
+
 class Server:
     """A service, a turn of whose event loop comes when it is asked for."""
 
