@@ -143,13 +143,14 @@ class Exchange:
         between; it is read in any case.
 
         Returns:
-            None where there is nothing to be read, or not in this way.
+            None where there is nothing to be read, or not in this way: whoever owes
+            bodies may have to end the stream in an error, which only an answer can.
         """
         if type(event) is not RequestBody or self.state is not State.REQUEST_BODY:
             return None
         size = len(self._received) + len(event.body)
         complete = event.end_of_stream or self._comes_whole
-        if not complete or self._duplex or size > self._settings.max_body_bytes:
+        if not complete or self.owes_bodies or size > self._settings.max_body_bytes:
             return None
         body = event.body
         if self._received:

@@ -18,7 +18,7 @@ from extproc.exchange.outline import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
-from extproc.server.rpc import Call, Replies
+from extproc.server.rpc import Call, Replies, RpcError
 from extproc.server.service import (
     PROCESS,
     ExtProcService,
@@ -140,7 +140,9 @@ class Server:
 class Client:
     """One stream, and what it was answered."""
 
-    def __init__(self, server: Server, **headers: str) -> None:
+    def __init__(
+        self, server: Server, response_body_mode: int = 0, **headers: str
+    ) -> None:
         self.answers: list[bytes] = []
         self.ended = False
         call = server.service.open(PROCESS, {}, self.take)
@@ -152,7 +154,7 @@ class Client:
             "content-length": "1000",
         } | {key.replace("_", "-"): value for key, value in headers.items()}
         message = pb.ProcessingRequest()
-        message.protocol_config.request_body_mode = 0
+        message.protocol_config.response_body_mode = response_body_mode  # type: ignore[assignment]
         message.request_headers.headers.headers.extend(
             pb.HeaderValue(key=k, raw_value=v.encode()) for k, v in fields.items()
         )
@@ -232,6 +234,21 @@ def test_up_to_a_size_a_body_is_read_at_once() -> None:
 
     assert client.ended
     assert not server.loop
+
+
+def test_a_stream_that_must_not_just_end_is_answered_at_once() -> None:
+    """An error has to reach the transport, which is there for an answer only."""
+    server = Server()
+    client = Client(server, pb.ProcessingMode.FULL_DUPLEX_STREAMED)
+
+    client.send_body(LARGE)
+
+    assert client.reason == "over_capacity"
+    assert not server.loop
+    again = pb.ProcessingRequest()
+    again.request_headers.SetInParent()
+    with pytest.raises(RpcError):
+        client.tell(again)
 
 
 def test_a_body_that_may_grow_is_read_in_turns() -> None:
