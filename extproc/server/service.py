@@ -6,7 +6,6 @@ one write, and the estimator needs no lock.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import traceback
@@ -108,6 +107,7 @@ class ExtProcService:
         defer: runs a call once the reply is on its way; the event loop's
             ``call_soon``. Learning waits there.
         turns: where large bodies are read; None: at once, as all others.
+        clock: seconds, for the time that answers take.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class ExtProcService:
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
         flights: Flights | None = None,
         turns: Turns | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.metrics = metrics
         self.flights = Flights(lambda pool: None) if flights is None else flights
@@ -131,6 +132,7 @@ class ExtProcService:
         self._new_exchange = new_exchange
         self._defer = defer
         self.turns = turns
+        self.clock = clock
         self.opened = 0
         """Streams begun, ever."""
         self._faults_logged: set[str] = set()
@@ -161,14 +163,21 @@ class ExtProcService:
         self.metrics.streams_inflight += 1
         return Stream(self, exchange, send)
 
-    def step(self, exchange: Exchange, data: bytes) -> Replies:
+    def step(
+        self, exchange: Exchange, message: bytes | Event, received_s: float
+    ) -> Replies:
         """Answer one message of an exchange.
+
+        Args:
+            exchange: whose it is.
+            message: as it came, or decoded.
+            received_s: when it came, by ``clock``.
 
         Raises:
             RpcError: it cannot go on, and what is not echoed would be lost.
         """
         try:
-            return self._step(exchange, data)
+            return self._step(exchange, message, received_s)
         except (ProtocolError, UnknownMessageError) as error:
             self.metrics.protocol_errors.add()
             logger.warning("protocol_error", extra={"fields": {"error": str(error)}})
@@ -182,9 +191,10 @@ class ExtProcService:
         # be a 500 for the client where failure_mode_allow is off.
         return (), True
 
-    def _step(self, exchange: Exchange, data: bytes) -> Replies:
-        began = time.perf_counter()
-        event = decode(data, self._wanted)
+    def _step(
+        self, exchange: Exchange, message: bytes | Event, received_s: float
+    ) -> Replies:
+        event = decode(message, self._wanted) if isinstance(message, bytes) else message
         undecided = exchange.decision is None
         step = exchange.receive(event)
         if exchange.fault is not None:
@@ -203,7 +213,7 @@ class ExtProcService:
             self._fault(error)
             messages = encode(event, _without_decision(step.reply))
         self.metrics.message_seconds.add(
-            time.perf_counter() - began, _PHASES[type(event)]
+            self.clock() - received_s, _PHASES[type(event)]
         )
         return messages, step.end
 
@@ -277,29 +287,31 @@ class Stream:
         self._service = service
         self._exchange = exchange
         self._send = send
-        self._held: list[bytes] | None = None
-        """Messages that wait until a body is read, its own first; None: none do."""
+        self._held: list[tuple[bytes | Event, float]] | None = None
+        """Messages that wait until a body is read, its own first, and when they came;
+        None: none do."""
         self._half_closed = False
 
     def receive(self, message: bytes) -> Replies:
         """Answer one message."""
+        received_s = self._service.clock()
         if self._held is not None:
-            self._held.append(message)
+            self._held.append((message, received_s))
             return (), False
         if len(message) > DIRECT_BYTES or self._exchange.is_encoded:
-            reading = self._begin_reading(message)
-            if reading is not None and self._service.turns is not None:
-                self._held = [message]
-                self._service.turns.add(partial(self._read, reading), self._answer)
-                return (), False
-        return self._service.step(self._exchange, message)
+            return self._receive_large(message, received_s)
+        return self._service.step(self._exchange, message, received_s)
 
-    def _begin_reading(self, message: bytes) -> Reading | None:
-        if self._service.turns is None:
-            return None
-        with contextlib.suppress(UnknownMessageError):  # ``step`` will meet it
-            return self._exchange.begin_reading(decode(message))
-        return None
+    def _receive_large(self, message: bytes, received_s: float) -> Replies:
+        """Answer a message that may take long, at once or in turns."""
+        turns, decoded = self._service.turns, _decoded(message)
+        if turns is not None and not isinstance(decoded, bytes):
+            reading = self._exchange.begin_reading(decoded)
+            if reading is not None:
+                self._held = [(decoded, received_s)]
+                turns.add(partial(self._read, reading), self._answer)
+                return (), False
+        return self._service.step(self._exchange, decoded, received_s)
 
     def _read(self, reading: Reading) -> bool:
         try:
@@ -309,8 +321,8 @@ class Stream:
 
     def _answer(self) -> None:
         held, self._held = self._held or [], None
-        for message in held:
-            replies, ends = self._service.step(self._exchange, message)
+        for message, received_s in held:
+            replies, ends = self._service.step(self._exchange, message, received_s)
             self._send(replies, ends)
             if ends:
                 return
@@ -329,3 +341,11 @@ class Stream:
         metrics = self._service.metrics
         metrics.streams_inflight -= 1
         metrics.ended.add(self._exchange.state.value)
+
+
+def _decoded(message: bytes) -> bytes | Event:
+    """Decode a message, or leave it for ``ExtProcService.step`` to find out why not."""
+    try:
+        return decode(message)
+    except UnknownMessageError:
+        return message

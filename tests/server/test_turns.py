@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
     turns = Turns(later.append)
     done: list[str] = []
 
-    def fail() -> bool:
+    def fail() -> NoReturn:
         raise ZeroDivisionError
 
     turns.add(fail, lambda: done.append("of a step that failed"))
@@ -109,17 +109,21 @@ def test_work_that_fails_holds_up_no_other() -> None:
 class Server:
     """A service, a turn of whose event loop comes when it is asked for."""
 
-    def __init__(self, new_exchange: NewExchange = plain_exchange) -> None:
+    def __init__(
+        self, new_exchange: NewExchange = plain_exchange, feedback: float = 0.0
+    ) -> None:
         self.loop: Calls = []
+        self.now_s = 0.0
         self.router = build_router(Config())
         self.metrics = Metrics(self.router.ratios.all)
         self.service = ExtProcService(
             self.router,
             ExchangeSettings(max_body_bytes=16 * MIB),
-            FeedbackSampler(0, adaptive=False),
+            FeedbackSampler(feedback, adaptive=False),
             self.metrics,
             new_exchange=new_exchange,
             defer=self.loop.append,
+            clock=lambda: self.now_s,
             turns=Turns(self.loop.append),
         )
 
@@ -127,6 +131,14 @@ class Server:
         now, self.loop[:] = self.loop[:], []
         for call in now:
             call()
+
+    def answering_s(self, phase: str) -> float:
+        """How long the answers of a phase took, all together."""
+        (family,) = self.metrics.message_seconds.collect()
+        for sample in family.samples:
+            if sample.name.endswith("_sum") and sample.labels["phase"] == phase:
+                return sample.value
+        raise AssertionError(phase)
 
     def run(self) -> int:
         """Turn until there is nothing left to do: how often."""
@@ -260,6 +272,23 @@ def test_a_body_that_may_grow_is_read_in_turns() -> None:
 
     assert client.reason == "over_capacity"
     assert turns > len(LARGE) // CHUNK_BYTES
+
+
+def test_the_time_to_answer_begins_with_the_message() -> None:
+    server = Server(feedback=1.0)
+    client = Client(server)
+    server.now_s = 10.0
+    client.send_body(LARGE)
+    server.turn()
+    server.now_s = 13.0
+    message = pb.ProcessingRequest()
+    message.response_headers.headers.headers.add(key=":status", raw_value=b"408")
+    client.tell(message)
+    server.now_s = 14.0
+    server.run()
+
+    assert server.answering_s("request_body") == 4.0
+    assert server.answering_s("response_headers") == 1.0
 
 
 def test_a_stream_that_is_gone_is_read_no_further() -> None:
