@@ -31,8 +31,7 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
-from extproc.server.quick_bodies import read_body
-from extproc.server.quick_headers import Wanted, read_headers
+from extproc.server.quick_messages import Wanted, read_body, read_headers
 from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"

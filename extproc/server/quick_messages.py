@@ -1,0 +1,228 @@
+"""Messages as Envoy writes them, read without building protobuf's objects.
+
+Of a request's dozen headers five decide anything, yet each costs the general reader two
+objects and two texts; of a large body it makes two copies, one of them in memory that
+it maps anew. The readers here walk over the bytes, decode the headers that are asked
+for, and give a view of the body. They know the encoding that every protobuf writer
+uses, and give up on whatever else the format allows: the general reader takes those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from extproc.exchange.events import (
+    BodyMode,
+    RequestBody,
+    RequestHeaders,
+    ResponseHeaders,
+)
+
+# Tags of protobuf's wire format: field number times eight, plus 2 with a length before
+# the value, plus 0 for a number. ProcessingRequest, HttpHeaders, HeaderValue, HttpBody
+# and ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
+_REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY = 0x12, 0x1A, 0x22
+_METADATA_CONTEXT, _ATTRIBUTES, _PROTOCOL_CONFIG = 0x42, 0x4A, 0x5A
+_HEADERS, _END_OF_STREAM = 0x0A, 0x18
+_HEADER = _KEY = 0x0A
+_RAW_VALUE = 0x1A
+_BODY = 0x0A
+_BODY_ENDS_STREAM = b"\x10\x01"
+_REQUEST_BODY_MODE, _RESPONSE_BODY_MODE = 0x08, 0x10
+
+_CONTEXT = (_METADATA_CONTEXT, _ATTRIBUTES)
+"""What we have not asked for; Envoy sends the metadata's context, if only an empty
+one, with each message."""
+_NOT_THE_BODYS = (*_CONTEXT, _PROTOCOL_CONFIG)
+
+_LONGEST_SHIFT = 28
+"""Of the fifth and last octet of a length."""
+
+_MODES = {mode.value: mode for mode in BodyMode}
+
+LARGE_BYTES = 16 * 1024
+"""Of a message with a body; below, copies cost less than looking at the bytes here."""
+
+Wanted = Mapping[bytes, str]
+"""Names of the headers to read, in lower case, by the bytes that they are sent as."""
+
+
+class _UnusualError(Exception):
+    """Not as a protobuf writer has it."""
+
+
+def read_headers(
+    data: bytes, wanted: Wanted
+) -> RequestHeaders | ResponseHeaders | None:
+    """Read a ``ProcessingRequest`` of one of the two headers phases.
+
+    Args:
+        data: the serialized message; untrusted.
+        wanted: the headers to read; the first of a name counts.
+
+    Returns:
+        None for what the general reader must look at: another phase, an unusual
+        encoding, or no message at all.
+    """
+    try:
+        return _read_headers(data, wanted)
+    except (IndexError, _UnusualError):
+        return None
+
+
+def read_body(data: bytes) -> RequestBody | None:
+    """Read a ``ProcessingRequest`` whose phase is the request body.
+
+    Args:
+        data: the serialized message; untrusted. The event holds a view of it.
+
+    Returns:
+        None for what the general reader must look at: a small message, another phase,
+        an unusual encoding, or no message at all.
+    """
+    if len(data) < LARGE_BYTES or data[0] != _REQUEST_BODY:
+        return None
+    try:
+        return _read_body(data)
+    except (IndexError, _UnusualError):
+        return None
+
+
+def _read_headers(
+    data: bytes, wanted: Wanted
+) -> RequestHeaders | ResponseHeaders | None:
+    phase = data[0]
+    if phase not in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
+        return None
+    start, end = _span(data, 1)
+    headers: dict[str, str] = {}
+    position = start
+    if start < end and data[start] == _HEADERS:
+        position, headers_end = _span(data, start + 1)
+        if headers_end > end:
+            raise _UnusualError
+        headers = _walk(data, position, headers_end, wanted)
+        position = headers_end
+    end_of_stream = False
+    if position < end:
+        # Whatever number above 1 there may be, the general reader knows what it means.
+        if data[position] != _END_OF_STREAM or data[position + 1] != 1:
+            raise _UnusualError
+        end_of_stream = True
+        position += 2
+    if position != end:
+        raise _UnusualError
+    request_mode, response_mode = _modes(data, end)
+    if phase == _RESPONSE_HEADERS:
+        return ResponseHeaders(headers, end_of_stream)
+    return RequestHeaders(headers, end_of_stream, request_mode, response_mode)
+
+
+def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    while position < end:
+        if data[position] != _HEADER:
+            raise _UnusualError
+        # ``_span`` for the short ones, written out: every header of every request.
+        length = data[position + 1]
+        position += 2
+        following = position + length
+        if length >= 0x80:
+            position, following = _span(data, position - 1)
+        if data[position] != _KEY:
+            raise _UnusualError
+        key_bytes = data[position + 1]
+        position += 2
+        key_end = position + key_bytes
+        name = wanted.get(data[position:key_end])
+        if name is not None:
+            if key_bytes >= 0x80 or key_end > following or following > end:
+                raise _UnusualError
+            if name not in headers:
+                headers[name] = _value(data, key_end, following)
+        position = following
+    if position != end:
+        raise _UnusualError
+    return headers
+
+
+def _value(data: bytes, position: int, end: int) -> str:
+    if position == end:
+        return ""
+    if data[position] != _RAW_VALUE:
+        raise _UnusualError  # Envoy before 1.28 wrote ``value``
+    length = data[position + 1]
+    start, value_end = position + 2, position + 2 + length
+    if length >= 0x80:
+        start, value_end = _span(data, position + 1)
+    if value_end != end:
+        raise _UnusualError
+    return data[start:end].decode("latin-1")
+
+
+def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None]:
+    """Read what may follow the headers: the protocol configuration, if anything."""
+    position = _pass_over(data, position, _CONTEXT)
+    if position == len(data):
+        return None, None
+    if data[position] != _PROTOCOL_CONFIG:
+        raise _UnusualError
+    position, end = _span(data, position + 1)
+    if end != len(data):
+        raise _UnusualError
+    request_mode = response_mode = 0  # which proto3 does not write
+    if position < end and data[position] == _REQUEST_BODY_MODE:
+        request_mode = data[position + 1]
+        position += 2
+    if position < end and data[position] == _RESPONSE_BODY_MODE:
+        response_mode = data[position + 1]
+        position += 2
+    if position != end or request_mode >= 0x80 or response_mode >= 0x80:
+        raise _UnusualError
+    return _MODES.get(request_mode), _MODES.get(response_mode)
+
+
+def _read_body(data: bytes) -> RequestBody | None:
+    start, phase_end = _span(data, 1)
+    if data[start] != _BODY:
+        return None
+    start, end = _span(data, start + 1)
+    end_of_stream = data[end:phase_end] == _BODY_ENDS_STREAM
+    if end != phase_end and not end_of_stream:
+        return None
+    if _pass_over(data, phase_end, _NOT_THE_BODYS) != len(data):
+        return None
+    return RequestBody(memoryview(data)[start:end], end_of_stream)
+
+
+def _pass_over(data: bytes, position: int, tags: tuple[int, ...]) -> int:
+    """Skip the fields of some tags, each of which has a length."""
+    while position < len(data) and data[position] in tags:
+        _, position = _span(data, position + 1)
+    return position
+
+
+def _span(data: bytes, position: int) -> tuple[int, int]:
+    """Read a length; return where what it measures starts and ends.
+
+    Raises:
+        _UnusualError: one of over five octets, or that leads beyond the data.
+    """
+    length = data[position]
+    start = position + 1
+    if length >= 0x80:
+        octet = data[start]
+        start += 1
+        length = length & 0x7F | (octet & 0x7F) << 7
+        shift = 14
+        while octet >= 0x80:
+            if shift > _LONGEST_SHIFT:
+                raise _UnusualError
+            octet = data[start]
+            start += 1
+            length |= (octet & 0x7F) << shift
+            shift += 7
+    end = start + length
+    if end > len(data):
+        raise _UnusualError
+    return start, end
