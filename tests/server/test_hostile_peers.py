@@ -1,81 +1,37 @@
-"""Peers that break the rules, flood, or send noise: octets in, octets out."""
+"""Peers that break the rules, or flood: octets in, octets out."""
 
-import itertools
 import struct
-from dataclasses import dataclass
 
 import pytest
 from h2.errors import ErrorCodes
-from hpack import Encoder
-from hyperframe.frame import Frame
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from extproc.server.limits import Budget, Limits
 
-from .peers import HEADERS, Machine, framed
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADER, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, UPDATE, MORE = range(10)
-ACK = END_STREAM = 1
-END_HEADERS, PADDED, PRIORITIZED = 4, 8, 32
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(
-        ">BBI", kind, flags, stream
-    ) + payload  # fmt: skip
-
-
-def setting(name: int, value: int) -> bytes:
-    return frame(SETTINGS, 0, 0, struct.pack(">HI", name, value))
-
-
-def request_block(**changes: str | None) -> bytes:
-    """A header block that depends on no table."""
-    fields = {**HEADERS, **{n.replace("_", "-"): v for n, v in changes.items()}}
-    encoder = Encoder()
-    encoder.header_table_size = 0
-    block = encoder.encode([(n, v) for n, v in fields.items() if v is not None])
-    return block.removeprefix(b"\x20")
-
-
-BLOCK = request_block()
-START = PREFACE + frame(SETTINGS, 0, 0)
-OPEN = frame(HEADER, END_HEADERS, 1, BLOCK)
-ANSWERED = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Once"}))
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A frame that the machine sent."""
-
-    kind: int
-    flags: int
-    stream: int
-    payload: bytes
-
-    @property
-    def code(self) -> int | None:
-        """The error code of a RST_STREAM or a GOAWAY."""
-        if self.kind == RST:
-            return int.from_bytes(self.payload, "big")
-        if self.kind == GOAWAY:
-            return int.from_bytes(self.payload[4:8], "big")
-        return None
-
-
-def frames_in(octets: bytes) -> list[Sent]:
-    """Take frames apart, and have hyperframe agree that they are frames."""
-    found, view = [], memoryview(octets)
-    while view:
-        parsed, size = Frame.parse_frame_header(view[:9], strict=True)
-        assert len(view) >= 9 + size
-        parsed.parse_body(view[9 : 9 + size])
-        stream = int.from_bytes(view[5:9], "big")
-        found.append(Sent(view[3], view[4], stream, bytes(view[9 : 9 + size])))
-        view = view[9 + size :]
-    return found
+from .octets import (
+    ACK,
+    BLOCK,
+    DATA,
+    END_HEADERS,
+    GOAWAY,
+    HEADER,
+    MORE,
+    OPEN,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITIZED,
+    PRIORITY,
+    PUSH,
+    RST,
+    SETTINGS,
+    START,
+    UPDATE,
+    frame,
+    frames_in,
+    request_block,
+    setting,
+)
+from .peers import Machine, framed
 
 
 def verdict(octets: bytes, limits: Limits | None = None) -> tuple[str, int] | None:
@@ -288,7 +244,7 @@ def test_frames_that_cross_our_reset_are_ignored():
     assert machine.feed(crossing) == b""
 
 
-# ---- floods -------------------------------------------------------------------------
+# ---- floods ------------------------------------------------------------------------
 
 BURST = 50
 FLOOD_LIMITS = Limits(
@@ -406,131 +362,3 @@ def test_windows_that_the_peer_overruns_end_the_connection():
     machine.feed(START + OPEN)
     overrun = frame(DATA, 0, 1, framed(bytes(70_000)))
     assert frames_in(machine.feed(overrun))[-1].code == ErrorCodes.FLOW_CONTROL_ERROR
-
-
-# ---- noise --------------------------------------------------------------------------
-
-BODIES = st.lists(st.binary(max_size=20), max_size=3).map(lambda m: framed(*m))
-TORN = st.tuples(BODIES, st.integers(0, 9)).map(lambda t: t[0][: -t[1] or None])
-PATHS = st.sampled_from(
-    ["Echo", "Once", "Silent", "Repeat", "Fail", "Deny", "FailLate"]
-)
-CREDIT = st.integers(1, 5_000).map(lambda n: n.to_bytes(4, "big"))
-SETTING = st.builds(
-    setting, st.sampled_from([3, 4, 5]), st.sampled_from([0, 1, 20, 16_384, 65_535])
-)
-ANY_FRAME = st.builds(
-    frame, st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=30)
-)  # fmt: skip
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> bytes:
-    """What a client says that mostly keeps to the rules, with a fault here and there."""
-    octets, streams = START, [1]
-    octets += frame(HEADER, END_HEADERS, 1, BLOCK)
-    for _ in range(draw(st.integers(0, 20))):
-        stream = draw(st.sampled_from(streams))
-        match draw(st.sampled_from("OOODDDDDDDDEPRWWCSI?")):
-            case "O":
-                streams.append(streams[-1] + 2)
-                block = request_block(**{":path": f"/test.Test/{draw(PATHS)}"})
-                cut = draw(st.integers(0, len(block)) | st.just(len(block)))
-                octets += frame(
-                    HEADER, 4 * (cut == len(block)), streams[-1], block[:cut]
-                )
-                if cut < len(block):
-                    octets += frame(MORE, END_HEADERS, streams[-1], block[cut:])
-            case "D":
-                octets += frame(DATA, 0, stream, draw(BODIES | TORN))
-            case "E":
-                octets += frame(DATA, END_STREAM, stream, draw(BODIES))
-            case "P":
-                body, size = draw(BODIES | TORN), draw(st.integers(0, 9))
-                padded = bytes((size,)) + body + bytes(size)
-                octets += frame(DATA, PADDED, stream, padded)
-            case "R":
-                octets += frame(RST, 0, stream, bytes(4))
-            case "W":
-                octets += frame(UPDATE, 0, stream, draw(CREDIT))
-            case "C":
-                octets += frame(UPDATE, 0, 0, draw(CREDIT))
-            case "S":
-                octets += draw(SETTING)
-            case "I":
-                octets += frame(PING, 0, 0, b"12345678")
-            case "?":
-                octets += draw(ANY_FRAME)
-    return octets
-
-
-SMALL_LIMITS = Limits(
-    max_concurrent_streams=3,
-    max_message_bytes=1024,
-    max_buffered_bytes=60,
-    max_queued_bytes=200,
-    max_lingering_streams=2,
-    stream_window_bytes=1024,
-)
-
-
-def fed(octets: bytes, cuts: list[int], limits: Limits) -> tuple[bytes, Machine]:
-    """What a machine answers to octets that arrive in pieces."""
-    machine = Machine(limits)
-    edges = [0, *sorted(cut % (len(octets) + 1) for cut in cuts), len(octets)]
-    answers = [
-        machine.feed(octets[start:stop]) for start, stop in itertools.pairwise(edges)
-    ]
-    return b"".join(answers), machine
-
-
-def check(octets: bytes, cuts: list[int], limits: Limits) -> None:
-    """No exception, valid frames, the same whatever the pieces, every call closed."""
-    whole, machine = fed(octets, [], limits)
-    frames_in(whole)
-    pieces, other = fed(octets, cuts, limits)
-    assert pieces == whole
-    single, third = fed(octets, list(range(len(octets))), limits)
-    assert single == whole
-    for each in (machine, other, third):
-        calls = each.connection._calls
-        held = sum(
-            stream.incoming.held_bytes
-            for stream in calls.streams.values()
-            if stream.incoming is not None
-        )
-        assert calls._held_bytes == held
-        assert calls._held_bytes <= limits.max_buffered_bytes
-        assert calls.out.queued_bytes <= limits.max_queued_bytes
-        each.connection.lost()
-        assert calls._held_bytes == calls.out.queued_bytes == 0
-        assert [len(call.closed_with) for call in each.calls] == [1] * len(each.calls)
-        assert [call.received for call in each.calls] == [
-            call.received for call in machine.calls
-        ]
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=300), st.lists(st.integers(0, 400), max_size=5))
-def test_noise_after_the_preface(noise, cuts):
-    check(START + noise, cuts, SMALL_LIMITS)
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=60))
-def test_noise_instead_of_a_preface(noise):
-    machine = Machine()
-    machine.feed(noise)
-    assert machine.calls == []
-
-
-@settings(deadline=None)
-@given(conversations(), st.lists(st.integers(0, 2000), max_size=8))
-def test_conversations_with_faults(octets, cuts):
-    check(octets, cuts, SMALL_LIMITS)
-
-
-@settings(deadline=None)
-@given(conversations())
-def test_conversations_with_faults_and_room(octets):
-    check(octets, [7], Limits())
