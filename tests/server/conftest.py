@@ -1,10 +1,18 @@
-"""A real Redis, where there is one."""
+"""A real Redis, where there is one, and the event loops that a server may run on."""
 
+import asyncio
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Coroutine
 
 import pytest
+
+from extproc.server.native import new_event_loop
+
+from .native_server import TIMEOUT_S
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
 
 
 class RedisServer:
@@ -44,3 +52,14 @@ def redis_server(tmp_path):
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(params=LOOPS)
+def run(request) -> Callable[[Coroutine], None]:
+    """Run a test's coroutine on asyncio's loop and on uvloop."""
+
+    def run(test: Coroutine) -> None:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(asyncio.wait_for(test, TIMEOUT_S))
+
+    return run

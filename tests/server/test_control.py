@@ -1,8 +1,6 @@
 """How a connection is drained and let go; h2 is the peer."""
 
-from h2.events import (
-    ConnectionTerminated,
-)
+from h2.events import ConnectionTerminated
 
 from .peers import HEADERS, H2Peer, framed
 

@@ -2,9 +2,7 @@
 
 import h2.errors
 import pytest
-from h2.events import (
-    ConnectionTerminated,
-)
+from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
 from extproc.server.limits import Limits

@@ -1,8 +1,6 @@
 """What is sent keeps to the peer's windows and frame size; h2 is the peer."""
 
-from h2.events import (
-    WindowUpdated,
-)
+from h2.events import WindowUpdated
 from h2.settings import SettingCodes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

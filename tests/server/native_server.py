@@ -1,0 +1,53 @@
+"""The native transport on a real socket, and what its clients need."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from extproc.server.health import HealthStatuses
+from extproc.server.native import NativeServer
+
+from .peers import TestService
+
+TIMEOUT_S = 20
+INTRODUCTION = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    address: str = "127.0.0.1:0", **options
+) -> AsyncIterator[tuple[NativeServer, TestService, HealthStatuses]]:
+    service, health = TestService(), HealthStatuses()
+    server = NativeServer(service, health, address, linger_s=0.05, **options)
+    await server.start()
+    try:
+        yield server, service, health
+    finally:
+        await server.drain(0)
+
+
+@contextlib.asynccontextmanager
+async def connected(server: NativeServer) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel that is closed after the server has drained: then drains are quick."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+        await server.drain(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def stream(channel: grpc.aio.Channel, method: str, **options):
+    return channel.stream_stream(f"/test.Test/{method}")(**options)
+
+
+def raw_request(method: str, stream_id: int, *more: bytes) -> bytes:
+    """A HEADERS frame that depends on no table; ``more`` are encoded headers."""
+    path = f"/test.Test/{method}".encode()
+    head = b"\x83\x86\x44" + bytes((len(path),)) + path
+    head += b"\x5f\x10application/grpc" + b"".join(more)
+    return bytes((0, 0, len(head), 1, 4, 0, 0, 0, stream_id)) + head
