@@ -1,0 +1,152 @@
+"""What a test sees from outside: a client's answers, Envoy's log, the router's admin port."""
+
+import http.client
+import json
+import socket
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from extproc.demo.access_log import Record, wait_for_records
+from extproc.demo.stack import Envoy, Router
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a client saw, and what Envoy wrote down about it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    request_id: str
+    trailers: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def served_by(self) -> str | None:
+        return self.headers.get("x-llm-served-by")
+
+    @property
+    def attempts(self) -> int:
+        return int(self.headers.get("x-envoy-attempt-count", "0"))
+
+
+class Client:
+    """Talks HTTP/1.1 to one Envoy, and reads its access log."""
+
+    def __init__(self, envoy: Envoy, port: int | None = None) -> None:
+        self.envoy = envoy
+        self._port = port or envoy.port
+
+    def bypass(self) -> "Client":
+        """The same routes without the router."""
+        return Client(self.envoy, self.envoy.bypass_port)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        *,
+        timeout: float = 20,
+    ) -> Response:
+        """Send a request; a body that is no bytes goes as JSON, an iterator chunked."""
+        if body is not None and not isinstance(body, bytes | Iterator):
+            body = json.dumps(body).encode()
+        request_id = str(uuid.uuid4())
+        all_headers = {
+            "content-type": "application/json",
+            "x-request-id": request_id,
+            **(headers or {}),
+        }
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self._port, timeout=timeout
+        )
+        try:
+            connection.request(method, path, body, all_headers)
+            response = connection.getresponse()
+            content = response.read()
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return Response(response.status, received, content, request_id)
+        finally:
+            connection.close()
+
+    def post(
+        self,
+        path: str,
+        body: Any,
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Response:
+        return self.request("POST", path, body, headers, **options)
+
+    def chat(
+        self, content: str, headers: dict[str, str] | None = None, **fields: Any
+    ) -> Response:
+        """One user message to the chat API."""
+        body = {
+            "model": "m",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 4,
+        }
+        return self.post("/v1/chat/completions", body | fields, headers)
+
+    def record(self, response: Response) -> Record:
+        """Envoy's access log line of a response."""
+        records = wait_for_records(self.envoy.access_log, [response.request_id])
+        return records[response.request_id]
+
+    def raw(self, data: bytes, *, timeout: float = 20) -> bytes:
+        """Send bytes as they are; return all that comes until Envoy closes."""
+        with socket.create_connection(
+            ("127.0.0.1", self._port), timeout=timeout
+        ) as connection:
+            connection.sendall(data)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+            return received
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 15) -> Any:
+    """Wait until ``condition()`` is true, and return what it was."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s} s: {condition}")
+        time.sleep(0.02)
+    return value
+
+
+class Admin:
+    """The router's admin port."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+        self._url = router.admin_url
+
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self._url}/status", timeout=5) as response:
+            return json.load(response)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of a name whose labels include ``labels``."""
+        with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        total = 0.0
+        for line in lines:
+            sample, _, value = line.rpartition(" ")
+            sample_name, _, rest = sample.partition("{")
+            if sample_name == name and all(
+                f'{k}="{v}"' in rest for k, v in labels.items()
+            ):
+                total += float(value)
+        return total

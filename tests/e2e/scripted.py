@@ -1,0 +1,84 @@
+"""A backend that answers with given bytes."""
+
+import http.server
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from extproc.demo.process import Child
+from extproc.demo.stack import Backend
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as a backend got it."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class ScriptedBackend:
+    """A backend that answers with given bytes, over a socket of its own.
+
+    ``reply`` is what it writes after it has read a request: a whole HTTP response, in
+    the pieces in which it is to be written.
+    """
+
+    def __init__(self) -> None:
+        self.reply: list[bytes] = [http_response(200, b"{}")]
+        self.received: list[Received] = []
+        script = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.wfile.write(http_response(200, b""))
+
+            def do_POST(self) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                script.received.append(
+                    Received(self.path, headers, self._body(headers))
+                )
+                for piece in script.reply:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                self.close_connection = True
+
+            def _body(self, headers: dict[str, str]) -> bytes:
+                if headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(headers.get("content-length", 0)))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    pass
+                return body
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def as_backend(self, pool: str) -> Backend:
+        """As part of a stack; there is no process to wait for."""
+        return Backend(pool, 8192, self.port, Child("scripted", [], Path()))
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def http_response(
+    status: int, body: bytes, content_type: str = "application/json"
+) -> bytes:
+    """A whole HTTP/1.1 response."""
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
