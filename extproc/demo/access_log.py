@@ -51,7 +51,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def wait_for_records(
-    path: Path, request_ids: Collection[str], timeout_s: float = 10.0
+    path: Path, request_ids: Collection[str], timeout_s: float = 30.0
 ) -> dict[str, Record]:
     """Read until every one of ``request_ids`` is there, or time is up.
 

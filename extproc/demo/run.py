@@ -97,7 +97,7 @@ class Demo:
     def status(self) -> dict[str, Any]:
         """What the router says of itself."""
         url = f"{self.stack.router.admin_url}/status"
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             status: dict[str, Any] = json.load(response)
         return status
 

@@ -163,7 +163,7 @@ class Envoy:
     def stat(self, name: str) -> int:
         """The value of one counter or gauge; 0 if there is none of that name."""
         url = f"http://{_HOST}:{self.admin_port}/stats?format=json&filter=^{name}$"
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             stats = json.load(response)["stats"]
         return next((int(s["value"]) for s in stats if s.get("name") == name), 0)
 

@@ -37,6 +37,8 @@ CLIENTS = 6
 MODELS = 100
 """More than the router tells apart (64), so that all its places are taken."""
 RELOAD_S = 5.0
+QUIET_S = 60.0
+"""For what is open to end, once nobody sends."""
 JSON = {"content-type": "application/json"}
 ALLOWED_GROWTH = {
     "rss_mib": 1.05,
@@ -217,8 +219,13 @@ def soak(directory: Path, args: argparse.Namespace) -> int:
         load.warm_up()
         samples = run(stack, load, directory / "extproc.yaml", config, args.seconds)
         # The clients are gone: so must be what they held.
-        time.sleep(1)
-        samples.append(sample(stack, samples[0].seconds, samples[-1].requests))
+        deadline = time.monotonic() + QUIET_S
+        while True:
+            after = sample(stack, samples[0].seconds, samples[-1].requests)
+            if not after.exchanges or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        samples.append(after)
     return judge(samples, load.failed)
 
 

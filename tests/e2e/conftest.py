@@ -20,16 +20,27 @@ from extproc.demo.stack import (
     stand_in,
 )
 
+from ..patience import be_patient  # noqa: TID252 - tests is no package
 from .outside import Admin, Client, Response, wait_until
 from .scripted import ScriptedBackend, http_response
 
 SHORT_WINDOW, LONG_WINDOW = 8192, 65536
 LEARN_ALL = {"feedback": {"sample": "all"}}
+Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("e2e")
+
+
+def _patiently(change: Change | None) -> Change:
+    def both(bootstrap: dict[str, Any]) -> None:
+        be_patient(bootstrap)
+        if change is not None:
+            change(bootstrap)
+
+    return both
 
 
 def start_until_killed(child: Child, started: contextlib.ExitStack) -> None:
@@ -45,7 +56,9 @@ def stack(directory: Path) -> Iterator[Stack]:
         stand_in("short", SHORT_WINDOW, 64, directory, speed=50),
         stand_in("long", LONG_WINDOW, 16, directory, speed=50),
     ]
-    with running(directory, backends, LEARN_ALL, find_config()) as started:
+    with running(
+        directory, backends, LEARN_ALL, find_config(), change_envoy=be_patient
+    ) as started:
         yield started
         started.envoy.child.kill()
         started.router.child.kill()
@@ -75,7 +88,13 @@ def start_session(
             new_router = router(config, directory)
             start_until_killed(new_router.child, started)
             new_router.wait_ready()
-            new = envoy(find_config(), backends, new_router.port, directory)
+            new = envoy(
+                find_config(),
+                backends,
+                new_router.port,
+                directory,
+                change=be_patient,
+            )
             start_until_killed(new.child, started)
             new.wait_ready()
             return Client(new), Admin(new_router)
@@ -91,16 +110,15 @@ def start_session_envoy(
     with contextlib.ExitStack() as started:
 
         def start(
-            change: Callable[[dict[str, Any]], None] | None = None,
+            change: Change | None = None,
             backends: list[Backend] | None = None,
         ) -> Client:
-            directory = tmp_path_factory.mktemp("envoy")
             new = envoy(
                 find_config(),
                 backends or stack.backends,
                 stack.router.port,
-                directory,
-                change=change,
+                tmp_path_factory.mktemp("envoy"),
+                change=_patiently(change),
             )
             start_until_killed(new.child, started)
             new.wait_ready()
@@ -154,6 +172,12 @@ def check_case() -> Callable[..., Response]:
 
 
 @pytest.fixture(scope="session")
+def patiently() -> Callable[[Change | None], Change]:
+    """Adds to a change of Envoy's configuration that Envoy waits for a busy machine."""
+    return _patiently
+
+
+@pytest.fixture(scope="session")
 def client_of() -> type[Client]:
     return Client
 
@@ -173,14 +197,15 @@ def start_envoy(
         def start(
             router: Router = stack.router,
             backends: list[Backend] | None = None,
-            change: Callable[[dict[str, Any]], None] | None = None,
+            change: Change | None = None,
+            as_shipped: bool = False,
         ) -> Client:
             new = envoy(
                 find_config(),
                 backends or stack.backends,
                 router.port,
                 tmp_path_factory.mktemp("envoy"),
-                change=change,
+                change=change if as_shipped else _patiently(change),
             )
             start_until_killed(new.child, started)
             new.wait_serving()

@@ -9,7 +9,7 @@ from typing import Any
 
 CLIENTS = 4
 THINK_S = 0.01
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 JSON = {"content-type": "application/json"}
 
 
@@ -144,8 +144,16 @@ class Load:
                 self.done.append(exchanged)
 
     def run(self, seconds: float) -> None:
-        """Let the clients send for so long."""
+        """Let the clients send for so long, and until each of them had an answer."""
+        wanted = self._answered() + CLIENTS
+        deadline = time.monotonic() + PATIENCE_S
         self._stopping.wait(seconds)
+        while self._answered() < wanted:
+            assert time.monotonic() < deadline, "no answers"
+            self._stopping.wait(THINK_S)
+
+    def _answered(self) -> int:
+        return len(self.done) + len(self.failed)
 
     def routed_after(self, moment_s: float) -> float:
         """Wait until a request that began after a moment was routed; how much later."""
@@ -155,5 +163,5 @@ class Load:
             later = [began_s for began_s in began if began_s >= moment_s]
             if later:
                 return min(later) - moment_s
-            self.run(0.02)
+            self._stopping.wait(THINK_S)
         raise AssertionError("requests are not routed again")

@@ -15,6 +15,9 @@ import pytest
 from extproc.demo.access_log import Record, wait_for_records
 from extproc.demo.stack import Envoy, Router
 
+PATIENCE_S = 60.0
+"""For what takes milliseconds on a machine that has nothing else to do."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -56,7 +59,7 @@ class Client:
         body: Any = None,
         headers: dict[str, str] | None = None,
         *,
-        timeout: float = 20,
+        timeout: float = PATIENCE_S,
     ) -> Response:
         """Send a request; a body that is no bytes goes as JSON, an iterator chunked."""
         if body is not None and not isinstance(body, bytes | Iterator):
@@ -101,10 +104,12 @@ class Client:
 
     def record(self, response: Response) -> Record:
         """Envoy's access log line of a response."""
-        records = wait_for_records(self.envoy.access_log, [response.request_id])
+        records = wait_for_records(
+            self.envoy.access_log, [response.request_id], PATIENCE_S
+        )
         return records[response.request_id]
 
-    def raw(self, data: bytes, *, timeout: float = 20) -> bytes:
+    def raw(self, data: bytes, *, timeout: float = PATIENCE_S) -> bytes:
         """Send bytes as they are; return all that comes until Envoy closes."""
         with socket.create_connection(
             ("127.0.0.1", self._port), timeout=timeout
@@ -116,7 +121,7 @@ class Client:
             return received
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 15) -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """Wait until ``condition()`` is true, and return what it was."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -134,12 +139,16 @@ class Admin:
         self._url = router.admin_url
 
     def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._url}/status", timeout=5) as response:
+        with urllib.request.urlopen(
+            f"{self._url}/status", timeout=PATIENCE_S
+        ) as response:
             return json.load(response)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of a name whose labels include ``labels``."""
-        with urllib.request.urlopen(f"{self._url}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(
+            f"{self._url}/metrics", timeout=PATIENCE_S
+        ) as response:
             lines = response.read().decode().splitlines()
         total = 0.0
         for line in lines:

@@ -8,6 +8,8 @@ from pathlib import Path
 from extproc.demo.process import Child
 from extproc.demo.stack import Backend
 
+from .outside import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Received:
@@ -22,11 +24,11 @@ class ScriptedBackend:
     """A backend that answers with given bytes, over a socket of its own.
 
     ``reply`` is what it writes after it has read a request: a whole HTTP response, in
-    the pieces in which it is to be written.
+    the pieces in which it is to be written. At an event between them it waits for it.
     """
 
     def __init__(self) -> None:
-        self.reply: list[bytes] = [http_response(200, b"{}")]
+        self.reply: list[bytes | threading.Event] = [http_response(200, b"{}")]
         self.received: list[Received] = []
         script = self
 
@@ -42,6 +44,9 @@ class ScriptedBackend:
                     Received(self.path, headers, self._body(headers))
                 )
                 for piece in script.reply:
+                    if isinstance(piece, threading.Event):
+                        piece.wait(PATIENCE_S)
+                        continue
                     self.wfile.write(piece)
                     self.wfile.flush()
                 self.close_connection = True

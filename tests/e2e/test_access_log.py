@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,11 @@ def with_access_log(config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def start(
-    stack: Stack, client_of: Any, admin_of: Any, tmp_path_factory: Any
+    stack: Stack,
+    client_of: Any,
+    admin_of: Any,
+    patiently: Any,
+    tmp_path_factory: Any,
 ) -> Iterator[Callable[..., tuple[Any, Any]]]:
     """Starts a router and an Envoy that logs to it."""
     with contextlib.ExitStack() as started:
@@ -79,7 +84,7 @@ def start(
                 backends or stack.backends,
                 new_router.port,
                 directory,
-                change=with_access_log,
+                change=patiently(with_access_log),
             )
             started.enter_context(new.child)
             new.wait_ready()
@@ -119,8 +124,10 @@ def test_every_response_is_observed_without_a_message_for_it(
     client, admin, recording = logged
     before = observed(admin, result="learned")
     sent = client.envoy.stat("http.llm.ext_proc.stream_msgs_sent")
+    began_s = time.monotonic()
     for path, fields in TRAFFIC:
         send(client, path, fields)
+    took_s = time.monotonic() - began_s
     eventually(lambda: observed(admin, result="learned") == before + len(TRAFFIC))
     # Headers and body of the request; the answer is the last of it.
     messages = client.envoy.stat("http.llm.ext_proc.stream_msgs_sent") - sent
@@ -131,7 +138,7 @@ def test_every_response_is_observed_without_a_message_for_it(
     lines = [json.loads(line) for line in recording.read_text().splitlines()]
     for line in lines[-len(TRAFFIC) :]:
         assert line["cluster"] == "vllm_short"
-        assert 0 < line["first_byte_s"] < 20
+        assert 0 < line["first_byte_s"] < took_s
 
 
 def test_both_lanes_learn_the_same_from_the_same_traffic(

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from extproc.demo.envoy_config import find_config, load_config
 from extproc.demo.process import Child, answers_200
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
@@ -25,8 +28,17 @@ def demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_it_sends_learns_and_prints_one_object(tmp_path: Path) -> None:
-    done = demo("--json", "--count", "70", "--seed", "5", TMPDIR=str(tmp_path))
+def test_it_sends_learns_and_prints_one_object(
+    tmp_path: Path, patiently: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = load_config(find_config())
+    patiently(None)(config)
+    file = tmp_path_factory.mktemp("patient") / "envoy.yaml"
+    file.write_text(yaml.safe_dump(config))
+    done = demo(
+        *("--json", "--count", "70", "--seed", "5", "--envoy-config", str(file)),
+        TMPDIR=str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert (printed["requests"], printed["failed"], printed["without_decision"]) == (
@@ -75,13 +87,13 @@ def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     child = Child("demo", command, tmp_path / "demo.log", environment)
     with child:
-        child.wait_ready(lambda: "Ctrl-C stops it" in child.log.read_text(), 60)
+        child.wait_ready(lambda: "Ctrl-C stops it" in child.log.read_text(), 120)
         said = child.log.read_text()
         url = said.partition("curl -i ")[2].partition("/v1/")[0]
-        assert answers_200(f"{url}/v1/models")
+        assert answers_200(f"{url}/v1/models", 60)
         # Not to the whole group, as a terminal would: what it started is its to stop.
         os.kill(child.pid, signal.SIGTERM)
-        assert child.wait(20) == 1
+        assert child.wait(60) == 1
     assert not answers_200(f"{url}/v1/models")
     said = child.log.read_text()
     assert "2 requests" in said

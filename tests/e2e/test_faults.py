@@ -111,7 +111,10 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def make_rig(
-    stack: Stack, transport: str, tmp_path_factory: pytest.TempPathFactory
+    stack: Stack,
+    transport: str,
+    patiently: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Rig]]:
     """Starts routers with a configuration, and an Envoy that asks them all."""
     expected: dict[str, Answer] = {}
@@ -123,6 +126,7 @@ def make_rig(
             count: int = 1,
             backends: list[Backend] | None = None,
             routers: Sequence[Router] = (),
+            patient: bool = False,
         ) -> Rig:
             directory = tmp_path_factory.mktemp("faults")
             settings = {"feedback": {"sample": "all"}, **(config or {})}
@@ -148,7 +152,7 @@ def make_rig(
                 backends or stack.backends,
                 routers[0].port,
                 directory,
-                change=ask_all,
+                change=patiently(ask_all) if patient else ask_all,
             )
             for each in routers:
                 each.wait_ready()
@@ -278,7 +282,8 @@ def crowded(
                     {"name": "long", "max_model_len": 65536},
                 ],
                 "load": {"interval_s": 0.1},
-            }
+            },
+            patient=True,
         )
         environment.undo()
         wait_until(lambda: crowded.rig.metric("extproc_state_synced_timestamp") > 0)
@@ -360,7 +365,7 @@ def test_slow(rig: Rig, report: Callable[..., None]) -> None:
 def test_restarted(rig: Rig, report: Callable[..., None]) -> None:
     with rig.load() as load:
         load.run(STEADY_S)
-        assert rig.router.child.stop(grace_s=15) == 0
+        assert rig.router.child.stop(grace_s=PATIENCE_S) == 0
         healed_s = time.monotonic()
         rig.router.child.start()
         recovered_s = load.routed_after(healed_s)
@@ -414,11 +419,11 @@ def test_rolling_restart(
 ) -> None:
     """Two processes that share what they learned are restarted one after the other."""
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
-    rig = make_rig({"state": state}, count=2)
+    rig = make_rig({"state": state}, count=2, patient=True)
     with rig.load() as load:
-        load.run(STEADY_S)
+        wait_until(lambda: len(load.done) > 50)
         for each in rig.routers:
-            assert each.child.stop(grace_s=15) == 0
+            assert each.child.stop(grace_s=PATIENCE_S) == 0
             each.child.start()
             each.wait_ready()
             rig.wait_routing()
@@ -428,7 +433,7 @@ def test_rolling_restart(
     report("rolling restart of two processes", load, recovered_s)
     assert unrouted <= len(load.done) // 20, "the other one should have gone on"
     # Everything that any of them learned is there, in each of them.
-    rig.routers[0].child.stop(grace_s=15)
+    assert rig.routers[0].child.stop(grace_s=PATIENCE_S) == 0
     learned = json.loads(
         next(tmp_path.glob("learned.v1.json")).read_text().split("\n")[1]
     )
@@ -438,7 +443,7 @@ def test_rolling_restart(
 def test_admin_port_busy(rig: Rig, report: Callable[..., None]) -> None:
     with rig.load() as load, socket.socket() as squatter:
         load.run(STEADY_S)
-        rig.router.child.stop(grace_s=15)
+        rig.router.child.stop(grace_s=PATIENCE_S)
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", rig.router.admin_port))
         squatter.listen()
@@ -447,7 +452,7 @@ def test_admin_port_busy(rig: Rig, report: Callable[..., None]) -> None:
         recovered_s = load.routed_after(healed_s)
         assert "admin_unavailable" in rig.log()
     report("admin port busy", load, recovered_s)
-    rig.router.child.stop(grace_s=15)
+    rig.router.child.stop(grace_s=PATIENCE_S)
 
 
 def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> None:
@@ -479,7 +484,7 @@ def test_vllm_metrics_gone(crowded: Crowded, report: Callable[..., None]) -> Non
         assert served(load, "short") == {"vllm_short"}
         crowded.stop_vllm()
         wait_until(lambda: rig.metric("extproc_pool_healthy_endpoints{") == 0)
-        load.run(STEADY_S)
+        wait_until(lambda: "vllm_long" in served(load, "short"))
         FakeVllm.metrics = True
         healed_s = time.monotonic()
         crowded.start_vllm()
@@ -521,7 +526,7 @@ def test_backend_reset(
 ) -> None:
     """A backend dies under streams that are looked at; its own clients lose theirs,
     the other pool's notice nothing, and the router keeps nothing of it."""
-    short = stand_in("short", 8192, 64, tmp_path, speed=5)
+    short = stand_in("short", 8192, 64, tmp_path, speed=1)
     with short.child:
         short.wait_ready()
         rig = make_rig(backends=[short, stack.backend("long")], routers=rig.routers)
@@ -530,7 +535,7 @@ def test_backend_reset(
         load.expected = only_long
         with only(load, "long"), load:
             streams = [
-                read_some(rig.envoy.port, chat(20, 4000, stream=True), 3)
+                read_some(rig.envoy.port, chat(20, 8000, stream=True), 3)
                 for _ in range(4)
             ]
             assert rig.metric("extproc_streams_inflight") >= len(streams)
@@ -563,7 +568,7 @@ def test_client_gone(rig: Rig, report: Callable[..., None]) -> None:
     with rig.load() as load:
         load.run(STEADY_S)
         streams = [
-            read_some(rig.envoy.port, chat(20, 4000, stream=True), 3) for _ in range(8)
+            read_some(rig.envoy.port, chat(20, 8000, stream=True), 3) for _ in range(8)
         ]
         for stream in streams:
             stream.shutdown(socket.SHUT_RDWR)

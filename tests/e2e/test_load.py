@@ -49,7 +49,7 @@ def test_a_queue_spills_over_and_its_end_brings_requests_back(
 def _left_open(client: Any, **fields: Any) -> Iterator[None]:
     """A request whose client waits, and leaves at the end."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
-    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port)
+    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=60)
     headers = {"content-type": "application/json"}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
     try:
@@ -68,7 +68,7 @@ def test_a_router_does_not_start_with_windows_that_are_not_so(
     ]
     started = router({"pools": pools}, tmp_path)
     with started.child:
-        assert started.child.wait(30) == 2
+        assert started.child.wait(60) == 2
     said = started.child.log.read_text()
     assert "max_model_len: 4096" in said
     assert "has 8192" in said

@@ -1,5 +1,6 @@
 """Clients cannot choose their pool, and nothing that they send is written down."""
 
+import contextlib
 import gzip
 import json
 import re
@@ -191,12 +192,17 @@ def test_no_secret_is_written_anywhere(
 
 def written(admin: Any, state: Path) -> dict[str, str]:
     """All that the router shows, logs and keeps, by where."""
-    places = {
-        str(path): path.read_text() for path in state.iterdir() if path.stat().st_size
-    }
-    for path in ("/metrics", "/status", "/"):
-        with urllib.request.urlopen(admin.router.admin_url + path, timeout=10) as page:
-            places[path] = page.read().decode()
+    places = {}
+    for path in state.iterdir():
+        # What is being written has another name until it is whole.
+        with contextlib.suppress(FileNotFoundError):
+            if text := path.read_text():
+                places[str(path)] = text
+    for page_path in ("/metrics", "/status", "/"):
+        with urllib.request.urlopen(
+            admin.router.admin_url + page_path, timeout=60
+        ) as page:
+            places[page_path] = page.read().decode()
     places["log"] = admin.router.child.log.read_text()
     return places
 

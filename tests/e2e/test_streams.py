@@ -1,8 +1,11 @@
 """A response reaches the client as the backend wrote it, looked at or not."""
 
+import contextlib
 import http.client
 import json
+import threading
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -118,65 +121,80 @@ def test_trailers_of_a_response_do_not_disturb(
     assert (response.status, response.body) == (200, content)
 
 
-def test_the_first_tokens_arrive_before_the_last_are_made(client: Any) -> None:
-    """Nobody holds a stream back: its start is here while the rest is being written."""
-    body = {"model": "m", "max_tokens": 4000, "ignore_eos": True, "stream": True}
-    body["messages"] = [{"role": "user", "content": "Hello"}]
-    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=20)
-    connection.request(
-        "POST",
-        "/v1/chat/completions",
-        json.dumps(body),
-        {"content-type": "application/json"},
-    )
-    response = connection.getresponse()
-    assert response.readline().startswith(b"data: ")
-    assert client.envoy.stat("http.llm.downstream_rq_active") == 1
-    connection.close()
+@contextlib.contextmanager
+def streamed(client: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
+    """The response to a request for a stream, to be read bit by bit."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
+    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(body | {"stream": True}),
+            {"content-type": "application/json"},
+        )
+        with connection.getresponse() as response:
+            yield response
+
+
+def read_one_by_one(client: Any, scripted: Any, count: int) -> None:
+    """A stream whose next event is only made when the client has the one before."""
+    events = [event(delta(f"{n}")) for n in range(count)]
+    had = [threading.Event() for _ in events]
+    scripted.reply = [HEAD]
+    for piece, gate in zip(events, had, strict=True):
+        scripted.reply += [piece, gate]
+    scripted.reply.append(b"data: [DONE]\n\n")
+    try:
+        with streamed(client) as response:
+            for piece, gate in zip(events, had, strict=True):
+                assert response.read(len(piece)) == piece
+                gate.set()
+            assert response.read() == b"data: [DONE]\n\n"
+    finally:
+        for gate in had:
+            gate.set()
+
+
+def test_the_first_tokens_arrive_before_the_last_are_made(
+    scripted: Any, scripted_client: Any
+) -> None:
+    """Nobody holds a stream back, though it is looked at."""
+    read_one_by_one(scripted_client, scripted, 3)
 
 
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
 def test_a_streamed_token_costs_no_message(
-    transport: str, start_session: Any, stack: Any
+    transport: str, start_session: Any, stack: Any, scripted: Any
 ) -> None:
     """Unless its exchange is sampled: headers and body of the request are all."""
     messages = "http.llm.ext_proc.stream_msgs_sent"
+    backends = [scripted.as_backend("short"), stack.backend("long")]
     counts = {}
     for sample in (0, "all"):
         config = {"server": {"transport": transport}, "feedback": {"sample": sample}}
-        client, _ = start_session(config, stack.backends)
+        client, _ = start_session(config, backends)
         before = client.envoy.stat(messages)
-        response = client.chat("Hello", max_tokens=300, ignore_eos=True, stream=True)
-        assert response.body.count(b"\n\n") > 300
+        read_one_by_one(client, scripted, 20)
         counts[sample] = client.envoy.stat(messages) - before
 
     assert counts[0] == 2
-    assert counts["all"] > 5  # Envoy sends what has come since the last one
+    # And of the response its headers, and each event by itself.
+    assert counts["all"] > 2 + 20
 
 
 def test_a_client_that_goes_away_frees_everything(
     client: Any, admin: Any, stack: Any, eventually: Any
 ) -> None:
-    body = {"model": "m", "max_tokens": 8000, "ignore_eos": True, "stream": True}
-    body["messages"] = [{"role": "user", "content": "Hello"}]
-    connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=20)
-    connection.request(
-        "POST",
-        "/v1/chat/completions",
-        json.dumps(body),
-        {"content-type": "application/json"},
-    )
-    response = connection.getresponse()
-    response.readline()
-    response.close()
-    connection.close()
+    with streamed(client, max_tokens=8000, ignore_eos=True) as response:
+        response.readline()
     eventually(lambda: admin.metric("extproc_streams_inflight") == 0)
     eventually(lambda: client.envoy.stat("http.llm.downstream_rq_active") == 0)
     eventually(lambda: stand_in_running(stack.backend("short").url) == 0)
 
 
 def stand_in_running(url: str) -> float:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
         for line in response.read().decode().splitlines():
             if line.startswith("vllm:num_requests_running{"):
                 return float(line.rpartition(" ")[2])

@@ -59,6 +59,6 @@ def test_no_message_was_out_of_order(other: Any) -> None:
 def test_it_drains(other: Any) -> None:
     """Last in this module: what is asked of it now goes to the long pool."""
     client, admin = other
-    assert admin.router.child.stop() == 0
+    assert admin.router.child.stop(grace_s=60) == 0
     response = client.chat("Hello")
     assert (response.status, response.served_by) == (200, "vllm_long")

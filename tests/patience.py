@@ -1,0 +1,27 @@
+"""Envoy's configuration for a machine that is far too busy.
+
+Envoy gives a router a second to answer, and takes one for dead that twice did not. Most
+tests are about what is decided, not about that: a pause of the machine must not make
+another decision of theirs. Those about time itself run what is shipped.
+"""
+
+from typing import Any
+
+_LONGER = {
+    "message_timeout": "20s",
+    "connect_timeout": "20s",
+    "connection_keepalive": {"interval": "30s", "timeout": "30s"},
+}
+
+
+def be_patient(config: Any) -> None:
+    """Let Envoy wait for whatever takes its time; edits a part of a configuration."""
+    if isinstance(config, list):
+        for each in config:
+            be_patient(each)
+    elif isinstance(config, dict):
+        config |= {key: value for key, value in _LONGER.items() if key in config}
+        for check in config.get("health_checks", ()):
+            check["timeout"] = "20s"
+        for each in config.values():
+            be_patient(each)
