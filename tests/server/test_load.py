@@ -4,96 +4,39 @@ import asyncio
 import contextlib
 
 import pytest
-from aiohttp import web
-from hypothesis import given
-from hypothesis import strategies as st
-from yarl import URL
 
 from extproc.config import ConfigError, LoadConfig, PoolConfig
 from extproc.routing.policy import PoolLoad
-from extproc.routing.pressure import EndpointLoad
-from extproc.server.addresses import resolve
 from extproc.server.load import LoadWatch
-from extproc.server.vllm import parse_max_model_len, parse_metrics
+
+from .fake_vllm import FakeVllm
 
 FAST = LoadConfig(interval_s=0.02, stale_after_s=5.0, waiting_requests=8.0)
 
-METRICS = """\
-# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
-# TYPE vllm:num_requests_waiting gauge
-vllm:num_requests_waiting{{engine="0",model_name="a }} odd name"}} {waiting}
-vllm:num_requests_waiting_by_reason{{engine="0",reason="capacity"}} 900.0
-vllm:num_requests_running{{engine="0",model_name="m"}} 3.0
-vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {usage}
-vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
-"""
-
-
-class FakeVllm:
-    """One server on a port of its own."""
-
-    def __init__(self, max_model_len=8192, host="127.0.0.1"):
-        self.host = host
-        self.key = None
-        self.hosts = set()
-        self.waiting = 0.0
-        self.max_model_len = max_model_len
-        self.metrics_status = 200
-        self.health_status = 200
-        self._runner = None
-        self.url = None
-
-    async def start(self, port=0):
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/v1/models", self._models)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, port).start()
-        self.port = self._runner.addresses[0][1]
-        self.url = f"http://{self.host}:{self.port}"
-
-    async def stop(self):
-        await self._runner.cleanup()
-
-    def _asked(self, request):
-        self.hosts.add(request.host)
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            raise web.HTTPUnauthorized
-
-    async def _metrics(self, request):
-        self._asked(request)
-        text = METRICS.format(waiting=self.waiting, usage=0.25)
-        return web.Response(text=text, status=self.metrics_status)
-
-    async def _health(self, request):
-        return web.Response(status=self.health_status)
-
-    async def _models(self, request):
-        self._asked(request)
-        models = [
-            {"id": "m", "max_model_len": self.max_model_len},
-            {"id": "adapter", "max_model_len": None},
-        ]
-        return web.json_response({"data": models})
-
 
 @contextlib.asynccontextmanager
-async def watching(*servers, config=FAST, max_model_len=8192, **options):
+async def watch_over(
+    *servers, config=FAST, max_model_len=8192, key_file=None, **options
+):
+    """A watch that has not begun; servers that have."""
     for server in servers:
         await server.start()
-    pool = PoolConfig(
-        "short", max_model_len, endpoints=tuple(server.url for server in servers)
-    )
+    urls = tuple(server.url for server in servers)
+    pool = PoolConfig("short", max_model_len, endpoints=urls, api_key_file=key_file)
     watch = LoadWatch([pool, PoolConfig("long", 65536)], config, **options)
     try:
-        await watch.start()
         yield watch
     finally:
         await watch.stop()
         for server in servers:
             await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def watching(*servers, **options):
+    async with watch_over(*servers, **options) as watch:
+        await watch.start()
+        yield watch
 
 
 async def becomes(watch, load, timeout_s=10):
@@ -325,37 +268,18 @@ def test_a_name_that_is_not_known_yet_is_looked_up_again():
     asyncio.run(scenario())
 
 
-def test_the_system_is_asked_for_addresses():
-    async def scenario():
-        assert await resolve(URL("http://127.0.0.9:80")) == ["127.0.0.9"]
-        assert await resolve(URL("http://[::1]:80")) == ["::1"]
-        assert await resolve(URL("http://localhost:80")) == ["127.0.0.1"]
-        assert await resolve(URL("http://no-such-name.invalid:80")) == []
-
-    asyncio.run(scenario())
-
-
 def test_a_key_is_sent_and_never_said(tmp_path, caplog):
     file = tmp_path / "key"
     file.write_text("hidden-secret\n")
 
     async def scenario():
-        server = FakeVllm()
-        server.key = "hidden-secret"
-        await server.start()
-        pool = PoolConfig(
-            "short", 4096, endpoints=(server.url,), api_key_file=str(file)
-        )
-        watch = LoadWatch([pool], FAST)
-        try:
+        server = FakeVllm(key="hidden-secret")
+        async with watch_over(server, max_model_len=4096, key_file=str(file)) as watch:
             # It was let in to /v1/models, or it would not know the window.
             with pytest.raises(ConfigError, match="has 8192"):
                 await watch.start()
             (status,) = watch.statuses()
             assert status.waiting == 0.0
-        finally:
-            await watch.stop()
-            await server.stop()
 
     with caplog.at_level("DEBUG"):
         asyncio.run(scenario())
@@ -367,23 +291,13 @@ def test_a_key_that_changes_is_read_again(tmp_path):
     file.write_text("old")
 
     async def scenario():
-        server = FakeVllm()
-        server.key = "old"
-        await server.start()
-        pool = PoolConfig(
-            "short", 8192, endpoints=(server.url,), api_key_file=str(file)
-        )
-        watch = LoadWatch([pool], FAST)
-        try:
-            await watch.start()
+        server = FakeVllm(key="old")
+        async with watching(server, key_file=str(file)) as watch:
             await until(watch, waiting=0.0)
             server.key = "new"
             await until(watch, waiting=None)  # healthy, but says nothing
             file.write_text("new")
             await until(watch, waiting=0.0)
-        finally:
-            await watch.stop()
-            await server.stop()
 
     asyncio.run(scenario())
 
@@ -396,28 +310,3 @@ def test_a_key_that_cannot_be_one_is_an_error_at_start(content, tmp_path):
     pool = PoolConfig("short", 8192, endpoints=("http://h",), api_key_file=str(file))
     with pytest.raises(ConfigError, match=r"pool short: api_key_file: .*key"):
         asyncio.run(LoadWatch([pool], FAST).start())
-
-
-def test_metrics_of_several_engines_are_added_up():
-    text = (
-        b'vllm:num_requests_waiting{engine="0"} 2.0\n'
-        b'vllm:num_requests_waiting{engine="1"} 3.0\n'
-        b"vllm:num_requests_running 4\n"
-        b'vllm:gpu_cache_usage_perc{engine="0"} 0.25\n'
-        b'vllm:gpu_cache_usage_perc{engine="1"} 0.75\n'
-    )
-    assert parse_metrics(text) == EndpointLoad(5.0, 4.0, 0.5)
-
-
-@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"-1", b"many"])
-def test_values_that_are_no_counts_do_not_count(value):
-    text = METRICS.encode().replace(b"{waiting}", value).replace(b"{usage}", b"0")
-    assert parse_metrics(text) is None
-
-
-@given(st.binary(max_size=300))
-def test_any_answer_is_survived(body):
-    parse_metrics(body)
-    parse_metrics(b"vllm:num_requests_waiting " + body)
-    parse_max_model_len(body)
-    parse_max_model_len(b'{"data":[' + body + b"]}")

@@ -186,14 +186,19 @@ def test_other_components_pass_through():
 GROUPS = 50
 
 
-def test_requests_pass_between_two_groups():
-    """However many there are: a turn of the event loop moves one."""
-    store = MemoryStore()
+def learned_apart(store):
+    """Two processes that learned of many groups, one of which has told the store."""
     one, other = Process(store), Process(store)
     for key in range(GROUPS):
         one.learner.teach(8.0, f"key {key}")
         other.learner.teach(16.0, f"key {key}")
     one.sync()
+    return one, other
+
+
+def test_requests_pass_between_two_groups():
+    """However many there are: a turn of the event loop moves one."""
+    _, other = learned_apart(MemoryStore())
 
     async def watched():
         loop = asyncio.get_running_loop()
@@ -213,12 +218,7 @@ def test_requests_pass_between_two_groups():
 
 
 def test_an_exchange_that_is_cut_short_counts_nothing_twice():
-    store = MemoryStore()
-    one, other = Process(store), Process(store)
-    for key in range(GROUPS):
-        one.learner.teach(8.0, f"key {key}")
-        other.learner.teach(16.0, f"key {key}")
-    one.sync()
+    one, other = learned_apart(MemoryStore())
 
     async def cut_short():
         exchange = asyncio.create_task(other.keeper.sync())

@@ -1,0 +1,63 @@
+"""A server that answers as vLLM does, or not."""
+
+from aiohttp import web
+
+METRICS = """\
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{engine="0",model_name="a }} odd name"}} {waiting}
+vllm:num_requests_waiting_by_reason{{engine="0",reason="capacity"}} 900.0
+vllm:num_requests_running{{engine="0",model_name="m"}} 3.0
+vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {usage}
+vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
+"""
+
+
+class FakeVllm:
+    """One server on a port of its own."""
+
+    def __init__(self, max_model_len=8192, host="127.0.0.1", key=None):
+        self.host = host
+        self.key = key
+        self.hosts = set()
+        self.waiting = 0.0
+        self.max_model_len = max_model_len
+        self.metrics_status = 200
+        self.health_status = 200
+        self._runner = None
+        self.url = None
+
+    async def start(self, port=0):
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.host, port).start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://{self.host}:{self.port}"
+
+    async def stop(self):
+        await self._runner.cleanup()
+
+    def _asked(self, request):
+        self.hosts.add(request.host)
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            raise web.HTTPUnauthorized
+
+    async def _metrics(self, request):
+        self._asked(request)
+        text = METRICS.format(waiting=self.waiting, usage=0.25)
+        return web.Response(text=text, status=self.metrics_status)
+
+    async def _health(self, request):
+        return web.Response(status=self.health_status)
+
+    async def _models(self, request):
+        self._asked(request)
+        models = [
+            {"id": "m", "max_model_len": self.max_model_len},
+            {"id": "adapter", "max_model_len": None},
+        ]
+        return web.json_response({"data": models})
