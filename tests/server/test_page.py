@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
 
 from extproc.config import Config
@@ -26,85 +23,7 @@ from extproc.server.metrics import Metrics
 from extproc.server.page import load_page
 from extproc.server.status import Status
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT_S = 30.0
-
-
-class Tab:
-    """One tab, spoken to in the Chrome DevTools protocol."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._socket = socket
-        self._sent = 0
-        self.requested: list[str] = []
-        self.complaints: list[Any] = []
-
-    async def call(self, method: str, **params: Any) -> Any:
-        self._sent += 1
-        await self._socket.send_json(
-            {"id": self._sent, "method": method, "params": params}
-        )
-        while True:
-            message = await self._socket.receive_json(timeout=WAIT_S)
-            self._note(message)
-            if message.get("id") == self._sent:
-                assert "error" not in message, message
-                return message["result"]
-
-    def _note(self, message: dict[str, Any]) -> None:
-        match message.get("method"):
-            case "Network.requestWillBeSent":
-                self.requested.append(message["params"]["request"]["url"])
-            case "Log.entryAdded" | "Runtime.exceptionThrown":
-                self.complaints.append(message["params"])
-
-    async def evaluate(self, expression: str) -> Any:
-        told = await self.call(
-            "Runtime.evaluate",
-            expression=expression,
-            returnByValue=True,
-            awaitPromise=True,
-        )
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
-
-    async def wait_for(self, condition: str) -> None:
-        """Wait until an expression is true; animation frames pace the question."""
-        await asyncio.wait_for(
-            self.evaluate(
-                "new Promise((done) => { const look = () => "
-                f"({condition}) ? done(1) : requestAnimationFrame(look); look(); }})"
-            ),
-            WAIT_S,
-        )
-
-    async def press(self, key: str, modifiers: int = 0) -> None:
-        code = {"Tab": 9, "Enter": 13}[key]
-        text = {"text": "\r"} if key == "Enter" else {}
-        event = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        kind = "keyDown"
-        await self.call(
-            "Input.dispatchKeyEvent", type=kind, modifiers=modifiers, **event, **text
-        )
-        await self.call(
-            "Input.dispatchKeyEvent", type="keyUp", modifiers=modifiers, **event
-        )
-
-    async def show(self, scheme: str = "light", width: int = 1280) -> None:
-        await self.call(
-            "Emulation.setEmulatedMedia",
-            features=[
-                {"name": "prefers-color-scheme", "value": scheme},
-                {"name": "prefers-reduced-motion", "value": "reduce"},
-            ],
-        )
-        await self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+from .browser import CHROMIUM, WAIT_S, Tab, open_tab
 
 
 class Session:
@@ -126,44 +45,10 @@ class Session:
         self.admin = make_admin()
         self.url = f"http://{await self.admin.start()}/"
         stack.push_async_callback(self.admin.stop)
-        port = await self._start_chromium(stack)
-        client = await stack.enter_async_context(aiohttp.ClientSession())
-        async with client.put(f"http://127.0.0.1:{port}/json/new") as response:
-            address = (await response.json())["webSocketDebuggerUrl"]
-        socket = await stack.enter_async_context(
-            client.ws_connect(address, max_msg_size=0)
-        )
-        self.tab = Tab(socket)
-        for domain in ("Page", "Network", "Log", "Runtime", "Accessibility"):
-            await self.tab.call(f"{domain}.enable")
+        self.tab = await open_tab(stack, self._profile)
         await self.tab.show()
         await self.tab.call("Page.navigate", url=self.url)
         await self.tab.wait_for("document.querySelector('#last tr')")
-
-    async def _start_chromium(self, stack: contextlib.AsyncExitStack) -> str:
-        assert CHROMIUM is not None
-        chromium = await asyncio.create_subprocess_exec(
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--remote-debugging-port=0",
-            f"--user-data-dir={self._profile}",
-            "about:blank",
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        stack.push_async_callback(chromium.communicate)
-        stack.callback(chromium.terminate)
-        assert chromium.stderr is not None
-        while True:
-            line = await asyncio.wait_for(chromium.stderr.readline(), WAIT_S)
-            assert line, "Chromium ended before it listened"
-            found = re.search(rb"DevTools listening on ws://127.0.0.1:(\d+)/", line)
-            if found:
-                return found[1].decode()
 
 
 def make_admin() -> AdminServer:
