@@ -8,6 +8,7 @@ counts everything anew.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 MAX_FLIGHTS = 16_384
@@ -26,7 +27,8 @@ class Flights:
     def __init__(self, landed: Callable[[str], None], limit: int = MAX_FLIGHTS) -> None:
         self._landed = landed
         self._limit = limit
-        self._pools: dict[Hashable, list[str]] = {}
+        # A plain dict looks for its first key among all that have left before it.
+        self._pools: OrderedDict[Hashable, list[str]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:

@@ -37,6 +37,15 @@ def test_an_end_that_nobody_waits_for_is_nothing() -> None:
     assert landed == []
 
 
+def test_the_oldest_are_forgotten_first() -> None:
+    known, landed = flights(limit=2)
+    for key in ("first", "second", "third"):
+        known.began(key, f"pool of the {key}")
+    for key in ("first", "second", "third"):
+        known.ended(key)
+    assert landed == ["pool of the second", "pool of the third"]
+
+
 KEYS = st.integers(0, 8)
 
 
