@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.learned import Group
-from extproc.server.document import Document, decode, encode
+from extproc.server.document import MAX_GROUPS, Document, decode, encode
 from extproc.server.store import UnreadableDocument
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -63,13 +64,67 @@ def test_a_later_version_is_named():
     assert kind_of(data) == "future"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"components": {"a": 1}}', b"1e999"])
-def test_a_valid_checksum_over_nonsense_is_corrupt(body):
-    import zlib
-
+def with_its_checksum(body):
     head = {
         "format": "token-budget-router learned state",
         "version": 1,
         "crc32": zlib.crc32(body),
     }
-    assert kind_of(json.dumps(head).encode() + b"\n" + body + b"\n") == "corrupt"
+    return json.dumps(head).encode() + b"\n" + body + b"\n"
+
+
+def test_the_checksum_is_not_what_makes_nonsense_corrupt():
+    body = b'{"components":{"ratios.1":{"prose":[0.5,1,""]}},"writers":{}}'
+    assert decode(with_its_checksum(body)).components["ratios.1"]["prose"].keep == 0.5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{}",
+        b'{"components": {"a": 1}}',
+        b"1e999",
+        b'{"components":{"a":{"b":' + b"[" * 100_000 + b'}},"writers":{}}',
+        b'{"components":{"a":{"b":"\xff"}},"writers":{}}',
+    ],
+    ids=["list", "empty", "no groups", "number", "deep", "not UTF-8"],
+)
+def test_a_valid_checksum_over_nonsense_is_corrupt(body):
+    assert kind_of(with_its_checksum(body)) == "corrupt"
+
+
+SUMS = '"AAAAAAAA+D8="'  # 1.5
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        '[0.5,1,"AAAAAAAA"]',
+        '[0.5,1,"AAAAAAAA+H8="]',
+        '[0.5,1,"AAAAAAAA8H8="]',
+        f"[0.0,1,{SUMS}]",
+        f"[1.5,1,{SUMS}]",
+        f"[0.5,-1,{SUMS}]",
+        f"[0.5,1,{SUMS},-1]",
+    ],
+    ids=[
+        "sums that are cut off",
+        "not a number",
+        "infinite",
+        "keeps nothing",
+        "grows",
+        "fewer than none",
+        "an epoch before the first",
+    ],
+)
+def test_sums_that_cannot_have_been_learned_are_corrupt(group):
+    body = f'{{"components":{{"a":{{"b":{group}}}}},"writers":{{}}}}'
+    assert kind_of(with_its_checksum(body.encode())) == "corrupt"
+
+
+def test_groups_that_are_kept_are_bounded():
+    group = Group(0.98, 7, np.zeros(1))
+    groups = {str(number): group for number in range(MAX_GROUPS + 10)}
+    decoded = decode(encode(Document({"ratios.1": groups})))
+    assert len(decoded.components["ratios.1"]) == MAX_GROUPS
