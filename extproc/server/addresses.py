@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from yarl import URL
 
@@ -29,6 +30,14 @@ async def resolve(url: URL) -> Sequence[str]:
         found = await loop.getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
+    return choose(found)
+
+
+def choose(found: Iterable[tuple[Any, ...]]) -> Sequence[str]:
+    """The addresses to ask, of what ``getaddrinfo`` found: each once, in order.
+
+    In the same order whatever the system's, which turns them from answer to answer.
+    """
     by_family: dict[int, set[str]] = {}
     for family, _, _, _, address in found:
         by_family.setdefault(family, set()).add(str(address[0]))

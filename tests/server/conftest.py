@@ -1,10 +1,12 @@
-"""A real Redis, where there is one, and the event loops that a server may run on."""
+"""A real Redis, where there is one; event loops to run on; a certificate."""
 
 import asyncio
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,34 @@ def run(request) -> Callable[[Coroutine], None]:
             runner.run(asyncio.wait_for(test, TIMEOUT_S))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> Path:
+    """A key and a certificate of localhost, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    path = tmp_path_factory.mktemp("tls")
+    key, cert = path / "key.pem", path / "cert.pem"
+    made = subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
+            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    both = path / "both.pem"
+    both.write_bytes(key.read_bytes() + cert.read_bytes())
+    return both
+
+
+@pytest.fixture
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    """What a server of localhost speaks TLS with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context

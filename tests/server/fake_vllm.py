@@ -16,9 +16,13 @@ vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
 class FakeVllm:
     """One server on a port of its own."""
 
-    def __init__(self, max_model_len=8192, host="127.0.0.1", key=None):
+    def __init__(self, max_model_len=8192, host="127.0.0.1", key=None, tls=None):
         self.host = host
         self.key = key
+        self.tls = tls
+        self.moved_to = None
+        self.comment = ""
+        self.asked = []
         self.hosts = set()
         self.waiting = 0.0
         self.max_model_len = max_model_len
@@ -34,24 +38,28 @@ class FakeVllm:
         app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, port).start()
+        await web.TCPSite(self._runner, self.host, port, ssl_context=self.tls).start()
         self.port = self._runner.addresses[0][1]
-        self.url = f"http://{self.host}:{self.port}"
+        self.url = f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     async def stop(self):
         await self._runner.cleanup()
 
     def _asked(self, request):
         self.hosts.add(request.host)
+        self.asked.append(request.path)
+        if self.moved_to:
+            raise web.HTTPFound(self.moved_to + request.path)
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             raise web.HTTPUnauthorized
 
     async def _metrics(self, request):
         self._asked(request)
-        text = METRICS.format(waiting=self.waiting, usage=0.25)
+        text = METRICS.format(waiting=self.waiting, usage=0.25) + self.comment
         return web.Response(text=text, status=self.metrics_status)
 
     async def _health(self, request):
+        self.asked.append(request.path)
         return web.Response(status=self.health_status)
 
     async def _models(self, request):

@@ -5,7 +5,6 @@ import contextlib
 import shutil
 import ssl
 import subprocess
-from pathlib import Path
 
 import grpc
 import pytest
@@ -16,41 +15,12 @@ from .peers import framed
 # ---- TLS ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory) -> Path:
-    """A key and a certificate of localhost, in one file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    path = tmp_path_factory.mktemp("tls")
-    key, cert = path / "key.pem", path / "cert.pem"
-    made = subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        capture_output=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
-    both = path / "both.pem"
-    both.write_bytes(key.read_bytes() + cert.read_bytes())
-    return both
-
-
-def server_tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
-def test_tls_with_grpcio(run, certificate):
+def test_tls_with_grpcio(run, certificate, server_tls):
     async def test():
         credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
         options = [("grpc.ssl_target_name_override", "localhost")]
         async with (
-            serving(ssl_context=server_tls(certificate)) as (server, _, _),
+            serving(ssl_context=server_tls) as (server, _, _),
             grpc.aio.secure_channel(
                 f"127.0.0.1:{server.port}", credentials, options
             ) as channel,
@@ -62,9 +32,9 @@ def test_tls_with_grpcio(run, certificate):
     run(test())
 
 
-def test_tls_without_alpn_is_cut_off(run, certificate):
+def test_tls_without_alpn_is_cut_off(run, certificate, server_tls):
     async def test():
-        async with serving(ssl_context=server_tls(certificate)) as (server, _, _):
+        async with serving(ssl_context=server_tls) as (server, _, _):
             context = ssl.create_default_context(cafile=certificate)
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", server.port, ssl=context, server_hostname="localhost"
