@@ -24,6 +24,12 @@ most, one for each 64 KiB."""
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
 """The window that RFC 9659 lets HTTP content use."""
 
+MAX_ZSTD_BLOCKS = 64 * 1024
+"""A block holds up to 128 KiB; whoever flushes often writes smaller ones. Empty ones
+take three bytes each, and as many as fit are read in one step."""
+
+_BLOCKS_AT_ONCE = 2048
+
 
 Decoding = Generator[None, None, bytes | None]
 """One step each time that it is asked; returns what ``decode_content`` does."""
@@ -137,30 +143,54 @@ def _unbrotli(body: bytes, limit_bytes: int) -> Decoding:
 
 
 def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
+    # The reader takes a body that stops inside a frame for a whole one, and goes on
+    # until it has something to give.
+    is_whole = yield from _is_whole_zstd(body)
+    if not is_whole:
+        return None
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
-    stream = decompressor.stream_reader(io.BytesIO(body), read_across_frames=True)
+    stream = decompressor.stream_reader(
+        io.BytesIO(body), read_size=_IN_BYTES, read_across_frames=True
+    )
     decoded = bytearray()
-    while out := stream.read(_OUT_BYTES):
+    while out := stream.read1(_OUT_BYTES):
         decoded += out
         if len(decoded) > limit_bytes:
             return None
         yield
-    # The reader takes a body that stops inside a frame for a whole one. Decoding frame
-    # by frame tells, but has no bound of its own: the reader's pass gave it one.
-    at = 0
+    return bytes(decoded)
+
+
+def _is_whole_zstd(body: bytes) -> Generator[None, None, bool]:
+    """Whether a body is frames to its end, and of how many pieces; RFC 8878, 3.1."""
+    at = blocks = 0
     for _ in range(MAX_MEMBERS):
-        frame = decompressor.decompressobj()
-        while not frame.eof:
-            taken = body[at : at + _IN_BYTES]
-            at += len(taken)
-            if not taken:
-                return None
-            frame.decompress(taken)
-            yield
-        at -= len(frame.unused_data)
-        if at == len(body):
-            return bytes(decoded)
-    return None
+        if body[at + 1 : at + 4] == _ZSTD_SKIPPABLE:
+            at += 8 + int.from_bytes(body[at + 4 : at + 8], "little")
+        else:
+            header = body[at : at + _ZSTD_HEADER_BYTES]
+            has_checksum = zstandard.get_frame_parameters(header).has_checksum
+            at += zstandard.frame_header_size(header)
+            is_last = False
+            while not is_last:
+                if at + 3 > len(body) or blocks == MAX_ZSTD_BLOCKS:
+                    return False
+                head = int.from_bytes(body[at : at + 3], "little")
+                is_last, repeats = bool(head & 1), head >> 1 & 3 == 1
+                at += 3 + (1 if repeats else head >> 3)
+                blocks += 1
+                if not blocks % _BLOCKS_AT_ONCE:
+                    yield
+            at += 4 if has_checksum else 0
+        if at >= len(body):
+            return at == len(body)
+    return False
+
+
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
+"""After a first byte that is the application's to choose from sixteen."""
+_ZSTD_HEADER_BYTES = 18
+"""The longest that a frame's header gets."""
 
 
 _DECODERS: dict[str, Callable[[bytes, int], Decoding]] = {

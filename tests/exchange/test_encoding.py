@@ -9,7 +9,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.exchange.encoding import MAX_MEMBERS, decode_content, decode_in_steps
+from extproc.exchange.encoding import (
+    MAX_MEMBERS,
+    MAX_ZSTD_BLOCKS,
+    decode_content,
+    decode_in_steps,
+)
 
 LIMIT = 1 << 16
 
@@ -112,6 +117,66 @@ def test_very_many_members_are_refused(encoding: str) -> None:
 
     assert decode_content(member * MAX_MEMBERS, encoding, LIMIT) == b""
     assert decode_content(member * (MAX_MEMBERS + 1), encoding, LIMIT) is None
+
+
+def test_members_that_are_skipped_count_as_well() -> None:
+    skipped = b"\x5f\x2a\x4d\x18\x03\0\0\0abc"
+    body = skipped + zstandard.compress(b"text") + skipped
+
+    assert decode_content(body, "zstd", LIMIT) == b"text"
+    assert decode_content(body[:-1], "zstd", LIMIT) is None
+    assert decode_content(skipped * (MAX_MEMBERS + 1), "zstd", LIMIT) is None
+
+
+def zstd_frame(*blocks: bytes) -> bytes:
+    """A frame of raw blocks, RFC 8878 by hand."""
+    last = len(blocks) - 1
+    return b"\x28\xb5\x2f\xfd\0\0" + b"".join(
+        (len(block) << 3 | (number == last)).to_bytes(3, "little") + block
+        for number, block in enumerate(blocks)
+    )
+
+
+def test_very_many_blocks_are_refused() -> None:
+    few = zstd_frame(*[b""] * (MAX_ZSTD_BLOCKS - 2), b"text")
+
+    assert decode_content(few, "zstd", LIMIT) == b"text"
+    assert decode_content(few + few, "zstd", LIMIT) is None
+    assert sum(1 for _ in decode_in_steps(few, "zstd", LIMIT)) > 8
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        zstandard.compress(b"") * 100_000,
+        zstandard.compress(b"x") * 100_000,
+        zstd_frame(*[b""] * 300_000),
+    ],
+    ids=["empty frames", "frames of an octet", "empty blocks"],
+)
+def test_a_flood_of_pieces_is_refused_by_their_heads(body: bytes) -> None:
+    """Its reader would go through all of them in one step."""
+    steps = sum(1 for _ in decode_in_steps(body, "zstd", len(body)))
+
+    assert steps * 2048 <= MAX_ZSTD_BLOCKS
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        zstandard.ZstdCompressor(write_checksum=True),
+        zstandard.ZstdCompressor(write_content_size=False),
+    ],
+    ids=["with a checksum", "without its size"],
+)
+def test_zstd_frames_of_every_kind_are_read(
+    compressor: zstandard.ZstdCompressor,
+) -> None:
+    text = bytes(range(256)) * 4096
+    body = compressor.compress(text)
+
+    assert decode_content(body + body, "zstd", 4 * len(text)) == text + text
+    assert decode_content(body + body[:-1], "zstd", 4 * len(text)) is None
 
 
 @ENCODINGS
