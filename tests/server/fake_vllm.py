@@ -1,5 +1,7 @@
 """A server that answers as vLLM does, or not."""
 
+import asyncio
+
 from aiohttp import web
 
 METRICS = """\
@@ -23,6 +25,11 @@ class FakeVllm:
         self.moved_to = None
         self.comment = ""
         self.asked = []
+        self.talks = asyncio.Event()
+        self.talks.set()
+        """Unset: it takes questions and says nothing."""
+        self.unanswered = 0
+        """Questions to come that get an error for an answer."""
         self.hosts = set()
         self.waiting = 0.0
         self.max_model_len = max_model_len
@@ -30,6 +37,13 @@ class FakeVllm:
         self.health_status = 200
         self._runner = None
         self.url = None
+
+    async def is_asked(self, times, path="/metrics"):
+        """Wait until it has been asked that much more."""
+        times += self.asked.count(path)
+        async with asyncio.timeout(10):
+            while self.asked.count(path) < times:
+                await asyncio.sleep(0.005)
 
     async def start(self, port=0):
         app = web.Application()
@@ -48,6 +62,8 @@ class FakeVllm:
     def _asked(self, request):
         self.hosts.add(request.host)
         self.asked.append(request.path)
+        if self.unanswered and request.path == "/metrics":
+            raise web.HTTPServiceUnavailable
         if self.moved_to:
             raise web.HTTPFound(self.moved_to + request.path)
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
@@ -55,11 +71,15 @@ class FakeVllm:
 
     async def _metrics(self, request):
         self._asked(request)
+        await self.talks.wait()
         text = METRICS.format(waiting=self.waiting, usage=0.25) + self.comment
         return web.Response(text=text, status=self.metrics_status)
 
     async def _health(self, request):
         self.asked.append(request.path)
+        if self.unanswered:
+            self.unanswered -= 1
+            raise web.HTTPServiceUnavailable
         return web.Response(status=self.health_status)
 
     async def _models(self, request):

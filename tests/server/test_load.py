@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 
@@ -11,6 +12,8 @@ from extproc.server.load import LoadWatch
 
 from .fake_vllm import FakeVllm
 
+LOGGER = "extproc.server.load"
+DIFFERS = "max_model_len_differs"
 FAST = LoadConfig(interval_s=0.02, stale_after_s=5.0, waiting_requests=8.0)
 
 
@@ -109,7 +112,7 @@ def test_metrics_that_are_gone_are_neither_pressure_nor_illness():
     async def scenario():
         server = FakeVllm()
         server.waiting = 50.0
-        async with watching(server) as watch:
+        async with watching(server, clock=lambda: 100.0) as watch:  # nothing is stale
             assert watch.current()["short"].under_pressure
             server.metrics_status = 404
             await becomes(watch, PoolLoad())
@@ -127,14 +130,93 @@ def test_stale_data_is_no_data():
         one.waiting = 50.0
         async with watching(one, other, clock=lambda: now) as watch:
             assert watch.current()["short"].under_pressure
-            await one.stop()
+            one.talks.clear()
+            await other.is_asked(3)
             now += FAST.stale_after_s + 1
-            async with asyncio.timeout(10):
-                while watch.statuses()[0].waiting != 0.0:
-                    await asyncio.sleep(0.005)
+            await until(watch, waiting=0.0, healthy=2)  # not ill yet
             assert not watch.current()["short"].under_pressure
+            one.talks.set()
 
     asyncio.run(scenario())
+
+
+def test_data_of_an_endpoint_that_is_down_is_no_data():
+    async def scenario():
+        one, other = FakeVllm(), FakeVllm()
+        one.waiting = 50.0
+        async with watching(one, other, clock=lambda: 100.0) as watch:
+            await one.stop()
+            await until(watch, waiting=0.0, healthy=1)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_routed_is_in_what_is_measured_after_it():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 6.0
+        config = dataclasses.replace(FAST, relief=0.5)
+        async with watching(server, config=config) as watch:
+            for _ in range(2):
+                watch.routed("short")
+            assert watch.current() == {"short": PoolLoad(under_pressure=True)}
+            server.waiting = 3.0
+            await becomes(watch, PoolLoad())
+
+    asyncio.run(scenario())
+
+
+def test_a_question_or_two_without_an_answer_are_no_illness(caplog):
+    async def scenario():
+        server = FakeVllm()
+        async with watching(server) as watch:
+            server.unanswered = 2
+            await server.is_asked(6)
+            assert "endpoint_down" not in caplog.text
+            server.unanswered = 3
+            await server.is_asked(6)
+            await until(watch, healthy=1)
+
+    with caplog.at_level("INFO"):
+        asyncio.run(scenario())
+    events = [record.message for record in caplog.records if record.name == LOGGER]
+    # Said once each, however often it is asked.
+    down, up = ["endpoint_down", "pool_load"], ["endpoint_back", "pool_load"]
+    assert events == [*down, *up]
+
+
+def test_the_window_is_asked_for_now_and_then_and_of_whoever_comes_back():
+    async def scenario():
+        server = FakeVllm()
+        async with watching(server, clock=lambda: 100.0) as watch:
+            await server.is_asked(5)
+            assert server.asked.count("/v1/models") == 1
+            await server.stop()
+            await becomes(watch, PoolLoad(available=False))
+            server.max_model_len = 4096
+            await server.start(server.port)
+            await until(watch, max_model_len_differs=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_ours_does_not_end_the_watch(caplog):
+    async def scenario():
+        faults = iter([ZeroDivisionError])
+
+        def clock():
+            if server.waiting:
+                for fault in faults:
+                    raise fault
+            return 100.0
+
+        server = FakeVllm()
+        async with watching(server, clock=clock) as watch:
+            server.waiting = 9.0
+            await becomes(watch, PoolLoad(under_pressure=True))
+
+    asyncio.run(scenario())
+    assert "load_watch_failed" in caplog.text
 
 
 def test_a_window_that_is_not_the_configured_one_is_an_error_at_start():
@@ -146,10 +228,11 @@ def test_a_window_that_is_not_the_configured_one_is_an_error_at_start():
         asyncio.run(scenario())
 
 
-def test_a_window_that_changes_later_is_shown():
+def test_a_window_that_changes_later_is_shown_and_said(caplog):
     async def scenario():
         now = 100.0
         server = FakeVllm()
+
         async with watching(server, clock=lambda: now) as watch:
             assert not watch.statuses()[0].max_model_len_differs
             server.max_model_len = 4096
@@ -157,8 +240,13 @@ def test_a_window_that_changes_later_is_shown():
             async with asyncio.timeout(10):
                 while not watch.statuses()[0].max_model_len_differs:
                     await asyncio.sleep(0.005)
+            now += 61
+            await server.is_asked(1, "/v1/models")
+            await server.is_asked(2)
 
     asyncio.run(scenario())
+    said = [each.fields for each in caplog.records if each.message == DIFFERS]
+    assert [fields["max_model_len"] for fields in said] == [4096]  # once
 
 
 def test_endpoints_that_are_not_there_yet_do_not_keep_it_from_starting():
@@ -173,7 +261,7 @@ def test_endpoints_that_are_not_there_yet_do_not_keep_it_from_starting():
 
 
 @contextlib.asynccontextmanager
-async def behind_one_name(*servers, interval_s=0.01):
+async def behind_one_name(*servers, config=FAST, interval_s=0.01):
     """A pool at one name, whose addresses are those of the list that is yielded."""
     first, *others = servers
     await first.start()
@@ -191,7 +279,7 @@ async def behind_one_name(*servers, interval_s=0.01):
     url = f"http://vllm-short:{first.port}"
     watch = LoadWatch(
         [PoolConfig("short", 8192, endpoints=(url,))],
-        FAST,
+        config,
         resolve=resolve,
         resolve_interval_s=interval_s,
     )
@@ -242,6 +330,54 @@ def test_addresses_come_and_go():
             await until(watch, endpoints=2, waiting=9.0)
 
     asyncio.run(scenario())
+
+
+def watching_tasks():
+    return sum("LoadWatch._watch" in repr(task) for task in asyncio.all_tasks())
+
+
+def test_an_address_counts_as_soon_as_it_is_known():
+    async def scenario():
+        one, other = FakeVllm(), FakeVllm(host="127.0.0.2")
+        one.waiting, other.waiting = 2.0, 16.0
+        slow = LoadConfig(interval_s=30.0)
+        async with behind_one_name(one, other, config=slow) as (watch, addresses, _):
+            addresses.remove("127.0.0.2")
+            await until(watch, endpoints=1, waiting=2.0)
+            await asyncio.sleep(0)
+            assert watching_tasks() == 1
+            addresses.append("127.0.0.2")
+            await until(watch, endpoints=2, waiting=9.0)
+            assert watching_tasks() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_a_name_lookup_is_as_if_nothing_were_known(caplog):
+    async def scenario():
+        server = FakeVllm()
+        await server.start()
+        looked_up = 0
+
+        async def resolve(url):
+            nonlocal looked_up
+            looked_up += 1
+            if looked_up <= 2:
+                raise ZeroDivisionError
+            return [server.host]
+
+        url = f"http://no-such-name.invalid:{server.port}"
+        pool = PoolConfig("short", 8192, endpoints=(url,))
+        watch = LoadWatch([pool], FAST, resolve=resolve, resolve_interval_s=0.01)
+        try:
+            await watch.start()
+            await until(watch, endpoints=1, healthy=1, waiting=0.0)
+        finally:
+            await watch.stop()
+            await server.stop()
+
+    asyncio.run(scenario())
+    assert caplog.text.count("name_lookup_failed") == 2
 
 
 def test_a_name_that_is_not_known_yet_is_looked_up_again():
