@@ -25,7 +25,12 @@ from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
 from extproc.demo.process import Child, answers_200, free_ports
 from extproc.demo.stack import Backend, stand_in
 
+from ..patience import be_patient  # noqa: TID252 - tests is no package
+
 Manifest = dict[str, Any]
+
+PATIENCE_S = 60.0
+"""For what takes milliseconds on a machine that has nothing else to do."""
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"
 CHART = ENVOY / "helm" / "token-budget-router"
@@ -221,9 +226,8 @@ class Pod:
         if "grpc" in probe:
             return _serving(probe["grpc"]["port"], probe["grpc"]["service"])
         asked = probe["httpGet"]
-        return answers_200(
-            f"http://127.0.0.1:{self.ports[asked['port']]}{asked['path']}"
-        )
+        url = f"http://127.0.0.1:{self.ports[asked['port']]}{asked['path']}"
+        return answers_200(url, PATIENCE_S)
 
 
 def project(folder: Path, data: dict[str, str]) -> None:
@@ -248,17 +252,23 @@ def _serving(port: int, service: str) -> bool:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            answer = stub.Check(request, timeout=2)
+            answer = stub.Check(request, timeout=PATIENCE_S)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @pytest.fixture(scope="session")
+def make_patient() -> Callable[[Any], None]:
+    """Edits an Envoy's configuration so that it waits for a busy machine."""
+    return be_patient
+
+
+@pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds."""
 
-    def wait(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def wait(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline:
@@ -300,7 +310,7 @@ def start_pod(
             folder = mounts[volume["name"]]
             folder.mkdir(parents=True)
             if "configMap" in volume:
-                project(folder, maps[volume["configMap"]["name"]]["data"])
+                project(folder, _patient(maps[volume["configMap"]["name"]]["data"]))
         pod = Pod(
             {},
             spec,
@@ -321,11 +331,22 @@ def start_pod(
             )
             pod.containers[container["name"]] = stack.enter_context(child)
         for name, child in pod.containers.items():
-            child.wait_ready(lambda name=name: pod.probe(name, "startupProbe"), 60)
+            child.wait_ready(
+                lambda name=name: pod.probe(name, "startupProbe"), PATIENCE_S
+            )
         return pod
 
     with stack:
         yield start
+
+
+def _patient(data: dict[str, str]) -> dict[str, str]:
+    """The files, with an Envoy that waits for a busy machine."""
+    if "envoy.yaml" not in data:
+        return data
+    config = yaml.safe_load(data["envoy.yaml"])
+    be_patient(config)
+    return data | {"envoy.yaml": yaml.safe_dump(config)}
 
 
 def _command(container: Manifest, envoy_program: str) -> Sequence[str]:

@@ -173,7 +173,7 @@ def test_our_images_start_as_their_dockerfile_says(
             ),
             60,
         )
-        assert child.stop() == 0
+        assert child.stop(grace_s=60) == 0
 
 
 def test_prometheus_starts_with_its_command(services: dict[str, Any], tmp_path: Path):
@@ -192,7 +192,7 @@ def test_prometheus_starts_with_its_command(services: dict[str, Any], tmp_path: 
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     with Child("prometheus", command, tmp_path / "log") as child:
-        child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 30)
+        child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 60)
 
 
 def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
@@ -245,14 +245,16 @@ def test_redis_starts_with_its_command(services: dict[str, Any], tmp_path: Path)
 
     def answers() -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            with socket.create_connection(
+                ("127.0.0.1", port), timeout=60
+            ) as connection:
                 connection.sendall(b"PING\r\n")
                 return connection.recv(16) == b"+PONG\r\n"
         except OSError:
             return False
 
     with Child("redis", command, tmp_path / "log") as child:
-        child.wait_ready(answers, 30)
+        child.wait_ready(answers, 60)
 
 
 def test_both_configurations_differ_in_the_store_only(services: dict[str, Any]):

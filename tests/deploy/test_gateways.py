@@ -1,20 +1,16 @@
 """What the overlays tell their gateways, on a real Envoy.
 
-Each gateway turns objects into Envoy configuration; here that is done by hand, field by
-field as the gateway's documentation has it, with one listener for each overlay. So these
-tests show that the settings work together, not that a controller reads them: only a
-cluster shows that.
+With one listener for each overlay, as ``translation`` makes it. So these tests show that
+the settings work together, not that a controller reads them: only a cluster shows that.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import copy
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import yaml
@@ -22,10 +18,9 @@ import yaml
 from extproc.demo.process import Child, answers_200, free_ports
 from extproc.demo.stack import Router, router
 
-pytestmark = pytest.mark.e2e
+from .translation import TRANSLATIONS, renamed
 
-Manifest = dict[str, Any]
-Config = dict[str, Any]
+pytestmark = pytest.mark.e2e
 
 GATEWAYS = (
     "envoy-gateway",
@@ -37,27 +32,11 @@ GATEWAYS = (
 STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
 """Those that remove a client's own x-llm-pool. GKE cannot."""
 
-TYPES = "type.googleapis.com/envoy"
-EXT_PROC = f"{TYPES}.extensions.filters.http.ext_proc.v3.ExternalProcessor"
-ROUTER_FILTER = {
-    "name": "envoy.filters.http.router",
-    "typed_config": {"@type": f"{TYPES}.extensions.filters.http.router.v3.Router"},
-}
-HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
-
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "hello " * 5000
 """More than the short stand-in holds, less than routers are told that it does."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
 """90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""
-
-
-@dataclass
-class Gateway:
-    """One overlay as Envoy configuration: a listener, and the clusters it names."""
-
-    listener: Config
-    clusters: list[Config]
 
 
 @dataclass
@@ -75,7 +54,7 @@ class Rig:
             "max_tokens": 4,
         }
         connection = http.client.HTTPConnection(
-            "127.0.0.1", self.ports[gateway], timeout=20
+            "127.0.0.1", self.ports[gateway], timeout=60
         )
         try:
             connection.request(
@@ -90,371 +69,6 @@ class Rig:
             return response.status, response.getheader("x-served-by")
         finally:
             connection.close()
-
-
-Address = tuple[str, int]
-
-
-def cluster(name: str, address: Address, **settings: Any) -> Config:
-    host, port = address
-    endpoint = {"address": {"socket_address": {"address": host, "port_value": port}}}
-    return {
-        "name": name,
-        "type": "STATIC",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}],
-        },
-    } | settings
-
-
-def http2() -> Config:
-    """For a cluster that speaks gRPC."""
-    options = f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": options,
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        }
-    }
-
-
-def listener(name: str, routes: list[Config], filters: list[Config]) -> Config:
-    """A listener as gateways make them, before any policy."""
-    manager = {
-        "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": name,
-                    "domains": ["*"],
-                    "routes": routes,
-                    # For the tests to see who answered.
-                    "response_headers_to_add": [
-                        {
-                            "header": {
-                                "key": "x-served-by",
-                                "value": "%UPSTREAM_CLUSTER%",
-                            }
-                        }
-                    ],
-                }
-            ]
-        },
-        "http_filters": [*filters, ROUTER_FILTER],
-    }
-    return {
-        "name": name,
-        "filter_chains": [
-            {"filters": [{"name": HTTP_MANAGER, "typed_config": manager}]}
-        ],
-    }
-
-
-def manager_of(one: Config) -> Config:
-    found: Config = one["filter_chains"][0]["filters"][0]["typed_config"]
-    return found
-
-
-def remove_early(headers: list[str]) -> list[Config]:
-    return [
-        {
-            "name": "envoy.http.early_header_mutation.header_mutation",
-            "typed_config": {
-                "@type": f"{TYPES}.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-                "mutations": [{"remove": header} for header in headers],
-            },
-        }
-    ]
-
-
-def of_kind(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:
-    (found,) = [
-        manifest
-        for manifest in manifests
-        if manifest["kind"] == kind and name in (None, manifest["metadata"]["name"])
-    ]
-    return found
-
-
-def http_routes(route: Manifest) -> tuple[list[Config], list[list[str]]]:
-    """An HTTPRoute's rules as routes, and the backends that each names.
-
-    A route's cluster has the name of its first backend.
-    """
-    routes, backends = [], []
-    for rule in route["spec"]["rules"]:
-        (match,) = rule["matches"]
-        names = [backend["name"] for backend in rule["backendRefs"]]
-        assert match["path"]["type"] == "PathPrefix"
-        backends.append(names)
-        routes.append(
-            {
-                "match": {
-                    "path_separated_prefix": match["path"]["value"],
-                    "headers": [
-                        {"name": h["name"], "string_match": {"exact": h["value"]}}
-                        for h in match.get("headers", [])
-                    ],
-                },
-                "route": {
-                    "cluster": names[0],
-                    "timeout": rule.get("timeouts", {}).get("request", "15s"),
-                },
-            }
-        )
-    return routes, backends
-
-
-def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
-    (asked,) = of_kind(manifests, "EnvoyExtensionPolicy")["spec"]["extProc"]
-    mode = asked["processingMode"]
-    assert mode["request"] == {}
-    name = "envoy.filters.http.ext_proc/envoyextensionpolicy/llm/token-budget-router/0"
-    policy = {
-        "name": name,
-        # In the chain for all routes, and switched on where the policy is attached.
-        "disabled": True,
-        "typed_config": {
-            "@type": EXT_PROC,
-            "grpc_service": {"envoy_grpc": {"cluster_name": name}},
-            "failure_mode_allow": asked["failOpen"],
-            "message_timeout": asked["messageTimeout"],
-            "allow_mode_override": mode["allowModeOverride"],
-            "processing_mode": {
-                "request_header_mode": "SEND",
-                "request_body_mode": "NONE",
-                "request_trailer_mode": "SKIP",
-                "response_header_mode": "SKIP",
-                "response_body_mode": "NONE",
-                "response_trailer_mode": "SKIP",
-            },
-            "metadata_options": {
-                "receiving_namespaces": {
-                    "untyped": asked["metadata"]["writableNamespaces"]
-                }
-            },
-        },
-    }
-    for route in routes:
-        route["typed_per_filter_config"] = {
-            name: {"@type": f"{TYPES}.config.route.v3.FilterConfig", "config": {}}
-        }
-        retry = of_kind(manifests, "BackendTrafficPolicy")["spec"]["retry"]
-        route["route"]["retry_policy"] = {
-            "num_retries": retry["numRetries"],
-            "retry_on": ",".join(retry["retryOn"]["triggers"]),
-            "retriable_status_codes": retry["retryOn"].get("httpStatusCodes", []),
-        }
-        if "numAttemptsPerPriority" in retry:
-            name_of = "envoy.retry_priorities.previous_priorities"
-            route["route"]["retry_policy"]["retry_priority"] = {
-                "name": name_of,
-                "typed_config": {
-                    "@type": f"{TYPES}.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-                    "update_frequency": retry["numAttemptsPerPriority"],
-                },
-            }
-    made = listener("envoy-gateway", routes, [policy])
-    client = of_kind(manifests, "ClientTrafficPolicy")["spec"]
-    made["per_connection_buffer_limit_bytes"] = client["connection"]["bufferLimit"]
-    manager_of(made)["early_header_mutation_extensions"] = remove_early(
-        client["headers"]["earlyRequestHeaders"]["remove"]
-    )
-    breaker = asked["backendSettings"]["circuitBreaker"]
-    threshold = {
-        "max_requests": breaker["maxParallelRequests"],
-        "max_pending_requests": breaker["maxPendingRequests"],
-    }
-    router_cluster = cluster(
-        name,
-        at[asked["backendRefs"][0]["name"]],
-        circuit_breakers={"thresholds": [threshold]},
-        **http2(),
-    )
-    clusters = [backend_cluster(manifests, names, at) for names in backends]
-    return Gateway(made, [router_cluster, *clusters])
-
-
-def backend_cluster(
-    manifests: list[Manifest], names: list[str], at: dict[str, Address]
-) -> Config:
-    """A rule's Service, or its Backends with fallbacks at a lower priority."""
-    backends = {
-        m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "Backend"
-    }
-    if len(names) == 1:
-        return cluster(names[0], at[names[0]])
-    made = cluster(names[0], at[names[0]])
-    made["load_assignment"]["endpoints"] = []
-    for name in names:
-        (endpoint,) = backends[name]["endpoints"]
-        service = endpoint["fqdn"]["hostname"].partition(".")[0]
-        (locality,) = cluster(name, at[service])["load_assignment"]["endpoints"]
-        locality["priority"] = 1 if backends[name].get("fallback") else 0
-        made["load_assignment"]["endpoints"].append(locality)
-    return made
-
-
-def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
-    (chain,) = of_kind(manifests, "GCPRoutingExtension")["spec"]["extensionChains"]
-    (asked,) = chain["extensions"]
-    events = asked["supportedEvents"]
-    assert asked["requestBodySendMode"] == "FullDuplexStreamed"
-    callout = {
-        "name": "envoy.filters.http.ext_proc",
-        "typed_config": {
-            "@type": EXT_PROC,
-            "grpc_service": {
-                "envoy_grpc": {
-                    "cluster_name": "callout",
-                    "authority": asked["authority"],
-                }
-            },
-            "message_timeout": asked["timeout"],
-            "processing_mode": {
-                "request_header_mode": "SEND" if "RequestHeaders" in events else "SKIP",
-                "request_body_mode": "FULL_DUPLEX_STREAMED",
-                "request_trailer_mode": "SEND"
-                if "RequestTrailers" in events
-                else "SKIP",
-                "response_header_mode": "SKIP",
-                "response_body_mode": "NONE",
-                "response_trailer_mode": "SKIP",
-            },
-        },
-    }
-    made = listener("gke", routes, [callout])
-    called = cluster("callout", at[asked["backendRef"]["name"]], **http2())
-    return Gateway(made, [called, *(cluster(b, at[b]) for (b,) in backends)])
-
-
-def patched(made: Config, envoy_filter: Manifest) -> Config:
-    """A listener with an EnvoyFilter's patches applied, as istiod applies them."""
-    made = copy.deepcopy(made)
-    for patch in envoy_filter["spec"]["configPatches"]:
-        assert patch["match"]["context"] == "GATEWAY"
-        value = copy.deepcopy(patch["patch"]["value"])
-        filters = manager_of(made)["http_filters"]
-        match patch["applyTo"], patch["patch"]["operation"]:
-            case "HTTP_FILTER", "INSERT_FIRST":
-                filters.insert(0, value)
-            case "HTTP_FILTER", "INSERT_BEFORE":
-                chain = patch["match"]["listener"]["filterChain"]
-                anchor = chain["filter"]["subFilter"]["name"]
-                filters.insert([f["name"] for f in filters].index(anchor), value)
-            case "NETWORK_FILTER", "MERGE":
-                merge(made["filter_chains"][0]["filters"][0], value)
-            case "LISTENER", "MERGE":
-                merge(made, value)
-            case other:
-                pytest.fail(f"a patch that these tests cannot apply: {other}")
-    return made
-
-
-def merge(into: Config, value: Config) -> None:
-    """Protobuf's merge: messages recursively, lists appended, the rest replaced."""
-    for key, inner in value.items():
-        if isinstance(inner, dict) and isinstance(into.get(key), dict):
-            merge(into[key], inner)
-        elif isinstance(inner, list):
-            into[key] = [*into.get(key, []), *inner]
-        else:
-            into[key] = inner
-
-
-def mesh_router_cluster(manifests: list[Manifest], at: dict[str, Address]) -> Config:
-    rule = of_kind(manifests, "DestinationRule", "token-budget-router")["spec"]
-    policy = rule["trafficPolicy"]
-    pool = policy["connectionPool"]
-    outliers = policy["outlierDetection"]
-    threshold = {
-        "max_requests": pool["http"]["http2MaxRequests"],
-        "max_pending_requests": pool["http"]["http1MaxPendingRequests"],
-    }
-    return cluster(
-        f"outbound|9002||{rule['host']}",
-        at["token-budget-router"],
-        # Protobuf's JSON has seconds only.
-        connect_timeout=f"{int(pool['tcp']['connectTimeout'].removesuffix('ms')) / 1000}s",
-        lb_policy=policy["loadBalancer"]["simple"],
-        circuit_breakers={"thresholds": [threshold]},
-        outlier_detection={
-            "consecutive_5xx": outliers["consecutive5xxErrors"],
-            "interval": outliers["interval"],
-            "base_ejection_time": outliers["baseEjectionTime"],
-            "max_ejection_percent": outliers["maxEjectionPercent"],
-        },
-        common_lb_config={"healthy_panic_threshold": {"value": 0}},
-        **http2(),
-    )
-
-
-def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, clusters = [], [mesh_router_cluster(manifests, at)]
-    for rule in of_kind(manifests, "VirtualService")["spec"]["http"]:
-        (match,), (target,) = rule["match"], rule["route"]
-        destination = target["destination"]
-        name = f"outbound|{destination['port']['number']}||{destination['host']}"
-        routes.append(
-            {
-                "match": {
-                    "prefix": match["uri"]["prefix"],
-                    "headers": [
-                        {"name": header, "string_match": value}
-                        for header, value in match.get("headers", {}).items()
-                    ],
-                },
-                "route": {
-                    "cluster": name,
-                    # Istio's default.
-                    "timeout": rule.get("timeout", "0s"),
-                    "retry_policy": {
-                        "num_retries": rule["retries"]["attempts"],
-                        "retry_on": rule["retries"]["retryOn"],
-                    },
-                },
-            }
-        )
-        clusters.append(cluster(name, at[destination["host"].partition(".")[0]]))
-    plain = listener("istio", routes, [])
-    return Gateway(patched(plain, of_kind(manifests, "EnvoyFilter")), clusters)
-
-
-def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
-    for (backend,) in backends:
-        of_kind(manifests, "InferencePool", backend)
-    plain = listener("inference-extension", routes, [])
-    made = patched(plain, of_kind(manifests, "EnvoyFilter"))
-    assert manager_of(made)["http_filters"][0]["name"] == "token-budget-router"
-    clusters = [cluster(b, at[b]) for (b,) in backends]
-    return Gateway(made, [mesh_router_cluster(manifests, at), *clusters])
-
-
-TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]] = {
-    "envoy-gateway": envoy_gateway,
-    "gke": gke,
-    "inference-extension": inference_extension,
-    "istio": istio,
-}
-
-
-def renamed(gateway: Gateway, prefix: str) -> Gateway:
-    """With names of its own, for several gateways in one Envoy."""
-    text = json.dumps([gateway.listener, gateway.clusters])
-    for one in gateway.clusters:
-        text = text.replace(
-            json.dumps(one["name"]), json.dumps(f"{prefix}/{one['name']}")
-        )
-    made, clusters = json.loads(text)
-    made["name"] = prefix
-    return Gateway(made, clusters)
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as response:
+            with urllib.request.urlopen(url, timeout=60) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             with error:
@@ -238,7 +238,7 @@ class Prometheus:
         )
         for port, path, name in counters:
             url = f"http://127.0.0.1:{pod.ports[port]}{path}"
-            with urllib.request.urlopen(url, timeout=5) as response:
+            with urllib.request.urlopen(url, timeout=60) as response:
                 lines = response.read().decode().splitlines()
             values = [
                 line.split()[-1] for line in lines if line.startswith(f"{name}{{")
@@ -331,7 +331,7 @@ def send_all(port: int, requests: list[DemoRequest]) -> None:
     """Send them, eight at a time."""
 
     def send(request: DemoRequest) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         try:
             headers = {"content-type": "application/json", **request.headers}
             connection.request("POST", request.path, request.body, headers)

@@ -20,7 +20,7 @@ def chat(port: int, text: str) -> tuple[int, str | None]:
         "messages": [{"role": "user", "content": text}],
         "max_tokens": 4,
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(
             "POST",
@@ -38,7 +38,7 @@ def chat(port: int, text: str) -> tuple[int, str | None]:
 def get(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{port}{path}", timeout=5
+            f"http://127.0.0.1:{port}{path}", timeout=60
         ) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
@@ -74,7 +74,7 @@ def test_a_changed_configmap_is_in_force_without_a_restart(
     assert eventually(lambda: thresholds() == [4000, 65536])
     # The same process, which ends as it should when it is told to.
     assert base_pod.containers["extproc"].running
-    assert base_pod.containers["extproc"].stop() == 0
+    assert base_pod.containers["extproc"].stop(grace_s=60) == 0
 
 
 def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
