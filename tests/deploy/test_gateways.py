@@ -7,9 +7,11 @@ the settings work together, not that a controller reads them: only a cluster sho
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import copy
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -18,7 +20,7 @@ import yaml
 from extproc.demo.process import Child, answers_200, free_ports
 from extproc.demo.stack import Router, router
 
-from .translation import TRANSLATIONS, renamed
+from .translation import TRANSLATIONS, Config, Gateway, renamed
 
 pytestmark = pytest.mark.e2e
 
@@ -71,54 +73,69 @@ class Rig:
             connection.close()
 
 
+Change = Callable[[Config], None]
+
+
 @pytest.fixture(scope="module")
-def rig(
+def start(
     kustomize, pools, envoy_program: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
+) -> Iterator[Callable[[Change], Rig]]:
+    """Starts an Envoy whose configuration is first changed; all ask one router."""
     directory = tmp_path_factory.mktemp("gateways")
     asked = router({"feedback": {"sample": "all"}}, directory)
     at = {f"vllm-{pool.pool}": ("127.0.0.1", pool.port) for pool in pools}
     at["token-budget-router"] = ("127.0.0.1", asked.port)
-
-    admin_port, *ports = free_ports(1 + len(GATEWAYS))
-    gateways = [
+    translated = [
         renamed(TRANSLATIONS[name.partition("+")[0]](kustomize(name), at), name)
         for name in GATEWAYS
     ]
-    for gateway, port in zip(gateways, ports, strict=True):
-        gateway.listener["address"] = {
-            "socket_address": {"address": "127.0.0.1", "port_value": port}
-        }
-    config = {
+    with contextlib.ExitStack() as started:
+        started.enter_context(asked.child)
+        asked.wait_ready()
+
+        def begin(change: Change) -> Rig:
+            admin_port, *ports = free_ports(1 + len(GATEWAYS))
+            config = bootstrap(translated, ports, admin_port)
+            change(config)
+            folder = tmp_path_factory.mktemp("envoy")
+            path = folder / "envoy.yaml"
+            path.write_text(yaml.safe_dump(config))
+            command = [
+                *(envoy_program, "--config-path", str(path), "--use-dynamic-base-id"),
+                *("--concurrency", "1", "--log-level", "warning"),
+            ]
+            envoy = started.enter_context(Child("envoy", command, folder / "envoy.log"))
+            url = f"http://127.0.0.1:{admin_port}/ready"
+            envoy.wait_ready(lambda: answers_200(url), 60)
+            return Rig(dict(zip(GATEWAYS, ports, strict=True)), asked)
+
+        yield begin
+
+
+def bootstrap(gateways: list[Gateway], ports: list[int], admin_port: int) -> Config:
+    """One Envoy for all gateways, each at its port."""
+    gateways = copy.deepcopy(gateways)
+    listeners = [
+        gateway.listener
+        | {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
+        for gateway, port in zip(gateways, ports, strict=True)
+    ]
+    return {
         "admin": {
             "address": {
                 "socket_address": {"address": "127.0.0.1", "port_value": admin_port}
             }
         },
         "static_resources": {
-            "listeners": [gateway.listener for gateway in gateways],
+            "listeners": listeners,
             "clusters": [one for gateway in gateways for one in gateway.clusters],
         },
     }
-    path = directory / "envoy.yaml"
-    path.write_text(yaml.safe_dump(config))
-    command = [
-        envoy_program,
-        "--config-path",
-        str(path),
-        "--use-dynamic-base-id",
-        "--concurrency",
-        "1",
-    ]
-    envoy = Child(
-        "envoy", [*command, "--log-level", "warning"], directory / "envoy.log"
-    )
-    with asked.child, envoy:
-        asked.wait_ready()
-        envoy.wait_ready(
-            lambda: answers_200(f"http://127.0.0.1:{admin_port}/ready"), 60
-        )
-        yield Rig(dict(zip(GATEWAYS, ports, strict=True)), asked)
+
+
+@pytest.fixture(scope="module")
+def rig(start: Callable[[Change], Rig], make_patient: Change) -> Rig:
+    return start(make_patient)
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -142,8 +159,9 @@ def test_an_overflow_becomes_an_answer_where_it_is_asked_for(rig: Rig):
     assert status == 200
 
 
-def test_without_an_answer_requests_take_the_long_pool(rig: Rig):
+def test_without_an_answer_requests_take_the_long_pool(start: Callable[..., Rig]):
     """Even one whose client says otherwise, where the gateway can remove that."""
+    rig = start(lambda as_shipped: None)
     rig.router.child.pause()
     try:
         with concurrent.futures.ThreadPoolExecutor(len(STRIPPING)) as threads:
