@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
-from extproc.demo.process import Child, answers_200, free_ports
 from extproc.demo.stack import Backend, stand_in
 
 from ..patience import be_patient  # noqa: TID252 - tests is no package
-
-Manifest = dict[str, Any]
-
-PATIENCE_S = 60.0
-"""For what takes milliseconds on a machine that has nothing else to do."""
+from .pod import PATIENCE_S, Manifest, Pod, project, run_pod
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"
 CHART = ENVOY / "helm" / "token-budget-router"
@@ -206,56 +195,9 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
         yield made
 
 
-@dataclass
-class Pod:
-    """The containers of a Deployment's pod as processes of this machine.
-
-    Ports are free ones and folders temporary: replaced wherever the manifests have
-    them, so that commands, probes and mounted files still fit together.
-    """
-
-    containers: dict[str, Child]
-    spec: Manifest
-    volumes: dict[str, Path]
-    ports: dict[str, int]
-
-    def probe(self, container: str, kind: str) -> bool:
-        """Ask what kubelet would ask."""
-        (found,) = [c for c in self.spec["containers"] if c["name"] == container]
-        probe = found[kind]
-        if "grpc" in probe:
-            return _serving(probe["grpc"]["port"], probe["grpc"]["service"])
-        asked = probe["httpGet"]
-        url = f"http://127.0.0.1:{self.ports[asked['port']]}{asked['path']}"
-        return answers_200(url, PATIENCE_S)
-
-
-def project(folder: Path, data: dict[str, str]) -> None:
-    """Write a ConfigMap's files as kubelet does: all at once, behind a link."""
-    revision = Path(tempfile.mkdtemp(prefix="..", dir=folder))
-    for name, content in data.items():
-        (revision / name).write_text(content)
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(f"..data/{name}")
-    new = folder / "..data_tmp"
-    new.symlink_to(revision.name)
-    new.replace(folder / "..data")
-
-
 @pytest.fixture(scope="session")
 def update_config() -> Callable[[Path, dict[str, str]], None]:
     return project
-
-
-def _serving(port: int, service: str) -> bool:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        try:
-            answer = stub.Check(request, timeout=PATIENCE_S)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @pytest.fixture(scope="session")
@@ -279,112 +221,48 @@ def eventually() -> Callable[..., Any]:
     return wait
 
 
-PORTS = (9002, 9090, 9901, 9902, 10000)
-PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}
-
-
 @pytest.fixture(scope="session")
 def start_pod(
     envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[list[Manifest]], Pod]]:
     """Run the pod of the Deployment among these objects, until its startup probes pass."""
-    stack = ExitStack()
-
-    def start(manifests: list[Manifest]) -> Pod:
-        root = tmp_path_factory.mktemp("pod")
-        deployment = next(m for m in manifests if m["kind"] == "Deployment")
-        maps = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "ConfigMap"}
-        text = json.dumps([deployment["spec"]["template"]["spec"], maps])
-        for port, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
-            text = text.replace(str(port), str(free))
-        for folder in ("/etc/extproc", "/etc/envoy", "/run/extproc"):
-            text = text.replace(folder, f"{root}{folder}")
-        text = text.replace('"/tmp"', f'"{root}/tmp"')
-        spec, maps = json.loads(text)
-        mounts = {
-            mount["name"]: Path(mount["mountPath"])
-            for container in spec["containers"]
-            for mount in container["volumeMounts"]
-        }
-        for volume in spec["volumes"]:
-            folder = mounts[volume["name"]]
-            folder.mkdir(parents=True)
-            if "configMap" in volume:
-                project(folder, _patient(maps[volume["configMap"]["name"]]["data"]))
-        pod = Pod(
-            {},
-            spec,
-            mounts,
-            {
-                p["name"]: p["containerPort"]
-                for c in spec["containers"]
-                for p in c["ports"]
-            },
+    with ExitStack() as started:
+        yield lambda manifests: run_pod(
+            manifests, envoy_program, tmp_path_factory.mktemp("pod"), started
         )
-        for container in spec["containers"]:
-            child = Child(
-                container["name"],
-                _command(container, envoy_program),
-                root / f"{container['name']}.log",
-                {e["name"]: e["value"] for e in container.get("env", [])}
-                | ({"TMPDIR": str(mounts["tmp"])} if "tmp" in mounts else {}),
-            )
-            pod.containers[container["name"]] = stack.enter_context(child)
-        for name, child in pod.containers.items():
-            child.wait_ready(
-                lambda name=name: pod.probe(name, "startupProbe"), PATIENCE_S
-            )
-        return pod
-
-    with stack:
-        yield start
-
-
-def _patient(data: dict[str, str]) -> dict[str, str]:
-    """The files, with an Envoy that waits for a busy machine."""
-    if "envoy.yaml" not in data:
-        return data
-    config = yaml.safe_load(data["envoy.yaml"])
-    be_patient(config)
-    return data | {"envoy.yaml": yaml.safe_dump(config)}
-
-
-def _command(container: Manifest, envoy_program: str) -> Sequence[str]:
-    if container["name"] == "envoy":
-        # The image's entry point is the program.
-        return [envoy_program, *container["args"], "--log-level", "warning"]
-    program, *arguments = container["command"]
-    return [*PROGRAMS[program], *arguments]
 
 
 @pytest.fixture(scope="session")
-def sidecar_pod(
+def start_sidecar(
     chart: Callable[..., list[Manifest]],
     pools: list[Backend],
     start_pod: Callable[[list[Manifest]], Pod],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Pod:
-    """The chart's pod of Envoy and router, before the stand-ins."""
-    state = tmp_path_factory.mktemp("state")
-    own = ["config.feedback.sample=all", *values_of(pools, state)]
-    return start_pod(chart("sidecar", *own))
+) -> Callable[..., Pod]:
+    """Run the chart's pod of Envoy and router before the stand-ins, with these values."""
+
+    def start(*values: str) -> Pod:
+        state = tmp_path_factory.mktemp("state")
+        return start_pod(chart("sidecar", *values, *values_of(pools, state)))
+
+    return start
 
 
 @pytest.fixture(scope="session")
-def throughput_pod(
-    chart: Callable[..., list[Manifest]],
-    pools: list[Backend],
-    start_pod: Callable[[list[Manifest]], Pod],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Pod:
-    """The chart's sidecar with several workers and the access log.
+def sidecar_pod(start_sidecar: Callable[..., Pod]) -> Pod:
+    """One router, which learns from every response."""
+    return start_sidecar("config.feedback.sample=all")
 
-    It learns from half of the responses as they pass, and from the others by the log.
+
+@pytest.fixture(scope="session")
+def throughput_pod(start_sidecar: Callable[..., Pod]) -> Pod:
+    """Several workers and the access log.
+
+    They learn from half of the responses as they pass, and from the others by the log.
     """
-    state = tmp_path_factory.mktemp("state")
-    own = ["workers=2", "envoy.accessLog=true"]
-    own += ["config.feedback.sample:=0.5", *values_of(pools, state)]
-    return start_pod(chart("sidecar", *own))
+    return start_sidecar(
+        "workers=2", "envoy.accessLog=true", "config.feedback.sample:=0.5"
+    )
 
 
 def values_of(pools: list[Backend], state: Path) -> list[str]:
