@@ -133,7 +133,7 @@ class Zsh:
         os.close(self._terminal)
 
     def _wait_for(self, file: Path) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (file.exists() and file.read_text()):
             assert time.monotonic() < deadline, f"zsh wrote no {file.name}"
             if select.select([self._terminal], [], [], 0.01)[0]:

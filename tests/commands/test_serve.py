@@ -20,7 +20,7 @@ from extproc.wire import ext_proc_pb2 as pb
 PROJECT = Path(__file__).parents[2]
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 WATCH = "/grpc.health.v1.Health/Watch"
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 BODY = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}'
 
 
@@ -72,7 +72,7 @@ Serve = Callable[..., Served]
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     config = tmp_path / "extproc.yaml"
-    config.write_text("log: {format: json}\nserver: {drain_timeout_s: 10}\n")
+    config.write_text("log: {format: json}\nserver: {drain_timeout_s: 60}\n")
     children: list[Served] = []
 
     def start(*arguments: str, **environment: str) -> Served:

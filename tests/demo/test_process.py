@@ -9,6 +9,9 @@ import pytest
 
 from extproc.demo.process import Child, ChildError, answers_200, free_ports
 
+LIMIT_S = 60.0
+"""For what takes milliseconds on a machine that has nothing else to do."""
+
 # Says when it is up, and leaves with 3 when asked to.
 POLITE = """
 import signal, sys, time
@@ -32,9 +35,9 @@ def is_up(child: Child) -> bool:
 @pytest.mark.parametrize("child", [POLITE], indirect=True)
 def test_a_child_starts_is_ready_and_stops(child: Child) -> None:
     with child:
-        child.wait_ready(lambda: is_up(child), 20)
+        child.wait_ready(lambda: is_up(child), LIMIT_S)
         assert child.running
-        assert child.stop() == 3
+        assert child.stop(grace_s=LIMIT_S) == 3
     assert not child.running
 
 
@@ -42,7 +45,7 @@ def test_a_child_starts_is_ready_and_stops(child: Child) -> None:
 def test_a_child_may_start_again(child: Child) -> None:
     for _ in range(2):
         with child:
-            child.wait_ready(lambda: is_up(child), 20)
+            child.wait_ready(lambda: is_up(child), LIMIT_S)
 
 
 @pytest.mark.parametrize("child", [POLITE], indirect=True)
@@ -54,16 +57,16 @@ def test_a_child_starts_once(child: Child) -> None:
 @pytest.mark.parametrize("child", [STUBBORN], indirect=True)
 def test_a_child_that_will_not_go_is_killed(child: Child) -> None:
     with child:
-        child.wait_ready(lambda: is_up(child), 20)
+        child.wait_ready(lambda: is_up(child), LIMIT_S)
         assert child.stop(grace_s=0.05) == -9
 
 
 @pytest.mark.parametrize("child", [POLITE], indirect=True)
 def test_a_paused_child_stops_as_well(child: Child) -> None:
     with child:
-        child.wait_ready(lambda: is_up(child), 20)
+        child.wait_ready(lambda: is_up(child), LIMIT_S)
         child.pause()
-        assert child.stop() == 3
+        assert child.stop(grace_s=LIMIT_S) == 3
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_a_child_that_ends_early_is_reported_with_its_last_words(child: Child) -
             match=r"child ended before it was ready\s+no such luck\s+log: .*child\.log",
         ),
     ):
-        child.wait_ready(lambda: False, 20)
+        child.wait_ready(lambda: False, LIMIT_S)
 
 
 @pytest.mark.parametrize("child", [POLITE], indirect=True)
@@ -94,9 +97,9 @@ def test_a_child_that_is_never_ready_is_reported(child: Child) -> None:
 def test_what_a_child_started_ends_with_it(child: Child) -> None:
     """Its own child holds the log open; nobody writes to it any more once both are gone."""
     with child:
-        child.wait_ready(lambda: is_up(child), 20)
+        child.wait_ready(lambda: is_up(child), LIMIT_S)
         child.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT_S
     while any(_has_open(path, child.log) for path in Path("/proc").glob("[0-9]*/fd")):
         assert time.monotonic() < deadline
 

@@ -232,8 +232,8 @@ def test_a_client_that_goes_away_is_forgotten(talk: Any) -> None:
             client, 'vllm:request_success_total{engine="0",finished_reason="abort"'
         )
 
-    # A step of a hundredth of a second: it goes long before its sixty tokens are made.
-    assert talk(conversation, "--speed", "1") == 1
+    # A step of a tenth of a second: it goes long before its sixty tokens are made.
+    assert talk(conversation, "--speed", "0.1") == 1
 
 
 def test_limits_that_make_no_sense_are_refused(
