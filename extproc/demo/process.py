@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -174,13 +175,14 @@ def free_ports(count: int) -> list[int]:
         port = candidates.randrange(_FIRST_PORT, _ephemeral_start())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            _reservations.append(_reserve(port))
+            _reservations.enter_context(_reserve(port))
             found.append(port)
     return found
 
 
-_reservations: list[socket.socket] = []
-"""Kept open: the system closes them when this process ends, however it does."""
+_reservations = contextlib.ExitStack()
+"""Open until this process ends, however it does."""
+atexit.register(_reservations.close)
 
 
 def _reserve(port: int) -> socket.socket:

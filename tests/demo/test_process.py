@@ -144,6 +144,13 @@ def test_no_two_processes_get_the_same_port(
         other.communicate("\n")
 
 
+def test_a_process_that_had_ports_ends_without_a_word() -> None:
+    program = "from extproc.demo.process import free_ports; free_ports(2)"
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_nobody_answers_on_a_free_port() -> None:
     (port,) = free_ports(1)
     assert not answers_200(f"http://127.0.0.1:{port}/")
