@@ -46,6 +46,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.injection import ask_for_usage
+from extproc.exchange.outline import DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.exchange.receipt import write_receipt
 from extproc.exchange.transitions import State, after
@@ -131,10 +132,10 @@ class Exchange:
         """Whether the stream stays open for the response, and ends with it."""
         return self._follows
 
-    @property
-    def is_encoded(self) -> bool:
-        """Whether the request's body may be larger than what comes of it."""
-        return bool(self._encoding)
+    def may_take_long(self, message_bytes: int) -> bool:
+        """Whether a message of this size may end a body to read in steps."""
+        size = message_bytes + len(self._received)
+        return size > DIRECT_BYTES or bool(self._encoding)
 
     def begin_reading(self, event: Event) -> Reading | None:
         """Begin to read a body that may take long, of which this is the last part.
@@ -143,18 +144,22 @@ class Exchange:
         between; it is read in any case.
 
         Returns:
-            None where there is nothing to be read, or not in this way: whoever owes
-            bodies may have to end the stream in an error, which only an answer can.
+            None where there is nothing to be read.
         """
-        if type(event) is not RequestBody or self.state is not State.REQUEST_BODY:
+        match event:
+            case RequestBody():
+                last, ends = event.body, event.end_of_stream or self._comes_whole
+            case RequestTrailers():
+                last, ends = b"", True
+            case _:
+                return None
+        decides = self.state is State.REQUEST_BODY and self.decision is None
+        passes = self._duplex and not self._withheld
+        size = len(self._received) + len(last)
+        too_large = size > self._settings.max_body_bytes
+        if not ends or not decides or passes or too_large:
             return None
-        size = len(self._received) + len(event.body)
-        complete = event.end_of_stream or self._comes_whole
-        if not complete or self.owes_bodies or size > self._settings.max_body_bytes:
-            return None
-        body = event.body
-        if self._received:
-            body = bytes(self._received) + bytes(body)
+        body = bytes(self._received) + bytes(last) if self._received else last
         self._reading = self._new_reading(body)
         return self._reading
 
@@ -291,7 +296,7 @@ class Exchange:
             self._settings.shadow,
             self._receipt(),
         )
-        self._received, self._reading = b"", None  # we may live on for long
+        self._received = b""  # we may live on for long
         return Step(route, end=not self._follows)
 
     def _take(self, body: bytes | memoryview) -> None:
@@ -368,6 +373,7 @@ class Exchange:
 
     def _estimate(self) -> None:
         reading = self._reading or self._new_reading(self._received)
+        self._reading = None
         request = reading.finish()
         if isinstance(request, Reason):
             self.decision = self._decide_without(request, len(self._received))

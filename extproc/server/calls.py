@@ -238,12 +238,15 @@ class Calls:
             self._reply(stream, replies, ends)
 
     def _send(
-        self, stream: Stream, messages: Sequence[bytes], end: bool = False
+        self, stream: Stream, messages: Sequence[bytes], end: bool | RpcError = False
     ) -> None:
         """What a call's ``send`` does."""
-        if not stream.ended:
-            self._reply(stream, messages, end)
-            self._wake()
+        if stream.ended:
+            return
+        self._reply(stream, messages, end is True)
+        if isinstance(end, RpcError):
+            self._refuse(stream, end.status, end.message)
+        self._wake()
 
     def _failed(self, stream: Stream, where: str, error: Exception) -> None:
         if isinstance(error, RpcError):

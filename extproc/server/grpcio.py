@@ -167,16 +167,20 @@ class _OpenCall:
         elif answering.result():
             self._over.set_result(None)
 
-    def send(self, messages: Sequence[bytes], end: bool = False) -> None:
+    def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
         """Send outside of an answer."""
         self._late.extend(messages)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.ensure_future(self._flush())
         if end:
-            self._flushing.add_done_callback(lambda _: self._end())
+            self._flushing.add_done_callback(lambda _: self._end(end))
 
-    def _end(self) -> None:
-        if not self._over.done():
+    def _end(self, how: bool | RpcError) -> None:
+        if self._over.done():
+            return
+        if isinstance(how, RpcError):
+            self._over.set_exception(how)
+        else:
             self._over.set_result(None)
 
     async def _flush(self) -> None:

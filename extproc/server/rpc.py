@@ -47,7 +47,13 @@ class Send(Protocol):
     has ended, by either side, the call is without effect.
     """
 
-    def __call__(self, messages: Sequence[bytes], end: bool = False) -> None: ...
+    def __call__(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
+        """Send.
+
+        Args:
+            messages: serialized, in order.
+            end: whether the stream ends after them: OK, or with an error.
+        """
 
 
 class Call(Protocol):

@@ -28,7 +28,6 @@ from extproc.exchange.events import (
 )
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
-from extproc.exchange.outline import DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.exchange.transitions import ProtocolError
 from extproc.routing.policy import PoolLoad
@@ -298,7 +297,7 @@ class Stream:
         if self._held is not None:
             self._held.append((message, received_s))
             return (), False
-        if len(message) > DIRECT_BYTES or self._exchange.is_encoded:
+        if self._exchange.may_take_long(len(message)):
             return self._receive_large(message, received_s)
         return self._service.step(self._exchange, message, received_s)
 
@@ -322,7 +321,11 @@ class Stream:
     def _answer(self) -> None:
         held, self._held = self._held or [], None
         for message, received_s in held:
-            replies, ends = self._service.step(self._exchange, message, received_s)
+            try:
+                replies, ends = self._service.step(self._exchange, message, received_s)
+            except RpcError as error:
+                self._send((), error)
+                return
             self._send(replies, ends)
             if ends:
                 return

@@ -3,6 +3,8 @@
 import h2.errors
 import pytest
 
+from extproc.server.rpc import RpcError, Status
+
 from .peers import H2Peer, framed
 
 # ---- errors ------------------------------------------------------------------------
@@ -166,6 +168,20 @@ def test_a_call_may_send_later():
     assert peer.response(stream).messages == [b"later", b"and last"]
     assert peer.response(stream).status == 0
     assert call.closed_with == [False]
+
+
+def test_a_call_may_fail_later():
+    peer = H2Peer()
+    stream = peer.request("/test.Test/Silent", b"x")
+    (call,) = peer.machine.calls
+    call.send((b"well",), RpcError(Status.UNAVAILABLE, "not now"))
+    call.send((b"after the end",), RpcError(Status.INTERNAL, "again"))
+    assert peer.machine.wakes == 1
+    peer.exchange()
+    assert peer.response(stream).messages == [b"well"]
+    assert peer.response(stream).status == 14
+    assert peer.response(stream).trailers["grpc-message"] == "not now"
+    assert call.closed_with == [True]
 
 
 def test_a_call_may_send_before_it_is_open():

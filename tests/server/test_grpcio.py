@@ -17,8 +17,9 @@ METHOD = "/test.Test/Talk"
 class Talk:
     """Answers each message as it says, and notes how it ended."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: "Service", send: Send) -> None:
         self._service = service
+        self._send = send
 
     def receive(self, message: bytes) -> Replies:
         match message:
@@ -28,6 +29,10 @@ class Talk:
                 return (), False
             case b"end":
                 return (b"bye",), True
+            case b"refuse later":
+                error = RpcError(Status.INVALID_ARGUMENT, "no, after all")
+                asyncio.get_running_loop().call_soon(self._send, (b"well",), error)
+                return (), False
             case b"refuse":
                 raise RpcError(Status.INVALID_ARGUMENT, "no")
             case b"fault":
@@ -48,7 +53,7 @@ class Service:
         self.ended = asyncio.Event()
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        return Talk(self) if path == METHOD else None
+        return Talk(self, send) if path == METHOD else None
 
 
 def served(
@@ -104,6 +109,17 @@ def test_the_server_may_end_the_stream() -> None:
         assert await call.code() is grpc.StatusCode.OK
 
     assert served(use) == [False]
+
+
+def test_a_stream_may_end_in_an_error_outside_of_an_answer() -> None:
+    async def use(channel: grpc.aio.Channel, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"refuse later")
+        assert await call.read() == b"well"
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await call.details() == "no, after all"
+
+    assert served(use) == [True]
 
 
 def test_a_client_that_goes_away_closes_its_call() -> None:

@@ -18,7 +18,7 @@ from extproc.exchange.outline import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
-from extproc.server.rpc import Call, Replies, RpcError
+from extproc.server.rpc import Call, Replies, RpcError, Status
 from extproc.server.service import (
     PROCESS,
     ExtProcService,
@@ -153,10 +153,10 @@ class Client:
     """One stream, and what it was answered."""
 
     def __init__(
-        self, server: Server, response_body_mode: int = 0, **headers: str
+        self, server: Server, body_mode: int = pb.ProcessingMode.NONE, **headers: str
     ) -> None:
         self.answers: list[bytes] = []
-        self.ended = False
+        self.ended: bool | RpcError = False
         call = server.service.open(PROCESS, {}, self.take)
         assert call is not None
         self.call: Call = call
@@ -166,14 +166,14 @@ class Client:
             "content-length": "1000",
         } | {key.replace("_", "-"): value for key, value in headers.items()}
         message = pb.ProcessingRequest()
-        message.protocol_config.response_body_mode = response_body_mode  # type: ignore[assignment]
+        message.protocol_config.request_body_mode = body_mode  # type: ignore[assignment]
+        message.protocol_config.response_body_mode = body_mode  # type: ignore[assignment]
         message.request_headers.headers.headers.extend(
             pb.HeaderValue(key=k, raw_value=v.encode()) for k, v in fields.items()
         )
         self.tell(message)
-        assert len(self.answers) == 1
 
-    def take(self, messages: Sequence[bytes], end: bool = False) -> None:
+    def take(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
         self.answers += messages
         self.ended = self.ended or end
 
@@ -182,17 +182,33 @@ class Client:
         self.take(*replies)
         return replies
 
-    def send_body(self, body: bytes) -> Replies:
+    def send_body(self, body: bytes, *, end: bool = True) -> Replies:
         message = pb.ProcessingRequest()
         message.request_body.body = body
-        message.request_body.end_of_stream = True
+        message.request_body.end_of_stream = end
+        return self.tell(message)
+
+    def send_chunks(self, body: bytes, *, end: bool = True) -> None:
+        """Send a body as Envoy does in the modes that do not collect it."""
+        for start in range(0, len(body), CHUNK_BYTES):
+            chunk = body[start : start + CHUNK_BYTES]
+            last = start + CHUNK_BYTES >= len(body)
+            self.send_body(chunk, end=end and last)
+
+    def send_trailers(self) -> Replies:
+        message = pb.ProcessingRequest()
+        message.request_trailers.SetInParent()
         return self.tell(message)
 
     @property
     def reason(self) -> str:
-        answer = pb.ProcessingResponse.FromString(self.answers[-1])
-        fields = answer.dynamic_metadata.fields["extproc.token_budget"].struct_value
-        return str(fields.fields["reason"].string_value)
+        """Of the decision, which is in the metadata of one of the answers."""
+        for answer in self.answers:
+            metadata = pb.ProcessingResponse.FromString(answer).dynamic_metadata
+            fields = metadata.fields["extproc.token_budget"].struct_value.fields
+            if "reason" in fields:
+                return fields["reason"].string_value
+        return ""
 
 
 def chat(size: int) -> bytes:
@@ -248,19 +264,47 @@ def test_up_to_a_size_a_body_is_read_at_once() -> None:
     assert not server.loop
 
 
-def test_a_stream_that_must_not_just_end_is_answered_at_once() -> None:
-    """An error has to reach the transport, which is there for an answer only."""
+@pytest.mark.parametrize("trailers", [False, True])
+@pytest.mark.parametrize(
+    "mode", [pb.ProcessingMode.STREAMED, pb.ProcessingMode.FULL_DUPLEX_STREAMED]
+)
+def test_a_body_that_comes_in_chunks_is_read_in_turns(
+    mode: int, trailers: bool
+) -> None:
+    server = Server()
+    client = Client(server, mode)
+
+    client.send_chunks(LARGE, end=not trailers)
+    if trailers:
+        client.send_trailers()
+
+    assert client.reason == ""
+    turns = server.run()
+    assert turns == -(-len(LARGE) // CHUNK_BYTES)
+    assert client.reason == "over_capacity"
+    at_once = server.service
+    at_once.turns = None
+    other = Client(server, mode)
+    other.send_chunks(LARGE, end=not trailers)
+    if trailers:
+        other.send_trailers()
+    assert other.answers == client.answers
+
+
+def test_a_stream_that_must_not_just_end_ends_in_an_error() -> None:
+    """In full duplex what has not been sent back is lost, so a clean end would lie."""
     server = Server()
     client = Client(server, pb.ProcessingMode.FULL_DUPLEX_STREAMED)
-
-    client.send_body(LARGE)
-
-    assert client.reason == "over_capacity"
-    assert not server.loop
+    client.send_chunks(LARGE)
     again = pb.ProcessingRequest()
     again.request_headers.SetInParent()
-    with pytest.raises(RpcError):
-        client.tell(again)
+
+    assert client.tell(again) == ((), False)
+    server.run()
+
+    assert client.reason == "over_capacity"
+    assert isinstance(client.ended, RpcError)
+    assert client.ended.status is Status.INTERNAL
 
 
 def test_a_body_that_may_grow_is_read_in_turns() -> None:
