@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.exchange.encoding import Decoding, decode_in_steps
 from extproc.exchange.openai import Source, Whole, parse_source
-from extproc.exchange.outline import Outliner, TooIntricate, is_large
+from extproc.exchange.outline import DIRECT_BYTES, Outliner, TooIntricate, is_large
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 
@@ -16,7 +16,7 @@ class Reading:
         path: request path, query string and all.
         body: as received.
         encoding: the ``content-encoding`` header; empty for none.
-        max_body_bytes: the most that the body may hold once it is decoded.
+        max_body_bytes: the most that the body may hold, as received and decoded.
     """
 
     __slots__ = (
@@ -40,9 +40,16 @@ class Reading:
         self._path = path
         self._body = body
         self._decoding: Decoding | None = None
-        if encoding:
+        if len(body) > max_body_bytes:
+            self.result = Reason.TOO_LARGE
+        elif encoding:
             self._decoding = decode_in_steps(bytes(body), encoding, max_body_bytes)
         self._outliner: Outliner | None = None
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether it is worth while to do other work between the steps."""
+        return self._decoding is not None or len(self._body) > DIRECT_BYTES
 
     def finish(self) -> Request | Reason:
         """Read all that is left."""
@@ -52,6 +59,8 @@ class Reading:
 
     def step(self) -> bool:
         """Go on reading; false once there is a result."""
+        if self.result is not None:
+            return False
         if self._decoding is not None:
             return self._decode(self._decoding)
         if self._outliner is None:
@@ -78,10 +87,3 @@ class Reading:
 
     def _parse(self, source: Source) -> None:
         self.result = parse_source(self._path, source) or Reason.UNPARSABLE
-
-
-def read_request(
-    path: str, body: bytes | memoryview, encoding: str, max_body_bytes: int
-) -> Request | Reason:
-    """Read an inference request in one go; see ``Reading``."""
-    return Reading(path, body, encoding, max_body_bytes).finish()

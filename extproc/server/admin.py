@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from extproc.server.api import Api
 from extproc.server.explaining import DEFAULT_PATH, Explainer
 from extproc.server.http_api import HttpApi
 from extproc.server.page import load_page
+from extproc.server.turns import Turns
 
 
 class AdminServer:
@@ -44,6 +46,7 @@ class AdminServer:
         self._status = status
         self._explainer = explainer
         self._page = load_page()
+        self._turns = Turns(lambda call: asyncio.get_running_loop().call_soon(call))
         app = web.Application(client_max_size=2 * max_body_bytes)
         app.router.add_get("/", self._get_page)
         app.router.add_get("/metrics", self._get_metrics)
@@ -52,7 +55,7 @@ class AdminServer:
         app.router.add_get("/status", self._get_status)
         app.router.add_post("/explain", self._post_explain)
         if api is not None:
-            HttpApi(api).add_routes(app)
+            HttpApi(api, self._turns).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
@@ -105,5 +108,9 @@ class AdminServer:
             accepted = ", ".join(PATHS)
             raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
         body = await request.read()
-        told = self._explainer().explain(body, path, request.query.get("hint"))
+        explainer = self._explainer()
+        reading = explainer.begin_reading(body, path)
+        await self._turns.finish(reading.step)
+        hint = request.query.get("hint")
+        told = explainer.explain(body, path, hint, reading=reading)
         return web.json_response(told)

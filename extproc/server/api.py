@@ -6,13 +6,14 @@ messages: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from extproc.exchange.events import Observation
-from extproc.exchange.reading import read_request
+from extproc.exchange.reading import Reading
 from extproc.exchange.receipt import read_receipt, write_receipt
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
@@ -20,9 +21,11 @@ from extproc.routing.router import Decision, Outcome
 from extproc.server.explaining import DEFAULT_PATH
 from extproc.server.rpc import Call, Replies, RpcError, Send, Service, Status
 from extproc.server.service import ExtProcService
+from extproc.server.turns import Turns
 from extproc.wire import router_pb2 as pb
 
-API_PREFIX = "/tokenbudget.v1.Router/"
+DECIDE = "/tokenbudget.v1.Router/Decide"
+OBSERVE = "/tokenbudget.v1.Router/Observe"
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_SAMPLE_BYTES = 64 << 10
@@ -45,13 +48,24 @@ class Api:
         self._service = service
         self._max_body_bytes = max_body_bytes
 
-    def decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
+    def begin_reading(self, asked: pb.DecideRequest) -> Reading:
+        """Begin to read the body that a question brings, which may take long."""
+        path, encoding = asked.path or DEFAULT_PATH, asked.content_encoding
+        return Reading(path, asked.body, encoding, self._max_body_bytes)
+
+    def decide(
+        self, asked: pb.DecideRequest, reading: Reading | None = None
+    ) -> pb.DecideResponse:
         """Choose a pool.
+
+        Args:
+            asked: the question.
+            reading: of its body; None: it is read here, in one go.
 
         Raises:
             InvalidArgumentError: features that contradict each other.
         """
-        return self._answer(self._decide(asked))
+        return self._answer(self._decide(asked, reading))
 
     def decide_unread(self, body_bytes: int) -> pb.DecideResponse:
         """Choose for a body that is larger than anyone read it."""
@@ -74,20 +88,14 @@ class Api:
             decision=receipt,
         )
 
-    def _decide(self, asked: pb.DecideRequest) -> Decision:
+    def _decide(self, asked: pb.DecideRequest, reading: Reading | None) -> Decision:
         router = self._service.router
         if asked.HasField("features"):
             request: Request | Reason = _request_of(asked.features)
-            size = 0
         else:
-            size = len(asked.body)
-            request = Reason.TOO_LARGE
-            if size <= self._max_body_bytes:
-                path = asked.path or DEFAULT_PATH
-                encoding = asked.content_encoding
-                request = read_request(path, asked.body, encoding, self._max_body_bytes)
+            request = (reading or self.begin_reading(asked)).finish()
         if isinstance(request, Reason):
-            return router.fail_open(request, size)
+            return router.fail_open(request, len(asked.body))
         return router.route(request, asked.category_hint or None, self._service.loads)
 
     def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
@@ -148,49 +156,108 @@ def _request_of(features: pb.Features) -> Request:
 
 
 class WithApi:
-    """A service and, beside it, the API as unary gRPC."""
+    """A service and, beside it, the API as unary gRPC.
 
-    def __init__(self, service: Service, api: Api) -> None:
+    Args:
+        service: serves all other methods.
+        api: answers.
+        turns: where large bodies are read; None: at once, as all others.
+    """
+
+    def __init__(self, service: Service, api: Api, turns: Turns | None = None) -> None:
         self._service = service
-        self._methods: dict[str, Callable[[bytes], bytes]] = {
-            f"{API_PREFIX}Decide": lambda message: _answer(
-                pb.DecideRequest, api.decide, message
-            ),
-            f"{API_PREFIX}Observe": lambda message: _answer(
-                pb.ObserveRequest, api.observe, message
-            ),
-        }
+        self._api = api
+        self._turns = turns
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Start a call of either."""
-        method = self._methods.get(path)
-        if method is None:
-            return self._service.open(path, headers, send)
-        return _Unary(method)
+        if path == DECIDE:
+            return _Deciding(self._api, self._turns, send)
+        if path == OBSERVE:
+            return _Observing(self._api)
+        return self._service.open(path, headers, send)
 
 
-def _answer(kind: Any, method: Callable[[Any], Any], message: bytes) -> bytes:
-    try:
-        answer: bytes = method(kind.FromString(message)).SerializeToString()
-    except DecodeError:
-        name = kind.DESCRIPTOR.name
-        raise RpcError(Status.INVALID_ARGUMENT, f"not a {name}") from None
-    except InvalidArgumentError as error:
-        raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
-    return answer
+class _Observing:
+    """One response, told of."""
 
-
-class _Unary:
-    """One question, one answer."""
-
-    def __init__(self, method: Callable[[bytes], bytes]) -> None:
-        self._method = method
+    def __init__(self, api: Api) -> None:
+        self._api = api
 
     def receive(self, message: bytes) -> Replies:
-        return (self._method(message),), True
+        told = _parse(pb.ObserveRequest, message)
+        try:
+            answer = self._api.observe(told)
+        except InvalidArgumentError as error:
+            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+        return (answer.SerializeToString(),), True
 
     def half_closed(self) -> Replies:
         raise RpcError(Status.INVALID_ARGUMENT, "no request message")
 
     def closed(self, cancelled: bool) -> None:
         pass
+
+
+class _Deciding:
+    """One question, whose body may take long to read."""
+
+    def __init__(self, api: Api, turns: Turns | None, send: Send) -> None:
+        self._api = api
+        self._turns = turns
+        self._send = send
+        self._reading: Reading | None = None
+        """In turns; None: it was not begun, or nobody waits for it any more."""
+
+    def receive(self, message: bytes) -> Replies:
+        if self._reading is not None:
+            raise RpcError(Status.INVALID_ARGUMENT, "more than one request message")
+        asked = _parse(pb.DecideRequest, message)
+        reading = self._api.begin_reading(asked)
+        if self._turns is None or not reading.may_take_long:
+            return (self._answer(asked, reading),), True
+        self._reading = reading
+        self._turns.add(self._step, partial(self._answer_late, asked, reading))
+        return (), False
+
+    def half_closed(self) -> Replies:
+        if self._reading is None:
+            raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+        return (), False
+
+    def closed(self, cancelled: bool) -> None:
+        self._reading = None
+
+    def _step(self) -> bool:
+        try:
+            return self._reading is not None and self._reading.step()
+        except Exception:  # whoever answers will meet it again
+            return False
+
+    def _answer_late(self, asked: pb.DecideRequest, reading: Reading) -> None:
+        if self._reading is None:
+            return
+        try:
+            self._send((self._answer(asked, reading),), True)
+        except RpcError as error:
+            self._send((), error)
+        except Exception:
+            self._send((), RpcError(Status.INTERNAL, "internal error"))
+            raise
+
+    def _answer(self, asked: pb.DecideRequest, reading: Reading) -> bytes:
+        try:
+            return self._api.decide(asked, reading).SerializeToString()
+        except InvalidArgumentError as error:
+            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+
+
+_Asked = TypeVar("_Asked", pb.DecideRequest, pb.ObserveRequest)
+
+
+def _parse(kind: type[_Asked], message: bytes) -> _Asked:
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        raise RpcError(Status.INVALID_ARGUMENT, f"not a {name}") from None

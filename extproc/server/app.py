@@ -92,7 +92,8 @@ class App:
                 server = replace(server, listen=listen)
             api = Api(self._live.service, server.max_body_bytes)
             service = WithAccessLog(
-                WithApi(self._live.service, api), AccessLog(self._live.service)
+                WithApi(self._live.service, api, self._live.service.turns),
+                AccessLog(self._live.service),
             )
             transport = build_transport(server, service, health)
             await transport.start()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from extproc.exchange.openai import is_routed
-from extproc.exchange.reading import read_request
+from extproc.exchange.reading import Reading
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.router import Router
@@ -35,12 +35,19 @@ class Explainer:
         self._max_body_bytes = max_body_bytes
         self._loads = loads
 
+    def begin_reading(
+        self, body: bytes, path: str = DEFAULT_PATH, encoding: str = ""
+    ) -> Reading:
+        """Begin to read a request, which may take long; see ``explain``."""
+        return Reading(path, body, encoding, self._max_body_bytes)
+
     def explain(
         self,
         body: bytes,
         path: str = DEFAULT_PATH,
         hint: str | None = None,
         encoding: str = "",
+        reading: Reading | None = None,
     ) -> dict[str, Any]:
         """Explain one request, as the live exchange would have read it.
 
@@ -49,11 +56,11 @@ class Explainer:
             path: the request's path.
             hint: the category that its hint header named.
             encoding: its ``content-encoding``.
+            reading: of the same; None: it is read here, in one go.
         """
         told: dict[str, Any] = {"path": path, "routed": is_routed(path)}
-        if len(body) > self._max_body_bytes:
-            return told | explain_failure(self._router, Reason.TOO_LARGE, len(body))
-        request = read_request(path, body, encoding, self._max_body_bytes)
+        reading = reading or self.begin_reading(body, path, encoding)
+        request = reading.finish()
         if isinstance(request, Reason):
             return told | explain_failure(self._router, request, len(body))
         return told | explain(self._router, request, hint, self._loads())

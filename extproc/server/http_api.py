@@ -13,8 +13,9 @@ from typing import Any
 from aiohttp import web
 from google.protobuf import json_format
 
-from extproc.server.api import API_PREFIX, Api, InvalidArgumentError
+from extproc.server.api import DECIDE, OBSERVE, Api, InvalidArgumentError
 from extproc.server.codec import BUDGET_HEADER, POOL_HEADER
+from extproc.server.turns import Turns
 from extproc.wire import router_pb2 as pb
 
 DECISION_HEADER = "x-llm-decision"
@@ -24,21 +25,31 @@ _LOCATION = re.compile(r"[@/A-Za-z0-9_.-]{1,64}")
 
 
 class HttpApi:
-    """Answers the API's methods, and ``POST /decide`` for the request's own body."""
+    """Answers the API's methods, and ``POST /decide`` for the request's own body.
 
-    def __init__(self, api: Api) -> None:
+    Args:
+        api: answers.
+        turns: where bodies are read.
+    """
+
+    def __init__(self, api: Api, turns: Turns) -> None:
         self._api = api
+        self._turns = turns
 
     def add_routes(self, app: web.Application) -> None:
         """Answer on an application."""
         router = app.router
-        router.add_post(
-            f"{API_PREFIX}Decide", _json_method(pb.DecideRequest, self._api.decide)
-        )
-        router.add_post(
-            f"{API_PREFIX}Observe", _json_method(pb.ObserveRequest, self._api.observe)
-        )
+        router.add_post(DECIDE, _json_method(pb.DecideRequest, self._decide))
+        router.add_post(OBSERVE, _json_method(pb.ObserveRequest, self._observe))
         router.add_post("/decide", self._post_decide)
+
+    async def _decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
+        reading = self._api.begin_reading(asked)
+        await self._turns.finish(reading.step)
+        return self._api.decide(asked, reading)
+
+    async def _observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
+        return self._api.observe(told)
 
     async def _post_decide(self, request: web.Request) -> web.Response:
         """Decide on the body as it came; the answer is in the headers too.
@@ -59,7 +70,7 @@ class HttpApi:
         except web.HTTPRequestEntityTooLarge:
             answer = self._api.decide_unread(request.content_length or 0)
         else:
-            answer = self._api.decide(asked)
+            answer = await self._decide(asked)
         headers = {
             POOL_HEADER: answer.pool,
             BUDGET_HEADER: str(answer.budget_tokens),
@@ -71,7 +82,7 @@ class HttpApi:
 
 
 def _json_method(
-    kind: Any, method: Callable[[Any], Any]
+    kind: Any, method: Callable[[Any], Awaitable[Any]]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
         # A browser asks leave (CORS) before it sends this type to another origin, so
@@ -80,7 +91,7 @@ def _json_method(
             return _refuse("content-type: accepted is application/json", 415)
         try:
             message = json_format.Parse(await request.read(), kind())
-            return web.json_response(_as_json(method(message)))
+            return web.json_response(_as_json(await method(message)))
         except json_format.ParseError as error:
             return _refuse(f"not a {kind.DESCRIPTOR.name}: {error}")
         except InvalidArgumentError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
@@ -33,6 +34,28 @@ class Turns:
         self._work.append((step, done))
         if len(self._work) == 1:
             self._later(self._turn)
+
+    async def finish(self, step: Callable[[], bool]) -> None:
+        """Do some work, in turn with what else there is, until there is none left.
+
+        Whoever is cancelled while it waits leaves the rest undone. What ``step`` raises
+        is raised here.
+        """
+        done = asyncio.get_running_loop().create_future()
+
+        def next_step() -> bool:
+            try:
+                return not done.done() and step()
+            except Exception as error:
+                done.set_exception(error)
+                return False
+
+        def end() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        self.add(next_step, end)
+        await done
 
     def _turn(self) -> None:
         step, done = self._work[0]  # stays there: what it adds must not ask for a turn

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from extproc.exchange.reading import read_request
+from extproc.exchange.reading import Reading
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 
@@ -16,7 +16,7 @@ PATH = "/v1/chat/completions"
     ("body", "encoding"), [(BODY, ""), (gzip.compress(BODY, mtime=0), "gzip")]
 )
 def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> None:
-    request = read_request(PATH, body, encoding, 1000)
+    request = Reading(PATH, body, encoding, 1000).finish()
     assert isinstance(request, Request)
     assert request.prompt.text == b"hello"
     assert request.body_bytes == len(BODY)
@@ -30,10 +30,17 @@ def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> Non
         (PATH, BODY, "gzip", Reason.UNDECODABLE),
         (PATH, BODY, "unheard-of", Reason.UNDECODABLE),
         (PATH, gzip.compress(bytes(100_000)), "gzip", Reason.UNDECODABLE),
+        (PATH, BODY + b" " * 1000, "", Reason.TOO_LARGE),
+        (PATH, BODY + b" " * 1000, "gzip", Reason.TOO_LARGE),
     ],
-    ids=["not JSON", "another path", "not gzip", "unknown encoding", "too large"],
+    ids=[
+        *("not JSON", "another path", "not gzip", "unknown encoding"),
+        *("too large decoded", "too large", "too large encoded"),
+    ],
 )
 def test_says_why_there_is_no_request(
     path: str, body: bytes, encoding: str, reason: Reason
 ) -> None:
-    assert read_request(path, body, encoding, 1000) is reason
+    reading = Reading(path, body, encoding, 1000)
+    assert reading.finish() is reason
+    assert not reading.step()

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
 
 import aiohttp
 import grpc
@@ -11,16 +12,19 @@ import pytest
 
 from extproc.config import Config
 from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.outline import CHUNK_BYTES
+from extproc.exchange.reading import Reading
 from extproc.server.admin import AdminServer
-from extproc.server.api import Api, InvalidArgumentError, WithApi
+from extproc.server.api import DECIDE, Api, InvalidArgumentError, WithApi
 from extproc.server.assembly import build_router, build_sampler
 from extproc.server.explaining import Explainer
 from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import HealthStatuses
 from extproc.server.metrics import Metrics
 from extproc.server.native import NativeServer
-from extproc.server.rpc import Service
+from extproc.server.rpc import Call, RpcError, Service, Status
 from extproc.server.service import ExtProcService
+from extproc.server.turns import Turns
 from extproc.wire import router_pb2 as pb
 
 MAX_BODY_BYTES = 20_000
@@ -208,6 +212,73 @@ async def call_methods(channel: grpc.aio.Channel) -> None:
         assert refused.value.code().name == code
 
 
+LARGE_BODY = json.dumps(
+    {"model": "m", "messages": [{"role": "user", "content": TEXT * 10_000}]}
+).encode()
+
+
+class Asked:
+    """One unary call of Decide, and what was sent to it."""
+
+    def __init__(self, api: Api, turns: Turns) -> None:
+        self.sent: list[bytes] = []
+        self.ended: bool | RpcError = False
+        call = WithApi(make_service(), api, turns).open(DECIDE, {}, self.take)
+        assert call is not None
+        self.call: Call = call
+
+    def take(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
+        assert not self.ended
+        self.sent += messages
+        self.ended = end
+
+    def ask(self, body: bytes) -> None:
+        asked = pb.DecideRequest(body=body).SerializeToString()
+        self.take(*self.call.receive(asked))
+
+
+def test_a_large_body_is_read_in_turns() -> None:
+    api = Api(make_service(), len(LARGE_BODY))
+    loop: list[Callable[[], None]] = []
+    turns = Turns(loop.append)
+    large, small, gone = (Asked(api, turns) for _ in range(3))
+    large.ask(LARGE_BODY)
+    gone.ask(LARGE_BODY)
+    assert large.call.half_closed() == ((), False)
+    small.ask(BODY)
+    assert small.ended is True
+    assert not large.sent
+    gone.call.closed(True)
+    steps = 0
+    while loop:
+        loop.pop()()
+        steps += 1
+    assert steps > len(LARGE_BODY) // CHUNK_BYTES
+    assert large.ended is True
+    (answer,) = map(pb.DecideResponse.FromString, large.sent)
+    at_once = api.decide(pb.DecideRequest(body=LARGE_BODY))
+    assert answer == at_once
+    assert not gone.sent
+    assert not gone.ended
+
+
+def test_what_goes_wrong_in_turns_ends_the_call() -> None:
+    class Broken(Api):
+        def decide(self, *args: object) -> NoReturn:
+            raise ZeroDivisionError
+
+    loop: list[Callable[[], None]] = []
+    asked = Asked(Broken(make_service(), len(LARGE_BODY)), Turns(loop.append))
+    asked.ask(LARGE_BODY)
+    with pytest.raises(RpcError, match="more than one"):
+        asked.ask(BODY)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the loop's to report
+        while loop:
+            loop.pop()()
+    assert isinstance(asked.ended, RpcError)
+    assert asked.ended.status is Status.INTERNAL
+
+
 def over_http(
     steps: Callable[[aiohttp.ClientSession, str], Awaitable[None]], *, enabled: bool
 ) -> None:
@@ -230,6 +301,54 @@ def over_http(
             await admin.stop()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/decide", "/explain"])
+def test_over_http_a_large_body_is_read_in_turns(
+    path: str,
+) -> None:
+    steps: list[int] = []
+    turns = 0
+
+    class Noted(Reading):
+        def step(self) -> bool:
+            steps.append(turns)
+            return super().step()
+
+    class NotedApi(Api):
+        def begin_reading(self, asked: pb.DecideRequest) -> Reading:
+            return Noted(asked.path, asked.body, "", len(LARGE_BODY))
+
+    class NotedExplainer(Explainer):
+        def begin_reading(self, body: bytes, *how: str) -> Reading:
+            return Noted("/v1/chat/completions", body, "", len(LARGE_BODY))
+
+    async def run() -> None:
+        nonlocal turns
+        service = make_service()
+        explainer = NotedExplainer(service.router, len(LARGE_BODY))
+        admin = AdminServer(
+            "127.0.0.1:0",
+            service.metrics.registry,
+            lambda: True,
+            dict,
+            lambda: explainer,
+            len(LARGE_BODY),
+            NotedApi(service, len(LARGE_BODY)),
+        )
+        url = f"http://{await admin.start()}{path}"
+        async with aiohttp.ClientSession() as session:
+            asking = asyncio.ensure_future(session.post(url, data=LARGE_BODY))
+            while not asking.done():
+                turns += 1
+                await asyncio.sleep(0)
+            assert asking.result().status == 200
+            asking.result().close()
+        await admin.stop()
+
+    asyncio.run(run())
+    assert len(steps) > len(LARGE_BODY) // CHUNK_BYTES
+    assert len(set(steps)) == len(steps)
 
 
 def test_json_over_http() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,74 @@ def test_work_that_fails_holds_up_no_other() -> None:
 
     assert done == ["good"]
     assert not later
+
+
+async def finish_beside_others(step: Callable[[], bool], turns: Turns) -> int:
+    """Finish some work; how often another task had its turn meanwhile."""
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.ensure_future(other())
+    try:
+        await turns.finish(step)
+    finally:
+        beside.cancel()
+    return others
+
+
+def make_turns() -> Turns:
+    return Turns(asyncio.get_running_loop().call_soon)
+
+
+def test_who_waits_for_work_lets_others_go_on() -> None:
+    async def run() -> None:
+        left = list(range(100))
+        others = await finish_beside_others(lambda: bool(left.pop()), make_turns())
+        assert not left
+        assert others >= 100
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_work_that_fails_is_told() -> None:
+    async def run() -> None:
+        def fail() -> NoReturn:
+            raise ZeroDivisionError
+
+        turns = make_turns()
+        with pytest.raises(ZeroDivisionError):
+            await turns.finish(fail)
+        await turns.finish(lambda: False)
+
+    asyncio.run(run())
+
+
+def test_who_waits_no_longer_leaves_the_rest_undone() -> None:
+    async def run() -> None:
+        done = 0
+
+        def step() -> bool:
+            nonlocal done
+            done += 1
+            return True
+
+        turns = make_turns()
+        waiting = asyncio.ensure_future(turns.finish(step))
+        while done < 3:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        at_most = done + 1
+        await turns.finish(lambda: False)
+        await turns.finish(lambda: False)
+        assert done <= at_most
+
+    asyncio.run(run())
 
 
 class Server:
