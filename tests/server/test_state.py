@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.routing.learned import Group
+from extproc.server.document import decode
 from extproc.server.state import StateKeeper, Synced
 from extproc.server.store import DirectoryStore, StoreError, UnreadableDocument
 
@@ -47,8 +48,11 @@ class MemoryStore:
     def __init__(self):
         self.document = None
         self.failing = None
+        self.written = 0
+        self.meanwhile = lambda: None
 
     def update(self, change):
+        self.meanwhile()
         if self.failing == "away":
             raise StoreError("away")
         try:
@@ -59,6 +63,7 @@ class MemoryStore:
             raise StoreError("read-only")
         if changed is not None:
             self.document = changed
+            self.written += 1
         if self.failing == "answer lost":
             raise StoreError("the connection broke after the write")
 
@@ -68,9 +73,15 @@ class Process:
 
     def __init__(self, store):
         self.learner = Learner()
+        self.brought = []
+        """Learners of a later configuration."""
         self.results = []
         self.keeper = StateKeeper(
-            lambda: [self.learner], store, 1.0, self.results.append, wait_s=0.2
+            lambda: [self.learner, *self.brought],
+            store,
+            1.0,
+            self.results.append,
+            wait_s=0.2,
         )
 
     def sync(self):
@@ -114,13 +125,10 @@ def test_processes_learn_from_each_other():
 
 
 def test_what_is_learned_during_an_exchange_is_kept():
-    class Slow(MemoryStore):
-        def update(self, change):
-            super().update(change)
-            process.learner.teach(32.0)
-
-    process = Process(Slow())
+    store = MemoryStore()
+    process = Process(store)
     process.learner.teach(8.0)
+    store.meanwhile = lambda: process.learner.teach(32.0)
     process.sync()
     assert process.sum == in_turn(8.0, 32.0)
 
@@ -234,15 +242,23 @@ def test_an_exchange_that_is_cut_short_counts_nothing_twice():
     assert one.learner.counts() == other.learner.counts() == expected
 
 
+class Held(MemoryStore):
+    """Answers once it is let to."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = threading.Event()
+        self.asked = 0
+
+    def update(self, change):
+        self.asked += 1
+        self.answers.wait()
+        super().update(change)
+
+
 def test_a_hung_store_holds_up_neither_start_nor_stop():
-    released = threading.Event()
-
-    class Hung(MemoryStore):
-        def update(self, change):
-            released.wait()
-            super().update(change)
-
-    process = Process(Hung())
+    store = Held()
+    process = Process(store)
 
     async def life():
         await process.keeper.start()
@@ -252,7 +268,7 @@ def test_a_hung_store_holds_up_neither_start_nor_stop():
     try:
         asyncio.run(life())
     finally:
-        released.set()
+        store.answers.set()
     assert process.results == [Synced.UNAVAILABLE] * 2
 
 
@@ -340,4 +356,102 @@ def test_the_writers_that_are_remembered_are_bounded():
         process = Process(store)
         process.learner.teach(1.0)
         process.sync()
-    assert len(store.document) < 20_000
+    assert len(decode(store.document).writers) == 256
+
+
+def test_nothing_is_written_where_nothing_is_new():
+    store = MemoryStore()
+    one, other = Process(store), Process(store)
+    one.learner.teach(8.0)
+    for process in (one, other, one, other):
+        process.sync()
+    assert store.written == 1
+    assert one.results == other.results == [Synced.OK] * 2
+
+
+def test_many_answers_that_are_lost_in_a_row_count_nothing_twice():
+    store = MemoryStore()
+    one, other = Process(store), Process(store)
+    store.failing = "answer lost"
+    for _ in range(20):
+        one.learner.teach(8.0)
+        one.sync()
+    store.failing = None
+    other.learner.teach(16.0)
+    for process in (other, one, other):
+        process.sync()
+    assert one.learner.counts() == other.learner.counts() == {"key": 21}
+
+
+def test_a_store_that_lost_what_others_learned_gets_that_too():
+    store = MemoryStore()
+    process, other = Process(store), Process(store)
+    other.learner = Learner("another.2")
+    other.learner.teach(4.0)
+    other.sync()
+    process.sync()
+    store.document = None
+    process.sync()
+    assert set(decode(store.document).components) == {"sums.1", "another.2"}
+
+
+def test_what_a_configuration_brings_during_an_exchange_counts_once():
+    """It begins with what the store was known to hold, and learns on."""
+    store = MemoryStore()
+    process, other = Process(store), Process(store)
+    other.learner = Learner("brought.1")
+    other.learner.teach(8.0)
+    for each in (other, process):
+        each.sync()
+    other.learner.teach(16.0)
+    other.sync()
+
+    def reconfigure():
+        brought = Learner("brought.1")
+        brought.restore(process.keeper.known("brought.1"))
+        brought.teach(32.0)
+        process.brought.append(brought)
+
+    store.meanwhile = reconfigure
+    process.sync()
+    (brought,) = process.brought
+    assert brought.counts() == {"key": 3}
+    assert float(brought.groups["key"].sums[0]) == in_turn(8.0, 16.0, 32.0)
+
+
+def test_a_store_that_hangs_is_asked_once(caplog):
+    store = Held()
+    process = Process(store)
+
+    async def life():
+        await process.keeper.start()
+        process.learner.teach(8.0)
+        await process.keeper.sync()
+        await process.keeper.sync()
+        asked = store.asked
+        store.answers.set()
+        await process.keeper.stop()  # which waits for the first to be over
+        return asked
+
+    try:
+        assert asyncio.run(life()) == 1
+    finally:
+        store.answers.set()
+    assert process.results == [Synced.UNAVAILABLE] * 3 + [Synced.OK]
+    other = Process(store)
+    other.sync()
+    assert other.sum == 8.0
+    assert "asyncio" not in {record.name for record in caplog.records}
+
+
+def test_a_store_that_hangs_does_not_keep_the_process_alive():
+    store = Held()
+    process = Process(store)
+    threads = set(threading.enumerate())
+    asyncio.run(process.keeper.start())
+    (hanging,) = set(threading.enumerate()) - threads
+    try:
+        assert hanging.daemon
+    finally:
+        store.answers.set()
+        hanging.join()
