@@ -22,6 +22,7 @@ class Reading:
     __slots__ = (
         "_body",
         "_decoding",
+        "_fault",
         "_outliner",
         "_path",
         "result",
@@ -45,6 +46,7 @@ class Reading:
         elif encoding:
             self._decoding = decode_in_steps(bytes(body), encoding, max_body_bytes)
         self._outliner: Outliner | None = None
+        self._fault: Exception | None = None
 
     @property
     def may_take_long(self) -> bool:
@@ -58,9 +60,23 @@ class Reading:
         return self.result
 
     def step(self) -> bool:
-        """Go on reading; false once there is a result."""
+        """Go on reading; false once there is a result.
+
+        Raises:
+            Exception: a fault of ours, whatever it is; and again when asked again, as
+                what is left of the body may well read like another.
+        """
+        if self._fault is not None:
+            raise self._fault
         if self.result is not None:
             return False
+        try:
+            return self._step()
+        except Exception as error:
+            self._fault = error
+            raise
+
+    def _step(self) -> bool:
         if self._decoding is not None:
             return self._decode(self._decoding)
         if self._outliner is None:

@@ -4,6 +4,7 @@ import gzip
 
 import pytest
 
+from extproc.exchange.openai import Source
 from extproc.exchange.reading import Reading
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
@@ -44,3 +45,23 @@ def test_says_why_there_is_no_request(
     reading = Reading(path, body, encoding, 1000)
     assert reading.finish() is reason
     assert not reading.step()
+
+
+class BrokenOnce(Reading):
+    broke = False
+
+    def _parse(self, source: Source) -> None:
+        if not self.broke:
+            self.broke = True
+            raise ZeroDivisionError
+        super()._parse(source)
+
+
+def test_a_fault_of_ours_is_met_again_by_whoever_goes_on() -> None:
+    """Half read, it would pass for what a client has sent."""
+    reading = BrokenOnce(PATH, BODY, "", 1000)
+    with pytest.raises(ZeroDivisionError):
+        reading.step()
+    with pytest.raises(ZeroDivisionError):
+        reading.finish()
+    assert reading.result is None
