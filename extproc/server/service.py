@@ -43,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 PROCESS = f"/{EXT_PROC}/Process"
 
+MAX_HELD_MESSAGES = 16
+"""That may wait while a body is read: Envoy sends one or two more, as it waits for the
+answer to each phase before the next."""
+
 _PHASES: dict[type[Event], str] = {
     RequestHeaders: "request_headers",
     RequestBody: "request_body",
@@ -295,6 +299,8 @@ class Stream:
         """Answer one message."""
         received_s = self._service.clock()
         if self._held is not None:
+            if len(self._held) == MAX_HELD_MESSAGES:
+                raise RpcError(Status.RESOURCE_EXHAUSTED, "too many messages at once")
             self._held.append((message, received_s))
             return (), False
         if self._exchange.may_take_long(len(message)):

@@ -21,6 +21,7 @@ from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
 from extproc.server.rpc import Call, Replies, RpcError, Status
 from extproc.server.service import (
+    MAX_HELD_MESSAGES,
     PROCESS,
     ExtProcService,
     NewExchange,
@@ -431,6 +432,23 @@ def test_messages_wait_for_the_body_before_them() -> None:
     assert client.reason == "over_capacity"
     assert len(client.answers) == 2
     assert client.ended
+
+
+def test_few_messages_wait() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+    message = pb.ProcessingRequest()
+    message.response_headers.SetInParent()
+
+    for _ in range(MAX_HELD_MESSAGES - 1):
+        client.tell(message)
+    with pytest.raises(RpcError, match="RESOURCE_EXHAUSTED"):
+        client.tell(message)
+    client.call.closed(True)
+    server.run()
+
+    assert len(client.answers) == 1
 
 
 def test_the_end_of_the_peer_s_side_waits_for_the_answer() -> None:
