@@ -64,6 +64,7 @@ class Connection:
         self._streams = self._calls.streams
         self._control = Control(self._calls, limits)
         self._heads = HeadReader(limits.max_header_list_bytes)
+        self._max_head_bytes = min(self._heads.max_block_bytes, limits.max_frame_bytes)
         # What has not arrived whole: octets, a DATA frame, a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
@@ -192,7 +193,7 @@ class Connection:
                 and stop <= end
                 and flags & ~f.END_STREAM == f.END_HEADERS
                 and self._block is None
-                and (word >> 8) <= self._heads.max_block_bytes
+                and (word >> 8) <= self._max_head_bytes
             ):
                 at = stop
                 self._request(

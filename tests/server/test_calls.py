@@ -3,6 +3,8 @@
 import h2.errors
 import pytest
 
+from extproc.server.frames import ErrorCode
+from extproc.server.limits import Limits
 from extproc.server.rpc import RpcError, Status
 
 from .peers import H2Peer, framed
@@ -216,3 +218,13 @@ def test_deadlines_of_calls_that_ended_do_not_pile_up():
     for _ in range(300):
         peer.request("/test.Test/Once", b"x", ends=True, headers={"grpc-timeout": "1H"})
     assert len(peer.machine.connection._calls._deadlines) < 100
+
+
+def test_resets_that_are_remembered_are_bounded():
+    peer = H2Peer(Limits(max_concurrent_streams=10))
+    calls = peer.machine.connection._calls
+    for number in range(1, 201, 2):
+        calls.reject(number, ErrorCode.NO_ERROR)
+    assert len(calls._reset_ids) == 20
+    assert calls.was_reset(199)
+    assert not calls.was_reset(1)

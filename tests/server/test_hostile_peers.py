@@ -4,6 +4,7 @@ import struct
 
 import pytest
 from h2.errors import ErrorCodes
+from hpack import Encoder
 
 from extproc.server.limits import Budget, Limits
 
@@ -12,6 +13,7 @@ from .octets import (
     BLOCK,
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADER,
     MORE,
@@ -50,6 +52,8 @@ def verdict(octets: bytes, limits: Limits | None = None) -> tuple[str, int] | No
 
 
 E = ErrorCodes
+LARGE_FIELD = Encoder().encode([("x-large", "\0" * 2**14)], huffman=False)
+WAITS = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Wait"}))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,16 @@ E = ErrorCodes
         # 4.2: sizes.
         (START + frame(DATA, 0, 1, bytes(2**14 + 1)), "connection", E.FRAME_SIZE_ERROR),
         (START + frame(99, 0, 0, bytes(2**14 + 1)), "connection", E.FRAME_SIZE_ERROR),
+        (
+            START + OPEN + frame(DATA, 0, 1, framed(bytes(2**14))),
+            "connection",
+            E.FRAME_SIZE_ERROR,
+        ),
+        (
+            START + frame(HEADER, END_HEADERS, 1, BLOCK + LARGE_FIELD),
+            "connection",
+            E.FRAME_SIZE_ERROR,
+        ),
         # 4.3, 6.10: header blocks are contiguous.
         (
             START + frame(HEADER, 0, 1, BLOCK[:5]) + frame(PING, 0, 0, bytes(8)),
@@ -100,6 +114,14 @@ E = ErrorCodes
             E.COMPRESSION_ERROR,
         ),
         # 5.1, 5.1.1: stream states and identifiers.
+        (
+            START
+            + WAITS
+            + frame(DATA, END_STREAM, 1, framed(b"x"))
+            + frame(DATA, 0, 1, framed(b"x")),
+            "stream",
+            E.STREAM_CLOSED,
+        ),
         (START + frame(DATA, 0, 1, b""), "connection", E.PROTOCOL_ERROR),
         (START + frame(RST, 0, 1, bytes(4)), "connection", E.PROTOCOL_ERROR),
         (START + frame(UPDATE, 0, 1, bytes(3) + b"\1"), "connection", E.PROTOCOL_ERROR),

@@ -306,6 +306,42 @@ def test_drain_waits_for_open_calls(run):
     run(test())
 
 
+def test_drain_waits_for_calls_on_a_server_that_was_without_any(run):
+    async def test():
+        async with serving() as (server, _, _):
+            address = f"127.0.0.1:{server.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                await channel.unary_unary("/test.Test/Once")(b"x")
+            await until(lambda: not server.peers)
+            channel = grpc.aio.insecure_channel(address)
+            call = stream(channel, "Echo")
+            await call.write(b"x")
+            assert await call.read() == b"x"
+            drained = asyncio.ensure_future(server.drain(TIMEOUT_S))
+            await call.write(b"while draining")
+            assert await call.read() == b"while draining"
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+            await drained
+            await channel.close()
+
+    run(test())
+
+
+def test_the_system_looks_after_peers_that_vanish(run):
+    async def test():
+        async with serving() as (server, _, _):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await until(lambda: len(server.peers) == 1)
+            (peer,) = server.peers
+            sock = peer._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            writer.close()
+
+    run(test())
+
+
 def test_drain_ends_calls_that_go_on(run):
     async def test():
         async with (

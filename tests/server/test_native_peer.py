@@ -33,7 +33,7 @@ class FakeLoop:
 
     def pass_time(self, seconds):
         self.now += seconds
-        for timer in [timer for timer in self.timers if timer.when <= self.now]:
+        for timer in [timer for timer in self.timers if timer.due <= self.now]:
             self.timers.remove(timer)
             if not timer.cancelled:
                 timer.callback()
@@ -41,7 +41,10 @@ class FakeLoop:
 
 class FakeTimer:
     def __init__(self, when, callback):
-        self.when, self.callback, self.cancelled = when, callback, False
+        self.due, self.callback, self.cancelled = when, callback, False
+
+    def when(self):
+        return self.due
 
     def cancel(self):
         self.cancelled = True
@@ -134,3 +137,34 @@ def test_one_read_is_answered_with_one_write():
     fake.feed(octets)
     assert len(writes) == 1
     assert writes[0].count(b"grpc-status\x010") == 3
+
+
+def timeout(text: bytes) -> bytes:
+    """An encoded ``grpc-timeout``."""
+    return b"\0\x0cgrpc-timeout" + bytes((len(text),)) + text
+
+
+DEADLINE_EXCEEDED = b"grpc-status\x014"
+
+
+def test_each_call_ends_at_its_own_deadline():
+    fake = FakePeer()
+    fake.introduce()
+    for number, seconds in ((1, b"30S"), (3, b"10S"), (5, b"20S")):
+        fake.feed(raw_request("Wait", number, timeout(seconds)))
+    for _ in range(3):
+        fake.transport.written = b""
+        fake.loop.pass_time(9)
+        assert DEADLINE_EXCEEDED not in fake.transport.written
+        fake.loop.pass_time(1)
+        assert fake.transport.written.count(DEADLINE_EXCEEDED) == 1
+
+
+def test_a_connection_that_is_gone_waits_for_nothing():
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(raw_request("Wait", 1, timeout(b"30S")))
+    fake.peer.pause_writing()
+    fake.peer.connection_lost(None)
+    assert all(timer.cancelled for timer in fake.loop.timers)
+    assert fake.loop.timers
