@@ -272,6 +272,50 @@ def test_a_stream_without_events_is_not_kept() -> None:
         assert held <= MAX_KEPT_BYTES + 65536
 
 
+def test_what_follows_an_event_that_is_too_long_is_read_whatever_is_between() -> None:
+    reader = SseUsageReader()
+    reader.feed(b"data: " + b"x" * MAX_KEPT_BYTES * 2)
+    reader.feed(b"x\n\n" + stream(chunk()))  # tells nothing
+
+    assert read(reader, stream(USAGE_CHUNK))[0].prompt_tokens == 133
+
+
+def test_the_lines_of_an_event_that_is_too_long_are_no_events() -> None:
+    reader = SseUsageReader()
+    reader.feed(b"data: " + b"x" * MAX_KEPT_BYTES * 2 + b"\nabc")
+
+    assert read(reader, b"\n" + stream(USAGE_CHUNK))[0].prompt_tokens is None
+
+
+@LINE_ENDS
+@pytest.mark.parametrize(
+    "last",
+    [
+        "data: [DONE]",
+        "data:[DONE]",
+        "event: message_stop\ndata: {}",
+        "event: response.completed\ndata: {}",
+        "event: response.incomplete\ndata: {}",
+    ],
+)
+def test_a_stream_says_that_it_is_over(last: str, line_end: str) -> None:
+    told = stream(*[chunk()] * 9, line_end=line_end)
+    end = f"{last}\n\n".replace("\n", line_end).encode()
+    beyond = stream(chunk(), line_end=line_end)[:20]
+
+    for pieces in ([told, end], [told + end], [told, end[:9], end[9:]]):
+        reader = SseUsageReader()
+        for piece in pieces:
+            assert not reader.complete
+            reader.feed(piece)
+        reader.feed(b"\n" if line_end == "\r" else b"")  # it was no half of a CR LF
+        assert reader.complete
+
+    reader = SseUsageReader()
+    reader.feed(told + end + beyond)
+    assert not reader.complete  # not all has been passed on
+
+
 # JSON.
 
 
