@@ -1,15 +1,19 @@
 """Clients that send through Envoy all the time, and check every answer."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .outside import PATIENCE_S
+
 CLIENTS = 4
 THINK_S = 0.01
-PATIENCE_S = 60.0
 JSON = {"content-type": "application/json"}
 
 
@@ -165,3 +169,52 @@ class Load:
                 return min(later) - moment_s
             self._stopping.wait(THINK_S)
         raise AssertionError("requests are not routed again")
+
+
+def served(load: Load, kind: str) -> set[str]:
+    return {exchanged.served_by for exchanged in load.done if exchanged.kind == kind}
+
+
+@contextlib.contextmanager
+def only(load: Load, word: str) -> Iterator[None]:
+    """Let a load send only the kinds with a word in their name."""
+    kept = dict(KINDS)
+    for kind in kept:
+        if word not in kind:
+            del KINDS[kind]
+    try:
+        yield
+    finally:
+        KINDS.clear()
+        KINDS.update(kept)
+
+
+def post(port: int, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection.request("POST", "/v1/chat/completions", body, JSON)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def in_parallel(count: int, work: Callable[[], int]) -> list[int]:
+    results: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(work())) for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def read_some(port: int, body: dict[str, Any], events: int) -> socket.socket:
+    """Begin a stream, and read so many events of it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
+    response = connection.getresponse()
+    for _ in range(2 * events):
+        response.readline()
+    assert connection.sock is not None
+    return connection.sock
