@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from extproc.config import Config
+from extproc.demo.process import free_ports
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin import AdminServer
 from extproc.server.api import Api
@@ -22,7 +22,7 @@ from extproc.server.service import ExtProcService
 
 CONFIGURATIONS = Path(__file__).parents[2] / "envoy" / "gateways"
 MAX_BODY_BYTES = 1 << 20
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 Start = Callable[[Path, int, dict[str, str]], list[str]]
 """Writes a gateway's files and returns its command.
@@ -36,13 +36,6 @@ def chat(words: int = 5, **fields: object) -> bytes:
     content = "several " * words
     body = {"messages": [{"role": "user", "content": content}], **fields}
     return json.dumps(body).encode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.asynccontextmanager
@@ -121,6 +114,21 @@ class Gateway:
             return got
 
 
+async def forwards_as_it_was(gateway: Gateway) -> None:
+    """A small request takes the short pool, and nothing of it is lost."""
+    body = chat(max_tokens=50)
+    got = await gateway.post(body, authorization="Bearer x")
+    assert got == {
+        "backend": "vllm-short",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "bytes": len(body),
+        "whole": True,
+        "pool": "short",
+        "authorization": "Bearer x",
+    }
+
+
 async def until_it_listens(process: asyncio.subprocess.Process, port: int) -> None:
     """Return once the port can be connected to."""
     while True:
@@ -148,7 +156,7 @@ def through_gateway(
             for name in ("vllm-short", "vllm-long"):
                 address = await stack.enter_async_context(serve_backend(name))
                 addresses[f"{name}:8000"] = address
-            port = free_port()
+            (port,) = free_ports(1)
             command = start(folder, port, addresses)
             process = await asyncio.create_subprocess_exec(
                 *command, stderr=asyncio.subprocess.PIPE
