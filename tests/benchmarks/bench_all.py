@@ -39,6 +39,10 @@ LARGE = (("server.max_body_bytes", str(32 << 20)), ("feedback.sample", "0"))
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (1 * KIB, 4 * KIB, 16 * KIB, 64 * KIB, 220_000, 1 * MIB, 4 * MIB, 16 * MIB)
 CONNECTIONS = (1, 4, 16, 64, 256)
+COLOURS = {GRPCIO: "b", NATIVE: "a", LEAN: "c"}
+COSTS = ("req/s", "server CPU us", "Envoy CPU us")
+ADDED = ("added p50 ms", "added p99 ms")
+Lines = dict[str, list[tuple[float, float]]]
 
 
 @dataclass
@@ -76,9 +80,26 @@ class Results:
         stack.warm(body, connections)
         return stack.load(body, connections, self.seconds)
 
+    def draw(self, x: Axis, y: str, lines: Lines, least: float = 0) -> None:
+        """A line for each server; the y axis is logarithmic from ``least`` above 0."""
+        top = max(value for points in lines.values() for _, value in points)
+        chart = Chart(x, Axis(y, least, top * 1.1, log=least > 0))
+        for name, points in lines.items():
+            chart.add(Series(name, points, COLOURS[name]))
+        self.charts.append(chart)
+
 
 def us(value: float) -> str:
     return f"{value:.0f}"
+
+
+def costs_of(load: Load) -> tuple[str, ...]:
+    return us(load.rps), us(load.server_us), us(load.envoy_us)
+
+
+def added(load: Load, bare: Load) -> tuple[float, float]:
+    """To the latency without a server."""
+    return load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
 
 
 def by_size(results: Results) -> None:
@@ -86,8 +107,8 @@ def by_size(results: Results) -> None:
         "By body size",
         "Four connections, one from 4 MiB; latency at one, less bare Envoy's. Plain prose "
         "in one message; `max_body_bytes` is 32 MiB; no response is looked at.",
-        "body", "server", "req/s", "server CPU us", "Envoy CPU us", "added p50 ms", "added p99 ms",
-    )  # fmt: skip
+        *("body", "server", *COSTS, *ADDED),
+    )
     found: dict[tuple[str, int], tuple[Load, Load]] = {}
     for server in (BARE, *TRANSPORTS):
         with running(Scenario(server, LARGE)) as stack:
@@ -98,19 +119,14 @@ def by_size(results: Results) -> None:
         bare = found[BARE, size][1]
         for server in (BARE, *TRANSPORTS):
             busy, alone = found[server, size]
-            added = alone.p50_ms - bare.p50_ms, alone.p99_ms - bare.p99_ms
-            row = (us(busy.rps), us(busy.server_us), us(busy.envoy_us), *added)
-            table.add(f"{size // KIB} KiB", server, *row)
+            table.add(
+                f"{size // KIB} KiB", server, *costs_of(busy), *added(alone, bare)
+            )
     costs = {
         s: [(n / KIB, found[s, n][0].server_us) for n in SIZES] for s in TRANSPORTS
     }
-    top = max(y for points in costs.values() for _, y in points)
-    chart = Chart(
-        Axis("body KiB", 1, 16 * KIB, log=True),
-        Axis("server CPU us a request", 64, top * 1.1, log=True),
-    )
-    draw(chart, costs)
-    results.charts.append(chart)
+    body = Axis("body KiB", 1, 16 * KIB, log=True)
+    results.draw(body, "server CPU us a request", costs, least=64)
 
 
 def by_connections(results: Results) -> None:
@@ -118,8 +134,8 @@ def by_connections(results: Results) -> None:
         "By connections",
         "4 kB bodies; latency with bare Envoy's taken off. A fast server behind one "
         "Envoy worker leaves Envoy the queue.",
-        "connections", "server", "req/s", "server CPU us", "Envoy CPU us", "added p50 ms", "added p99 ms",
-    )  # fmt: skip
+        *("connections", "server", *COSTS, *ADDED),
+    )
     found: dict[tuple[str, int], Load] = {}
     servers = (BARE, LEAN, *TRANSPORTS)
     for server in servers:
@@ -131,14 +147,9 @@ def by_connections(results: Results) -> None:
         bare = found[BARE, connections]
         for server in servers:
             load = found[server, connections]
-            added = load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
-            row = (us(load.rps), us(load.server_us), us(load.envoy_us), *added)
-            table.add(connections, server, *row)
+            table.add(connections, server, *costs_of(load), *added(load, bare))
     rates = {s: [(c, found[s, c].rps) for c in CONNECTIONS] for s in servers[1:]}
-    top = max(y for points in rates.values() for _, y in points)
-    chart = Chart(Axis("connections", 1, 256, log=True), Axis("req/s", 0, top * 1.1))
-    draw(chart, rates)
-    results.charts.append(chart)
+    results.draw(Axis("connections", 1, 256, log=True), "req/s", rates)
 
 
 def by_workers(results: Results) -> None:
@@ -174,8 +185,8 @@ def by_answer(results: Results) -> None:
         "model and category are known, then a thin sample; `0` looks at none, `all` at "
         "each. A stream is 64 events a millisecond apart, so that its rate is the "
         "backend's.",
-        "answer", "sample", "server", "req/s", "server CPU us", "Envoy CPU us", "messages a request",
-    )  # fmt: skip
+        *("answer", "sample", "server", *COSTS, "messages a request"),
+    )
     for backend, answer in ((False, "JSON"), (True, "SSE")):
         body = chat(4000, stream=backend, stream_options={"include_usage": True})
         for sample in ("0", '"auto"', '"all"'):
@@ -184,9 +195,9 @@ def by_answer(results: Results) -> None:
                 with running(Scenario(server, config, backend=backend)) as stack:
                     stack.warm(body, 16, 5)  # until the default knows the model
                     load = stack.load(body, 16, results.seconds)
-                row = (us(load.rps), us(load.server_us), us(load.envoy_us))
                 name = sample.strip('"')
-                table.add(answer, name, server, *row, f"{load.messages:.2f}")
+                messages = f"{load.messages:.2f}"
+                table.add(answer, name, server, *costs_of(load), messages)
 
 
 def empty_messages(count: int) -> str:
@@ -238,12 +249,6 @@ def mixed(
         large.finish()
         rate = large.requests / (seconds + 1)
     return small.requests / seconds, quantile_ms(out, 50), quantile_ms(out, 99), rate
-
-
-def draw(chart: Chart, lines: dict[str, list[tuple[float, float]]]) -> None:
-    colours = {GRPCIO: "b", NATIVE: "a", LEAN: "c"}
-    for name, points in lines.items():
-        chart.add(Series(name, points, colours[name]))
 
 
 STYLE = """<style>

@@ -6,7 +6,6 @@ all there is to measure. CPU is each process's own, from /proc.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -14,27 +13,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import grpc
+from rig_envoy import address, envoy_config
 
 from extproc.demo.envoy_config import find_envoy
 from extproc.demo.process import Child, answers_200, free_ports
-from extproc.exchange.events import Continue, RequestBody, RequestHeaders
-from extproc.server.codec import encode
-from extproc.server.native import new_event_loop
-from extproc.server.service import PROCESS
 
-TYPE = "type.googleapis.com/envoy.extensions"
-BUFFER_BYTES = 40 << 20
+PEERS = Path(__file__).with_name("rig_peers.py")
 BARE, LEAN, GRPCIO, NATIVE = "bare", "lean grpc.aio", "grpcio", "native"
 
 SENTENCE = "the quick brown fox jumps over 13 lazy dogs; "
-SSE_EVENTS = 64
-SSE_PAUSE_S = 0.001
 
 
 def chat(characters: int, sentence: str = SENTENCE, **more: Any) -> str:
@@ -87,104 +79,6 @@ class Load:
     @property
     def rps(self) -> float:
         return self.requests / self.seconds
-
-
-# ---- Envoy ---------------------------------------------------------------------------
-
-
-def envoy_config(
-    port: int,
-    admin: int,
-    extproc: Sequence[dict[str, Any]],
-    answer_with: str,
-    backend: int | None = None,
-) -> dict[str, Any]:
-    """One listener, with or without ext_proc before what answers."""
-    router = {"@type": f"{TYPE}.filters.http.router.v3.Router"}
-    filters: list[Any] = [{"name": "router", "typed_config": router}]
-    clusters = []
-    if extproc:
-        ext_proc = {
-            "@type": f"{TYPE}.filters.http.ext_proc.v3.ExternalProcessor",
-            "grpc_service": {"envoy_grpc": {"cluster_name": "extproc"}},
-            "processing_mode": {
-                "request_body_mode": "BUFFERED",
-                "response_header_mode": "SKIP",
-            },
-            "allow_mode_override": True,
-            "message_timeout": "10s",
-        }
-        filters.insert(0, {"name": "ext_proc", "typed_config": ext_proc})
-        clusters.append(cluster("extproc", extproc, http2=True))
-    route: dict[str, Any] = {"match": {"prefix": "/"}}
-    if backend is None:
-        route["direct_response"] = {
-            "status": 200,
-            "body": {"inline_string": answer_with},
-        }
-        typed = {"header": {"key": "content-type", "value": "application/json"}}
-        route["response_headers_to_add"] = [
-            typed | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        ]
-    else:
-        route["route"] = {"cluster": "backend", "timeout": "0s"}
-        clusters.append(cluster("backend", [address(backend)], http2=False))
-    manager = {
-        "@type": f"{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "bench",
-        "route_config": {
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]
-        },
-        "http_filters": filters,
-    }
-    listener = {
-        "address": address(port),
-        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    return {
-        "admin": {"address": address(admin)},
-        "static_resources": {"listeners": [listener], "clusters": clusters},
-    }
-
-
-def address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-
-
-def cluster(
-    name: str, addresses: Sequence[dict[str, Any]], *, http2: bool
-) -> dict[str, Any]:
-    endpoints = [{"endpoint": {"address": each}} for each in addresses]
-    found: dict[str, Any] = {
-        "name": name,
-        "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": endpoints}],
-        },
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": 9999,
-                    "max_pending_requests": 9999,
-                    "max_requests": 9999,
-                }
-            ]
-        },
-    }
-    if http2:
-        protocol = {
-            "@type": f"{TYPE}.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-        found["typed_extension_protocol_options"] = {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol
-        }
-    return found
-
-
-# ---- what runs ------------------------------------------------------------------------
 
 
 class Stack:
@@ -282,7 +176,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
         if server is not None:
             stack.enter_context(server)
         if scenario.backend:
-            command = [sys.executable, __file__, "--serve-backend", str(backend)]
+            command = [sys.executable, str(PEERS), "--serve-backend", str(backend)]
             stack.enter_context(Child("backend", command, directory / "backend.log"))
         config = envoy_config(
             port,
@@ -320,7 +214,7 @@ def start_server(
         return None, []
     (port,) = free_ports(1)
     if scenario.server == LEAN:
-        command = [sys.executable, __file__, "--serve-lean", str(port)]
+        command = [sys.executable, str(PEERS), "--serve-lean", str(port)]
         return Child(LEAN, command, log), [address(port)]
     listen, addresses = f"127.0.0.1:{port}", [address(port)]
     if scenario.workers > 1:
@@ -412,101 +306,3 @@ def get(url: str) -> str:
 
     with urlopen(url, timeout=10) as response:
         return str(response.read().decode())
-
-
-# ---- what is compared with, and what answers ---------------------------------------------
-
-
-async def serve_lean(port: int) -> None:
-    """Answer every message with nothing: what grpc.aio itself costs."""
-    replies = (
-        *encode(RequestHeaders({}), Continue()),
-        *encode(RequestBody(b""), Continue()),
-    )
-
-    async def process(_: object, context: Any) -> None:
-        for reply in replies:
-            if await context.read() is grpc.aio.EOF:
-                return
-            await context.write(reply)
-
-    service, method = PROCESS[1:].split("/")
-    handler = grpc.stream_stream_rpc_method_handler(process)
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", BUFFER_BYTES)]
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {method: handler}),)
-    )
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    await server.wait_for_termination()
-
-
-def event(data: dict[str, Any]) -> bytes:
-    payload = f"data: {json.dumps(data)}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
-
-
-CHUNK = {"id": "1", "object": "chat.completion.chunk", "model": "m"}
-TOKEN = event({**CHUNK, "choices": [{"index": 0, "delta": {"content": "lorem "}}]})
-LAST = (
-    event(
-        {
-            **CHUNK,
-            "choices": [],
-            "usage": {"prompt_tokens": 1000, "completion_tokens": 64},
-        }
-    )
-    + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-)
-HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
-)
-
-
-class Backend(asyncio.Protocol):
-    """Streams an answer to each request: an event, a pause, an event."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._missing = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._missing:
-            head, _, data = data.partition(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            self._missing = int(length[1]) if length else 0
-        self._missing -= len(data)
-        if self._missing <= 0:
-            self._missing = 0
-            self._transport.write(HEAD)
-            self._send(SSE_EVENTS)
-
-    def _send(self, left: int) -> None:
-        if self._transport.is_closing():
-            return
-        if not left:
-            self._transport.write(LAST)
-            return
-        self._transport.write(TOKEN)
-        self._loop.call_later(SSE_PAUSE_S, self._send, left - 1)
-
-
-async def serve_backend(port: int) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Backend, "127.0.0.1", port)
-    await server.serve_forever()
-
-
-if __name__ == "__main__":
-    what, port = sys.argv[1], int(sys.argv[2])
-    if what == "--serve-lean":
-        asyncio.run(serve_lean(port))
-    else:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(serve_backend(port))
