@@ -20,7 +20,7 @@ from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.receipt import write_receipt
 from extproc.routing.policy import Reason
-from extproc.routing.request import Prompt, Request
+from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome
 from extproc.server.access_log import (
     MAX_RECEIPT_CHARS,
@@ -187,7 +187,7 @@ def test_a_receipt_that_is_not_ours_is_refused(receipt: str) -> None:
 
 def test_the_largest_receipt_is_within_the_limit() -> None:
     everything = Prompt(bytes(range(256)) * 64, tools_text=bytes(range(255, -1, -1)))
-    request = Request(everything, 99999, model="\U0001f600" * 2000)
+    request = Request(everything, 99999, model="\U0001f600" * MAX_MODEL_CHARS)
     receipt = receipt_of(make_router().route(request))
     assert len(receipt) < MAX_RECEIPT_CHARS
     assert isinstance(read(entry(receipt)), Observation)
