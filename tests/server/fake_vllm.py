@@ -57,6 +57,7 @@ class FakeVllm:
         self.url = f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     async def stop(self):
+        self.talks.set()
         await self._runner.cleanup()
 
     def _asked(self, request):

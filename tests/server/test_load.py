@@ -103,7 +103,6 @@ def test_stale_data_is_no_data():
             now += FAST.stale_after_s + 1
             await until(watch, waiting=0.0, healthy=2)  # not ill yet
             assert not watch.current()["short"].under_pressure
-            one.talks.set()
 
     asyncio.run(scenario())
 
