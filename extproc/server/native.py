@@ -274,7 +274,8 @@ class _Peer(asyncio.BufferedProtocol):
         self._closing = True
         if self.machine.fault is not None:
             peer = transport.get_extra_info("peername")
-            logger.warning("connection_fault peer=%s %s", peer, self.machine.fault)
+            fields = {"peer": peer, "error": str(self.machine.fault)}
+            logger.warning("connection_fault", extra={"fields": fields})
         self._wait(self._server.linger_s, self._close)
 
     def _close(self) -> None:
@@ -339,4 +340,5 @@ def _keep_alive(sock: Any) -> None:
 
 
 def _report(where: str, error: Exception) -> None:
-    logger.error("call_failed where=%s", where, exc_info=error)
+    fields = {"where": where}
+    logger.error("call_failed", extra={"fields": fields}, exc_info=error)

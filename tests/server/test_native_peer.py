@@ -122,8 +122,8 @@ def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
     fake.peer.connection_lost(None)
     assert not fake.server.peers
     (record,) = caplog.records
-    message = "connection_fault peer=None PROTOCOL_ERROR: PING on a stream"
-    assert record.getMessage() == message
+    assert record.getMessage() == "connection_fault"
+    assert record.fields == {"peer": None, "error": "PROTOCOL_ERROR: PING on a stream"}
 
 
 def test_one_read_is_answered_with_one_write():
