@@ -159,11 +159,15 @@ def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _merge_budgets(budgets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Shares weigh by their requests; workers have the same pools, so the same bins."""
-    requests = sum(each["requests"] for each in budgets)
-    weighed = [
-        [share * each["requests"] for share in each["shares"]] for each in budgets
-    ]
+    """Shares weigh by their requests.
+
+    Of those whose bins are the first's: workers have the same pools, but for the moment
+    in which they take others.
+    """
+    thresholds = budgets[0]["thresholds"]
+    alike = [each for each in budgets if each["thresholds"] == thresholds]
+    requests = sum(each["requests"] for each in alike)
+    weighed = [[share * each["requests"] for share in each["shares"]] for each in alike]
     columns = zip(*weighed, strict=True)
     shares = [sum(column) / requests if requests else 0.0 for column in columns]
     return {**budgets[0], "shares": shares, "requests": requests}

@@ -208,3 +208,19 @@ def test_reports_of_idle_workers_add_up_too() -> None:
     assert merged["decisions"] == 0
     assert merged["risk"]["achieved"] is None
     assert [pool["share"] for pool in merged["pools"]] == [None, None]
+
+
+def test_a_worker_that_has_other_pools_for_a_moment_is_left_out_of_the_budgets() -> (
+    None
+):
+    """They take a new configuration one after the other."""
+    first, second = Process(), Process()
+    first.serve(30)
+    second.serve(10)
+    reports = [first.status.report(), second.status.report()]
+    budgets = reports[1]["budgets"]
+    budgets["thresholds"] = [*budgets["thresholds"], 1 << 20]
+    budgets["shares"] = [*budgets["shares"], 0.0]
+    merged = merge_reports(reports)
+    assert merged["budgets"] == reports[0]["budgets"]
+    assert merged["decisions"] == 40
