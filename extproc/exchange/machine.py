@@ -46,7 +46,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.injection import ask_for_usage
-from extproc.exchange.outline import DIRECT_BYTES
+from extproc.exchange.outliner import DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.exchange.receipt import write_receipt
 from extproc.exchange.transitions import State, after

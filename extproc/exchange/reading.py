@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from extproc.exchange.encoding import Decoding, decode_in_steps
 from extproc.exchange.openai import Source, Whole, parse_source
-from extproc.exchange.outline import DIRECT_BYTES, Outliner, TooIntricate, is_large
+from extproc.exchange.outliner import DIRECT_BYTES, Outliner, TooIntricate, is_large
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 

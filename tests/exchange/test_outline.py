@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.exchange.openai import Source, Whole, parse_request, parse_source
-from extproc.exchange.outline import (
+from extproc.exchange.outline import LeftOut, Outline
+from extproc.exchange.outliner import (
     CHUNK_BYTES,
     DIRECT_BYTES,
     LONG_BYTES,
     MAX_ELEMENTS,
     MAX_OUTLINE_BYTES,
     SIMPLE_BYTES,
-    LeftOut,
-    Outline,
     Outliner,
     TooIntricate,
     is_large,

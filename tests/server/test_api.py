@@ -12,7 +12,7 @@ import pytest
 
 from extproc.config import Config
 from extproc.exchange.machine import ExchangeSettings
-from extproc.exchange.outline import CHUNK_BYTES
+from extproc.exchange.outliner import CHUNK_BYTES
 from extproc.exchange.reading import Reading
 from extproc.server.admin import AdminServer
 from extproc.server.api import DECIDE, Api, InvalidArgumentError, WithApi

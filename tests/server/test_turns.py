@@ -15,7 +15,7 @@ from extproc.exchange import machine
 from extproc.exchange.events import Event
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
-from extproc.exchange.outline import CHUNK_BYTES, DIRECT_BYTES
+from extproc.exchange.outliner import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.server.assembly import build_router
 from extproc.server.metrics import Metrics
