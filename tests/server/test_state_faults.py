@@ -144,7 +144,7 @@ def test_a_store_that_hangs_is_asked_once(caplog):
         return asked
 
     try:
-        assert asyncio.run(life()) == 1
+        assert asyncio.run(asyncio.wait_for(life(), 10)) == 1
     finally:
         store.answers.set()
     assert process.results == [Synced.UNAVAILABLE] * 3 + [Synced.OK]
