@@ -168,7 +168,9 @@ class _OpenCall:
             self._over.set_result(None)
 
     def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
-        """Send outside of an answer."""
+        """Send outside of an answer; without effect once the stream is over."""
+        if self._over.done():
+            return
         self._late.extend(messages)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.ensure_future(self._flush())
@@ -187,7 +189,8 @@ class _OpenCall:
         try:
             while self._late:
                 await self._context.write(self._late.popleft())
-        except (grpc.RpcError, asyncio.InvalidStateError):
+        except Exception:  # the client is gone; gRPC has no one error for that
+            self._late.clear()
             logger.debug("late_reply_lost")
 
     async def drain(self) -> None:

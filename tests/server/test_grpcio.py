@@ -19,7 +19,9 @@ class Talk:
 
     def __init__(self, service: "Service", send: Send) -> None:
         self._service = service
-        self._send = send
+        self.send = send
+        self.waits = False
+        self.half_closed_times = 0
 
     def receive(self, message: bytes) -> Replies:
         match message:
@@ -27,11 +29,15 @@ class Talk:
                 return (b"one", b"two"), False
             case b"none":
                 return (), False
+            case b"wait":
+                self.waits = True
+                self._service.waiting.set()
+                return (), False
             case b"end":
                 return (b"bye",), True
             case b"refuse later":
                 error = RpcError(Status.INVALID_ARGUMENT, "no, after all")
-                asyncio.get_running_loop().call_soon(self._send, (b"well",), error)
+                asyncio.get_running_loop().call_soon(self.send, (b"well",), error)
                 return (), False
             case b"refuse":
                 raise RpcError(Status.INVALID_ARGUMENT, "no")
@@ -40,7 +46,12 @@ class Talk:
         return (message,), False
 
     def half_closed(self) -> Replies:
-        return (), True
+        self.half_closed_times += 1
+        self._service.half_closed.set()
+        return (), not self.waits
+
+    def drain(self) -> Replies:
+        return ((b"draining",), True) if self.waits else ((), False)
 
     def closed(self, cancelled: bool) -> None:
         self._service.closed.append(cancelled)
@@ -50,10 +61,16 @@ class Talk:
 class Service:
     def __init__(self) -> None:
         self.closed: list[bool] = []
+        self.talk: Talk
         self.ended = asyncio.Event()
+        self.waiting = asyncio.Event()
+        self.half_closed = asyncio.Event()
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        return Talk(self, send) if path == METHOD else None
+        if path != METHOD:
+            return None
+        self.talk = Talk(self, send)
+        return self.talk
 
 
 def served(
@@ -198,6 +215,70 @@ def test_errors_end_the_stream_with_their_status(
         assert await call.code() is code
 
     assert len(served(use)) == 1
+
+
+LATE = [b"%d" % number for number in range(100)]
+
+
+def test_what_is_sent_later_arrives_in_order_and_whole() -> None:
+    async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"wait")
+        await service.waiting.wait()
+        for message in LATE:
+            service.talk.send((message,))
+        service.talk.send((), True)
+        assert [await call.read() for _ in LATE] == LATE
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        assert service.talk.half_closed_times == 0  # it is closed by then
+
+    assert served(use) == [False]
+
+
+def test_the_end_of_the_client_s_side_waits_for_what_is_sent_later() -> None:
+    async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"wait")
+        await call.done_writing()
+        await service.half_closed.wait()
+        service.talk.send((b"here",), True)
+        assert await call.read() == b"here"
+        assert await call.code() is grpc.StatusCode.OK
+        assert service.talk.half_closed_times == 1
+
+    assert served(use) == [False]
+
+
+def test_what_is_sent_to_nobody_is_lost_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
+        call = talk(channel)
+        await call.write(b"wait")
+        await service.waiting.wait()
+        call.cancel()
+        await service.ended.wait()
+        service.talk.send((b"too late",), True)
+
+    assert served(use) == [True]
+    gc.collect()  # where a task tells of an error that nobody took
+    assert not caplog.records
+
+
+def test_calls_that_would_outlive_a_drain_are_told_of_it() -> None:
+    async def use(
+        channel: grpc.aio.Channel, service: Service, server: GrpcioServer
+    ) -> None:
+        call = talk(channel)
+        await call.write(b"wait")
+        await service.waiting.wait()
+        drained = asyncio.ensure_future(server.drain(10.0))
+        assert await call.read() == b"draining"
+        assert await call.code() is grpc.StatusCode.OK
+        await drained
+
+    assert served(use) == [False]
 
 
 def test_an_unknown_method_is_not_implemented() -> None:
