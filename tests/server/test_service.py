@@ -216,6 +216,20 @@ def test_a_fault_in_deciding_is_a_decision_for_the_default_pool(
     assert SECRET not in str(record.__dict__)
 
 
+def test_a_fault_is_counted_once_however_long_its_stream_goes_on() -> None:
+    server = Server(loads=fail)
+    call = server.open()
+    head = pb.ProcessingRequest.FromString(headers())
+    head.protocol_config.response_body_mode = 4  # FULL_DUPLEX_STREAMED
+    call.receive(head.SerializeToString())
+    assert pool_of(call.receive(body())) == "long"
+
+    for phase in (headers("response_headers"), body("response_body", ANSWER)):
+        assert replied(call.receive(phase))
+
+    assert server.metric("extproc_faults_total") == 1
+
+
 def test_a_fault_in_learning_is_counted_and_ends_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -356,8 +370,8 @@ def test_the_end_of_a_request_that_nobody_follows_is_not_known() -> None:
 class Unwritable(Router):
     """Decides what cannot be written down."""
 
-    def route(self, *args: Any) -> Decision:
-        return replace(super().route(*args), category="\ud800")
+    def route(self, *args: Any, **options: Any) -> Decision:
+        return replace(super().route(*args, **options), category="\ud800")
 
 
 def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
@@ -378,4 +392,18 @@ def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
     assert first.WhichOneof("response") == "request_headers"
     streamed = second.request_body.response.body_mutation.streamed_response
     assert (streamed.body, streamed.end_of_stream) == (BODY, True)
-    assert server.metric("extproc_faults_total") >= 1
+    assert server.metric("extproc_faults_total") == 1
+
+
+def test_a_fault_in_writing_a_reply_leaves_the_request_to_envoy() -> None:
+    server = Server(sample=0.0)
+    old = server.router
+    broken = Unwritable(old.policy, old.estimator, old.ratios)
+    server.service.reconfigure(
+        broken, ExchangeSettings(), FeedbackSampler(0.0, adaptive=False)
+    )
+    call = server.open()
+    call.receive(headers())
+
+    assert call.receive(body()) == ((), True)
+    assert server.metric("extproc_faults_total") == 1
