@@ -181,10 +181,12 @@ class LoadWatch:
             for endpoint in pool.endpoints
         ]
         first = [asyncio.create_task(self._ask(*pair)) for pair in watched]
-        if first:
-            await asyncio.wait(first, timeout=_FIRST_TIMEOUT_S)
-        for task in first:
-            task.cancel()
+        try:
+            if first:
+                await asyncio.wait(first, timeout=_FIRST_TIMEOUT_S)
+        finally:
+            for task in first:
+                task.cancel()
         self.check_limits()
         for pool, endpoint in watched:
             pool.endpoints[endpoint] = asyncio.create_task(self._watch(pool, endpoint))

@@ -216,6 +216,21 @@ def test_a_window_that_changes_later_is_shown_and_said(caplog):
     assert [fields["max_model_len"] for fields in said] == [4096]  # once
 
 
+def test_a_start_that_is_given_up_asks_no_more():
+    async def scenario():
+        server = FakeVllm()
+        server.talks.clear()
+        async with watch_over(server) as watch:
+            starting = asyncio.create_task(watch.start())
+            await server.is_asked(1)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.sleep(0)
+            assert not any("LoadWatch" in repr(task) for task in asyncio.all_tasks())
+
+    asyncio.run(scenario())
+
+
 def test_endpoints_that_are_not_there_yet_do_not_keep_it_from_starting():
     async def scenario():
         pool = PoolConfig("short", 8192, endpoints=("http://127.0.0.1:9",))
