@@ -103,8 +103,11 @@ class WorkersAdmin:
         return list(await asyncio.gather(*asked))
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
+        restarts = list(self._restarts)
         for worker, answer in enumerate(await self._ask_all("/metrics")):
-            self._metrics.take(worker, None if answer is None else answer.decode())
+            # Of a worker that has ended since, what it counted is kept already.
+            if self._restarts[worker] == restarts[worker]:
+                self._metrics.take(worker, None if answer is None else answer.decode())
         return web.Response(
             body=self._metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST}
         )
