@@ -11,6 +11,7 @@ from extproc.server.grpcio import GrpcioServer
 from extproc.server.health import EXT_PROC, HealthStatuses, WithHealth
 from extproc.server.rpc import Call, Replies, RpcError, Send, Status
 
+LIMIT_S = 20.0
 METHOD = "/test.Test/Talk"
 
 
@@ -90,7 +91,8 @@ def served(
         port = server.port
         target = address if port == 0 else f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(target) as channel:
-            await use(channel, service, server)
+            async with asyncio.timeout(LIMIT_S):
+                await use(channel, service, server)
         await server.drain(1.0)
 
     asyncio.run(run())
