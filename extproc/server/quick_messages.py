@@ -94,15 +94,13 @@ def _read_headers(
     phase = data[0]
     if phase not in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
         return None
-    start, end = _span(data, 1)
+    position, end = _span(data, 1)
     headers: dict[str, str] = {}
-    position = start
-    if start < end and data[start] == _HEADERS:
-        position, headers_end = _span(data, start + 1)
-        if headers_end > end:
+    if position < end and data[position] == _HEADERS:
+        start, position = _span(data, position + 1)
+        if position > end:
             raise _UnusualError
-        headers = _walk(data, position, headers_end, wanted)
-        position = headers_end
+        _walk(data, start, position, wanted, headers)
     end_of_stream = False
     if position < end:
         # Whatever number above 1 there may be, the general reader knows what it means.
@@ -118,8 +116,10 @@ def _read_headers(
     return RequestHeaders(headers, end_of_stream, request_mode, response_mode)
 
 
-def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str]:
-    headers: dict[str, str] = {}
+def _walk(
+    data: bytes, position: int, end: int, wanted: Wanted, headers: dict[str, str]
+) -> None:
+    """Read the headers between two places."""
     while position < end:
         if data[position] != _HEADER:
             raise _UnusualError
@@ -143,7 +143,6 @@ def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str
         position = following
     if position != end:
         raise _UnusualError
-    return headers
 
 
 def _value(data: bytes, position: int, end: int) -> str:
