@@ -241,6 +241,40 @@ def test_every_page_can_be_found_from_the_readme() -> None:
     assert set(PAGES) - {"README.md"} == linked
 
 
+def numbers(text: str) -> set[tuple[str, ...]]:
+    """The tables' rows of nothing but numbers after the first cell."""
+    found = set()
+    for line in re.findall(r"^\|(.+)\|$", text, re.MULTILINE):
+        cells = [
+            re.fullmatch(r"\*{0,2}(-?[\d.,]+)\*{0,2}( %)?( \(.+\))?", cell.strip())
+            for cell in line.split("|")[1:]
+        ]
+        if all(cells):
+            found.add(tuple(cell[1] for cell in cells if cell))
+    return found
+
+
+def test_the_readme_s_plans_are_those_of_the_page() -> None:
+    section = README.split("## Is it worth it", 1)[1].split("\n## ", 1)[0]
+    page = PAGES["extproc/fleet/README.md"].split("### The public traces", 1)[1]
+
+    shown = numbers(section)
+    assert len(shown) == 6
+    assert shown <= numbers(page)
+
+
+def test_the_readme_s_throughput_is_that_of_the_results() -> None:
+    results = (ROOT / "tests/benchmarks/results.md").read_text()
+    (said,) = re.findall(
+        r"takes (\d+) us, .* ([\d,]+) requests a second with one worker, ([\d,]+) with two",
+        README,
+    )
+    one, two = re.findall(
+        r"^\| native \| [12] \| (\d+) \| (\d+) ", results, re.MULTILINE
+    )
+    assert said == (one[1], f"{int(one[0]):,}", f"{int(two[0]):,}")
+
+
 def test_the_readme_is_read_in_one_sitting() -> None:
     assert len(README.splitlines()) <= 260
 
