@@ -188,7 +188,13 @@ def _read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
             continue
         try:
             yield _entry(msgspec.json.decode(line), hint_header)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             # The kind alone: the text of some quotes the body.
             raise LogError(
                 f"line {number}: {type(error).__name__}; accepted: an object with path "
@@ -199,13 +205,13 @@ def _read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
 def _entry(record: dict[str, Any], hint_header: str) -> Entry:
     usage = record["usage"]
     headers = {k.lower(): v for k, v in (record.get("headers") or {}).items()}
-    path = record.get("path", DEFAULT_PATH)
-    if not isinstance(path, str):
+    path, hint = record.get("path", DEFAULT_PATH), headers.get(hint_header)
+    if not isinstance(path, str) or not isinstance(hint, str | None):
         raise TypeError
     return Entry(
         path=path,
         body=record["body"].encode(),
-        hint=headers.get(hint_header),
+        hint=hint,
         prompt_tokens=int(usage["prompt_tokens"]),
         completion_tokens=int(usage.get("completion_tokens") or 0),
     )

@@ -175,7 +175,12 @@ USAGE = {"prompt_tokens": 5}
         json.dumps({"path": 5, "body": "{}", "usage": USAGE}),
         json.dumps({"headers": [], "body": "{}", "usage": USAGE}) + "x",
         json.dumps({"headers": "x", "body": "{}", "usage": USAGE}),
+        json.dumps(
+            {"headers": {"x-llm-category": ["code"]}, "body": "{}", "usage": USAGE}
+        ),
+        '{"usage": ' + "[" * 20_000 + "]" * 20_000 + "}",
     ],
+    ids=lambda bad: bad[:60],
 )
 def test_a_bad_line_is_named_in_one_line_and_status_2(
     bad: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
