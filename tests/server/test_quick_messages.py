@@ -111,6 +111,68 @@ def test_reads_damaged_messages_alike_or_not_at_all(
         assert quick == wanted_of(general)
 
 
+def field(tag: int, content: bytes) -> bytes:
+    """A field with a length, of 127 bytes at most."""
+    return bytes((tag, len(content))) + content
+
+
+def header(key: bytes, *values: bytes) -> bytes:
+    return field(0x0A, field(0x0A, key) + b"".join(field(0x1A, v) for v in values))
+
+
+PATH = header(b":path", b"/")
+OTHER = header(b"x-other", b"/")
+END = b"\x18\x01"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x12\x0a" + field(0x0A, PATH + PATH),
+        field(0x12, b"\x0a\x0c" + PATH + PATH),
+        field(0x12, b"\x0a\x0c" + OTHER + PATH),
+        field(0x12, field(0x0A, b"\x0a\x05\x0a\x05:pa" + b"th\x1a\x01/")),
+        field(0x12, field(0x0A, header(b":path", b"a", b"b"))),
+        field(0x12, field(0x0A, b"\x0a\x0b\x0a\x05:path\x1a\x01/x")),
+        field(0x12, field(0x0A, PATH) + field(0x0A, header(b":method", b"PUT"))),
+        field(0x12, field(0x0A, PATH) + END + field(0x0A, header(b":method", b"P"))),
+        field(0x12, field(0x0A, PATH) + b"\x18\x02"),
+        field(0x12, field(0x0A, PATH) + b"\x18\x00"),
+        field(0x12, field(0x0A, PATH) + b"\x18\x00\x18\x01"),
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x04\x08\x85\x10\x01",
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x02\x10\x85",
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x02\x08\x02" + field(0x22, b""),
+        field(0x12, field(0x0A, PATH)) + field(0x22, b""),
+    ],
+    ids=[
+        "headers longer than their phase",
+        "a header that is cut off",
+        "headers that end within one",
+        "a name longer than its header",
+        "two values",
+        "something after the value",
+        "headers twice",
+        "headers after the end",
+        "an end of another truth",
+        "no end, said",
+        "an end twice",
+        "a request's mode of two octets",
+        "a response's mode that is cut off",
+        "another phase after the configuration",
+        "another phase",
+    ],
+)
+def test_leaves_what_is_odd_to_protobuf(data: bytes) -> None:
+    assert read_headers(data, WANTED) is None
+
+
+def test_reads_no_message_that_is_cut_off() -> None:
+    whole = field(0x12, field(0x0A, PATH + header(b":method", b"POST")))
+    assert read_headers(whole, WANTED) is not None
+    for length in range(len(whole)):
+        assert read_headers(whole[:length], WANTED) is None
+
+
 def test_does_what_it_is_for() -> None:
     """Envoy's own form is read here, not handed on."""
     message = pb.ProcessingRequest()
