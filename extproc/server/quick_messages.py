@@ -98,8 +98,6 @@ def _read_headers(
     headers: dict[str, str] = {}
     if position < end and data[position] == _HEADERS:
         start, position = _span(data, position + 1)
-        if position > end:
-            raise _UnusualError
         _walk(data, start, position, wanted, headers)
     end_of_stream = False
     if position < end:
