@@ -73,7 +73,7 @@ def decode_in_steps(body: bytes, encoding: str, limit_bytes: int) -> Decoding:
             decoded = yield from decoder(body, limit_bytes)
         except (zlib.error, brotli.error, zstandard.ZstdError, EOFError):
             return None
-        if decoded is None or len(decoded) > limit_bytes:
+        if decoded is None:
             return None
         body = decoded
     return body

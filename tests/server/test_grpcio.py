@@ -233,9 +233,11 @@ def test_what_is_sent_later_arrives_in_order_and_whole() -> None:
         assert [await call.read() for _ in LATE] == LATE
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
-        assert service.talk.half_closed_times == 0  # it is closed by then
+        talks.append(service.talk)
 
+    talks: list[Talk] = []
     assert served(use) == [False]
+    assert talks[0].half_closed_times == 0  # it was closed by then
 
 
 def test_the_end_of_the_client_s_side_waits_for_what_is_sent_later() -> None:
