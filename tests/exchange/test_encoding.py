@@ -1,5 +1,6 @@
 import gzip
 import os
+import random
 import zlib
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from extproc.exchange.encoding import (
 )
 
 LIMIT = 1 << 16
+NOISE = random.Random(1).randbytes(20_000)
 
 
 def raw_deflate(body: bytes) -> bytes:
@@ -48,6 +50,17 @@ def test_no_encoding_and_identity_leave_the_body_alone() -> None:
 
 def test_deflate_without_the_zlib_header_is_read_too() -> None:
     assert decode_content(raw_deflate(b"text " * 99), "deflate", LIMIT) == b"text " * 99
+
+
+def test_deflate_that_looks_like_zlib_at_first_is_read_from_its_beginning() -> None:
+    """Stored blocks, which as zlib are one of 65,534 bytes and then nonsense."""
+    data = bytes(65_530) + b"\x07" + bytes(4)
+    second = b"\0" + len(data).to_bytes(2, "little")
+    second += (len(data) ^ 0xFFFF).to_bytes(2, "little") + data
+    body = b"\x78\x01\0\xfe\xff\x01" + second + b"\x01\0\0\xff\xff"
+
+    assert zlib.decompress(body, wbits=-15) == b"\x01" + data
+    assert decode_content(body, "deflate", 2 * LIMIT) == b"\x01" + data
 
 
 def test_encodings_are_undone_from_the_last_to_the_first() -> None:
@@ -135,6 +148,16 @@ def zstd_frame(*blocks: bytes) -> bytes:
         (len(block) << 3 | (number == last)).to_bytes(3, "little") + block
         for number, block in enumerate(blocks)
     )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd"])
+def test_what_follows_the_body_is_not_passed_over(encoding: str) -> None:
+    # Of some size it fills what one step takes in.
+    for size in range(16_376, 16_386):
+        body = ENCODERS[encoding](NOISE[:size])
+
+        assert decode_content(body, encoding, LIMIT) == NOISE[:size]
+        assert decode_content(body + b"x", encoding, LIMIT) is None
 
 
 def test_very_many_blocks_are_refused() -> None:
