@@ -14,7 +14,7 @@ from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import PATHS, parse_request
-from extproc.exchange.reading import read_request
+from extproc.exchange.reading import Reading
 from extproc.exchange.usage import MAX_KEPT_BYTES, Usage, UsageReader, usage_reader
 from extproc.routing.category import classify
 from extproc.routing.features import measure
@@ -66,7 +66,7 @@ def fuzz_encoding(data: bytes) -> None:
     encoding = ENCODINGS[data[0] % len(ENCODINGS)]
     decoded = decode_content(data[1:], encoding, LIMIT_BYTES)
     assert decoded is None or len(decoded) <= LIMIT_BYTES
-    read = read_request(PATHS[0], data[1:], encoding, LIMIT_BYTES)
+    read = Reading(PATHS[0], data[1:], encoding, LIMIT_BYTES).finish()
     assert isinstance(read, Request | Reason)
 
 
