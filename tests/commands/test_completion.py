@@ -91,6 +91,16 @@ def test_fish_tells_what_a_word_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert description.count("(") == description.count(")"), line
 
 
+def test_fish_offers_files_beside_the_names_of_workloads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = script("fish", capsys).splitlines()
+    (plan,) = [line for line in lines if "plan" in line and "-l workload" in line]
+    assert " -r -a 'azure-code" in plan  # -x would leave the files out
+    (serve,) = [line for line in lines if "serve" in line and "-l config" in line]
+    assert " -r" in serve
+
+
 class Zsh:
     """An interactive zsh on a terminal of its own, with our completion loaded."""
 

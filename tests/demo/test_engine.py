@@ -66,6 +66,18 @@ def test_preemption_loses_no_token() -> None:
     assert engine.totals.preemptions > 0
 
 
+def test_it_keeps_time() -> None:
+    """No sooner than its steps take; how much later is the machine's affair."""
+    engine = Engine(limits(), StepTime(weights_s=0.05, sequence_s=0, prefill_token_s=0))
+
+    async def time_of_four() -> float:
+        began_s = asyncio.get_running_loop().time()
+        await drain(engine, [(10, 4)])
+        return asyncio.get_running_loop().time() - began_s
+
+    assert run_with(engine, time_of_four) >= 0.19
+
+
 def test_leaving_early_frees_the_blocks() -> None:
     engine = Engine(limits(), FAST)
 

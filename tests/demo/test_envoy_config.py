@@ -312,3 +312,17 @@ def test_the_access_log_has_what_the_demo_reads(config: dict[str, Any]) -> None:
 
 def test_envoy_is_found_beside_this_python() -> None:
     assert shutil.which(find_envoy())
+
+
+def test_a_cluster_that_is_made_of_others_stays_as_it_is() -> None:
+    older = load_config(FOLDER / "envoy-1.37.yaml")
+    moved = relocate(older, ADDRESSES)["static_resources"]["clusters"]
+    (aggregate,) = (c for c in moved if c["name"] == "vllm_short_then_long")
+    assert aggregate in older["static_resources"]["clusters"]
+
+
+def test_the_environment_names_another_envoy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXTPROC_ENVOY", "/opt/envoy-1.37/envoy")
+    monkeypatch.setenv("EXTPROC_ENVOY_CONFIG", "envoy/envoy-1.37.yaml")
+    assert find_envoy() == "/opt/envoy-1.37/envoy"
+    assert find_config() == Path("envoy/envoy-1.37.yaml")

@@ -104,6 +104,21 @@ def test_what_a_child_started_ends_with_it(child: Child) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.parametrize(
+    "child",
+    [f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {POLITE!r}])"],
+    indirect=True,
+)
+def test_what_a_child_left_behind_is_ended(child: Child) -> None:
+    with child:
+        assert child.wait(LIMIT_S) == 0
+        deadline = time.monotonic() + LIMIT_S
+        while not is_up(child):
+            assert time.monotonic() < deadline
+    while any(_has_open(path, child.log) for path in Path("/proc").glob("[0-9]*/fd")):
+        assert time.monotonic() < deadline
+
+
 def _has_open(descriptors: Path, file: Path) -> bool:
     try:
         return any(each.resolve() == file for each in descriptors.iterdir())
