@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.cli import main
+from extproc.commands.plan import _dollars
 
 SMALL = [
     *("plan", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB", "--processes", "1"),
@@ -104,3 +105,10 @@ def test_a_plan_of_ones_own_trace(
     for key in ("rho", "formula_saving_pct", "dollars_per_year_saved", "wall_time_s"):
         assert isinstance(document[key], int | float)
     assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("amount", "told"), [(1_234_567, "$1,234,567"), (-35_215, "-$35,215"), (0, "$0")]
+)
+def test_dollars_have_their_sign_before_them(amount: int, told: str) -> None:
+    assert _dollars(amount) == told

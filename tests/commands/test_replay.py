@@ -41,6 +41,15 @@ def replayed(
     return report
 
 
+def test_a_thin_sample_is_learned_from_once_enough_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 540 that count, the first 140 are still all looked at."""
+    report = replayed([line()] * 600, tmp_path, capsys, "--sample", "auto")
+    assert 100 * 140 / 540 < report["observed_pct"] < 40
+    assert report["first_requests"]["scored"] == 50
+
+
 def test_one_json_object_with_what_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
