@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         requests = _read(args.requests)
     except (OSError, RequestFileError) as error:
-        print(f"extproc: --requests: {args.requests}: {error}", file=sys.stderr)
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"extproc: --requests: {args.requests}: {reason}", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
     # So that the children are stopped, whichever way we are told to stop.

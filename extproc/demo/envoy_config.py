@@ -85,7 +85,8 @@ def load_config(path: Path) -> Config:
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise EnvoyConfigError(f"{path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise EnvoyConfigError(f"{path}: {reason}") from error
     if not isinstance(config, dict):
         raise EnvoyConfigError(f"{path}: expected a mapping")
     return config
