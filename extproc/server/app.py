@@ -20,7 +20,7 @@ from extproc.server.assembly import build_recording, build_store, build_tracing
 from extproc.server.document import NAME
 from extproc.server.health import HealthStatuses
 from extproc.server.live import Live
-from extproc.server.logs import configure_logging
+from extproc.server.logs import configure_logging, log_loop_error
 from extproc.server.reload import ConfigWatch
 from extproc.server.service import Watcher, plain_exchange
 from extproc.server.state import StateKeeper
@@ -77,6 +77,7 @@ class App:
             OSError: the gRPC address cannot be bound.
             ConfigError: the pools' servers are not as configured.
         """
+        asyncio.get_running_loop().set_exception_handler(log_loop_error)
         async with AsyncExitStack() as stack:
             if self._recording is not None:
                 stack.callback(self._recording.close)

@@ -6,21 +6,46 @@ names of ours; never bodies, never credentials.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import traceback
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
 
 from extproc.config import LogConfig, LogFormat
 
+logger = logging.getLogger(__name__)
 
-class _TextFormatter(logging.Formatter):
+_Raised = (
+    tuple[type[BaseException], BaseException, TracebackType | None]
+    | tuple[None, None, None]
+)
+
+
+class _Formatter(logging.Formatter):
+    """Shows of an exception its kind and where it was raised.
+
+    Not its text, which may quote a request; but for the operating system's.
+    """
+
+    def formatException(self, ei: _Raised) -> str:  # noqa: N802 - logging's name
+        _, error, frames = ei
+        kind = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            kind += f": {error.strerror}"
+        return "".join(traceback.format_tb(frames)) + kind
+
+
+class _TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [_time(record), record.levelname.lower(), record.getMessage()]
         parts += [f"{key}={value}" for key, value in _fields(record).items()]
         return " ".join(parts) + _trace(self, record)
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": _time(record),
@@ -56,3 +81,11 @@ def configure_logging(config: LogConfig) -> None:
     json_wanted = config.format is LogFormat.JSON
     handler.setFormatter(_JsonFormatter() if json_wanted else _TextFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+
+
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody took of the event loop's errors: its exception handler."""
+    what = context["message"].partition("(")[0]  # a callback's arguments follow
+    fields = {"what": what.rstrip()}
+    error = context.get("exception")
+    logger.error("loop_error", extra={"fields": fields}, exc_info=error)

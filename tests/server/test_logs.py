@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -5,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from extproc.config import LogConfig, LogFormat, LogLevel
-from extproc.server.logs import configure_logging
+from extproc.server.logs import configure_logging, log_loop_error
 
 logger = logging.getLogger("extproc.server.test")
 
@@ -65,6 +66,59 @@ def test_an_exception_is_shown(
         logger.exception("fault")
 
     assert "ZeroDivisionError" in logged(capsys)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("log_format", LogFormat)
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("a secret of the body"), "ValueError"),
+        (OSError("a secret of the body"), "OSError"),
+        (OSError(28, "No space left", "/var/lib"), "OSError: No space left"),
+    ],
+)
+def test_an_exception_is_its_kind_and_its_place(
+    error: Exception,
+    shown: str,
+    log_format: LogFormat,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(LogConfig(format=log_format))
+    try:
+        fail(error)
+    except Exception:
+        logger.exception("fault")
+
+    said = logged(capsys)
+    assert shown in said
+    assert "in fail" in said
+    assert "secret" not in said
+
+
+def test_an_error_that_nobody_took_is_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(LogConfig())
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log_loop_error)
+        failing = ValueError("a secret of the body")
+        done = loop.create_future()
+        loop.call_soon(fail, failing)
+        loop.call_soon(done.set_result, None)
+        await done
+
+    asyncio.run(run())
+
+    said = logged(capsys)
+    assert "loop_error what=Exception in callback fail\n" in said
+    assert said.endswith("ValueError\n")
+    assert "body" not in said
 
 
 @pytest.mark.parametrize("level", LogLevel)
