@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from extproc.demo.envoy_config import EnvoyConfigError, find_config
+from extproc.demo.envoy_config import EnvoyConfigError, find_config, load_config
 from extproc.demo.process import ChildError
 from extproc.demo.report import as_text
 from extproc.demo.run import Demo, Settings, demo
@@ -72,12 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 2 for a file of requests that is none."""
+    """Run the demo; 2 for a file of requests, or of Envoy, that is none."""
     try:
         requests = _read(args.requests)
+        envoy_config = args.envoy_config or find_config()
+        load_config(envoy_config)
     except (OSError, RequestFileError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"extproc: --requests: {args.requests}: {reason}", file=sys.stderr)
+        return 2
+    except EnvoyConfigError as error:
+        print(f"extproc: --envoy-config: {error}", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
     # So that the children are stopped, whichever way we are told to stop.
@@ -85,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     failed = True
     try:
         settings = Settings(
-            envoy_config=args.envoy_config or find_config(),
+            envoy_config=envoy_config,
             directory=directory,
             count=args.count or (_COUNT_VLLM if args.vllm else _COUNT),
             seed=args.seed,

@@ -15,7 +15,6 @@ from typing import Any
 from extproc.config import Config, PoolConfig, as_document
 from extproc.demo.access_log import wait_for_records
 from extproc.demo.client import send_all, time_alternately
-from extproc.demo.envoy_config import load_config
 from extproc.demo.report import ProgressBar
 from extproc.demo.results import (
     Latency,
@@ -166,7 +165,6 @@ def demo(settings: Settings) -> Iterator[Demo]:
     Raises:
         ChildError, EnvoyConfigError, VllmError: something could not be started.
     """
-    load_config(settings.envoy_config)
     backends = _backends(settings)
     config = Config(
         pools=tuple(PoolConfig(each.pool, each.max_model_len) for each in backends)

@@ -48,6 +48,7 @@ def test_without_a_vllm_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_configuration_for_envoy_it_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["demo", "--envoy-config", str(tmp_path / "none.yaml")]) == 1
     file = tmp_path / "none.yaml"
-    assert f"extproc: {file}: No such file or directory\n" in capsys.readouterr().err
+    assert main(["demo", "--envoy-config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"extproc: --envoy-config: {file}: No such file or directory\n"

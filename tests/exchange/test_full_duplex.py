@@ -80,7 +80,7 @@ def test_trailers_release_the_body_and_are_answered() -> None:
 class Broken(Router):
     """Fails whatever it is asked."""
 
-    def route(self, *args: Any) -> Decision:
+    def route(self, *args: Any, **how: Any) -> Decision:
         raise ZeroDivisionError
 
     def fail_open(self, *args: Any) -> Decision:
