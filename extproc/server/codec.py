@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,18 +182,15 @@ _BUDGET_MARK = b"\xff"
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    pieces: struct.Struct
-    """Fixed bytes and, between them, slots."""
+    layout: struct.Struct
+    """Fixed pieces and, between them, slots."""
     fixed: tuple[bytes, ...]
-    slots: tuple[int, ...]
-    """Which value goes into each slot: 0 the header's budget, else a number."""
+    arrange: Callable[[tuple[bytes | int, ...]], tuple[bytes | int, ...]]
+    """Puts the fixed pieces and the values behind them into the layout's order."""
 
     def fill(self, *values: bytes | int) -> bytes:
         """Put the values between the fixed pieces."""
-        arranged: list[bytes | int] = []
-        for piece, slot in zip(self.fixed, self.slots, strict=False):
-            arranged += (piece, values[slot])
-        return self.pieces.pack(*arranged, self.fixed[-1])
+        return self.layout.pack(*self.arrange(self.fixed + values))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -224,8 +222,9 @@ def _template(
         end = start + len(mark)
     fixed.append(wire[end:])
     layout += f"{len(wire) - end}s"
-    slots = tuple(slot for _, slot, _ in marks)
-    return _Template(struct.Struct(layout), tuple(fixed), slots)
+    order = [n for i, (_, slot, _) in enumerate(marks) for n in (i, len(fixed) + slot)]
+    arrange = operator.itemgetter(*order, len(marks))
+    return _Template(struct.Struct(layout), tuple(fixed), arrange)
 
 
 def _encode_decision(phase: str, reply: Route | Release) -> bytes:

@@ -68,17 +68,16 @@ class Distribution(Collector):
         self._bounds = list(bounds)
         self._labels = list(labels)
         self._names = [f"{bound:g}" for bound in bounds] + ["+Inf"]
-        self._counts: dict[tuple[str, ...], list[int]] = {}
-        self._sums: dict[tuple[str, ...], float] = {}
+        self._counts: dict[tuple[str, ...], list[float]] = {}
+        """Of each bucket, and behind them the sum."""
 
     def add(self, value: float, *values: str) -> None:
         """Count one value."""
         counts = self._counts.get(values)
         if counts is None:
-            counts = self._counts[values] = [0] * len(self._names)
-            self._sums[values] = 0.0
+            counts = self._counts[values] = [0] * (len(self._names) + 1)
         counts[bisect_left(self._bounds, value)] += 1
-        self._sums[values] += value
+        counts[-1] += value
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The buckets, cumulative as Prometheus has them, and the sum."""
@@ -86,6 +85,6 @@ class Distribution(Collector):
             self._name, self._documentation, labels=self._labels
         )
         for values, counts in sorted(self._counts.items()):
-            buckets = list(zip(self._names, accumulate(counts), strict=True))
-            family.add_metric(values, buckets, self._sums[values])
+            buckets = list(zip(self._names, accumulate(counts[:-1]), strict=True))
+            family.add_metric(values, buckets, counts[-1])
         yield family
