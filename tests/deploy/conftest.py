@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +17,8 @@ import yaml
 from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
 from extproc.demo.stack import Backend, stand_in
 
-from ..patience import be_patient  # noqa: TID252 - tests is no package
-from .pod import PATIENCE_S, Manifest, Pod, project, run_pod
+from ..patience import be_patient, wait_until  # noqa: TID252 - tests is no package
+from .pod import Manifest, Pod, project, run_pod
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"
 CHART = ENVOY / "helm" / "token-budget-router"
@@ -209,16 +208,7 @@ def make_patient() -> Callable[[Any], None]:
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds."""
-
-    def wait(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while not (value := condition()):
-            if time.monotonic() > deadline:
-                pytest.fail(f"not within {timeout_s} s: {condition}")
-            time.sleep(0.02)
-        return value
-
-    return wait
+    return wait_until
 
 
 @pytest.fixture(scope="session")

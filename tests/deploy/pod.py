@@ -17,12 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.demo.process import Child, answers_200, free_ports
 
-from ..patience import be_patient  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S, be_patient  # noqa: TID252 - tests is no package
 
 Manifest = dict[str, Any]
-
-PATIENCE_S = 60.0
-"""For what takes milliseconds on a machine that has nothing else to do."""
 
 PORTS = (9002, 9090, 9901, 9902, 10000)
 PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}

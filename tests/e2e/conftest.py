@@ -20,8 +20,8 @@ from extproc.demo.stack import (
     stand_in,
 )
 
-from ..patience import be_patient  # noqa: TID252 - tests is no package
-from .outside import Admin, Client, Response, wait_until
+from ..patience import be_patient, wait_until  # noqa: TID252 - tests is no package
+from .outside import Admin, Client, Response
 from .scripted import ScriptedBackend, http_response
 
 SHORT_WINDOW, LONG_WINDOW = 8192, 65536

@@ -15,8 +15,8 @@ import pytest
 from extproc.demo.process import Child
 from extproc.demo.stack import Envoy, Router
 
+from ..patience import PATIENCE_S, wait_until  # noqa: TID252 - tests is no package
 from .load import Answer, Load
-from .outside import PATIENCE_S, wait_until
 
 
 @dataclass

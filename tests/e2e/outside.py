@@ -3,20 +3,16 @@
 import http.client
 import json
 import socket
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import pytest
 
 from extproc.demo.access_log import Record, wait_for_records
 from extproc.demo.stack import Envoy, Router
 
-PATIENCE_S = 60.0
-"""For what takes milliseconds on a machine that has nothing else to do."""
+from ..patience import PATIENCE_S  # noqa: TID252 - tests is no package
 
 
 @dataclass(frozen=True)
@@ -119,16 +115,6 @@ class Client:
             while chunk := connection.recv(65536):
                 received += chunk
             return received
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until ``condition()`` is true, and return what it was."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s} s: {condition}")
-        time.sleep(0.02)
-    return value
 
 
 class Admin:

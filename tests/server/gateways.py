@@ -129,6 +129,15 @@ async def forwards_as_it_was(gateway: Gateway) -> None:
     }
 
 
+async def holds_no_stream(gateway: Gateway) -> None:
+    """What a backend has written is here before it has ended."""
+    held = b'{"hold": 1, ' + chat()[1:]
+    url = f"{gateway.url}/v1/chat/completions"
+    async with gateway.client.post(url, data=held) as response:
+        first = await response.content.readline()
+        assert b"vllm-short" in first
+
+
 async def until_it_listens(process: asyncio.subprocess.Process, port: int) -> None:
     """Return once the port can be connected to."""
     while True:
