@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from extproc.server.rpc import Call, Drainable, RpcError, Service
+from extproc.server.rpc import Call, Drainable, Replies, RpcError, Service, Status
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ class GrpcioServer:
             await call.drain()
         await self._server.stop(timeout_s)
 
-    async def serve_stream(self, path: str, context: Any) -> None:
-        """Run one stream to its end."""
+    async def serve_stream(self, path: str, context: Any) -> RpcError | None:
+        """Run one stream to its end, or to the error that it is to end with."""
         stream = _OpenCall(context)
         headers = {
             key: value
@@ -83,19 +83,19 @@ class GrpcioServer:
         }
         call = self._service.open(path, headers, stream.send)
         if call is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no method {path}")
-            return
+            return RpcError(Status.UNIMPLEMENTED, f"no method {path}")
         stream.call = call
         self._calls.add(stream)
         cancelled = True
         try:
-            await stream.run()
-            cancelled = False
-        except RpcError as error:
-            code = _CODES[error.status.value]
-            await context.abort(code, error.message)
+            error = await stream.run()
+            cancelled = error is not None
+            return error
         finally:  # a client that goes away cancels the handler
             self._calls.discard(stream)
+            # It knows ``send``: both would stay until a collection of garbage, and with
+            # them all that the call knows of.
+            stream.call = None
             call.closed(cancelled)
 
 
@@ -112,7 +112,9 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
         path = handler_call_details.method
 
         async def behaviour(_: object, context: Any) -> None:
-            await self._server.serve_stream(path, context)
+            error = await self._server.serve_stream(path, context)
+            if error is not None:
+                await context.abort(_CODES[error.status.value], error.message)
 
         # With no (de)serializer, messages are bytes both ways.
         return grpc.stream_stream_rpc_method_handler(behaviour)
@@ -127,17 +129,18 @@ class _OpenCall:
     """
 
     def __init__(self, context: Any) -> None:
-        self.call: Call
+        self.call: Call | None = None
         self._context = context
         self._late: deque[bytes] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[RpcError | None]
         self._over = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Answer each message until either side ends the stream."""
+    async def run(self) -> RpcError | None:
+        """Answer each message until either side ends the stream, or an error does."""
         answering = asyncio.ensure_future(self._answer())
         answering.add_done_callback(self._settle)
-        await self._over
+        return await self._over
 
     async def _answer(self) -> bool:
         """Answer until the client says no more; whether the stream is over then."""
@@ -145,15 +148,19 @@ class _OpenCall:
             message = await self._context.read()
             if self._over.done():
                 return True
-            half_closed = message is grpc.aio.EOF
-            if half_closed:
-                replies, end = self.call.half_closed()
-            else:
-                replies, end = self.call.receive(message)
+            replies, end = self._ask(message)
             for reply in replies:
                 await self._context.write(reply)
-            if end or half_closed:
+            if end or message is grpc.aio.EOF:
                 return end
+
+    def _ask(self, message: Any) -> Replies:
+        # Apart from the loop, whose frame a traceback of gRPC's may keep.
+        if self.call is None:
+            return (), True
+        if message is grpc.aio.EOF:
+            return self.call.half_closed()
+        return self.call.receive(message)
 
     def _settle(self, answering: asyncio.Task[bool]) -> None:
         if answering.cancelled():
@@ -162,10 +169,12 @@ class _OpenCall:
         error = answering.exception()
         if self._over.done():
             return
-        if error is not None:
+        if isinstance(error, RpcError):
+            self._end(error)
+        elif error is not None:
             self._over.set_exception(error)
         elif answering.result():
-            self._over.set_result(None)
+            self._end(True)
 
     def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
         """Send outside of an answer; without effect once the stream is over."""
@@ -181,7 +190,8 @@ class _OpenCall:
         if self._over.done():
             return
         if isinstance(how, RpcError):
-            self._over.set_exception(how)
+            # Its traceback knows of us.
+            self._over.set_result(how.with_traceback(None))
         else:
             self._over.set_result(None)
 

@@ -1,6 +1,8 @@
 import asyncio
+import contextlib
 import ctypes
 import gc
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -139,6 +141,30 @@ def test_a_stream_may_end_in_an_error_outside_of_an_answer() -> None:
         assert await call.details() == "no, after all"
 
     assert served(use) == [True]
+
+
+@pytest.mark.parametrize("last", [b"end", b"refuse", b"refuse later"])
+def test_nothing_keeps_a_call_that_has_ended(last: bytes) -> None:
+    """What it knows of would stay, an old router and all, until a collection."""
+
+    async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
+        call = talk(channel)
+        await call.write(last)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        await service.ended.wait()
+        ended = weakref.ref(service.talk)
+        del service.talk
+        async with asyncio.timeout(20):
+            while ended() is not None:
+                await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        served(use)
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_goes_away_closes_its_call() -> None:
