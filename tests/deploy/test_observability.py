@@ -231,23 +231,28 @@ class Prometheus:
             for _, value in self.query(f"{query} or vector(0)")
         )
 
-    def has_caught_up(self, pod: Any) -> bool:
-        """Whether it has scraped what the pod counts at this moment."""
-        counters = (
-            ("http-admin", "/metrics", "extproc_decisions_total"),
-            ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
+    def has(self, counts: dict[str, float]) -> bool:
+        """Whether it has scraped as much of each counter."""
+        return all(
+            sum(value for _, value in self.query(f"sum({name})")) >= count
+            for name, count in counts.items()
         )
-        for port, path, name in counters:
-            url = f"http://127.0.0.1:{pod.ports[port]}{path}"
-            with urllib.request.urlopen(url, timeout=60) as response:
-                lines = response.read().decode().splitlines()
-            values = [
-                line.split()[-1] for line in lines if line.startswith(f"{name}{{")
-            ]
-            scraped = sum(value for _, value in self.query(f"sum({name})"))
-            if scraped < sum(map(float, values)):
-                return False
-        return True
+
+
+def counted(pod: Any) -> dict[str, float]:
+    """What a pod counts at this moment. To ask Envoy is counted too."""
+    counters = (
+        ("http-admin", "/metrics", "extproc_decisions_total"),
+        ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
+    )
+    counts = {}
+    for port, path, name in counters:
+        url = f"http://127.0.0.1:{pod.ports[port]}{path}"
+        with urllib.request.urlopen(url, timeout=60) as response:
+            lines = response.read().decode().splitlines()
+        values = [line.split()[-1] for line in lines if line.startswith(f"{name}{{")]
+        counts[name] = sum(map(float, values))
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +290,7 @@ def prometheus(
         # A rate needs two scrapes of a series, and something between them.
         for part in itertools.cycle((mixed[:200], mixed[200:])):
             send_all(throughput_pod.ports["http"], part + around_the_threshold())
-            eventually(functools.partial(running.has_caught_up, throughput_pod))
+            eventually(functools.partial(running.has, counted(throughput_pod)))
             # All that is asked from now on is asked about this moment.
             running.at = time.time()
             if running.has_all():
