@@ -250,6 +250,8 @@ def run(
     with load:
         while time.monotonic() - began_s < seconds:
             time.sleep(min(RELOAD_S, seconds / 25))
+            # Before the next reload, in which an old router and a new one are there.
+            samples.append(sample(stack, began_s, load.requests))
             reloads += 1
             threshold = 4096 + reloads % 2
             short = {"name": "short", "max_model_len": 8192}
@@ -259,7 +261,6 @@ def run(
             ]
             path.write_text(yaml.safe_dump(config))
             os.kill(stack.router.child.pid, signal.SIGHUP)
-            samples.append(sample(stack, began_s, load.requests))
             if len(samples) % max(1, int(seconds / RELOAD_S / 25)) == 0:
                 row = (f"{value:>10.1f}" for value in astuple(samples[-1]))
                 print(" ".join(row), flush=True)
