@@ -54,27 +54,31 @@ class Reading:
         return self._decoding is not None or len(self._body) > DIRECT_BYTES
 
     def finish(self) -> Request | Reason:
-        """Read all that is left."""
-        while self.result is None:
-            self.step()
+        """Read all that is left.
+
+        Raises:
+            Exception: a fault of ours, whatever it is.
+        """
+        while self.step():
+            pass
+        if self._fault is not None:
+            raise self._fault
+        assert self.result is not None
         return self.result
 
     def step(self) -> bool:
-        """Go on reading; false once there is a result.
+        """Go on reading; false once there is nothing more to do.
 
-        Raises:
-            Exception: a fault of ours, whatever it is; and again when asked again, as
-                what is left of the body may well read like another.
+        Never raises: a fault of ours is for ``finish`` to tell. Nothing is read after
+        one, as what is left of the body may well read like another.
         """
-        if self._fault is not None:
-            raise self._fault
-        if self.result is not None:
+        if self.result is not None or self._fault is not None:
             return False
         try:
             return self._step()
         except Exception as error:
             self._fault = error
-            raise
+            return False
 
     def _step(self) -> bool:
         if self._decoding is not None:

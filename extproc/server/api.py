@@ -229,10 +229,7 @@ class _Deciding:
         self._reading = None
 
     def _step(self) -> bool:
-        try:
-            return self._reading is not None and self._reading.step()
-        except Exception:  # whoever answers will meet it again
-            return False
+        return self._reading is not None and self._reading.step()
 
     def _answer_late(self, asked: pb.DecideRequest, reading: Reading) -> None:
         if self._reading is None:

@@ -319,10 +319,7 @@ class Stream:
         return self._service.step(self._exchange, decoded, received_s)
 
     def _read(self, reading: Reading) -> bool:
-        try:
-            return self._held is not None and reading.step()
-        except Exception:  # the exchange will meet it again, and count it
-            return False
+        return self._held is not None and reading.step()
 
     def _answer(self) -> None:
         held, self._held = self._held or [], None

@@ -12,9 +12,9 @@ import pytest
 
 from extproc.config import Config
 from extproc.exchange import machine
-from extproc.exchange.events import Event
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.openai import Source
 from extproc.exchange.outliner import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.reading import Reading
 from extproc.server.assembly import build_router
@@ -485,26 +485,25 @@ def test_what_cannot_be_read_goes_to_the_default_pool(body: bytes, reason: str) 
 
 
 class BrokenReading(Reading):
-    def step(self) -> bool:
+    def _parse(self, source: Source) -> None:
         raise ZeroDivisionError
 
 
 class Exchange(machine.Exchange):
-    """One whose readings fail, as by a fault of ours, until they are asked again."""
-
-    def begin_reading(self, event: Event) -> Reading | None:
-        return BrokenReading("", b"", "", 0)
+    def _new_reading(self, body: bytes | bytearray | memoryview) -> Reading:
+        return BrokenReading("", bytes(body), "", 16 * MIB)
 
 
-def test_a_fault_while_reading_costs_no_decision() -> None:
+def test_a_fault_while_reading_is_counted_and_costs_no_request() -> None:
     def new_exchange(metadata: Mapping[str, str], *needs: Any) -> Exchange:
         return Exchange(*needs)
 
     server = Server(new_exchange)
     client = Client(server)
 
-    client.send_body(LARGE)
+    assert client.send_body(LARGE) == ((), False)
     server.run()
 
-    assert client.ended
-    assert client.reason == "over_capacity"
+    assert client.ended is True
+    assert client.reason == "fault"
+    assert server.metrics.registry.get_sample_value("extproc_faults_total") == 1
