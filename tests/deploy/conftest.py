@@ -78,6 +78,11 @@ def envoy_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def observability(envoy_folder: Path) -> Path:
+    return envoy_folder / "observability"
+
+
+@pytest.fixture(scope="session")
 def tools() -> Path:
     """The folder with helm, kubectl and the schemas of custom resources."""
     spec = importlib.util.spec_from_file_location(

@@ -1,70 +1,20 @@
-"""Scrape configuration, alerts and dashboard, on a real Prometheus and a real run."""
+"""Scrape configuration, alerts and dashboard: sound, complete and in agreement."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import http.client
-import itertools
 import json
-import math
 import re
-import shutil
 import subprocess
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from extproc.demo.process import Child, answers_200, free_ports
-from extproc.demo.workload import DemoRequest, Target, make_requests
-from extproc.routing.router import Misroute
 from extproc.server.merging import MergedMetrics
 from extproc.server.metrics import Metrics
 
-DASHBOARD = "grafana/dashboards/token-budget-router.json"
-VARIABLES = {"$__rate_interval": "1m", "$window": "1m", "$job": ".+", "$short": "short"}
-
-Sample = tuple[dict[str, str], float]
-
-
-def program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        package = {"node": "nodejs"}.get(name, "prometheus")
-        pytest.skip(f"no {name}: it comes with Debian's package {package}")
-    return found
-
-
-@pytest.fixture(scope="module")
-def observability(envoy_folder: Path) -> Path:
-    return envoy_folder / "observability"
-
-
-def panels(observability: Path) -> list[dict[str, Any]]:
-    board = json.loads((observability / DASHBOARD).read_text())
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
-
-
-def expressions(observability: Path) -> list[tuple[str, str, str]]:
-    """Title, unit and query of each target of each panel, with variables filled in."""
-    found = []
-    for panel in panels(observability):
-        for target in panel["targets"]:
-            query = target["expr"]
-            for variable, value in VARIABLES.items():
-                query = query.replace(variable, value)
-            found.append(
-                (panel["title"], panel["fieldConfig"]["defaults"]["unit"], query)
-            )
-    return found
+from .dashboard import DASHBOARD, alerts, expressions, panels, program
 
 
 def own_metrics() -> set[str]:
@@ -94,12 +44,6 @@ def test_each_alert_fires_where_it_should(observability: Path):
         fires = rf"alertname: {alert['alert']}\n    exp_alerts:"
         assert re.search(fires, named), alert["alert"]
         assert f"{{eval_time: 4h, alertname: {alert['alert']}}}" in named
-
-
-def alerts(observability: Path) -> list[dict[str, Any]]:
-    (group,) = yaml.safe_load((observability / "rules.yml").read_text())["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
 
 
 def test_queries_use_metrics_that_exist_and_leave_none_out(observability: Path):
@@ -186,254 +130,6 @@ def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
     assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
 
 
-@dataclass
-class Prometheus:
-    """A running Prometheus."""
-
-    port: int
-    at: float | None = None
-    """When queries are evaluated, in seconds since the epoch; None: now."""
-
-    def get(self, path: str, **parameters: str) -> Any:
-        url = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                answer = json.load(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                pytest.fail(f"{parameters}: {error.read().decode()}")
-        assert answer["status"] == "success"
-        return answer["data"]
-
-    def query(self, query: str) -> list[Sample]:
-        """Every result's labels and value."""
-        when = {} if self.at is None else {"time": str(self.at)}
-        data = self.get("/api/v1/query", query=query, **when)
-        if data["resultType"] == "scalar":
-            return [({}, float(data["result"][1]))]
-        return [(each["metric"], float(each["value"][1])) for each in data["result"]]
-
-    def has_all(self) -> bool:
-        """Whether what the panels divide by is there, and what comes late."""
-        counters = (
-            "extproc_decisions_total",
-            'extproc_observations_total{result="learned"}',
-            "extproc_message_seconds_count",
-            'extproc_access_log_entries_total{result="observed"}',
-        )
-        wanted = [f"sum(rate({counter}[1m]))" for counter in counters]
-        # After 200 requests to one worker.
-        wanted.append("max(extproc_advised_threshold_tokens)")
-        wanted += ["sum(extproc_config_reload_total)", "min(up)"]
-        return all(
-            value > 0
-            for query in wanted
-            for _, value in self.query(f"{query} or vector(0)")
-        )
-
-    def has(self, counts: dict[str, float]) -> bool:
-        """Whether it has scraped as much of each counter."""
-        return all(
-            sum(value for _, value in self.query(f"sum({name})")) >= count
-            for name, count in counts.items()
-        )
-
-
-def counted(pod: Any) -> dict[str, float]:
-    """What a pod counts at this moment. To ask Envoy is counted too."""
-    counters = (
-        ("http-admin", "/metrics", "extproc_decisions_total"),
-        ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
-    )
-    counts = {}
-    for port, path, name in counters:
-        url = f"http://127.0.0.1:{pod.ports[port]}{path}"
-        with urllib.request.urlopen(url, timeout=60) as response:
-            lines = response.read().decode().splitlines()
-        values = [line.split()[-1] for line in lines if line.startswith(f"{name}{{")]
-        counts[name] = sum(map(float, values))
-    return counts
-
-
-@pytest.fixture(scope="module")
-def prometheus(
-    observability: Path,
-    throughput_pod,
-    pools,
-    eventually,
-    update_config,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Prometheus]:
-    """A Prometheus with our configuration that has scraped two rounds of traffic."""
-    command = program("prometheus")
-    (port,) = free_ports(1)
-    directory = tmp_path_factory.mktemp("prometheus")
-    config = scrape_of(observability, throughput_pod, pools)
-    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(observability / "rules.yml", directory)
-    child = Child(
-        "prometheus",
-        [
-            *(command, "--config.file", str(directory / "prometheus.yml")),
-            *("--storage.tsdb.path", str(directory / "data")),
-            *("--web.listen-address", f"127.0.0.1:{port}"),
-        ],
-        directory / "prometheus.log",
-    )
-    running = Prometheus(port)
-    mixed = list(make_requests(400, 7, Target(short_window=2048, longest_answer=16)))
-    with child:
-        child.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/-/ready"), 60)
-        config = throughput_pod.volumes["config"]
-        text = (config / "extproc.yaml").read_text()
-        update_config(config, {"extproc.yaml": f"{text}\n# changed\n"})
-        # A rate needs two scrapes of a series, and something between them.
-        for part in itertools.cycle((mixed[:200], mixed[200:])):
-            send_all(throughput_pod.ports["http"], part + around_the_threshold())
-            eventually(functools.partial(running.has, counted(throughput_pod)))
-            # All that is asked from now on is asked about this moment.
-            running.at = time.time()
-            if running.has_all():
-                break
-            running.at = None
-        yield running
-
-
-def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]:
-    """Our scrape configuration with this machine's addresses and a shorter interval."""
-    text = (observability / "prometheus.yml").read_text()
-    addresses = {
-        "extproc:9090": pod.ports["http-admin"],
-        "envoy:9902": pod.ports["http-stats"],
-    } | {f"vllm-{pool.pool}:8000": pool.port for pool in pools}
-    for name, port in addresses.items():
-        assert name in text
-        text = text.replace(name, f"127.0.0.1:{port}")
-    config: dict[str, Any] = yaml.safe_load(text)
-    config["global"] = {
-        "scrape_interval": "1s",
-        "scrape_timeout": "1s",
-        "evaluation_interval": "1s",
-    }
-    return config
-
-
-def around_the_threshold() -> list[DemoRequest]:
-    """Requests of 5,000 to 8,000 tokens: they overflow the short stand-in, which holds
-    half of the 8,192 that the router is told; or, where the bound is above the threshold,
-    they waste the long one."""
-    return [
-        DemoRequest(
-            "/v1/completions",
-            json.dumps(
-                {"model": "m", "prompt": "hello " * words, "max_tokens": 4}
-            ).encode(),
-            "prose",
-        )
-        for words in range(5000, 8001, 500)
-    ]
-
-
-def send_all(port: int, requests: list[DemoRequest]) -> None:
-    """Send them, eight at a time."""
-
-    def send(request: DemoRequest) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-        try:
-            headers = {"content-type": "application/json", **request.headers}
-            connection.request("POST", request.path, request.body, headers)
-            response = connection.getresponse()
-            response.read()
-            return response.status
-        finally:
-            connection.close()
-
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        statuses = list(threads.map(send, requests))
-    assert set(statuses) == {200}
-
-
-@pytest.mark.e2e
-def test_every_target_is_scraped(prometheus: Prometheus):
-    targets = prometheus.query("up")
-    assert sorted(labels["job"] for labels, _ in targets) == [
-        "envoy",
-        "extproc",
-        "vllm",
-        "vllm",
-    ]
-    assert all(value == 1 for _, value in targets)
-
-
-@pytest.mark.e2e
-def test_every_panel_shows_sound_numbers(prometheus: Prometheus, observability: Path):
-    for title, unit, query in expressions(observability):
-        results = prometheus.query(query)
-        assert results, f"{title}: no data from {query}"
-        for labels, value in results:
-            assert math.isfinite(value), (title, labels, value)
-            if title.startswith("Estimate error"):
-                assert -1 <= value <= 2, (title, labels, value)
-            elif unit == "percentunit":
-                # Above 1 where Prometheus extrapolates two young counters.
-                assert 0 <= value <= 1.5, (title, labels, value)
-            else:
-                assert value >= 0, (title, labels, value)
-
-
-@pytest.mark.e2e
-def test_numbers_agree_with_the_traffic(prometheus: Prometheus, observability: Path):
-    queries = {title: query for title, _, query in expressions(observability)}
-    for title in ("Share by pool", "Share by category"):
-        assert math.isclose(
-            sum(value for _, value in prometheus.query(queries[title])), 1
-        )
-    pools = {labels["pool"] for labels, _ in prometheus.query(queries["Share by pool"])}
-    assert pools == {"short", "long"}
-    kinds = {
-        labels["kind"] for labels, _ in prometheus.query(queries["Misroutes by kind"])
-    }
-    assert kinds <= set(Misroute)
-    assert (
-        sum(value for _, value in prometheus.query(queries["Overflows sent again"])) > 0
-    )
-
-
-@pytest.mark.e2e
-def test_every_alert_is_evaluated(
-    prometheus: Prometheus, observability: Path, eventually
-):
-    def evaluated() -> list[dict[str, Any]]:
-        (group,) = prometheus.get("/api/v1/rules")["groups"]
-        rules: list[dict[str, Any]] = group["rules"]
-        return rules if all(rule["health"] != "unknown" for rule in rules) else []
-
-    rules = eventually(evaluated)
-    assert [rule["name"] for rule in rules] == [
-        alert["alert"] for alert in alerts(observability)
-    ]
-    assert {rule["health"] for rule in rules} == {"ok"}
-
-
-@pytest.mark.e2e
-def test_the_autoscaler_s_metric_counts_decisions(
-    prometheus: Prometheus, observability: Path
-):
-    """prometheus-adapter's query, as it fills it in."""
-    values = yaml.safe_load((observability / "prometheus-adapter.yaml").read_text())
-    (rule,) = values["rules"]["custom"]
-    series = rule["seriesQuery"].partition("{")[0]
-    query = (
-        rule["metricsQuery"]
-        .replace("<<.Series>>", series)
-        .replace("<<.LabelMatchers>>", 'job="extproc"')
-        .replace("<<.GroupBy>>", "instance")
-    )
-    ((_, value),) = prometheus.query(query)
-    assert value > 0
-
-
-@pytest.mark.e2e
 def test_the_autoscaler_asks_for_the_metric_that_is_served(
     kustomize, observability: Path
 ):
