@@ -36,15 +36,8 @@ from extproc.commands.fleet_options import (
     read_slo,
     read_workload,
 )
-from extproc.fleet.simulation import (
-    TAUGHT,
-    Declared,
-    PoolResult,
-    PoolSpec,
-    Result,
-    Run,
-    simulate,
-)
+from extproc.fleet.results import PoolResult, Result
+from extproc.fleet.simulation import TAUGHT, Declared, PoolSpec, Run, simulate
 from extproc.fleet.sizing import DEFAULT_MAX_NUM_SEQS, Engine
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.strategy import StrategyName, StrategySpec

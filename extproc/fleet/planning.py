@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from extproc.fleet.simulation import Declared, PoolSpec, Result, Run, simulate
+from extproc.fleet.results import Result
+from extproc.fleet.simulation import Declared, PoolSpec, Run, simulate
 from extproc.fleet.sizing import (
     DEFAULT_MAX_NUM_SEQS,
     Assignment,

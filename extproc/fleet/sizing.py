@@ -17,8 +17,9 @@ import numpy as np
 
 from extproc.fleet.cost import Demand
 from extproc.fleet.instance import Instance, Job
+from extproc.fleet.results import PoolResult
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.simulation import Declared, PoolResult, PoolSpec, Run, simulate
+from extproc.fleet.simulation import Declared, PoolSpec, Run, simulate
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, StrategyName, StrategySpec, build_strategy

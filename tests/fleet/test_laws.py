@@ -7,8 +7,9 @@ import pytest
 
 from extproc.fleet import cost
 from extproc.fleet.instance import Instance, Job
+from extproc.fleet.results import Result
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.simulation import PoolSpec, Result, Run, simulate
+from extproc.fleet.simulation import PoolSpec, Run, simulate
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
