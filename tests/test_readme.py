@@ -17,8 +17,8 @@ import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config, load_config
 from extproc.routing.policy import Reason
-from extproc.server.merging import MergedMetrics
-from extproc.server.metrics import Metrics
+from extproc.server.observe.metrics import Metrics
+from extproc.server.workers.merge import MergedMetrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -22,8 +22,8 @@ from typing import Any
 
 from extproc.commands.check_config import read_config
 from extproc.exchange.openai import PATHS
-from extproc.server.assembly import build_router
-from extproc.server.explaining import DEFAULT_PATH, Explainer
+from extproc.server.admin.explain import DEFAULT_PATH, Explainer
+from extproc.server.build import build_router
 
 _SERVER_TIMEOUT_S = 10.0
 

@@ -41,7 +41,7 @@ from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.policy import Reason
 from extproc.routing.prior import FAMILIES
 from extproc.routing.router import Decision, Outcome, Router
-from extproc.server.assembly import build_router, build_sampler
+from extproc.server.build import build_router, build_sampler
 
 DEFAULT_PATH = "/v1/chat/completions"
 

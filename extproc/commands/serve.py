@@ -18,9 +18,9 @@ from extproc.config import Config, ConfigError
 from extproc.server.app import App
 from extproc.server.logs import configure_logging
 from extproc.server.memory import keep_freed_memory
-from extproc.server.supervisor import Supervisor
-from extproc.server.transports import loop_factory
-from extproc.server.worker import Worker
+from extproc.server.transport.choose import loop_factory
+from extproc.server.workers.supervisor import Supervisor
+from extproc.server.workers.worker import Worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

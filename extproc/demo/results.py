@@ -15,7 +15,7 @@ from extproc.demo.client import Reply
 from extproc.exchange.openai import parse_request
 from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
 from extproc.routing.router import Decision
-from extproc.server.assembly import build_router
+from extproc.server.build import build_router
 
 _FAILURES_TOLD = 5
 

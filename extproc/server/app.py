@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config import Config
-from extproc.server.access_log import AccessLog, WithAccessLog
-from extproc.server.admin import AdminServer
-from extproc.server.api import Api, WithApi
-from extproc.server.assembly import build_recording, build_store, build_tracing
-from extproc.server.document import NAME
-from extproc.server.health import HealthStatuses
-from extproc.server.live import Live
+from extproc.server.admin.server import AdminServer
+from extproc.server.build import build_recording, build_store, build_tracing
+from extproc.server.learned.document import NAME
+from extproc.server.learned.store import DirectoryStore
+from extproc.server.learned.sync import StateKeeper
 from extproc.server.logs import configure_logging, log_loop_error
 from extproc.server.reload import ConfigWatch
-from extproc.server.service import Watcher, plain_exchange
-from extproc.server.state import StateKeeper
-from extproc.server.store import DirectoryStore
-from extproc.server.transports import build_transport
-from extproc.server.worker import Worker, worker_address
+from extproc.server.runtime import Live
+from extproc.server.services.access_log import AccessLog, WithAccessLog
+from extproc.server.services.decide import Api, WithApi
+from extproc.server.services.ext_proc import Watcher, plain_exchange
+from extproc.server.services.health import HealthStatuses
+from extproc.server.transport.choose import build_transport
+from extproc.server.workers.worker import Worker, worker_address
 
 logger = logging.getLogger(__name__)
 

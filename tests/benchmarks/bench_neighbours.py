@@ -21,7 +21,7 @@ import grpc
 from rig import GRPCIO, NATIVE, Scenario, chat, get, start_server
 
 from extproc.demo.process import Child, answers_200, free_ports
-from extproc.server.service import PROCESS
+from extproc.server.services.ext_proc import PROCESS
 from extproc.wire import ext_proc_pb2 as pb
 
 MIB = 1 << 20

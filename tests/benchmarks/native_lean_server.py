@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
-from extproc.server.health import HealthStatuses
-from extproc.server.native import NativeServer, new_event_loop
-from extproc.server.rpc import Call, Replies, Send
+from extproc.rpc.call import Call, Replies, Send
+from extproc.server.services.health import HealthStatuses
+from extproc.server.transport.native import NativeServer, new_event_loop
 
 
 def routed(pool: bytes) -> bytes:

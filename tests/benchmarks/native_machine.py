@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 from hpack import Encoder
 
-from extproc.server.http2 import Connection
-from extproc.server.limits import Limits
-from extproc.server.rpc import Call, Replies, Send
+from extproc.rpc.call import Call, Replies, Send
+from extproc.rpc.connection import Connection
+from extproc.rpc.limits import Limits
 
 INTRODUCTION = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -18,9 +18,9 @@ import grpc
 from rig_envoy import BUFFER_BYTES
 
 from extproc.exchange.events import Continue, RequestBody, RequestHeaders
-from extproc.server.codec import encode
-from extproc.server.native import new_event_loop
-from extproc.server.service import PROCESS
+from extproc.server.services.codec import encode
+from extproc.server.services.ext_proc import PROCESS
+from extproc.server.transport.native import new_event_loop
 
 SSE_EVENTS = 64
 SSE_PAUSE_S = 0.001

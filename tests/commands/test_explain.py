@@ -11,7 +11,7 @@ from extproc.commands.explain import render
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.router import Router
-from extproc.server.explaining import Explainer
+from extproc.server.admin.explain import Explainer
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Tell me all."}]}
 

@@ -20,7 +20,7 @@ from extproc.demo.results import (
 )
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.openai import parse_request
-from extproc.server.assembly import build_router
+from extproc.server.build import build_router
 
 CONFIG = Config(pools=(PoolConfig("short", 100), PoolConfig("long", 1000)))
 

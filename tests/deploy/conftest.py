@@ -17,7 +17,7 @@ import yaml
 from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
 from extproc.demo.stack import Backend, stand_in
 
-from ..patience import be_patient, wait_until  # noqa: TID252 - tests is no package
+from ..patience import be_patient, wait_until
 from .pod import Manifest, Pod, project, run_pod
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"

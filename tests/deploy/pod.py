@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.demo.process import Child, answers_200, free_ports
 
-from ..patience import PATIENCE_S, be_patient  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S, be_patient
 
 Manifest = dict[str, Any]
 

@@ -16,7 +16,7 @@ import yaml
 
 from extproc.config import StateStore, load_config
 from extproc.demo.process import Child, answers_200, free_ports
-from extproc.server.worker import worker_address
+from extproc.server.workers.worker import worker_address
 
 ROOT = Path(__file__).resolve().parents[2]
 

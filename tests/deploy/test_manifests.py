@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from extproc.config import load_config
-from extproc.server.worker import worker_address
+from extproc.server.workers.worker import worker_address
 
 Manifest = dict[str, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.server.merging import MergedMetrics
-from extproc.server.metrics import Metrics
+from extproc.server.observe.metrics import Metrics
+from extproc.server.workers.merge import MergedMetrics
 
 from .dashboard import DASHBOARD, alerts, expressions, panels, program
 

@@ -20,7 +20,7 @@ from extproc.demo.stack import (
     stand_in,
 )
 
-from ..patience import be_patient, wait_until  # noqa: TID252 - tests is no package
+from ..patience import be_patient, wait_until
 from .outside import Admin, Client, Response
 from .scripted import ScriptedBackend, http_response
 

@@ -15,7 +15,7 @@ import pytest
 from extproc.demo.process import Child
 from extproc.demo.stack import Envoy, Router
 
-from ..patience import PATIENCE_S, wait_until  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S, wait_until
 from .load import Answer, Load
 
 

@@ -11,10 +11,10 @@ import signal
 import sys
 from typing import Any
 
-from extproc.server.grpcio import GrpcioServer
-from extproc.server.health import HealthStatuses, WithHealth
-from extproc.server.rpc import Call, Replies, Send
-from extproc.server.service import PROCESS
+from extproc.rpc.call import Call, Replies, Send
+from extproc.server.services.ext_proc import PROCESS
+from extproc.server.services.health import HealthStatuses, WithHealth
+from extproc.server.transport.grpcio import GrpcioServer
 from extproc.wire import ext_proc_pb2 as pb
 
 

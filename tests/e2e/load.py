@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..patience import PATIENCE_S  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S
 
 CLIENTS = 4
 THINK_S = 0.01

@@ -12,7 +12,7 @@ from typing import Any
 from extproc.demo.access_log import Record, wait_for_records
 from extproc.demo.stack import Envoy, Router
 
-from ..patience import PATIENCE_S  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S
 
 
 @dataclass(frozen=True)

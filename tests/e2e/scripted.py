@@ -8,7 +8,7 @@ from pathlib import Path
 from extproc.demo.process import Child
 from extproc.demo.stack import Backend
 
-from ..patience import PATIENCE_S  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S
 
 
 @dataclass(frozen=True)

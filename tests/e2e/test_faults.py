@@ -24,7 +24,7 @@ from extproc.demo.envoy_config import find_config
 from extproc.demo.process import Child, free_ports
 from extproc.demo.stack import Backend, Router, Stack, envoy, router, stand_in
 
-from ..patience import PATIENCE_S, wait_until  # noqa: TID252 - tests is no package
+from ..patience import PATIENCE_S, wait_until
 from .faults import Crowded, FakeVllm, Rig, make_clock, with_port
 from .load import (
     CLIENTS,

@@ -20,18 +20,18 @@ from extproc.routing.category import classify
 from extproc.routing.features import measure
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
-from extproc.server.assembly import build_router
-from extproc.server.codec import UnknownMessageError, decode
-from extproc.server.document import FORMAT, VERSION
-from extproc.server.document import decode as decode_document
-from extproc.server.document import encode as encode_document
-from extproc.server.http2 import Connection
-from extproc.server.limits import Limits
-from extproc.server.metrics import Metrics
-from extproc.server.rpc import RpcError
-from extproc.server.service import PROCESS, ExtProcService
-from extproc.server.store import UnreadableDocument
-from extproc.server.vllm import parse_max_model_len, parse_metrics
+from extproc.rpc.call import RpcError
+from extproc.rpc.connection import Connection
+from extproc.rpc.limits import Limits
+from extproc.server.build import build_router
+from extproc.server.learned.document import FORMAT, VERSION
+from extproc.server.learned.document import decode as decode_document
+from extproc.server.learned.document import encode as encode_document
+from extproc.server.learned.store import UnreadableDocument
+from extproc.server.observe.metrics import Metrics
+from extproc.server.pools.vllm import parse_max_model_len, parse_metrics
+from extproc.server.services.codec import UnknownMessageError, decode
+from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.wire import ext_proc_pb2 as pb
 
 ENCODINGS = ("gzip", "deflate", "br", "zstd", "gzip, br", "identity", "GZIP", "x")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.server.native import new_event_loop
+from extproc.server.transport.native import new_event_loop
 
 from .native_server import TIMEOUT_S
 

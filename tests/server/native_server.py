@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from extproc.server.health import HealthStatuses
-from extproc.server.native import NativeServer
+from extproc.server.services.health import HealthStatuses
+from extproc.server.transport.native import NativeServer
 
-from .peers import TestService
+from ..rpc.peers import TestService
 
 TIMEOUT_S = 20
 INTRODUCTION = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"

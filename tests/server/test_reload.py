@@ -8,8 +8,8 @@ from extproc.routing.features import measure
 from extproc.routing.learned import snapshot
 from extproc.routing.policy import Pool
 from extproc.routing.request import Prompt
-from extproc.server.live import Live
 from extproc.server.reload import ConfigWatch, Reloaded, fingerprint
+from extproc.server.runtime import Live
 
 
 class Watched:

@@ -1,0 +1,306 @@
+"""The streams of one connection, and the application's calls on them.
+
+A stream ends twice: :attr:`Stream.ended` when the call's answer is complete, and for
+good when both sides have closed it.  In between it *lingers*: the peer may still send,
+and counts it among its concurrent streams.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from extproc.rpc import frames as f
+from extproc.rpc.call import Drainable, Replies, RpcError, Service, Status
+from extproc.rpc.frames import ErrorCode
+from extproc.rpc.headers import Head
+from extproc.rpc.limits import Limits
+from extproc.rpc.outbound import Outbound
+from extproc.rpc.streams import Incoming, Stream
+
+_METHOD_UNKNOWN: Final = f.trailers_only(Status.UNIMPLEMENTED, "unknown method")
+
+
+class Calls:
+    """Opens calls, hands them their messages, sends what they answer.
+
+    Args:
+        report: told of each exception that a call raised, with where it happened.
+        wake: called when a call has used its ``send``.
+
+    Attributes:
+        streams: all that are not closed for good, by identifier.
+        out: the connection's sending half.
+        last_id: the highest stream that the peer has used.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        report: Callable[[str, Exception], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.out = Outbound(self._final_sent)
+        self.last_id = 0
+        self._service = service
+        self._limits = limits
+        self._report = report
+        self._wake = wake
+        self._lingering: OrderedDict[int, Stream] = OrderedDict()
+        self._reset_ids: OrderedDict[int, None] = OrderedDict()
+        self._deadlines: list[tuple[float, int]] = []
+        self._held_bytes = 0
+
+    @property
+    def unanswered(self) -> int:
+        """Streams whose answer is not complete, or not all sent."""
+        return len(self.streams) - len(self._lingering)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When :meth:`expire` has work to do."""
+        deadlines = self._deadlines
+        while deadlines and not self._is_due(deadlines[0][1]):
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else None
+
+    def is_idle(self, stream_id: int) -> bool:
+        """Whether the peer never opened it; stream 0 and even ones count as such."""
+        return stream_id > self.last_id or not stream_id & 1
+
+    def is_lingering(self, stream_id: int) -> bool:
+        """Whether a stream has been answered and waits for the peer to close it."""
+        return stream_id in self._lingering
+
+    def was_reset(self, stream_id: int) -> bool:
+        """Whether we have reset a stream of late: the peer may not know yet."""
+        return stream_id in self._reset_ids
+
+    # ---- what the peer does -------------------------------------------------------
+
+    def open(self, stream_id: int, head: Head, ends: bool, now: float) -> None:
+        """Start a call."""
+        if len(self.streams) >= self._limits.max_concurrent_streams:
+            self.reject(stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        stream = Stream(stream_id, self.out.stream_window)
+        stream.remote_closed = ends
+        stream.content_left = head.content_length
+        self.streams[stream_id] = stream
+        if head.refusal is not None:
+            self._end(stream, head.refusal)
+            return
+        try:
+            call = self._service.open(
+                head.path, head.headers, partial(self._send, stream)
+            )
+        except Exception as error:  # the application's, whatever it is
+            self._failed(stream, f"open {head.path}", error)
+            return
+        if call is None:
+            self._end(stream, _METHOD_UNKNOWN)
+            return
+        stream.call = call
+        if stream.ended:  # by ``send``, before there was a call to close
+            self._release(stream, cancelled=False)
+            return
+        if head.timeout_s is not None:
+            self._set_deadline(stream_id, now + head.timeout_s)
+        if ends:
+            self.remote_end(stream)
+
+    def deliver(self, stream: Stream, message: bytes) -> bool:
+        """Hand over a message: whether the call wants more."""
+        call = stream.call
+        if call is None:
+            return False
+        try:
+            replies, ends = call.receive(message)
+        except Exception as error:  # the application's, whatever it is
+            self._failed(stream, "receive", error)
+            return False
+        self._reply(stream, replies, ends)
+        return not stream.ended
+
+    def feed(self, stream: Stream, data: memoryview) -> None:
+        """Put messages together from a piece of a stream's DATA."""
+        if stream.ended:
+            return
+        if stream.content_left is not None:
+            stream.content_left -= len(data)
+        incoming = stream.incoming
+        if incoming is None:
+            incoming = stream.incoming = Incoming()
+        self._held_bytes -= incoming.held_bytes
+        try:
+            incoming.feed(
+                data, self._limits.max_message_bytes, partial(self.deliver, stream)
+            )
+        except RpcError as error:
+            self._refuse(stream, error.status, error.message)
+        if stream.ended:  # which it does between messages only: nothing is held
+            return
+        self._held_bytes += incoming.held_bytes
+        if incoming.between_messages:
+            stream.incoming = None
+        elif self._held_bytes > self._limits.max_buffered_bytes:
+            self._refuse(
+                stream, Status.RESOURCE_EXHAUSTED, "too many incomplete messages"
+            )
+
+    def remote_end(self, stream: Stream) -> None:
+        """Take the peer's END_STREAM."""
+        stream.remote_closed = True
+        if stream.ended:
+            if self.is_lingering(stream.id):
+                self.forget(stream)
+        elif stream.content_left:
+            self.reset(stream, ErrorCode.PROTOCOL_ERROR)
+        elif stream.incoming is not None:
+            self._refuse(stream, Status.INTERNAL, "stream ended inside a message")
+        elif stream.call is not None:
+            self._answer(stream, stream.call.half_closed, "half_closed")
+
+    # ---- ends ---------------------------------------------------------------------
+
+    def reject(self, stream_id: int, code: ErrorCode) -> None:
+        """Reset a stream that never became one."""
+        self.out.octets.append(f.rst_stream(stream_id, code))
+        self._reset_ids[stream_id] = None
+        if len(self._reset_ids) > 2 * self._limits.max_concurrent_streams:
+            self._reset_ids.popitem(last=False)
+
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        """Reset a stream."""
+        self.forget(stream)
+        self.reject(stream.id, code)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a stream that both sides have closed, or that one of them resets."""
+        del self.streams[stream.id]
+        self._lingering.pop(stream.id, None)
+        self.out.drop(stream)
+        if not stream.ended:
+            stream.ended = True
+            self._release(stream, cancelled=True)
+
+    def forget_all(self) -> None:
+        """Drop all streams: the connection is gone."""
+        for stream in list(self.streams.values()):
+            self.forget(stream)
+
+    def expire(self, now: float) -> None:
+        """End the calls whose ``grpc-timeout`` has passed."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            _, stream_id = heapq.heappop(deadlines)
+            if self._is_due(stream_id):
+                self._refuse(
+                    self.streams[stream_id],
+                    Status.DEADLINE_EXCEEDED,
+                    "deadline exceeded",
+                )
+
+    def drain(self) -> None:
+        """Tell the calls that want to know that the server stops soon."""
+        for stream in list(self.streams.values()):
+            if isinstance(stream.call, Drainable):
+                self._answer(stream, stream.call.drain, "drain")
+
+    def abort(self, reason: str) -> None:
+        """End what is open (UNAVAILABLE), and the peer's side of it."""
+        for stream in list(self.streams.values()):
+            self._refuse(stream, Status.UNAVAILABLE, reason)
+        for stream in list(self._lingering.values()):
+            self.reset(stream, ErrorCode.NO_ERROR)
+
+    # ---- answers ------------------------------------------------------------------
+
+    def _reply(self, stream: Stream, replies: Sequence[bytes], ends: bool) -> None:
+        if stream.ended:
+            return
+        if replies or ends:
+            self.out.reply(stream, replies)
+        if ends:
+            self._end(stream, f.OK_TRAILERS)
+        if self.out.queued_bytes > self._limits.max_queued_bytes and stream.queue:
+            self.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _answer(self, stream: Stream, ask: Callable[[], Replies], where: str) -> None:
+        try:
+            replies, ends = ask()
+        except Exception as error:  # the application's, whatever it is
+            self._failed(stream, where, error)
+        else:
+            self._reply(stream, replies, ends)
+
+    def _send(
+        self, stream: Stream, messages: Sequence[bytes], end: bool | RpcError = False
+    ) -> None:
+        """What a call's ``send`` does."""
+        if stream.ended:
+            return
+        self._reply(stream, messages, end is True)
+        if isinstance(end, RpcError):
+            self._refuse(stream, end.status, end.message)
+        self._wake()
+
+    def _failed(self, stream: Stream, where: str, error: Exception) -> None:
+        if isinstance(error, RpcError):
+            self._refuse(stream, error.status, error.message)
+        else:
+            self._report(where, error)
+            self._refuse(stream, Status.INTERNAL, "internal error")
+
+    def _refuse(self, stream: Stream, status: Status, message: str) -> None:
+        """End a stream with a status other than OK; drops what it has queued."""
+        if not stream.ended:
+            self.out.drop(stream)
+            block = f.trailers if stream.answered else f.trailers_only
+            self._end(stream, block(status, message))
+
+    def _end(self, stream: Stream, block: bytes) -> None:
+        stream.ended = True
+        ok = block is f.OK_TRAILERS
+        self._release(stream, cancelled=not ok)
+        self.out.finish(stream, block)
+
+    def _final_sent(self, stream: Stream) -> None:
+        """Close for good, or linger until the peer closes its side too.
+
+        Of those that linger the oldest is reset once they are many: a peer that never
+        closes its side would in the end have no stream left.
+        """
+        if stream.remote_closed:
+            self.forget(stream)
+            return
+        self._lingering[stream.id] = stream
+        if len(self._lingering) > self._limits.max_lingering_streams:
+            self.reset(next(iter(self._lingering.values())), ErrorCode.NO_ERROR)
+
+    def _release(self, stream: Stream, cancelled: bool) -> None:
+        """Give back what a call holds, and tell it so, once."""
+        if stream.incoming is not None:
+            self._held_bytes -= stream.incoming.held_bytes
+            stream.incoming = None
+        call = stream.call
+        if call is not None:
+            stream.call = None
+            try:
+                call.closed(cancelled)
+            except Exception as error:  # the application's, whatever it is
+                self._report("closed", error)
+
+    def _set_deadline(self, stream_id: int, when: float) -> None:
+        deadlines = self._deadlines
+        if len(deadlines) > 2 * len(self.streams) + 64:  # most have ended since
+            deadlines[:] = [each for each in deadlines if self._is_due(each[1])]
+            heapq.heapify(deadlines)
+        heapq.heappush(deadlines, (when, stream_id))
+
+    def _is_due(self, stream_id: int) -> bool:
+        stream = self.streams.get(stream_id)
+        return stream is not None and not stream.ended

@@ -1,0 +1,197 @@
+"""What concerns a connection as a whole: settings, credit, pings, floods, farewells.
+
+References are to RFC 9113.
+"""
+
+from typing import Final
+
+from extproc.rpc import frames as f
+from extproc.rpc.calls import Calls
+from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.limits import CONTROL_FRAMES_PER_DATA, Budget, Limits
+from extproc.rpc.streams import Stream
+
+_DRAIN_PING: Final = b"draining"
+
+
+class Control:
+    """Answers the frames that are not a request's.
+
+    Attributes:
+        now: the time of the read that is being worked on.
+        data_frames: DATA frames with content received so far.  These, and those sent
+            that a WINDOW_UPDATE released, are what control frames are set against.
+        introduced: the peer's SETTINGS have been received.
+        leaving: one side has said that no stream will follow.
+        refusing: streams are refused: our last GOAWAY did not name them.
+    """
+
+    def __init__(self, calls: Calls, limits: Limits) -> None:
+        self.now = 0.0
+        self.data_frames = 0
+        self.introduced = False
+        self.leaving = False
+        self.refusing = False
+        self._calls = calls
+        self._out = calls.out
+        self._limits = limits
+        self._draining = False
+        # Received DATA that no WINDOW_UPDATE has returned.
+        self._owed = 0
+        self._owed_limit = limits.connection_window_bytes // 2
+        self._stream_owed_limit = limits.stream_window_bytes // 2
+        self._budget = Budget(
+            limits.control_burst, limits.control_per_s, CONTROL_FRAMES_PER_DATA
+        )
+        self._resets = Budget(limits.reset_burst, limits.resets_per_s, 1)
+
+    def say(self, frame: bytes) -> None:
+        """Send a frame."""
+        self._out.octets.append(frame)
+
+    def greet(self) -> None:
+        """Send our SETTINGS."""
+        limits = self._limits
+        self.say(
+            f.settings(
+                {
+                    f.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
+                    f.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+                    f.MAX_FRAME_SIZE: limits.max_frame_bytes,
+                    f.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+                }
+            )
+        )
+        more = limits.connection_window_bytes - f.DEFAULT_WINDOW_BYTES
+        if more:
+            self.say(f.window_update(0, more))
+
+    def drain(self) -> None:
+        """Ask the peer to open no more streams; those that are open go on (6.8).
+
+        A first GOAWAY names no stream, since requests may be under way; the one that
+        counts follows when the peer has answered a PING sent with the first.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        self.say(f.goaway(f.MAX_STREAM_ID, ErrorCode.NO_ERROR))
+        self.say(f.frame(f.PING, 0, 0, _DRAIN_PING))
+        self._calls.drain()
+
+    def spend(self) -> None:
+        """Take one from what is allowed of frames that carry nothing.
+
+        Raises:
+            ConnectionFault: none is left.
+        """
+        work = self.data_frames + self._out.delayed_frames
+        if not self._budget.spend(self.now, work):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames")
+
+    def spend_reset(self) -> None:
+        """Take one from what is allowed of streams that the peer resets unanswered.
+
+        Raises:
+            ConnectionFault: none is left.
+        """
+        if not self._resets.spend(self.now, self._out.answered):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+
+    def owe(self, stream: Stream | None, size: int) -> None:
+        """Count received DATA (padding too, 6.9.1); return credit in large pieces."""
+        self._owed += size
+        if self._owed >= self._owed_limit:
+            if self._owed > self._limits.connection_window_bytes:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window exceeded")
+            self.say(f.window_update(0, self._owed))
+            self._owed = 0
+        if stream is not None:
+            stream.owed += size
+            if stream.owed >= self._stream_owed_limit:
+                if stream.owed > self._limits.stream_window_bytes:
+                    raise ConnectionFault(
+                        ErrorCode.FLOW_CONTROL_ERROR, "window exceeded"
+                    )
+                self.say(f.window_update(stream.id, stream.owed))
+                stream.owed = 0
+
+    def window_update(self, stream_id: int, payload: bytes) -> None:
+        """Take a WINDOW_UPDATE frame."""
+        increment = f.U32.unpack(payload)[0] & f.MAX_STREAM_ID
+        self.spend()
+        if not stream_id:
+            if not increment:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "window update of 0")
+            self._out.credit(None, increment)
+            return
+        stream = self._calls.streams.get(stream_id)
+        if stream is None:
+            if self._calls.is_idle(stream_id):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "update of idle stream")
+        elif not increment:
+            self._calls.reset(stream, ErrorCode.PROTOCOL_ERROR)
+        elif stream.window + increment > f.MAX_WINDOW_BYTES:
+            self._calls.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+        else:
+            self._out.credit(stream, increment)
+
+    def settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a SETTINGS frame."""
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & f.ACK:
+            if not self.introduced:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no SETTINGS yet")
+            self.spend()
+            return
+        for name, value in f.SETTING.iter_unpack(payload):
+            self._setting(name, value)
+        if self.introduced:
+            self.spend()
+        self.introduced = True
+        self.say(f.frame(f.SETTINGS, f.ACK, 0))
+        self._out.flush()
+
+    def _setting(self, name: int, value: int) -> None:
+        if name == f.INITIAL_WINDOW_SIZE:
+            if value > f.MAX_WINDOW_BYTES:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+            self._out.resize_windows(self._calls.streams.values(), value)
+        elif name == f.MAX_FRAME_SIZE:
+            if not f.MIN_MAX_FRAME_BYTES <= value <= f.MAX_MAX_FRAME_BYTES:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad MAX_FRAME_SIZE")
+            self._out.max_frame_bytes = value
+        elif name == f.ENABLE_PUSH and value > 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad ENABLE_PUSH")
+        # The header table's size concerns what is never used here: an encoder's table.
+
+    def ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a PING frame; our own that comes back completes a drain."""
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        self.spend()
+        if not flags & f.ACK:
+            self.say(f.frame(f.PING, f.ACK, 0, payload))
+        elif self._draining and payload == _DRAIN_PING:
+            self._finish_drain()
+
+    def goaway(self, stream_id: int, size: int) -> None:
+        """Take a GOAWAY frame."""
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if size < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY too short")
+        self.leaving = True
+
+    def priority(self, stream_id: int) -> None:
+        """Take a PRIORITY frame, which asks for nothing (5.3.2)."""
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self.spend()
+
+    def _finish_drain(self) -> None:
+        """Refuse what comes from here on: the peer has seen the first GOAWAY."""
+        if not self.refusing:
+            self.refusing = self.leaving = True
+            self.say(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))

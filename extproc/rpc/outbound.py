@@ -1,0 +1,155 @@
+"""The sending half of a connection: octets to write, windows that bound DATA."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+
+from extproc.rpc import frames as f
+from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.streams import Stream
+
+
+class Outbound:
+    """Collects what is to be sent, and holds back what the peer has no window for.
+
+    Args:
+        sent_final: told of each stream whose END_STREAM has been put out.
+
+    Attributes:
+        octets: what :meth:`take` returns next; append whole frames.
+        queued_bytes: of messages held back.
+        answered: how many streams have been answered, if only in part.
+        delayed_frames: how many DATA frames had to wait for a window.
+        stream_window: of the peer's new streams (its SETTINGS_INITIAL_WINDOW_SIZE).
+        max_frame_bytes: its SETTINGS_MAX_FRAME_SIZE.
+    """
+
+    def __init__(self, sent_final: Callable[[Stream], None]) -> None:
+        self.octets: list[bytes] = []
+        self.queued_bytes = 0
+        self.answered = 0
+        self.delayed_frames = 0
+        self.stream_window = f.DEFAULT_WINDOW_BYTES
+        self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
+        self._window = f.DEFAULT_WINDOW_BYTES
+        self._blocked: OrderedDict[int, Stream] = OrderedDict()
+        self._sent_final = sent_final
+
+    def take(self) -> bytes:
+        """Take the octets to send."""
+        if not self.octets:
+            return b""
+        octets = b"".join(self.octets)
+        self.octets.clear()
+        return octets
+
+    def reply(self, stream: Stream, messages: Sequence[bytes]) -> None:
+        """Send messages, response headers first."""
+        out = self.octets
+        if not stream.answered:
+            stream.answered = True
+            self.answered += 1
+            out += (f.RESPONSE_HEADERS_HEAD, stream.wire_id, f.RESPONSE_HEADERS)
+        for message in messages:
+            size = len(message)
+            framed = size + f.MESSAGE_HEAD_BYTES
+            if (
+                framed <= stream.window
+                and framed <= self._window
+                and framed <= self.max_frame_bytes
+                and not stream.queue
+            ):
+                stream.window -= framed
+                self._window -= framed
+                out += (
+                    f.DATA_MESSAGE_HEAD.pack(framed << 8, 0, stream.id, 0, size),
+                    message,
+                )
+            else:
+                self._queue(stream, f.MESSAGE_HEAD.pack(0, size) + message)
+
+    def finish(self, stream: Stream, block: bytes) -> None:
+        """Send the header block that ends a stream, after what it has queued."""
+        if stream.queue:
+            stream.final = block
+        else:
+            self._send_final(stream, block)
+
+    def drop(self, stream: Stream) -> None:
+        """Forget what a stream has queued."""
+        if stream.queue:
+            self.queued_bytes -= sum(map(len, stream.queue))
+            del self._blocked[stream.id]
+        stream.queue = stream.final = None
+
+    def credit(self, stream: Stream | None, increment_bytes: int) -> None:
+        """Add to a stream's window, or with ``None`` to the connection's.
+
+        Raises:
+            ConnectionFault: the connection's window overflows.
+        """
+        if stream is not None:
+            stream.window += increment_bytes
+            self._flush(stream)
+            return
+        self._window += increment_bytes
+        if self._window > f.MAX_WINDOW_BYTES:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+        self.flush()
+
+    def resize_windows(self, streams: Iterable[Stream], value: int) -> None:
+        """Take the peer's SETTINGS_INITIAL_WINDOW_SIZE, for open streams too (6.9.2).
+
+        Raises:
+            ConnectionFault: a window overflows.
+        """
+        change = value - self.stream_window
+        self.stream_window = value
+        for stream in streams:
+            stream.window += change
+            if stream.window > f.MAX_WINDOW_BYTES:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+
+    def flush(self) -> None:
+        """Send what the windows allow by now, oldest stream first."""
+        for stream in list(self._blocked.values()):
+            self._flush(stream)
+
+    def _queue(self, stream: Stream, octets: bytes) -> None:
+        if stream.queue is None:
+            stream.queue = deque()
+            self._blocked[stream.id] = stream
+        stream.queue.append(octets)
+        self.queued_bytes += len(octets)
+        self._flush(stream)
+
+    def _flush(self, stream: Stream) -> None:
+        queue = stream.queue
+        if queue is None:
+            return
+        while queue:
+            room = min(stream.window, self._window, self.max_frame_bytes)
+            if room <= 0:
+                return
+            octets = queue.popleft()
+            if len(octets) > room:
+                queue.appendleft(octets[room:])
+                octets = octets[:room]
+            size = len(octets)
+            stream.window -= size
+            self._window -= size
+            self.queued_bytes -= size
+            self.delayed_frames += 1
+            self.octets.append(f.frame(f.DATA, 0, stream.id, octets))
+        stream.queue = None
+        del self._blocked[stream.id]
+        if stream.final is not None:
+            block, stream.final = stream.final, None
+            self._send_final(stream, block)
+
+    def _send_final(self, stream: Stream, block: bytes) -> None:
+        if block is f.OK_TRAILERS:
+            self.octets += (f.OK_TRAILERS_HEAD, stream.wire_id, block)
+        else:
+            flags = f.END_HEADERS | f.END_STREAM
+            self.octets.append(f.frame(f.HEADERS, flags, stream.id, block))
+        self._sent_final(stream)

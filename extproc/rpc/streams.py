@@ -1,0 +1,175 @@
+"""One HTTP/2 stream's state: the message being received, the replies held back."""
+
+from collections import deque
+from collections.abc import Callable
+
+from extproc.rpc.call import Call, RpcError, Status
+from extproc.rpc.frames import (
+    END_STREAM,
+    MESSAGE_HEAD,
+    MESSAGE_HEAD_BYTES,
+    PADDED,
+)
+
+MAX_SMALL_CHUNKS = 256
+_SMALL_CHUNK_BYTES = 1024
+
+
+class Stream:
+    """What the connection keeps of one stream.
+
+    Attributes:
+        wire_id: the stream identifier as four octets.
+        call: the application's side, ``None`` once it has been told ``closed``.
+        answered: our HEADERS have been sent.
+        ended: our END_STREAM has been decided; it follows what is queued.
+        remote_closed: the peer's END_STREAM has been received.
+        window: octets that we may send.
+        owed: octets received that no WINDOW_UPDATE has returned.
+        content_left: of the request's ``content-length`` still to come, or ``None``.
+        queue: message octets that flow control holds back, in order.
+        final: the trailer block that follows the queue, once ``ended``.
+        incoming: the message being received, ``None`` between messages.
+    """
+
+    __slots__ = (
+        "answered",
+        "call",
+        "content_left",
+        "ended",
+        "final",
+        "id",
+        "incoming",
+        "owed",
+        "queue",
+        "remote_closed",
+        "window",
+        "wire_id",
+    )
+
+    def __init__(self, stream_id: int, window: int) -> None:
+        self.id = stream_id
+        self.wire_id = stream_id.to_bytes(4, "big")
+        self.call: Call | None = None
+        self.answered = False
+        self.ended = False
+        self.remote_closed = False
+        self.window = window
+        self.owed = 0
+        self.content_left: int | None = None
+        self.queue: deque[bytes] | None = None
+        self.final: bytes | None = None
+        self.incoming: Incoming | None = None
+
+
+class Incoming:
+    """Puts gRPC messages together from pieces of DATA.
+
+    Pieces are kept as they come and joined once, when the message is whole; many
+    tiny ones are joined on the way, because each costs tens of octets beside its own.
+    """
+
+    __slots__ = ("_head", "_missing", "_pieces", "held_bytes")
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._missing = 0
+        self._pieces: list[bytes] = []
+        self.held_bytes = 0
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether nothing of a next message has been seen."""
+        return not self._missing and not self._head
+
+    def feed(
+        self,
+        data: memoryview,
+        max_message_bytes: int,
+        deliver: Callable[[bytes], bool],
+    ) -> None:
+        """Take a piece of DATA and hand over each message that it completes.
+
+        Args:
+            deliver: takes a message; false to drop the rest.
+
+        Raises:
+            RpcError: the message is too large, or compressed.
+        """
+        at, end = 0, len(data)
+        while at < end:
+            if not self._missing:
+                taken = min(MESSAGE_HEAD_BYTES - len(self._head), end - at)
+                self._head += bytes(data[at : at + taken])
+                at += taken
+                if len(self._head) < MESSAGE_HEAD_BYTES:
+                    return
+                self._missing = message_bytes(self._head, 0, max_message_bytes)
+                self._head = b""
+                if not self._missing and not deliver(b""):
+                    return
+                continue
+            piece = bytes(data[at : at + self._missing])
+            at += len(piece)
+            self._missing -= len(piece)
+            if self._missing:
+                self._keep(piece)
+                return
+            if self._pieces:
+                piece = b"".join((*self._pieces, piece))
+                self._pieces.clear()
+                self.held_bytes = 0
+            if not deliver(piece):
+                return
+
+    def _keep(self, piece: bytes) -> None:
+        pieces = self._pieces
+        pieces.append(piece)
+        self.held_bytes += len(piece)
+        count = len(pieces)
+        if count > MAX_SMALL_CHUNKS and self.held_bytes < count * _SMALL_CHUNK_BYTES:
+            self._pieces = [b"".join(pieces)]
+
+
+def message_bytes(data: bytes | memoryview, at: int, max_message_bytes: int) -> int:
+    """Read a message's prefix: its size.
+
+    Raises:
+        RpcError: it is too large, or compressed although no ``grpc-encoding`` was
+            agreed (INTERNAL, gRPC's compression.md).
+    """
+    size: int
+    compressed, size = MESSAGE_HEAD.unpack_from(data, at)
+    if compressed:
+        raise RpcError(Status.INTERNAL, "compressed message without grpc-encoding")
+    if size > max_message_bytes:
+        raise RpcError(
+            Status.RESOURCE_EXHAUSTED,
+            f"message of {size} bytes exceeds {max_message_bytes}",
+        )
+    return size
+
+
+class Body:
+    """What is left of a DATA frame, or of a frame to skip (``stream`` is ``None``)."""
+
+    __slots__ = ("ends", "left", "padded", "padding", "stream")
+
+    def __init__(self, stream: Stream | None, size: int, flags: int) -> None:
+        self.stream = stream
+        self.left = size
+        self.ends = bool(flags & END_STREAM)
+        self.padded = bool(flags & PADDED)
+        self.padding = 0
+
+
+class Block:
+    """A header block in several frames."""
+
+    __slots__ = ("ends", "pieces", "size", "stream_id")
+
+    def __init__(self, stream_id: int, ends: bool, piece: bytes) -> None:
+        self.stream_id = stream_id
+        self.ends = ends
+        self.pieces = [piece]
+        self.size = len(piece)

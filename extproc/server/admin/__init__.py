@@ -1,0 +1,1 @@
+"""The admin port: page, status, metrics, JSON API."""

@@ -1,0 +1,115 @@
+"""The API over HTTP: its messages as JSON, and a form that nginx can ask.
+
+Errors are those of the Connect protocol: 400 and {"code": ..., "message": ...}.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from google.protobuf import json_format
+
+from extproc.server.services.codec import BUDGET_HEADER, POOL_HEADER
+from extproc.server.services.cooperative import Turns
+from extproc.server.services.decide import DECIDE, OBSERVE, Api, InvalidArgumentError
+from extproc.wire import router_pb2 as pb
+
+DECISION_HEADER = "x-llm-decision"
+"""The decision in base64, to be handed back to Observe."""
+
+_LOCATION = re.compile(r"[@/A-Za-z0-9_.-]{1,64}")
+
+
+class HttpApi:
+    """Answers the API's methods, and ``POST /decide`` for the request's own body.
+
+    Args:
+        api: answers.
+        turns: where bodies are read.
+    """
+
+    def __init__(self, api: Api, turns: Turns) -> None:
+        self._api = api
+        self._turns = turns
+
+    def add_routes(self, app: web.Application) -> None:
+        """Answer on an application."""
+        router = app.router
+        router.add_post(DECIDE, _json_method(pb.DecideRequest, self._decide))
+        router.add_post(OBSERVE, _json_method(pb.ObserveRequest, self._observe))
+        router.add_post("/decide", self._post_decide)
+
+    async def _decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
+        reading = self._api.begin_reading(asked)
+        await self._turns.finish(reading.step)
+        return self._api.decide(asked, reading)
+
+    async def _observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
+        return self._api.observe(told)
+
+    async def _post_decide(self, request: web.Request) -> web.Response:
+        """Decide on the body as it came; the answer is in the headers too.
+
+        ``?path=`` and ``?hint=`` say what the body does not. With ``?accel=PREFIX`` the
+        answer carries ``x-accel-redirect: PREFIX<pool>``, which takes nginx to the
+        location of that name with the request as it was.
+        """
+        accel = request.query.get("accel", "")
+        if accel and not _LOCATION.fullmatch(accel):
+            return _refuse("accel: accepted is the beginning of a location's name")
+        try:
+            asked = pb.DecideRequest(
+                path=request.query.get("path", ""),
+                body=await request.read(),
+                category_hint=request.query.get("hint", ""),
+            )
+        except web.HTTPRequestEntityTooLarge:
+            answer = self._api.decide_unread(request.content_length or 0)
+        else:
+            answer = await self._decide(asked)
+        headers = {
+            POOL_HEADER: answer.pool,
+            BUDGET_HEADER: str(answer.budget_tokens),
+            DECISION_HEADER: base64.b64encode(answer.decision).decode(),
+        }
+        if accel:
+            headers["x-accel-redirect"] = f"{accel}{answer.pool}"
+        return web.json_response(_as_json(answer), headers=headers)
+
+
+def _json_method(
+    kind: Any, method: Callable[[Any], Awaitable[Any]]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        # A browser asks leave (CORS) before it sends this type to another origin, so
+        # no web page can teach the router behind its visitor's back.
+        if request.content_type != "application/json":
+            return _refuse("content-type: accepted is application/json", 415)
+        try:
+            message = json_format.Parse(await request.read(), kind())
+            return web.json_response(_as_json(await method(message)))
+        except json_format.ParseError as error:
+            return _refuse(f"not a {kind.DESCRIPTOR.name}: {error}")
+        except InvalidArgumentError as error:
+            return _refuse(str(error))
+
+    return answer
+
+
+def _as_json(message: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = json_format.MessageToDict(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+    return fields
+
+
+def _refuse(message: str, status: int = 400) -> web.Response:
+    return web.json_response(
+        {"code": "invalid_argument", "message": message}, status=status
+    )

@@ -1,0 +1,116 @@
+"""The admin port over HTTP: metrics, probes, the status, its page, explanations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from extproc.exchange.openai import PATHS
+from extproc.server.admin.decide_http import HttpApi
+from extproc.server.admin.explain import DEFAULT_PATH, Explainer
+from extproc.server.admin.page import load_page
+from extproc.server.services.cooperative import Turns
+from extproc.server.services.decide import Api
+
+
+class AdminServer:
+    """Serves /, /metrics, /healthz, /readyz, /status and /explain.
+
+    Args:
+        address: HOST:PORT, or unix:PATH for one of several workers.
+        registry: what /metrics prints.
+        ready: whether new streams are welcome.
+        status: what /status prints.
+        explainer: gives what answers POST /explain, as configured last.
+        max_body_bytes: the largest body to read; twice that may come, in base64.
+        api: answered as JSON over HTTP, where there is one.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        status: Callable[[], dict[str, Any]],
+        explainer: Callable[[], Explainer],
+        max_body_bytes: int,
+        api: Api | None = None,
+    ) -> None:
+        self._address = address
+        self._registry = registry
+        self._ready = ready
+        self._status = status
+        self._explainer = explainer
+        self._page = load_page()
+        self._turns = Turns(lambda call: asyncio.get_running_loop().call_soon(call))
+        app = web.Application(client_max_size=2 * max_body_bytes)
+        app.router.add_get("/", self._get_page)
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/healthz", self._get_healthz)
+        app.router.add_get("/readyz", self._get_readyz)
+        app.router.add_get("/status", self._get_status)
+        app.router.add_post("/explain", self._post_explain)
+        if api is not None:
+            HttpApi(api, self._turns).add_routes(app)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> str:
+        """Listen; return the address in use, with the port that was given for 0.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await self._runner.setup()
+        if self._address.startswith("unix:"):
+            path = self._address.removeprefix("unix:")
+            await web.UnixSite(self._runner, path).start()
+            return self._address
+        host, _, port = self._address.rpartition(":")
+        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
+        await site.start()
+        bound = self._runner.addresses[0]
+        return f"{host}:{bound[1]}"
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    async def _get_page(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text=self._page.html, content_type="text/html", headers=self._page.headers
+        )
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._registry),
+            headers={"content-type": CONTENT_TYPE_LATEST},
+        )
+
+    async def _get_healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _get_readyz(self, request: web.Request) -> web.Response:
+        if self._ready():
+            return web.Response(text="ok\n")
+        return web.Response(text="draining\n", status=503)
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+    async def _post_explain(self, request: web.Request) -> web.Response:
+        """Explain the request in the body; ?path= and ?hint= say how it would come."""
+        path = request.query.get("path", DEFAULT_PATH)
+        if path not in PATHS:
+            accepted = ", ".join(PATHS)
+            raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
+        body = await request.read()
+        explainer = self._explainer()
+        reading = explainer.begin_reading(body, path)
+        await self._turns.finish(reading.step)
+        hint = request.query.get("hint")
+        told = explainer.explain(body, path, hint, reading=reading)
+        return web.json_response(told)

@@ -1,0 +1,120 @@
+"""What the server is, does and has learned: /status, and all that the page shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client.registry import Collector
+
+import extproc
+from extproc.config import Mode
+from extproc.routing.policy import IDLE, Pool, PoolLoad
+from extproc.routing.regression import TextEstimator
+from extproc.routing.router import Router
+from extproc.server.observe.advising import Advisor
+from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.recent import History
+
+
+class Status:
+    """Reports the state of one server; a report costs nothing until it is asked for.
+
+    Args:
+        router: its pools, estimator and ratios; an attribute, to follow the router.
+        metrics: where the counts are read.
+        history: the last decisions, and how learning went.
+        advisor: the budgets' distribution and what it suggests.
+        ready: whether new streams are welcome.
+        clock: seconds since the epoch; read once now, for the uptime.
+        loads: what is known of the pools' load.
+        mode: what becomes of the decisions; an attribute, as the router is.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        history: History,
+        advisor: Advisor,
+        ready: Callable[[], bool],
+        clock: Callable[[], float],
+        *,
+        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+        mode: Mode = Mode.ROUTE,
+    ) -> None:
+        self.router = router
+        self._metrics = metrics
+        self._history = history
+        self._advisor = advisor
+        self._ready = ready
+        self._clock = clock
+        self._started_s = clock()
+        self._loads = loads
+        self.mode = mode
+
+    def report(self) -> dict[str, Any]:
+        """Everything, as plain values; shares, ratios and errors are fractions."""
+        metrics = self._metrics
+        by_pool = _counts(metrics.decisions, "pool")
+        by_category = _counts(metrics.decisions, "category")
+        learning = self._history.learning()
+        return {
+            "version": extproc.__version__,
+            "ready": self._ready(),
+            "mode": str(self.mode),
+            "uptime_s": round(self._clock() - self._started_s, 1),
+            "estimator": self.router.estimator.name,
+            "decisions": by_pool.total(),
+            "pools": self._report_pools(by_pool),
+            "reasons": _counts(metrics.decisions, "reason"),
+            "categories": {
+                name: {"decisions": by_category[name], **learning.get(name, {})}
+                for name in sorted({*by_category, *learning})
+            },
+            "bytes_per_token": self.router.ratios.all(),
+            "risk": {"stated": self._stated_risk(), **self._history.achieved_risk()},
+            "observations": _counts(metrics.observations, "result"),
+            "misroutes": _counts(metrics.misroutes, "kind"),
+            "overflow_retries": _counts(metrics.overflows, "").total(),
+            **self._advisor.report(),
+            "last_decisions": self._history.last_decisions(),
+        }
+
+    def _stated_risk(self) -> float | None:
+        """The share of prompts that may exceed their bound, if the estimator says."""
+        estimator = self.router.estimator
+        return estimator.margin.rate if isinstance(estimator, TextEstimator) else None
+
+    def _report_pools(self, by_pool: Counter[str]) -> list[dict[str, Any]]:
+        loads = self._loads() or {}
+        total = by_pool.total()
+        return [
+            _report_pool(pool, loads.get(pool.name, IDLE), by_pool[pool.name], total)
+            for pool in self.router.policy.pools
+        ]
+
+
+def _report_pool(
+    pool: Pool, load: PoolLoad, decisions: int, total: int
+) -> dict[str, Any]:
+    return {
+        "name": pool.name,
+        "max_model_len": pool.max_model_len,
+        "threshold_tokens": pool.threshold_tokens,
+        "decisions": decisions,
+        "share": decisions / total if total else None,
+        "available": load.available,
+        "under_pressure": load.under_pressure,
+    }
+
+
+def _counts(counter: Collector, label: str) -> Counter[str]:
+    """A counter's values summed up by one of its labels."""
+    counts: Counter[str] = Counter()
+    for family in counter.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_total"):
+                counts[sample.labels.get(label, "")] += int(sample.value)
+    return counts

@@ -1,0 +1,158 @@
+"""From a configuration to the objects that it describes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extproc.config import (
+    Config,
+    ConfigError,
+    EstimatorName,
+    FeedbackConfig,
+    OtelConfig,
+    RecordingConfig,
+    StateConfig,
+    StateStore,
+)
+from extproc.exchange.feedback import FeedbackSampler
+from extproc.routing.allowance import OutputAllowance
+from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
+from extproc.routing.estimate import Estimator
+from extproc.routing.policy import Policy, Pool
+from extproc.routing.prior import known_families
+from extproc.routing.ratio import Ema, TextEma, TextRatios
+from extproc.routing.regression import TextEstimator
+from extproc.routing.risk import Margin
+from extproc.routing.router import MediaTokens, Router
+from extproc.server.learned.document import NAME
+from extproc.server.learned.store import DirectoryStore, Store
+from extproc.server.observe.recording import Recording
+
+if TYPE_CHECKING:
+    from extproc.server.observe.tracing import Tracing
+
+AUTO_SAMPLE_FLOOR = 0.01
+"""Least share of the exchanges observed once all is known, for `sample: auto`."""
+
+
+def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
+    """The router that a configuration describes.
+
+    Args:
+        leave_out: tokenizer families that the estimator's prior must not know.
+    """
+    policy = Policy(
+        [
+            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
+            for p in config.pools
+        ]
+    )
+    media = config.media
+    return Router(
+        policy,
+        build_estimator(config, leave_out),
+        TextRatios(),
+        OutputAllowance(
+            config.output.quantile,
+            config.output.default_tokens,
+            config.output.ceiling_tokens,
+        ),
+        media_tokens=MediaTokens(
+            media.image_tokens, media.audio_tokens, media.file_tokens
+        ),
+        hints=config.category.hints,
+    )
+
+
+def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimator:
+    """The estimator that a configuration names.
+
+    Args:
+        leave_out: tokenizer families that its prior must not know.
+    """
+    match config.estimator.name:
+        case EstimatorName.TEXT:
+            margin = Margin(config.risk.under_estimate_rate)
+            return TextEstimator(margin, known_families(leave_out))
+        case EstimatorName.EMA_TEXT:
+            return TextEma()
+        case EstimatorName.EMA:
+            return Ema(config.estimator.beta, config.estimator.gamma)
+        case EstimatorName.BYTES_OVER_FOUR:
+            return BytesOverFour()
+        case EstimatorName.SEMANTIC_ROUTER:
+            return SemanticRouterRule()
+
+
+def build_sampler(config: FeedbackConfig, policy: Policy) -> FeedbackSampler:
+    """The sampler that a configuration describes.
+
+    Args:
+        policy: between whose pools an error matters most.
+    """
+    match config.sample:
+        case "auto" if config.access_log:
+            return FeedbackSampler(0.0, adaptive=False)
+        case "auto":
+            return FeedbackSampler(AUTO_SAMPLE_FLOOR, limits=policy.takes)
+        case "all":
+            return FeedbackSampler(1.0, adaptive=False)
+        case rate:
+            return FeedbackSampler(float(rate), adaptive=False)
+
+
+def build_tracing(config: OtelConfig) -> Tracing | None:
+    """The tracing that a configuration asks for, if it does.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    if not config.enabled:
+        return None
+    try:
+        from extproc.server.observe.tracing import Tracing
+    except ImportError:
+        extra = "pip install 'token-budget-router[otel]'"
+        raise ConfigError(f"otel.enabled: true; needs: {extra}") from None
+    return Tracing(os.environ)
+
+
+def build_recording(config: RecordingConfig) -> Recording | None:
+    """The recording that a configuration describes, if one does.
+
+    Raises:
+        ConfigError: its file cannot be opened.
+    """
+    if config.file is None:
+        return None
+    try:
+        return Recording(Path(config.file), config.max_bytes, time.time)
+    except OSError as error:
+        raise ConfigError(
+            f"recording.file: {config.file!r}: {error.strerror}; accepted: a file "
+            "that can be written"
+        ) from None
+
+
+def build_store(config: StateConfig) -> Store | None:
+    """The store that a configuration describes; none if nothing is to be kept.
+
+    Raises:
+        ConfigError: Redis is wanted, but its client is not installed.
+    """
+    match config.store:
+        case StateStore.NONE:
+            return None
+        case StateStore.DIRECTORY:
+            return DirectoryStore(Path(config.path or "."), NAME)
+        case StateStore.REDIS:
+            try:
+                from extproc.server.learned.redis_store import RedisStore
+            except ImportError:
+                extra = "pip install 'token-budget-router[redis]'"
+                raise ConfigError(f"state.store: 'redis'; needs: {extra}") from None
+            return RedisStore(config.url or "", f"{config.key_prefix}{NAME}")

@@ -1,0 +1,1 @@
+"""Storing and sharing the learned state between processes and machines."""

@@ -1,0 +1,124 @@
+"""The learned state as bytes: checked on the way in, so that nothing else gets further.
+
+Two lines of JSON: what it is and the checksum of the second line; the state.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from extproc.routing.learned import Group
+from extproc.server.learned.store import UnreadableDocument
+
+VERSION = 1
+NAME = f"learned.v{VERSION}.json"
+"""File name or key. With the version in it, servers of two versions that run side by
+side during an upgrade do not set each other's aside."""
+
+FORMAT = "token-budget-router learned state"
+
+MAX_GROUPS = 8192
+"""Of a component: 64 models by 64 categories, twice. What is beyond is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All that processes have learned together."""
+
+    components: Mapping[str, Mapping[str, Group]] = field(default_factory=dict)
+    """By ``Learner.component``."""
+    writers: Mapping[str, int] = field(default_factory=dict)
+    """The number of the last write of each process, by its random name: whether a
+    write whose answer was lost took place."""
+
+
+class _Head(msgspec.Struct):
+    format: str
+    version: int
+    crc32: int = 0
+
+
+class _Group(msgspec.Struct, array_like=True):
+    keep: float
+    observations: int
+    sums: bytes
+    """Little-endian float64, in base64: exact, and half of what digits take."""
+    epoch: int = 0
+
+
+_decode_json = msgspec.json.Decoder(_Group).decode
+
+
+class _Body(msgspec.Struct):
+    components: dict[str, dict[str, msgspec.Raw]]
+    """Each group by itself: all at once, megabytes, would be one step that no other
+    thread gets in between."""
+    writers: dict[str, int]
+
+
+def encode(document: Document) -> bytes:
+    """Serialize; exact, floats included."""
+    components = {
+        component: {
+            key: _encode_group(group)
+            for key, group in list(groups.items())[:MAX_GROUPS]
+        }
+        for component, groups in document.components.items()
+    }
+    body = msgspec.json.encode(_Body(components, dict(document.writers)))
+    head = msgspec.json.encode(_Head(FORMAT, VERSION, zlib.crc32(body)))
+    return head + b"\n" + body + b"\n"
+
+
+def _encode_group(group: Group) -> msgspec.Raw:
+    sums = group.sums.astype("<f8").tobytes()
+    written = _Group(group.keep, group.observations, sums, group.epoch)
+    return msgspec.Raw(msgspec.json.encode(written))
+
+
+def decode(data: bytes) -> Document:
+    """Parse and check.
+
+    Raises:
+        UnreadableDocument: foreign, of a later version, truncated or corrupt.
+    """
+    first, _, body = data.partition(b"\n")
+    try:
+        head = msgspec.json.decode(first, type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UnreadableDocument("foreign", "not a learned state of ours") from None
+    if head.format != FORMAT:
+        raise UnreadableDocument("foreign", "not a learned state of ours")
+    if head.version > VERSION:
+        reason = f"of version {head.version}; this server reads up to {VERSION}"
+        raise UnreadableDocument("future", reason)
+    if not body.endswith(b"\n"):
+        raise UnreadableDocument("truncated", "its end is missing")
+    if zlib.crc32(body[:-1]) != head.crc32:
+        raise UnreadableDocument("corrupt", "its checksum does not match")
+    try:
+        parsed = msgspec.json.decode(body, type=_Body)
+        components = {
+            component: {key: _decode_group(key, raw) for key, raw in groups.items()}
+            for component, groups in parsed.components.items()
+        }
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableDocument("corrupt", str(error)) from None
+    return Document(components, parsed.writers)
+
+
+def _decode_group(key: str, raw: msgspec.Raw) -> Group:
+    group = _decode_json(raw)
+    if len(group.sums) % 8:
+        raise UnreadableDocument("corrupt", f"sums of {key!r} are cut off")
+    sums = np.frombuffer(group.sums, dtype="<f8").astype(np.float64)
+    if not np.isfinite(sums).all() or not 0.0 < group.keep <= 1.0:
+        raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
+    if min(group.observations, group.epoch) < 0:
+        raise UnreadableDocument("corrupt", f"counts of {key!r} are negative")
+    return Group(group.keep, group.observations, sums, group.epoch)

@@ -1,0 +1,75 @@
+"""The document in Redis or Valkey, for replicas on several machines."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import redis
+
+from extproc.server.learned.store import (
+    MAX_DOCUMENT_BYTES,
+    Change,
+    SetAside,
+    StoreError,
+    UnreadableDocument,
+)
+
+_CONNECT_TIMEOUT_S = 1.0
+_ANSWER_TIMEOUT_S = 2.0
+_ATTEMPTS = 8
+"""Writers that are overtaken start again; with replicas that write every few seconds
+the second attempt nearly always succeeds."""
+
+
+class RedisStore:
+    """One key, changed optimistically (WATCH, MULTI, EXEC).
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes them.
+        key: where the document is.
+
+    Raises:
+        ValueError: the URL is none of those.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        self._client: Any = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            socket_timeout=_ANSWER_TIMEOUT_S,
+        )
+        self._key = key
+
+    def update(self, change: Change) -> SetAside | None:
+        """Change the document atomically."""
+        try:
+            for _ in range(_ATTEMPTS):
+                with self._client.pipeline() as pipeline, suppress(redis.WatchError):
+                    return self._attempt(pipeline, change)
+        except redis.RedisError as error:
+            # Its text may hold the URL's user and host.
+            raise StoreError(f"redis: {type(error).__name__}") from error
+        raise StoreError("redis: overtaken by other writers")
+
+    def _attempt(self, pipeline: Any, change: Change) -> SetAside | None:
+        pipeline.watch(self._key)
+        try:
+            aside = None
+            changed = change(self._read(pipeline))
+            pipeline.multi()
+        except UnreadableDocument as found:
+            changed = change(None)
+            aside = SetAside(f"{self._key}.{found.kind}", found.reason)
+            pipeline.multi()
+            pipeline.rename(self._key, aside.place)
+        if changed is not None:
+            pipeline.set(self._key, changed)
+        pipeline.execute()
+        return aside
+
+    def _read(self, pipeline: Any) -> bytes | None:
+        if pipeline.strlen(self._key) > MAX_DOCUMENT_BYTES:
+            raise UnreadableDocument("too-large", f"over {MAX_DOCUMENT_BYTES} bytes")
+        content: bytes | None = pipeline.get(self._key)
+        return content

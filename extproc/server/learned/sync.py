@@ -1,0 +1,306 @@
+"""Keeps what the process learns in a store, and takes in what others learned.
+
+Every few seconds, off the event loop: read the stored sums, add what was learned here
+since the last time, write. What others added comes back the same way. A store that is
+away costs nothing but the sharing; what was learned meanwhile is added once it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+from extproc.routing.learned import Group, Learner, merge
+from extproc.server.learned.document import Document, decode, encode
+from extproc.server.learned.store import SetAside, Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+Components = Mapping[str, Mapping[str, Group]]
+
+Where = tuple[str, str]
+"""A group: its component, its key."""
+
+_MAX_WRITERS = 256
+"""Processes whose last write is remembered; a lost answer is asked after within
+seconds, when the writer is still among the latest."""
+
+_MAX_ATTEMPTS = 8
+"""Unanswered writes that are remembered; the next answer settles them all."""
+
+
+class Synced(StrEnum):
+    """What became of an exchange with the store. Closed: these are metric labels."""
+
+    OK = "ok"
+    SET_ASIDE = "set_aside"
+    """The stored document was not usable: moved away, and a new one begun."""
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A write that may have taken place, as its answer never came."""
+
+    ours: Components
+    written: Components
+
+
+class StateKeeper:
+    """Synchronizes learners with a store.
+
+    Args:
+        learners: asked anew each time: a new configuration may bring others.
+        store: blocking; used on a thread.
+        interval_s: between two exchanges, and so the most that a crash loses.
+        synced: told the result of each.
+        wait_s: how long a store may hold up the start, and the end.
+    """
+
+    def __init__(
+        self,
+        learners: Callable[[], Sequence[Learner]],
+        store: Store,
+        interval_s: float,
+        synced: Callable[[Synced], None] = lambda result: None,
+        wait_s: float = 3.0,
+    ) -> None:
+        self._learners = learners
+        self._store = store
+        self._interval_s = interval_s
+        self._synced = synced
+        self._wait_s = wait_s
+        self._writer = secrets.token_hex(8)
+        self._number = 0
+        self._base: Components = {}
+        self._attempts: dict[int, _Attempt] = {}
+        self._read = (b"", Document())
+        self._idle = asyncio.Event()  # no thread is with the store
+        self._idle.set()
+        self._away = False
+
+    async def start(self) -> None:
+        """Take in the stored state, unless the store keeps us waiting."""
+        await self._in_time(self.sync())
+
+    async def run(self) -> None:
+        """Synchronize until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.sync()
+            except Exception:
+                # Whatever it is: what was learned is still here, and is tried again.
+                logger.exception("state_sync_failed")
+                self._synced(Synced.UNAVAILABLE)
+
+    async def stop(self) -> None:
+        """Write what was learned last, unless the store keeps us waiting."""
+        await self._in_time(self._sync_last())
+
+    async def _in_time(self, exchange: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(exchange, self._wait_s)
+        except TimeoutError:
+            self._failed(StoreError(f"no answer within {self._wait_s:g} s"))
+
+    async def _sync_last(self) -> None:
+        await self._idle.wait()  # an exchange that was cut short is still at it
+        await self.sync()
+
+    def known(self, component: str) -> Mapping[str, Group]:
+        """What the store held of a component when last asked."""
+        return self._base.get(component, {})
+
+    async def sync(self) -> None:
+        """Exchange once with the store. Not to be called while it runs."""
+        if not self._idle.is_set():
+            self._failed(StoreError("still no answer"))
+            return
+        ours = await _snapshot(self._learners())
+        try:
+            merged, aside = await self._on_thread(lambda: self._exchange(ours))
+        except StoreError as error:
+            self._failed(error)
+            return
+        if self._away:
+            self._away = False
+            logger.info("state_store_back")
+        if aside is not None:
+            fields = {"place": aside.place, "reason": aside.reason}
+            logger.error("state_set_aside", extra={"fields": fields})
+        await self._take_in(ours, merged)
+        self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
+
+    def _failed(self, error: StoreError) -> None:
+        if not self._away:  # one line an outage, not one each interval
+            self._away = True
+            logger.error("state_store_away", extra={"fields": {"error": str(error)}})
+        self._synced(Synced.UNAVAILABLE)
+
+    def _exchange(self, ours: Components) -> tuple[Components, SetAside | None]:
+        """Merge into the stored document; runs on a thread."""
+        self._number += 1
+        result: Components = ours
+
+        def change(stored: bytes | None) -> bytes | None:
+            nonlocal result
+            if stored is None:
+                # A store that has lost everything gets all that we know.
+                document = Document()
+                result = {**self._base, **ours}
+            else:
+                document = self._decode(stored)
+                result = self._merge_into(document, ours)
+                if _same(result, document.components):
+                    return None
+            self._attempts[self._number] = _Attempt(ours, result)
+            if len(self._attempts) > _MAX_ATTEMPTS:
+                del self._attempts[min(self._attempts)]
+            writers = _latest(document.writers, self._writer, self._number)
+            written = Document(result, writers)
+            encoded = encode(written)
+            self._read = (_digest(encoded), written)
+            return encoded
+
+        aside = self._store.update(change)
+        return result, aside
+
+    def _decode(self, stored: bytes) -> Document:
+        # Most often it is what this process wrote: no need to parse megabytes of it.
+        digest = _digest(stored)
+        if digest != self._read[0]:
+            self._read = (digest, decode(stored))
+        return self._read[1]
+
+    def _merge_into(self, document: Document, ours: Components) -> Components:
+        written = self._attempts.get(document.writers.get(self._writer, 0))
+        if written is None:
+            return _merge(self._base, ours, document.components)
+        # A write took place after all: go on from there.
+        ours = _merge(written.ours, ours, written.written)
+        return _merge(written.written, ours, document.components)
+
+    async def _take_in(self, ours: Components, merged: Components) -> None:
+        """Let the learners go on from what was merged, a group at a time.
+
+        Requests pass in between. If it is cut short, it ends at once rather than half
+        done: groups that went on from the stored ones, and a base that says that they
+        did not, would count twice.
+        """
+        changed = self._changed(ours, merged)
+        try:
+            for name, key in changed:
+                self._take_in_group(name, key, ours, merged)
+                await asyncio.sleep(0)
+        finally:
+            for name, key in changed:
+                self._take_in_group(name, key, ours, merged)
+            self._base = merged
+            self._attempts.clear()
+
+    def _changed(self, ours: Components, merged: Components) -> Iterator[Where]:
+        return iter(
+            [
+                (name, key)
+                for name, groups in merged.items()
+                for key, group in groups.items()
+                if (then := self._then(name, key, ours)) is None
+                or not then.same_as(group)
+            ]
+        )
+
+    def _then(self, name: str, key: str, ours: Components) -> Group | None:
+        # A component that a new configuration has brought since began with the base.
+        return ours.get(name, self._base.get(name, {})).get(key)
+
+    def _take_in_group(
+        self, name: str, key: str, ours: Components, merged: Components
+    ) -> None:
+        # Asked anew each time: a new configuration may come between two groups.
+        learner = next((one for one in self._learners() if one.component == name), None)
+        if learner is None:
+            return
+        then, mine = self._then(name, key, ours), learner.group(key)
+        base = {} if then is None else {key: then}
+        here = {} if mine is None else {key: mine}
+        learner.restore(merge(base, here, {key: merged[name][key]}))
+
+    async def _on_thread(
+        self, work: Callable[[], tuple[Components, SetAside | None]]
+    ) -> tuple[Components, SetAside | None]:
+        """Run blocking work on a daemon thread: one that hangs cannot hold up exit."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[tuple[Components, SetAside | None]] = loop.create_future()
+
+        def settle(set_outcome: Callable[[], None]) -> None:
+            self._idle.set()
+            if not done.done():  # else nobody waits any more
+                set_outcome()
+
+        def run() -> None:
+            try:
+                result = work()
+                outcome = partial(done.set_result, result)
+            except Exception as error:
+                outcome = partial(done.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(settle, outcome)
+
+        self._idle.clear()
+        threading.Thread(target=run, name="state-store", daemon=True).start()
+        return await done
+
+
+def _digest(document: bytes) -> bytes:
+    return hashlib.blake2b(document, digest_size=16).digest()
+
+
+async def _snapshot(learners: Sequence[Learner]) -> Components:
+    """Copy out what is learned, a group at a time: requests pass in between."""
+    components: dict[str, dict[str, Group]] = {}
+    for learner in learners:
+        groups = components[learner.component] = {}
+        for key in learner.group_keys():
+            group = learner.group(key)
+            if group is not None:
+                groups[key] = group
+            await asyncio.sleep(0)
+    return components
+
+
+def _merge(base: Components, ours: Components, theirs: Components) -> Components:
+    # Components that this process does not have stay as they are: another has them.
+    return {
+        name: merge(base.get(name, {}), ours[name], theirs.get(name, {}))
+        if name in ours
+        else theirs[name]
+        for name in {**theirs, **ours}
+    }
+
+
+def _same(one: Components, other: Components) -> bool:
+    return one.keys() == other.keys() and all(
+        _same_groups(one[name], other[name]) for name in one
+    )
+
+
+def _same_groups(one: Mapping[str, Group], other: Mapping[str, Group]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[key].same_as(other[key]) for key in one
+    )
+
+
+def _latest(writers: Mapping[str, int], writer: str, number: int) -> dict[str, int]:
+    kept = {name: n for name, n in writers.items() if name != writer}
+    kept[writer] = number
+    return dict(list(kept.items())[-_MAX_WRITERS:])

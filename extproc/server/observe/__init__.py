@@ -1,0 +1,1 @@
+"""Metrics, traces, recordings and recent decisions."""

@@ -1,0 +1,1 @@
+"""Watching the vLLM endpoints: load, limits and addresses."""

@@ -1,0 +1,347 @@
+"""Asks the pools' vLLM servers how they are, and says what that means for routing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+from yarl import URL
+
+from extproc.config import ConfigError, LoadConfig, PoolConfig
+from extproc.routing.policy import PoolLoad
+from extproc.routing.pressure import EndpointLoad, PoolPressure, PressureLimits
+from extproc.server.pools.resolve import Resolve, resolve
+from extproc.server.pools.vllm import NoMetricsError, Vllm, VllmError, read_key
+
+logger = logging.getLogger(__name__)
+
+_UNHEALTHY_AFTER = 3
+"""Questions in a row without an answer. Fewer would take a busy server for a dead one:
+a vLLM that compiles or captures graphs can be silent for a second."""
+
+_ANSWER_TIMEOUT_S = 1.0
+
+_LIMITS_INTERVAL_S = 60.0
+"""Between two looks at an endpoint's window: it changes with a new deployment only."""
+
+_FIRST_TIMEOUT_S = 3.0
+"""How long endpoints that do not answer may hold up the start."""
+
+_RESOLVE_INTERVAL_S = 5.0
+"""Between two looks at a name's addresses; Envoy's STRICT_DNS looks as often."""
+
+
+@dataclass(slots=True, eq=False)
+class _Endpoint:
+    vllm: Vllm
+    url: str
+    """As configured."""
+    address: str | None
+    """One of its name's; None where the name has none."""
+    load: EndpointLoad | None = None
+    measured_s: float = 0.0
+    flights: int = 0
+    """``PoolPressure.flights`` when it was measured."""
+    asked: bool = False
+    failures: int = 0
+    max_model_len: int | None = None
+    asked_limits_s: float | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return self.failures < _UNHEALTHY_AFTER
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What is known of a pool, for metrics and the status page."""
+
+    name: str
+    endpoints: int
+    healthy: int
+    under_pressure: bool
+    waiting: float | None
+    """Mean over the endpoints with fresh data; None without any."""
+    kv_cache_usage: float | None
+    max_model_len_differs: bool
+    """Whether an endpoint's window is not the configured one."""
+
+
+@dataclass(slots=True)
+class _Pool:
+    config: PoolConfig
+    pressure: PoolPressure
+    endpoints: dict[_Endpoint, asyncio.Task[None] | None] = field(default_factory=dict)
+    """Each with the task that asks it."""
+
+    def differing(self) -> _Endpoint | None:
+        wanted = self.config.max_model_len
+        for endpoint in self.endpoints:
+            if endpoint.max_model_len not in (None, wanted):
+                return endpoint
+        return None
+
+    def status(self) -> PoolStatus:
+        return PoolStatus(
+            self.config.name,
+            len(self.endpoints),
+            sum(endpoint.healthy for endpoint in self.endpoints),
+            self.pressure.under_pressure,
+            self.pressure.waiting,
+            self.pressure.kv_cache_usage,
+            self.differing() is not None,
+        )
+
+
+class LoadWatch:
+    """Watches the endpoints of the pools that have any.
+
+    Args:
+        pools: as configured; those without endpoints are not watched.
+        config: how often, and where pressure begins.
+        clock: seconds that never jump.
+        resolve: the addresses behind a URL.
+        resolve_interval_s: between two looks at them.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[PoolConfig],
+        config: LoadConfig,
+        clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve = resolve,
+        resolve_interval_s: float = _RESOLVE_INTERVAL_S,
+    ) -> None:
+        self._config = config
+        self._resolve = resolve
+        self._resolve_interval_s = resolve_interval_s
+        self._clock = clock
+        limits = PressureLimits(
+            config.waiting_requests, config.kv_cache_usage, config.relief
+        )
+        self._pools = {
+            pool.name: _Pool(pool, PoolPressure(limits))
+            for pool in pools
+            if pool.endpoints
+        }
+        self._loads: dict[str, PoolLoad] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._lookups: list[asyncio.Task[None]] = []
+
+    def current(self) -> Mapping[str, PoolLoad]:
+        """What routing should know; a pool that is not in it counts as idle."""
+        return self._loads
+
+    def routed(self, pool: str) -> None:
+        """Note that a request was sent to a pool."""
+        watched = self._pools.get(pool)
+        if watched is not None:
+            watched.pressure.sent()
+            self._recount(watched)
+
+    def landed(self, pool: str) -> None:
+        """Note that one that was sent has ended."""
+        watched = self._pools.get(pool)
+        if watched is not None:
+            watched.pressure.ended()
+            self._recount(watched)
+
+    def _recount(self, pool: _Pool) -> None:
+        if pool.pressure.waiting:
+            self._conclude(pool)
+
+    def statuses(self) -> list[PoolStatus]:
+        """Every watched pool."""
+        return [pool.status() for pool in self._pools.values()]
+
+    async def start(self) -> None:
+        """Ask every endpoint once, then go on asking in the background.
+
+        Raises:
+            ConfigError: an endpoint's window is not the one configured for its pool,
+                or a key cannot be read.
+        """
+        for pool in self._pools.values():
+            _check_key(pool.config)
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+        named = [
+            (pool, url)
+            for pool in self._pools.values()
+            for url in pool.config.endpoints
+        ]
+        await asyncio.gather(*(self._look_up(*pair, first=True) for pair in named))
+        watched = [
+            (pool, endpoint)
+            for pool in self._pools.values()
+            for endpoint in pool.endpoints
+        ]
+        first = [asyncio.create_task(self._ask(*pair)) for pair in watched]
+        try:
+            if first:
+                await asyncio.wait(first, timeout=_FIRST_TIMEOUT_S)
+        finally:
+            for task in first:
+                task.cancel()
+        self.check_limits()
+        for pool, endpoint in watched:
+            pool.endpoints[endpoint] = asyncio.create_task(self._watch(pool, endpoint))
+        self._lookups = [asyncio.create_task(self._keep_up(*pair)) for pair in named]
+
+    def check_limits(self) -> None:
+        """Hold what endpoints said of their windows against the configuration.
+
+        Raises:
+            ConfigError: one differs.
+        """
+        for pool in self._pools.values():
+            endpoint = pool.differing()
+            if endpoint is not None:
+                raise ConfigError(
+                    f"pool {pool.config.name}: max_model_len: "
+                    f"{pool.config.max_model_len}; {endpoint.vllm.name} has "
+                    f"{endpoint.max_model_len}"
+                )
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        asking = [t for pool in self._pools.values() for t in pool.endpoints.values()]
+        tasks = [*self._lookups, *(task for task in asking if task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _keep_up(self, pool: _Pool, url: str) -> None:
+        """Follow a name's addresses."""
+        while True:
+            await asyncio.sleep(self._resolve_interval_s)
+            await self._look_up(pool, url)
+
+    async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
+        """Have an endpoint for each address of a URL's name."""
+        addresses: Sequence[str | None] = []
+        try:
+            async with asyncio.timeout(_FIRST_TIMEOUT_S):
+                addresses = await self._resolve(URL(url))
+        except TimeoutError:
+            pass  # as if it were not known
+        except Exception:
+            logger.exception("name_lookup_failed")
+        if not addresses:
+            if not first:
+                return  # no answer is no news
+            addresses = [None]
+        known = {e.address: e for e in pool.endpoints if e.url == url}
+        for address, endpoint in known.items():
+            if address not in addresses:
+                task = pool.endpoints.pop(endpoint)
+                if task is not None:
+                    task.cancel()
+        for address in addresses:
+            if address not in known:
+                self._add(pool, url, address, asks=not first)
+        if not first and set(addresses) != known.keys():
+            fields = {"pool": pool.config.name, "url": url, "servers": len(addresses)}
+            logger.info("endpoints_changed", extra={"fields": fields})
+            self._measure(pool)
+
+    def _add(self, pool: _Pool, url: str, address: str | None, *, asks: bool) -> None:
+        assert self._session is not None
+        vllm = Vllm(self._session, url, address, pool.config.api_key_file)
+        endpoint = _Endpoint(vllm, url, address)
+        task = asyncio.create_task(self._watch(pool, endpoint)) if asks else None
+        pool.endpoints[endpoint] = task
+
+    async def _watch(self, pool: _Pool, endpoint: _Endpoint) -> None:
+        while True:
+            if endpoint.asked:
+                await asyncio.sleep(self._config.interval_s)
+            try:
+                await self._ask(pool, endpoint)
+            except Exception:
+                # One odd answer must not end the watch.
+                logger.exception("load_watch_failed")
+
+    async def _ask(self, pool: _Pool, endpoint: _Endpoint) -> None:
+        was_healthy = endpoint.healthy
+        endpoint.asked = True
+        try:
+            endpoint.load = await endpoint.vllm.load()
+            endpoint.measured_s = self._clock()
+            endpoint.flights = pool.pressure.flights
+            endpoint.failures = 0
+            await self._ask_limits(pool, endpoint)
+        except NoMetricsError:
+            endpoint.load = None
+            endpoint.failures = 0
+        except VllmError as error:
+            endpoint.failures += 1
+            if was_healthy and not endpoint.healthy:
+                _log("endpoint_down", pool, endpoint, error=str(error))
+        if endpoint.healthy and not was_healthy:
+            endpoint.asked_limits_s = None  # it may have come back as another
+            _log("endpoint_back", pool, endpoint)
+        self._measure(pool)
+
+    async def _ask_limits(self, pool: _Pool, endpoint: _Endpoint) -> None:
+        asked = endpoint.asked_limits_s
+        if asked is not None and self._clock() - asked < _LIMITS_INTERVAL_S:
+            return
+        before = endpoint.max_model_len
+        endpoint.max_model_len = await endpoint.vllm.max_model_len()
+        endpoint.asked_limits_s = self._clock()
+        said = endpoint.max_model_len
+        if said not in (None, before, pool.config.max_model_len):
+            _log("max_model_len_differs", pool, endpoint, max_model_len=said)
+
+    def _measure(self, pool: _Pool) -> None:
+        oldest = self._clock() - self._config.stale_after_s
+        fresh = [
+            (endpoint.load, endpoint.flights)
+            for endpoint in pool.endpoints
+            if endpoint.load is not None
+            and endpoint.healthy
+            and endpoint.measured_s >= oldest
+        ]
+        pool.pressure.measured(
+            [load for load, _ in fresh], [flights for _, flights in fresh]
+        )
+        self._conclude(pool)
+
+    def _conclude(self, pool: _Pool) -> None:
+        name = pool.config.name
+        available = any(endpoint.healthy for endpoint in pool.endpoints)
+        load = PoolLoad(available, pool.pressure.under_pressure)
+        before = self._loads.get(name, PoolLoad())
+        if load != before:
+            fields = {
+                "pool": name,
+                "available": available,
+                "under_pressure": load.under_pressure,
+            }
+            logger.info("pool_load", extra={"fields": fields})
+        self._loads[name] = load
+
+
+def _log(event: str, pool: _Pool, endpoint: _Endpoint, **fields: object) -> None:
+    fields = {"pool": pool.config.name, "endpoint": endpoint.vllm.name, **fields}
+    logger.warning(event, extra={"fields": fields})
+
+
+def _check_key(pool: PoolConfig) -> None:
+    if pool.api_key_file is None:
+        return
+    try:
+        read_key(pool.api_key_file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no key in it"
+        raise ConfigError(
+            f"pool {pool.name}: api_key_file: {pool.api_key_file!r}: {reason}; "
+            "accepted: a file with one line"
+        ) from None

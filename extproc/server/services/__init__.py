@@ -1,0 +1,1 @@
+"""The gRPC services: ext_proc, access log, Decide and Observe, health."""

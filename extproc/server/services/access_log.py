@@ -1,0 +1,228 @@
+"""Envoy's access log as feedback: of every response, and none looked at as it passes.
+
+Each entry brings the decision back, as the reply to the request's body handed it out,
+together with what became of it: status, token usage (from Envoy's json_to_metadata and
+sse_to_metadata filters), attempts, who answered and when. Nothing is kept in between,
+so that any process may be told. ``envoy/access_log.yaml`` is Envoy's side of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
+
+from extproc.exchange.events import Observation, Serving
+from extproc.exchange.receipt import read_receipt
+from extproc.routing.router import Decision, Outcome, Router
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
+from extproc.server.services.codec import RECEIPT_KEY, RECEIPT_NAMESPACE
+from extproc.server.services.ext_proc import ExtProcService
+from extproc.wire import access_log_pb2 as pb
+
+STREAM: Final = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+
+USAGE_NAMESPACE: Final = "llm.usage"
+"""Where the filters in ``envoy/access_log.yaml`` put a response's counts."""
+
+MAX_RECEIPT_CHARS: Final = 16 * 1024
+"""Of a receipt in base64. The largest are 6 KiB: those of text in every script at once
+under a long model name."""
+
+_MAX_TOKENS = 1 << 31
+_MAX_CLUSTER_CHARS = 256
+
+_THANKS: Final = pb.StreamAccessLogsResponse().SerializeToString()
+
+
+class Entry(StrEnum):
+    """What an entry was good for. Closed: these are metric labels."""
+
+    OBSERVED = "observed"
+    UNRELATED = "unrelated"
+    """No receipt: nothing was decided, or its response was looked at as it passed."""
+    REFUSED = "refused"
+    """A receipt that is not one of this configuration."""
+    INTERMEDIATE = "intermediate"
+    """Of a response that is still under way."""
+
+
+class AccessLog:
+    """Learns from entries.
+
+    Args:
+        service: told what they say; its router is the one that reads them.
+    """
+
+    def __init__(self, service: ExtProcService) -> None:
+        self._service = service
+
+    def take(self, message: bytes) -> None:
+        """Learn, a little later, from each entry of a message.
+
+        Raises:
+            RpcError: it is no ``StreamAccessLogsMessage``.
+        """
+        metrics = self._service.metrics
+        try:
+            entries = pb.StreamAccessLogsMessage.FromString(message).http_logs.log_entry
+        except DecodeError:
+            metrics.protocol_errors.add()
+            raise RpcError(
+                Status.INVALID_ARGUMENT, "not a StreamAccessLogsMessage"
+            ) from None
+        for entry in entries:
+            found = read_entry(entry, self._service.router)
+            if found is not Entry.INTERMEDIATE:
+                self._service.flights.ended(_octets(_receipt_of(entry)))
+            if isinstance(found, Observation):
+                self._service.learn_later(found)
+                found = Entry.OBSERVED
+            metrics.access_log_entries.add(found)
+
+
+def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | Entry:
+    """Read what one entry says, or why it says nothing; never raises.
+
+    Args:
+        entry: of a response, complete or not; it may be of anyone's making.
+        router: whose pools and categories the decision may name.
+    """
+    common = entry.common_properties
+    if common.intermediate_log_entry:
+        return Entry.INTERMEDIATE
+    receipt = _receipt_of(entry)
+    if not receipt:
+        return Entry.UNRELATED
+    decision = _read_decision(receipt, router)
+    if decision is None:
+        return Entry.REFUSED
+    first_byte_s = None
+    if common.HasField("time_to_first_upstream_rx_byte"):
+        taken = common.time_to_first_upstream_rx_byte
+        first_byte_s = max(0.0, taken.seconds + taken.nanos / 1e9)
+    serving = Serving(common.upstream_cluster[:_MAX_CLUSTER_CHARS], first_byte_s)
+    return Observation(decision, _outcome(entry, decision, router), serving)
+
+
+def _receipt_of(entry: pb.HTTPAccessLogEntry) -> str:
+    metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
+    # "in" first: to look a name up in a map of messages would put it there.
+    if RECEIPT_NAMESPACE not in metadata:
+        return ""
+    fields = metadata[RECEIPT_NAMESPACE].fields
+    return fields[RECEIPT_KEY].string_value if RECEIPT_KEY in fields else ""
+
+
+def _read_decision(receipt: str, router: Router) -> Decision | None:
+    octets = _octets(receipt)
+    if octets is None:
+        return None
+    return read_receipt(octets, router.policy, router.categories)
+
+
+def _octets(receipt: str) -> bytes | None:
+    if len(receipt) > MAX_RECEIPT_CHARS:
+        return None
+    try:
+        return base64.b64decode(receipt, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _outcome(
+    entry: pb.HTTPAccessLogEntry, decision: Decision, router: Router
+) -> Outcome:
+    common = entry.common_properties
+    metadata = common.metadata.filter_metadata
+    prompt = completion = None
+    if USAGE_NAMESPACE in metadata:
+        prompt, completion = _usage(metadata[USAGE_NAMESPACE])
+    attempts = max(1, common.upstream_request_attempt_count)
+    outcome = Outcome(
+        entry.response.response_code.value, prompt, completion, attempts=attempts
+    )
+    if prompt is None or completion is None:
+        return outcome
+    pool = decision.pool if attempts == 1 else router.policy.default
+    cut = _was_cut(decision, prompt, completion, pool.max_model_len)
+    return Outcome(outcome.status, prompt, completion, cut, attempts)
+
+
+def _was_cut(
+    decision: Decision, prompt: int, completion: int, max_model_len: int
+) -> bool:
+    """Whether the output ended at a limit.
+
+    The filters cannot reach ``finish_reason``, which is in a list. vLLM ends an output
+    where it reaches the client's limit or fills the window, and nowhere before.
+    """
+    each = -(-completion // max(1, decision.sequences))
+    at_limit = decision.declared and each >= decision.output_tokens
+    return at_limit or prompt + each >= max_model_len
+
+
+def _usage(counts: Struct) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens, in the names of OpenAI or of Anthropic.
+
+    Anthropic counts what came from its cache apart from ``input_tokens``.
+    """
+    prompt = _count(counts, "prompt_tokens")
+    if prompt is None:
+        prompt = _count(counts, "input_tokens")
+        if prompt is not None:
+            for cached in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+                prompt += _count(counts, cached) or 0
+    completion = _count(counts, "completion_tokens")
+    if completion is None:
+        completion = _count(counts, "output_tokens")
+    return prompt, completion
+
+
+def _count(counts: Struct, name: str) -> int | None:
+    if name not in counts.fields:
+        return None
+    number = counts.fields[name].number_value
+    # Not a number that is not one: no comparison with it is true.
+    whole = 0 <= number < _MAX_TOKENS and number == int(number)
+    return int(number) if whole else None
+
+
+class WithAccessLog:
+    """A service and, beside it, Envoy's access log service."""
+
+    def __init__(self, service: Service, access_log: AccessLog) -> None:
+        self._service = service
+        self._access_log = access_log
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Start a call of either."""
+        if path == STREAM:
+            return _Stream(self._access_log)
+        return self._service.open(path, headers, send)
+
+
+class _Stream:
+    """One stream of entries, which Envoy holds open for as long as it can."""
+
+    def __init__(self, access_log: AccessLog) -> None:
+        self._access_log = access_log
+
+    def receive(self, message: bytes) -> Replies:
+        self._access_log.take(message)
+        return (), False
+
+    def half_closed(self) -> Replies:
+        return (_THANKS,), True
+
+    def drain(self) -> Replies:
+        """End: Envoy sends the next entries to whom it finds then."""
+        return (_THANKS,), True
+
+    def closed(self, cancelled: bool) -> None:
+        pass

@@ -1,0 +1,260 @@
+"""Decide and Observe: the same decisions and lessons, for gateways without ext_proc.
+
+``protos/tokenbudget/v1/router.proto`` is the contract. Transports call ``Api`` with its
+messages: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from extproc.exchange.events import Observation
+from extproc.exchange.reading import Reading
+from extproc.exchange.receipt import read_receipt, write_receipt
+from extproc.routing.policy import Reason
+from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
+from extproc.routing.router import Decision, Outcome
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
+from extproc.server.admin.explain import DEFAULT_PATH
+from extproc.server.services.cooperative import Turns
+from extproc.server.services.ext_proc import ExtProcService
+from extproc.wire import router_pb2 as pb
+
+DECIDE = "/tokenbudget.v1.Router/Decide"
+OBSERVE = "/tokenbudget.v1.Router/Observe"
+
+MAX_TEXT_BYTES = 64 << 20
+MAX_SAMPLE_BYTES = 64 << 10
+_UINT32 = (1 << 32) - 1
+
+
+class InvalidArgumentError(Exception):
+    """The caller's mistake; says what is accepted."""
+
+
+class Api:
+    """Answers the messages of the API.
+
+    Args:
+        service: decides and learns; its metrics count these decisions too.
+        max_body_bytes: of a body after content-decoding.
+    """
+
+    def __init__(self, service: ExtProcService, max_body_bytes: int) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    def begin_reading(self, asked: pb.DecideRequest) -> Reading:
+        """Begin to read the body that a question brings, which may take long."""
+        path, encoding = asked.path or DEFAULT_PATH, asked.content_encoding
+        return Reading(path, asked.body, encoding, self._max_body_bytes)
+
+    def decide(
+        self, asked: pb.DecideRequest, reading: Reading | None = None
+    ) -> pb.DecideResponse:
+        """Choose a pool.
+
+        Args:
+            asked: the question.
+            reading: of its body; None: it is read here, in one go.
+
+        Raises:
+            InvalidArgumentError: features that contradict each other.
+        """
+        return self._answer(self._decide(asked, reading))
+
+    def decide_unread(self, body_bytes: int) -> pb.DecideResponse:
+        """Choose for a body that is larger than anyone read it."""
+        router = self._service.router
+        return self._answer(router.fail_open(Reason.TOO_LARGE, body_bytes))
+
+    def _answer(self, decision: Decision) -> pb.DecideResponse:
+        self._service.decided(decision)
+        receipt = b"" if decision.reason.failed_open else write_receipt(decision)
+        if receipt:
+            self._service.flights.began(receipt, decision.pool.name)
+        return pb.DecideResponse(
+            pool=decision.pool.name,
+            reason=decision.reason,
+            category=decision.category,
+            prompt_tokens=min(decision.prompt_tokens, _UINT32),
+            bound_tokens=min(decision.bound_tokens, _UINT32),
+            output_tokens=min(decision.output_tokens, _UINT32),
+            budget_tokens=min(decision.budget_tokens, _UINT32),
+            decision=receipt,
+        )
+
+    def _decide(self, asked: pb.DecideRequest, reading: Reading | None) -> Decision:
+        router = self._service.router
+        if asked.HasField("features"):
+            request: Request | Reason = _request_of(asked.features)
+        else:
+            request = (reading or self.begin_reading(asked)).finish()
+        if isinstance(request, Reason):
+            return router.fail_open(request, len(asked.body))
+        return router.route(request, asked.category_hint or None, self._service.loads)
+
+    def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
+        """Learn from one response.
+
+        Raises:
+            InvalidArgumentError: the decision is not one of ours.
+        """
+        router = self._service.router
+        self._service.flights.ended(told.decision)
+        decision = read_receipt(told.decision, router.policy, router.categories)
+        if decision is None:
+            raise InvalidArgumentError(
+                "decision: accepted is what Decide answered, under the same pools"
+            )
+        outcome = Outcome(
+            status=told.status,
+            prompt_tokens=told.prompt_tokens or None,
+            completion_tokens=told.completion_tokens or None,
+            truncated=told.truncated,
+            attempts=max(1, told.attempts),
+        )
+        lesson = self._service.learn(Observation(decision, outcome))
+        return pb.ObserveResponse(
+            skipped=lesson.skipped or "", misroute=lesson.misroute or ""
+        )
+
+
+def _request_of(features: pb.Features) -> Request:
+    sample, size = features.text_sample, features.text_bytes
+    if size > MAX_TEXT_BYTES:
+        raise InvalidArgumentError(f"text_bytes: {size}; accepted: {MAX_TEXT_BYTES}")
+    if len(sample) > MAX_SAMPLE_BYTES:
+        raise InvalidArgumentError(
+            f"text_sample: {len(sample)} bytes; accepted: {MAX_SAMPLE_BYTES}"
+        )
+    if bool(sample) != bool(size) or len(sample) > size:
+        raise InvalidArgumentError(
+            "text_sample: accepted is a part of the text, and text_bytes its whole size"
+        )
+    if size and features.prompt_tokens:
+        raise InvalidArgumentError("prompt_tokens: accepted in place of the text only")
+    prompt = Prompt(
+        # The sample over and over is a text of that size with the sample's features.
+        text=(sample * (size // max(1, len(sample)) + 1))[:size],
+        messages=features.messages or 1,
+        images=features.images,
+        audios=features.audios,
+        files=features.files,
+        token_ids=features.prompt_tokens,
+    )
+    return Request(
+        prompt,
+        body_bytes=size,
+        model=features.model[:MAX_MODEL_CHARS],
+        max_tokens=features.max_tokens or None,
+    )
+
+
+class WithApi:
+    """A service and, beside it, the API as unary gRPC.
+
+    Args:
+        service: serves all other methods.
+        api: answers.
+        turns: where large bodies are read; None: at once, as all others.
+    """
+
+    def __init__(self, service: Service, api: Api, turns: Turns | None = None) -> None:
+        self._service = service
+        self._api = api
+        self._turns = turns
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Start a call of either."""
+        if path == DECIDE:
+            return _Deciding(self._api, self._turns, send)
+        if path == OBSERVE:
+            return _Observing(self._api)
+        return self._service.open(path, headers, send)
+
+
+class _Observing:
+    """One response, told of."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def receive(self, message: bytes) -> Replies:
+        told = _parse(pb.ObserveRequest, message)
+        try:
+            answer = self._api.observe(told)
+        except InvalidArgumentError as error:
+            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+        return (answer.SerializeToString(),), True
+
+    def half_closed(self) -> Replies:
+        raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+
+    def closed(self, cancelled: bool) -> None:
+        pass
+
+
+class _Deciding:
+    """One question, whose body may take long to read."""
+
+    def __init__(self, api: Api, turns: Turns | None, send: Send) -> None:
+        self._api = api
+        self._turns = turns
+        self._send = send
+        self._reading: Reading | None = None
+        """In turns; None: it was not begun, or nobody waits for it any more."""
+
+    def receive(self, message: bytes) -> Replies:
+        if self._reading is not None:
+            raise RpcError(Status.INVALID_ARGUMENT, "more than one request message")
+        asked = _parse(pb.DecideRequest, message)
+        reading = self._api.begin_reading(asked)
+        if self._turns is None or not reading.may_take_long:
+            return (self._answer(asked, reading),), True
+        self._reading = reading
+        self._turns.add(self._step, partial(self._answer_late, asked, reading))
+        return (), False
+
+    def half_closed(self) -> Replies:
+        if self._reading is None:
+            raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+        return (), False
+
+    def closed(self, cancelled: bool) -> None:
+        self._reading = None
+
+    def _step(self) -> bool:
+        return self._reading is not None and self._reading.step()
+
+    def _answer_late(self, asked: pb.DecideRequest, reading: Reading) -> None:
+        if self._reading is None:
+            return
+        try:
+            self._send((self._answer(asked, reading),), True)
+        except RpcError as error:
+            self._send((), error)
+        except Exception:
+            self._send((), RpcError(Status.INTERNAL, "internal error"))
+            raise
+
+    def _answer(self, asked: pb.DecideRequest, reading: Reading) -> bytes:
+        try:
+            return self._api.decide(asked, reading).SerializeToString()
+        except InvalidArgumentError as error:
+            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+
+
+_Asked = TypeVar("_Asked", pb.DecideRequest, pb.ObserveRequest)
+
+
+def _parse(kind: type[_Asked], message: bytes) -> _Asked:
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        raise RpcError(Status.INVALID_ARGUMENT, f"not a {name}") from None

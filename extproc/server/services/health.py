@@ -1,0 +1,166 @@
+"""gRPC health (grpc.health.v1): a registry of statuses, and the service that shows it.
+
+The registry knows nothing of a transport; :class:`HealthService` serves it wherever
+:class:`~extproc.rpc.call.Service` is served.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
+
+EXT_PROC: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
+SERVICE_NAMES: Final = ("", "liveness", "readiness", EXT_PROC)
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+
+Watcher = Callable[[bool | None], None]
+"""Told of a status: serving or not, or ``None`` where the name is not known."""
+
+
+class HealthStatuses:
+    """Which services are serving; starts with all of ``SERVICE_NAMES`` not serving.
+
+    Not thread-safe: use it from the event loop only.
+    """
+
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = dict.fromkeys(SERVICE_NAMES, False)
+        self._watchers: dict[str, dict[object, Watcher]] = {}
+
+    def get(self, name: str) -> bool | None:
+        """Say whether a service is serving; ``None`` where the name is not known."""
+        return self._serving.get(name)
+
+    def set(self, name: str, serving: bool) -> None:
+        """Set a service's status, and tell its watchers if it changed."""
+        if self._serving.get(name) == serving:
+            return
+        self._serving[name] = serving
+        for watcher in tuple(self._watchers.get(name, {}).values()):
+            watcher(serving)
+
+    def set_all(self, serving: bool, but: tuple[str, ...] = ()) -> None:
+        """Set every known service's status, except for those named in ``but``."""
+        for name in tuple(self._serving):
+            if name not in but:
+                self.set(name, serving)
+
+    def watch(self, name: str, watcher: Watcher) -> Callable[[], None]:
+        """Call ``watcher`` on each change; returns what ends that."""
+        watchers = self._watchers.setdefault(name, {})
+        key = object()
+        watchers[key] = watcher
+
+        def unwatch() -> None:
+            watchers.pop(key, None)
+            if not watchers and self._watchers.get(name) is watchers:
+                del self._watchers[name]
+
+        return unwatch
+
+
+def _response(serving: bool | None) -> bytes:
+    kinds = health_pb2.HealthCheckResponse
+    if serving is None:
+        status = kinds.SERVICE_UNKNOWN
+    else:
+        status = kinds.SERVING if serving else kinds.NOT_SERVING
+    octets: bytes = kinds(status=status).SerializeToString()
+    return octets
+
+
+_RESPONSES: Final = {status: _response(status) for status in (True, False, None)}
+
+
+def _asked_name(message: bytes) -> str:
+    try:
+        name: str = health_pb2.HealthCheckRequest.FromString(message).service
+    except DecodeError:
+        raise RpcError(Status.INVALID_ARGUMENT, "not a HealthCheckRequest") from None
+    return name
+
+
+class HealthService:
+    """``Check`` and ``Watch`` over a registry (grpc/doc/health-checking.md)."""
+
+    def __init__(self, statuses: HealthStatuses) -> None:
+        self._statuses = statuses
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Start a call of either method."""
+        match path.removeprefix(HEALTH_PREFIX):
+            case "Check":
+                return _Check(self._statuses)
+            case "Watch":
+                return _Watch(self._statuses, send)
+            case _:
+                return None
+
+
+class _Check:
+    """One question, one answer; an unknown name is NOT_FOUND."""
+
+    def __init__(self, statuses: HealthStatuses) -> None:
+        self._statuses = statuses
+
+    def receive(self, message: bytes) -> Replies:
+        name = _asked_name(message)
+        serving = self._statuses.get(name)
+        if serving is None:
+            raise RpcError(Status.NOT_FOUND, "unknown service")
+        return (_RESPONSES[serving],), True
+
+    def half_closed(self) -> Replies:
+        raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+
+    def closed(self, cancelled: bool) -> None:
+        pass
+
+
+class _Watch:
+    """One question; an answer at once and at each change, until the client leaves."""
+
+    def __init__(self, statuses: HealthStatuses, send: Send) -> None:
+        self._statuses = statuses
+        self._send = send
+        self._unwatch: Callable[[], None] | None = None
+
+    def receive(self, message: bytes) -> Replies:
+        if self._unwatch is not None:
+            raise RpcError(Status.INVALID_ARGUMENT, "more than one request message")
+        name = _asked_name(message)
+        self._unwatch = self._statuses.watch(name, self._changed)
+        return (_RESPONSES[self._statuses.get(name)],), False
+
+    def half_closed(self) -> Replies:
+        if self._unwatch is None:
+            raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+        return (), False
+
+    def drain(self) -> Replies:
+        """End: a client that watches on sees the next server's status."""
+        return (), True
+
+    def closed(self, cancelled: bool) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+
+    def _changed(self, serving: bool | None) -> None:
+        self._send((_RESPONSES[serving],))
+
+
+class WithHealth:
+    """A service and, beside it, the health of all."""
+
+    def __init__(self, service: Service, statuses: HealthStatuses) -> None:
+        self._service = service
+        self._health = HealthService(statuses)
+
+    def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
+        """Start a call of either."""
+        if path.startswith(HEALTH_PREFIX):
+            return self._health.open(path, headers, send)
+        return self._service.open(path, headers, send)

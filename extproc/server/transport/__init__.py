@@ -1,0 +1,1 @@
+"""Listeners for gRPC: the native transport, grpcio, TLS."""

@@ -1,0 +1,79 @@
+"""The transport that a configuration names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from extproc.config import ServerConfig
+from extproc.config import Transport as TransportName
+from extproc.rpc.call import Service
+from extproc.rpc.limits import Limits
+from extproc.server.services.health import HealthStatuses, WithHealth
+from extproc.server.transport.grpcio import GrpcioServer
+from extproc.server.transport.native import NativeServer, new_event_loop
+from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
+
+_RESPONSE_CHUNK_BYTES = 4 << 20
+"""Envoy's streamed response chunks are at most its buffer limit, 1 MiB by default."""
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What a message has beside the body: headers, attributes, metadata."""
+
+
+class Transport(Protocol):
+    """Serves calls on one address."""
+
+    @property
+    def port(self) -> int:
+        """The port that is bound; 0 for a Unix socket."""
+
+    async def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+
+    async def drain(self, timeout_s: float, /) -> None:
+        """Refuse new streams, let open ones finish within the time, then stop."""
+
+
+def max_message_bytes(server: ServerConfig) -> int:
+    """The largest gRPC message to accept: a body, or a chunk of a response."""
+    return max(_RESPONSE_CHUNK_BYTES, server.max_body_bytes + _ENVELOPE_BYTES)
+
+
+def build_transport(
+    server: ServerConfig, service: Service, health: HealthStatuses
+) -> Transport:
+    """The transport that is configured, with TLS if that is.
+
+    Raises:
+        ConfigError: a file of ``tls`` cannot be used.
+    """
+    certificates = Certificates(server.tls) if server.tls is not None else None
+    match server.transport:
+        case TransportName.GRPCIO:
+            return GrpcioServer(
+                WithHealth(service, health),
+                server.listen,
+                max_message_bytes(server),
+                grpc_credentials(certificates) if certificates else None,
+            )
+        case TransportName.NATIVE:
+            return NativeServer(
+                service,
+                health,
+                server.listen,
+                limits=Limits(max_message_bytes=max_message_bytes(server)),
+                ssl_context=LiveContext.of(certificates) if certificates else None,
+            )
+
+
+def loop_factory(server: ServerConfig) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes the event loop that suits the transport best."""
+    if server.transport is TransportName.NATIVE:
+        return new_event_loop
+    return asyncio.new_event_loop

@@ -1,0 +1,210 @@
+"""The grpc.aio transport: serves calls of ``rpc`` with gRPC's own library."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from extproc.rpc.call import Call, Drainable, Replies, RpcError, Service, Status
+
+logger = logging.getLogger(__name__)
+
+
+class GrpcioServer:
+    """Serves a service on one address.
+
+    Args:
+        service: opens the calls.
+        address: HOST:PORT or unix:PATH.
+        max_message_bytes: larger messages end their stream (RESOURCE_EXHAUSTED).
+        credentials: for TLS; none is plain text.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        address: str,
+        max_message_bytes: int,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._service = service
+        self._address = address
+        self._credentials = credentials
+        self._calls: set[_OpenCall] = set()
+        self.port = 0
+        """The port that is bound; 0 for a Unix socket."""
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                # Envoy's keepalive pings every second, idle or not; gRPC would take
+                # that for an attack and close the connection.
+                ("grpc.http2.min_ping_interval_without_data_ms", 100),
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_AnyMethod(self),))
+
+    async def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, self._credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._address}") from error
+        await self._server.start()
+        self.port = 0 if self._address.startswith("unix:") else port
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new streams, let open ones finish within the time, then stop."""
+        for call in tuple(self._calls):
+            await call.drain()
+        await self._server.stop(timeout_s)
+
+    async def serve_stream(self, path: str, context: Any) -> RpcError | None:
+        """Run one stream to its end, or to the error that it is to end with."""
+        stream = _OpenCall(context)
+        headers = {
+            key: value
+            for key, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        }
+        call = self._service.open(path, headers, stream.send)
+        if call is None:
+            return RpcError(Status.UNIMPLEMENTED, f"no method {path}")
+        stream.call = call
+        self._calls.add(stream)
+        cancelled = True
+        try:
+            error = await stream.run()
+            cancelled = error is not None
+            return error
+        finally:  # a client that goes away cancels the handler
+            self._calls.discard(stream)
+            # It knows ``send``: both would stay until a collection of garbage, and with
+            # them all that the call knows of.
+            stream.call = None
+            call.closed(cancelled)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
+    """Hands every method to the service, which knows its own."""
+
+    def __init__(self, server: GrpcioServer) -> None:
+        self._server = server
+
+    def service(self, handler_call_details: Any) -> Any:
+        path = handler_call_details.method
+
+        async def behaviour(_: object, context: Any) -> None:
+            error = await self._server.serve_stream(path, context)
+            if error is not None:
+                await context.abort(_CODES[error.status.value], error.message)
+
+        # With no (de)serializer, messages are bytes both ways.
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
+class _OpenCall:
+    """One stream: what it still has to send, and when it is over.
+
+    The handler does not read: gRPC cancels it when the client resets the stream, and a
+    read that is cancelled keeps what it allocated (96 bytes in 1.71 to 1.85). A task
+    beside it reads, and what it waits for then ends by itself.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self.call: Call | None = None
+        self._context = context
+        self._late: deque[bytes] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[RpcError | None]
+        self._over = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> RpcError | None:
+        """Answer each message until either side ends the stream, or an error does."""
+        answering = asyncio.ensure_future(self._answer())
+        answering.add_done_callback(self._settle)
+        return await self._over
+
+    async def _answer(self) -> bool:
+        """Answer until the client says no more; whether the stream is over then."""
+        while True:
+            message = await self._context.read()
+            if self._over.done():
+                return True
+            replies, end = self._ask(message)
+            for reply in replies:
+                await self._context.write(reply)
+            if end or message is grpc.aio.EOF:
+                return end
+
+    def _ask(self, message: Any) -> Replies:
+        # Apart from the loop, whose frame a traceback of gRPC's may keep.
+        if self.call is None:
+            return (), True
+        if message is grpc.aio.EOF:
+            return self.call.half_closed()
+        return self.call.receive(message)
+
+    def _settle(self, answering: asyncio.Task[bool]) -> None:
+        if answering.cancelled():
+            self._over.cancel()
+            return
+        error = answering.exception()
+        if self._over.done():
+            return
+        if isinstance(error, RpcError):
+            self._end(error)
+        elif error is not None:
+            self._over.set_exception(error)
+        elif answering.result():
+            self._end(True)
+
+    def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
+        """Send outside of an answer; without effect once the stream is over."""
+        if self._over.done():
+            return
+        self._late.extend(messages)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.ensure_future(self._flush())
+        if end:
+            self._flushing.add_done_callback(lambda _: self._end(end))
+
+    def _end(self, how: bool | RpcError) -> None:
+        if self._over.done():
+            return
+        if isinstance(how, RpcError):
+            # Its traceback knows of us.
+            self._over.set_result(how.with_traceback(None))
+        else:
+            self._over.set_result(None)
+
+    async def _flush(self) -> None:
+        try:
+            while self._late:
+                await self._context.write(self._late.popleft())
+        except Exception:  # the client is gone; gRPC has no one error for that
+            self._late.clear()
+            logger.debug("late_reply_lost")
+
+    async def drain(self) -> None:
+        """Tell a call that would outlive a drain; end it if it agrees."""
+        if isinstance(self.call, Drainable):
+            replies, end = self.call.drain()
+            self.send(replies, end)

@@ -1,0 +1,344 @@
+"""The native transport: :mod:`extproc.rpc.connection` on asyncio sockets.
+
+    server = NativeServer(service, health, "0.0.0.0:9002")
+    await server.start()
+    ...
+    await server.drain(seconds=10)
+
+Runs on any event loop; on uvloop at about half the cost (:func:`new_event_loop`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from extproc.rpc.call import Service
+from extproc.rpc.connection import Connection
+from extproc.rpc.limits import Limits
+from extproc.server.services.health import HealthStatuses, WithHealth
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 256 * 1024
+INTRODUCTION_S: Final = 10.0
+"""A peer that has not sent preface and SETTINGS by then is cut off."""
+STALL_S: Final = 30.0
+"""A peer that has not read for so long what it asked for is cut off."""
+LINGER_S: Final = 1.0
+"""The peer closes first, if it does so in time: our closing with unread input would
+reset the connection, and either way a gRPC client may drop the status that it has just
+received for the error of a closed socket."""
+_BACKLOG: Final = 1024
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
+"""Finds peers that vanished without a word, in two minutes."""
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Make uvloop's loop where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+class NativeServer:
+    """Serves calls, and gRPC health, over HTTP/2 on one address.
+
+    Args:
+        service: what is served.
+        health: shown by ``grpc.health.v1.Health`` on the same address.
+        address: ``host:port`` (port 0: any free one; ``[::1]:port`` for IPv6; no host:
+            all interfaces) or ``unix:/path``.
+        limits: what one connection may ask for.
+        ssl_context: for TLS; ALPN is set to ``h2``, and required of clients.
+        max_connections: further ones are closed at once.
+        linger_s: how long a peer that was told that all is over may take to close.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        health: HealthStatuses,
+        address: str,
+        *,
+        limits: Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        max_connections: int = 1024,
+        linger_s: float = LINGER_S,
+    ) -> None:
+        self.service: Final[Service] = WithHealth(service, health)
+        self.limits: Final = limits or Limits()
+        self.max_connections: Final = max_connections
+        self.linger_s: Final = linger_s
+        self.buffer: Final = memoryview(bytearray(_READ_BYTES))
+        """Where all connections read to: the loop fills it and hands it over in one
+        step, and a connection keeps no view of it."""
+        self.peers: Final[set[_Peer]] = set()
+        self._address = address
+        self._ssl = ssl_context
+        self._server: asyncio.AbstractServer | None = None
+        self._socket_file: tuple[str, int] | None = None
+        self._idle = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bind and accept connections.
+
+        Raises:
+            OSError: the address cannot be bound.
+            ValueError: it is not one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._ssl is not None:
+            self._ssl.set_alpn_protocols(["h2"])
+
+        def peer() -> _Peer:
+            return _Peer(self, loop)
+
+        try:
+            await self._bind(loop, peer)
+        except OSError as error:
+            # asyncio's text repeats the address in a form of its own.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(f"cannot listen on {self._address}: {reason}") from error
+
+    async def _bind(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peer: Callable[[], asyncio.BufferedProtocol],
+    ) -> None:
+        kind, host, port = parse_address(self._address)
+        if kind == "unix":
+            self._server = await loop.create_unix_server(
+                peer, host, ssl=self._ssl, backlog=_BACKLOG
+            )
+            self._socket_file = (host, os.stat(host).st_ino)
+        else:
+            self._server = await loop.create_server(
+                peer, host or None, port, ssl=self._ssl, backlog=_BACKLOG
+            )
+
+    @property
+    def port(self) -> int:
+        """The port that is bound; 0 for a Unix socket."""
+        sockets = getattr(self._server, "sockets", None) or ()
+        for bound in sockets:
+            if bound.family in (socket.AF_INET, socket.AF_INET6):
+                return int(bound.getsockname()[1])
+        return 0
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that have not been answered to the end."""
+        return sum(peer.machine.open_calls for peer in self.peers)
+
+    async def drain(self, seconds: float) -> None:
+        """Stop: accept nothing new, let what is open end, then end it.
+
+        Args:
+            seconds: how long open calls may go on; then they end with UNAVAILABLE.
+        """
+        if self._server is not None:
+            self._server.close()
+            self._remove_socket_file()
+        for peer in tuple(self.peers):
+            peer.drain()
+        await self._wait_idle(seconds)
+        for peer in tuple(self.peers):
+            peer.stop()
+        await self._wait_idle(self.linger_s)
+        for peer in tuple(self.peers):
+            peer.cut_off()
+        await self._wait_idle(self.linger_s)
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    def left(self, peer: "_Peer") -> None:
+        """Note that a connection is gone."""
+        self.peers.discard(peer)
+        if not self.peers:
+            self._idle.set()
+
+    async def _wait_idle(self, seconds: float) -> None:
+        if self.peers:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), seconds)
+
+    def _remove_socket_file(self) -> None:
+        """Remove the socket's file, unless another server has put its own there."""
+        if self._socket_file is None:
+            return
+        path, inode = self._socket_file
+        self._socket_file = None
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(path)
+            if stat.S_ISSOCK(found.st_mode) and found.st_ino == inode:
+                os.unlink(path)
+
+
+class _Peer(asyncio.BufferedProtocol):
+    """One connection's socket."""
+
+    def __init__(self, server: NativeServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.machine = Connection(server.service, server.limits, _report, self._flush)
+        self._server = server
+        self._loop = loop
+        self._buffer = server.buffer
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the one thing the connection waits for: its peer's introduction, its
+        reading, its closing."""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast(asyncio.Transport, transport)
+        session = transport.get_extra_info("ssl_object")
+        if len(self._server.peers) >= self._server.max_connections or (
+            session is not None and session.selected_alpn_protocol() != "h2"
+        ):
+            transport.abort()
+            return
+        self._server.peers.add(self)
+        _keep_alive(transport.get_extra_info("socket"))
+        self._wait(INTRODUCTION_S, self._check_introduced)
+        self._flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        self.machine.receive(self._buffer[:nbytes], self._loop.time())
+        self._flush()
+        self._watch_deadline()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        """The peer does not read: take no more requests from it."""
+        if self._transport is not None and not self._closing:
+            self._transport.pause_reading()
+            self._wait(STALL_S, self.cut_off)
+
+    def resume_writing(self) -> None:
+        if self._transport is not None and not self._closing:
+            self._transport.resume_reading()
+            self._wait(INTRODUCTION_S, self._check_introduced)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        for timer in (self._timer, self._deadline):
+            if timer is not None:
+                timer.cancel()
+        self.machine.lost()
+        self._server.left(self)
+
+    def drain(self) -> None:
+        """Ask the peer to leave; open calls go on."""
+        self.machine.drain()
+        self._flush()
+
+    def stop(self) -> None:
+        """End what is open, and the connection."""
+        self.machine.abort("the server is shutting down")
+        self._flush()
+
+    def cut_off(self) -> None:
+        """End the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        octets = self.machine.take()
+        if octets:
+            transport.write(octets)
+        if self.machine.finished:
+            self._shut(transport)
+
+    def _shut(self, transport: asyncio.Transport) -> None:
+        """Close once the peer has, or soon: all has been said."""
+        self._closing = True
+        if self.machine.fault is not None:
+            peer = transport.get_extra_info("peername")
+            fields = {"peer": peer, "error": str(self.machine.fault)}
+            logger.warning("connection_fault", extra={"fields": fields})
+        self._wait(self._server.linger_s, self._close)
+
+    def _close(self) -> None:
+        """Close, once what is left to send is sent or nobody reads it."""
+        if self._transport is not None:
+            self._transport.close()
+            self._wait(STALL_S, self.cut_off)
+
+    def _wait(self, seconds: float, then: Callable[[], object]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, then)
+
+    def _check_introduced(self) -> None:
+        if not self.machine.ready:
+            self.cut_off()
+
+    def _watch_deadline(self) -> None:
+        """Have a timer for the next deadline; one that is not needed may fire."""
+        when = self.machine.next_deadline
+        if when is None:
+            return
+        if self._deadline is not None:
+            if self._deadline.when() <= when:
+                return
+            self._deadline.cancel()
+        self._deadline = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._deadline = None
+        self.machine.expire(self._loop.time())
+        self._flush()
+        self._watch_deadline()
+
+
+def parse_address(address: str) -> tuple[str, str, int]:
+    """Split an address: ``("tcp", host, port)`` or ``("unix", path, 0)``.
+
+    Raises:
+        ValueError: it is neither ``host:port`` nor ``unix:path``.
+    """
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if path.startswith("//"):  # gRPC's unix://absolute/path
+            path = "/" + path.lstrip("/")
+        if path:
+            return "unix", path, 0
+    else:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdecimal() and int(port) <= 0xFFFF:
+            return "tcp", host.strip("[]"), int(port)
+    raise ValueError(f"address {address!r} is neither host:port nor unix:/path")
+
+
+def _keep_alive(sock: Any) -> None:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _report(where: str, error: Exception) -> None:
+    fields = {"where": where}
+    logger.error("call_failed", extra={"fields": fields}, exc_info=error)

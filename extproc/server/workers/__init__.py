@@ -1,0 +1,1 @@
+"""Worker processes: supervision and merged reports."""

@@ -1,0 +1,188 @@
+"""One admin port for all workers: what each of them says at its own, merged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from extproc.config import ServerConfig
+from extproc.server.workers.merge import MergedMetrics, merge_reports
+from extproc.server.workers.worker import Worker, worker_address
+
+_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_POLL_S = 0.05
+_OWN_HEADERS = frozenset(
+    {"connection", "content-length", "date", "server", "transfer-encoding"}
+)
+"""Headers of an answer that whoever passes it on writes anew."""
+
+
+class WorkersAdmin:
+    """Serves what ``AdminServer`` does, for several processes.
+
+    /metrics and /status are merged, /readyz is of all, anything else is passed on to
+    one that is ready.
+
+    Args:
+        server: the addresses, and the largest body to read.
+        workers: whom to ask.
+        draining: whether they have been told to stop.
+    """
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        workers: Sequence[Worker],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._server = server
+        self._workers = workers
+        self._draining = draining
+        self._metrics = MergedMetrics(len(workers))
+        self._restarts = [0] * len(workers)
+        self._pids: list[int | None] = [None] * len(workers)
+        app = web.Application(client_max_size=2 * server.max_body_bytes)
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/healthz", self._get_healthz)
+        app.router.add_get("/readyz", self._get_readyz)
+        app.router.add_get("/status", self._get_status)
+        app.router.add_route("*", "/{path:.*}", self._pass_on)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> str:
+        """Listen; return the address in use, with the port that was given for 0.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await self._runner.setup()
+        host, _, port = self._server.admin.rpartition(":")
+        await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        return f"{host}:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    def started(self, worker: int, pid: int) -> None:
+        """Note the process that a worker is now."""
+        self._pids[worker] = pid
+
+    def restarted(self, worker: int) -> None:
+        """Note that a worker ended, and begins anew."""
+        self._restarts[worker] += 1
+        self._metrics.restarted(worker)
+
+    async def until_ready(self, worker: int) -> None:
+        """Return once a worker says that it is ready."""
+        while True:
+            if await self._is_ready(self._workers[worker]):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _is_ready(self, worker: Worker) -> bool:
+        return await self._ask(worker, "/readyz") is not None
+
+    async def _ask(self, worker: Worker, path: str) -> bytes | None:
+        """What a worker answers with status 200; None: it does not."""
+        try:
+            async with _asked(worker, "GET", path) as response:
+                return await response.read() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+
+    async def _ask_all(self, path: str) -> list[bytes | None]:
+        asked = (self._ask(worker, path) for worker in self._workers)
+        return list(await asyncio.gather(*asked))
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        restarts = list(self._restarts)
+        for worker, answer in enumerate(await self._ask_all("/metrics")):
+            # Of a worker that has ended since, what it counted is kept already.
+            if self._restarts[worker] == restarts[worker]:
+                self._metrics.take(worker, None if answer is None else answer.decode())
+        return web.Response(
+            body=self._metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _get_healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _get_readyz(self, request: web.Request) -> web.Response:
+        if self._draining():
+            return web.Response(text="draining\n", status=503)
+        ready = await asyncio.gather(*map(self._is_ready, self._workers))
+        if all(ready):
+            return web.Response(text="ok\n")
+        told = f"{sum(ready)} of {len(ready)} workers are ready\n"
+        return web.Response(text=told, status=503)
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        answers = await self._ask_all("/status")
+        reports = [answer and _parse(answer) for answer in answers]
+        known = [report for report in reports if report]
+        merged: dict[str, Any] = merge_reports(known) if known else {}
+        merged["ready"] = (
+            len(known) == len(reports) and merged["ready"] and not self._draining()
+        )
+        merged["workers"] = [
+            {
+                "worker": i,
+                "listen": worker_address(self._server.listen, i),
+                "pid": self._pids[i],
+                "restarts": self._restarts[i],
+                "ready": bool(report and report["ready"]),
+                "uptime_s": report["uptime_s"] if report else None,
+                "decisions": report["decisions"] if report else None,
+            }
+            for i, report in enumerate(reports)
+        ]
+        return web.json_response(merged, status=200 if known else 503)
+
+    async def _pass_on(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        kind = request.headers.get("content-type")
+        headers = {} if kind is None else {"content-type": kind}
+        for worker in self._workers:
+            try:
+                async with _asked(
+                    worker, request.method, request.path_qs, data=body, headers=headers
+                ) as response:
+                    kept = {
+                        name: value
+                        for name, value in response.headers.items()
+                        if name.lower() not in _OWN_HEADERS
+                    }
+                    return web.Response(
+                        body=await response.read(), status=response.status, headers=kept
+                    )
+            except (aiohttp.ClientConnectorError, FileNotFoundError):
+                continue  # not there, so it has not been asked
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                raise web.HTTPBadGateway(text="the worker gave no answer\n") from None
+        raise web.HTTPServiceUnavailable(text="no worker is there\n")
+
+
+@asynccontextmanager
+async def _asked(
+    worker: Worker, method: str, path: str, **options: Any
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    # A connection each: they are few, and a worker may be another process by now.
+    connector = aiohttp.UnixConnector(str(worker.admin_socket))
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
+        session.request(method, f"http://worker{path}", **options) as response,
+    ):
+        yield response
+
+
+def _parse(answer: bytes) -> dict[str, Any]:
+    report: dict[str, Any] = msgspec.json.decode(answer)
+    return report

@@ -1,0 +1,152 @@
+"""Peers that send noise, or a conversation with faults in it: octets in, octets out."""
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc.rpc.limits import Limits
+
+from .frame_bytes import (
+    BLOCK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADER,
+    MORE,
+    PADDED,
+    PING,
+    RST,
+    START,
+    UPDATE,
+    frame,
+    frames_in,
+    request_block,
+    setting,
+)
+from .peers import Machine, framed
+
+BODIES = st.lists(st.binary(max_size=20), max_size=3).map(lambda m: framed(*m))
+TORN = st.tuples(BODIES, st.integers(0, 9)).map(lambda t: t[0][: -t[1] or None])
+PATHS = st.sampled_from(
+    ["Echo", "Once", "Silent", "Repeat", "Fail", "Deny", "FailLate"]
+)
+CREDIT = st.integers(1, 5_000).map(lambda n: n.to_bytes(4, "big"))
+SETTING = st.builds(
+    setting, st.sampled_from([3, 4, 5]), st.sampled_from([0, 1, 20, 16_384, 65_535])
+)
+ANY_FRAME = st.builds(
+    frame, st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=30)
+)  # fmt: skip
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> bytes:
+    """What a client says that mostly keeps to the rules, with a fault here and there."""
+    octets, streams = START, [1]
+    octets += frame(HEADER, END_HEADERS, 1, BLOCK)
+    for _ in range(draw(st.integers(0, 20))):
+        stream = draw(st.sampled_from(streams))
+        match draw(st.sampled_from("OOODDDDDDDDEPRWWCSI?")):
+            case "O":
+                streams.append(streams[-1] + 2)
+                block = request_block(**{":path": f"/test.Test/{draw(PATHS)}"})
+                cut = draw(st.integers(0, len(block)) | st.just(len(block)))
+                octets += frame(
+                    HEADER, 4 * (cut == len(block)), streams[-1], block[:cut]
+                )
+                if cut < len(block):
+                    octets += frame(MORE, END_HEADERS, streams[-1], block[cut:])
+            case "D":
+                octets += frame(DATA, 0, stream, draw(BODIES | TORN))
+            case "E":
+                octets += frame(DATA, END_STREAM, stream, draw(BODIES))
+            case "P":
+                body, size = draw(BODIES | TORN), draw(st.integers(0, 9))
+                padded = bytes((size,)) + body + bytes(size)
+                octets += frame(DATA, PADDED, stream, padded)
+            case "R":
+                octets += frame(RST, 0, stream, bytes(4))
+            case "W":
+                octets += frame(UPDATE, 0, stream, draw(CREDIT))
+            case "C":
+                octets += frame(UPDATE, 0, 0, draw(CREDIT))
+            case "S":
+                octets += draw(SETTING)
+            case "I":
+                octets += frame(PING, 0, 0, b"12345678")
+            case "?":
+                octets += draw(ANY_FRAME)
+    return octets
+
+
+SMALL_LIMITS = Limits(
+    max_concurrent_streams=3,
+    max_message_bytes=1024,
+    max_buffered_bytes=60,
+    max_queued_bytes=200,
+    max_lingering_streams=2,
+    stream_window_bytes=1024,
+)
+
+
+def fed(octets: bytes, cuts: list[int], limits: Limits) -> tuple[bytes, Machine]:
+    """What a machine answers to octets that arrive in pieces."""
+    machine = Machine(limits)
+    edges = [0, *sorted(cut % (len(octets) + 1) for cut in cuts), len(octets)]
+    answers = [
+        machine.feed(octets[start:stop]) for start, stop in itertools.pairwise(edges)
+    ]
+    return b"".join(answers), machine
+
+
+def check(octets: bytes, cuts: list[int], limits: Limits) -> None:
+    """No exception, valid frames, the same whatever the pieces, every call closed."""
+    whole, machine = fed(octets, [], limits)
+    frames_in(whole)
+    pieces, other = fed(octets, cuts, limits)
+    assert pieces == whole
+    single, third = fed(octets, list(range(len(octets))), limits)
+    assert single == whole
+    for each in (machine, other, third):
+        calls = each.connection._calls
+        held = sum(
+            stream.incoming.held_bytes
+            for stream in calls.streams.values()
+            if stream.incoming is not None
+        )
+        assert calls._held_bytes == held
+        assert calls._held_bytes <= limits.max_buffered_bytes
+        assert calls.out.queued_bytes <= limits.max_queued_bytes
+        each.connection.lost()
+        assert calls._held_bytes == calls.out.queued_bytes == 0
+        assert [len(call.closed_with) for call in each.calls] == [1] * len(each.calls)
+        assert [call.received for call in each.calls] == [
+            call.received for call in machine.calls
+        ]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.lists(st.integers(0, 400), max_size=5))
+def test_noise_after_the_preface(noise, cuts):
+    check(START + noise, cuts, SMALL_LIMITS)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_noise_instead_of_a_preface(noise):
+    machine = Machine()
+    machine.feed(noise)
+    assert machine.calls == []
+
+
+@settings(deadline=None)
+@given(conversations(), st.lists(st.integers(0, 2000), max_size=8))
+def test_conversations_with_faults(octets, cuts):
+    check(octets, cuts, SMALL_LIMITS)
+
+
+@settings(deadline=None)
+@given(conversations())
+def test_conversations_with_faults_and_room(octets):
+    check(octets, [7], Limits())

@@ -1,0 +1,81 @@
+"""POST /explain on the admin port: what it answers, what it refuses, what it keeps."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry
+
+from extproc.config import Config
+from extproc.server.admin.explain import Explainer
+from extproc.server.admin.server import AdminServer
+from extproc.server.build import build_router
+
+MAX_BODY_BYTES = 4096
+BODY = {"messages": [{"role": "user", "content": "A secret text."}]}
+
+
+def ask(
+    client_calls: Callable[[aiohttp.ClientSession, str], Awaitable[None]],
+) -> None:
+    """Run client calls against an admin port."""
+
+    async def run() -> None:
+        explainer = Explainer(build_router(Config()), MAX_BODY_BYTES)
+        admin = AdminServer(
+            "127.0.0.1:0",
+            CollectorRegistry(),
+            lambda: True,
+            dict,
+            lambda: explainer,
+            MAX_BODY_BYTES,
+        )
+        address = await admin.start()
+        try:
+            async with aiohttp.ClientSession() as session:
+                await client_calls(session, f"http://{address}")
+        finally:
+            await admin.stop()
+
+    asyncio.run(run())
+
+
+def test_explains_with_path_and_hint(caplog: pytest.LogCaptureFixture) -> None:
+    async def calls(session: aiohttp.ClientSession, url: str) -> None:
+        async with session.post(f"{url}/explain?hint=code", json=BODY) as response:
+            assert response.status == 200
+            told = await response.json()
+        assert told["category"]["name"] == "code"
+        assert told["decision"]["pool"] == "short"
+        assert "secret" not in json.dumps(told)
+        completion = {"prompt": [1, 2, 3]}
+        path = "?path=/v1/completions"
+        async with session.post(f"{url}/explain{path}", json=completion) as response:
+            assert (await response.json())["prompt"]["tokens"] == 3
+
+    with caplog.at_level(logging.DEBUG):
+        ask(calls)
+    assert "secret" not in caplog.text
+
+
+def test_refuses_what_it_cannot_explain() -> None:
+    async def calls(session: aiohttp.ClientSession, url: str) -> None:
+        async with session.post(f"{url}/explain?path=/v2/x", json=BODY) as response:
+            assert response.status == 400
+            assert "/v1/chat/completions" in await response.text()
+        large = b"x" * (2 * MAX_BODY_BYTES + 1)
+        async with session.post(f"{url}/explain", data=large) as response:
+            assert response.status == 413
+        async with session.get(f"{url}/explain") as response:
+            assert response.status == 405
+
+    ask(calls)
+
+
+def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
+    explainer = Explainer(build_router(Config()), 10)
+    told = explainer.explain(json.dumps(BODY).encode())
+    assert told["decision"]["reason"] == "too_large"

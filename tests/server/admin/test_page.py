@@ -1,0 +1,303 @@
+"""The live page in a real Chromium: what it shows, by keyboard, in both schemes."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from extproc.config import Config
+from extproc.exchange.events import Observation
+from extproc.exchange.openai import parse_request
+from extproc.routing.policy import PoolLoad
+from extproc.routing.router import Outcome
+from extproc.server.admin.explain import Explainer
+from extproc.server.admin.page import load_page
+from extproc.server.admin.server import AdminServer
+from extproc.server.admin.status import Status
+from extproc.server.build import build_router
+from extproc.server.observe.advising import Advisor
+from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.recent import History
+
+from .browser import CHROMIUM, WAIT_S, Tab, open_tab
+
+
+class Session:
+    """A browser, a tab, and an admin port on one event loop."""
+
+    def __init__(self, profile: Path) -> None:
+        self.runner = asyncio.Runner()
+        self._profile = profile
+        self.url = ""
+        self.tab: Tab
+
+    def run(self, steps: Callable[[Tab], Awaitable[None]]) -> None:
+        async def bounded() -> None:
+            await asyncio.wait_for(steps(self.tab), 2 * WAIT_S)
+
+        self.runner.run(bounded())
+
+    async def open(self, stack: contextlib.AsyncExitStack) -> None:
+        self.admin = make_admin()
+        self.url = f"http://{await self.admin.start()}/"
+        stack.push_async_callback(self.admin.stop)
+        self.tab = await open_tab(stack, self._profile)
+        await self.tab.show()
+        await self.tab.call("Page.navigate", url=self.url)
+        await self.tab.wait_for("document.querySelector('#last tr')")
+
+
+def make_admin() -> AdminServer:
+    """An admin port with four decisions behind it."""
+    router = build_router(Config())
+    metrics = Metrics(router.ratios.all)
+    history = History(lambda: 1_700_000_000.0, router.ratios.bytes_per_token)
+    status = Status(
+        router,
+        metrics,
+        history,
+        Advisor(router.policy),
+        lambda: True,
+        lambda: 1_700_000_000.0,
+        loads=lambda: {"long": PoolLoad(under_pressure=True)},
+    )
+    for content, limit in (("Some words. " * 30, 100),) * 3 + (("Many. ", 60_000),):
+        body = {
+            "model": "<b>not-shown</b>",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": limit,
+        }
+        request = parse_request("/v1/chat/completions", json.dumps(body).encode())
+        assert request is not None
+        decision = router.route(request)
+        outcome = Outcome(200, 95, 10)
+        for watcher in (metrics, history):
+            watcher.decided(decision)
+        lesson = router.learn(decision, outcome)
+        for watcher in (metrics, history):
+            watcher.observed(Observation(decision, outcome), lesson)
+    return AdminServer(
+        "127.0.0.1:0",
+        metrics.registry,
+        lambda: True,
+        status.report,
+        lambda: Explainer(router, 100_000),
+        100_000,
+    )
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    session = Session(tmp_path_factory.mktemp("chromium"))
+    stack = contextlib.AsyncExitStack()
+    with session.runner:
+        session.runner.run(session.open(stack))
+        yield session
+        session.runner.run(stack.aclose())
+
+
+def test_page_is_self_contained_and_its_policy_names_its_own_code() -> None:
+    page = load_page()
+    assert (
+        re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page.html) == []
+    )
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert policy.count("'sha256-") == 2
+
+
+def test_shows_pools_learning_and_decisions(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        text = await tab.evaluate("document.body.innerText")
+        for expected in ("4 requests", "75.0 %", "25.0 %", "over capacity", "prose"):
+            assert expected in text
+        assert "under pressure" in text
+        assert "not-shown" not in text
+        rows = "document.querySelectorAll('#last tr').length"
+        assert await tab.evaluate(rows) == 4
+        width = "document.querySelector('#pools .fill').getBoundingClientRect().width"
+        assert await tab.evaluate(width) > 20
+        bars = "document.querySelectorAll('#budgets rect').length"
+        assert await tab.evaluate(bars) > 10
+        assert "first 200 requests" in text
+        curve = "document.querySelector('#categories polyline').getAttribute('points')"
+        assert len((await tab.evaluate(curve)).split()) == 4
+
+    session.run(steps)
+
+
+def test_explains_by_keyboard_alone(session: Session) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 30_000}
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.activeElement.blur()")
+        seen = []
+        for _ in range(20):
+            await tab.press("Tab")
+            active = "document.activeElement.id || document.activeElement.className"
+            seen.append(await tab.evaluate(active))
+            if seen[-1] == "body":
+                break
+        assert seen[0] == "skip"
+        assert "pause" in seen
+        assert seen[-1] == "body"
+        await tab.evaluate("document.activeElement.select()")
+        await tab.call("Input.insertText", text=json.dumps(body))
+        await tab.press("Enter", modifiers=2)
+        await tab.wait_for("document.querySelector('#explained .decision')")
+        text = await tab.evaluate("document.querySelector('#explained').innerText")
+        assert "long: over capacity" in text
+        assert "> 8,192" in text
+
+    session.run(steps)
+
+
+def test_a_refusal_is_said_in_words(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("$('body').value = 'x'.repeat(300000), explain(), 0")
+        await tab.wait_for("document.querySelector('#explained .bad')")
+        text = await tab.evaluate("document.querySelector('#explained').innerText")
+        assert "larger than the server reads" in text
+        tab.complaints.clear()  # Chromium logs the 413 itself
+
+    session.run(steps)
+
+
+# Contrast of every visible text with what is behind it (WCAG 2.1, 1.4.3).
+_LOW_CONTRAST = """
+(() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => {
+    const [r, g, b] = c.slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = rgb(getComputedStyle(node).backgroundColor);
+      if (color[3] !== 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !node.checkVisibility()) continue;
+    const style = getComputedStyle(node);
+    const color = node.closest("svg") ? style.fill : style.color;
+    const [a, b] = [light(rgb(color)), light(behind(node))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push([walk.currentNode.data.trim(), ratio]);
+  }
+  return low;
+})()
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(session: Session, scheme: str) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.show(scheme)
+        await tab.evaluate('$(\'body\').value = \'{"messages": [{"content": "x"}]}\'')
+        await tab.evaluate("explain()")
+        await tab.wait_for("document.querySelector('#explained svg text')")
+        assert await tab.evaluate(_LOW_CONTRAST) == []
+        background = "getComputedStyle(document.body).backgroundColor"
+        red = int(re.findall(r"\d+", await tab.evaluate(background))[0])
+        assert (red > 200) == (scheme == "light")
+        await tab.show()
+
+    session.run(steps)
+
+
+@pytest.mark.parametrize("width", [320, 768, 1280])
+def test_nothing_spills_sideways(session: Session, width: int) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.show(width=width)
+        across = "document.documentElement.scrollWidth"
+        assert await tab.evaluate(across) <= width
+        await tab.show()
+
+    session.run(steps)
+
+
+def test_every_control_and_chart_has_a_name(session: Session) -> None:
+    named = {"button", "textbox", "combobox", "link", "region", "image", "img"}
+
+    async def steps(tab: Tab) -> None:
+        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+        shown = [n for n in nodes if not n["ignored"]]
+        found = {n["role"]["value"] for n in shown}
+        assert {"button", "textbox", "combobox", "region", "table"} <= found
+        unnamed = [
+            n["role"]["value"]
+            for n in shown
+            if n["role"]["value"] in named and not n.get("name", {}).get("value")
+        ]
+        assert unnamed == []
+
+    session.run(steps)
+
+
+def test_motion_is_reduced_where_asked_for(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        style = "getComputedStyle(document.querySelector('.fill')).transitionDuration"
+        assert await tab.evaluate(style) == "0s"
+        await tab.call("Emulation.setEmulatedMedia", features=[])
+        assert await tab.evaluate(style) == "0.5s"
+        await tab.show()
+
+    session.run(steps)
+
+
+def test_pause_stops_asking(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("$('pause').click()")
+        assert await tab.evaluate("$('pause').getAttribute('aria-pressed')") == "true"
+        tab.requested.clear()
+        await tab.evaluate("poll()")
+        assert tab.requested == []
+        await tab.evaluate("$('pause').click()")
+        await tab.wait_for("$('pause').getAttribute('aria-pressed') === 'false'")
+        await tab.evaluate("poll()")
+        assert f"{session.url}status" in tab.requested
+
+    session.run(steps)
+
+
+def test_asks_nobody_else_and_breaks_no_rule(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("poll()")
+        hosts = {url for url in tab.requested if not url.startswith("data:")}
+        assert all(url.startswith(session.url) for url in hosts)
+        assert tab.complaints == []
+        injected = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')"
+        await tab.evaluate(injected)
+        await tab.evaluate("new Promise((done) => setTimeout(done))")
+        assert await tab.evaluate("window.broken ?? 0") == 0
+        tab.complaints.clear()
+
+    session.run(steps)
+
+
+def test_says_when_the_server_is_gone(session: Session) -> None:
+    """Last: it stops the server."""
+
+    async def steps(tab: Tab) -> None:
+        await session.admin.stop()
+        await tab.evaluate("poll()")
+        said = "$('connection').textContent"
+        await tab.wait_for(f"{said} !== ''")
+        assert "trying again" in await tab.evaluate(said)
+        role = await tab.evaluate("$('connection').getAttribute('role')")
+        assert role == "status"
+
+    session.run(steps)

@@ -1,0 +1,74 @@
+"""/status adds up: counts from the metrics, shares, loads, what was learned."""
+
+import json
+
+from extproc.config import Config
+from extproc.exchange.events import Observation
+from extproc.exchange.openai import parse_request
+from extproc.routing.policy import PoolLoad, Reason
+from extproc.routing.ratio import TextRatios
+from extproc.routing.regression import TextEstimator
+from extproc.routing.risk import Margin
+from extproc.routing.router import Outcome, Router
+from extproc.server.admin.status import Status
+from extproc.server.build import build_router
+from extproc.server.observe.advising import Advisor
+from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.recent import History
+
+PATH = "/v1/chat/completions"
+
+
+def test_report_of_a_short_life() -> None:
+    router = Router(
+        build_router(Config()).policy, TextEstimator(Margin(0.02)), TextRatios()
+    )
+    metrics = Metrics(router.ratios.all)
+    now_s = 100.0
+    history = History(lambda: 100.0, router.ratios.bytes_per_token)
+    status = Status(
+        router,
+        metrics,
+        history,
+        Advisor(router.policy),
+        lambda: True,
+        lambda: now_s,
+        loads=lambda: {"short": PoolLoad(under_pressure=True)},
+    )
+    empty = status.report()
+    assert empty["decisions"] == 0
+    assert [pool["share"] for pool in empty["pools"]] == [None, None]
+    body = b'{"messages": [{"role": "user", "content": "A short question."}]}'
+    request = parse_request(PATH, body)
+    assert request is not None
+    for decision in (
+        router.route(request),
+        router.route(request),
+        router.route(request),
+        router.fail_open(Reason.TOO_LARGE, 10_000_000),
+    ):
+        metrics.decided(decision)
+        history.decided(decision)
+        outcome = Outcome(200, 15, 40)
+        lesson = router.learn(decision, outcome)
+        metrics.observed(Observation(decision, outcome), lesson)
+        history.observed(Observation(decision, outcome), lesson)
+    now_s = 160.52
+    told = status.report()
+    assert told["uptime_s"] == 60.5
+    assert told["decisions"] == 4
+    assert [(p["name"], p["decisions"], p["share"]) for p in told["pools"]] == [
+        ("short", 3, 0.75),
+        ("long", 1, 0.25),
+    ]
+    assert told["pools"][0]["under_pressure"]
+    assert told["reasons"] == {"within_threshold": 3, "too_large": 1}
+    assert told["categories"]["prose"]["decisions"] == 3
+    assert told["categories"]["prose"]["observed"] == 3
+    assert told["categories"]["unknown"] == {"decisions": 1}
+    assert told["observations"] == {"learned": 3, "failed_open": 1}
+    assert told["risk"]["stated"] == 0.02
+    assert told["risk"]["observed"] == 3
+    assert len(told["last_decisions"]) == 4
+    assert set(told["bytes_per_token"]) == {"prose"}
+    json.dumps(told, allow_nan=False)

@@ -1,0 +1,88 @@
+"""The advisor counts what passes, and its advice reaches status and metrics."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from extproc.exchange.events import Observation
+from extproc.routing.policy import Policy, Pool, Reason
+from extproc.routing.router import Decision, Lesson, Outcome, Skipped
+from extproc.server.observe.advising import Advisor
+from extproc.server.observe.metrics import Metrics
+
+SHORT, LONG = Pool("short", 8192, 8192), Pool("long", 65536, 65536)
+
+
+def make_decision(bound_tokens: int) -> Decision:
+    return Decision(
+        SHORT,
+        Reason.WITHIN_THRESHOLD,
+        prompt_tokens=bound_tokens,
+        bound_tokens=bound_tokens,
+        output_tokens=100,
+        declared=True,
+    )
+
+
+def watch(advisor: Advisor, bound_tokens: int, counted: int, number: int) -> None:
+    for _ in range(number):
+        decision = make_decision(bound_tokens)
+        advisor.decided(decision)
+        outcome = Outcome(200, counted, 10)
+        advisor.observed(Observation(decision, outcome), Lesson(error_ratio=0.0))
+
+
+def test_advises_once_it_has_seen_enough() -> None:
+    advisor = Advisor(Policy([SHORT, LONG]))
+    assert advisor.report()["advice"] is None
+    watch(advisor, 300, 290, 400)
+    watch(advisor, 900, 2000, 100)
+    advice = advisor.report()["advice"]
+    assert advice["best"]["threshold_tokens"] == 1024
+    assert advice["best"]["under_rate"] == pytest.approx(0.2, abs=0.01)
+    assert advice["current"]["under_rate"] == pytest.approx(0, abs=1e-9)
+    json.dumps(advisor.report(), allow_nan=False)
+
+
+def test_what_was_not_estimated_or_learned_does_not_count() -> None:
+    advisor = Advisor(Policy([SHORT, LONG]))
+    for _ in range(300):
+        advisor.decided(Decision(LONG, Reason.TOO_LARGE))
+        observation = Observation(make_decision(100), Outcome(503))
+        advisor.observed(observation, Lesson(Skipped.STATUS))
+    assert advisor.advice() is None
+    assert sum(advisor.report()["budgets"]["shares"]) == 0
+
+
+def test_one_pool_has_nothing_to_split() -> None:
+    advisor = Advisor(Policy([LONG]))
+    watch(advisor, 300, 290, 300)
+    assert advisor.advice() is None
+    assert max(advisor.report()["budgets"]["shares"]) == 1
+
+
+def test_other_limits_begin_anew_and_the_same_do_not() -> None:
+    advisor = Advisor(Policy([SHORT, LONG]))
+    watch(advisor, 300, 290, 300)
+    advisor.reconfigure(Policy([SHORT, LONG]))
+    assert advisor.advice() is not None
+    advisor.reconfigure(Policy([Pool("short", 8192, 5000), LONG]))
+    assert advisor.advice() is None
+    assert 5000 in advisor.report()["budgets"]["thresholds"]
+
+
+def test_metrics_hold_the_advice() -> None:
+    advisor = Advisor(Policy([SHORT, LONG]))
+    registry = Metrics(dict, tuple, advice=advisor.advice).registry
+
+    def value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
+        return registry.get_sample_value(name, dict(labels or {}))
+
+    assert value("extproc_advised_threshold_tokens") is None
+    watch(advisor, 300, 290, 300)
+    assert value("extproc_advised_threshold_tokens") == 1024
+    current = {"threshold": "current"}
+    saving = value("extproc_threshold_saving_ratio", current)
+    assert saving == pytest.approx(0.38, abs=0.01)
+    assert value("extproc_threshold_exceeded_ratio", current) == 0

@@ -1,0 +1,155 @@
+"""Work goes on by one step a turn, whatever else begins, fails or is given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from extproc.server.services.cooperative import Turns
+
+Calls = list[Callable[[], None]]
+
+
+def test_all_work_goes_on_by_one_step_a_turn() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+    steps: list[str] = []
+
+    def add(name: str, count: int) -> None:
+        left = iter(range(count - 1, -1, -1))
+
+        def step() -> bool:
+            steps.append(name)
+            return next(left) > 0
+
+        turns.add(step, lambda: done.append(name))
+
+    add("long", 4)
+    add("short", 2)
+    while later:
+        assert len(later) == 1  # however much work there is
+        before = len(steps)
+        later.pop()()
+        assert len(steps) == before + 1
+
+    assert steps == ["long", "short", "long", "short", "long", "long"]
+    assert done == ["short", "long"]
+
+    add("again", 1)
+    later.pop()()
+    assert done[-1] == "again"
+    assert not later
+
+
+def test_work_that_begins_more_is_alone_in_asking_for_a_turn() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+
+    def step() -> bool:
+        turns.add(lambda: False, lambda: done.append("begun by a step"))
+        return False
+
+    def end() -> None:
+        done.append("first")
+        turns.add(lambda: False, lambda: done.append("begun by an end"))
+
+    turns.add(step, end)
+    while later:
+        assert len(later) == 1
+        later.pop()()
+
+    assert done == ["first", "begun by a step", "begun by an end"]
+
+
+def test_work_that_fails_holds_up_no_other() -> None:
+    later: Calls = []
+    turns = Turns(later.append)
+    done: list[str] = []
+
+    def fail() -> NoReturn:
+        raise ZeroDivisionError
+
+    turns.add(fail, lambda: done.append("of a step that failed"))
+    turns.add(lambda: False, fail)
+    turns.add(lambda: False, lambda: done.append("good"))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            later.pop()()  # the event loop's to report
+        assert len(later) == 1
+    later.pop()()
+
+    assert done == ["good"]
+    assert not later
+
+
+async def finish_beside_others(step: Callable[[], bool], turns: Turns) -> int:
+    """Finish some work; how often another task had its turn meanwhile."""
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.ensure_future(other())
+    try:
+        await turns.finish(step)
+    finally:
+        beside.cancel()
+    return others
+
+
+def make_turns() -> Turns:
+    return Turns(asyncio.get_running_loop().call_soon)
+
+
+def test_who_waits_for_work_lets_others_go_on() -> None:
+    async def run() -> None:
+        left = list(range(100))
+        others = await finish_beside_others(lambda: bool(left.pop()), make_turns())
+        assert not left
+        assert others >= 100
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_work_that_fails_is_told() -> None:
+    async def run() -> None:
+        def fail() -> NoReturn:
+            raise ZeroDivisionError
+
+        turns = make_turns()
+        with pytest.raises(ZeroDivisionError):
+            await turns.finish(fail)
+        await turns.finish(lambda: False)
+
+    asyncio.run(run())
+
+
+def test_who_waits_no_longer_leaves_the_rest_undone() -> None:
+    async def run() -> None:
+        done = 0
+
+        def step() -> bool:
+            nonlocal done
+            done += 1
+            return True
+
+        turns = make_turns()
+        waiting = asyncio.ensure_future(turns.finish(step))
+        while done < 3:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        at_most = done + 1
+        await turns.finish(lambda: False)
+        await turns.finish(lambda: False)
+        assert done <= at_most
+
+    asyncio.run(run())

@@ -1,0 +1,302 @@
+"""The quick readers against protobuf's: what they read they read alike."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.exchange.events import (
+    BodyMode,
+    RequestBody,
+    RequestHeaders,
+    ResponseHeaders,
+)
+from extproc.server.services.codec import UnknownMessageError, decode
+from extproc.server.services.fast_decode import LARGE_BYTES, read_body, read_headers
+from extproc.wire import ext_proc_pb2 as pb
+
+NAMES = (":path", ":method", "content-length", "x-llm-category", ":status")
+WANTED = {name.encode(): name for name in NAMES}
+
+values = st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
+names = st.sampled_from(NAMES) | st.text("abcdefgh-:", max_size=200)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    phase = draw(st.sampled_from(["request_headers", "response_headers"]))
+    sent = getattr(message, phase)
+    sent.SetInParent()
+    for key, value in draw(st.lists(st.tuples(names, values), max_size=12)):
+        header = sent.headers.headers.add()
+        header.key, header.raw_value = key, value
+        if draw(st.integers(0, 9)) == 0:
+            header.value = "old"
+    sent.end_of_stream = draw(st.booleans())
+    if draw(st.booleans()):
+        message.protocol_config.SetInParent()
+        message.protocol_config.request_body_mode = draw(st.integers(0, 5))  # type: ignore[assignment]
+        message.protocol_config.response_body_mode = draw(st.integers(0, 5))  # type: ignore[assignment]
+    message.observability_mode = draw(st.integers(0, 9)) == 0
+    return message
+
+
+CONTEXTS = st.sampled_from([b"", b"\x42\x00", b"\x42\x02\x0a\x00", b"\x4a\x02\x0a\x00"])
+"""Metadata's context and attributes, which the subset that we speak does not have."""
+
+
+def with_context(message: pb.ProcessingRequest, context: bytes) -> bytes:
+    """Put fields where Envoy has them: between the headers and the configuration."""
+    configuration = pb.ProcessingRequest(observability_mode=message.observability_mode)
+    if message.HasField("protocol_config"):
+        configuration.protocol_config.CopyFrom(message.protocol_config)
+    head = pb.ProcessingRequest()
+    head.CopyFrom(message)
+    head.ClearField("protocol_config")
+    head.observability_mode = False
+    return head.SerializeToString() + context + configuration.SerializeToString()
+
+
+def wanted_of(
+    event: RequestHeaders | ResponseHeaders,
+) -> RequestHeaders | ResponseHeaders:
+    headers = {k: v for k, v in event.headers.items() if k in NAMES}
+    if isinstance(event, ResponseHeaders):
+        return ResponseHeaders(headers, event.end_of_stream)
+    return RequestHeaders(
+        headers, event.end_of_stream, event.request_mode, event.response_mode
+    )
+
+
+@given(messages(), CONTEXTS)
+def test_reads_what_protobuf_reads(
+    message: pb.ProcessingRequest, context: bytes
+) -> None:
+    data = with_context(message, context)
+
+    general = decode(data)
+
+    assert isinstance(general, RequestHeaders | ResponseHeaders)
+    assert read_headers(data, WANTED) in (wanted_of(general), None)
+    quick = decode(data, WANTED)
+    assert isinstance(quick, RequestHeaders | ResponseHeaders)
+    assert wanted_of(quick) == wanted_of(general)
+
+
+@given(messages(), st.data())
+def test_reads_damaged_messages_alike_or_not_at_all(
+    message: pb.ProcessingRequest, data: st.DataObject
+) -> None:
+    damaged = bytearray(message.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, max(0, len(damaged) - 1)))
+        kind = data.draw(st.sampled_from(["change", "cut", "add"]))
+        if kind == "add" or not damaged:
+            damaged.insert(at, data.draw(st.integers(0, 255)))
+        elif kind == "cut":
+            del damaged[at:]
+        else:
+            damaged[at] = data.draw(st.integers(0, 255))
+
+    quick = read_headers(bytes(damaged), WANTED)
+
+    if quick is not None:
+        try:
+            general = decode(bytes(damaged))
+        except UnknownMessageError:
+            return  # it looks less closely at the headers that nobody asked for
+        assert isinstance(general, RequestHeaders | ResponseHeaders)
+        assert quick == wanted_of(general)
+
+
+def field(tag: int, content: bytes) -> bytes:
+    """A field with a length, of 127 bytes at most."""
+    return bytes((tag, len(content))) + content
+
+
+def header(key: bytes, *values: bytes) -> bytes:
+    return field(0x0A, field(0x0A, key) + b"".join(field(0x1A, v) for v in values))
+
+
+PATH = header(b":path", b"/")
+OTHER = header(b"x-other", b"/")
+END = b"\x18\x01"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x12\x0a" + field(0x0A, PATH + PATH),
+        field(0x12, b"\x0a\x0c" + PATH + PATH),
+        field(0x12, b"\x0a\x0c" + OTHER + PATH),
+        field(0x12, field(0x0A, b"\x0a\x05\x0a\x05:pa" + b"th\x1a\x01/")),
+        field(0x12, field(0x0A, b"\x0a\x10\x0a\x07x-other\x1a\x05/")) + b"\x42\x02ab",
+        field(0x12, field(0x0A, b"\x0a\x0e\x0a\x05:path\x1a\x05/")) + b"\x42\x02ab",
+        field(0x12, field(0x0A, header(b":path", b"a", b"b"))),
+        field(0x12, field(0x0A, b"\x0a\x0b\x0a\x05:path\x1a\x01/x")),
+        field(0x12, field(0x0A, PATH) + field(0x0A, header(b":method", b"PUT"))),
+        field(0x12, field(0x0A, PATH) + END + field(0x0A, header(b":method", b"P"))),
+        field(0x12, field(0x0A, PATH) + b"\x18\x02"),
+        field(0x12, field(0x0A, PATH) + b"\x18\x00"),
+        field(0x12, field(0x0A, PATH) + b"\x18\x00\x18\x01"),
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x04\x08\x85\x10\x01",
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x02\x10\x85",
+        field(0x12, field(0x0A, PATH)) + b"\x5a\x02\x08\x02" + field(0x22, b""),
+        field(0x12, field(0x0A, PATH)) + field(0x22, b""),
+    ],
+    ids=[
+        "headers longer than their phase",
+        "a header that is cut off",
+        "headers that end within one",
+        "a name longer than its header",
+        "a header that goes on after the phase",
+        "a value that goes on after the phase",
+        "two values",
+        "something after the value",
+        "headers twice",
+        "headers after the end",
+        "an end of another truth",
+        "no end, said",
+        "an end twice",
+        "a request's mode of two octets",
+        "a response's mode that is cut off",
+        "another phase after the configuration",
+        "another phase",
+    ],
+)
+def test_leaves_what_is_odd_to_protobuf(data: bytes) -> None:
+    assert read_headers(data, WANTED) is None
+
+
+def test_reads_no_message_that_is_cut_off() -> None:
+    whole = field(0x12, field(0x0A, PATH + header(b":method", b"POST")))
+    assert read_headers(whole, WANTED) is not None
+    for length in range(len(whole)):
+        assert read_headers(whole[:length], WANTED) is None
+
+
+def test_does_what_it_is_for() -> None:
+    """Envoy's own form is read here, not handed on."""
+    message = pb.ProcessingRequest()
+    for key in (*NAMES, "x-other"):
+        header = message.request_headers.headers.headers.add()
+        header.key, header.raw_value = key, b"v" * 150
+    message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
+
+    event = read_headers(with_context(message, b"\x42\x00"), WANTED)
+
+    assert event == RequestHeaders(
+        dict.fromkeys(NAMES, "v" * 150), False, BodyMode.BUFFERED, BodyMode.NONE
+    )
+
+
+@pytest.mark.parametrize("size", [100, 1000, 16 * 1024, 40_000])
+def test_reads_headers_of_any_size(size: int) -> None:
+    message = pb.ProcessingRequest()
+    header = message.request_headers.headers.headers.add()
+    header.key, header.raw_value = ":path", b"/" * size
+
+    event = read_headers(message.SerializeToString(), WANTED)
+
+    assert event == RequestHeaders({":path": "/" * size}, False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x22\x00",  # a body
+        b"\x12",
+        b"\x12\x05",
+        b"\x12\x02\x0a\x05",
+        b"\x12\x80\x80\x01",
+        b"\x12\x80\x80\x80\x80\x80\x00",  # a length of six octets
+        b"\x12\x00\x12\x00",
+        b"\x12\x00\x52\x00",
+    ],
+)
+def test_leaves_the_rest_to_protobuf(data: bytes) -> None:
+    assert read_headers(data, WANTED) is None
+
+
+def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest()
+    message.request_body.body = body
+    message.request_body.end_of_stream = end_of_stream
+    return message
+
+
+METADATA = b"\x42\x00"
+"""An empty metadata_context, at the end of each of Envoy's messages."""
+CONFIG = b"\x5a\x02\x08\x02"
+
+
+@pytest.mark.parametrize("tail", [b"", METADATA, METADATA + CONFIG])
+@pytest.mark.parametrize("end_of_stream", [True, False])
+@pytest.mark.parametrize("size", [LARGE_BYTES, 100_000, 3_000_000])
+def test_reads_a_large_body_without_a_copy(
+    size: int, end_of_stream: bool, tail: bytes
+) -> None:
+    data = body_message(b"x" * size, end_of_stream).SerializeToString() + tail
+
+    event = read_body(data)
+
+    assert event is not None
+    assert isinstance(event.body, memoryview)
+    assert event.body.obj is data
+    assert (bytes(event.body), event.end_of_stream) == (b"x" * size, end_of_stream)
+
+
+LARGE = body_message(b"x" * LARGE_BYTES, True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        body_message(b"x" * 100, True).SerializeToString(),
+        LARGE.SerializeToString() + b"\x50\x01",
+        LARGE.SerializeToString() + METADATA + b"\x42\x05",
+        LARGE.SerializeToString() + LARGE.SerializeToString(),
+        pb.ProcessingRequest(
+            response_body=pb.HttpBody(body=b"x" * LARGE_BYTES)
+        ).SerializeToString(),
+    ],
+    ids=["nothing", "small", "another field", "cut off", "twice", "a response"],
+)
+def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
+    assert read_body(data) is None
+
+
+@given(
+    at=st.integers(0, 12) | st.integers(LARGE_BYTES, LARGE_BYTES + 12),
+    octet=st.integers(0, 255),
+    cut=st.integers(0, 6),
+)
+def test_reads_nothing_that_the_general_reader_reads_otherwise(
+    at: int, octet: int, cut: int
+) -> None:
+    changed = bytearray(LARGE.SerializeToString() + METADATA)
+    changed[min(at, len(changed) - 1)] = octet
+    data = bytes(changed[: len(changed) - cut])
+
+    event = read_body(data)
+
+    if event is not None:
+        message = pb.ProcessingRequest.FromString(data)
+        assert message.WhichOneof("request") == "request_body"
+        assert bytes(event.body) == message.request_body.body
+        assert event.end_of_stream == message.request_body.end_of_stream
+        assert decode(data) == event
+    else:
+        with contextlib.suppress(UnknownMessageError):
+            assert not isinstance(getattr(decode(data), "body", None), memoryview)
+
+
+def test_the_codec_uses_it() -> None:
+    event = decode(LARGE.SerializeToString())
+
+    assert isinstance(event, RequestBody)
+    assert isinstance(event.body, memoryview)

@@ -1,0 +1,56 @@
+"""Shadow mode on the wire: the metadata of a decision, and nothing that moves anything."""
+
+import pytest
+
+from extproc.exchange.events import (
+    Event,
+    Release,
+    Reply,
+    RequestBody,
+    RequestHeaders,
+    Route,
+)
+from extproc.routing.policy import Pool, Reason
+from extproc.routing.router import Decision
+from extproc.server.services.codec import METADATA_NAMESPACE, encode
+from extproc.wire import ext_proc_pb2 as pb
+
+DECISION = Decision(
+    Pool("short", 8192, 8192),
+    Reason.WITHIN_THRESHOLD,
+    category="prose",
+    prompt_tokens=70,
+    output_tokens=100,
+)
+
+
+@pytest.mark.parametrize(
+    ("event", "reply", "phase"),
+    [
+        (RequestHeaders({}), Route(DECISION, shadow=True), "request_headers"),
+        (RequestBody(b"x", True), Route(DECISION, shadow=True), "request_body"),
+        (
+            RequestBody(b"x", True),
+            Release(DECISION, b"x", True, shadow=True),
+            "request_headers",
+        ),
+    ],
+    ids=["headers", "body", "full duplex"],
+)
+def test_only_metadata_is_set(event: Event, reply: Reply, phase: str) -> None:
+    message = pb.ProcessingResponse.FromString(encode(event, reply)[0])
+    assert message.WhichOneof("response") == phase
+    assert not getattr(message, phase).HasField("response")
+    metadata = message.dynamic_metadata[METADATA_NAMESPACE]
+    assert metadata["pool"] == "short"
+    assert metadata["budget_tokens"] == 170
+
+
+def test_a_body_that_asks_for_usage_is_sent_all_the_same() -> None:
+    reply = Route(DECISION, b"another", shadow=True)
+    (data,) = encode(RequestBody(b"x", True), reply)
+    common = pb.ProcessingResponse.FromString(data).request_body.response
+    assert common.body_mutation.body == b"another"
+    assert not common.clear_route_cache
+    (option,) = common.header_mutation.set_headers
+    assert (option.header.key, option.header.raw_value) == ("content-length", b"7")

@@ -1,0 +1,165 @@
+"""What a running server's configuration is replaced by, and what of it goes on."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from extproc.config import ConfigError, load_config
+from extproc.routing.features import measure
+from extproc.routing.learned import snapshot
+from extproc.routing.policy import PoolLoad
+from extproc.routing.request import Prompt, Request
+from extproc.server.runtime import Live
+
+from .pools.fake_vllm import FakeVllm
+
+MODELS = 20
+TEXT = b"some text to learn from " * 10
+
+
+def config(server=None, threshold=10, rest=""):
+    endpoints = f", endpoints: ['{server.url}']" if server else ""
+    return load_config(
+        f"pools: [{{name: s, max_model_len: 8192, threshold_tokens: {threshold}"
+        f"{endpoints}}}, {{name: l, max_model_len: 65536}}]\n"
+        "load: {interval_s: 30}\n" + rest,
+        {},
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(server=None, **options):
+    if server:
+        await server.start()
+    live = Live(config(server, **options), lambda: True, lambda call: call())
+    await live.start()
+    try:
+        yield live
+    finally:
+        await live.stop()
+        if server:
+            await server.stop()
+
+
+def replace(live, new):
+    return live.replace(new, lambda component: {})
+
+
+def teach(live, model):
+    features = measure(Prompt(text=TEXT), len(TEXT))
+    live.router.estimator.observe(model, "prose", features, 60)
+
+
+def observed(router):
+    groups = snapshot(router.estimator).items()
+    return {key: group.observations for key, group in groups if "posterior" in key}
+
+
+def test_what_is_learned_while_it_is_replaced_is_kept():
+    async def scenario():
+        async with serving() as live:
+            for number in range(MODELS):
+                teach(live, f"m{number}")
+            before = live.router
+            replacing = asyncio.create_task(replace(live, config(threshold=20)))
+            turns = 0
+            while not replacing.done():
+                await asyncio.sleep(0)
+                turns += 1
+                if turns == MODELS:
+                    teach(live, "m0")
+                    teach(live, "new")
+            await replacing
+            assert turns > MODELS  # a group a turn, so that requests pass
+            assert live.router is not before
+            assert observed(live.router) == observed(before)
+            assert observed(before)["posterior:m0"] == 2
+
+    asyncio.run(scenario())
+
+
+def test_all_that_knows_the_pools_knows_the_new_ones():
+    async def scenario():
+        async with serving() as live:
+            sampler = live.service.sampler
+            await replace(live, config(threshold=20, rest="mode: shadow\n"))
+            assert live.service.sampler is sampler  # it has counted; it goes on
+            assert sampler.limits == live.router.policy.takes != ()
+            report = live.status.report()
+            assert report["pools"][0]["threshold_tokens"] == 20
+            assert report["mode"] == "shadow"
+            assert 20 in report["budgets"]["thresholds"]
+
+    asyncio.run(scenario())
+
+
+def test_another_feedback_is_begun_anew():
+    async def scenario():
+        async with serving() as live:
+            sampler = live.service.sampler
+            await replace(live, config(rest="feedback: {sample: 0.5}\n"))
+            assert live.service.sampler is not sampler
+
+    asyncio.run(scenario())
+
+
+def others():
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def test_pools_are_watched_by_one_watch_at_a_time():
+    async def scenario():
+        async with serving(server := FakeVllm()) as live:
+            watching = len([t for t in others() if "LoadWatch" in repr(t)])
+            await replace(live, config(server, threshold=20))
+            assert len([t for t in others() if "LoadWatch" in repr(t)]) == watching > 0
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_served_with_leaves_all_as_it_was():
+    async def scenario():
+        other = FakeVllm(max_model_len=4096)
+        await other.start()
+        async with serving(FakeVllm()) as live:
+            was = live.config, live.router, live.service.sampler
+            watching = len([t for t in others() if "LoadWatch" in repr(t)])
+            with pytest.raises(ConfigError, match="has 4096"):
+                await replace(live, config(other, threshold=20))
+            assert (live.config, live.router, live.service.sampler) == was
+            assert len([t for t in others() if "LoadWatch" in repr(t)]) == watching
+        await other.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("mode", ["route", "shadow"])
+def test_what_is_sent_and_comes_back_counts_where_it_is_routed(mode):
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 7.0
+        async with serving(server, threshold=4096, rest=f"mode: {mode}\n") as live:
+            request = Request(Prompt(text=TEXT), len(TEXT), max_tokens=10)
+            live.service.decided(live.router.route(request))
+            routed = PoolLoad(under_pressure=mode == "route")
+            assert live.loads() == {"s": routed}
+            for key in range(4):
+                live.service.flights.began(key, "s")
+                live.service.flights.ended(key)
+            assert live.loads() == {"s": PoolLoad()}
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_back_of_another_time_counts_nothing_in_shadow_mode():
+    async def scenario():
+        server = FakeVllm()
+        server.waiting = 8.0
+        async with serving(server, rest="mode: shadow\n") as live:
+            for key in range(4):
+                live.service.flights.began(key, "s")
+                live.service.flights.ended(key)
+            assert live.loads() == {"s": PoolLoad(under_pressure=True)}
+
+    asyncio.run(scenario())

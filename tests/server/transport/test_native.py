@@ -1,0 +1,387 @@
+"""The server on real sockets, with grpcio and bare sockets as clients."""
+
+import asyncio
+import contextlib
+import socket
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from extproc.rpc.limits import Limits
+from extproc.server.services.health import HealthStatuses
+from extproc.server.transport.native import (
+    NativeServer,
+    parse_address,
+)
+
+from ...rpc.peers import TestService
+from ..native_server import (
+    INTRODUCTION,
+    TIMEOUT_S,
+    connected,
+    raw_request,
+    serving,
+    stream,
+    until,
+)
+
+# ---- calls -------------------------------------------------------------------------
+
+
+def test_grpcio_streams(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            call = stream(channel, "Echo")
+            for message in (b"one", b"", b"x" * 300_000):
+                await call.write(message)
+                assert await call.read() == message
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+            assert service.calls[0].closed_with == [False]
+            early = stream(channel, "Once", request_iterator=iter([b"q", b"r"]))
+            assert [message async for message in early] == [b"q"]
+            assert await early.code() is grpc.StatusCode.OK
+
+    run(test())
+
+
+def test_grpcio_many_calls_on_one_connection(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            once = channel.unary_unary("/test.Test/Once")
+            bodies = [b"%d" % n * (n * 40) for n in range(200)]
+            assert await asyncio.gather(*map(once, bodies)) == bodies
+            assert len(server.peers) == 1
+            await until(lambda: server.open_calls == 0)
+            assert [c.closed_with for c in service.calls] == [[False]] * 200
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "code"),
+    [
+        ("/test.Test/Fail", {}, grpc.StatusCode.INTERNAL),
+        ("/test.Test/Deny", {}, grpc.StatusCode.NOT_FOUND),
+        ("/test.Test/FailEarly", {}, grpc.StatusCode.INTERNAL),
+        ("/no.Such/Method", {}, grpc.StatusCode.UNIMPLEMENTED),
+        ("/grpc.health.v1.Health/List", {}, grpc.StatusCode.UNIMPLEMENTED),
+        ("/test.Test/Wait", {"timeout": 0.05}, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (
+            "/test.Test/Once",
+            {"compression": grpc.Compression.Gzip},
+            grpc.StatusCode.UNIMPLEMENTED,
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # grpcio: compression is experimental
+def test_grpcio_sees_statuses(run, caplog, method, options, code):
+    async def test():
+        async with (
+            serving() as (server, _, _),
+            connected(server) as channel,
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await channel.unary_unary(method)(b"x" * 100, **options)
+            assert raised.value.code() is code
+            if code is grpc.StatusCode.NOT_FOUND:
+                assert raised.value.details() == "no such thing: 100% gone é"
+
+    run(test())
+    failures = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(failures) == (code is grpc.StatusCode.INTERNAL)
+    assert all(record.exc_info for record in failures)
+
+
+def test_the_server_keeps_the_deadline_itself(run):
+    """A client that announces a deadline and then does not keep it."""
+
+    async def test():
+        async with serving() as (server, service, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            timeout = b"\x00\x0cgrpc-timeout\x0320m"
+            writer.write(INTRODUCTION + raw_request("Wait", 1, timeout))
+            answer = b""
+            while b"grpc-status" not in answer:
+                answer += await reader.read(1000)
+            assert b"grpc-status\x014" in answer
+            assert service.calls[0].closed_with == [True]
+            writer.close()
+
+    run(test())
+
+
+def test_a_cancelled_call_is_closed(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            call = stream(channel, "Echo")
+            await call.write(b"x")
+            await call.read()
+            call.cancel()
+            await until(lambda: service.calls[0].closed_with == [True])
+
+    run(test())
+
+
+def test_a_lost_connection_closes_its_calls(run):
+    async def test():
+        async with serving() as (server, service, _):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(INTRODUCTION + raw_request("Wait", 1) + raw_request("Wait", 3))
+            await until(lambda: len(service.calls) == 2)
+            writer.transport.abort()
+            await until(lambda: not server.peers)
+            assert [c.closed_with for c in service.calls] == [[True], [True]]
+
+    run(test())
+
+
+def test_health(run):
+    async def test():
+        async with (
+            serving() as (server, _, health),
+            connected(server) as channel,
+        ):
+            stub = health_pb2_grpc.HealthStub(channel)
+            kinds = health_pb2.HealthCheckResponse
+            asked = health_pb2.HealthCheckRequest(service="readiness")
+            assert (await stub.Check(asked)).status == kinds.NOT_SERVING
+            watch = stub.Watch(asked)
+            assert (await watch.read()).status == kinds.NOT_SERVING
+            health.set("readiness", True)
+            assert (await watch.read()).status == kinds.SERVING
+            assert (await stub.Check(asked)).status == kinds.SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
+            assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+            health.set_all(False)
+            assert (await watch.read()).status == kinds.NOT_SERVING
+            drained = asyncio.ensure_future(server.drain(TIMEOUT_S))
+            assert await watch.read() is grpc.aio.EOF
+            await drained
+
+    run(test())
+
+
+def test_a_call_that_sends_later_is_flushed_at_once(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            call = stream(channel, "Wait")
+            await call.write(b"x")
+            await until(lambda: bool(service.calls and service.calls[0].received))
+            service.calls[0].send((b"thought it over",), True)
+            assert await call.read() == b"thought it over"
+            assert await call.code() is grpc.StatusCode.OK
+
+    run(test())
+
+
+def test_limits_reach_the_wire(run):
+    async def test():
+        limits = Limits(max_concurrent_streams=7, max_message_bytes=1024)
+        async with (
+            serving(limits=limits) as (server, _, _),
+            connected(server) as channel,
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await channel.unary_unary("/test.Test/Once")(b"x" * 1025)
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "exceeds 1024" in raised.value.details()
+
+    run(test())
+
+
+# ---- addresses ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "parsed"),
+    [
+        ("127.0.0.1:9002", ("tcp", "127.0.0.1", 9002)),
+        ("router.local:0", ("tcp", "router.local", 0)),
+        ("[::1]:9002", ("tcp", "::1", 9002)),
+        (":9002", ("tcp", "", 9002)),
+        ("unix:/run/a.sock", ("unix", "/run/a.sock", 0)),
+        ("unix:///run/a.sock", ("unix", "/run/a.sock", 0)),
+        ("unix:a.sock", ("unix", "a.sock", 0)),
+    ],
+)
+def test_addresses(address, parsed):
+    assert parse_address(address) == parsed
+
+
+@pytest.mark.parametrize(
+    "address", ["", "9002", "host", "host:", "host:port", "host:65536", "unix:"]
+)
+def test_what_is_no_address(address):
+    with pytest.raises(ValueError, match="neither host:port nor unix:/path"):
+        parse_address(address)
+
+
+def test_a_unix_socket_is_served_and_removed(run, tmp_path):
+    path = tmp_path / "router.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+
+    async def test():
+        async with serving(f"unix:{path}") as (server, _, _):
+            assert server.port == 0
+            async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+                assert await channel.unary_unary("/test.Test/Once")(b"x") == b"x"
+        assert not path.exists()
+
+    run(test())
+
+
+def test_a_unix_socket_of_a_successor_stays(run, tmp_path):
+    path = tmp_path / "router.sock"
+
+    async def test():
+        async with serving(f"unix:{path}"):
+            path.unlink()
+            successor = NativeServer(TestService(), HealthStatuses(), f"unix:{path}")
+            await successor.start()
+        assert path.exists()
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            assert await channel.unary_unary("/test.Test/Once")(b"x") == b"x"
+        await successor.drain(0)
+        assert not path.exists()
+
+    run(test())
+
+
+def test_an_address_in_use_is_an_error(run):
+    async def test():
+        async with serving() as (server, _, _):
+            other = NativeServer(
+                TestService(), HealthStatuses(), f"127.0.0.1:{server.port}"
+            )
+            with pytest.raises(OSError, match="in use"):
+                await other.start()
+
+    run(test())
+
+
+# ---- drain -------------------------------------------------------------------------
+
+
+def test_drain_waits_for_open_calls(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            call = stream(channel, "Echo")
+            await call.write(b"before")
+            assert await call.read() == b"before"
+            drained = asyncio.ensure_future(server.drain(TIMEOUT_S))
+            await call.write(b"while draining")
+            assert await call.read() == b"while draining"
+            assert not drained.done()
+            with pytest.raises(ConnectionError):
+                await asyncio.open_connection("127.0.0.1", server.port or 1)
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+            await drained
+            assert not server.peers
+            assert service.calls[0].closed_with == [False]
+
+    run(test())
+
+
+def test_drain_waits_for_calls_on_a_server_that_was_without_any(run):
+    async def test():
+        async with serving() as (server, _, _):
+            address = f"127.0.0.1:{server.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                await channel.unary_unary("/test.Test/Once")(b"x")
+            await until(lambda: not server.peers)
+            channel = grpc.aio.insecure_channel(address)
+            call = stream(channel, "Echo")
+            await call.write(b"x")
+            assert await call.read() == b"x"
+            drained = asyncio.ensure_future(server.drain(TIMEOUT_S))
+            await call.write(b"while draining")
+            assert await call.read() == b"while draining"
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+            await drained
+            await channel.close()
+
+    run(test())
+
+
+def test_the_system_looks_after_peers_that_vanish(run):
+    async def test():
+        async with serving() as (server, _, _):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await until(lambda: len(server.peers) == 1)
+            (peer,) = server.peers
+            sock = peer._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            writer.close()
+
+    run(test())
+
+
+def test_drain_ends_calls_that_go_on(run):
+    async def test():
+        async with (
+            serving() as (server, service, _),
+            connected(server) as channel,
+        ):
+            call = stream(channel, "Wait")
+            await call.write(b"x")
+            await until(lambda: bool(service.calls and service.calls[0].received))
+            await server.drain(0.01)
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+            assert await call.details() == "the server is shutting down"
+            assert service.calls[0].closed_with == [True]
+            assert not server.peers
+
+    run(test())
+
+
+def test_drain_cuts_off_a_client_that_does_not_answer(run):
+    async def test():
+        async with serving() as (server, _, _):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await until(lambda: len(server.peers) == 1)
+            await server.drain(0.01)
+            assert not server.peers
+            writer.close()
+
+    run(test())
+
+
+def test_connections_over_the_limit_are_closed(run):
+    async def test():
+        async with serving(max_connections=1) as (server, _, _):
+            reader, first = await asyncio.open_connection("127.0.0.1", server.port)
+            await reader.readexactly(9)
+            reader, second = await asyncio.open_connection("127.0.0.1", server.port)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            assert len(server.peers) == 1
+            first.close()
+            second.close()
+
+    run(test())

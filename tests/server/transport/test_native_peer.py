@@ -1,0 +1,170 @@
+"""One connection, with a transport and a loop that do as they are told."""
+
+from extproc.server.services.health import HealthStatuses
+from extproc.server.transport.native import (
+    INTRODUCTION_S,
+    LINGER_S,
+    STALL_S,
+    NativeServer,
+    _Peer,
+)
+
+from ...rpc.peers import TestService, framed
+from ..native_server import INTRODUCTION, raw_request
+
+
+class FakeLoop:
+    """Timers that fire when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.timers = []
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, callback):
+        return self.call_at(self.now + delay, callback)
+
+    def call_at(self, when, callback):
+        timer = FakeTimer(when, callback)
+        self.timers.append(timer)
+        return timer
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        for timer in [timer for timer in self.timers if timer.due <= self.now]:
+            self.timers.remove(timer)
+            if not timer.cancelled:
+                timer.callback()
+
+
+class FakeTimer:
+    def __init__(self, when, callback):
+        self.due, self.callback, self.cancelled = when, callback, False
+
+    def when(self):
+        return self.due
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class FakeTransport:
+    def __init__(self):
+        self.did = []
+        self.written = b""
+
+    def __getattr__(self, name):
+        return lambda *_: self.did.append(name)
+
+    def write(self, octets):
+        self.written += octets
+
+    def get_extra_info(self, name):
+        return None
+
+
+class FakePeer:
+    def __init__(self):
+        self.server = NativeServer(TestService(), HealthStatuses(), ":0")
+        self.loop, self.transport = FakeLoop(), FakeTransport()
+        self.peer = _Peer(self.server, self.loop)
+        self.peer.connection_made(self.transport)
+
+    def feed(self, octets: bytes) -> bytes:
+        self.transport.written = b""
+        self.peer.get_buffer(-1)[: len(octets)] = octets
+        self.peer.buffer_updated(len(octets))
+        return self.transport.written
+
+    def introduce(self):
+        self.feed(INTRODUCTION)
+
+
+def test_a_peer_that_does_not_introduce_itself_is_cut_off():
+    fake = FakePeer()
+    fake.feed(b"PRI * HTTP/2.0\r\n")
+    fake.loop.pass_time(INTRODUCTION_S - 1)
+    assert fake.transport.did == []
+    fake.loop.pass_time(1)
+    assert fake.transport.did == ["abort"]
+    patient = FakePeer()
+    patient.introduce()
+    patient.loop.pass_time(10 * INTRODUCTION_S)
+    assert patient.transport.did == []
+
+
+def test_a_peer_that_does_not_read_is_not_read_from_and_then_cut_off():
+    fake = FakePeer()
+    fake.introduce()
+    fake.peer.pause_writing()
+    fake.peer.resume_writing()
+    assert fake.transport.did == ["pause_reading", "resume_reading"]
+    fake.loop.pass_time(2 * STALL_S)
+    fake.peer.pause_writing()
+    fake.loop.pass_time(STALL_S - 1)
+    assert fake.transport.did[2:] == ["pause_reading"]
+    fake.loop.pass_time(1)
+    assert fake.transport.did[3:] == ["abort"]
+
+
+def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
+    fake = FakePeer()
+    fake.introduce()
+    assert b"\7" in fake.feed(b"\0\0\x08\6\0\0\0\0\1" + bytes(8))
+    assert fake.feed(b"still sending") == b""
+    assert fake.transport.did == []
+    fake.loop.pass_time(LINGER_S)
+    assert fake.transport.did == ["close"]
+    fake.loop.pass_time(STALL_S)
+    assert fake.transport.did == ["close", "abort"], "it does not read"
+    fake.peer.connection_lost(None)
+    assert not fake.server.peers
+    (record,) = caplog.records
+    assert record.getMessage() == "connection_fault"
+    assert record.fields == {"peer": None, "error": "PROTOCOL_ERROR: PING on a stream"}
+
+
+def test_one_read_is_answered_with_one_write():
+    fake = FakePeer()
+    writes = []
+    fake.transport.write = writes.append
+    octets = INTRODUCTION
+    for n in (1, 3, 5):
+        octets += raw_request("Echo", n)
+        octets += b"\0\0\6\0\1\0\0\0" + bytes((n,)) + framed(b"x")
+    fake.feed(octets)
+    assert len(writes) == 1
+    assert writes[0].count(b"grpc-status\x010") == 3
+
+
+def timeout(text: bytes) -> bytes:
+    """An encoded ``grpc-timeout``."""
+    return b"\0\x0cgrpc-timeout" + bytes((len(text),)) + text
+
+
+DEADLINE_EXCEEDED = b"grpc-status\x014"
+
+
+def test_each_call_ends_at_its_own_deadline():
+    fake = FakePeer()
+    fake.introduce()
+    for number, seconds in ((1, b"30S"), (3, b"10S"), (5, b"20S")):
+        fake.feed(raw_request("Wait", number, timeout(seconds)))
+    for _ in range(3):
+        fake.transport.written = b""
+        fake.loop.pass_time(9)
+        assert DEADLINE_EXCEEDED not in fake.transport.written
+        fake.loop.pass_time(1)
+        assert fake.transport.written.count(DEADLINE_EXCEEDED) == 1
+
+
+def test_a_connection_that_is_gone_waits_for_nothing():
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(raw_request("Wait", 1, timeout(b"30S")))
+    fake.peer.pause_writing()
+    fake.peer.connection_lost(None)
+    assert all(timer.cancelled for timer in fake.loop.timers)
+    assert fake.loop.timers
