@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import extproc
-from extproc.commands.wrapping import wrap
+from extproc.commands.text import wrap
 
 # Before numpy is loaded: its matrices here are of a hundred rows, where handing them to
 # other threads costs ten times what it saves (measured: 2 ms against 0.2 ms a sample).

@@ -134,7 +134,9 @@ def test_every_command_runs_from_the_wheel(installed: Path, tmp_path: Path) -> N
         assert f"usage: extproc {command}" in run(
             extproc, command, "--help", cwd=tmp_path
         )
-    find = "from extproc.demo.envoy_config import find_config; print(find_config())"
+    find = (
+        "from extproc.demo.stack.envoy_config import find_config; print(find_config())"
+    )
     found = run(installed / "python", "-c", find, cwd=tmp_path).strip()
     assert found == str(
         installed.parent / "share" / "token-budget-router" / "envoy.yaml"

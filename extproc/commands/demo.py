@@ -18,11 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from extproc.demo.envoy_config import EnvoyConfigError, find_config, load_config
-from extproc.demo.process import ChildError
 from extproc.demo.report import as_text
 from extproc.demo.run import Demo, Settings, demo
-from extproc.demo.vllm_backend import VllmError
+from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_config
+from extproc.demo.stack.process import ChildError
+from extproc.demo.stack.vllm_backend import VllmError
 from extproc.demo.workload import DemoRequest, RequestFileError, read_requests
 
 _COUNT = 400

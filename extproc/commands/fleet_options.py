@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from extproc.fleet.hardware import GPUS, MODELS, Deployment
-from extproc.fleet.profiling import Profile, ProfileError
-from extproc.fleet.records import TraceFormatError, read_records
+from extproc.fleet.hardware_profile import Profile, ProfileError
 from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import (
@@ -23,6 +22,7 @@ from extproc.fleet.steptime import (
     Roofline,
     paper_step_time,
 )
+from extproc.fleet.usage_log import TraceFormatError, read_records
 from extproc.fleet.workload import (
     WORKLOADS,
     Arrivals,

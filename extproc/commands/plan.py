@@ -37,10 +37,9 @@ from extproc.commands.fleet_options import (
     read_slo,
     read_workload,
 )
-from extproc.commands.wrapping import wrap
-from extproc.fleet.answer import Prices, answer
-from extproc.fleet.claims import claims
+from extproc.commands.text import wrap
 from extproc.fleet.cost import HOURS_PER_YEAR
+from extproc.fleet.paper_claims import claims
 from extproc.fleet.planning import (
     VERIFIED_REQUESTS,
     PolicyTask,
@@ -55,6 +54,7 @@ from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
 from extproc.fleet.simulation import Declared
 from extproc.fleet.sizing import DEFAULT_MAX_NUM_SEQS
 from extproc.fleet.strategy import StrategyName
+from extproc.fleet.verdict import Prices, answer
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # The papers' two traces, as far as they can be had: their Azure tail is not public.

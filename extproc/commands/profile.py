@@ -30,7 +30,7 @@ from typing import Any
 import aiohttp
 
 from extproc.commands.fleet_options import Progress, plain_json
-from extproc.fleet.profiling import (
+from extproc.fleet.hardware_profile import (
     DecodeSample,
     Outcome,
     PrefillSample,

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from extproc.commands.check_config import read_config
-from extproc.commands.recording import (
+from extproc.commands.recording_report import (
     Recorded,
     RecordingError,
     is_recording,

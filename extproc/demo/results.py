@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Any
 
 from extproc.config import Config
-from extproc.demo.access_log import Record
 from extproc.demo.client import Reply
+from extproc.demo.stack.access_log import Record
 from extproc.exchange.openai import parse_request
 from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
 from extproc.routing.router import Decision

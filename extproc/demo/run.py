@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config import Config, PoolConfig, as_document
-from extproc.demo.access_log import wait_for_records
 from extproc.demo.client import send_all, time_alternately
 from extproc.demo.report import ProgressBar
 from extproc.demo.results import (
@@ -25,8 +24,9 @@ from extproc.demo.results import (
     join,
     judge,
 )
-from extproc.demo.stack import Backend, Stack, running, stand_in
-from extproc.demo.vllm_backend import (
+from extproc.demo.stack.access_log import wait_for_records
+from extproc.demo.stack.stack import Backend, Stack, running, stand_in
+from extproc.demo.stack.vllm_backend import (
     LONG_WINDOW,
     MODEL_NAME,
     SHORT_WINDOW,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from extproc.demo.standin.request import Endpoint
 from extproc.demo.texts import Kind, write
-from extproc.demo.vllm_request import Endpoint
 
 _MIB = 1024 * 1024
 

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from extproc.exchange import openai
+from extproc.exchange.body_parser import Reading
+from extproc.exchange.decision_token import write_receipt
 from extproc.exchange.events import (
     AskRequestBody,
     AskResponseBody,
@@ -46,11 +48,9 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.exchange.injection import ask_for_usage
-from extproc.exchange.outliner import DIRECT_BYTES
-from extproc.exchange.reading import Reading
-from extproc.exchange.receipt import write_receipt
+from extproc.exchange.json_elider import DIRECT_BYTES
 from extproc.exchange.transitions import State, after
-from extproc.exchange.watching import ResponseWatch, watch_response
+from extproc.exchange.usage_tap import ResponseWatch, watch_response
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from extproc.exchange.outliner import Outliner, TooIntricate, is_large
+from extproc.exchange.json_elider import Outliner, TooIntricate, is_large
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 MAX_OUTPUT_TOKENS = 1 << 31

@@ -70,7 +70,7 @@ def render(
     """The page, as HTML.
 
     Args:
-        document: what :func:`extproc.fleet.answer.answer` says of them.
+        document: what :func:`extproc.fleet.verdict.answer` says of them.
     """
     name = escape(document["workload"])
     synthetic = " Synthetic lengths." if document["synthetic"] else ""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from extproc.fleet.bodies import Bodies
+from extproc.fleet.synthetic_bodies import Bodies
 from extproc.routing.estimate import Estimator
 from extproc.routing.policy import Policy, Pool, PoolLoad
 from extproc.routing.prior import known_families
@@ -137,7 +137,7 @@ class StrategySpec:
     Attributes:
         mix: kinds of text, for the strategies that look at bytes.
         variation_factor: of bytes per token between requests of a kind; see
-            :class:`extproc.fleet.bodies.Bodies`.
+            :class:`extproc.fleet.synthetic_bodies.Bodies`.
         under_estimate_rate: the shipped router's risk, its default 0.01.
     """
 

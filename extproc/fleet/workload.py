@@ -101,8 +101,9 @@ class Workload:
 
     Attributes:
         synthetic: whether the lengths are made up, wholly or in their tail.
-        mix: share of requests of each kind of text (see :mod:`extproc.fleet.bodies`);
-            the traces do not say, so this is an assumption.
+        mix: share of requests of each kind of text (see
+            :mod:`extproc.fleet.synthetic_bodies`); the traces do not say, so this is
+            an assumption.
         arrivals: recorded instants in seconds from the first, if there are any.
     """
 

@@ -22,8 +22,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.bounded import BoundedTable
-from extproc.routing.learned import Group, Groups
+from extproc.routing.bounded_table import BoundedTable
+from extproc.routing.mergeable import Group, Groups
 
 # Buckets of an eighth of a doubling, 9 % wide, up to 131,072 tokens.
 _PER_DOUBLING = 8

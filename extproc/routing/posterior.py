@@ -15,9 +15,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.learned import Group
+from extproc.routing.mergeable import Group
 from extproc.routing.prior import Matrix, Prior
-from extproc.routing.terms import Vector
+from extproc.routing.regressors import Vector
 
 # The posterior is solved again once this share of its observations is new. A solution
 # takes half a millisecond, so about 15 us an observation when settled.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
-from extproc.routing.terms import TERMS, Vector
+from extproc.routing.regressors import TERMS, Vector
 
 __all__ = [
     "FAMILIES",

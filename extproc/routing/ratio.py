@@ -19,7 +19,7 @@ import numpy as np
 
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
-from extproc.routing.learned import Group, Groups
+from extproc.routing.mergeable import Group, Groups
 
 DEFAULT_BYTES_PER_TOKEN = 4.0
 """The papers' start value, and the rule of thumb for English."""

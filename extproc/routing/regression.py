@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from extproc.routing.bounded import BoundedTable
+from extproc.routing.bounded_table import BoundedTable
 from extproc.routing.estimate import Estimate, Glance
 from extproc.routing.features import Features
-from extproc.routing.learned import Group, Groups
+from extproc.routing.mergeable import Group, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
+from extproc.routing.regressors import TERMS, Vector, Weights, vectorize, weigh
 from extproc.routing.risk import MAX_FACTOR, Margin
-from extproc.routing.terms import TERMS, Vector, Weights, vectorize, weigh
 
 MODELS = 64
 """Served models told apart; names beyond share one set of coefficients."""

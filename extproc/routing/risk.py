@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from extproc.routing.bounded import BoundedTable
-from extproc.routing.learned import Group, Groups
-from extproc.routing.terms import Vector
+from extproc.routing.bounded_table import BoundedTable
+from extproc.routing.mergeable import Group, Groups
+from extproc.routing.regressors import Vector
 
 _BINS = 320
 _BIN = 0.05

@@ -16,7 +16,7 @@ from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category, classify
 from extproc.routing.estimate import Estimate, Estimator, Glances
 from extproc.routing.features import Features, measure
-from extproc.routing.learned import Learner
+from extproc.routing.mergeable import Learner
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request

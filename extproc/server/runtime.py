@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from extproc.config import Config, Mode
 from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
-from extproc.routing.learned import Group
+from extproc.routing.mergeable import Group
 from extproc.routing.policy import PoolLoad
 from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Decision, Lesson, Router

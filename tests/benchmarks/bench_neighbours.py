@@ -20,7 +20,7 @@ from pathlib import Path
 import grpc
 from rig import GRPCIO, NATIVE, Scenario, chat, get, start_server
 
-from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.server.services.ext_proc import PROCESS
 from extproc.wire import ext_proc_pb2 as pb
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 
-from extproc.exchange.reading import Reading
+from extproc.exchange.body_parser import Reading
 
 CHAT, COMPLETIONS, EMBEDDINGS = (
     f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings")

@@ -35,8 +35,8 @@ from extproc.routing.category import classify
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import FAMILIES, Prior, from_coefficients, known_families
 from extproc.routing.regression import TextEstimator
+from extproc.routing.regressors import vectorize
 from extproc.routing.risk import Margin
-from extproc.routing.terms import vectorize
 
 THRESHOLD = 8192
 PARTS = 5

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from extproc.exchange.openai import parse_request
 from extproc.routing.features import measure
 from extproc.routing.prior import FAMILIES, relative_variance
-from extproc.routing.terms import TERMS, vectorize
+from extproc.routing.regressors import TERMS, vectorize
 
 Matrix = npt.NDArray[np.float64]
 

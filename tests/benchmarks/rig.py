@@ -20,8 +20,8 @@ from typing import Any
 
 from rig_envoy import address, envoy_config
 
-from extproc.demo.envoy_config import find_envoy
-from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack.envoy_config import find_envoy
+from extproc.demo.stack.process import Child, answers_200, free_ports
 
 PEERS = Path(__file__).with_name("rig_peers.py")
 BARE, LEAN, GRPCIO, NATIVE = "bare", "lean grpc.aio", "grpcio", "native"

@@ -29,8 +29,8 @@ from typing import Any
 
 import yaml
 
-from extproc.demo.envoy_config import find_config
-from extproc.demo.stack import Stack, running, stand_in
+from extproc.demo.stack.envoy_config import find_config
+from extproc.demo.stack.stack import Stack, running, stand_in
 
 CLIENTS = 6
 MODELS = 100

@@ -1,6 +1,6 @@
 import pytest
 
-from extproc.demo.tokenizer import Tokenizer
+from extproc.demo.standin.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

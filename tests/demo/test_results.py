@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from extproc.config import Config, PoolConfig
-from extproc.demo.access_log import Record
 from extproc.demo.client import Reply
 from extproc.demo.report import ProgressBar, as_text
 from extproc.demo.results import (
@@ -18,6 +17,7 @@ from extproc.demo.results import (
     judge,
     percentile,
 )
+from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.openai import parse_request
 from extproc.server.build import build_router

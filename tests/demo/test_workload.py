@@ -3,10 +3,10 @@ from collections import Counter
 
 import pytest
 
+from extproc.demo.stack.vllm_backend import LONG_WINDOW, SHORT_WINDOW
+from extproc.demo.standin.request import Endpoint, read_job
+from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.demo.texts import Kind
-from extproc.demo.tokenizer import Tokenizer
-from extproc.demo.vllm_backend import LONG_WINDOW, SHORT_WINDOW
-from extproc.demo.vllm_request import Endpoint, read_job
 from extproc.demo.workload import (
     DemoRequest,
     RequestFileError,

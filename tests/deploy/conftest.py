@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.envoy_config import EnvoyConfigError, find_envoy
-from extproc.demo.stack import Backend, stand_in
+from extproc.demo.stack.envoy_config import EnvoyConfigError, find_envoy
+from extproc.demo.stack.stack import Backend, stand_in
 
 from ..patience import be_patient, wait_until
 from .pod import Manifest, Pod, project, run_pod

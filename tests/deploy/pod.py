@@ -15,7 +15,7 @@ import grpc
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack.process import Child, answers_200, free_ports
 
 from ..patience import PATIENCE_S, be_patient
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from extproc.config import StateStore, load_config
-from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.server.workers.worker import worker_address
 
 ROOT = Path(__file__).resolve().parents[2]

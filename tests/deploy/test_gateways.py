@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from extproc.demo.process import Child, answers_200, free_ports
-from extproc.demo.stack import Router, router
+from extproc.demo.stack.process import Child, answers_200, free_ports
+from extproc.demo.stack.stack import Router, router
 
 from .translation import TRANSLATIONS, Config, Gateway, renamed
 

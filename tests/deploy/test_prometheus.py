@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.process import Child, answers_200, free_ports
+from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.demo.workload import DemoRequest, Target, make_requests
 from extproc.routing.router import Misroute
 

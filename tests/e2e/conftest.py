@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.envoy_config import find_config
-from extproc.demo.process import Child, free_ports
-from extproc.demo.stack import (
+from extproc.demo.stack.envoy_config import find_config
+from extproc.demo.stack.process import Child, free_ports
+from extproc.demo.stack.stack import (
     Backend,
     Router,
     Stack,

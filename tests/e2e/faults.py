@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.process import Child
-from extproc.demo.stack import Envoy, Router
+from extproc.demo.stack.process import Child
+from extproc.demo.stack.stack import Envoy, Router
 
 from ..patience import PATIENCE_S, wait_until
 from .load import Answer, Load

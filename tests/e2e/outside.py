@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from extproc.demo.access_log import Record, wait_for_records
-from extproc.demo.stack import Envoy, Router
+from extproc.demo.stack.access_log import Record, wait_for_records
+from extproc.demo.stack.stack import Envoy, Router
 
 from ..patience import PATIENCE_S
 

@@ -5,8 +5,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from extproc.demo.process import Child
-from extproc.demo.stack import Backend
+from extproc.demo.stack.process import Child
+from extproc.demo.stack.stack import Backend
 
 from ..patience import PATIENCE_S
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.envoy_config import (
+from extproc.demo.stack.envoy_config import (
     connection_manager,
     ext_proc_filter,
     find_config,
     find_envoy,
 )
-from extproc.demo.stack import Stack, envoy, router
+from extproc.demo.stack.stack import Stack, envoy, router
 
 
 def envoy_is_older_than(version: tuple[int, int]) -> bool:

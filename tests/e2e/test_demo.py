@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.envoy_config import find_config, load_config
-from extproc.demo.process import Child, answers_200
+from extproc.demo.stack.envoy_config import find_config, load_config
+from extproc.demo.stack.process import Child, answers_200
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

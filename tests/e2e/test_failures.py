@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.process import Child, free_ports
-from extproc.demo.stack import Backend, Router
+from extproc.demo.stack.process import Child, free_ports
+from extproc.demo.stack.stack import Backend, Router
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

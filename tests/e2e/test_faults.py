@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.envoy_config import find_config
-from extproc.demo.process import Child, free_ports
-from extproc.demo.stack import Backend, Router, Stack, envoy, router, stand_in
+from extproc.demo.stack.envoy_config import find_config
+from extproc.demo.stack.process import Child, free_ports
+from extproc.demo.stack.stack import Backend, Router, Stack, envoy, router, stand_in
 
 from ..patience import PATIENCE_S, wait_until
 from .faults import Crowded, FakeVllm, Rig, make_clock, with_port

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.stack import router, stand_in
+from extproc.demo.stack.stack import router, stand_in
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.envoy_config import connection_manager, ext_proc_filter
+from extproc.demo.stack.envoy_config import connection_manager, ext_proc_filter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.stack import Stack
+from extproc.demo.stack.stack import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.stack import router
+from extproc.demo.stack.stack import router
 
 pytestmark = [
     pytest.mark.e2e,

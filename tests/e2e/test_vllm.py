@@ -14,9 +14,15 @@ import anthropic
 import openai
 import pytest
 
-from extproc.demo.envoy_config import find_config
-from extproc.demo.stack import Stack, running
-from extproc.demo.vllm_backend import MODEL_NAME, VllmError, find_vllm, make_model, vllm
+from extproc.demo.stack.envoy_config import find_config
+from extproc.demo.stack.stack import Stack, running
+from extproc.demo.stack.vllm_backend import (
+    MODEL_NAME,
+    VllmError,
+    find_vllm,
+    make_model,
+    vllm,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.demo.envoy_config import find_config
-from extproc.demo.process import Child, free_ports
-from extproc.demo.stack import Router, Stack, envoy
+from extproc.demo.stack.envoy_config import find_config
+from extproc.demo.stack.process import Child, free_ports
+from extproc.demo.stack.stack import Router, Stack, envoy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

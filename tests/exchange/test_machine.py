@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from extproc.exchange.decision_token import read_receipt
 from extproc.exchange.events import (
     AskRequestBody,
     BodyMode,
@@ -20,7 +21,6 @@ from extproc.exchange.events import (
 from extproc.exchange.machine import (
     HEADERS_READ,
 )
-from extproc.exchange.receipt import read_receipt
 from extproc.exchange.transitions import State
 from extproc.routing.policy import Policy, PoolLoad, Reason
 from extproc.routing.ratio import TextEma, TextRatios

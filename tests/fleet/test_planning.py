@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from extproc.fleet.answer import Prices, answer, verdict
 from extproc.fleet.planning import (
     PolicyTask,
     Question,
@@ -22,6 +21,7 @@ from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName
+from extproc.fleet.verdict import Prices, answer, verdict
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # A small engine: 9 sequences of 8,192 tokens, 2 of 32,768.

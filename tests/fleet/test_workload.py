@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extproc.fleet.records import read_records
+from extproc.fleet.usage_log import read_records
 from extproc.fleet.workload import (
     WORKLOADS,
     ModulatedArrivals,

@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Callable
 
 from extproc.config import Config
+from extproc.exchange.body_parser import Reading
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import PATHS, parse_request
-from extproc.exchange.reading import Reading
 from extproc.exchange.usage import MAX_KEPT_BYTES, Usage, UsageReader, usage_reader
 from extproc.routing.category import classify
 from extproc.routing.features import measure

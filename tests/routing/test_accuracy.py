@@ -21,8 +21,8 @@ from extproc.routing.coefficients import FAMILIES
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import known_families
 from extproc.routing.regression import TextEstimator
+from extproc.routing.regressors import vectorize
 from extproc.routing.request import Request
-from extproc.routing.terms import vectorize
 
 THRESHOLD = 8192
 

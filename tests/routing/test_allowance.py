@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.allowance import OutputAllowance
-from extproc.routing.learned import Group, merge, snapshot
+from extproc.routing.mergeable import Group, merge, snapshot
 
 
 def feed(allowance: OutputAllowance, median: float, count: int, **key: str) -> None:

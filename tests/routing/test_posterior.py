@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from extproc.routing.learned import merge
+from extproc.routing.mergeable import merge
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, make_prior
 

@@ -8,7 +8,7 @@ import pytest
 
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
 from extproc.routing.prior import known_families, relative_variance
-from extproc.routing.terms import TERMS
+from extproc.routing.regressors import TERMS
 
 ROOT = Path(__file__).parents[2]
 

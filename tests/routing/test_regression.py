@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from extproc.routing.estimate import Estimator
 from extproc.routing.features import Features, measure
-from extproc.routing.learned import Group, merge, snapshot
+from extproc.routing.mergeable import Group, merge, snapshot
 from extproc.routing.prior import known_families
 from extproc.routing.regression import MODELS, TextEstimator
 from extproc.routing.request import Prompt

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from extproc.routing.learned import Group, merge, snapshot
+from extproc.routing.mergeable import Group, merge, snapshot
 from extproc.routing.risk import Margin
 
 SPREAD = 0.05

@@ -5,7 +5,7 @@ import pytest
 
 from extproc.config import load_config
 from extproc.routing.features import measure
-from extproc.routing.learned import snapshot
+from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import Pool
 from extproc.routing.request import Prompt
 from extproc.server.reload import ConfigWatch, Reloaded, fingerprint

@@ -7,7 +7,7 @@ import pytest
 
 from extproc.config import ConfigError, load_config
 from extproc.routing.features import measure
-from extproc.routing.learned import snapshot
+from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import PoolLoad
 from extproc.routing.request import Prompt, Request
 from extproc.server.runtime import Live

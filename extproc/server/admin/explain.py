@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from extproc.exchange.body_parser import Reading
 from extproc.exchange.openai import is_routed
-from extproc.exchange.reading import Reading
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.router import Router

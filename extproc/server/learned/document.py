@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from extproc.routing.learned import Group
+from extproc.routing.mergeable import Group
 from extproc.server.learned.store import UnreadableDocument
 
 VERSION = 1

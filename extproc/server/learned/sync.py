@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from extproc.routing.learned import Group, Learner, merge
+from extproc.routing.mergeable import Group, Learner, merge
 from extproc.server.learned.document import Document, decode, encode
 from extproc.server.learned.store import SetAside, Store, StoreError
 

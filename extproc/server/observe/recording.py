@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from extproc.exchange.events import Observation
-from extproc.exchange.record import write_record
+from extproc.exchange.observation_line import write_record
 from extproc.routing.router import Decision, Lesson
 
 logger = logging.getLogger(__name__)

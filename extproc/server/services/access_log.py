@@ -17,8 +17,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
+from extproc.exchange.decision_token import read_receipt
 from extproc.exchange.events import Observation, Serving
-from extproc.exchange.receipt import read_receipt
 from extproc.routing.router import Decision, Outcome, Router
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
 from extproc.server.services.codec import RECEIPT_KEY, RECEIPT_NAMESPACE

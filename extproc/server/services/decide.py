@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
+from extproc.exchange.body_parser import Reading
+from extproc.exchange.decision_token import read_receipt, write_receipt
 from extproc.exchange.events import Observation
-from extproc.exchange.reading import Reading
-from extproc.exchange.receipt import read_receipt, write_receipt
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from extproc.exchange.body_parser import Reading
 from extproc.exchange.events import (
     Event,
     Observation,
@@ -28,7 +29,6 @@ from extproc.exchange.events import (
 )
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
-from extproc.exchange.reading import Reading
 from extproc.exchange.transitions import ProtocolError
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router

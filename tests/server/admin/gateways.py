@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from extproc.config import Config
-from extproc.demo.process import free_ports
+from extproc.demo.stack.process import free_ports
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer

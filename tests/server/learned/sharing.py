@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from extproc.routing.learned import Group
+from extproc.routing.mergeable import Group
 from extproc.server.learned.store import StoreError, UnreadableDocument
 from extproc.server.learned.sync import StateKeeper
 

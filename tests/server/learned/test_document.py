@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing.learned import Group
+from extproc.routing.mergeable import Group
 from extproc.server.learned.document import MAX_GROUPS, Document, decode, encode
 from extproc.server.learned.store import UnreadableDocument
 

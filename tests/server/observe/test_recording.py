@@ -10,7 +10,7 @@ import pytest
 from extproc.cli import main
 from extproc.config import ConfigError, RecordingConfig
 from extproc.exchange.events import Observation
-from extproc.fleet.records import read_records
+from extproc.fleet.usage_log import read_records
 from extproc.routing.policy import Pool, Reason
 from extproc.routing.router import Decision, Lesson, Outcome
 from extproc.server.build import build_recording

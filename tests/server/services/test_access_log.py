@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config import Config, FeedbackConfig, PoolConfig
+from extproc.exchange.decision_token import write_receipt
 from extproc.exchange.events import Observation, RequestBody, Route, Serving
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
-from extproc.exchange.receipt import write_receipt
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome

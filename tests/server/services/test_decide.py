@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from extproc.config import Config
+from extproc.exchange.body_parser import Reading
+from extproc.exchange.json_elider import CHUNK_BYTES
 from extproc.exchange.machine import ExchangeSettings
-from extproc.exchange.outliner import CHUNK_BYTES
-from extproc.exchange.reading import Reading
 from extproc.rpc.call import Call, RpcError, Service, Status
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer

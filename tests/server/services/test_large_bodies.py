@@ -11,11 +11,11 @@ import pytest
 
 from extproc.config import Config
 from extproc.exchange import machine
+from extproc.exchange.body_parser import Reading
 from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.json_elider import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import Source
-from extproc.exchange.outliner import CHUNK_BYTES, DIRECT_BYTES
-from extproc.exchange.reading import Reading
 from extproc.rpc.call import Call, Replies, RpcError, Status
 from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics

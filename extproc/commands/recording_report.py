@@ -1,0 +1,235 @@
+"""What a recording of the server's own decisions (``recording.file``) tells.
+
+In shadow mode: what they would do to a fleet, before anything is moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from extproc.commands.text import wrap
+from extproc.exchange.events import Observation
+from extproc.exchange.observation_line import read_record
+from extproc.routing.advice import BudgetCounts, advise, candidate_thresholds
+from extproc.routing.evaluation import Evaluation
+from extproc.routing.policy import Policy, Pool
+
+
+class RecordingError(Exception):
+    """A line that is not of a recording; names the line and what is accepted."""
+
+
+def is_recording(line: bytes) -> bool:
+    """Whether a line of a log is of a recording, rather than of requests."""
+    try:
+        record = msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "decision" in record and "body" not in record
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One line: an observation, and when it was made."""
+
+    time_s: float
+    """Seconds since the epoch."""
+    observation: Observation
+
+
+def read_recording(lines: Iterable[bytes]) -> Iterator[Recorded]:
+    """Read a recording.
+
+    Raises:
+        RecordingError: a line that is not of one.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+            yield Recorded(float(record["time"]), read_record(record))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RecordingError(
+                f"line {number}: {type(error).__name__}; accepted: a line that "
+                "recording.file got from the server"
+            ) from None
+
+
+def score_recording(
+    read: Callable[[], Iterable[Recorded]], thresholds: Sequence[int]
+) -> dict[str, Any]:
+    """Score the decisions as they were made, at several thresholds.
+
+    Only 200s with usage are scored; ``pools`` holds where all of them would have gone
+    (in shadow mode), or went, and how many of those that were scored belonged into a
+    larger or a smaller one.
+
+    Args:
+        read: begins the recording anew; it is read twice rather than held.
+    """
+    survey = _survey(read())
+    policy = survey.policy()
+    counts = _budget_counts(policy)
+    evaluation = Evaluation(thresholds)
+    reasons: Counter[str] = Counter()
+    tallies = {name: _Tally() for name in survey.pools}
+    for line in read():
+        decision, outcome = line.observation.decision, line.observation.outcome
+        reasons[str(decision.reason)] += 1
+        tally = tallies[decision.pool.name]
+        tally.requests += 1
+        if not decision.reason.failed_open:
+            counts.add(decision.bound_budget_tokens)
+        counted = outcome.prompt_tokens
+        if outcome.status != 200 or not counted:
+            continue
+        completion = outcome.completion_tokens or 0
+        tally.tokens += counted + completion
+        if decision.reason.failed_open:
+            continue
+        evaluation.add(decision, counted, completion)
+        output = decision.output_tokens if decision.declared else completion
+        needed = counted + output
+        counts.observe(decision.bound_budget_tokens, needed)
+        own = decision.pool.max_model_len
+        fitting = policy.choose(needed).pool.max_model_len if policy else own
+        tally.too_small += needed > own or fitting > own
+        tally.too_large += fitting < own
+    return {
+        "requests": sum(reasons.values()),
+        "seconds": round(survey.last_s - survey.first_s, 3) if survey.pools else 0.0,
+        "pools": {name: asdict(tally) for name, tally in tallies.items()},
+        "reasons": dict(reasons.most_common()),
+        **evaluation.report(),
+        "advice": _advice(policy, counts),
+    }
+
+
+@dataclass(slots=True)
+class _Tally:
+    requests: int = 0
+    tokens: int = 0
+    too_small: int = 0
+    """Scored requests that needed a larger pool."""
+    too_large: int = 0
+    """Scored requests that a smaller one would have held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    pools: Mapping[str, Pool]
+    """By name, in order of their windows; where a limit changed, as it was last."""
+    first_s: float
+    last_s: float
+
+    def policy(self) -> Policy | None:
+        """The pools as one policy; none if two names had one window."""
+        try:
+            return Policy(list(self.pools.values()))
+        except ValueError:
+            return None
+
+
+def _survey(recording: Iterable[Recorded]) -> _Survey:
+    pools: dict[str, Pool] = {}
+    first_s, last_s = math.inf, -math.inf
+    for line in recording:
+        pool = line.observation.decision.pool
+        pools[pool.name] = pool
+        first_s, last_s = min(first_s, line.time_s), max(last_s, line.time_s)
+    ordered = sorted(pools.values(), key=lambda pool: pool.max_model_len)
+    return _Survey({pool.name: pool for pool in ordered}, first_s, last_s)
+
+
+def _budget_counts(policy: Policy | None) -> BudgetCounts:
+    if policy is None:
+        return BudgetCounts([])
+    smallest, largest = policy.pools[0], policy.pools[-1]
+    candidates = candidate_thresholds(largest.max_model_len)
+    return BudgetCounts(sorted({*candidates, smallest.threshold_tokens}))
+
+
+def _advice(policy: Policy | None, counts: BudgetCounts) -> dict[str, Any] | None:
+    if policy is None or len(policy.pools) < 2:
+        return None
+    smallest, largest = policy.pools[0], policy.pools[-1]
+    found = advise(counts, smallest.threshold_tokens, largest.max_model_len)
+    return None if found is None else asdict(found)
+
+
+def render_recording(report: dict[str, Any], name: str) -> Iterator[str]:
+    """Lay the scores out for people, a line at a time.
+
+    Args:
+        name: the recording's, for the command that goes on from here.
+    """
+    requests = max(1, report["requests"])
+    rate = requests / report["seconds"] if report["seconds"] else None
+    pace = f" in {report['seconds']:,.0f} s, {rate:.3g} a second" if rate else ""
+    yield f"{report['requests']:,} requests recorded{pace}; {report['scored']:,} scored"
+    yield from _render_pools(report, requests)
+    reasons = (
+        f"{reason.replace('_', ' ')} {100 * count / requests:.2f} %"
+        for reason, count in report["reasons"].items()
+    )
+    yield "\n" + wrap(f"decided: {', '.join(reasons)}")
+    yield (
+        f"\nprompt estimate: MAPE {report['mape_pct']} %, bias "
+        f"{report['bias_pct']:+} %, above its bound "
+        f"{100 * report['under_estimate_rate']:.2f} %"
+    )
+    yield f"\n{'threshold':>14} {'under %':>9} {'over %':>8}"
+    for threshold, routed in report["misroute_pct"].items():
+        yield f"{threshold:>14} {routed['under']:>9} {routed['over']:>8}"
+    yield f"\n{'category':>14} {'requests':>9} {'MAPE %':>8} {'bias %':>9}"
+    for category, scores in report["by_category"].items():
+        yield (
+            f"{category:>14} {scores['requests']:>9} {scores['mape_pct']:>8} "
+            f"{scores['bias_pct']:>+9}"
+        )
+    if report["advice"]:
+        yield "\n" + wrap(_tell_advice(report["advice"]))
+    if rate and report["scored"]:
+        yield "\nSized with hardware and promises, and beside one pool:"
+        yield f"  extproc plan --workload {name} --rate {rate:.3g}"
+
+
+def _render_pools(report: Mapping[str, Any], requests: int) -> Iterator[str]:
+    tokens = max(1, sum(pool["tokens"] for pool in report["pools"].values()))
+    yield f"\n{'':>14} {'':>9} {'':>8} {'':>9} {'needed a':>10} {'fit a':>10}"
+    yield (
+        f"{'pool':>14} {'requests':>9} {'share %':>8} {'tokens %':>9} "
+        f"{'larger one':>10} {'smaller':>10}"
+    )
+    for name, pool in report["pools"].items():
+        share = 100 * pool["requests"] / requests
+        yield (
+            f"{name:>14} {pool['requests']:>9} {share:>8.2f} "
+            f"{100 * pool['tokens'] / tokens:>9.2f} {pool['too_small']:>10} "
+            f"{pool['too_large']:>10}"
+        )
+
+
+def _tell_advice(advice: Mapping[str, Any]) -> str:
+    def tell(prospect: Mapping[str, Any]) -> str:
+        return (
+            f"{100 * prospect['short_fraction']:.1f} % of the requests, "
+            f"{100 * prospect['saving']:.1f} % of one pool's instances saved (at most "
+            f"{100 * prospect['saving_at_most']:.1f} %)"
+        )
+
+    current, best = advice["current"], advice["best"]
+    told = (
+        f"By the papers' formula and constants, a short pool of "
+        f"{current['threshold_tokens']:,}: {tell(current)}."
+    )
+    if best["threshold_tokens"] != current["threshold_tokens"]:
+        told += f" Of {best['threshold_tokens']:,}, which saves most: {tell(best)}."
+    return told

@@ -1,0 +1,1 @@
+"""Processes of the demo: Envoy, the router and the backends."""

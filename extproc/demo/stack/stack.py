@@ -1,0 +1,255 @@
+"""Everything that one machine needs: backends, the router and Envoy, as children.
+
+The demo and the end-to-end tests run the same stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+import extproc
+from extproc.demo.stack.envoy_config import (
+    Addresses,
+    Config,
+    find_envoy,
+    load_config,
+    relocate,
+    with_bypass,
+)
+from extproc.demo.stack.process import Child, answers_200, free_ports
+
+_HOST = "127.0.0.1"
+_READY_S = 60.0
+"""A cold start on a busy machine; usually it takes two or three seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One pool's only server: a stand-in or a real vLLM."""
+
+    pool: str
+    max_model_len: int
+    port: int
+    child: Child
+    ready_timeout_s: float = _READY_S
+
+    @property
+    def url(self) -> str:
+        """Its base URL, without Envoy between."""
+        return f"http://{_HOST}:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Return once it is healthy."""
+        self.child.wait_ready(
+            lambda: answers_200(f"{self.url}/health"), self.ready_timeout_s
+        )
+
+
+def stand_in(
+    pool: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    directory: Path,
+    *,
+    speed: float = 10.0,
+    python: str = sys.executable,
+) -> Backend:
+    """A stand-in as a child process, not started."""
+    (port,) = free_ports(1)
+    command = [
+        *(python, "-m", "extproc.demo.standin"),
+        *("--port", str(port), "--name", pool),
+        *("--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
+        *("--speed", str(speed)),
+    ]
+    log = directory / f"vllm-{pool}.log"
+    child = Child(f"stand-in {pool}", command, log, _same_package())
+    return Backend(pool, max_model_len, port, child)
+
+
+def _same_package() -> dict[str, str]:
+    """Environment in which a child runs this very package, installed or not."""
+    here = str(Path(extproc.__file__).resolve().parents[1])
+    return {"PYTHONPATH": os.pathsep.join([here, *_python_path()])}
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+@dataclass(slots=True)
+class Router:
+    """``extproc serve`` as a child process."""
+
+    child: Child
+    port: int
+    admin_port: int
+
+    @property
+    def admin_url(self) -> str:
+        """Where /metrics, /status and /readyz are."""
+        return f"http://{_HOST}:{self.admin_port}"
+
+    def wait_ready(self) -> None:
+        """Return once it says that it is ready."""
+        self.child.wait_ready(lambda: answers_200(f"{self.admin_url}/readyz"), _READY_S)
+
+
+def router(config: Config | None, directory: Path) -> Router:
+    """The router, not started; ``config`` is its configuration file's content."""
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "extproc", "serve"]
+    if config is not None:
+        path = directory / "extproc.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        command += ["--config", str(path)]
+    environment = {
+        **_same_package(),
+        "EXTPROC_LISTEN": f"{_HOST}:{port}",
+        "EXTPROC_ADMIN": f"{_HOST}:{admin_port}",
+    }
+    child = Child("extproc", command, directory / "extproc.log", environment)
+    return Router(child, port, admin_port)
+
+
+@dataclass(slots=True)
+class Envoy:
+    """Envoy as a child process, with one listener that asks the router and one not."""
+
+    child: Child
+    port: int
+    bypass_port: int
+    admin_port: int
+    access_log: Path
+    clusters: Sequence[str]
+
+    @property
+    def url(self) -> str:
+        """What clients talk to."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def bypass_url(self) -> str:
+        """The same routes without the router."""
+        return f"http://{_HOST}:{self.bypass_port}"
+
+    def wait_serving(self) -> None:
+        """Return once it takes requests, whatever the state of its clusters."""
+        url = f"http://{_HOST}:{self.admin_port}/ready"
+        self.child.wait_ready(lambda: answers_200(url), _READY_S)
+
+    def wait_ready(self) -> None:
+        """Return once it takes requests, and finds its clusters healthy."""
+        self.wait_serving()
+        self.child.wait_ready(self.all_healthy, _READY_S)
+
+    def all_healthy(self) -> bool:
+        """Whether every cluster has its endpoint."""
+        return all(self.healthy_endpoints(name) for name in self.clusters)
+
+    def healthy_endpoints(self, cluster: str) -> int:
+        """Endpoints of a cluster that Envoy would choose."""
+        return self.stat(f"cluster.{cluster}.membership_healthy")
+
+    def stat(self, name: str) -> int:
+        """The value of one counter or gauge; 0 if there is none of that name."""
+        url = f"http://{_HOST}:{self.admin_port}/stats?format=json&filter=^{name}$"
+        with urllib.request.urlopen(url, timeout=30) as response:
+            stats = json.load(response)["stats"]
+        return next((int(s["value"]) for s in stats if s.get("name") == name), 0)
+
+
+def envoy(
+    source: Path,
+    backends: Sequence[Backend],
+    router_port: int,
+    directory: Path,
+    *,
+    change: Callable[[Config], None] | None = None,
+) -> Envoy:
+    """Envoy with the configuration file ``source`` on this stack's addresses.
+
+    Args:
+        change: edits the configuration in place, for variants of it.
+    """
+    port, bypass_port, admin_port = free_ports(3)
+    clusters = {f"vllm_{backend.pool}": (_HOST, backend.port) for backend in backends}
+    clusters["extproc"] = (_HOST, router_port)
+    addresses = Addresses((_HOST, port), (_HOST, admin_port), clusters)
+    config = relocate(load_config(source), addresses)
+    if change is not None:
+        change(config)
+    config = with_bypass(config, (_HOST, bypass_port))
+    path = directory / "envoy.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    log = directory / "envoy.log"
+    command = [
+        *(find_envoy(), "--config-path", str(path)),
+        # Shared memory of its own: other Envoys may run on this machine.
+        *("--use-dynamic-base-id", "--concurrency", "1"),
+        *("--log-level", "warning", "--log-path", str(directory / "envoy-errors.log")),
+        # Access log lines at once, not every 10 s.
+        *("--file-flush-interval-msec", "50"),
+    ]
+    child = Child("envoy", command, log)
+    return Envoy(child, port, bypass_port, admin_port, log, list(clusters))
+
+
+@dataclass(slots=True)
+class Stack:
+    """The whole, running."""
+
+    directory: Path
+    backends: Sequence[Backend]
+    router: Router
+    envoy: Envoy
+
+    def backend(self, pool: str) -> Backend:
+        """The server of a pool."""
+        return next(backend for backend in self.backends if backend.pool == pool)
+
+
+@contextlib.contextmanager
+def running(
+    directory: Path,
+    backends: Sequence[Backend],
+    router_config: Config | None,
+    envoy_source: Path,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    change_envoy: Callable[[Config], None] | None = None,
+) -> Iterator[Stack]:
+    """Start everything, wait until it is ready, stop it at the end.
+
+    Envoy starts last: it would count a router or a backend that is not there yet as
+    unhealthy until the next probe. ``ready`` is called as each part is.
+
+    Raises:
+        ChildError: a part did not come up.
+    """
+    chosen_router = router(router_config, directory)
+    chosen_envoy = envoy(
+        envoy_source, backends, chosen_router.port, directory, change=change_envoy
+    )
+    with contextlib.ExitStack() as started:
+        for backend in backends:
+            started.enter_context(backend.child)
+        started.enter_context(chosen_router.child)
+        for backend in backends:
+            backend.wait_ready()
+            ready()
+        chosen_router.wait_ready()
+        ready()
+        started.enter_context(chosen_envoy.child)
+        chosen_envoy.wait_ready()
+        ready()
+        yield Stack(directory, backends, chosen_router, chosen_envoy)

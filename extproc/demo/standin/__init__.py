@@ -1,0 +1,1 @@
+"""The stand-in for a vLLM server: its HTTP API, scheduler and tokenizer."""

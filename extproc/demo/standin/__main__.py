@@ -1,0 +1,5 @@
+"""``python -m extproc.demo.standin``."""
+
+from extproc.demo.standin.server import main
+
+raise SystemExit(main())

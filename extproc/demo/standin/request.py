@@ -1,0 +1,241 @@
+"""What a stand-in reads in a request, and vLLM's own words where it refuses one.
+
+The checks and their texts are vLLM 0.32's (``vllm/renderers/params.py``,
+``vllm/v1/engine/input_processor.py``). Note what is *not* refused: a prompt and a
+``max_tokens`` that only together exceed the window. vLLM cuts such an answer short
+(``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and so do we.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from extproc.demo.standin.tokenizer import Tokenizer
+
+
+class Endpoint(StrEnum):
+    """The APIs that generate or embed, by path."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+class RequestRefusedError(Exception):
+    """An answer other than 200, in vLLM's words."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "BadRequestError",
+        parameter: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.parameter = parameter
+
+    def body(self, endpoint: Endpoint) -> dict[str, Any]:
+        """The JSON body; Anthropic's shape on Anthropic's path."""
+        if endpoint is Endpoint.MESSAGES:
+            return {
+                "type": "error",
+                "error": {"type": self.kind, "message": str(self)},
+            }
+        return {
+            "error": {
+                "message": str(self),
+                "type": self.kind,
+                "param": self.parameter,
+                "code": self.status,
+            }
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, counted.
+
+    Attributes:
+        prompt_tokens: one count for each prompt (a completion may have several).
+        choices: answers to each prompt (``n``).
+        max_tokens: the client's limit for one answer, if it set one.
+        to_the_limit: the answer runs to its limit (``ignore_eos``).
+        include_usage: the client asked for usage in its stream.
+        seed: a number that depends on the prompt alone.
+    """
+
+    endpoint: Endpoint
+    model: str
+    prompt_tokens: tuple[int, ...]
+    choices: int
+    max_tokens: int | None
+    to_the_limit: bool
+    stream: bool
+    include_usage: bool
+    seed: int
+
+
+def read_job(
+    endpoint: Endpoint, raw: bytes, tokenizer: Tokenizer, max_model_len: int
+) -> Job:
+    """Parse and count a request, and check it against the window.
+
+    Takes about 0.2 us for each byte of the body: call it in a thread.
+
+    Raises:
+        RequestRefusedError: vLLM would not take it.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestRefusedError(f"JSON decode error: {error}") from error
+    if not isinstance(body, dict):
+        raise RequestRefusedError("Input should be a valid dictionary")
+    limit_name, max_tokens = _limit(endpoint, body)
+    if max_tokens is not None and max_tokens > max_model_len:
+        raise RequestRefusedError(
+            f"{limit_name}={max_tokens} cannot be greater than "
+            f"max_model_len={max_model_len}. Please request fewer output tokens.",
+            parameter=limit_name,
+        )
+    prompt_tokens = _count_prompts(endpoint, body, tokenizer)
+    for count in prompt_tokens:
+        _check_window(
+            count, max_model_len, generates=endpoint is not Endpoint.EMBEDDINGS
+        )
+    stream_options = body.get("stream_options")
+    return Job(
+        endpoint=endpoint,
+        model=str(body.get("model") or "stand-in"),
+        prompt_tokens=prompt_tokens,
+        choices=_integer(body, "n", at_least=1) or 1,
+        max_tokens=max_tokens,
+        to_the_limit=body.get("ignore_eos") is True,
+        stream=body.get("stream") is True,
+        include_usage=isinstance(stream_options, dict)
+        and stream_options.get("include_usage") is True,
+        seed=sum(prompt_tokens) * 2654435761,
+    )
+
+
+def _limit(endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, int | None]:
+    names = {
+        Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
+        Endpoint.RESPONSES: ("max_output_tokens",),
+        Endpoint.EMBEDDINGS: (),
+    }.get(endpoint, ("max_tokens",))
+    for name in names:
+        value = _integer(body, name, at_least=1)
+        if value is not None:
+            return name, value
+    return "max_tokens", None
+
+
+def _integer(body: Mapping[str, Any], name: str, *, at_least: int) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestRefusedError(
+            f"{name}: Input should be a valid integer", parameter=name
+        )
+    if value < at_least:
+        raise RequestRefusedError(
+            f"{name} must be at least {at_least}, got {value}.", parameter=name
+        )
+    return value
+
+
+def _check_window(prompt_tokens: int, max_model_len: int, *, generates: bool) -> None:
+    if prompt_tokens > max_model_len:
+        # The tokenizer stops one token past the window, so that this is all it knows.
+        qualifier = "at least " if prompt_tokens == max_model_len + 1 else ""
+        raise RequestRefusedError(
+            f"This model's maximum context length is {max_model_len} tokens. However, "
+            f"your prompt contains {qualifier}{prompt_tokens} input tokens, which "
+            "exceeds this limit even without any output tokens. "
+            "Please reduce the length of the input prompt.",
+            parameter="input_tokens",
+        )
+    if prompt_tokens == max_model_len and generates:
+        raise RequestRefusedError(
+            f"The decoder prompt (length {prompt_tokens}) plus the number of requested "
+            "output tokens (at least 1) is longer than the maximum model length of "
+            f"{max_model_len}. Make sure that `max_model_len` is no smaller than the "
+            "number of text tokens (prompt + requested output tokens)."
+        )
+
+
+def _count_prompts(
+    endpoint: Endpoint, body: Mapping[str, Any], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    match endpoint:
+        case Endpoint.CHAT:
+            messages = _list_of_objects(body, "messages")
+            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+        case Endpoint.MESSAGES:
+            messages = _list_of_objects(body, "messages")
+            if system := body.get("system"):
+                messages = [{"role": "system", "content": system}, *messages]
+            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+        case Endpoint.RESPONSES:
+            given = body.get("input")
+            messages = (
+                [{"role": "user", "content": given}]
+                if isinstance(given, str)
+                else _list_of_objects(body, "input")
+            )
+            if instructions := body.get("instructions"):
+                messages = [{"role": "system", "content": instructions}, *messages]
+            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+        case Endpoint.COMPLETIONS:
+            return _count_texts(body, "prompt", tokenizer)
+        case Endpoint.EMBEDDINGS:
+            return _count_texts(body, "input", tokenizer)
+
+
+def _list_of_objects(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = body.get(name)
+    if not isinstance(value, list) or not value:
+        raise RequestRefusedError(f"{name}: Field required", parameter=name)
+    if not all(isinstance(item, dict) for item in value):
+        raise RequestRefusedError(
+            f"{name}: Input should be a valid dictionary", parameter=name
+        )
+    return value
+
+
+def _count_texts(
+    body: Mapping[str, Any], name: str, tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """Count a text, a list of texts, a list of token ids, or a list of those."""
+    value = body.get(name)
+    if isinstance(value, str):
+        return (tokenizer.count_completion_prompt(value),)
+    if isinstance(value, list) and value:
+        if _is_token_ids(value):
+            return (len(value),)
+        counts = []
+        for item in value:
+            if isinstance(item, str):
+                counts.append(tokenizer.count_completion_prompt(item))
+            elif isinstance(item, list) and item and _is_token_ids(item):
+                counts.append(len(item))
+            else:
+                break
+        else:
+            return tuple(counts)
+    raise RequestRefusedError(f"{name}: Input should be a valid string", parameter=name)
+
+
+def _is_token_ids(value: Sequence[object]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in value)

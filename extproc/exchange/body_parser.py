@@ -1,0 +1,109 @@
+"""A body as it came on the wire, to a request or the reason why it cannot be one."""
+
+from __future__ import annotations
+
+from extproc.exchange.encoding import Decoding, decode_in_steps
+from extproc.exchange.json_elider import DIRECT_BYTES, Outliner, TooIntricate, is_large
+from extproc.exchange.openai import Source, Whole, parse_source
+from extproc.routing.policy import Reason
+from extproc.routing.request import Request
+
+
+class Reading:
+    """A body that is read in steps, none of which takes more than a few milliseconds.
+
+    Args:
+        path: request path, query string and all.
+        body: as received.
+        encoding: the ``content-encoding`` header; empty for none.
+        max_body_bytes: the most that the body may hold, as received and decoded.
+    """
+
+    __slots__ = (
+        "_body",
+        "_decoding",
+        "_fault",
+        "_outliner",
+        "_path",
+        "result",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        body: bytes | memoryview,
+        encoding: str,
+        max_body_bytes: int,
+    ) -> None:
+        self.result: Request | Reason | None = None
+        """The request once it is read, or why there is none: ``UNDECODABLE``,
+        ``UNPARSABLE`` or ``TOO_LARGE``."""
+        self._path = path
+        self._body = body
+        self._decoding: Decoding | None = None
+        if len(body) > max_body_bytes:
+            self.result = Reason.TOO_LARGE
+        elif encoding:
+            self._decoding = decode_in_steps(bytes(body), encoding, max_body_bytes)
+        self._outliner: Outliner | None = None
+        self._fault: Exception | None = None
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether it is worth while to do other work between the steps."""
+        return self._decoding is not None or len(self._body) > DIRECT_BYTES
+
+    def finish(self) -> Request | Reason:
+        """Read all that is left.
+
+        Raises:
+            Exception: a fault of ours, whatever it is.
+        """
+        while self.step():
+            pass
+        if self._fault is not None:
+            raise self._fault
+        assert self.result is not None
+        return self.result
+
+    def step(self) -> bool:
+        """Go on reading; false once there is nothing more to do.
+
+        Never raises: a fault of ours is for ``finish`` to tell. Nothing is read after
+        one, as what is left of the body may well read like another.
+        """
+        if self.result is not None or self._fault is not None:
+            return False
+        try:
+            return self._step()
+        except Exception as error:
+            self._fault = error
+            return False
+
+    def _step(self) -> bool:
+        if self._decoding is not None:
+            return self._decode(self._decoding)
+        if self._outliner is None:
+            if not is_large(self._body):
+                self._parse(Whole(self._body))
+                return False
+            self._outliner = Outliner(self._body)
+        try:
+            if not self._outliner.step():
+                self._parse(self._outliner.outline())
+        except TooIntricate:
+            self.result = Reason.TOO_LARGE
+        return self.result is None
+
+    def _decode(self, decoding: Decoding) -> bool:
+        try:
+            next(decoding)
+        except StopIteration as done:
+            if done.value is None:
+                self.result = Reason.UNDECODABLE
+            else:
+                self._body, self._decoding = done.value, None
+        return self.result is None
+
+    def _parse(self, source: Source) -> None:
+        self.result = parse_source(self._path, source) or Reason.UNPARSABLE

@@ -1,0 +1,177 @@
+"""The outline of a large JSON body: all of it but its long strings and number lists.
+
+A long text is only sampled in the end, so there is no use in decoding it whole, which
+takes 3 ms a MB where it is not plain ASCII. What is parsed is the outline, with
+references to what is left out. :mod:`extproc.exchange.json_elider` makes it; this
+module measures the elided strings and reads excerpts of them.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from json import JSONDecodeError, JSONDecoder
+from typing import Final
+
+from extproc.routing.features import sample_windows
+
+_MARK = "\x7f"
+"""DEL, around a reference: it needs no escape in JSON, and no text needs it."""
+_DEL = _MARK.encode()
+_ESCAPED_DEL = re.compile(rb"\\u007[fF]")
+_REFERENCE = re.compile("\x7f([0-9]+)\x7f")
+
+_ESCAPE_BYTES: Final = 6  # \uXXXX
+_ESCAPE_BEGINS = re.compile(rb"(?<!\\)\\")
+_decode_string = JSONDecoder(strict=False).decode
+_WHOLE = re.compile(rb"(?:[^\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*")
+
+
+def reference(number: int) -> bytes:
+    """What stands in the outline for what is left out, in quotes."""
+    return b"%b%d%b" % (_DEL, number, _DEL)
+
+
+def without_marks(piece: bytes) -> bytes:
+    """Part of a body in which nothing looks like a reference."""
+    if _DEL in piece or b"u007" in piece:
+        piece = _ESCAPED_DEL.sub(rb"\\u003f", piece.replace(_DEL, b"?"))
+    return piece
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A string, or a list of scalars, that is not in the outline."""
+
+    start: int
+    """Where its content begins in the body."""
+    stop: int
+    size_bytes: int
+    """A string's in UTF-8 without its escapes; a list's as it is written."""
+    items: int = 0
+    """A list's; 0 for a string."""
+
+    @property
+    def is_escaped(self) -> bool:
+        """Whether its octets are others than those that it stands for."""
+        return self.size_bytes != self.stop - self.start
+
+
+class Outline:
+    """JSON with references in the places of its long strings and lists of scalars.
+
+    A reference is a string of its own, and remains one within whatever text it becomes
+    a part of.
+    """
+
+    __slots__ = ("_body", "left_out", "octets")
+
+    def __init__(
+        self, octets: bytes, body: bytes | memoryview, left_out: Sequence[LeftOut]
+    ) -> None:
+        self.octets: Final = octets
+        """What is to be parsed."""
+        self._body = memoryview(body)
+        self.left_out: Final = left_out
+        """What the references stand for, by number."""
+
+    @property
+    def body_bytes(self) -> int:
+        """The body's size."""
+        return len(self._body)
+
+    def items(self, text: str) -> int:
+        """The length of the list that a text stands for; 0 if it stands for none."""
+        whole = self._whole(text)
+        return whole.items if whole else 0
+
+    def size_bytes(self, text: str) -> int:
+        """A text's size in UTF-8 with all that it refers to."""
+        if _MARK not in text:
+            return len(text.encode())
+        whole = self._whole(text)
+        if whole is not None:
+            return whole.size_bytes
+        return sum(_size_bytes(piece) for piece in self._pieces(text))
+
+    def excerpt(self, text: str) -> tuple[bytes, int]:
+        """A text in UTF-8: all of it, or the windows that its features are counted in.
+
+        Returns:
+            What there is of it, and how many bytes are missing.
+        """
+        pieces = self._pieces(text)
+        ends = list(accumulate(_size_bytes(piece) for piece in pieces))
+        found = b"".join(
+            self._read(piece, max(0, start - begin), stop - begin)
+            for start, stop in sample_windows(ends[-1])
+            for piece, begin in _overlapping(pieces, ends, start, stop)
+        )
+        return found, ends[-1] - len(found)
+
+    def _whole(self, text: str) -> LeftOut | None:
+        """What a text stands for that is nothing but a reference."""
+        number = text[1:-1]
+        is_reference = text[:1] == _MARK and number.isdecimal()
+        return self.left_out[int(number)] if is_reference else None
+
+    def _pieces(self, text: str) -> list[bytes | LeftOut]:
+        parts = _REFERENCE.split(text)
+        pieces: list[bytes | LeftOut] = [parts[0].encode()]
+        for number, between in zip(parts[1::2], parts[2::2], strict=True):
+            pieces += (self.left_out[int(number)], between.encode())
+        return pieces
+
+    def _read(self, piece: bytes | LeftOut, low: int, high: int) -> bytes:
+        """Read a piece from one of its places to another, or to its end."""
+        if isinstance(piece, bytes):
+            return piece[low:high]
+        high = min(high, piece.size_bytes)
+        if not piece.is_escaped:
+            return bytes(self._body[piece.start + low : piece.start + high])
+        # About there: the escapes need not be spread evenly.
+        octets_each = (piece.stop - piece.start) / piece.size_bytes
+        start = piece.start + int(low * octets_each)
+        stop = start + int((high - low + _ESCAPE_BYTES) * octets_each) + _ESCAPE_BYTES
+        before = bytes(self._body[max(piece.start, start - _ESCAPE_BYTES) : start])
+        octets = bytes(self._body[start : min(stop, piece.stop)])
+        return _unescaped(octets, before)[: high - low]
+
+
+def _overlapping(
+    pieces: Sequence[bytes | LeftOut], ends: Sequence[int], start: int, stop: int
+) -> Iterator[tuple[bytes | LeftOut, int]]:
+    """The pieces between two places of the text, and where each begins in it."""
+    for i in range(bisect_right(ends, start), len(pieces)):
+        begin = ends[i - 1] if i else 0
+        if begin >= stop:
+            return
+        yield pieces[i], begin
+
+
+def _size_bytes(piece: bytes | LeftOut) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.size_bytes
+
+
+def _unescaped(octets: bytes, before: bytes) -> bytes:
+    """Decode part of a JSON string, less what was cut in two at its ends."""
+    if b"\\" in before:
+        # Only a backslash that follows none surely begins an escape.
+        begin = _ESCAPE_BEGINS.search(before + octets, len(before))
+        octets = octets[begin.start() - len(before) :] if begin else octets
+    if b"\\" not in octets:
+        return octets
+    whole = _WHOLE.match(octets)
+    assert whole is not None  # it matches nothing as well
+    text = whole[0].decode(errors="surrogateescape")
+    try:
+        decoded: str = _decode_string(f'"{text}"')
+    except JSONDecodeError:  # an escape that there is not; the backend will tell
+        return octets
+    try:
+        return decoded.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a pair
+        return decoded.encode(errors="ignore")

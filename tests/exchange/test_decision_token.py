@@ -1,0 +1,129 @@
+"""A decision survives being written down; nothing else is read as one."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from extproc.exchange.decision_token import read_receipt, write_receipt
+from extproc.routing.policy import Policy, Pool
+from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.request import Prompt, Request
+from extproc.routing.router import Decision, Outcome, Router
+
+POLICY = Policy([Pool("short", 8192, 4096), Pool("long", 65536, 65536)])
+
+
+def make_router() -> Router:
+    return Router(POLICY, TextEma(), TextRatios())
+
+
+def route(prompt: Prompt, **fields: object) -> Decision:
+    request = Request(prompt, len(prompt.text) + 50, **fields)  # type: ignore[arg-type]
+    return make_router().route(request)
+
+
+def read(receipt: bytes) -> Decision | None:
+    return read_receipt(receipt, POLICY, make_router().categories)
+
+
+def as_values(decision: Decision) -> object:
+    features = decision.features
+    if features is None:
+        return decision
+    arrays = (features.pairs.tolist(), features.tools_pairs.tolist())
+    plain = structs.replace(features, pairs=None, tools_pairs=None)  # type: ignore[arg-type]
+    return structs.replace(decision, features=plain), arrays
+
+
+@given(
+    text=st.text(max_size=400),
+    tools=st.sampled_from([b"", b'[{"name": "x"}]']),
+    model=st.text(max_size=20),
+    max_tokens=st.none() | st.integers(1, 1 << 31),
+    images=st.integers(0, 2),
+)
+def test_reads_back_what_was_written(
+    text: str, tools: bytes, model: str, max_tokens: int | None, images: int
+) -> None:
+    prompt = Prompt(text.encode(), 2, tools, int(bool(tools)), images)
+    decision = route(prompt, model=model, max_tokens=max_tokens)
+    again = read(write_receipt(decision))
+    assert again is not None
+    assert as_values(again) == as_values(decision)
+
+
+def test_learns_the_same_from_a_receipt() -> None:
+    direct, receipted = make_router(), make_router()
+    request = Request(Prompt(b"Some words to learn from. " * 20), 600)
+    outcome = Outcome(200, 110, 5)
+    direct.learn(direct.route(request), outcome)
+    decision = read(write_receipt(receipted.route(request)))
+    assert decision is not None
+    receipted.learn(decision, outcome)
+    assert receipted.ratios.all() == direct.ratios.all() != {}
+
+
+def test_a_receipt_is_small() -> None:
+    prose = route(Prompt(b"It was a bright cold day in April, and 13 clocks. " * 500))
+    assert len(write_receipt(prose)) < 500
+    everything = route(Prompt(bytes(range(256)) * 64))
+    assert len(write_receipt(everything)) < 4096
+
+
+@given(st.binary(max_size=300))
+def test_never_raises_on_foreign_bytes(data: bytes) -> None:
+    assert read(data) is None
+
+
+@given(position=st.integers(0, 2000), value=st.integers(0, 255))
+def test_a_damaged_receipt_is_refused_or_stays_in_bounds(
+    position: int, value: int
+) -> None:
+    receipt = bytearray(write_receipt(route(Prompt("héllo wörld 123".encode() * 9))))
+    receipt[position % len(receipt)] = value
+    decision = read(bytes(receipt))
+    if decision is not None and decision.features is not None:
+        features = decision.features
+        assert features.pairs.sum() <= features.text_bytes
+        assert features.pairs.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (0, 2),
+        (1, 16),
+        (2, "unheard-of"),
+        (3, "because"),
+        (4, "invented"),
+        (7, -1),
+        (14, [10, 0, 1, 0, [[1, 1], [1, 1]], [[], []]]),
+        (14, [10, 0, 1, 0, [[1], [11]], [[], []]]),
+        (14, [10, 0, 1, 0, [[1024], [1]], [[], []]]),
+    ],
+    ids=[
+        "another version",
+        "other byte classes",
+        "no such pool",
+        "no such reason",
+        "no such category",
+        "negative",
+        "a pair twice",
+        "more pairs than text",
+        "no such pair",
+    ],
+)
+def test_refuses_what_does_not_add_up(index: int, value: object) -> None:
+    fields = msgspec.msgpack.decode(write_receipt(route(Prompt(b"hello you"))))
+    fields[index] = value
+    assert read(msgspec.msgpack.encode(fields)) is None
+
+
+def test_pairs_are_whole_numbers_again() -> None:
+    decision = read(write_receipt(route(Prompt(b"abc"))))
+    assert decision is not None
+    assert decision.features is not None
+    assert decision.features.pairs.dtype == np.int64

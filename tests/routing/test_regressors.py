@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.routing.features import measure
+from extproc.routing.regressors import TERMS, vectorize, weigh
+from extproc.routing.request import Prompt
+
+
+def named(prompt: Prompt) -> dict[str, float]:
+    vector = vectorize(measure(prompt, 0))
+    return {TERMS[i]: float(vector[i]) for i in np.flatnonzero(vector)}
+
+
+def test_names_are_distinct() -> None:
+    assert len(set(TERMS)) == len(TERMS) == 145
+
+
+def test_words_digits_and_ends_are_told_apart() -> None:
+    assert named(Prompt(b"an 42")) == {
+        "template": 1,
+        "message": 1,
+        "lower after newline": 1,
+        "lower after lower": 1,
+        "space after lower": 1,
+        "digit after space": 1,
+        "digit after digit": 1,
+    }
+
+
+def test_a_character_outside_ascii_counts_once_by_script() -> None:
+    counts = named(Prompt("漢字 ไทย".encode()))
+    assert counts["han"] == 2
+    assert counts["thai"] == 3
+    assert counts["cjk after other"] == counts["cjk after script"] == 1
+    assert counts["indic after space"] == 1
+
+
+def test_tools_and_messages_are_terms_of_their_own() -> None:
+    plain = named(Prompt(b"x", messages=3))
+    tools = named(Prompt(b"x", messages=3, tools_text=b'[{"a": "bc"}]', tools=2))
+    assert plain["message"] == tools["message"] == 3
+    assert tools["tools"] == 1
+    assert tools["tool"] == 2
+    assert tools["tools word"] == 2
+    assert tools["tools letter"] == 1
+    assert {k: v for k, v in tools.items() if not k.startswith("tool")} == plain
+
+
+@given(st.text(max_size=300))
+def test_every_ascii_byte_and_every_character_is_in_a_term(text: str) -> None:
+    encoded = text.encode(errors="replace")
+    counts = named(Prompt(encoded))
+    ascii_bytes = sum(byte < 0x80 for byte in encoded)
+    characters = sum(char > "\x7f" for char in encoded.decode())
+    after = sum(n for term, n in counts.items() if " after " in term)
+    by_script = sum(counts.values()) - after - 2
+    assert after == ascii_bytes + characters
+    assert by_script == pytest.approx(characters)
+
+
+@given(st.text(), st.text(max_size=50), st.integers(0, 3), st.integers(1, 40))
+def test_weights_total_what_the_vector_does(
+    text: str, tools_text: str, tools: int, messages: int
+) -> None:
+    features = measure(Prompt(text.encode(), messages, tools_text.encode(), tools), 0)
+    coefficients = np.random.default_rng(1).normal(size=len(TERMS))
+    assert weigh(coefficients).total(features) == pytest.approx(
+        float(vectorize(features) @ coefficients), abs=1e-6
+    )
