@@ -79,7 +79,7 @@ def score_recording(
     counts = _budget_counts(policy)
     evaluation = Evaluation(thresholds)
     reasons: Counter[str] = Counter()
-    tallies = {name: _Tally() for name in survey.pools}
+    tallies = {name: _PoolCounts() for name in survey.pools}
     for line in read():
         decision, outcome = line.observation.decision, line.observation.outcome
         reasons[str(decision.reason)] += 1
@@ -113,7 +113,7 @@ def score_recording(
 
 
 @dataclass(slots=True)
-class _Tally:
+class _PoolCounts:
     requests: int = 0
     tokens: int = 0
     too_small: int = 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from extproc.exchange.encoding import Decoding, decode_in_steps
-from extproc.exchange.json_elider import DIRECT_BYTES, Outliner, TooIntricate, is_large
+from extproc.exchange.json_elider import (
+    DIRECT_BYTES,
+    JsonElider,
+    TooIntricate,
+    is_large,
+)
 from extproc.exchange.openai import Source, Whole, parse_source
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 
 
-class Reading:
+class BodyParser:
     """A body that is read in steps, none of which takes more than a few milliseconds.
 
     Args:
@@ -22,8 +27,8 @@ class Reading:
     __slots__ = (
         "_body",
         "_decoding",
+        "_elider",
         "_fault",
-        "_outliner",
         "_path",
         "result",
     )
@@ -45,7 +50,7 @@ class Reading:
             self.result = Reason.TOO_LARGE
         elif encoding:
             self._decoding = decode_in_steps(bytes(body), encoding, max_body_bytes)
-        self._outliner: Outliner | None = None
+        self._elider: JsonElider | None = None
         self._fault: Exception | None = None
 
     @property
@@ -83,14 +88,14 @@ class Reading:
     def _step(self) -> bool:
         if self._decoding is not None:
             return self._decode(self._decoding)
-        if self._outliner is None:
+        if self._elider is None:
             if not is_large(self._body):
                 self._parse(Whole(self._body))
                 return False
-            self._outliner = Outliner(self._body)
+            self._elider = JsonElider(self._body)
         try:
-            if not self._outliner.step():
-                self._parse(self._outliner.outline())
+            if not self._elider.step():
+                self._parse(self._elider.elided())
         except TooIntricate:
             self.result = Reason.TOO_LARGE
         return self.result is None

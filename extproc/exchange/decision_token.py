@@ -2,8 +2,8 @@
 
 Gateways without ext_proc ask once before the request and come back after the response,
 perhaps to another process. What is needed to learn travels with them: numbers and the
-model's name, no text. A receipt is not signed: who may send outcomes may also lie about
-them, so the port must not face clients.
+model's name, no text. A decision token is not signed: a caller that may send outcomes
+may also lie about them, so the port must not face clients.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Features(msgspec.Struct, array_like=True):
     tools_pairs: _Sparse
 
 
-class _Receipt(msgspec.Struct, array_like=True):
+class _DecisionToken(msgspec.Struct, array_like=True):
     version: int
     classes: int
     pool: _Name
@@ -55,18 +55,18 @@ class _Receipt(msgspec.Struct, array_like=True):
     declared: bool
     prompts: _Count
     sequences: _Count
-    silent: bool
+    usage_not_requested: bool
     features: _Features | None
 
 
-_decode = msgspec.msgpack.Decoder(_Receipt).decode
+_decode = msgspec.msgpack.Decoder(_DecisionToken).decode
 
 
-def write_receipt(decision: Decision) -> bytes:
+def write_decision_token(decision: Decision) -> bytes:
     """Write a decision down: about 0.5 KiB, 2 KiB at the most for many scripts."""
     features = decision.features
     return msgspec.msgpack.encode(
-        _Receipt(
+        _DecisionToken(
             version=_VERSION,
             classes=CLASSES,
             pool=decision.pool.name,
@@ -80,24 +80,24 @@ def write_receipt(decision: Decision) -> bytes:
             declared=decision.declared,
             prompts=decision.prompts,
             sequences=decision.sequences,
-            silent=decision.silent,
+            usage_not_requested=decision.usage_not_requested,
             features=None if features is None else _write_features(features),
         )
     )
 
 
-def read_receipt(
-    receipt: bytes, policy: Policy, categories: Collection[str]
+def read_decision_token(
+    decision_token: bytes, policy: Policy, categories: Collection[str]
 ) -> Decision | None:
-    """Read a decision back; None for what is not a receipt of this configuration.
+    """Read a decision back, or return None if its configuration is another.
 
     Args:
-        receipt: untrusted bytes; never raises on them.
+        decision token: untrusted bytes; never raises on them.
         policy: whose pools it may name.
         categories: those that it may name.
     """
     try:
-        read = _decode(receipt)
+        read = _decode(decision_token)
     except (msgspec.MsgspecError, ValueError):
         return None
     pool = policy.pool(read.pool)
@@ -121,7 +121,7 @@ def read_receipt(
         declared=read.declared,
         prompts=read.prompts,
         sequences=read.sequences,
-        silent=read.silent,
+        usage_not_requested=read.usage_not_requested,
         features=features,
     )
 

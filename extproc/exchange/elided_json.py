@@ -1,7 +1,7 @@
-"""The outline of a large JSON body: all of it but its long strings and number lists.
+"""A large JSON body without its long strings and number lists.
 
 A long text is only sampled in the end, so there is no use in decoding it whole, which
-takes 3 ms a MB where it is not plain ASCII. What is parsed is the outline, with
+takes 3 ms a MB where it is not plain ASCII. What is parsed is the elided JSON, with
 references to what is left out. :mod:`extproc.exchange.json_elider` makes it; this
 module measures the elided strings and reads excerpts of them.
 """
@@ -31,7 +31,7 @@ _WHOLE = re.compile(rb"(?:[^\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*")
 
 
 def reference(number: int) -> bytes:
-    """What stands in the outline for what is left out, in quotes."""
+    """What stands in the elided JSON for what is left out, in quotes."""
     return b"%b%d%b" % (_DEL, number, _DEL)
 
 
@@ -43,8 +43,8 @@ def without_marks(piece: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A string, or a list of scalars, that is not in the outline."""
+class Span:
+    """A string, or a list of scalars, that is not in the elided JSON."""
 
     start: int
     """Where its content begins in the body."""
@@ -60,22 +60,22 @@ class LeftOut:
         return self.size_bytes != self.stop - self.start
 
 
-class Outline:
+class ElidedJson:
     """JSON with references in the places of its long strings and lists of scalars.
 
     A reference is a string of its own, and remains one within whatever text it becomes
     a part of.
     """
 
-    __slots__ = ("_body", "left_out", "octets")
+    __slots__ = ("_body", "octets", "spans")
 
     def __init__(
-        self, octets: bytes, body: bytes | memoryview, left_out: Sequence[LeftOut]
+        self, octets: bytes, body: bytes | memoryview, spans: Sequence[Span]
     ) -> None:
         self.octets: Final = octets
         """What is to be parsed."""
         self._body = memoryview(body)
-        self.left_out: Final = left_out
+        self.spans: Final = spans
         """What the references stand for, by number."""
 
     @property
@@ -112,20 +112,20 @@ class Outline:
         )
         return found, ends[-1] - len(found)
 
-    def _whole(self, text: str) -> LeftOut | None:
+    def _whole(self, text: str) -> Span | None:
         """What a text stands for that is nothing but a reference."""
         number = text[1:-1]
         is_reference = text[:1] == _MARK and number.isdecimal()
-        return self.left_out[int(number)] if is_reference else None
+        return self.spans[int(number)] if is_reference else None
 
-    def _pieces(self, text: str) -> list[bytes | LeftOut]:
+    def _pieces(self, text: str) -> list[bytes | Span]:
         parts = _REFERENCE.split(text)
-        pieces: list[bytes | LeftOut] = [parts[0].encode()]
+        pieces: list[bytes | Span] = [parts[0].encode()]
         for number, between in zip(parts[1::2], parts[2::2], strict=True):
-            pieces += (self.left_out[int(number)], between.encode())
+            pieces += (self.spans[int(number)], between.encode())
         return pieces
 
-    def _read(self, piece: bytes | LeftOut, low: int, high: int) -> bytes:
+    def _read(self, piece: bytes | Span, low: int, high: int) -> bytes:
         """Read a piece from one of its places to another, or to its end."""
         if isinstance(piece, bytes):
             return piece[low:high]
@@ -142,8 +142,8 @@ class Outline:
 
 
 def _overlapping(
-    pieces: Sequence[bytes | LeftOut], ends: Sequence[int], start: int, stop: int
-) -> Iterator[tuple[bytes | LeftOut, int]]:
+    pieces: Sequence[bytes | Span], ends: Sequence[int], start: int, stop: int
+) -> Iterator[tuple[bytes | Span, int]]:
     """The pieces between two places of the text, and where each begins in it."""
     for i in range(bisect_right(ends, start), len(pieces)):
         begin = ends[i - 1] if i else 0
@@ -152,7 +152,7 @@ def _overlapping(
         yield pieces[i], begin
 
 
-def _size_bytes(piece: bytes | LeftOut) -> int:
+def _size_bytes(piece: bytes | Span) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.size_bytes
 
 

@@ -90,7 +90,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     """The request body to send in place of the one that came."""
     shadow: bool = False
     """Set the metadata only: the request takes the route that it has."""
-    receipt: bytes = b""
+    decision_token: bytes = b""
     """The decision, to come back in the access log; empty: it does not."""
 
 
@@ -104,7 +104,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     """Whether the body ended in trailers, which are to be answered too."""
     shadow: bool = False
     """As in ``Route``."""
-    receipt: bytes = b""
+    decision_token: bytes = b""
     """As in ``Route``."""
 
 

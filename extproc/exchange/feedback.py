@@ -88,13 +88,13 @@ class FeedbackSampler:
         """Whether this decision's response is to be observed."""
         self._position = (self._position + _GOLDEN) % 1.0
         wanted = self._position < self.rate(decision)
-        self._silent_looks += wanted and decision.silent
+        self._silent_looks += wanted and decision.usage_not_requested
         return wanted
 
     def rate(self, decision: Decision) -> float:
         """The share of decisions like this one that are observed."""
         barren = decision.features is None or (
-            decision.silent
+            decision.usage_not_requested
             and self._silent_samples == 0
             and self._silent_looks >= SILENT_LOOKS
         )
@@ -120,7 +120,7 @@ class FeedbackSampler:
             decision: what was decided.
             error_ratio: the estimate's relative error, whose growth tells of drift.
         """
-        self._silent_samples += decision.silent
+        self._silent_samples += decision.usage_not_requested
         key = (decision.model, decision.category)
         _bump(self._categories, key, self._categories.get(key, 0) + 1)
         model = self._models.get(decision.model) or _Known()

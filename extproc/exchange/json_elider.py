@@ -1,8 +1,8 @@
-"""Makes the outline of a large JSON body, a chunk at a time.
+"""Elides the long strings and number lists of a JSON body, a chunk at a time.
 
-``Outliner`` looks for quotes, brackets and backslashes alone, so that whoever drives it
-can do other work in between. Nothing is validated here: what is not JSON gives an
-outline that is none either, or the estimate of a body that the backend will refuse.
+``JsonElider`` looks for quotes, brackets and backslashes only, in steps, so that its
+caller can do other work in between. It validates nothing: invalid JSON stays invalid
+when it is elided, or gives the estimate of a body that the backend will refuse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from extproc.exchange.elided_json import LeftOut, Outline, reference, without_marks
+from extproc.exchange.elided_json import ElidedJson, Span, reference, without_marks
 
 CHUNK_BYTES: Final = 32 * 1024
 """What one step looks at."""
@@ -25,8 +25,8 @@ MAX_OUTLINE_BYTES: Final = 1 << 20
 """It is parsed in one step, of 3 ms a MB."""
 
 MAX_ELEMENTS: Final = 8_192
-"""Values and containers in the outline, each of which takes up to 0.4 us to parse and
-to gather, in that step: 330,000 empty messages in a MB would be 0.2 s. Each also costs
+"""Values and containers in the elided JSON. Each takes up to 0.4 us to parse and
+gather, in that step: 330,000 empty messages in a MB would be 0.2 s. Each also costs
 the model tokens, be it through the chat template, so that a request of more of them
 needs a large pool whatever its texts are."""
 
@@ -34,7 +34,7 @@ SIMPLE_BYTES: Final = 8 * 1024
 """A body has room for so few elements that nobody need count them."""
 
 DIRECT_BYTES: Final = 256 * 1024
-"""To parse so much as it is takes 0.1 to 0.8 ms, and less than making its outline."""
+"""Parsing so much directly takes 0.1 to 0.8 ms, less than eliding it first."""
 
 _QUOTE, _BACKSLASH, _COMMA, _LIST, _LIST_END = b'"\\,[]'
 _OPENS, _CLOSES, _U, _D, _ZERO, _SEVEN = b"{}ud07"
@@ -46,7 +46,7 @@ Places = npt.NDArray[np.intp]
 
 
 def is_large(body: bytes | memoryview) -> bool:
-    """Whether a body is better read by way of its outline.
+    """Whether a body is better read by way of its elided JSON.
 
     Commas bound the elements from above: most bodies need no closer look.
     """
@@ -59,20 +59,30 @@ def is_large(body: bytes | memoryview) -> bool:
 
 
 class TooIntricate(Exception):  # noqa: N818 - says what the body is
-    """The outline is too large to be worth its parsing."""
+    """The elided JSON is too large to be worth its parsing."""
 
 
-class Outliner:
-    """Makes the outline of a body, a chunk at each step.
+class JsonElider:
+    """Makes the elided JSON of a body, a chunk at each step.
 
     Args:
-        body: must stay as it is for as long as its outline is read.
+        body: must stay as it is for as long as its elided JSON is read.
         chunk_bytes: what one step looks at.
     """
 
     __slots__ = (
-        "_at", "_body", "_chunk_bytes", "_commas", "_copied", "_elements", "_escaped",
-        "_left_out", "_octets", "_open", "_outline", "_shrunk",
+        "_at",
+        "_body",
+        "_chunk_bytes",
+        "_commas",
+        "_copied",
+        "_elements",
+        "_elided",
+        "_escaped",
+        "_octets",
+        "_open",
+        "_shrunk",
+        "_spans",
     )  # fmt: skip
 
     def __init__(
@@ -81,11 +91,11 @@ class Outliner:
         self._chunk_bytes = chunk_bytes
         self._body = memoryview(body)
         self._octets: Octets = np.frombuffer(body, dtype=np.uint8)
-        self._outline = bytearray()
-        self._left_out: list[LeftOut] = []
+        self._elided = bytearray()
+        self._spans: list[Span] = []
         self._at = 0
         self._copied = 0
-        """Up to where the body has gone into the outline, or been left out of it."""
+        """End of the part of the body that was copied or elided."""
         self._elements = 0
         self._escaped = False
         """Whether the last chunk ended in a backslash that escapes what follows."""
@@ -111,17 +121,17 @@ class Outliner:
         else:
             self._shrunk += int(shrinkage.sum())
         settled = self._at if self._open < 0 else self._open
-        outline_bytes = len(self._outline) + settled - self._copied
+        outline_bytes = len(self._elided) + settled - self._copied
         if outline_bytes > MAX_OUTLINE_BYTES or self._elements > MAX_ELEMENTS:
             raise TooIntricate
         return self._at < size
 
-    def outline(self) -> Outline:
-        """The outline, once there are no more steps; empty if something has no end."""
+    def elided(self) -> ElidedJson:
+        """Return the elided JSON after the last step; empty if a bracket is open."""
         if self._open >= 0:
-            return Outline(b"", self._body, ())
+            return ElidedJson(b"", self._body, ())
         self._copy_to(len(self._octets))
-        return Outline(bytes(self._outline), self._body, self._left_out)
+        return ElidedJson(bytes(self._elided), self._body, self._spans)
 
     @property
     def _in_string(self) -> bool:
@@ -169,8 +179,8 @@ class Outliner:
         brackets, commas = self._structure(chunk, quotes)
         opening = np.count_nonzero(chunk[brackets] | _CASE == _OPENS)
         self._elements += int(opening) + self._commas + len(commas)
-        shrunk = _Tally(escapes, shrinkage, self._shrunk)
-        commas_seen = _Tally(commas, np.ones_like(commas), self._commas)
+        shrunk = _ElementCounts(escapes, shrinkage, self._shrunk)
+        commas_seen = _ElementCounts(commas, np.ones_like(commas), self._commas)
         ends = np.sort(np.concatenate((quotes, brackets)))
         kinds = chunk[ends]
         if self._open >= 0:
@@ -216,16 +226,16 @@ class Outliner:
     def _leave_out(self, low: int, high: int, shrunk: int, items: int) -> None:
         """Put a reference in the place of what lies between two quotes or brackets."""
         self._copy_to(low)
-        self._outline += b'"%b"' % reference(len(self._left_out))
+        self._elided += b'"%b"' % reference(len(self._spans))
         self._copied = high + 1
         size_bytes = high - low - 1 - shrunk
-        self._left_out.append(LeftOut(low + 1, high, size_bytes, items))
+        self._spans.append(Span(low + 1, high, size_bytes, items))
 
     def _copy_to(self, stop: int) -> None:
-        self._outline += without_marks(bytes(self._body[self._copied : stop]))
+        self._elided += without_marks(bytes(self._body[self._copied : stop]))
 
 
-class _Tally:
+class _ElementCounts:
     """Running sums over places of a chunk; what was there before counts as at -1."""
 
     __slots__ = ("_places", "_sums")

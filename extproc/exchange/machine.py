@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from extproc.exchange import openai
-from extproc.exchange.body_parser import Reading
-from extproc.exchange.decision_token import write_receipt
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import (
     AskRequestBody,
     AskResponseBody,
@@ -50,7 +50,7 @@ from extproc.exchange.events import (
 from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.json_elider import DIRECT_BYTES
 from extproc.exchange.transitions import State, after
-from extproc.exchange.usage_tap import ResponseWatch, watch_response
+from extproc.exchange.usage_tap import UsageTap, watch_response
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
@@ -79,7 +79,7 @@ class ExchangeSettings:
     """Ask for usage in the place of a stream's client that did not."""
     shadow: bool = False
     """Decide and learn, but leave every request on the route that it has."""
-    receipts: bool = False
+    decision_tokens: bool = False
     """Hand each decision out, to come back in the access log; except for those whose
     response is looked at here, as nothing is to be learned twice."""
 
@@ -116,11 +116,11 @@ class Exchange:
         self._request_mode: BodyMode | None = None
         self._response_duplex = False
         self._received: bytes | bytearray | memoryview = b""
-        self._reading: Reading | None = None
+        self._reading: BodyParser | None = None
         self._withheld = False
         self._follows = False
         self._injected = False
-        self._watch: ResponseWatch | None = None
+        self._watch: UsageTap | None = None
 
     @property
     def owes_bodies(self) -> bool:
@@ -137,7 +137,7 @@ class Exchange:
         size = message_bytes + len(self._received)
         return size > DIRECT_BYTES or bool(self._encoding)
 
-    def begin_reading(self, event: Event) -> Reading | None:
+    def begin_parsing(self, event: Event) -> BodyParser | None:
         """Begin to read a body that may take long, of which this is the last part.
 
         Who steps through it before ``receive`` takes the event can do other work in
@@ -163,11 +163,11 @@ class Exchange:
         self._reading = self._new_reading(body)
         return self._reading
 
-    def _new_reading(self, body: bytes | bytearray | memoryview) -> Reading:
+    def _new_reading(self, body: bytes | bytearray | memoryview) -> BodyParser:
         if isinstance(body, bytearray):
             body = bytes(body)
         max_body_bytes = self._settings.max_body_bytes
-        return Reading(self._path, body, self._encoding, max_body_bytes)
+        return BodyParser(self._path, body, self._encoding, max_body_bytes)
 
     def receive(self, event: Event) -> Step:
         """Take one event; give its reply.
@@ -260,7 +260,9 @@ class Exchange:
     def _fail_open(self, reason: Reason, body_bytes: int = 0) -> Step:
         self.decision = self._decide_without(reason, body_bytes)
         route = Route(
-            self.decision, shadow=self._settings.shadow, receipt=self._receipt()
+            self.decision,
+            shadow=self._settings.shadow,
+            decision_token=self._decision_token(),
         )
         return Step(route, end=True)
 
@@ -294,7 +296,7 @@ class Exchange:
             self.decision,
             self._replacement(),
             self._settings.shadow,
-            self._receipt(),
+            self._decision_token(),
         )
         self._received = b""  # we may live on for long
         return Step(route, end=not self._follows)
@@ -332,7 +334,7 @@ class Exchange:
             end_of_stream,
             trailers,
             self._settings.shadow,
-            self._receipt(),
+            self._decision_token(),
         )
         self._withheld = False
         self._received = b""
@@ -352,13 +354,13 @@ class Exchange:
         self._decide()
         assert self.decision is not None
         self._received = b""
-        route = Route(self.decision, shadow=True, receipt=self._receipt())
+        route = Route(self.decision, shadow=True, decision_token=self._decision_token())
         return Step(route, end=self._may_end)
 
-    def _receipt(self) -> bytes:
-        if self.decision is None or self._follows or not self._settings.receipts:
+    def _decision_token(self) -> bytes:
+        if self.decision is None or self._follows or not self._settings.decision_tokens:
             return b""
-        return write_receipt(self.decision)
+        return write_decision_token(self.decision)
 
     def _decide(self) -> None:
         try:
@@ -378,13 +380,15 @@ class Exchange:
         if isinstance(request, Reason):
             self.decision = self._decide_without(request, len(self._received))
             return
-        decision = self._router.route(request, self._hint, self._loads(), rough=True)
+        decision = self._router.route(
+            request, self._hint, self._loads(), approximate=True
+        )
         may_inject = self._may_inject(request)
         if may_inject:
-            decision = replace(decision, silent=False)
+            decision = replace(decision, usage_not_requested=False)
         self._follows = self._wants_feedback(decision)
         self._injected = self._follows and may_inject
-        if self._follows or self._settings.receipts:
+        if self._follows or self._settings.decision_tokens:
             decision = self._router.with_bound(decision)
         else:
             decision = replace(decision, features=None)  # 8 kB that nobody will read

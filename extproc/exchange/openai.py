@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from extproc.exchange.json_elider import Outliner, TooIntricate, is_large
+from extproc.exchange.json_elider import JsonElider, TooIntricate, is_large
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 MAX_OUTPUT_TOKENS = 1 << 31
@@ -20,7 +20,7 @@ MAX_OUTPUT_TOKENS = 1 << 31
 
 
 class Source(Protocol):
-    """What is parsed of a body: the whole, or its outline."""
+    """What is parsed of a body: the whole, or its elided JSON."""
 
     @property
     def octets(self) -> bytes | memoryview:
@@ -362,13 +362,13 @@ def parse_request(path: str, body: bytes) -> Request | None:
     """
     if not is_large(body):
         return parse_source(path, Whole(body))
-    outliner = Outliner(body)
+    elider = JsonElider(body)
     try:
-        while outliner.step():
+        while elider.step():
             pass
     except TooIntricate:
         return None
-    return parse_source(path, outliner.outline())
+    return parse_source(path, elider.elided())
 
 
 def parse_source(path: str, source: Source) -> Request | None:

@@ -15,7 +15,7 @@ MAX_DECODED_RESPONSE_BYTES = 2 << 20
 "usage" of null, on the event loop."""
 
 
-class ResponseWatch:
+class UsageTap:
     """Reads the usage out of a response's body as it passes.
 
     Args:
@@ -74,7 +74,7 @@ class ResponseWatch:
 
 def watch_response(
     decision: Decision, event: ResponseHeaders, *, injected: bool
-) -> ResponseWatch | Observation:
+) -> UsageTap | Observation:
     """Begin to watch a response, or observe it at once where its body tells no more.
 
     Args:
@@ -94,7 +94,7 @@ def watch_response(
         )
     if reader is None:
         return Observation(decision, Outcome(status, attempts=attempts))
-    return ResponseWatch(decision, attempts, encoding, reader)
+    return UsageTap(decision, attempts, encoding, reader)
 
 
 def _number(text: str) -> int:

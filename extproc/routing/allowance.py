@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.bounded_table import BoundedTable
-from extproc.routing.mergeable import Group, Groups
+from extproc.routing.mergeable import DecayedSums, Groups
 
 # Buckets of an eighth of a doubling, 9 % wide, up to 131,072 tokens.
 _PER_DOUBLING = 8
@@ -162,7 +162,7 @@ class OutputAllowance:
             keys += [f"{_CATEGORY}{c}:{name}" for c, _ in known.categories.items()]
         return keys
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a group's counts out; None if there is none."""
         what, of_model, model = key.partition(":")
         lengths: _Lengths | None = self._all
@@ -175,7 +175,7 @@ class OutputAllowance:
                 lengths = known.categories.own(what.removeprefix(_CATEGORY))
         if lengths is None:
             return None
-        return Group(self._keep, lengths.observations, lengths.counts.flatten())
+        return DecayedSums(self._keep, lengths.observations, lengths.counts.flatten())
 
     def restore(self, groups: Groups) -> None:
         """Go on from these counts; others stay."""

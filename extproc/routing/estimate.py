@@ -18,7 +18,7 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
 
 
-class Glance(msgspec.Struct, frozen=True, gc=False):
+class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
     """What can be told of a prompt in a fraction of an estimate's time."""
 
     estimate: Estimate
@@ -30,7 +30,7 @@ class Glance(msgspec.Struct, frozen=True, gc=False):
 class Estimator(Protocol):
     """Estimates prompt tokens, and learns from what backends counted.
 
-    One that keeps what it learned is a ``learned.Learner`` too.
+    One that keeps what it learned is a ``learned.Mergeable`` too.
 
     Not thread-safe: one event loop calls it. Neither method awaits anything, so each
     is atomic there.
@@ -48,10 +48,12 @@ class Estimator(Protocol):
 
 
 @runtime_checkable
-class Glances(Protocol):
+class QuickEstimator(Protocol):
     """An estimator whose bound takes most of its time, and often decides nothing."""
 
-    def glance(self, model: str, category: str, features: Features) -> Glance:
+    def quick_estimate(
+        self, model: str, category: str, features: Features
+    ) -> QuickEstimate:
         """Estimate the point as ``estimate`` does, and the bound roughly."""
 
 

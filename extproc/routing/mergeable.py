@@ -20,7 +20,7 @@ Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
+class DecayedSums:
     """Sums that decay together. Zero before the first observation."""
 
     keep: float
@@ -34,7 +34,7 @@ class Group:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Group)
+            isinstance(other, DecayedSums)
             and self.same_as(other)
             and self.keep == other.keep
             and np.array_equal(self.sums, other.sums)
@@ -43,17 +43,17 @@ class Group:
     def __hash__(self) -> int:
         return hash((self.epoch, self.observations))
 
-    def same_as(self, other: Group) -> bool:
+    def same_as(self, other: DecayedSums) -> bool:
         """Whether nothing was learned between the two, which one came from."""
         return (self.epoch, self.observations) == (other.epoch, other.observations)
 
 
-Groups = Mapping[str, Group]
+Groups = Mapping[str, DecayedSums]
 """A learner's groups, by keys of its own (a category, a model)."""
 
 
 @runtime_checkable
-class Learner(Protocol):
+class Mergeable(Protocol):
     """Something that learns from observations. Called from the event loop only.
 
     A group at a time costs at most a millisecond, to copy out or to go on from, so
@@ -66,7 +66,7 @@ class Learner(Protocol):
     def group_keys(self) -> list[str]:
         """The keys of its groups."""
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a group's sums out; None if there is none."""
 
     def restore(self, groups: Groups) -> None:
@@ -76,13 +76,13 @@ class Learner(Protocol):
         """
 
 
-def snapshot(learner: Learner) -> dict[str, Group]:
+def snapshot(learner: Mergeable) -> dict[str, DecayedSums]:
     """Copy all sums out."""
     groups = ((key, learner.group(key)) for key in learner.group_keys())
     return {key: group for key, group in groups if group is not None}
 
 
-def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, Group]:
+def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, DecayedSums]:
     """Put together what two processes learned since they had the same sums.
 
     Args:
@@ -106,16 +106,18 @@ def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, Group]:
     return merged
 
 
-def _merge_group(common: Group | None, mine: Group, other: Group) -> Group:
+def _merge_group(
+    common: DecayedSums | None, mine: DecayedSums, other: DecayedSums
+) -> DecayedSums:
     if mine.epoch != other.epoch:
         return mine if mine.epoch > other.epoch else other
     if common is None or common.epoch != mine.epoch:
         # Learned apart from the first, or both started over at the same time.
-        common = Group(mine.keep, 0, np.zeros_like(mine.sums), mine.epoch)
+        common = DecayedSums(mine.keep, 0, np.zeros_like(mine.sums), mine.epoch)
     if common.same_as(other):
         return mine
     learned = max(0, mine.observations - common.observations)
-    return Group(
+    return DecayedSums(
         mine.keep,
         other.observations + learned,
         mine.sums + mine.keep**learned * (other.sums - common.sums),

@@ -99,7 +99,7 @@ class Policy:
 
     pools: Sequence[Pool]
     _by_name: Mapping[str, Pool] = field(init=False)
-    takes: Sequence[int] = field(init=False)
+    thresholds: Sequence[int] = field(init=False)
     """The largest budget that each smaller pool is meant for."""
     _limits: Sequence[int] = field(init=False)
     """Every number that budgets are held against, increasing."""
@@ -109,11 +109,11 @@ class Policy:
         if not lengths or sorted(set(lengths)) != lengths:
             raise ValueError(f"max_model_len of the pools must increase, got {lengths}")
         object.__setattr__(self, "_by_name", {pool.name: pool for pool in self.pools})
-        takes = [
+        thresholds = [
             min(pool.max_model_len, pool.threshold_tokens) for pool in self.pools[:-1]
         ]
-        object.__setattr__(self, "takes", takes)
-        object.__setattr__(self, "_limits", sorted({*lengths, *takes}))
+        object.__setattr__(self, "thresholds", thresholds)
+        object.__setattr__(self, "_limits", sorted({*lengths, *thresholds}))
 
     @property
     def default(self) -> Pool:
@@ -131,7 +131,7 @@ class Policy:
                 return pool
         return self.default
 
-    def tells_apart(self, budget_tokens: int, larger_tokens: int) -> bool:
+    def separates(self, budget_tokens: int, larger_tokens: int) -> bool:
         """Whether two budgets, the smaller first, could end in different choices.
 
         Where not, every budget between them ends in the same one, whatever the loads.
@@ -162,10 +162,10 @@ class Policy:
         return Choice(self.pools[chosen], reason)
 
     def _first_fit(self, budget_tokens: int) -> int:
-        for position, limit in enumerate(self.takes):
+        for position, limit in enumerate(self.thresholds):
             if budget_tokens <= limit:
                 return position
-        return len(self.takes)
+        return len(self.thresholds)
 
     def _reason(self, chosen: int, budget_tokens: int) -> Reason:
         if chosen < len(self.pools) - 1 or len(self.pools) == 1:

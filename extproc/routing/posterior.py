@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.mergeable import Group
+from extproc.routing.mergeable import DecayedSums
 from extproc.routing.prior import Matrix, Prior
 from extproc.routing.regressors import Vector
 
@@ -48,7 +48,7 @@ class Posterior:
         self._precision: Matrix = np.zeros((size, size))
         self._moment: Vector = np.zeros(size)
         self._pending: list[Vector] = []
-        self._group: Group | None = None
+        self._group: DecayedSums | None = None
         """The sums as they were last copied out, or given; None: there are newer."""
         self._unsolved = False
         """Whether ``_group`` is given and nothing else is of it yet."""
@@ -57,7 +57,7 @@ class Posterior:
         self.observations = 0
         """All of them."""
         self.epoch = 0
-        """See ``learned.Group``; for whoever starts over with a new posterior."""
+        """See ``learned.DecayedSums``; for whoever starts over with a new posterior."""
 
     @property
     def mean(self) -> Vector:
@@ -101,16 +101,16 @@ class Posterior:
         self._covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         self._mean = self._covariance @ moment
 
-    def snapshot(self) -> Group:
+    def snapshot(self) -> DecayedSums:
         """Copy the sums out: upper triangle of the precision, moment, observed."""
         if self._group is None:
             self._fold_pending()
             upper = self._precision[_upper_triangle(len(self._mean))]
             sums = np.concatenate([upper, self._moment, [self.observed]])
-            self._group = Group(self._keep, self.observations, sums, self.epoch)
+            self._group = DecayedSums(self._keep, self.observations, sums, self.epoch)
         return self._group
 
-    def restore(self, group: Group) -> bool:
+    def restore(self, group: DecayedSums) -> bool:
         """Go on from these sums; leave them, and return False, if they are not ours.
 
         They are not if they are of another number of terms, or if a sum of squares

@@ -46,8 +46,8 @@ class PoolPressure:
     def __init__(self, limits: PressureLimits) -> None:
         self._limits = limits
         self._endpoints = 0
-        self._measured_flights = 0.0
-        self.flights = 0
+        self._measured_in_flight = 0.0
+        self.in_flight = 0
         """Requests sent, less those known to have ended: its changes count."""
         self.waiting: float | None = None
         """Mean over the endpoints, as last measured; None where it is not known."""
@@ -55,7 +55,7 @@ class PoolPressure:
         self.under_pressure = False
 
     def measured(
-        self, loads: Sequence[EndpointLoad], flights: Sequence[int] | None = None
+        self, loads: Sequence[EndpointLoad], in_flight: Sequence[int] | None = None
     ) -> None:
         """Take a measurement of those endpoints that have one.
 
@@ -63,12 +63,12 @@ class PoolPressure:
 
         Args:
             loads: of each endpoint.
-            flights: what ``flights`` was when each was measured; None: what it is.
+            flights: what ``in_flight`` was when each was measured; None: what it is.
         """
         self._endpoints = len(loads)
-        self._measured_flights = self.flights
-        if flights:
-            self._measured_flights = sum(flights) / len(flights)
+        self._measured_in_flight = self.in_flight
+        if in_flight:
+            self._measured_in_flight = sum(in_flight) / len(in_flight)
         if not loads:
             self.waiting = self.kv_cache_usage = None
             self.under_pressure = False
@@ -79,12 +79,12 @@ class PoolPressure:
 
     def sent(self) -> None:
         """Note that one more request goes to the pool."""
-        self.flights += 1
+        self.in_flight += 1
         self._recount()
 
     def ended(self) -> None:
         """Note that one that was sent has ended."""
-        self.flights -= 1
+        self.in_flight -= 1
         self._recount()
 
     def _recount(self) -> None:
@@ -96,7 +96,7 @@ class PoolPressure:
         assert self.waiting is not None
         assert self.kv_cache_usage is not None
         limits = self._limits
-        since = (self.flights - self._measured_flights) / self._endpoints
+        since = (self.in_flight - self._measured_in_flight) / self._endpoints
         share = max(
             (self.waiting + since) / limits.waiting_requests,
             self.kv_cache_usage / limits.kv_cache_usage,

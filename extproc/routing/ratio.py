@@ -19,7 +19,7 @@ import numpy as np
 
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
-from extproc.routing.mergeable import Group, Groups
+from extproc.routing.mergeable import DecayedSums, Groups
 
 DEFAULT_BYTES_PER_TOKEN = 4.0
 """The papers' start value, and the rule of thumb for English."""
@@ -113,14 +113,14 @@ class Ema:
         """The categories."""
         return list(self._learned)
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a ratio out, as the distance from the start value: that fades to 0."""
         ratio = self._learned.get(key)
         if ratio is None:
             return None
         distance = ratio.bytes_per_token - DEFAULT_BYTES_PER_TOKEN
         sums = np.array([distance, ratio.deviation])
-        return Group(self._beta, ratio.observations, sums)
+        return DecayedSums(self._beta, ratio.observations, sums)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these ratios."""
@@ -187,13 +187,13 @@ class TextRatios:
         """The categories."""
         return list(self._sums)
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a category's sums out."""
         sums = self._sums.get(key)
         if sums is None:
             return None
         pair = np.array([sums.text_bytes, sums.text_tokens])
-        return Group(self._smoothing, sums.observations, pair)
+        return DecayedSums(self._smoothing, sums.observations, pair)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these sums."""
@@ -247,7 +247,7 @@ class TextEma:
         """The categories."""
         return self._ratios.group_keys()
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a category's sums out."""
         return self._ratios.group(key)
 

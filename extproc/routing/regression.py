@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from extproc.routing.bounded_table import BoundedTable
-from extproc.routing.estimate import Estimate, Glance
+from extproc.routing.estimate import Estimate, QuickEstimate
 from extproc.routing.features import Features
-from extproc.routing.mergeable import Group, Groups
+from extproc.routing.mergeable import DecayedSums, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
 from extproc.routing.regressors import TERMS, Vector, Weights, vectorize, weigh
@@ -130,15 +130,19 @@ class TextEstimator:
         learned.usual_factors[category] = factor
         return _bounded(features, prediction.point, factor)
 
-    def glance(self, model: str, category: str, features: Features) -> Glance:
+    def quick_estimate(
+        self, model: str, category: str, features: Features
+    ) -> QuickEstimate:
         """Estimate with the factor of the category's latest bound."""
         learned = self._models.get(model) or self._untaught
         factor = learned.usual_factors.get(category)
         if factor is None:
             estimate = self.estimate(model, category, features)
-            return Glance(estimate, estimate.bound_tokens)
+            return QuickEstimate(estimate, estimate.bound_tokens)
         point = _point(learned, features)
-        return Glance(_bounded(features, point, factor), math.ceil(point * MAX_FACTOR))
+        return QuickEstimate(
+            _bounded(features, point, factor), math.ceil(point * MAX_FACTOR)
+        )
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -216,7 +220,7 @@ class TextEstimator:
         posteriors = [f"{_POSTERIOR}{name}" for name, _ in self._models.items()]
         return posteriors + [f"{_MARGIN}{key}" for key in self.margin.group_keys()]
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a group's sums out; None if there is none."""
         if key.startswith(_MARGIN):
             return self.margin.group(key.removeprefix(_MARGIN))
@@ -232,7 +236,7 @@ class TextEstimator:
                 learned.posterior.restore(group)
 
 
-def _without(prefix: str, groups: Groups) -> dict[str, Group]:
+def _without(prefix: str, groups: Groups) -> dict[str, DecayedSums]:
     return {
         key.removeprefix(prefix): group
         for key, group in groups.items()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from extproc.routing.bounded_table import BoundedTable
-from extproc.routing.mergeable import Group, Groups
+from extproc.routing.mergeable import DecayedSums, Groups
 from extproc.routing.regressors import Vector
 
 _BINS = 320
@@ -84,7 +84,7 @@ class _Squares:
 
 
 @dataclass(slots=True)
-class _Tally:
+class _ErrorCounts:
     """Decayed sums of a model's errors, or of all models'."""
 
     bins: Vector = field(default_factory=_zeros)
@@ -129,8 +129,8 @@ class Margin:
             raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
         self.rate = rate
         self._keep = math.exp(-1.0 / memory)
-        self._pooled = _Tally()
-        self._models = BoundedTable(_Tally, models)
+        self._pooled = _ErrorCounts()
+        self._models = BoundedTable(_ErrorCounts, models)
 
     def factor(self, model: str, category: str, spread: float) -> float:
         """Return what to multiply a point estimate by, from 1 to 4.
@@ -168,7 +168,7 @@ class Margin:
         return tally.exceeded / tally.observed
 
     def _fold(
-        self, tally: _Tally, category: str, deviation: float, exceeded: bool
+        self, tally: _ErrorCounts, category: str, deviation: float, exceeded: bool
     ) -> None:
         keep = self._keep
         scaled = deviation / tally.scale(category)
@@ -190,7 +190,7 @@ class Margin:
             tally.above = keep * tally.above + exceeded
             tally.binned += 1
 
-    def _quantile(self, tally: _Tally) -> float:
+    def _quantile(self, tally: _ErrorCounts) -> float:
         if tally.quantile is None:
             pooled = self._pooled.bins + _ASSUMED
             counts = pooled
@@ -221,7 +221,7 @@ class Margin:
             for what in (_BINS_KEY, _RATE, *(f"{_SQUARES}{c}" for c in tally.squares))
         ]
 
-    def group(self, key: str) -> Group | None:
+    def group(self, key: str) -> DecayedSums | None:
         """Copy a group's sums out; None if there is none."""
         what, of_model, model = key.partition(":")
         tally = self._models.own(model) if of_model else self._pooled
@@ -229,15 +229,15 @@ class Margin:
             return None
         if what == _BINS_KEY:
             bins = np.append(tally.bins, tally.above)
-            return Group(self._keep, tally.binned, bins)
+            return DecayedSums(self._keep, tally.binned, bins)
         if what == _RATE:
             rate = np.array([tally.observed, tally.exceeded])
-            return Group(self._keep, tally.observations, rate)
+            return DecayedSums(self._keep, tally.observations, rate)
         squares = tally.squares.get(what.removeprefix(_SQUARES))
         if squares is None:
             return None
         sums = np.array([squares.total, squares.count])
-        return Group(self._keep, squares.observations, sums)
+        return DecayedSums(self._keep, squares.observations, sums)
 
     def restore(self, groups: Groups) -> None:
         """Go on from these sums; others stay."""
@@ -256,7 +256,7 @@ def _upper_quantile(counts: Vector, rate: float) -> float:
     return float(_EDGES[_BINS - 1 - min(position, _BINS - 1)])
 
 
-def _load(tally: _Tally, what: str, group: Group) -> None:
+def _load(tally: _ErrorCounts, what: str, group: DecayedSums) -> None:
     sums = group.sums
     if what == _BINS_KEY and sums.shape == (_BINS + 1,):
         tally.bins, tally.binned = np.maximum(sums[:-1], 0.0), group.observations

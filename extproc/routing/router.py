@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.category import Category, classify
-from extproc.routing.estimate import Estimate, Estimator, Glances
+from extproc.routing.estimate import Estimate, Estimator, QuickEstimator
 from extproc.routing.features import Features, measure
-from extproc.routing.mergeable import Learner
+from extproc.routing.mergeable import Mergeable
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request
@@ -60,7 +60,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Point estimate; exact for token ids."""
     bound_tokens: int = 0
     """Upper bound on the prompt tokens at the configured risk."""
-    rough_bound: bool = False
+    approximate_bound: bool = False
     """Whether that is the bound of such prompts, not of this one: every bound that it
     could have leads to the same pool."""
     output_tokens: int = 0
@@ -71,7 +71,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Prompts in the request; the numbers are of the longest, the usage of all."""
     sequences: int = 1
     """Completions of each prompt; the usage sums them up."""
-    silent: bool = False
+    usage_not_requested: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
     features: Features | None = None
     """None where there is nothing to learn from: failed open, media, token ids."""
@@ -148,7 +148,7 @@ class Router:
         self.policy = policy
         self.estimator = estimator
         # Asked once: a protocol's isinstance takes as long as an estimate.
-        self._glances = estimator if isinstance(estimator, Glances) else None
+        self._quick = estimator if isinstance(estimator, QuickEstimator) else None
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
         self.media_tokens = media_tokens or MediaTokens()
@@ -160,10 +160,10 @@ class Router:
         return sorted({*Category, *self.hints, UNKNOWN_CATEGORY})
 
     @property
-    def learners(self) -> list[Learner]:
+    def learners(self) -> list[Mergeable]:
         """Everything that learns, to be kept and shared."""
         parts = (self.ratios, self.estimator, self.allowance)
-        return [part for part in parts if isinstance(part, Learner)]
+        return [part for part in parts if isinstance(part, Mergeable)]
 
     def route(
         self,
@@ -171,7 +171,7 @@ class Router:
         hint: str | None = None,
         loads: Mapping[str, PoolLoad] | None = None,
         *,
-        rough: bool = False,
+        approximate: bool = False,
     ) -> Decision:
         """Decide the pool of a request.
 
@@ -180,7 +180,7 @@ class Router:
             hint: the category that the hint header named, if any.
             loads: what is known of the pools' load.
             rough: do without the bound of this very prompt where it decides nothing
-                (see ``Decision.rough_bound``); it takes a third of the time.
+                (see ``Decision.approximate_bound``); it takes a third of the time.
         """
         prompt = request.prompt
         features = measure(prompt, request.body_bytes)
@@ -192,11 +192,13 @@ class Router:
         )
         estimate = None
         if prompt.token_ids and not prompt.text:
-            estimate, rough = _NOTHING, False
-        elif rough and learnable:
-            estimate = self._glance(request.model, category, features, output_tokens)
+            estimate, approximate = _NOTHING, False
+        elif approximate and learnable:
+            estimate = self._quick_estimate(
+                request.model, category, features, output_tokens
+            )
         if estimate is None:
-            rough = False
+            approximate = False
             estimate = self.estimator.estimate(request.model, category, features)
         bound = estimate.bound_tokens + constant
         choice = self.policy.choose(bound + output_tokens, loads)
@@ -208,35 +210,35 @@ class Router:
             body_bytes=request.body_bytes,
             prompt_tokens=estimate.prompt_tokens + constant,
             bound_tokens=bound,
-            rough_bound=rough,
+            approximate_bound=approximate,
             output_tokens=output_tokens,
             declared=request.max_tokens is not None or not request.generates,
             prompts=request.prompts,
             sequences=request.sequences,
-            silent=request.stream and not request.asks_usage,
+            usage_not_requested=request.stream and not request.asks_usage,
             features=features if learnable else None,
         )
 
-    def _glance(
+    def _quick_estimate(
         self, model: str, category: str, features: Features, output_tokens: int
     ) -> Estimate | None:
         """Estimate without a bound of its own, unless that could change the pool."""
-        if self._glances is None:
+        if self._quick is None:
             return None
-        glance = self._glances.glance(model, category, features)
-        least = glance.estimate.prompt_tokens + output_tokens
-        if self.policy.tells_apart(least, glance.most_tokens + output_tokens):
+        quick_estimate = self._quick.quick_estimate(model, category, features)
+        least = quick_estimate.estimate.prompt_tokens + output_tokens
+        if self.policy.separates(least, quick_estimate.most_tokens + output_tokens):
             return None
-        return glance.estimate
+        return quick_estimate.estimate
 
     def with_bound(self, decision: Decision) -> Decision:
         """Return the decision with a bound of its own where it has a rough one."""
         features = decision.features
-        if not decision.rough_bound or features is None:
+        if not decision.approximate_bound or features is None:
             return decision
         estimate = self.estimator.estimate(decision.model, decision.category, features)
         bound = estimate.bound_tokens
-        return replace(decision, bound_tokens=bound, rough_bound=False)
+        return replace(decision, bound_tokens=bound, approximate_bound=False)
 
     def _output_tokens(self, request: Request, category: str) -> int:
         if not request.generates:

@@ -16,7 +16,7 @@ Replies = tuple[Sequence[bytes], bool]
 """Serialized reply messages in order, and whether the stream ends (OK) after them."""
 
 
-class Status(enum.IntEnum):
+class StatusCode(enum.IntEnum):
     """The gRPC status codes in use (grpc/doc/statuscodes.md)."""
 
     OK = 0
@@ -34,7 +34,7 @@ class Status(enum.IntEnum):
 class RpcError(Exception):
     """Raised by a :class:`Call` to end its stream with a status other than OK."""
 
-    def __init__(self, status: Status, message: str) -> None:
+    def __init__(self, status: StatusCode, message: str) -> None:
         super().__init__(f"{status.name}: {message}")
         self.status = status
         self.message = message

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Final
 
 from extproc.rpc import frames as f
-from extproc.rpc.call import Drainable, Replies, RpcError, Service, Status
+from extproc.rpc.call import Drainable, Replies, RpcError, Service, StatusCode
 from extproc.rpc.frames import ErrorCode
-from extproc.rpc.headers import Head
+from extproc.rpc.headers import CallHeaders
 from extproc.rpc.limits import Limits
 from extproc.rpc.outbound import Outbound
 from extproc.rpc.streams import Incoming, Stream
 
-_METHOD_UNKNOWN: Final = f.trailers_only(Status.UNIMPLEMENTED, "unknown method")
+_METHOD_UNKNOWN: Final = f.trailers_only(StatusCode.UNIMPLEMENTED, "unknown method")
 
 
 class Calls:
@@ -81,7 +81,7 @@ class Calls:
 
     # ---- what the peer does -------------------------------------------------------
 
-    def open(self, stream_id: int, head: Head, ends: bool, now: float) -> None:
+    def open(self, stream_id: int, head: CallHeaders, ends: bool, now: float) -> None:
         """Start a call."""
         if len(self.streams) >= self._limits.max_concurrent_streams:
             self.reject(stream_id, ErrorCode.REFUSED_STREAM)
@@ -148,7 +148,7 @@ class Calls:
             stream.incoming = None
         elif self._held_bytes > self._limits.max_buffered_bytes:
             self._refuse(
-                stream, Status.RESOURCE_EXHAUSTED, "too many incomplete messages"
+                stream, StatusCode.RESOURCE_EXHAUSTED, "too many incomplete messages"
             )
 
     def remote_end(self, stream: Stream) -> None:
@@ -160,7 +160,7 @@ class Calls:
         elif stream.content_left:
             self.reset(stream, ErrorCode.PROTOCOL_ERROR)
         elif stream.incoming is not None:
-            self._refuse(stream, Status.INTERNAL, "stream ended inside a message")
+            self._refuse(stream, StatusCode.INTERNAL, "stream ended inside a message")
         elif stream.call is not None:
             self._answer(stream, stream.call.half_closed, "half_closed")
 
@@ -200,7 +200,7 @@ class Calls:
             if self._is_due(stream_id):
                 self._refuse(
                     self.streams[stream_id],
-                    Status.DEADLINE_EXCEEDED,
+                    StatusCode.DEADLINE_EXCEEDED,
                     "deadline exceeded",
                 )
 
@@ -213,7 +213,7 @@ class Calls:
     def abort(self, reason: str) -> None:
         """End what is open (UNAVAILABLE), and the peer's side of it."""
         for stream in list(self.streams.values()):
-            self._refuse(stream, Status.UNAVAILABLE, reason)
+            self._refuse(stream, StatusCode.UNAVAILABLE, reason)
         for stream in list(self._lingering.values()):
             self.reset(stream, ErrorCode.NO_ERROR)
 
@@ -253,9 +253,9 @@ class Calls:
             self._refuse(stream, error.status, error.message)
         else:
             self._report(where, error)
-            self._refuse(stream, Status.INTERNAL, "internal error")
+            self._refuse(stream, StatusCode.INTERNAL, "internal error")
 
-    def _refuse(self, stream: Stream, status: Status, message: str) -> None:
+    def _refuse(self, stream: Stream, status: StatusCode, message: str) -> None:
         """End a stream with a status other than OK; drops what it has queued."""
         if not stream.ended:
             self.out.drop(stream)

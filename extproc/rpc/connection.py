@@ -25,7 +25,7 @@ from extproc.rpc.call import Service
 from extproc.rpc.calls import Calls
 from extproc.rpc.control import Control
 from extproc.rpc.frames import ConnectionFault, ErrorCode
-from extproc.rpc.headers import HeadReader, Malformed
+from extproc.rpc.headers import HeaderReader, Malformed
 from extproc.rpc.limits import Limits
 from extproc.rpc.streams import Block, Body
 
@@ -63,7 +63,7 @@ class Connection:
         self._calls = Calls(service, limits, report, self._woken)
         self._streams = self._calls.streams
         self._control = Control(self._calls, limits)
-        self._heads = HeadReader(limits.max_header_list_bytes)
+        self._heads = HeaderReader(limits.max_header_list_bytes)
         self._max_head_bytes = min(self._heads.max_block_bytes, limits.max_frame_bytes)
         # What has not arrived whole: octets, a DATA frame, a header block.
         self._preface_left = f.PREFACE

@@ -8,7 +8,7 @@ import enum
 import struct
 from typing import Final
 
-from extproc.rpc.call import Status
+from extproc.rpc.call import StatusCode
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -148,7 +148,7 @@ MAX_GRPC_MESSAGE_BYTES: Final = 1_024
 """Of a ``grpc-message`` as sent, where each octet may take three."""
 
 
-def trailers(status: Status, message: str = "") -> bytes:
+def trailers(status: StatusCode, message: str = "") -> bytes:
     """Encode gRPC's trailers; an overlong message is cut."""
     block = literal(b"grpc-status", str(int(status)).encode())
     if message:
@@ -158,7 +158,7 @@ def trailers(status: Status, message: str = "") -> bytes:
     return block
 
 
-def trailers_only(status: Status, message: str = "") -> bytes:
+def trailers_only(status: StatusCode, message: str = "") -> bytes:
     """Encode a response that is nothing but a status (``Trailers-Only``)."""
     return _STATUS_200 + _GRPC + trailers(status, message)
 
@@ -166,7 +166,7 @@ def trailers_only(status: Status, message: str = "") -> bytes:
 def unsupported_encoding() -> bytes:
     """Encode the refusal of a ``grpc-encoding``, naming the one that is accepted."""
     return trailers_only(
-        Status.UNIMPLEMENTED, "grpc-encoding: only identity is supported"
+        StatusCode.UNIMPLEMENTED, "grpc-encoding: only identity is supported"
     ) + literal(b"grpc-accept-encoding", b"identity")
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from hpack import HPACKError, OversizedHeaderListError
 
-from extproc.rpc.call import Status
+from extproc.rpc.call import StatusCode
 from extproc.rpc.frames import (
     ConnectionFault,
     ErrorCode,
@@ -24,11 +24,11 @@ from extproc.rpc.frames import (
     trailers_only,
     unsupported_encoding,
 )
-from extproc.rpc.hpack import Field, FieldDecoder
+from extproc.rpc.hpack import Field, HpackDecoder
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class CallHeaders:
     """A request's headers, checked.
 
     Attributes:
@@ -57,7 +57,7 @@ HARD_LIMIT_FACTOR: Final = 4
 by then the decoder's state is lost (C-core has the same two limits)."""
 
 
-class HeadReader:
+class HeaderReader:
     """Reads one connection's request header blocks.
 
     Args:
@@ -68,10 +68,10 @@ class HeadReader:
     def __init__(self, max_header_list_bytes: int) -> None:
         self._max_bytes = max_header_list_bytes
         self.max_block_bytes: Final = max_header_list_bytes * HARD_LIMIT_FACTOR
-        self._decoder = FieldDecoder(self.max_block_bytes)
-        self._remembered: dict[bytes, Head | Malformed] = {}
+        self._decoder = HpackDecoder(self.max_block_bytes)
+        self._remembered: dict[bytes, CallHeaders | Malformed] = {}
 
-    def read(self, block: bytes) -> Head:
+    def read(self, block: bytes) -> CallHeaders:
         """Read a request's header block.
 
         Raises:
@@ -145,7 +145,7 @@ _TIMEOUT_UNIT_S = {
 }
 
 
-def checked(fields: Iterable[Field], max_bytes: int) -> Head:
+def checked(fields: Iterable[Field], max_bytes: int) -> CallHeaders:
     """Check a decoded request header list (RFC 9113 8.2, 8.3; gRPC PROTOCOL-HTTP2.md).
 
     Raises:
@@ -172,7 +172,7 @@ def checked(fields: Iterable[Field], max_bytes: int) -> Head:
     if length is not None and not (length.isdigit() and len(length) < 19):
         raise Malformed("content-length is not a number")
     timeout = headers.get(b"grpc-timeout")
-    return Head(
+    return CallHeaders(
         path.decode("latin-1"),
         MappingProxyType(
             {n.decode("latin-1"): v.decode("latin-1") for n, v in headers.items()}
@@ -218,7 +218,7 @@ def _refusal(
 ) -> bytes | None:
     """The response to what no call can serve, or ``None``."""
     if too_large:
-        return trailers_only(Status.RESOURCE_EXHAUSTED, "header list too large")
+        return trailers_only(StatusCode.RESOURCE_EXHAUSTED, "header list too large")
     if not _GRPC_TYPE.fullmatch(headers.get(b"content-type", b"")):
         return http_error(415)
     if method != b"POST":
@@ -227,5 +227,7 @@ def _refusal(
         return unsupported_encoding()
     timeout = headers.get(b"grpc-timeout")
     if timeout is not None and timeout_s(timeout) is None:
-        return trailers_only(Status.INVALID_ARGUMENT, "grpc-timeout is not a timeout")
+        return trailers_only(
+            StatusCode.INVALID_ARGUMENT, "grpc-timeout is not a timeout"
+        )
     return None

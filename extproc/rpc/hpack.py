@@ -21,7 +21,7 @@ _MAX_STRINGS: Final = 256
 _MAX_STRING_BYTES: Final = 128
 
 
-class FieldDecoder:
+class HpackDecoder:
     """Decodes one connection's header blocks, all of them and in order.
 
     Args:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from extproc.rpc.call import Call, RpcError, Status
+from extproc.rpc.call import Call, RpcError, StatusCode
 from extproc.rpc.frames import (
     END_STREAM,
     MESSAGE_HEAD,
@@ -141,10 +141,10 @@ def message_bytes(data: bytes | memoryview, at: int, max_message_bytes: int) -> 
     size: int
     compressed, size = MESSAGE_HEAD.unpack_from(data, at)
     if compressed:
-        raise RpcError(Status.INTERNAL, "compressed message without grpc-encoding")
+        raise RpcError(StatusCode.INTERNAL, "compressed message without grpc-encoding")
     if size > max_message_bytes:
         raise RpcError(
-            Status.RESOURCE_EXHAUSTED,
+            StatusCode.RESOURCE_EXHAUSTED,
             f"message of {size} bytes exceeds {max_message_bytes}",
         )
     return size

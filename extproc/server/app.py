@@ -20,7 +20,7 @@ from extproc.server.learned.store import DirectoryStore
 from extproc.server.learned.sync import StateKeeper
 from extproc.server.logs import configure_logging, log_loop_error
 from extproc.server.reload import ConfigWatch
-from extproc.server.runtime import Live
+from extproc.server.runtime import Runtime
 from extproc.server.services.access_log import AccessLog, WithAccessLog
 from extproc.server.services.decide import Api, WithApi
 from extproc.server.services.ext_proc import Watcher, plain_exchange
@@ -59,7 +59,7 @@ class App:
         self._recording = build_recording(config.recording)
         self._tracing = build_tracing(config.otel)
         watchers: list[Watcher] = [w for w in (self._recording, self._tracing) if w]
-        self._live = Live(
+        self._runtime = Runtime(
             config,
             lambda: self._ready,
             _defer,
@@ -83,18 +83,18 @@ class App:
                 stack.callback(self._recording.close)
             if self._tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self._tracing.close)
-            await self._live.start()
-            stack.push_async_callback(self._live.stop)
+            await self._runtime.start()
+            stack.push_async_callback(self._runtime.stop)
             state = await self._start_state(stack)
             health = HealthStatuses()
-            server = self._live.config.server
+            server = self._runtime.config.server
             if self._worker is not None:
                 listen = worker_address(server.listen, self._worker.index)
                 server = replace(server, listen=listen)
-            api = Api(self._live.service, server.max_body_bytes)
+            api = Api(self._runtime.service, server.max_body_bytes)
             service = WithAccessLog(
-                WithApi(self._live.service, api, self._live.service.turns),
-                AccessLog(self._live.service),
+                WithApi(self._runtime.service, api, self._runtime.service.slices),
+                AccessLog(self._runtime.service),
             )
             transport = build_transport(server, service, health)
             await transport.start()
@@ -106,7 +106,7 @@ class App:
             _log("serving", listen=server.listen, port=transport.port, **which)
             await stopping.wait()
             self._ready = False
-            server = self._live.config.server
+            server = self._runtime.config.server
             _log("draining", timeout_s=server.drain_timeout_s)
             health.set_all(False, but=("liveness",))
             await self._until_nobody_asks(server.lame_duck_s)
@@ -118,7 +118,7 @@ class App:
 
         Whoever refuses streams before that costs each of them its decision.
         """
-        service = self._live.service
+        service = self._runtime.service
         deadline_s = asyncio.get_running_loop().time() + at_most_s
         opened = -1
         while opened != service.opened and _time_left(deadline_s) > 0:
@@ -128,7 +128,7 @@ class App:
     async def _start_state(self, stack: AsyncExitStack) -> StateKeeper | None:
         if self._store is None:
             return None
-        live = self._live
+        live = self._runtime
         state = StateKeeper(
             lambda: live.router.learners,
             self._store,
@@ -145,7 +145,7 @@ class App:
     ) -> asyncio.Event:
         async def replace(config: Config) -> list[str]:
             known = state.known if state is not None else lambda component: {}
-            kept = await self._live.replace(config, known)
+            kept = await self._runtime.replace(config, known)
             configure_logging(config.log)
             return kept
 
@@ -153,7 +153,7 @@ class App:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        watch = ConfigWatch(self._path, replace, self._live.metrics.reloaded)
+        watch = ConfigWatch(self._path, replace, self._runtime.metrics.reloaded)
         loop.add_signal_handler(signal.SIGHUP, watch.ask)
         if self._worker is not None:
             # Whoever started it holds the other end, and says nothing until it dies.
@@ -162,16 +162,16 @@ class App:
         return stopping
 
     async def _start_admin(self, stack: AsyncExitStack, api: Api) -> None:
-        config = self._live.config
+        config = self._runtime.config
         address = config.server.admin
         if self._worker is not None:
             address = f"unix:{self._worker.admin_socket}"
         admin = AdminServer(
             address,
-            self._live.metrics.registry,
+            self._runtime.metrics.registry,
             lambda: self._ready,
-            self._live.status.report,
-            self._live.explainer,
+            self._runtime.status.report,
+            self._runtime.explainer,
             config.server.max_body_bytes,
             api if config.api.http else None,
         )

@@ -98,7 +98,7 @@ def build_sampler(config: FeedbackConfig, policy: Policy) -> FeedbackSampler:
         case "auto" if config.access_log:
             return FeedbackSampler(0.0, adaptive=False)
         case "auto":
-            return FeedbackSampler(AUTO_SAMPLE_FLOOR, limits=policy.takes)
+            return FeedbackSampler(AUTO_SAMPLE_FLOOR, limits=policy.thresholds)
         case "all":
             return FeedbackSampler(1.0, adaptive=False)
         case rate:

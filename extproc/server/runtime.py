@@ -11,29 +11,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from extproc.config import Config, Mode
 from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
-from extproc.routing.mergeable import Group
+from extproc.routing.mergeable import DecayedSums
 from extproc.routing.policy import PoolLoad
 from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.admin.explain import Explainer
-from extproc.server.admin.status import Status
+from extproc.server.admin.status import StatusReporter
 from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
-from extproc.server.observe.recent import History
+from extproc.server.observe.recent import RecentDecisions
 from extproc.server.pools.watch import LoadWatch, PoolStatus
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import (
     ExtProcService,
     NewExchange,
     Watcher,
     plain_exchange,
 )
-from extproc.server.services.in_flight import Flights
+from extproc.server.services.in_flight import InFlight
 
 logger = logging.getLogger(__name__)
 
-Known = Callable[[str], Mapping[str, Group]]
+Known = Callable[[str], Mapping[str, DecayedSums]]
 """Gives what is stored of a component that nobody here has learned into."""
 
 _NOT_LIVE = {
@@ -46,7 +46,7 @@ _NOT_LIVE = {
 """Settings that a running server keeps: it would have to let go of its port."""
 
 
-class Live:
+class Runtime:
     """The router, its feedback and its watch over the pools, as configured last.
 
     Args:
@@ -76,7 +76,7 @@ class Live:
             self.risk,
             self.advisor.advice,
         )
-        self.history = History(
+        self.history = RecentDecisions(
             time.time, lambda category: self.router.ratios.bytes_per_token(category)
         )
         self.service = ExtProcService(
@@ -88,10 +88,10 @@ class Live:
             loads=self.loads,
             new_exchange=new_exchange,
             defer=defer,
-            flights=Flights(self._landed),
-            turns=Turns(defer),
+            in_flight=InFlight(self._landed),
+            slices=TimeSlices(defer),
         )
-        self.status = Status(
+        self.status = StatusReporter(
             self.router,
             self.metrics,
             self.history,
@@ -172,7 +172,7 @@ class Live:
             pass
         if config.feedback != self.config.feedback:
             self._sampler = build_sampler(config.feedback, router.policy)
-        self._sampler.limits = router.policy.takes
+        self._sampler.limits = router.policy.thresholds
         previous, self._watch = self._watch, watch
         self.config, self.router = config, router
         self.service.reconfigure(router, _exchange_settings(config), self._sampler)

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 
 CHAT, COMPLETIONS, EMBEDDINGS = (
     f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings")
@@ -28,7 +28,7 @@ def chat(content: object, **how: bool) -> bytes:
     return json.dumps(body, **how).encode()
 
 
-def turns(size: int, each: int) -> bytes:
+def slices(size: int, each: int) -> bytes:
     message = {"role": "user", "content": (PROSE * (each // len(PROSE) + 1))[:each]}
     return json.dumps({"messages": [message] * (size // (each + 36))}).encode()
 
@@ -47,8 +47,8 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
     "\\u00e9 everywhere": (CHAT, lambda n: chat("é" * (n // 6)), ""),
     "\\\" everywhere": (CHAT, lambda n: chat('"' * (n // 2)), ""),
     "an image": (CHAT, image, ""),
-    "turns of 100 B": (CHAT, lambda n: turns(n, 100), ""),
-    "turns of 2 kB": (CHAT, lambda n: turns(n, 2000), ""),
+    "turns of 100 B": (CHAT, lambda n: slices(n, 100), ""),
+    "turns of 2 kB": (CHAT, lambda n: slices(n, 2000), ""),
     "token ids": (COMPLETIONS, lambda n: json.dumps({"prompt": [128_256] * (n // 8)}).encode(), ""),
     "2,048 inputs": (EMBEDDINGS, lambda n: json.dumps({"input": [PROSE * (n // 2048 // 74 + 1)] * 2048}).encode(), ""),
     "empty messages": (CHAT, lambda n: b'{"messages":[' + b"{}," * (n // 3) + b"{}]}", ""),
@@ -59,7 +59,7 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
 
 def read(path: str, body: bytes, encoding: str) -> tuple[float, float, int, str]:
     """CPU ms of it all and of the longest step, steps, and what came of it."""
-    reading = Reading(path, body, encoding, 64 * MIB)
+    reading = BodyParser(path, body, encoding, 64 * MIB)
     took = []
     while reading.result is None:
         began = time.thread_time()

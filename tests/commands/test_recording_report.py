@@ -81,5 +81,5 @@ def test_the_advice_is_about_the_threshold_in_force_and_what_was_decided() -> No
     assert current["threshold_tokens"] == 5000
     assert current["short_fraction"] == pytest.approx(0.75, abs=0.01)
     # What failed open had no estimate: its budget says nothing.
-    silent = recorded(LONG, 0, reason=Reason.UNPARSABLE, budget=1000)
-    assert score(*lines, *[silent] * 400)["advice"]["current"] == current
+    usage_not_requested = recorded(LONG, 0, reason=Reason.UNPARSABLE, budget=1000)
+    assert score(*lines, *[usage_not_requested] * 400)["advice"]["current"] == current

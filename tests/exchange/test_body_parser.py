@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.openai import Source
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
@@ -17,7 +17,7 @@ PATH = "/v1/chat/completions"
     ("body", "encoding"), [(BODY, ""), (gzip.compress(BODY, mtime=0), "gzip")]
 )
 def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> None:
-    request = Reading(PATH, body, encoding, 1000).finish()
+    request = BodyParser(PATH, body, encoding, 1000).finish()
     assert isinstance(request, Request)
     assert request.prompt.text == b"hello"
     assert request.body_bytes == len(BODY)
@@ -42,12 +42,12 @@ def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> Non
 def test_says_why_there_is_no_request(
     path: str, body: bytes, encoding: str, reason: Reason
 ) -> None:
-    reading = Reading(path, body, encoding, 1000)
+    reading = BodyParser(path, body, encoding, 1000)
     assert reading.finish() is reason
     assert not reading.step()
 
 
-class BrokenOnce(Reading):
+class BrokenOnce(BodyParser):
     broke = False
 
     def _parse(self, source: Source) -> None:

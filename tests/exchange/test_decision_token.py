@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from extproc.exchange.decision_token import read_receipt, write_receipt
+from extproc.exchange.decision_token import read_decision_token, write_decision_token
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.request import Prompt, Request
@@ -25,8 +25,8 @@ def route(prompt: Prompt, **fields: object) -> Decision:
     return make_router().route(request)
 
 
-def read(receipt: bytes) -> Decision | None:
-    return read_receipt(receipt, POLICY, make_router().categories)
+def read(decision_token: bytes) -> Decision | None:
+    return read_decision_token(decision_token, POLICY, make_router().categories)
 
 
 def as_values(decision: Decision) -> object:
@@ -50,27 +50,27 @@ def test_reads_back_what_was_written(
 ) -> None:
     prompt = Prompt(text.encode(), 2, tools, int(bool(tools)), images)
     decision = route(prompt, model=model, max_tokens=max_tokens)
-    again = read(write_receipt(decision))
+    again = read(write_decision_token(decision))
     assert again is not None
     assert as_values(again) == as_values(decision)
 
 
-def test_learns_the_same_from_a_receipt() -> None:
-    direct, receipted = make_router(), make_router()
+def test_learns_the_same_from_a_decision_token() -> None:
+    direct, over_token = make_router(), make_router()
     request = Request(Prompt(b"Some words to learn from. " * 20), 600)
     outcome = Outcome(200, 110, 5)
     direct.learn(direct.route(request), outcome)
-    decision = read(write_receipt(receipted.route(request)))
+    decision = read(write_decision_token(over_token.route(request)))
     assert decision is not None
-    receipted.learn(decision, outcome)
-    assert receipted.ratios.all() == direct.ratios.all() != {}
+    over_token.learn(decision, outcome)
+    assert over_token.ratios.all() == direct.ratios.all() != {}
 
 
-def test_a_receipt_is_small() -> None:
+def test_a_decision_token_is_small() -> None:
     prose = route(Prompt(b"It was a bright cold day in April, and 13 clocks. " * 500))
-    assert len(write_receipt(prose)) < 500
+    assert len(write_decision_token(prose)) < 500
     everything = route(Prompt(bytes(range(256)) * 64))
-    assert len(write_receipt(everything)) < 4096
+    assert len(write_decision_token(everything)) < 4096
 
 
 @given(st.binary(max_size=300))
@@ -79,12 +79,14 @@ def test_never_raises_on_foreign_bytes(data: bytes) -> None:
 
 
 @given(position=st.integers(0, 2000), value=st.integers(0, 255))
-def test_a_damaged_receipt_is_refused_or_stays_in_bounds(
+def test_a_damaged_decision_token_is_refused_or_stays_in_bounds(
     position: int, value: int
 ) -> None:
-    receipt = bytearray(write_receipt(route(Prompt("héllo wörld 123".encode() * 9))))
-    receipt[position % len(receipt)] = value
-    decision = read(bytes(receipt))
+    decision_token = bytearray(
+        write_decision_token(route(Prompt("héllo wörld 123".encode() * 9)))
+    )
+    decision_token[position % len(decision_token)] = value
+    decision = read(bytes(decision_token))
     if decision is not None and decision.features is not None:
         features = decision.features
         assert features.pairs.sum() <= features.text_bytes
@@ -117,13 +119,13 @@ def test_a_damaged_receipt_is_refused_or_stays_in_bounds(
     ],
 )
 def test_refuses_what_does_not_add_up(index: int, value: object) -> None:
-    fields = msgspec.msgpack.decode(write_receipt(route(Prompt(b"hello you"))))
+    fields = msgspec.msgpack.decode(write_decision_token(route(Prompt(b"hello you"))))
     fields[index] = value
     assert read(msgspec.msgpack.encode(fields)) is None
 
 
 def test_pairs_are_whole_numbers_again() -> None:
-    decision = read(write_receipt(route(Prompt(b"abc"))))
+    decision = read(write_decision_token(route(Prompt(b"abc"))))
     assert decision is not None
     assert decision.features is not None
     assert decision.features.pairs.dtype == np.int64

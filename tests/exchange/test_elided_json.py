@@ -1,4 +1,4 @@
-"""A large body by its outline: nothing lost, nothing counted twice, work bounded."""
+"""A large body by its elided JSON: nothing lost, nothing counted twice, work bounded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.exchange.body_parser import Reading
-from extproc.exchange.elided_json import LeftOut, Outline
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.elided_json import ElidedJson, Span
 from extproc.exchange.json_elider import (
     CHUNK_BYTES,
     DIRECT_BYTES,
@@ -19,7 +19,7 @@ from extproc.exchange.json_elider import (
     MAX_ELEMENTS,
     MAX_OUTLINE_BYTES,
     SIMPLE_BYTES,
-    Outliner,
+    JsonElider,
     TooIntricate,
     is_large,
 )
@@ -35,35 +35,35 @@ EMBEDDINGS = "/v1/embeddings"
 LONG = LONG_BYTES + 1
 
 
-def outline_of(body: bytes, chunk_bytes: int = CHUNK_BYTES) -> Outline:
-    outliner = Outliner(body, chunk_bytes)
-    while outliner.step():
+def elided_of(body: bytes, chunk_bytes: int = CHUNK_BYTES) -> ElidedJson:
+    elider = JsonElider(body, chunk_bytes)
+    while elider.step():
         pass
-    return outliner.outline()
+    return elider.elided()
 
 
-def expanded(value: Any, outline: Outline, body: bytes) -> Any:
-    """What the outline says, with what was left out of the body put back."""
+def expanded(value: Any, elided: ElidedJson, body: bytes) -> Any:
+    """What the elided JSON says, with what was left out of the body put back."""
     match value:
         case dict():
             return {
-                expanded(k, outline, body): expanded(v, outline, body)
+                expanded(k, elided, body): expanded(v, elided, body)
                 for k, v in value.items()
             }
         case list():
-            return [expanded(each, outline, body) for each in value]
+            return [expanded(each, elided, body) for each in value]
         case str() if found := re.fullmatch("\x7f([0-9]+)\x7f", value):
-            piece = outline.left_out[int(found[1])]
+            piece = elided.spans[int(found[1])]
             octets = body[piece.start : piece.stop]
             if piece.items:
                 assert piece.size_bytes == len(octets)
                 content = json.loads(b"[%b]" % octets)
-                assert outline.items(value) == piece.items == len(content)
+                assert elided.items(value) == piece.items == len(content)
             else:
                 content = json.loads(b'"%b"' % octets)
                 assert piece.size_bytes == len(content.encode("utf-8", "surrogatepass"))
-                assert outline.size_bytes(value) == piece.size_bytes
-                assert outline.items(value) == 0
+                assert elided.size_bytes(value) == piece.size_bytes
+                assert elided.items(value) == 0
             return content
     return value
 
@@ -94,28 +94,28 @@ def test_the_outline_with_what_it_leaves_out_is_the_body(
     separators = (" , ", " : ") if spaces else (",", ":")
     body = json.dumps(value, ensure_ascii=ascii_only, separators=separators).encode()
 
-    outline = outline_of(body, chunk_bytes)
+    elided = elided_of(body, chunk_bytes)
 
-    assert expanded(json.loads(outline.octets), outline, body) == value
+    assert expanded(json.loads(elided.octets), elided, body) == value
 
 
 @settings(max_examples=100)
 @given(body=st.binary(max_size=300), chunk_bytes=CHUNK)
 def test_no_bytes_raise(body: bytes, chunk_bytes: int) -> None:
-    outline = outline_of(body, chunk_bytes)
+    elided = elided_of(body, chunk_bytes)
 
-    parse_source(CHAT, outline)
-    outline.excerpt(outline.octets.decode(errors="replace"))
+    parse_source(CHAT, elided)
+    elided.excerpt(elided.octets.decode(errors="replace"))
 
 
 @settings(max_examples=40)
 @given(text=HARD, repeated=st.integers(1, 400))
 def test_a_window_of_escaped_text_is_of_that_text(text: str, repeated: int) -> None:
     whole = (text or "é") * (repeated + LONG)
-    outline = outline_of(json.dumps([whole]).encode())
-    (reference,) = json.loads(outline.octets)
+    elided = elided_of(json.dumps([whole]).encode())
+    (reference,) = json.loads(elided.octets)
 
-    excerpt, missing_bytes = outline.excerpt(reference)
+    excerpt, missing_bytes = elided.excerpt(reference)
 
     assert len(excerpt) + missing_bytes == len(whole.encode())
     assert len(excerpt) <= SAMPLE_BYTES
@@ -144,10 +144,10 @@ CALL = {"function": {"name": "f", "arguments": {"code": PROSE * 20}}}
 def the_same(path: str, body: Any) -> tuple[Request, Request]:
     octets = json.dumps(body, ensure_ascii=False).encode()
     whole = parse_source(path, Whole(octets))
-    outlined = parse_source(path, outline_of(octets))
+    from_elided = parse_source(path, elided_of(octets))
     assert whole is not None
-    assert outlined is not None
-    return whole, outlined
+    assert from_elided is not None
+    return whole, from_elided
 
 
 @pytest.mark.parametrize(
@@ -168,20 +168,20 @@ def the_same(path: str, body: Any) -> tuple[Request, Request]:
     ],
 )
 def test_a_request_is_the_same_by_its_outline(path: str, body: Any) -> None:
-    whole, outlined = the_same(path, body)
+    whole, from_elided = the_same(path, body)
 
-    assert outlined == whole
+    assert from_elided == whole
 
 
 @pytest.mark.parametrize("copies", [1, 7, 300])
 def test_features_are_the_same_by_the_outline(copies: int) -> None:
     text = "".join(f"{n}. {PROSE}" for n in range(400))
 
-    whole, outlined = the_same(CHAT, chat(*[text] * copies, tools=TOOLS * 9))
+    whole, from_elided = the_same(CHAT, chat(*[text] * copies, tools=TOOLS * 9))
 
-    assert outlined.prompt.missing_bytes > 0
+    assert from_elided.prompt.missing_bytes > 0
     expected = measure(whole.prompt, whole.body_bytes)
-    found = measure(outlined.prompt, outlined.body_bytes)
+    found = measure(from_elided.prompt, from_elided.body_bytes)
     assert (found.text_bytes, found.tools_bytes) == (
         expected.text_bytes,
         expected.tools_bytes,
@@ -196,7 +196,7 @@ def test_features_are_the_same_by_the_outline(copies: int) -> None:
 def test_escaped_text_is_counted_as_what_it_stands_for(text: str) -> None:
     octets = json.dumps(chat(text * 4000)).encode()
 
-    request = parse_source(CHAT, outline_of(octets))
+    request = parse_source(CHAT, elided_of(octets))
     plain = parse_source(CHAT, Whole(octets))
 
     assert request is not None
@@ -216,7 +216,7 @@ def test_what_looks_like_a_reference_is_none() -> None:
         json.dumps(body).replace("\x7f", "\\u007f").encode(),
         json.dumps(body).replace("\x7f", "\\u007F").encode(),
     ):
-        request = parse_source(CHAT, outline_of(octets))
+        request = parse_source(CHAT, elided_of(octets))
 
         assert request is not None
         assert request.prompt.text.decode() == f"{PROSE * 20}\n?0?\n?0?"
@@ -246,7 +246,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 def test_a_flood_of_elements_is_not_gathered(flood: bytes) -> None:
-    reading = Reading(CHAT, flood, "", 2 << 20)
+    reading = BodyParser(CHAT, flood, "", 2 << 20)
     steps = 1
     while reading.step():
         steps += 1
@@ -269,17 +269,17 @@ def test_short_texts_are_bounded_as_well() -> None:
     assert len(PROSE * 6) < LONG_BYTES
 
     with pytest.raises(TooIntricate):
-        outline_of(body)
-    assert len(outline_of(body[:900_000] + b'"').octets) <= MAX_OUTLINE_BYTES
+        elided_of(body)
+    assert len(elided_of(body[:900_000] + b'"').octets) <= MAX_OUTLINE_BYTES
 
 
 def test_token_ids_are_counted_without_being_read() -> None:
     body = json.dumps({"prompt": [151_643] * 300_000}).encode()
 
-    outline = outline_of(body)
+    elided = elided_of(body)
     request = parse_request(COMPLETIONS, body)
 
-    assert len(outline.octets) < 40
+    assert len(elided.octets) < 40
     assert request is not None
     assert request.prompt.token_ids == 300_000
 
@@ -296,19 +296,19 @@ def test_what_is_parsed_of_a_long_text_does_not_grow(
     text *= 1_000_000 // len(text)
     body = json.dumps(chat(text), ensure_ascii=ascii_only).encode()
 
-    reading = Reading(CHAT, body, "", len(body))
+    reading = BodyParser(CHAT, body, "", len(body))
     steps = 1
     while reading.step():
         steps += 1
 
-    assert len(outline_of(body).octets) < 100
+    assert len(elided_of(body).octets) < 100
     assert isinstance(reading.result, Request)
     assert len(reading.result.prompt.text) <= SAMPLE_BYTES
     assert steps == -(-len(body) // CHUNK_BYTES)
 
 
 def test_sources_say_the_same_of_plain_text() -> None:
-    for source in (Whole(b"{}"), outline_of(b"{}")):
+    for source in (Whole(b"{}"), elided_of(b"{}")):
         checked: Source = source
         assert checked.octets == b"{}"
         assert checked.body_bytes == 2
@@ -318,5 +318,5 @@ def test_sources_say_the_same_of_plain_text() -> None:
 
 
 def test_left_out_knows_its_escapes() -> None:
-    assert LeftOut(5, 10, 3).is_escaped
-    assert not LeftOut(5, 10, 5).is_escaped
+    assert Span(5, 10, 3).is_escaped
+    assert not Span(5, 10, 5).is_escaped

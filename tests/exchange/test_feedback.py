@@ -96,14 +96,14 @@ def test_streams_without_usage_are_not_looked_at_for_ever() -> None:
     """Their every chunk would pass through us."""
     sampler = FeedbackSampler(0.0)
 
-    assert looks(sampler, replace(TEXT, silent=True)) == SILENT_LOOKS
+    assert looks(sampler, replace(TEXT, usage_not_requested=True)) == SILENT_LOOKS
 
 
 def test_a_backend_that_sends_usage_unasked_is_listened_to() -> None:
     sampler = FeedbackSampler(FLOOR)
-    sampler.observed(replace(TEXT, silent=True), 0.05)
+    sampler.observed(replace(TEXT, usage_not_requested=True), 0.05)
 
-    assert looks(sampler, replace(TEXT, silent=True), 100) == 100
+    assert looks(sampler, replace(TEXT, usage_not_requested=True), 100) == 100
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from extproc.exchange.decision_token import read_receipt
+from extproc.exchange.decision_token import read_decision_token
 from extproc.exchange.events import (
     AskRequestBody,
     BodyMode,
@@ -411,7 +411,7 @@ def test_in_shadow_mode_what_is_not_read_is_marked_too() -> None:
     assert step.reply.shadow
 
 
-GIVING = dataclasses.replace(SETTINGS, receipts=True)
+GIVING = dataclasses.replace(SETTINGS, decision_tokens=True)
 
 
 @pytest.mark.parametrize("shadow", [False, True])
@@ -421,7 +421,9 @@ def test_a_decision_is_handed_out_with_its_route(shadow: bool) -> None:
     step = play(machine, request(body), RequestBody(body, True))[-1]
     assert isinstance(step.reply, Route)
     router = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
-    again = read_receipt(step.reply.receipt, router.policy, router.categories)
+    again = read_decision_token(
+        step.reply.decision_token, router.policy, router.categories
+    )
     assert again is not None
     assert again.prompt_tokens == routed(step).prompt_tokens
     assert step.end
@@ -430,7 +432,7 @@ def test_a_decision_is_handed_out_with_its_route(shadow: bool) -> None:
 def test_a_decision_without_the_body_is_handed_out_too() -> None:
     (step,) = play(exchange(settings=GIVING), request(CAP + 1))
     assert isinstance(step.reply, Route)
-    assert step.reply.receipt
+    assert step.reply.decision_token
 
 
 def test_a_released_decision_is_handed_out_too() -> None:
@@ -438,7 +440,7 @@ def test_a_released_decision_is_handed_out_too() -> None:
     machine = exchange(settings=GIVING)
     step = play(machine, request(body, mode=DUPLEX), RequestBody(body, True))[-1]
     assert isinstance(step.reply, Release)
-    assert step.reply.receipt
+    assert step.reply.decision_token
 
 
 def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
@@ -446,7 +448,7 @@ def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
     machine = exchange(watch=True, settings=GIVING)
     step = play(machine, request(body), RequestBody(body, True))[-1]
     assert isinstance(step.reply, Route)
-    assert step.reply.receipt == b""
+    assert step.reply.decision_token == b""
     assert not step.end
 
 

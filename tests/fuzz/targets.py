@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 
 from extproc.config import Config
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.injection import ask_for_usage
@@ -66,7 +66,7 @@ def fuzz_encoding(data: bytes) -> None:
     encoding = ENCODINGS[data[0] % len(ENCODINGS)]
     decoded = decode_content(data[1:], encoding, LIMIT_BYTES)
     assert decoded is None or len(decoded) <= LIMIT_BYTES
-    read = Reading(PATHS[0], data[1:], encoding, LIMIT_BYTES).finish()
+    read = BodyParser(PATHS[0], data[1:], encoding, LIMIT_BYTES).finish()
     assert isinstance(read, Request | Reason)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.allowance import OutputAllowance
-from extproc.routing.mergeable import Group, merge, snapshot
+from extproc.routing.mergeable import DecayedSums, merge, snapshot
 
 
 def feed(allowance: OutputAllowance, median: float, count: int, **key: str) -> None:
@@ -123,7 +123,7 @@ def plain(allowance: OutputAllowance) -> dict[str, list[float]]:
 
 def test_leaves_what_is_not_its_own() -> None:
     allowance = OutputAllowance()
-    small = Group(0.9, 3, np.ones(3))
+    small = DecayedSums(0.9, 3, np.ones(3))
     allowance.restore({"all": small, "category.code:m": small})
     assert plain(allowance)["all"] == plain(OutputAllowance())["all"]
     assert allowance.allow("m", "code") == 512

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.features import measure
-from extproc.routing.mergeable import Group, merge, snapshot
+from extproc.routing.mergeable import DecayedSums, merge, snapshot
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.request import Prompt
 
@@ -18,7 +18,7 @@ def learned(values, start=None):
     count = 0 if start is None else start.observations
     for value in values:
         sums = KEEP * sums + np.array([value, 1.0])
-    return Group(KEEP, count + len(values), sums)
+    return DecayedSums(KEEP, count + len(values), sums)
 
 
 def only(group):
@@ -64,8 +64,8 @@ def test_a_group_dropped_here_stays_if_it_was_learned_into_elsewhere():
 
 
 def test_sums_of_another_size_are_not_added_up():
-    mine = Group(KEEP, 3, np.ones(2))
-    other = Group(KEEP, 5, np.ones(3))
+    mine = DecayedSums(KEEP, 3, np.ones(2))
+    other = DecayedSums(KEEP, 5, np.ones(3))
     assert merge({}, only(mine), only(other)) == only(mine)
 
 
@@ -98,5 +98,5 @@ def test_a_learner_goes_on_from_its_snapshot(make):
 @pytest.mark.parametrize("make", [Ema, TextEma, TextRatios])
 def test_sums_that_cannot_be_its_own_are_left_out(make):
     learner = make()
-    learner.restore({"prose": Group(KEEP, 1, np.ones(7))})
+    learner.restore({"prose": DecayedSums(KEEP, 1, np.ones(7))})
     assert snapshot(learner) == {}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from extproc.routing.estimate import Estimator
 from extproc.routing.features import Features, measure
-from extproc.routing.mergeable import Group, merge, snapshot
+from extproc.routing.mergeable import DecayedSums, merge, snapshot
 from extproc.routing.prior import known_families
 from extproc.routing.regression import MODELS, TextEstimator
 from extproc.routing.request import Prompt
@@ -264,7 +264,7 @@ def test_leaves_what_is_not_its_own(samples: list[Sample]) -> None:
     estimator = TextEstimator()
     learn(estimator, samples[:50])
     before = mean_error(estimator, samples[:20])
-    odd = Group(0.9, 5, np.ones(7))
+    odd = DecayedSums(0.9, 5, np.ones(7))
     estimator.restore(dict.fromkeys(["?", *snapshot(estimator)], odd))
     assert mean_error(estimator, samples[:20]) == before
 

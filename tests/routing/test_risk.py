@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from extproc.routing.mergeable import Group, merge, snapshot
+from extproc.routing.mergeable import DecayedSums, merge, snapshot
 from extproc.routing.risk import Margin
 
 SPREAD = 0.05
@@ -140,7 +140,7 @@ def plain(margin: Margin) -> dict[str, list[float]]:
 )
 def test_leaves_what_is_not_its_own(key: str, sums: list[float]) -> None:
     margin = Margin()
-    margin.restore({key: Group(0.9, 5, np.array(sums))})
+    margin.restore({key: DecayedSums(0.9, 5, np.array(sums))})
     assert plain(margin) == plain(Margin())
 
 

@@ -448,25 +448,25 @@ def test_a_rough_bound_changes_no_choice(
 ) -> None:
     asked = request(text, max_tokens=output)
 
-    rough = TAUGHT.route(asked, loads=loads, rough=True)
+    approximate = TAUGHT.route(asked, loads=loads, approximate=True)
     exact = TAUGHT.route(asked, loads=loads)
 
-    assert (rough.pool, rough.reason) == (exact.pool, exact.reason)
-    assert rough.prompt_tokens == exact.prompt_tokens
-    assert rough.prompt_tokens <= rough.bound_tokens
-    settled = TAUGHT.with_bound(rough)
+    assert (approximate.pool, approximate.reason) == (exact.pool, exact.reason)
+    assert approximate.prompt_tokens == exact.prompt_tokens
+    assert approximate.prompt_tokens <= approximate.bound_tokens
+    settled = TAUGHT.with_bound(approximate)
     assert settled.bound_tokens == exact.bound_tokens
-    assert not settled.rough_bound
+    assert not settled.approximate_bound
 
 
 def test_a_bound_far_from_every_limit_is_rough() -> None:
     few, many = request("the quick fox " * 9), request("the quick fox " * 60)
     for near, asked in ((False, few), (True, many)):
-        decision = TAUGHT.route(replace(asked, max_tokens=1), rough=True)
-        assert decision.rough_bound is not near
+        decision = TAUGHT.route(replace(asked, max_tokens=1), approximate=True)
+        assert decision.approximate_bound is not near
         assert 0.5 < decision.bound_tokens / TAUGHT.route(asked).bound_tokens < 2.0
 
 
 def test_what_teaches_nothing_has_a_bound_of_its_own() -> None:
     asked = Request(Prompt(b"Hello", images=1), body_bytes=99, max_tokens=1)
-    assert not TAUGHT.route(asked, rough=True).rough_bound
+    assert not TAUGHT.route(asked, approximate=True).approximate_bound

@@ -14,7 +14,7 @@ from h2.events import (
 )
 from h2.settings import Settings
 
-from extproc.rpc.call import RpcError, Status
+from extproc.rpc.call import RpcError, StatusCode
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
 
@@ -69,7 +69,7 @@ class TestCall:
             case "Fail":
                 raise ZeroDivisionError("a bug in the application")
             case "Deny":
-                raise RpcError(Status.NOT_FOUND, "no such thing: 100% gone é")
+                raise RpcError(StatusCode.NOT_FOUND, "no such thing: 100% gone é")
             case "End":
                 return (), True
         raise AssertionError(self.path)
@@ -104,7 +104,7 @@ class TestService:
         if path.endswith("FailEarly"):
             raise ZeroDivisionError("a bug in the application")
         if path.endswith("DenyEarly"):
-            raise RpcError(Status.UNAVAILABLE, "not now")
+            raise RpcError(StatusCode.UNAVAILABLE, "not now")
         call = TestCall(path, dict(headers), send)
         self.calls.append(call)
         if path.endswith("SendEarly"):

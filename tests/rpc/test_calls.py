@@ -3,7 +3,7 @@
 import h2.errors
 import pytest
 
-from extproc.rpc.call import RpcError, Status
+from extproc.rpc.call import RpcError, StatusCode
 from extproc.rpc.frames import ErrorCode
 from extproc.rpc.limits import Limits
 
@@ -176,8 +176,8 @@ def test_a_call_may_fail_later():
     peer = H2Peer()
     stream = peer.request("/test.Test/Silent", b"x")
     (call,) = peer.machine.calls
-    call.send((b"well",), RpcError(Status.UNAVAILABLE, "not now"))
-    call.send((b"after the end",), RpcError(Status.INTERNAL, "again"))
+    call.send((b"well",), RpcError(StatusCode.UNAVAILABLE, "not now"))
+    call.send((b"after the end",), RpcError(StatusCode.INTERNAL, "again"))
     assert peer.machine.wakes == 1
     peer.exchange()
     assert peer.response(stream).messages == [b"well"]

@@ -8,7 +8,7 @@ from hpack import Decoder, Encoder, HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.rpc.call import Status
+from extproc.rpc.call import StatusCode
 from extproc.rpc.frames import (
     MAX_GRPC_MESSAGE_BYTES,
     ConnectionFault,
@@ -18,7 +18,7 @@ from extproc.rpc.frames import (
 )
 from extproc.rpc.headers import (
     MAX_REMEMBERED,
-    HeadReader,
+    HeaderReader,
     Malformed,
     checked,
     timeout_s,
@@ -35,7 +35,7 @@ BYTES = [(name.encode(), value.encode()) for name, value in REQUEST]
 
 
 def test_the_same_block_is_decoded_once_while_the_table_stays():
-    encoder, reader = Encoder(), HeadReader(16_384)
+    encoder, reader = Encoder(), HeaderReader(16_384)
     first = reader.read(encoder.encode(REQUEST))
     block = encoder.encode(REQUEST)  # indices only, by now
     again = reader.read(block)
@@ -50,7 +50,7 @@ def test_the_same_block_is_decoded_once_while_the_table_stays():
 
 def test_a_block_means_something_else_once_the_table_has_changed():
     """The same octets, and another header behind the index."""
-    reader = HeadReader(16_384)
+    reader = HeaderReader(16_384)
     encoder = Encoder()
     reader.read(encoder.encode([*REQUEST, ("x-a", "1")]))
     # The newest entry of the dynamic table is index 62.
@@ -74,7 +74,7 @@ SIZES = st.none() | st.sampled_from([0, 50, 200, 4096])
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(LISTS, SIZES, st.booleans()), max_size=8))
 def test_any_sequence_of_blocks_reads_as_the_plain_decoder_reads_it(sequence):
-    encoder, decoder, reader = Encoder(), Decoder(), HeadReader(65_536)
+    encoder, decoder, reader = Encoder(), Decoder(), HeaderReader(65_536)
     for fields, table_bytes, huffman in sequence:
         if table_bytes is not None:
             encoder.header_table_size = table_bytes
@@ -87,7 +87,7 @@ def test_any_sequence_of_blocks_reads_as_the_plain_decoder_reads_it(sequence):
 
 
 def test_what_is_remembered_is_bounded():
-    encoder, reader = Encoder(), HeadReader(16_384)
+    encoder, reader = Encoder(), HeaderReader(16_384)
     reader.read(encoder.encode(REQUEST))
     for n in range(3 * MAX_REMEMBERED):
         field = NeverIndexedHeaderTuple("x-request-id", str(n))
@@ -98,7 +98,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_a_malformed_block_stays_malformed():
-    reader = HeadReader(16_384)
+    reader = HeaderReader(16_384)
     for _ in range(3):
         with pytest.raises(Malformed):
             reader.read(b"\x83")
@@ -121,14 +121,14 @@ def test_a_malformed_block_stays_malformed():
 )
 def test_a_block_that_does_not_decode_ends_the_connection(block):
     with pytest.raises(ConnectionFault) as raised:
-        HeadReader(16_384).read(block)
+        HeaderReader(16_384).read(block)
     assert raised.value.code is ErrorCode.COMPRESSION_ERROR
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_octets_are_a_head_or_one_of_two_errors(block):
-    reader = HeadReader(16_384)
+    reader = HeaderReader(16_384)
     for read in (reader.read, reader.read_trailers):
         with contextlib.suppress(Malformed, ConnectionFault):
             read(block)
@@ -136,7 +136,7 @@ def test_any_octets_are_a_head_or_one_of_two_errors(block):
 
 def test_the_hard_limit_counts_what_is_decoded():
     """A small block of references to a large entry ("HPACK bomb")."""
-    reader = HeadReader(16_384)
+    reader = HeaderReader(16_384)
     encoder = Encoder()
     encoder.encode([("x-a", "v" * 3000)])
     with pytest.raises(ConnectionFault) as raised:
@@ -230,7 +230,7 @@ def test_our_literals_read_back(name_bytes, value_bytes):
 
 
 def test_a_status_message_is_cut_between_characters():
-    block = trailers(Status.INTERNAL, "é" * 5_000)
+    block = trailers(StatusCode.INTERNAL, "é" * 5_000)
     (status, message) = Decoder().decode(block)
     assert status == ("grpc-status", "13")
     assert len(message[1]) <= MAX_GRPC_MESSAGE_BYTES

@@ -5,7 +5,7 @@ from hpack import Decoder, Encoder, HPACKError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.rpc.hpack import FieldDecoder
+from extproc.rpc.hpack import HpackDecoder
 
 FIELD_LISTS = st.lists(
     st.tuples(
@@ -31,7 +31,7 @@ def outcome(decode, block: bytes) -> list | str:
 @settings(deadline=None)
 @given(BLOCKS)
 def test_blocks_with_faults_decode_as_hpack_decodes_them(blocks):
-    encoder, theirs, ours = Encoder(), Decoder(), FieldDecoder(65_536)
+    encoder, theirs, ours = Encoder(), Decoder(), HpackDecoder(65_536)
     for fields, huffman, table_bytes, flips in blocks:
         if table_bytes is not None:
             encoder.header_table_size = table_bytes
@@ -52,7 +52,7 @@ def test_blocks_with_faults_decode_as_hpack_decodes_them(blocks):
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=4))
 def test_noise_decodes_as_hpack_decodes_it(blocks):
-    theirs, ours = Decoder(), FieldDecoder(65_536)
+    theirs, ours = Decoder(), HpackDecoder(65_536)
     for block in blocks:
         expected = outcome(lambda b: theirs.decode(b, raw=True), block)
         found = outcome(ours.decode, block)
@@ -75,14 +75,14 @@ def test_noise_decodes_as_hpack_decodes_it(blocks):
     ],
 )
 def test_what_changes_the_table_is_noted(block, changed):
-    decoder = FieldDecoder(65_536)
+    decoder = HpackDecoder(65_536)
     decoder.decode(b"\x40\x01z\x01z")
     decoder.decode(block)
     assert decoder.changed is changed
 
 
 def test_what_is_remembered_of_huffman_strings_is_bounded():
-    encoder, decoder = Encoder(), FieldDecoder(65_536)
+    encoder, decoder = Encoder(), HpackDecoder(65_536)
     for n in range(2_000):
         value = f"value number {n}"
         assert (

@@ -9,7 +9,7 @@ from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import Pool
 from extproc.routing.request import Prompt
 from extproc.server.reload import ConfigWatch, Reloaded, fingerprint
-from extproc.server.runtime import Live
+from extproc.server.runtime import Runtime
 
 
 class Watched:
@@ -132,7 +132,7 @@ def test_a_file_that_is_gone_for_a_moment_is_no_change(tmp_path):
 
 
 def live(text):
-    return Live(load_config(text, {}), lambda: True, lambda call: call())
+    return Runtime(load_config(text, {}), lambda: True, lambda call: call())
 
 
 def replace(server, text, known=lambda component: {}):

@@ -10,7 +10,7 @@ from extproc.routing.features import measure
 from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import PoolLoad
 from extproc.routing.request import Prompt, Request
-from extproc.server.runtime import Live
+from extproc.server.runtime import Runtime
 
 from .pools.fake_vllm import FakeVllm
 
@@ -32,7 +32,7 @@ def config(server=None, threshold=10, rest=""):
 async def serving(server=None, **options):
     if server:
         await server.start()
-    live = Live(config(server, **options), lambda: True, lambda call: call())
+    live = Runtime(config(server, **options), lambda: True, lambda call: call())
     await live.start()
     try:
         yield live
@@ -63,15 +63,15 @@ def test_what_is_learned_while_it_is_replaced_is_kept():
                 teach(live, f"m{number}")
             before = live.router
             replacing = asyncio.create_task(replace(live, config(threshold=20)))
-            turns = 0
+            slices = 0
             while not replacing.done():
                 await asyncio.sleep(0)
-                turns += 1
-                if turns == MODELS:
+                slices += 1
+                if slices == MODELS:
                     teach(live, "m0")
                     teach(live, "new")
             await replacing
-            assert turns > MODELS  # a group a turn, so that requests pass
+            assert slices > MODELS  # a group a turn, so that requests pass
             assert live.router is not before
             assert observed(live.router) == observed(before)
             assert observed(before)["posterior:m0"] == 2
@@ -85,7 +85,7 @@ def test_all_that_knows_the_pools_knows_the_new_ones():
             sampler = live.service.sampler
             await replace(live, config(threshold=20, rest="mode: shadow\n"))
             assert live.service.sampler is sampler  # it has counted; it goes on
-            assert sampler.limits == live.router.policy.takes != ()
+            assert sampler.limits == live.router.policy.thresholds != ()
             report = live.status.report()
             assert report["pools"][0]["threshold_tokens"] == 20
             assert report["mode"] == "shadow"
@@ -145,8 +145,8 @@ def test_what_is_sent_and_comes_back_counts_where_it_is_routed(mode):
             routed = PoolLoad(under_pressure=mode == "route")
             assert live.loads() == {"s": routed}
             for key in range(4):
-                live.service.flights.began(key, "s")
-                live.service.flights.ended(key)
+                live.service.in_flight.began(key, "s")
+                live.service.in_flight.ended(key)
             assert live.loads() == {"s": PoolLoad()}
 
     asyncio.run(scenario())
@@ -158,8 +158,8 @@ def test_what_comes_back_of_another_time_counts_nothing_in_shadow_mode():
         server.waiting = 8.0
         async with serving(server, rest="mode: shadow\n") as live:
             for key in range(4):
-                live.service.flights.began(key, "s")
-                live.service.flights.ended(key)
+                live.service.in_flight.began(key, "s")
+                live.service.in_flight.ended(key)
             assert live.loads() == {"s": PoolLoad(under_pressure=True)}
 
     asyncio.run(scenario())

@@ -14,7 +14,7 @@ from aiohttp import web
 from google.protobuf import json_format
 
 from extproc.server.services.codec import BUDGET_HEADER, POOL_HEADER
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import DECIDE, OBSERVE, Api, InvalidArgumentError
 from extproc.wire import router_pb2 as pb
 
@@ -32,9 +32,9 @@ class HttpApi:
         turns: where bodies are read.
     """
 
-    def __init__(self, api: Api, turns: Turns) -> None:
+    def __init__(self, api: Api, slices: TimeSlices) -> None:
         self._api = api
-        self._turns = turns
+        self._slices = slices
 
     def add_routes(self, app: web.Application) -> None:
         """Answer on an application."""
@@ -44,8 +44,8 @@ class HttpApi:
         router.add_post("/decide", self._post_decide)
 
     async def _decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
-        reading = self._api.begin_reading(asked)
-        await self._turns.finish(reading.step)
+        reading = self._api.begin_parsing(asked)
+        await self._slices.finish(reading.step)
         return self._api.decide(asked, reading)
 
     async def _observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.openai import is_routed
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import PoolLoad, Reason
@@ -35,11 +35,11 @@ class Explainer:
         self._max_body_bytes = max_body_bytes
         self._loads = loads
 
-    def begin_reading(
+    def begin_parsing(
         self, body: bytes, path: str = DEFAULT_PATH, encoding: str = ""
-    ) -> Reading:
+    ) -> BodyParser:
         """Begin to read a request, which may take long; see ``explain``."""
-        return Reading(path, body, encoding, self._max_body_bytes)
+        return BodyParser(path, body, encoding, self._max_body_bytes)
 
     def explain(
         self,
@@ -47,7 +47,7 @@ class Explainer:
         path: str = DEFAULT_PATH,
         hint: str | None = None,
         encoding: str = "",
-        reading: Reading | None = None,
+        reading: BodyParser | None = None,
     ) -> dict[str, Any]:
         """Explain one request, as the live exchange would have read it.
 
@@ -59,7 +59,7 @@ class Explainer:
             reading: of the same; None: it is read here, in one go.
         """
         told: dict[str, Any] = {"path": path, "routed": is_routed(path)}
-        reading = reading or self.begin_reading(body, path, encoding)
+        reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
         if isinstance(request, Reason):
             return told | explain_failure(self._router, request, len(body))

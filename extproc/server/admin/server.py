@@ -13,7 +13,7 @@ from extproc.exchange.openai import PATHS
 from extproc.server.admin.decide_http import HttpApi
 from extproc.server.admin.explain import DEFAULT_PATH, Explainer
 from extproc.server.admin.page import load_page
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import Api
 
 
@@ -46,7 +46,9 @@ class AdminServer:
         self._status = status
         self._explainer = explainer
         self._page = load_page()
-        self._turns = Turns(lambda call: asyncio.get_running_loop().call_soon(call))
+        self._slices = TimeSlices(
+            lambda call: asyncio.get_running_loop().call_soon(call)
+        )
         app = web.Application(client_max_size=2 * max_body_bytes)
         app.router.add_get("/", self._get_page)
         app.router.add_get("/metrics", self._get_metrics)
@@ -55,7 +57,7 @@ class AdminServer:
         app.router.add_get("/status", self._get_status)
         app.router.add_post("/explain", self._post_explain)
         if api is not None:
-            HttpApi(api, self._turns).add_routes(app)
+            HttpApi(api, self._slices).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
@@ -109,8 +111,8 @@ class AdminServer:
             raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
         body = await request.read()
         explainer = self._explainer()
-        reading = explainer.begin_reading(body, path)
-        await self._turns.finish(reading.step)
+        reading = explainer.begin_parsing(body, path)
+        await self._slices.finish(reading.step)
         hint = request.query.get("hint")
         told = explainer.explain(body, path, hint, reading=reading)
         return web.json_response(told)

@@ -15,10 +15,10 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
-from extproc.server.observe.recent import History
+from extproc.server.observe.recent import RecentDecisions
 
 
-class Status:
+class StatusReporter:
     """Reports the state of one server; a report costs nothing until it is asked for.
 
     Args:
@@ -36,7 +36,7 @@ class Status:
         self,
         router: Router,
         metrics: Metrics,
-        history: History,
+        history: RecentDecisions,
         advisor: Advisor,
         ready: Callable[[], bool],
         clock: Callable[[], float],

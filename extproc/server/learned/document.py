@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from extproc.routing.mergeable import Group
+from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.store import UnreadableDocument
 
 VERSION = 1
@@ -30,8 +30,8 @@ MAX_GROUPS = 8192
 class Document:
     """All that processes have learned together."""
 
-    components: Mapping[str, Mapping[str, Group]] = field(default_factory=dict)
-    """By ``Learner.component``."""
+    components: Mapping[str, Mapping[str, DecayedSums]] = field(default_factory=dict)
+    """By ``Mergeable.component``."""
     writers: Mapping[str, int] = field(default_factory=dict)
     """The number of the last write of each process, by its random name: whether a
     write whose answer was lost took place."""
@@ -75,7 +75,7 @@ def encode(document: Document) -> bytes:
     return head + b"\n" + body + b"\n"
 
 
-def _encode_group(group: Group) -> msgspec.Raw:
+def _encode_group(group: DecayedSums) -> msgspec.Raw:
     sums = group.sums.astype("<f8").tobytes()
     written = _Group(group.keep, group.observations, sums, group.epoch)
     return msgspec.Raw(msgspec.json.encode(written))
@@ -112,7 +112,7 @@ def decode(data: bytes) -> Document:
     return Document(components, parsed.writers)
 
 
-def _decode_group(key: str, raw: msgspec.Raw) -> Group:
+def _decode_group(key: str, raw: msgspec.Raw) -> DecayedSums:
     group = _decode_json(raw)
     if len(group.sums) % 8:
         raise UnreadableDocument("corrupt", f"sums of {key!r} are cut off")
@@ -121,4 +121,4 @@ def _decode_group(key: str, raw: msgspec.Raw) -> Group:
         raise UnreadableDocument("corrupt", f"sums of {key!r} are not finite")
     if min(group.observations, group.epoch) < 0:
         raise UnreadableDocument("corrupt", f"counts of {key!r} are negative")
-    return Group(group.keep, group.observations, sums, group.epoch)
+    return DecayedSums(group.keep, group.observations, sums, group.epoch)

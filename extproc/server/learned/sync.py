@@ -19,13 +19,13 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from extproc.routing.mergeable import Group, Learner, merge
+from extproc.routing.mergeable import DecayedSums, Mergeable, merge
 from extproc.server.learned.document import Document, decode, encode
 from extproc.server.learned.store import SetAside, Store, StoreError
 
 logger = logging.getLogger(__name__)
 
-Components = Mapping[str, Mapping[str, Group]]
+Components = Mapping[str, Mapping[str, DecayedSums]]
 
 Where = tuple[str, str]
 """A group: its component, its key."""
@@ -68,7 +68,7 @@ class StateKeeper:
 
     def __init__(
         self,
-        learners: Callable[[], Sequence[Learner]],
+        learners: Callable[[], Sequence[Mergeable]],
         store: Store,
         interval_s: float,
         synced: Callable[[Synced], None] = lambda result: None,
@@ -117,7 +117,7 @@ class StateKeeper:
         await self._idle.wait()  # an exchange that was cut short is still at it
         await self.sync()
 
-    def known(self, component: str) -> Mapping[str, Group]:
+    def known(self, component: str) -> Mapping[str, DecayedSums]:
         """What the store held of a component when last asked."""
         return self._base.get(component, {})
 
@@ -219,7 +219,7 @@ class StateKeeper:
             ]
         )
 
-    def _then(self, name: str, key: str, ours: Components) -> Group | None:
+    def _then(self, name: str, key: str, ours: Components) -> DecayedSums | None:
         # A component that a new configuration has brought since began with the base.
         return ours.get(name, self._base.get(name, {})).get(key)
 
@@ -265,9 +265,9 @@ def _digest(document: bytes) -> bytes:
     return hashlib.blake2b(document, digest_size=16).digest()
 
 
-async def _snapshot(learners: Sequence[Learner]) -> Components:
+async def _snapshot(learners: Sequence[Mergeable]) -> Components:
     """Copy out what is learned, a group at a time: requests pass in between."""
-    components: dict[str, dict[str, Group]] = {}
+    components: dict[str, dict[str, DecayedSums]] = {}
     for learner in learners:
         groups = components[learner.component] = {}
         for key in learner.group_keys():
@@ -294,7 +294,9 @@ def _same(one: Components, other: Components) -> bool:
     )
 
 
-def _same_groups(one: Mapping[str, Group], other: Mapping[str, Group]) -> bool:
+def _same_groups(
+    one: Mapping[str, DecayedSums], other: Mapping[str, DecayedSums]
+) -> bool:
     return one.keys() == other.keys() and all(
         one[key].same_as(other[key]) for key in one
     )

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
-class Tally(Collector):
+class FastCounter(Collector):
     """A counter, by label values.
 
     Args:
@@ -46,7 +46,7 @@ class Tally(Collector):
         yield family
 
 
-class Distribution(Collector):
+class FastHistogram(Collector):
     """A histogram, by label values.
 
     Args:

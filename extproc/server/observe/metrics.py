@@ -17,7 +17,7 @@ from extproc.exchange.events import Observation, Serving
 from extproc.routing.advice import Advice
 from extproc.routing.router import Decision, Lesson
 from extproc.server.learned.sync import Synced
-from extproc.server.observe.counters import Distribution, Tally
+from extproc.server.observe.counters import FastCounter, FastHistogram
 from extproc.server.pools.watch import PoolStatus
 from extproc.server.reload import Reloaded
 
@@ -181,66 +181,66 @@ class Metrics:
         self.registry.register(_Pools(pools))
         self.registry.register(_Risk(risk))
         self.registry.register(_Advised(advice))
-        self.decisions = Tally(
+        self.decisions = FastCounter(
             "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )
-        self.budget_tokens = Distribution(
+        self.budget_tokens = FastHistogram(
             "extproc_budget_tokens", "Estimated token budgets", _TOKEN_BUCKETS
         )
-        self.observations = Tally(
+        self.observations = FastCounter(
             "extproc_observations_total",
             "Responses observed: learned from, or why not",
             ["result"],
         )
-        self.estimate_error = Distribution(
+        self.estimate_error = FastHistogram(
             "extproc_estimate_error_ratio",
             "(estimated - counted) / counted prompt tokens",
             _ERROR_BUCKETS,
             ["category"],
         )
-        self.under_estimates = Tally(
+        self.under_estimates = FastCounter(
             "extproc_under_estimates_total",
             "Observed requests whose prompt exceeded the bound that routing used",
         )
-        self.misroutes = Tally(
+        self.misroutes = FastCounter(
             "extproc_misroutes_total",
             "Observed requests that belonged in another pool",
             ["kind"],
         )
-        self.overflows = Tally(
+        self.overflows = FastCounter(
             "extproc_overflow_retries_total",
             "Observed requests that Envoy retried on a larger pool",
         )
-        self.access_log_entries = Tally(
+        self.access_log_entries = FastCounter(
             "extproc_access_log_entries_total",
             "Access log entries received from Envoy: observed, or why not",
             ["result"],
         )
-        self.first_byte_seconds = Distribution(
+        self.first_byte_seconds = FastHistogram(
             "extproc_first_byte_seconds",
             "Time to a response's first byte, by the pool decided, in the access log",
             _FIRST_BYTE_BUCKETS,
             ["pool"],
         )
-        self.served = Tally(
+        self.served = FastCounter(
             "extproc_served_total",
             "Responses in the access log, by the pool decided and who answered",
             ["pool", "cluster"],
         )
-        self.ended = Tally(
+        self.ended = FastCounter(
             "extproc_exchanges_ended_total",
             "ext_proc streams, by the state they ended in",
             ["state"],
         )
-        self.protocol_errors = Tally(
+        self.protocol_errors = FastCounter(
             "extproc_protocol_errors_total",
             "Messages that ext_proc does not have, or out of order",
         )
-        self.faults = Tally(
+        self.faults = FastCounter(
             "extproc_faults_total",
             "Errors of this program; the requests went on, to the default pool",
         )
-        self.message_seconds = Distribution(
+        self.message_seconds = FastHistogram(
             "extproc_message_seconds",
             "Time to answer a message, by phase",
             _LATENCY_BUCKETS,

@@ -81,7 +81,7 @@ class _Category:
     error_curve: Curve = field(default_factory=Curve)
 
 
-class History:
+class RecentDecisions:
     """Watches decisions and observations.
 
     Args:

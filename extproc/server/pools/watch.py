@@ -44,8 +44,8 @@ class _Endpoint:
     """One of its name's; None where the name has none."""
     load: EndpointLoad | None = None
     measured_s: float = 0.0
-    flights: int = 0
-    """``PoolPressure.flights`` when it was measured."""
+    in_flight: int = 0
+    """``PoolPressure.in_flight`` when it was measured."""
     asked: bool = False
     failures: int = 0
     max_model_len: int | None = None
@@ -274,7 +274,7 @@ class LoadWatch:
         try:
             endpoint.load = await endpoint.vllm.load()
             endpoint.measured_s = self._clock()
-            endpoint.flights = pool.pressure.flights
+            endpoint.in_flight = pool.pressure.in_flight
             endpoint.failures = 0
             await self._ask_limits(pool, endpoint)
         except NoMetricsError:
@@ -303,14 +303,14 @@ class LoadWatch:
     def _measure(self, pool: _Pool) -> None:
         oldest = self._clock() - self._config.stale_after_s
         fresh = [
-            (endpoint.load, endpoint.flights)
+            (endpoint.load, endpoint.in_flight)
             for endpoint in pool.endpoints
             if endpoint.load is not None
             and endpoint.healthy
             and endpoint.measured_s >= oldest
         ]
         pool.pressure.measured(
-            [load for load, _ in fresh], [flights for _, flights in fresh]
+            [load for load, _ in fresh], [in_flight for _, in_flight in fresh]
         )
         self._conclude(pool)
 

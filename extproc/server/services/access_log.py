@@ -17,11 +17,11 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 
-from extproc.exchange.decision_token import read_receipt
+from extproc.exchange.decision_token import read_decision_token
 from extproc.exchange.events import Observation, Serving
 from extproc.routing.router import Decision, Outcome, Router
-from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
-from extproc.server.services.codec import RECEIPT_KEY, RECEIPT_NAMESPACE
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
+from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.wire import access_log_pb2 as pb
 
@@ -30,9 +30,9 @@ STREAM: Final = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 USAGE_NAMESPACE: Final = "llm.usage"
 """Where the filters in ``envoy/access_log.yaml`` put a response's counts."""
 
-MAX_RECEIPT_CHARS: Final = 16 * 1024
-"""Of a receipt in base64. The largest are 6 KiB: those of text in every script at once
-under a long model name."""
+MAX_TOKEN_CHARS: Final = 16 * 1024
+"""Largest decision token in base64. Text in every script at once under a long model
+name gives 6 KiB."""
 
 _MAX_TOKENS = 1 << 31
 _MAX_CLUSTER_CHARS = 256
@@ -45,9 +45,9 @@ class Entry(StrEnum):
 
     OBSERVED = "observed"
     UNRELATED = "unrelated"
-    """No receipt: nothing was decided, or its response was looked at as it passed."""
+    """No decision token: nothing was decided, or the response was read as it passed."""
     REFUSED = "refused"
-    """A receipt that is not one of this configuration."""
+    """A decision token that is not one of this configuration."""
     INTERMEDIATE = "intermediate"
     """Of a response that is still under way."""
 
@@ -74,12 +74,12 @@ class AccessLog:
         except DecodeError:
             metrics.protocol_errors.add()
             raise RpcError(
-                Status.INVALID_ARGUMENT, "not a StreamAccessLogsMessage"
+                StatusCode.INVALID_ARGUMENT, "not a StreamAccessLogsMessage"
             ) from None
         for entry in entries:
             found = read_entry(entry, self._service.router)
             if found is not Entry.INTERMEDIATE:
-                self._service.flights.ended(_octets(_receipt_of(entry)))
+                self._service.in_flight.ended(_octets(_token_of(entry)))
             if isinstance(found, Observation):
                 self._service.learn_later(found)
                 found = Entry.OBSERVED
@@ -96,10 +96,10 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | En
     common = entry.common_properties
     if common.intermediate_log_entry:
         return Entry.INTERMEDIATE
-    receipt = _receipt_of(entry)
-    if not receipt:
+    decision_token = _token_of(entry)
+    if not decision_token:
         return Entry.UNRELATED
-    decision = _read_decision(receipt, router)
+    decision = _read_decision(decision_token, router)
     if decision is None:
         return Entry.REFUSED
     first_byte_s = None
@@ -110,27 +110,27 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | En
     return Observation(decision, _outcome(entry, decision, router), serving)
 
 
-def _receipt_of(entry: pb.HTTPAccessLogEntry) -> str:
+def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
     metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
     # "in" first: to look a name up in a map of messages would put it there.
-    if RECEIPT_NAMESPACE not in metadata:
+    if TOKEN_NAMESPACE not in metadata:
         return ""
-    fields = metadata[RECEIPT_NAMESPACE].fields
-    return fields[RECEIPT_KEY].string_value if RECEIPT_KEY in fields else ""
+    fields = metadata[TOKEN_NAMESPACE].fields
+    return fields[TOKEN_KEY].string_value if TOKEN_KEY in fields else ""
 
 
-def _read_decision(receipt: str, router: Router) -> Decision | None:
-    octets = _octets(receipt)
+def _read_decision(decision_token: str, router: Router) -> Decision | None:
+    octets = _octets(decision_token)
     if octets is None:
         return None
-    return read_receipt(octets, router.policy, router.categories)
+    return read_decision_token(octets, router.policy, router.categories)
 
 
-def _octets(receipt: str) -> bytes | None:
-    if len(receipt) > MAX_RECEIPT_CHARS:
+def _octets(decision_token: str) -> bytes | None:
+    if len(decision_token) > MAX_TOKEN_CHARS:
         return None
     try:
-        return base64.b64decode(receipt, validate=True)
+        return base64.b64decode(decision_token, validate=True)
     except (binascii.Error, ValueError):
         return None
 
@@ -203,11 +203,11 @@ class WithAccessLog:
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Start a call of either."""
         if path == STREAM:
-            return _Stream(self._access_log)
+            return _AccessLogStream(self._access_log)
         return self._service.open(path, headers, send)
 
 
-class _Stream:
+class _AccessLogStream:
     """One stream of entries, which Envoy holds open for as long as it can."""
 
     def __init__(self, access_log: AccessLog) -> None:

@@ -38,9 +38,9 @@ from extproc.wire import ext_proc_pb2 as pb
 POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
 METADATA_NAMESPACE = "extproc.token_budget"
-RECEIPT_NAMESPACE = "extproc.receipt"
+TOKEN_NAMESPACE = "extproc.receipt"
 """Apart from the numbers, which people read in their logs."""
-RECEIPT_KEY = "decision"
+TOKEN_KEY = "decision"
 
 MAX_ECHO_BYTES = 64 * 1024
 """The largest ``StreamedBodyResponse`` that Envoy's documentation advises."""
@@ -246,18 +246,20 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
         decision.output_tokens,
         budget_tokens,
     )
-    return filled + _encode_receipt(reply.receipt) if reply.receipt else filled
+    return (
+        filled + _encode_token(reply.decision_token) if reply.decision_token else filled
+    )
 
 
-def _encode_receipt(receipt: bytes) -> bytes:
+def _encode_token(decision_token: bytes) -> bytes:
     """More ``dynamic_metadata`` for a reply that has some.
 
     A message's field that comes twice is merged by whoever reads it (protobuf's
     encoding, "Last One Wins"), so this goes behind the reply as it is.
     """
     message = pb.ProcessingResponse()
-    values = message.dynamic_metadata.fields[RECEIPT_NAMESPACE].struct_value.fields
-    values[RECEIPT_KEY].string_value = base64.b64encode(receipt).decode()
+    values = message.dynamic_metadata.fields[TOKEN_NAMESPACE].struct_value.fields
+    values[TOKEN_KEY].string_value = base64.b64encode(decision_token).decode()
     return message.SerializeToString()
 
 

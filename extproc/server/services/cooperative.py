@@ -9,7 +9,7 @@ from collections.abc import Callable
 Later = Callable[[Callable[[], None]], object]
 
 
-class Turns:
+class TimeSlices:
     """Does one step of all the work there is at each turn of the event loop.
 
     However many bodies are read at one time, what comes in between waits for one step.

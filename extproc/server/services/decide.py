@@ -12,15 +12,15 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from extproc.exchange.body_parser import Reading
-from extproc.exchange.decision_token import read_receipt, write_receipt
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.decision_token import read_decision_token, write_decision_token
 from extproc.exchange.events import Observation
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome
-from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
 from extproc.server.admin.explain import DEFAULT_PATH
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.wire import router_pb2 as pb
 
@@ -48,13 +48,13 @@ class Api:
         self._service = service
         self._max_body_bytes = max_body_bytes
 
-    def begin_reading(self, asked: pb.DecideRequest) -> Reading:
+    def begin_parsing(self, asked: pb.DecideRequest) -> BodyParser:
         """Begin to read the body that a question brings, which may take long."""
         path, encoding = asked.path or DEFAULT_PATH, asked.content_encoding
-        return Reading(path, asked.body, encoding, self._max_body_bytes)
+        return BodyParser(path, asked.body, encoding, self._max_body_bytes)
 
     def decide(
-        self, asked: pb.DecideRequest, reading: Reading | None = None
+        self, asked: pb.DecideRequest, reading: BodyParser | None = None
     ) -> pb.DecideResponse:
         """Choose a pool.
 
@@ -74,9 +74,11 @@ class Api:
 
     def _answer(self, decision: Decision) -> pb.DecideResponse:
         self._service.decided(decision)
-        receipt = b"" if decision.reason.failed_open else write_receipt(decision)
-        if receipt:
-            self._service.flights.began(receipt, decision.pool.name)
+        decision_token = (
+            b"" if decision.reason.failed_open else write_decision_token(decision)
+        )
+        if decision_token:
+            self._service.in_flight.began(decision_token, decision.pool.name)
         return pb.DecideResponse(
             pool=decision.pool.name,
             reason=decision.reason,
@@ -85,15 +87,15 @@ class Api:
             bound_tokens=min(decision.bound_tokens, _UINT32),
             output_tokens=min(decision.output_tokens, _UINT32),
             budget_tokens=min(decision.budget_tokens, _UINT32),
-            decision=receipt,
+            decision=decision_token,
         )
 
-    def _decide(self, asked: pb.DecideRequest, reading: Reading | None) -> Decision:
+    def _decide(self, asked: pb.DecideRequest, reading: BodyParser | None) -> Decision:
         router = self._service.router
         if asked.HasField("features"):
             request: Request | Reason = _request_of(asked.features)
         else:
-            request = (reading or self.begin_reading(asked)).finish()
+            request = (reading or self.begin_parsing(asked)).finish()
         if isinstance(request, Reason):
             return router.fail_open(request, len(asked.body))
         return router.route(request, asked.category_hint or None, self._service.loads)
@@ -105,8 +107,8 @@ class Api:
             InvalidArgumentError: the decision is not one of ours.
         """
         router = self._service.router
-        self._service.flights.ended(told.decision)
-        decision = read_receipt(told.decision, router.policy, router.categories)
+        self._service.in_flight.ended(told.decision)
+        decision = read_decision_token(told.decision, router.policy, router.categories)
         if decision is None:
             raise InvalidArgumentError(
                 "decision: accepted is what Decide answered, under the same pools"
@@ -164,15 +166,17 @@ class WithApi:
         turns: where large bodies are read; None: at once, as all others.
     """
 
-    def __init__(self, service: Service, api: Api, turns: Turns | None = None) -> None:
+    def __init__(
+        self, service: Service, api: Api, slices: TimeSlices | None = None
+    ) -> None:
         self._service = service
         self._api = api
-        self._turns = turns
+        self._slices = slices
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Start a call of either."""
         if path == DECIDE:
-            return _Deciding(self._api, self._turns, send)
+            return _Deciding(self._api, self._slices, send)
         if path == OBSERVE:
             return _Observing(self._api)
         return self._service.open(path, headers, send)
@@ -189,11 +193,11 @@ class _Observing:
         try:
             answer = self._api.observe(told)
         except InvalidArgumentError as error:
-            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+            raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from None
         return (answer.SerializeToString(),), True
 
     def half_closed(self) -> Replies:
-        raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "no request message")
 
     def closed(self, cancelled: bool) -> None:
         pass
@@ -202,27 +206,27 @@ class _Observing:
 class _Deciding:
     """One question, whose body may take long to read."""
 
-    def __init__(self, api: Api, turns: Turns | None, send: Send) -> None:
+    def __init__(self, api: Api, slices: TimeSlices | None, send: Send) -> None:
         self._api = api
-        self._turns = turns
+        self._slices = slices
         self._send = send
-        self._reading: Reading | None = None
+        self._reading: BodyParser | None = None
         """In turns; None: it was not begun, or nobody waits for it any more."""
 
     def receive(self, message: bytes) -> Replies:
         if self._reading is not None:
-            raise RpcError(Status.INVALID_ARGUMENT, "more than one request message")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "more than one request message")
         asked = _parse(pb.DecideRequest, message)
-        reading = self._api.begin_reading(asked)
-        if self._turns is None or not reading.may_take_long:
+        reading = self._api.begin_parsing(asked)
+        if self._slices is None or not reading.may_take_long:
             return (self._answer(asked, reading),), True
         self._reading = reading
-        self._turns.add(self._step, partial(self._answer_late, asked, reading))
+        self._slices.add(self._step, partial(self._answer_late, asked, reading))
         return (), False
 
     def half_closed(self) -> Replies:
         if self._reading is None:
-            raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "no request message")
         return (), False
 
     def closed(self, cancelled: bool) -> None:
@@ -231,7 +235,7 @@ class _Deciding:
     def _step(self) -> bool:
         return self._reading is not None and self._reading.step()
 
-    def _answer_late(self, asked: pb.DecideRequest, reading: Reading) -> None:
+    def _answer_late(self, asked: pb.DecideRequest, reading: BodyParser) -> None:
         if self._reading is None:
             return
         try:
@@ -239,14 +243,14 @@ class _Deciding:
         except RpcError as error:
             self._send((), error)
         except Exception:
-            self._send((), RpcError(Status.INTERNAL, "internal error"))
+            self._send((), RpcError(StatusCode.INTERNAL, "internal error"))
             raise
 
-    def _answer(self, asked: pb.DecideRequest, reading: Reading) -> bytes:
+    def _answer(self, asked: pb.DecideRequest, reading: BodyParser) -> bytes:
         try:
             return self._api.decide(asked, reading).SerializeToString()
         except InvalidArgumentError as error:
-            raise RpcError(Status.INVALID_ARGUMENT, str(error)) from None
+            raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 _Asked = TypeVar("_Asked", pb.DecideRequest, pb.ObserveRequest)
@@ -257,4 +261,4 @@ def _parse(kind: type[_Asked], message: bytes) -> _Asked:
         return kind.FromString(message)
     except DecodeError:
         name = kind.DESCRIPTOR.name
-        raise RpcError(Status.INVALID_ARGUMENT, f"not a {name}") from None
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"not a {name}") from None

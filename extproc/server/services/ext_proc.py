@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.events import (
     Event,
     Observation,
@@ -32,12 +32,12 @@ from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
 from extproc.exchange.transitions import ProtocolError
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
-from extproc.rpc.call import Call, Replies, RpcError, Send, Status
+from extproc.rpc.call import Call, Replies, RpcError, Send, StatusCode
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.codec import UnknownMessageError, decode, encode
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.health import EXT_PROC
-from extproc.server.services.in_flight import Flights
+from extproc.server.services.in_flight import InFlight
 
 logger = logging.getLogger(__name__)
 
@@ -124,17 +124,17 @@ class ExtProcService:
         loads: Loads = lambda: None,
         new_exchange: NewExchange = plain_exchange,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
-        flights: Flights | None = None,
-        turns: Turns | None = None,
+        in_flight: InFlight | None = None,
+        slices: TimeSlices | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.metrics = metrics
-        self.flights = Flights(lambda pool: None) if flights is None else flights
+        self.in_flight = InFlight(lambda pool: None) if in_flight is None else in_flight
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
         self._loads = loads
         self._new_exchange = new_exchange
         self._defer = defer
-        self.turns = turns
+        self.slices = slices
         self.clock = clock
         self.opened = 0
         """Streams begun, ever."""
@@ -164,7 +164,7 @@ class ExtProcService:
         )
         self.opened += 1
         self.metrics.streams_inflight += 1
-        return Stream(self, exchange, send)
+        return ExtProcStream(self, exchange, send)
 
     def step(
         self, exchange: Exchange, message: bytes | Event, received_s: float
@@ -189,7 +189,7 @@ class ExtProcService:
         if exchange.owes_bodies:
             # In full duplex a clean end means that the rest of the body is empty: the
             # backend would get half a request, or the client half an answer.
-            raise RpcError(Status.INTERNAL, "cannot go on")
+            raise RpcError(StatusCode.INTERNAL, "cannot go on")
         # Ending the stream cleanly lets Envoy go on without us; an error status would
         # be a 500 for the client where failure_mode_allow is off.
         return (), True
@@ -224,9 +224,9 @@ class ExtProcService:
         """Remember a request if we shall be told of its end."""
         pool = decision.pool.name
         if exchange.follows_response:
-            self.flights.began(exchange, pool)
-        elif isinstance(reply, Route | Release) and reply.receipt:
-            self.flights.began(reply.receipt, pool)
+            self.in_flight.began(exchange, pool)
+        elif isinstance(reply, Route | Release) and reply.decision_token:
+            self.in_flight.began(reply.decision_token, pool)
 
     def decided(self, decision: Decision) -> None:
         """Tell all who watch of a decision; never raises."""
@@ -281,7 +281,7 @@ def _without_decision(reply: Reply) -> Reply:
     return reply
 
 
-class Stream:
+class ExtProcStream:
     """One ``Process`` stream."""
 
     __slots__ = ("_exchange", "_half_closed", "_held", "_send", "_service")
@@ -300,7 +300,9 @@ class Stream:
         received_s = self._service.clock()
         if self._held is not None:
             if len(self._held) == MAX_HELD_MESSAGES:
-                raise RpcError(Status.RESOURCE_EXHAUSTED, "too many messages at once")
+                raise RpcError(
+                    StatusCode.RESOURCE_EXHAUSTED, "too many messages at once"
+                )
             self._held.append((message, received_s))
             return (), False
         if self._exchange.may_take_long(len(message)):
@@ -309,16 +311,16 @@ class Stream:
 
     def _receive_large(self, message: bytes, received_s: float) -> Replies:
         """Answer a message that may take long, at once or in turns."""
-        turns, decoded = self._service.turns, _decoded(message)
-        if turns is not None and not isinstance(decoded, bytes):
-            reading = self._exchange.begin_reading(decoded)
+        slices, decoded = self._service.slices, _decoded(message)
+        if slices is not None and not isinstance(decoded, bytes):
+            reading = self._exchange.begin_parsing(decoded)
             if reading is not None:
                 self._held = [(decoded, received_s)]
-                turns.add(partial(self._read, reading), self._answer)
+                slices.add(partial(self._read, reading), self._answer)
                 return (), False
         return self._service.step(self._exchange, decoded, received_s)
 
-    def _read(self, reading: Reading) -> bool:
+    def _read(self, reading: BodyParser) -> bool:
         return self._held is not None and reading.step()
 
     def _answer(self) -> None:
@@ -342,7 +344,7 @@ class Stream:
 
     def closed(self, cancelled: bool) -> None:
         """Count the state in which the stream ended, whoever ended it."""
-        self._service.flights.ended(self._exchange)
+        self._service.in_flight.ended(self._exchange)
         self._held = None
         metrics = self._service.metrics
         metrics.streams_inflight -= 1

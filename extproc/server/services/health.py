@@ -10,7 +10,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from extproc.rpc.call import Call, Replies, RpcError, Send, Service, Status
+from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
 
 EXT_PROC: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 SERVICE_NAMES: Final = ("", "liveness", "readiness", EXT_PROC)
@@ -79,7 +79,9 @@ def _asked_name(message: bytes) -> str:
     try:
         name: str = health_pb2.HealthCheckRequest.FromString(message).service
     except DecodeError:
-        raise RpcError(Status.INVALID_ARGUMENT, "not a HealthCheckRequest") from None
+        raise RpcError(
+            StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest"
+        ) from None
     return name
 
 
@@ -110,11 +112,11 @@ class _Check:
         name = _asked_name(message)
         serving = self._statuses.get(name)
         if serving is None:
-            raise RpcError(Status.NOT_FOUND, "unknown service")
+            raise RpcError(StatusCode.NOT_FOUND, "unknown service")
         return (_RESPONSES[serving],), True
 
     def half_closed(self) -> Replies:
-        raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+        raise RpcError(StatusCode.INVALID_ARGUMENT, "no request message")
 
     def closed(self, cancelled: bool) -> None:
         pass
@@ -130,14 +132,14 @@ class _Watch:
 
     def receive(self, message: bytes) -> Replies:
         if self._unwatch is not None:
-            raise RpcError(Status.INVALID_ARGUMENT, "more than one request message")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "more than one request message")
         name = _asked_name(message)
         self._unwatch = self._statuses.watch(name, self._changed)
         return (_RESPONSES[self._statuses.get(name)],), False
 
     def half_closed(self) -> Replies:
         if self._unwatch is None:
-            raise RpcError(Status.INVALID_ARGUMENT, "no request message")
+            raise RpcError(StatusCode.INVALID_ARGUMENT, "no request message")
         return (), False
 
     def drain(self) -> Replies:

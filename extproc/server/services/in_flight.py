@@ -16,7 +16,7 @@ MAX_FLIGHTS = 16_384
 record was lost, or went to another process."""
 
 
-class Flights:
+class InFlight:
     """Who is on the way to which pool.
 
     Args:
@@ -38,8 +38,8 @@ class Flights:
         """Remember a request.
 
         Args:
-            key: what its end will be told by. Several may have the same, as alike
-                requests have the same receipt: it does not matter whose end is whose.
+            key: identifies the request when it ends. Equal requests have equal decision
+                tokens; which of them ends first does not matter.
         """
         if self._count >= self._limit:
             self._take(next(iter(self._pools)))

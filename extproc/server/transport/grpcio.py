@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from extproc.rpc.call import Call, Drainable, Replies, RpcError, Service, Status
+from extproc.rpc.call import Call, Drainable, Replies, RpcError, Service, StatusCode
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class GrpcioServer:
         }
         call = self._service.open(path, headers, stream.send)
         if call is None:
-            return RpcError(Status.UNIMPLEMENTED, f"no method {path}")
+            return RpcError(StatusCode.UNIMPLEMENTED, f"no method {path}")
         stream.call = call
         self._calls.add(stream)
         cancelled = True

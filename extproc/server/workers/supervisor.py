@@ -31,7 +31,7 @@ _GRACE_S = 10.0
 """Beyond the time that the configuration gives a worker to stop."""
 
 
-class Keeper:
+class WorkerProcess:
     """One worker, started again whenever it ends.
 
     Args:
@@ -126,7 +126,9 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="extproc-") as directory:
             workers = [Worker(Path(directory), i) for i in range(server.workers)]
             admin = WorkersAdmin(server, workers, self._stopping.is_set)
-            keepers = [Keeper(each, self._command(each), admin) for each in workers]
+            keepers = [
+                WorkerProcess(each, self._command(each), admin) for each in workers
+            ]
             self._handle_signals(keepers)
             await self._start_admin(admin)
             try:
@@ -141,7 +143,7 @@ class Supervisor:
             command if self._path is None else [*command, "--config", str(self._path)]
         )
 
-    def _handle_signals(self, keepers: Sequence[Keeper]) -> None:
+    def _handle_signals(self, keepers: Sequence[WorkerProcess]) -> None:
         def reload() -> None:
             for keeper in keepers:
                 keeper.send(signal.SIGHUP)
@@ -162,7 +164,7 @@ class Supervisor:
             }
             logger.error("admin_unavailable", extra={"fields": fields})
 
-    async def _keep(self, keepers: Sequence[Keeper]) -> int:
+    async def _keep(self, keepers: Sequence[WorkerProcess]) -> int:
         server = self._config.server
         kept = [asyncio.create_task(keeper.keep()) for keeper in keepers]
         others = [
@@ -185,7 +187,7 @@ class Supervisor:
         await asyncio.gather(*others, return_exceptions=True)
         return max(await asyncio.gather(*kept))
 
-    async def _tell_when_ready(self, keepers: Sequence[Keeper]) -> None:
+    async def _tell_when_ready(self, keepers: Sequence[WorkerProcess]) -> None:
         for keeper in keepers:
             await keeper.ready.wait()
         server = self._config.server

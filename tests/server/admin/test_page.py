@@ -17,11 +17,11 @@ from extproc.routing.router import Outcome
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
 from extproc.server.admin.server import AdminServer
-from extproc.server.admin.status import Status
+from extproc.server.admin.status import StatusReporter
 from extproc.server.build import build_router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
-from extproc.server.observe.recent import History
+from extproc.server.observe.recent import RecentDecisions
 
 from .browser import CHROMIUM, WAIT_S, Tab, open_tab
 
@@ -55,8 +55,8 @@ def make_admin() -> AdminServer:
     """An admin port with four decisions behind it."""
     router = build_router(Config())
     metrics = Metrics(router.ratios.all)
-    history = History(lambda: 1_700_000_000.0, router.ratios.bytes_per_token)
-    status = Status(
+    history = RecentDecisions(lambda: 1_700_000_000.0, router.ratios.bytes_per_token)
+    status = StatusReporter(
         router,
         metrics,
         history,

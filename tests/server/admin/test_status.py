@@ -10,11 +10,11 @@ from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin
 from extproc.routing.router import Outcome, Router
-from extproc.server.admin.status import Status
+from extproc.server.admin.status import StatusReporter
 from extproc.server.build import build_router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
-from extproc.server.observe.recent import History
+from extproc.server.observe.recent import RecentDecisions
 
 PATH = "/v1/chat/completions"
 
@@ -25,8 +25,8 @@ def test_report_of_a_short_life() -> None:
     )
     metrics = Metrics(router.ratios.all)
     now_s = 100.0
-    history = History(lambda: 100.0, router.ratios.bytes_per_token)
-    status = Status(
+    history = RecentDecisions(lambda: 100.0, router.ratios.bytes_per_token)
+    status = StatusReporter(
         router,
         metrics,
         history,

@@ -4,14 +4,14 @@ import asyncio
 
 import numpy as np
 
-from extproc.routing.mergeable import Group
+from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.store import StoreError, UnreadableDocument
 from extproc.server.learned.sync import StateKeeper
 
 KEEP = 0.75
 
 
-class Learner:
+class Mergeable:
     """Decayed sum of what it was taught, and how often."""
 
     def __init__(self, component="sums.1"):
@@ -20,9 +20,9 @@ class Learner:
         self.moved = 0
 
     def teach(self, value, key="key"):
-        group = self.groups.get(key, Group(KEEP, 0, np.zeros(1)))
+        group = self.groups.get(key, DecayedSums(KEEP, 0, np.zeros(1)))
         sums = KEEP * group.sums + value
-        self.groups[key] = Group(KEEP, group.observations + 1, sums)
+        self.groups[key] = DecayedSums(KEEP, group.observations + 1, sums)
 
     def group_keys(self):
         return list(self.groups)
@@ -68,7 +68,7 @@ class Process:
     """A learner and its keeper."""
 
     def __init__(self, store):
-        self.learner = Learner()
+        self.learner = Mergeable()
         self.brought = []
         """Learners of a later configuration."""
         self.results = []
@@ -89,7 +89,7 @@ class Process:
 
 
 def in_turn(*values):
-    learner = Learner()
+    learner = Mergeable()
     for value in values:
         learner.teach(value)
     return float(learner.groups["key"].sums[0])

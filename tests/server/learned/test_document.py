@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing.mergeable import Group
+from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.document import MAX_GROUPS, Document, decode, encode
 from extproc.server.learned.store import UnreadableDocument
 
@@ -14,7 +14,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def document(sums=(1.5, 2.0)):
-    group = Group(0.98, 7, np.array(sums, dtype=float))
+    group = DecayedSums(0.98, 7, np.array(sums, dtype=float))
     return Document({"ratios.1": {"prose": group}}, {"writer": 3})
 
 
@@ -124,7 +124,7 @@ def test_sums_that_cannot_have_been_learned_are_corrupt(group):
 
 
 def test_groups_that_are_kept_are_bounded():
-    group = Group(0.98, 7, np.zeros(1))
+    group = DecayedSums(0.98, 7, np.zeros(1))
     groups = {str(number): group for number in range(MAX_GROUPS + 10)}
     decoded = decode(encode(Document({"ratios.1": groups})))
     assert len(decoded.components["ratios.1"]) == MAX_GROUPS

@@ -10,7 +10,7 @@ from extproc.server.learned.document import decode
 from extproc.server.learned.store import DirectoryStore
 from extproc.server.learned.sync import Synced
 
-from .sharing import KEEP, Learner, MemoryStore, Process, in_turn
+from .sharing import KEEP, MemoryStore, Mergeable, Process, in_turn
 
 
 def test_what_was_learned_survives_a_restart(tmp_path):
@@ -53,7 +53,7 @@ def test_other_components_pass_through():
     process.learner.teach(8.0)
     process.sync()
     other = Process(store)
-    other.learner = Learner("another.2")
+    other.learner = Mergeable("another.2")
     other.learner.teach(4.0)
     other.sync()
     process.sync()
@@ -195,7 +195,7 @@ def test_what_a_configuration_brings_during_an_exchange_counts_once():
     """It begins with what the store was known to hold, and learns on."""
     store = MemoryStore()
     process, other = Process(store), Process(store)
-    other.learner = Learner("brought.1")
+    other.learner = Mergeable("brought.1")
     other.learner.teach(8.0)
     for each in (other, process):
         each.sync()
@@ -203,7 +203,7 @@ def test_what_a_configuration_brings_during_an_exchange_counts_once():
     other.sync()
 
     def reconfigure():
-        brought = Learner("brought.1")
+        brought = Mergeable("brought.1")
         brought.restore(process.keeper.known("brought.1"))
         brought.teach(32.0)
         process.brought.append(brought)

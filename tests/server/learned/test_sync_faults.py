@@ -8,7 +8,7 @@ from extproc.server.learned.document import decode
 from extproc.server.learned.store import DirectoryStore
 from extproc.server.learned.sync import StateKeeper, Synced
 
-from .sharing import Learner, MemoryStore, Process, in_turn
+from .sharing import MemoryStore, Mergeable, Process, in_turn
 
 
 def test_a_store_that_is_away_is_said_once_and_caught_up_with(caplog):
@@ -120,7 +120,7 @@ def test_an_error_nobody_thought_of_is_logged_and_tried_again(caplog):
 def test_a_store_that_lost_what_others_learned_gets_that_too():
     store = MemoryStore()
     process, other = Process(store), Process(store)
-    other.learner = Learner("another.2")
+    other.learner = Mergeable("another.2")
     other.learner.teach(4.0)
     other.sync()
     process.sync()

@@ -9,7 +9,12 @@ from extproc.routing.features import measure
 from extproc.routing.policy import Pool, Reason
 from extproc.routing.request import Prompt
 from extproc.routing.router import Decision, Lesson, Outcome, Skipped
-from extproc.server.observe.recent import CURVE_POINTS, LAST_DECISIONS, Curve, History
+from extproc.server.observe.recent import (
+    CURVE_POINTS,
+    LAST_DECISIONS,
+    Curve,
+    RecentDecisions,
+)
 
 POOL = Pool("short", 8192, 8192)
 
@@ -29,8 +34,8 @@ def make_decision(category: str = "prose", prompt_tokens: int = 100) -> Decision
     )
 
 
-def make_history() -> History:
-    return History(lambda: 1000.0, {"prose": 4.25}.get)
+def make_history() -> RecentDecisions:
+    return RecentDecisions(lambda: 1000.0, {"prose": 4.25}.get)
 
 
 @given(st.lists(st.floats(0, 100), max_size=1500))

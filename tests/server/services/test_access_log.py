@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config import Config, FeedbackConfig, PoolConfig
-from extproc.exchange.decision_token import write_receipt
+from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Observation, RequestBody, Route, Serving
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
@@ -27,17 +27,17 @@ from extproc.rpc.limits import Limits
 from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.metrics import NO_CLUSTER, OTHER_CLUSTER, Metrics
 from extproc.server.services.access_log import (
-    MAX_RECEIPT_CHARS,
+    MAX_TOKEN_CHARS,
     STREAM,
     AccessLog,
     Entry,
     WithAccessLog,
     read_entry,
 )
-from extproc.server.services.codec import RECEIPT_KEY, RECEIPT_NAMESPACE, encode
+from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE, encode
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.server.services.health import HealthStatuses
-from extproc.server.services.in_flight import Flights
+from extproc.server.services.in_flight import InFlight
 from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer
 from extproc.wire import access_log_pb2 as pb
@@ -57,12 +57,12 @@ def decide(**fields: Any) -> Decision:
     return decision
 
 
-def receipt_of(decision: Decision) -> str:
-    return base64.b64encode(write_receipt(decision)).decode()
+def token_of(decision: Decision) -> str:
+    return base64.b64encode(write_decision_token(decision)).decode()
 
 
 def entry(
-    receipt: str | None = None, status: int = 200, **usage: float
+    decision_token: str | None = None, status: int = 200, **usage: float
 ) -> pb.HTTPAccessLogEntry:
     made = pb.HTTPAccessLogEntry()
     made.response.response_code.value = status
@@ -72,8 +72,8 @@ def entry(
     common.time_to_first_upstream_rx_byte.FromMilliseconds(250)
     metadata = common.metadata.filter_metadata
     metadata["other.filter"].fields["key"].string_value = "value"
-    if receipt is not None:
-        metadata[RECEIPT_NAMESPACE].fields[RECEIPT_KEY].string_value = receipt
+    if decision_token is not None:
+        metadata[TOKEN_NAMESPACE].fields[TOKEN_KEY].string_value = decision_token
     for name, count in usage.items():
         metadata["llm.usage"].fields[name].number_value = count
     return made
@@ -91,7 +91,7 @@ def outcome_of(made: pb.HTTPAccessLogEntry) -> Outcome:
 
 def test_an_entry_is_a_decision_and_its_outcome() -> None:
     decision = decide(model="m", max_tokens=50)
-    found = read(entry(receipt_of(decision), prompt_tokens=101, completion_tokens=7))
+    found = read(entry(token_of(decision), prompt_tokens=101, completion_tokens=7))
     assert isinstance(found, Observation)
     assert found.decision.prompt_tokens == decision.prompt_tokens
     assert found.decision.features is not None
@@ -124,7 +124,7 @@ def test_an_entry_is_a_decision_and_its_outcome() -> None:
 def test_counts_in_either_vocabulary(
     usage: dict[str, float], counted: tuple[int | None, int | None]
 ) -> None:
-    outcome = outcome_of(entry(receipt_of(decide()), **usage))
+    outcome = outcome_of(entry(token_of(decide()), **usage))
     assert (outcome.prompt_tokens, outcome.completion_tokens) == counted
 
 
@@ -143,14 +143,14 @@ def test_an_output_that_ended_at_a_limit_was_cut(
     max_tokens: int | None, completion: int, attempts: int, truncated: bool
 ) -> None:
     decision = decide(max_tokens=max_tokens)
-    made = entry(receipt_of(decision), prompt_tokens=100, completion_tokens=completion)
+    made = entry(token_of(decision), prompt_tokens=100, completion_tokens=completion)
     made.common_properties.upstream_request_attempt_count = attempts
     assert decision.pool.name == "short"
     assert outcome_of(made).truncated is truncated
 
 
 def test_an_answer_of_envoys_own_has_neither_cluster_nor_first_byte() -> None:
-    made = entry(receipt_of(decide()), status=503)
+    made = entry(token_of(decide()), status=503)
     made.common_properties.ClearField("time_to_first_upstream_rx_byte")
     made.common_properties.ClearField("upstream_cluster")
     made.common_properties.upstream_request_attempt_count = 0
@@ -166,31 +166,31 @@ def test_what_no_decision_belongs_to_is_unrelated() -> None:
 
 
 def test_a_response_under_way_is_left_for_later() -> None:
-    made = entry(receipt_of(decide()), prompt_tokens=5)
+    made = entry(token_of(decide()), prompt_tokens=5)
     made.common_properties.intermediate_log_entry = True
     assert read(made) is Entry.INTERMEDIATE
 
 
 @pytest.mark.parametrize(
-    "receipt",
+    "decision_token",
     [
         "not base64!",
         "Zm9yZWlnbg==",
-        receipt_of(decide())[:-8],
-        receipt_of(decide()) + "A" * MAX_RECEIPT_CHARS,
+        token_of(decide())[:-8],
+        token_of(decide()) + "A" * MAX_TOKEN_CHARS,
         "é",
     ],
 )
-def test_a_receipt_that_is_not_ours_is_refused(receipt: str) -> None:
-    assert read(entry(receipt)) is Entry.REFUSED
+def test_a_decision_token_that_is_not_ours_is_refused(decision_token: str) -> None:
+    assert read(entry(decision_token)) is Entry.REFUSED
 
 
 def test_the_largest_receipt_is_within_the_limit() -> None:
     everything = Prompt(bytes(range(256)) * 64, tools_text=bytes(range(255, -1, -1)))
     request = Request(everything, 99999, model="\U0001f600" * MAX_MODEL_CHARS)
-    receipt = receipt_of(make_router().route(request))
-    assert len(receipt) < MAX_RECEIPT_CHARS
-    assert isinstance(read(entry(receipt)), Observation)
+    decision_token = token_of(make_router().route(request))
+    assert len(decision_token) < MAX_TOKEN_CHARS
+    assert isinstance(read(entry(decision_token)), Observation)
 
 
 class Server:
@@ -202,7 +202,7 @@ class Server:
         self.deferred: list[Callable[[], None]] = []
         self.service = ExtProcService(
             self.router,
-            ExchangeSettings(receipts=True),
+            ExchangeSettings(decision_tokens=True),
             FeedbackSampler(0.0, adaptive=False),
             self.metrics,
             defer=self.deferred.append,
@@ -225,7 +225,7 @@ def batch(*entries: pb.HTTPAccessLogEntry) -> bytes:
 
 def test_a_batch_is_learned_from_after_it_was_taken() -> None:
     server = Server()
-    good = entry(receipt_of(decide()), prompt_tokens=110, completion_tokens=4)
+    good = entry(token_of(decide()), prompt_tokens=110, completion_tokens=4)
     call = server.open()
     assert call.receive(batch(good, entry(), entry("odd"), good)) == ((), False)
     assert server.router.ratios.all() == {}
@@ -246,7 +246,7 @@ def test_a_batch_is_learned_from_after_it_was_taken() -> None:
 def test_an_entry_says_that_its_request_has_ended() -> None:
     server = Server()
     landed: list[str] = []
-    server.service.flights = Flights(landed.append)
+    server.service.in_flight = InFlight(landed.append)
     ext_proc = server.open(PROCESS)
     head = ext_proc_pb2.ProcessingRequest()
     for key, value in {
@@ -261,13 +261,13 @@ def test_an_entry_says_that_its_request_has_ended() -> None:
     body.request_body.end_of_stream = True
     (reply,), _ = ext_proc.receive(body.SerializeToString())
     ext_proc.closed(False)
-    assert len(server.service.flights) == 1
+    assert len(server.service.in_flight) == 1
 
     metadata = ext_proc_pb2.ProcessingResponse.FromString(reply).dynamic_metadata
-    receipt = metadata.fields[RECEIPT_NAMESPACE].struct_value.fields[RECEIPT_KEY]
-    made = entry(receipt.string_value, status=503)
+    decision_token = metadata.fields[TOKEN_NAMESPACE].struct_value.fields[TOKEN_KEY]
+    made = entry(decision_token.string_value, status=503)
     server.open().receive(batch(entry("odd"), entry(), made, made))
-    assert (landed, len(server.service.flights)) == (["short"], 0)
+    assert (landed, len(server.service.in_flight)) == (["short"], 0)
 
 
 @given(st.binary(max_size=200))
@@ -282,7 +282,7 @@ def test_clusters_are_told_apart_up_to_a_number() -> None:
     server = Server()
     names = ["", *(f"cluster-{number}" for number in range(100))]
     for name in names:
-        made = entry(receipt_of(decide()), prompt_tokens=110)
+        made = entry(token_of(decide()), prompt_tokens=110)
         made.common_properties.upstream_cluster = name
         server.open().receive(batch(made))
     for learn in server.deferred:
@@ -305,13 +305,15 @@ def test_a_replys_receipt_is_more_metadata() -> None:
     decision = decide()
     event = RequestBody(b"", True)
     (plain,) = encode(event, Route(decision))
-    (more,) = encode(event, Route(decision, receipt=write_receipt(decision)))
+    (more,) = encode(
+        event, Route(decision, decision_token=write_decision_token(decision))
+    )
     assert more.startswith(plain)
     read_back = ext_proc_pb2.ProcessingResponse.FromString(more)
     fields = read_back.dynamic_metadata.fields
-    assert set(fields) == {"extproc.token_budget", RECEIPT_NAMESPACE}
-    receipt = fields[RECEIPT_NAMESPACE].struct_value.fields[RECEIPT_KEY].string_value
-    assert receipt == receipt_of(decision)
+    assert set(fields) == {"extproc.token_budget", TOKEN_NAMESPACE}
+    decision_token = fields[TOKEN_NAMESPACE].struct_value.fields[TOKEN_KEY].string_value
+    assert decision_token == token_of(decision)
 
 
 def test_with_the_access_log_nothing_is_sampled_unless_asked_for() -> None:
@@ -347,7 +349,7 @@ async def drain_with_an_open_stream(transport: str, directory: Path) -> None:
     await serving.start()
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.stream_unary(STREAM)()
-        await call.write(batch(entry(receipt_of(decide()), prompt_tokens=110)))
+        await call.write(batch(entry(token_of(decide()), prompt_tokens=110)))
         await asyncio.to_thread(until, lambda: server.deferred)
         # Far longer than the test may take: the stream must not wait for it.
         await serving.drain(3600)

@@ -8,14 +8,14 @@ from typing import NoReturn
 
 import pytest
 
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 
 Calls = list[Callable[[], None]]
 
 
 def test_all_work_goes_on_by_one_step_a_turn() -> None:
     later: Calls = []
-    turns = Turns(later.append)
+    slices = TimeSlices(later.append)
     done: list[str] = []
     steps: list[str] = []
 
@@ -26,7 +26,7 @@ def test_all_work_goes_on_by_one_step_a_turn() -> None:
             steps.append(name)
             return next(left) > 0
 
-        turns.add(step, lambda: done.append(name))
+        slices.add(step, lambda: done.append(name))
 
     add("long", 4)
     add("short", 2)
@@ -47,18 +47,18 @@ def test_all_work_goes_on_by_one_step_a_turn() -> None:
 
 def test_work_that_begins_more_is_alone_in_asking_for_a_turn() -> None:
     later: Calls = []
-    turns = Turns(later.append)
+    slices = TimeSlices(later.append)
     done: list[str] = []
 
     def step() -> bool:
-        turns.add(lambda: False, lambda: done.append("begun by a step"))
+        slices.add(lambda: False, lambda: done.append("begun by a step"))
         return False
 
     def end() -> None:
         done.append("first")
-        turns.add(lambda: False, lambda: done.append("begun by an end"))
+        slices.add(lambda: False, lambda: done.append("begun by an end"))
 
-    turns.add(step, end)
+    slices.add(step, end)
     while later:
         assert len(later) == 1
         later.pop()()
@@ -68,15 +68,15 @@ def test_work_that_begins_more_is_alone_in_asking_for_a_turn() -> None:
 
 def test_work_that_fails_holds_up_no_other() -> None:
     later: Calls = []
-    turns = Turns(later.append)
+    slices = TimeSlices(later.append)
     done: list[str] = []
 
     def fail() -> NoReturn:
         raise ZeroDivisionError
 
-    turns.add(fail, lambda: done.append("of a step that failed"))
-    turns.add(lambda: False, fail)
-    turns.add(lambda: False, lambda: done.append("good"))
+    slices.add(fail, lambda: done.append("of a step that failed"))
+    slices.add(lambda: False, fail)
+    slices.add(lambda: False, lambda: done.append("good"))
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             later.pop()()  # the event loop's to report
@@ -87,7 +87,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
     assert not later
 
 
-async def finish_beside_others(step: Callable[[], bool], turns: Turns) -> int:
+async def finish_beside_others(step: Callable[[], bool], slices: TimeSlices) -> int:
     """Finish some work; how often another task had its turn meanwhile."""
     others = 0
 
@@ -99,14 +99,14 @@ async def finish_beside_others(step: Callable[[], bool], turns: Turns) -> int:
 
     beside = asyncio.ensure_future(other())
     try:
-        await turns.finish(step)
+        await slices.finish(step)
     finally:
         beside.cancel()
     return others
 
 
-def make_turns() -> Turns:
-    return Turns(asyncio.get_running_loop().call_soon)
+def make_turns() -> TimeSlices:
+    return TimeSlices(asyncio.get_running_loop().call_soon)
 
 
 def test_who_waits_for_work_lets_others_go_on() -> None:
@@ -124,10 +124,10 @@ def test_who_waits_for_work_that_fails_is_told() -> None:
         def fail() -> NoReturn:
             raise ZeroDivisionError
 
-        turns = make_turns()
+        slices = make_turns()
         with pytest.raises(ZeroDivisionError):
-            await turns.finish(fail)
-        await turns.finish(lambda: False)
+            await slices.finish(fail)
+        await slices.finish(lambda: False)
 
     asyncio.run(run())
 
@@ -141,15 +141,15 @@ def test_who_waits_no_longer_leaves_the_rest_undone() -> None:
             done += 1
             return True
 
-        turns = make_turns()
-        waiting = asyncio.ensure_future(turns.finish(step))
+        slices = make_turns()
+        waiting = asyncio.ensure_future(slices.finish(step))
         while done < 3:
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
         at_most = done + 1
-        await turns.finish(lambda: False)
-        await turns.finish(lambda: False)
+        await slices.finish(lambda: False)
+        await slices.finish(lambda: False)
         assert done <= at_most
 
     asyncio.run(run())

@@ -11,15 +11,15 @@ import grpc
 import pytest
 
 from extproc.config import Config
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.json_elider import CHUNK_BYTES
 from extproc.exchange.machine import ExchangeSettings
-from extproc.rpc.call import Call, RpcError, Service, Status
+from extproc.rpc.call import Call, RpcError, Service, StatusCode
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.metrics import Metrics
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import DECIDE, Api, InvalidArgumentError, WithApi
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.services.health import HealthStatuses
@@ -220,10 +220,10 @@ LARGE_BODY = json.dumps(
 class Asked:
     """One unary call of Decide, and what was sent to it."""
 
-    def __init__(self, api: Api, turns: Turns) -> None:
+    def __init__(self, api: Api, slices: TimeSlices) -> None:
         self.sent: list[bytes] = []
         self.ended: bool | RpcError = False
-        call = WithApi(make_service(), api, turns).open(DECIDE, {}, self.take)
+        call = WithApi(make_service(), api, slices).open(DECIDE, {}, self.take)
         assert call is not None
         self.call: Call = call
 
@@ -240,8 +240,8 @@ class Asked:
 def test_a_large_body_is_read_in_turns() -> None:
     api = Api(make_service(), len(LARGE_BODY))
     loop: list[Callable[[], None]] = []
-    turns = Turns(loop.append)
-    large, small, gone = (Asked(api, turns) for _ in range(3))
+    slices = TimeSlices(loop.append)
+    large, small, gone = (Asked(api, slices) for _ in range(3))
     large.ask(LARGE_BODY)
     gone.ask(LARGE_BODY)
     assert large.call.half_closed() == ((), False)
@@ -268,7 +268,7 @@ def test_what_goes_wrong_in_turns_ends_the_call() -> None:
             raise ZeroDivisionError
 
     loop: list[Callable[[], None]] = []
-    asked = Asked(Broken(make_service(), len(LARGE_BODY)), Turns(loop.append))
+    asked = Asked(Broken(make_service(), len(LARGE_BODY)), TimeSlices(loop.append))
     asked.ask(LARGE_BODY)
     with pytest.raises(RpcError, match="more than one"):
         asked.ask(BODY)
@@ -276,7 +276,7 @@ def test_what_goes_wrong_in_turns_ends_the_call() -> None:
         while loop:
             loop.pop()()
     assert isinstance(asked.ended, RpcError)
-    assert asked.ended.status is Status.INTERNAL
+    assert asked.ended.status is StatusCode.INTERNAL
 
 
 def over_http(
@@ -308,23 +308,23 @@ def test_over_http_a_large_body_is_read_in_turns(
     path: str,
 ) -> None:
     steps: list[int] = []
-    turns = 0
+    slices = 0
 
-    class Noted(Reading):
+    class Noted(BodyParser):
         def step(self) -> bool:
-            steps.append(turns)
+            steps.append(slices)
             return super().step()
 
     class NotedApi(Api):
-        def begin_reading(self, asked: pb.DecideRequest) -> Reading:
+        def begin_parsing(self, asked: pb.DecideRequest) -> BodyParser:
             return Noted(asked.path, asked.body, "", len(LARGE_BODY))
 
     class NotedExplainer(Explainer):
-        def begin_reading(self, body: bytes, *how: str) -> Reading:
+        def begin_parsing(self, body: bytes, *how: str) -> BodyParser:
             return Noted("/v1/chat/completions", body, "", len(LARGE_BODY))
 
     async def run() -> None:
-        nonlocal turns
+        nonlocal slices
         service = make_service()
         explainer = NotedExplainer(service.router, len(LARGE_BODY))
         admin = AdminServer(
@@ -340,7 +340,7 @@ def test_over_http_a_large_body_is_read_in_turns(
         async with aiohttp.ClientSession() as session:
             asking = asyncio.ensure_future(session.post(url, data=LARGE_BODY))
             while not asking.done():
-                turns += 1
+                slices += 1
                 await asyncio.sleep(0)
             assert asking.result().status == 200
             asking.result().close()

@@ -21,7 +21,7 @@ from extproc.rpc.call import Call, RpcError
 from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
-from extproc.server.services.in_flight import Flights
+from extproc.server.services.in_flight import InFlight
 from extproc.wire import ext_proc_pb2 as pb
 
 SECRET = "quetzalcoatlus"
@@ -348,23 +348,23 @@ def test_what_a_client_chooses_is_no_label() -> None:
 
 def test_a_request_has_ended_when_its_response_has() -> None:
     server, landed = Server(), []
-    server.service.flights = Flights(landed.append)
+    server.service.in_flight = InFlight(landed.append)
     call = server.open()
     for message in (headers(), body(), headers("response_headers")):
         call.receive(message)
-    assert len(server.service.flights) == 1
+    assert len(server.service.in_flight) == 1
     call.closed(True)
     assert landed == ["short"]
 
 
 def test_the_end_of_a_request_that_nobody_follows_is_not_known() -> None:
     server, landed = Server(sample=0.0), []
-    server.service.flights = Flights(landed.append)
+    server.service.in_flight = InFlight(landed.append)
     call = server.open()
     for message in (headers(), body()):
         call.receive(message)
     call.closed(False)
-    assert (landed, len(server.service.flights)) == ([], 0)
+    assert (landed, len(server.service.in_flight)) == ([], 0)
 
 
 class Unwritable(Router):

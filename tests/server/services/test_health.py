@@ -1,7 +1,7 @@
 import pytest
 from grpc_health.v1 import health_pb2
 
-from extproc.rpc.call import Call, Drainable, RpcError, Status
+from extproc.rpc.call import Call, Drainable, RpcError, StatusCode
 from extproc.server.services.health import (
     EXT_PROC,
     SERVICE_NAMES,
@@ -52,7 +52,7 @@ def test_check_answers_and_ends(name):
 def test_check_of_an_unknown_name_is_not_found():
     with pytest.raises(RpcError) as raised:
         opened(HealthStatuses(), "Check").receive(question("no.such.Service"))
-    assert raised.value.status is Status.NOT_FOUND
+    assert raised.value.status is StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
@@ -61,7 +61,7 @@ def test_a_request_that_is_none_is_invalid(method):
     for ask in (lambda: call.receive(b"\xff\xff"), call.half_closed):
         with pytest.raises(RpcError) as raised:
             ask()
-        assert raised.value.status is Status.INVALID_ARGUMENT
+        assert raised.value.status is StatusCode.INVALID_ARGUMENT
     call.closed(cancelled=True)
 
 

@@ -1,20 +1,20 @@
-"""Whose end is known: exchanges that stay open, receipts that come back."""
+"""Whose end is known: exchanges that stay open, decision tokens that come back."""
 
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.server.services.in_flight import Flights
+from extproc.server.services.in_flight import InFlight
 
 
-def flights(limit: int = 100) -> tuple[Flights, list[str]]:
+def in_flight(limit: int = 100) -> tuple[InFlight, list[str]]:
     landed: list[str] = []
-    return Flights(landed.append, limit), landed
+    return InFlight(landed.append, limit), landed
 
 
 def test_an_end_is_told_once() -> None:
-    known, landed = flights()
+    known, landed = in_flight()
     known.began(b"a", "short")
     known.ended(b"a")
     known.ended(b"a")
@@ -22,7 +22,7 @@ def test_an_end_is_told_once() -> None:
 
 
 def test_alike_requests_are_counted_each() -> None:
-    known, landed = flights()
+    known, landed = in_flight()
     for _ in range(3):
         known.began(b"a", "short")
     for _ in range(5):
@@ -31,14 +31,14 @@ def test_alike_requests_are_counted_each() -> None:
 
 
 def test_an_end_that_nobody_waits_for_is_nothing() -> None:
-    known, landed = flights()
+    known, landed = in_flight()
     known.ended(b"of another process")
     known.ended(None)
     assert landed == []
 
 
 def test_the_oldest_are_forgotten_first() -> None:
-    known, landed = flights(limit=2)
+    known, landed = in_flight(limit=2)
     for key in ("first", "second", "third"):
         known.began(key, f"pool of the {key}")
     for key in ("first", "second", "third"):
@@ -51,7 +51,7 @@ KEYS = st.integers(0, 8)
 
 @given(st.lists(st.tuples(st.booleans(), KEYS), max_size=200))
 def test_what_is_remembered_is_bounded_and_adds_up(steps: list[Any]) -> None:
-    known, landed = flights(limit=5)
+    known, landed = in_flight(limit=5)
     began = 0
     for begins, key in steps:
         if begins:

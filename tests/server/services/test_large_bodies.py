@@ -11,15 +11,15 @@ import pytest
 
 from extproc.config import Config
 from extproc.exchange import machine
-from extproc.exchange.body_parser import Reading
+from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.json_elider import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import Source
-from extproc.rpc.call import Call, Replies, RpcError, Status
+from extproc.rpc.call import Call, Replies, RpcError, StatusCode
 from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
-from extproc.server.services.cooperative import Turns
+from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import (
     MAX_HELD_MESSAGES,
     PROCESS,
@@ -51,7 +51,7 @@ class Server:
             new_exchange=new_exchange,
             defer=self.loop.append,
             clock=lambda: self.now_s,
-            turns=Turns(self.loop.append),
+            slices=TimeSlices(self.loop.append),
         )
 
     def turn(self) -> None:
@@ -69,11 +69,11 @@ class Server:
 
     def run(self) -> int:
         """Turn until there is nothing left to do: how often."""
-        turns = 0
+        slices = 0
         while self.loop:
             self.turn()
-            turns += 1
-        return turns
+            slices += 1
+        return slices
 
 
 class Client:
@@ -151,13 +151,13 @@ def test_a_large_body_is_read_in_turns() -> None:
     client = Client(server)
 
     assert client.send_body(LARGE) == ((), False)
-    turns = server.run()
+    slices = server.run()
 
-    assert turns == -(-len(LARGE) // CHUNK_BYTES)
+    assert slices == -(-len(LARGE) // CHUNK_BYTES)
     assert client.reason == "over_capacity"
     assert client.ended
     at_once = server.service
-    at_once.turns = None
+    at_once.slices = None
     other = Client(server)
     other.send_body(LARGE)
     assert other.answers == client.answers
@@ -206,11 +206,11 @@ def test_a_body_that_comes_in_chunks_is_read_in_turns(
         client.send_trailers()
 
     assert client.reason == ""
-    turns = server.run()
-    assert turns == -(-len(LARGE) // CHUNK_BYTES)
+    slices = server.run()
+    assert slices == -(-len(LARGE) // CHUNK_BYTES)
     assert client.reason == "over_capacity"
     at_once = server.service
-    at_once.turns = None
+    at_once.slices = None
     other = Client(server, mode)
     other.send_chunks(LARGE, end=not trailers)
     if trailers:
@@ -231,7 +231,7 @@ def test_a_stream_that_must_not_just_end_ends_in_an_error() -> None:
 
     assert client.reason == "over_capacity"
     assert isinstance(client.ended, RpcError)
-    assert client.ended.status is Status.INTERNAL
+    assert client.ended.status is StatusCode.INTERNAL
 
 
 def test_a_body_that_may_grow_is_read_in_turns() -> None:
@@ -239,10 +239,10 @@ def test_a_body_that_may_grow_is_read_in_turns() -> None:
     client = Client(server, content_encoding="gzip")
 
     assert client.send_body(gzip.compress(LARGE, mtime=0)) == ((), False)
-    turns = server.run()
+    slices = server.run()
 
     assert client.reason == "over_capacity"
-    assert turns > len(LARGE) // CHUNK_BYTES
+    assert slices > len(LARGE) // CHUNK_BYTES
 
 
 def test_the_time_to_answer_begins_with_the_message() -> None:
@@ -341,13 +341,13 @@ def test_what_cannot_be_read_goes_to_the_default_pool(body: bytes, reason: str) 
     assert client.reason == reason
 
 
-class BrokenReading(Reading):
+class BrokenReading(BodyParser):
     def _parse(self, source: Source) -> None:
         raise ZeroDivisionError
 
 
 class Exchange(machine.Exchange):
-    def _new_reading(self, body: bytes | bytearray | memoryview) -> Reading:
+    def _new_reading(self, body: bytes | bytearray | memoryview) -> BodyParser:
         return BrokenReading("", bytes(body), "", 16 * MIB)
 
 

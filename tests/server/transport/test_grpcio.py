@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from extproc.rpc.call import Call, Replies, RpcError, Send, Status
+from extproc.rpc.call import Call, Replies, RpcError, Send, StatusCode
 from extproc.server.services.health import EXT_PROC, HealthStatuses, WithHealth
 from extproc.server.transport.grpcio import GrpcioServer
 
@@ -39,11 +39,11 @@ class Talk:
             case b"end":
                 return (b"bye",), True
             case b"refuse later":
-                error = RpcError(Status.INVALID_ARGUMENT, "no, after all")
+                error = RpcError(StatusCode.INVALID_ARGUMENT, "no, after all")
                 asyncio.get_running_loop().call_soon(self.send, (b"well",), error)
                 return (), False
             case b"refuse":
-                raise RpcError(Status.INVALID_ARGUMENT, "no")
+                raise RpcError(StatusCode.INVALID_ARGUMENT, "no")
             case b"fault":
                 raise ZeroDivisionError
         return (message,), False

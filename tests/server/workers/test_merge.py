@@ -15,11 +15,11 @@ from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.request import Prompt, Request
 from extproc.routing.router import Outcome
-from extproc.server.admin.status import Status
+from extproc.server.admin.status import StatusReporter
 from extproc.server.build import build_router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
-from extproc.server.observe.recent import LAST_DECISIONS, History
+from extproc.server.observe.recent import LAST_DECISIONS, RecentDecisions
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.workers.merge import MergedMetrics, merge_reports
 
@@ -30,7 +30,7 @@ class Process:
     def __init__(self) -> None:
         router = self.router = build_router(Config())
         self.metrics = Metrics(router.ratios.all)
-        history = History(time.time, router.ratios.bytes_per_token)
+        history = RecentDecisions(time.time, router.ratios.bytes_per_token)
         advisor = Advisor(router.policy)
         self.service = ExtProcService(
             router,
@@ -39,7 +39,7 @@ class Process:
             self.metrics,
             watchers=[history, advisor],
         )
-        self.status = Status(
+        self.status = StatusReporter(
             router, self.metrics, history, advisor, lambda: True, time.time
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from extproc.server.workers.supervisor import Keeper, _next_delay
+from extproc.server.workers.supervisor import WorkerProcess, _next_delay
 from extproc.server.workers.worker import Worker
 
 LIMIT_S = 20.0
@@ -39,11 +39,11 @@ def kept(
     command: Sequence[str],
     *,
     is_ready: bool,
-    use: Callable[[Keeper, Admin], Awaitable[None]] | None = None,
+    use: Callable[[WorkerProcess, Admin], Awaitable[None]] | None = None,
 ) -> int:
     """Keep a worker, and do something meanwhile; what keeping it came to."""
     admin: Any = Admin(is_ready=is_ready)
-    keeper = Keeper(Worker(Path("/nowhere"), 0), command, admin)
+    keeper = WorkerProcess(Worker(Path("/nowhere"), 0), command, admin)
 
     async def scenario() -> int:
         async with asyncio.timeout(LIMIT_S):
@@ -78,7 +78,7 @@ async def restarted(admin: Admin, times: int) -> None:
 def test_one_that_was_is_started_again_after_a_while_that_grows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def use(keeper: Keeper, admin: Admin) -> None:
+    async def use(keeper: WorkerProcess, admin: Admin) -> None:
         await restarted(admin, 2)
         keeper.stop()
 
@@ -90,7 +90,7 @@ def test_one_that_was_is_started_again_after_a_while_that_grows(
 def test_none_is_started_once_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     admins: list[Admin] = []
 
-    async def use(keeper: Keeper, admin: Admin) -> None:
+    async def use(keeper: WorkerProcess, admin: Admin) -> None:
         admins.append(admin)
         while not caplog.records:  # it has ended, and is to be started again
             await asyncio.sleep(0.005)
@@ -101,7 +101,7 @@ def test_none_is_started_once_it_is_over(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_one_that_is_being_started_ends_as_well() -> None:
-    async def use(keeper: Keeper, admin: Admin) -> None:
+    async def use(keeper: WorkerProcess, admin: Admin) -> None:
         await asyncio.sleep(0)  # it is on its way, and nobody can signal it yet
         assert not admin.starts
         keeper.stop()
