@@ -11,6 +11,7 @@ from typing import Literal
 
 import yaml
 
+from extproc.address import Address
 from extproc.schema import ConfigError, as_document, build, check
 
 __all__ = ["Config", "ConfigError", "as_document", "load_config"]
@@ -60,18 +61,18 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def _is_host_port(value: str) -> bool:
-    match = re.fullmatch(r"(?:\[[^\]\s]+\]|[^:\s]+):(\d{1,5})", value, re.ASCII)
-    return match is not None and int(match[1]) < 1 << 16
+def _is_address(value: str, unix: bool) -> bool:
+    try:
+        address = Address.parse(value)
+    except ValueError:
+        return False
+    return unix or not address.is_unix
 
 
 _POSITIVE = check("a number above 0", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = check("0 or more", lambda value: 0 <= value < math.inf)
-_ADDRESS = check(
-    "HOST:PORT or unix:PATH",
-    lambda value: re.fullmatch(r"unix:.+", value) or _is_host_port(value),
-)
-_HOST_PORT = check("HOST:PORT", _is_host_port)
+_ADDRESS = check("HOST:PORT or unix:PATH", lambda value: _is_address(value, unix=True))
+_HOST_PORT = check("HOST:PORT", lambda value: _is_address(value, unix=False))
 _HEADER = check(
     "a header name in lower case",
     lambda value: re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", value),
@@ -417,11 +418,11 @@ def _check_pools(pools: tuple[PoolConfig, ...]) -> None:
 
 
 def _check_workers(server: ServerConfig) -> None:
-    if server.workers == 1 or server.listen.startswith("unix:"):
+    listen = Address.parse(server.listen)
+    if server.workers == 1 or listen.is_unix:
         return
-    port = int(server.listen.rpartition(":")[2])
     last = (1 << 16) - server.workers
-    if not 0 < port <= last:
+    if not 0 < listen.port <= last:
         raise ConfigError(
             f"server.listen: {server.listen!r}; accepted with {server.workers} "
             f"workers: a port from 1 to {last}"

@@ -8,10 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.server.admin.server import AdminServer
 from extproc.server.build import build_recording, build_store, build_tracing
@@ -24,9 +24,9 @@ from extproc.server.runtime import Runtime
 from extproc.server.services.access_log import AccessLog, WithAccessLog
 from extproc.server.services.decide import Api, WithApi
 from extproc.server.services.ext_proc import Watcher, plain_exchange
-from extproc.server.services.health import HealthStatuses
+from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.choose import build_transport
-from extproc.server.workers.worker import Worker, worker_address
+from extproc.server.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -88,22 +88,22 @@ class App:
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._runtime.config.server
+            listen = Address.parse(server.listen)
             if self._worker is not None:
-                listen = worker_address(server.listen, self._worker.index)
-                server = replace(server, listen=listen)
+                listen = listen.nth(self._worker.index)
             api = Api(self._runtime.service, server.max_body_bytes)
             service = WithAccessLog(
                 WithApi(self._runtime.service, api, self._runtime.service.slices),
                 AccessLog(self._runtime.service),
             )
-            transport = build_transport(server, service, health)
+            transport = build_transport(server, WithHealth(service, health), listen)
             await transport.start()
             health.set_all(True)
             await self._start_admin(stack, api)
             stopping = self._handle_signals(stack, state)
             self._ready = True
             which = {} if self._worker is None else {"worker": self._worker.index}
-            _log("serving", listen=server.listen, port=transport.port, **which)
+            _log("serving", listen=str(listen), port=transport.port, **which)
             await stopping.wait()
             self._ready = False
             server = self._runtime.config.server
@@ -163,9 +163,9 @@ class App:
 
     async def _start_admin(self, stack: AsyncExitStack, api: Api) -> None:
         config = self._runtime.config
-        address = config.server.admin
+        address = Address.parse(config.server.admin)
         if self._worker is not None:
-            address = f"unix:{self._worker.admin_socket}"
+            address = Address(path=str(self._worker.admin_socket))
         admin = AdminServer(
             address,
             self._runtime.metrics.registry,
@@ -180,7 +180,7 @@ class App:
             _log("admin", admin=await admin.start())
         except OSError as error:
             # Requests matter more than their metrics: serve on without the port.
-            fields = {"admin": address, "error": error.strerror or str(error)}
+            fields = {"admin": str(address), "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
 
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
+from extproc.address import Address
 from extproc.rpc.call import Call, Replies, Send
-from extproc.server.services.health import HealthStatuses
+from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.native import NativeServer, new_event_loop
 
 
@@ -71,7 +72,8 @@ class LeanService:
 async def main(address: str, ends_early: bool) -> None:
     health = HealthStatuses()
     health.set_all(True)
-    await NativeServer(LeanService(ends_early), health, address).start()
+    service = WithHealth(LeanService(ends_early), health)
+    await NativeServer(service, Address.parse(address)).start()
     await asyncio.Event().wait()
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.address import Address
 from extproc.config import StateStore, load_config
 from extproc.demo.stack.process import Child, answers_200, free_ports
-from extproc.server.workers.worker import worker_address
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,9 +94,10 @@ def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
     assert config.feedback.access_log
     assert config.server.transport == "native"
     assert config.pools == load_config((folder / "extproc.yaml").read_text(), {}).pools
+    first = Address.parse(config.server.listen)
     assert [
         f"0.0.0.0:{address['socket_address']['port_value']}" for address in asked
-    ] == [worker_address(config.server.listen, i) for i in range(config.server.workers)]
+    ] == [str(first.nth(i)) for i in range(config.server.workers)]
     assert {each["socket_address"]["address"] for each in asked} == {"extproc"}
     # Its file system is read-only.
     assert router["tmpfs"] == ["/tmp"]

@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import Any
 
+from extproc.address import Address
 from extproc.rpc.call import Call, Replies, Send
 from extproc.server.services.ext_proc import PROCESS
 from extproc.server.services.health import HealthStatuses, WithHealth
@@ -57,7 +58,7 @@ class Service:
 
 async def serve(port: int) -> None:
     health = HealthStatuses()
-    server = GrpcioServer(WithHealth(Service(), health), f"127.0.0.1:{port}", 1 << 22)
+    server = GrpcioServer(WithHealth(Service(), health), Address("127.0.0.1", port))
     await server.start()
     health.set_all(True)
     await asyncio.Event().wait()

@@ -6,21 +6,25 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from extproc.server.services.health import HealthStatuses
+from extproc.address import Address
+from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.native import NativeServer
 
 from ..rpc.peers import TestService
 
 TIMEOUT_S = 20
+ANY_PORT = Address.parse("127.0.0.1:0")
 INTRODUCTION = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    address: str = "127.0.0.1:0", **options
+    address: Address = ANY_PORT, **options
 ) -> AsyncIterator[tuple[NativeServer, TestService, HealthStatuses]]:
     service, health = TestService(), HealthStatuses()
-    server = NativeServer(service, health, address, linger_s=0.05, **options)
+    server = NativeServer(
+        WithHealth(service, health), address, linger_s=0.05, **options
+    )
     await server.start()
     try:
         yield server, service, health

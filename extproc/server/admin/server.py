@@ -9,9 +9,10 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from extproc.exchange.openai import PATHS
+from extproc.address import Address
+from extproc.exchange.openai import DEFAULT_PATH, PATHS
 from extproc.server.admin.decide_http import HttpApi
-from extproc.server.admin.explain import DEFAULT_PATH, Explainer
+from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import Api
@@ -21,7 +22,7 @@ class AdminServer:
     """Serves /, /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
-        address: HOST:PORT, or unix:PATH for one of several workers.
+        address: a Unix socket for one of several workers.
         registry: what /metrics prints.
         ready: whether new streams are welcome.
         status: what /status prints.
@@ -32,7 +33,7 @@ class AdminServer:
 
     def __init__(
         self,
-        address: str,
+        address: Address,
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         status: Callable[[], dict[str, Any]],
@@ -67,15 +68,13 @@ class AdminServer:
             OSError: the address cannot be bound.
         """
         await self._runner.setup()
-        if self._address.startswith("unix:"):
-            path = self._address.removeprefix("unix:")
-            await web.UnixSite(self._runner, path).start()
-            return self._address
-        host, _, port = self._address.rpartition(":")
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
-        await site.start()
-        bound = self._runner.addresses[0]
-        return f"{host}:{bound[1]}"
+        address = self._address
+        if address.is_unix:
+            await web.UnixSite(self._runner, address.path).start()
+        else:
+            await web.TCPSite(self._runner, address.host, address.port).start()
+            address = address.with_port(self._runner.addresses[0][1])
+        return str(address)
 
     async def stop(self) -> None:
         """Close the port."""

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from extproc.address import Address
 from extproc.config import ServerConfig
 from extproc.config import Transport as TransportName
 from extproc.rpc.call import Service
 from extproc.rpc.limits import Limits
-from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer, new_event_loop
 from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
@@ -46,28 +46,33 @@ def max_message_bytes(server: ServerConfig) -> int:
 
 
 def build_transport(
-    server: ServerConfig, service: Service, health: HealthStatuses
+    server: ServerConfig, service: Service, listen: Address
 ) -> Transport:
     """The transport that is configured, with TLS if that is.
+
+    Args:
+        server: names the transport, its limits and its certificates.
+        service: what is served.
+        listen: where: ``server.listen``, or the address of one of several workers.
 
     Raises:
         ConfigError: a file of ``tls`` cannot be used.
     """
     certificates = Certificates(server.tls) if server.tls is not None else None
+    limits = Limits(max_message_bytes=max_message_bytes(server))
     match server.transport:
         case TransportName.GRPCIO:
             return GrpcioServer(
-                WithHealth(service, health),
-                server.listen,
-                max_message_bytes(server),
-                grpc_credentials(certificates) if certificates else None,
+                service,
+                listen,
+                limits=limits,
+                credentials=grpc_credentials(certificates) if certificates else None,
             )
         case TransportName.NATIVE:
             return NativeServer(
                 service,
-                health,
-                server.listen,
-                limits=Limits(max_message_bytes=max_message_bytes(server)),
+                listen,
+                limits=limits,
                 ssl_context=LiveContext.of(certificates) if certificates else None,
             )
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 
+from extproc.address import Address
 from extproc.rpc.call import Call, Drainable, Replies, RpcError, Service, StatusCode
+from extproc.rpc.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +22,18 @@ class GrpcioServer:
 
     Args:
         service: opens the calls.
-        address: HOST:PORT or unix:PATH.
-        max_message_bytes: larger messages end their stream (RESOURCE_EXHAUSTED).
+        address: where to listen; port 0 is any free one.
+        limits: what one connection may ask for; of them only the size of a message,
+            beyond which its stream ends (RESOURCE_EXHAUSTED).
         credentials: for TLS; none is plain text.
     """
 
     def __init__(
         self,
         service: Service,
-        address: str,
-        max_message_bytes: int,
+        address: Address,
+        *,
+        limits: Limits | None = None,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self._service = service
@@ -40,7 +44,10 @@ class GrpcioServer:
         """The port that is bound; 0 for a Unix socket."""
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
+                (
+                    "grpc.max_receive_message_length",
+                    (limits or Limits()).max_message_bytes,
+                ),
                 # Envoy's keepalive pings every second, idle or not; gRPC would take
                 # that for an attack and close the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", 100),
@@ -59,13 +66,15 @@ class GrpcioServer:
         """
         try:
             if self._credentials is None:
-                port = self._server.add_insecure_port(self._address)
+                port = self._server.add_insecure_port(str(self._address))
             else:
-                port = self._server.add_secure_port(self._address, self._credentials)
+                port = self._server.add_secure_port(
+                    str(self._address), self._credentials
+                )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._address}") from error
         await self._server.start()
-        self.port = 0 if self._address.startswith("unix:") else port
+        self.port = 0 if self._address.is_unix else port
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new streams, let open ones finish within the time, then stop."""

@@ -1,6 +1,6 @@
 """The native transport: :mod:`extproc.rpc.connection` on asyncio sockets.
 
-    server = NativeServer(service, health, "0.0.0.0:9002")
+    server = NativeServer(service, Address.parse("0.0.0.0:9002"))
     await server.start()
     ...
     await server.drain(seconds=10)
@@ -18,10 +18,10 @@ import stat
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from extproc.address import Address
 from extproc.rpc.call import Service
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
-from extproc.server.services.health import HealthStatuses, WithHealth
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,11 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class NativeServer:
-    """Serves calls, and gRPC health, over HTTP/2 on one address.
+    """Serves calls over HTTP/2 on one address.
 
     Args:
         service: what is served.
-        health: shown by ``grpc.health.v1.Health`` on the same address.
-        address: ``host:port`` (port 0: any free one; ``[::1]:port`` for IPv6; no host:
-            all interfaces) or ``unix:/path``.
+        address: where to listen; port 0 is any free one.
         limits: what one connection may ask for.
         ssl_context: for TLS; ALPN is set to ``h2``, and required of clients.
         max_connections: further ones are closed at once.
@@ -65,15 +63,14 @@ class NativeServer:
     def __init__(
         self,
         service: Service,
-        health: HealthStatuses,
-        address: str,
+        address: Address,
         *,
         limits: Limits | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 1024,
         linger_s: float = LINGER_S,
     ) -> None:
-        self.service: Final[Service] = WithHealth(service, health)
+        self.service: Final = service
         self.limits: Final = limits or Limits()
         self.max_connections: Final = max_connections
         self.linger_s: Final = linger_s
@@ -92,7 +89,6 @@ class NativeServer:
 
         Raises:
             OSError: the address cannot be bound.
-            ValueError: it is not one.
         """
         loop = asyncio.get_running_loop()
         if self._ssl is not None:
@@ -113,15 +109,15 @@ class NativeServer:
         loop: asyncio.AbstractEventLoop,
         peer: Callable[[], asyncio.BufferedProtocol],
     ) -> None:
-        kind, host, port = parse_address(self._address)
-        if kind == "unix":
+        address = self._address
+        if address.is_unix:
             self._server = await loop.create_unix_server(
-                peer, host, ssl=self._ssl, backlog=_BACKLOG
+                peer, address.path, ssl=self._ssl, backlog=_BACKLOG
             )
-            self._socket_file = (host, os.stat(host).st_ino)
+            self._socket_file = (address.path, os.stat(address.path).st_ino)
         else:
             self._server = await loop.create_server(
-                peer, host or None, port, ssl=self._ssl, backlog=_BACKLOG
+                peer, address.host, address.port, ssl=self._ssl, backlog=_BACKLOG
             )
 
     @property
@@ -309,25 +305,6 @@ class _Peer(asyncio.BufferedProtocol):
         self.machine.expire(self._loop.time())
         self._flush()
         self._watch_deadline()
-
-
-def parse_address(address: str) -> tuple[str, str, int]:
-    """Split an address: ``("tcp", host, port)`` or ``("unix", path, 0)``.
-
-    Raises:
-        ValueError: it is neither ``host:port`` nor ``unix:path``.
-    """
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        if path.startswith("//"):  # gRPC's unix://absolute/path
-            path = "/" + path.lstrip("/")
-        if path:
-            return "unix", path, 0
-    else:
-        host, colon, port = address.rpartition(":")
-        if colon and port.isdecimal() and int(port) <= 0xFFFF:
-            return "tcp", host.strip("[]"), int(port)
-    raise ValueError(f"address {address!r} is neither host:port nor unix:/path")
 
 
 def _keep_alive(sock: Any) -> None:

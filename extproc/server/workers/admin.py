@@ -12,9 +12,10 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from extproc.address import Address
 from extproc.config import ServerConfig
 from extproc.server.workers.merge import MergedMetrics, merge_reports
-from extproc.server.workers.worker import Worker, worker_address
+from extproc.server.workers.worker import Worker
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _POLL_S = 0.05
@@ -63,9 +64,9 @@ class WorkersAdmin:
             OSError: the address cannot be bound.
         """
         await self._runner.setup()
-        host, _, port = self._server.admin.rpartition(":")
-        await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
-        return f"{host}:{self._runner.addresses[0][1]}"
+        address = Address.parse(self._server.admin)
+        await web.TCPSite(self._runner, address.host, address.port).start()
+        return str(address.with_port(self._runner.addresses[0][1]))
 
     async def stop(self) -> None:
         """Close the port."""
@@ -132,10 +133,11 @@ class WorkersAdmin:
         merged["ready"] = (
             len(known) == len(reports) and merged["ready"] and not self._draining()
         )
+        first = Address.parse(self._server.listen)
         merged["workers"] = [
             {
                 "worker": i,
-                "listen": worker_address(self._server.listen, i),
+                "listen": str(first.nth(i)),
                 "pid": self._pids[i],
                 "restarts": self._restarts[i],
                 "ready": bool(report and report["ready"]),

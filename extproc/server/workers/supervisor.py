@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.server.workers.admin import WorkersAdmin
-from extproc.server.workers.worker import Worker, worker_address
+from extproc.server.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +192,9 @@ class Supervisor:
         for keeper in keepers:
             await keeper.ready.wait()
         server = self._config.server
-        listen = [worker_address(server.listen, i) for i in range(server.workers)]
-        _log("all_serving", listen=", ".join(listen), workers=server.workers)
+        first = Address.parse(server.listen)
+        listen = ", ".join(str(first.nth(i)) for i in range(server.workers))
+        _log("all_serving", listen=listen, workers=server.workers)
 
 
 def _next_delay(delay_s: float, lived_s: float) -> float:

@@ -6,19 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def worker_address(listen: str, index: int) -> str:
-    """The address of a worker: the ports, or the sockets, follow each other.
-
-    Args:
-        listen: ``server.listen``: HOST:PORT, or unix:PATH for unix:PATH.0 and so on.
-        index: from 0.
-    """
-    if listen.startswith("unix:"):
-        return f"{listen}.{index}"
-    host, _, port = listen.rpartition(":")
-    return f"{host}:{int(port) + index}"
-
-
 @dataclass(frozen=True, slots=True)
 class Worker:
     """Which of them a process is.

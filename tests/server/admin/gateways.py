@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.demo.stack.process import free_ports
 from extproc.exchange.machine import ExchangeSettings
@@ -85,7 +86,7 @@ def make_admin() -> AdminServer:
         metrics,
     )
     return AdminServer(
-        "127.0.0.1:0",
+        Address.parse("127.0.0.1:0"),
         metrics.registry,
         lambda: True,
         dict,

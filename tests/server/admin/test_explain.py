@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
@@ -26,7 +27,7 @@ def ask(
     async def run() -> None:
         explainer = Explainer(build_router(Config()), MAX_BODY_BYTES)
         admin = AdminServer(
-            "127.0.0.1:0",
+            Address.parse("127.0.0.1:0"),
             CollectorRegistry(),
             lambda: True,
             dict,

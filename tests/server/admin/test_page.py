@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.exchange.events import Observation
 from extproc.exchange.openai import parse_request
@@ -81,7 +82,7 @@ def make_admin() -> AdminServer:
         for watcher in (metrics, history):
             watcher.observed(Observation(decision, outcome), lesson)
     return AdminServer(
-        "127.0.0.1:0",
+        Address.parse("127.0.0.1:0"),
         metrics.registry,
         lambda: True,
         status.report,

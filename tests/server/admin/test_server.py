@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
@@ -27,7 +28,12 @@ def served(
         Counter("asked", "Questions", registry=registry).inc()
         explainer = Explainer(build_router(Config()), 1000)
         admin = AdminServer(
-            f"{host}:0", registry, ready, lambda: {"pools": ["short"]}, explainer, 1000
+            Address.parse(f"{host}:0"),
+            registry,
+            ready,
+            lambda: {"pools": ["short"]},
+            explainer,
+            1000,
         )
         address = await admin.start()
         try:
@@ -98,7 +104,7 @@ def test_a_port_in_use_is_an_error() -> None:
     async def run() -> None:
         explainer = Explainer(build_router(Config()), 1000)
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            address = Address("127.0.0.1", taken.getsockname()[1])
             admin = AdminServer(
                 address, CollectorRegistry(), bool, dict, explainer, 1000
             )

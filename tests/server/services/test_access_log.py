@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.address import Address
 from extproc.config import Config, FeedbackConfig, PoolConfig
 from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Observation, RequestBody, Route, Serving
@@ -23,7 +24,6 @@ from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome
 from extproc.rpc.call import RpcError
-from extproc.rpc.limits import Limits
 from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.metrics import NO_CLUSTER, OTHER_CLUSTER, Metrics
 from extproc.server.services.access_log import (
@@ -36,7 +36,6 @@ from extproc.server.services.access_log import (
 )
 from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE, encode
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
-from extproc.server.services.health import HealthStatuses
 from extproc.server.services.in_flight import InFlight
 from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer
@@ -340,14 +339,14 @@ def until(condition: Callable[[], Any]) -> None:
 
 async def drain_with_an_open_stream(transport: str, directory: Path) -> None:
     server = Server()
-    address = f"unix:{directory / 'grpc.sock'}"
+    address = Address(path=str(directory / "grpc.sock"))
     serving: Any
     if transport == "native":
-        serving = NativeServer(server.both, HealthStatuses(), address, limits=Limits())
+        serving = NativeServer(server.both, address)
     else:
-        serving = GrpcioServer(server.both, address, 1 << 20)
+        serving = GrpcioServer(server.both, address)
     await serving.start()
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(str(address)) as channel:
         call = channel.stream_unary(STREAM)()
         await call.write(batch(entry(token_of(decide()), prompt_tokens=110)))
         await asyncio.to_thread(until, lambda: server.deferred)

@@ -10,6 +10,7 @@ import aiohttp
 import grpc
 import pytest
 
+from extproc.address import Address
 from extproc.config import Config
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.json_elider import CHUNK_BYTES
@@ -22,7 +23,6 @@ from extproc.server.observe.metrics import Metrics
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import DECIDE, Api, InvalidArgumentError, WithApi
 from extproc.server.services.ext_proc import ExtProcService
-from extproc.server.services.health import HealthStatuses
 from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer
 from extproc.wire import router_pb2 as pb
@@ -159,11 +159,11 @@ def test_hint_decides_the_category() -> None:
 
 
 def grpcio_server(service: Service) -> GrpcioServer:
-    return GrpcioServer(service, "127.0.0.1:0", 1 << 20)
+    return GrpcioServer(service, Address.parse("127.0.0.1:0"))
 
 
 def native_server(service: Service) -> NativeServer:
-    return NativeServer(service, HealthStatuses(), "127.0.0.1:0")
+    return NativeServer(service, Address.parse("127.0.0.1:0"))
 
 
 @pytest.mark.parametrize("make_server", [grpcio_server, native_server])
@@ -285,7 +285,7 @@ def over_http(
     async def run() -> None:
         service = make_service()
         admin = AdminServer(
-            "127.0.0.1:0",
+            Address.parse("127.0.0.1:0"),
             service.metrics.registry,
             lambda: True,
             dict,
@@ -328,7 +328,7 @@ def test_over_http_a_large_body_is_read_in_turns(
         service = make_service()
         explainer = NotedExplainer(service.router, len(LARGE_BODY))
         admin = AdminServer(
-            "127.0.0.1:0",
+            Address.parse("127.0.0.1:0"),
             service.metrics.registry,
             lambda: True,
             dict,

@@ -9,11 +9,14 @@ from pathlib import Path
 import grpc
 import pytest
 
+from extproc.address import Address
 from extproc.rpc.call import Call, Replies, RpcError, Send, StatusCode
+from extproc.rpc.limits import Limits
 from extproc.server.services.health import EXT_PROC, HealthStatuses, WithHealth
 from extproc.server.transport.grpcio import GrpcioServer
 
 LIMIT_S = 20.0
+ANY_PORT = Address.parse("127.0.0.1:0")
 METHOD = "/test.Test/Talk"
 
 
@@ -78,9 +81,9 @@ class Service:
 
 def served(
     use: Callable[[grpc.aio.Channel, Service, GrpcioServer], Awaitable[None]],
-    address: str = "127.0.0.1:0",
+    address: Address = ANY_PORT,
     *,
-    max_message_bytes: int = 1000,
+    max_message_bytes: int = 1024,
 ) -> list[bool]:
     """Run a test against a server; returns how its calls ended."""
     service = Service()
@@ -88,10 +91,11 @@ def served(
     async def run() -> None:
         statuses = HealthStatuses()
         statuses.set_all(True)
-        server = GrpcioServer(WithHealth(service, statuses), address, max_message_bytes)
+        limits = Limits(max_message_bytes=max_message_bytes)
+        server = GrpcioServer(WithHealth(service, statuses), address, limits=limits)
         await server.start()
         port = server.port
-        target = address if port == 0 else f"127.0.0.1:{port}"
+        target = str(address) if port == 0 else f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(target) as channel:
             async with asyncio.timeout(LIMIT_S):
                 await use(channel, service, server)
@@ -325,7 +329,7 @@ def test_a_unix_socket_is_listened_on(tmp_path: Path) -> None:
         await call.write(b"a")
         assert await call.read() == b"a"
 
-    served(use, f"unix:{tmp_path / 'socket'}")
+    served(use, Address(path=str(tmp_path / "socket")))
 
 
 def test_draining_lets_open_streams_finish_and_refuses_new_ones() -> None:
@@ -375,10 +379,10 @@ def test_health_is_served_beside_the_service() -> None:
 
 def test_an_address_in_use_is_an_error() -> None:
     async def run() -> None:
-        first = GrpcioServer(Service(), "127.0.0.1:0", 1000)
+        first = GrpcioServer(Service(), ANY_PORT)
         await first.start()
         port = first.port
-        second = GrpcioServer(Service(), f"127.0.0.1:{port}", 1000)
+        second = GrpcioServer(Service(), Address("127.0.0.1", port))
         with pytest.raises(OSError, match="cannot listen"):
             await second.start()
         await first.drain(0)

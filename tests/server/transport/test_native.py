@@ -8,12 +8,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from extproc.address import Address
 from extproc.rpc.limits import Limits
-from extproc.server.services.health import HealthStatuses
-from extproc.server.transport.native import (
-    NativeServer,
-    parse_address,
-)
+from extproc.server.transport.native import NativeServer
 
 from ...rpc.peers import TestService
 from ..native_server import (
@@ -211,37 +208,13 @@ def test_limits_reach_the_wire(run):
 # ---- addresses ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("address", "parsed"),
-    [
-        ("127.0.0.1:9002", ("tcp", "127.0.0.1", 9002)),
-        ("router.local:0", ("tcp", "router.local", 0)),
-        ("[::1]:9002", ("tcp", "::1", 9002)),
-        (":9002", ("tcp", "", 9002)),
-        ("unix:/run/a.sock", ("unix", "/run/a.sock", 0)),
-        ("unix:///run/a.sock", ("unix", "/run/a.sock", 0)),
-        ("unix:a.sock", ("unix", "a.sock", 0)),
-    ],
-)
-def test_addresses(address, parsed):
-    assert parse_address(address) == parsed
-
-
-@pytest.mark.parametrize(
-    "address", ["", "9002", "host", "host:", "host:port", "host:65536", "unix:"]
-)
-def test_what_is_no_address(address):
-    with pytest.raises(ValueError, match="neither host:port nor unix:/path"):
-        parse_address(address)
-
-
 def test_a_unix_socket_is_served_and_removed(run, tmp_path):
     path = tmp_path / "router.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
 
     async def test():
-        async with serving(f"unix:{path}") as (server, _, _):
+        async with serving(Address(path=str(path))) as (server, _, _):
             assert server.port == 0
             async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
                 assert await channel.unary_unary("/test.Test/Once")(b"x") == b"x"
@@ -254,9 +227,9 @@ def test_a_unix_socket_of_a_successor_stays(run, tmp_path):
     path = tmp_path / "router.sock"
 
     async def test():
-        async with serving(f"unix:{path}"):
+        async with serving(Address(path=str(path))):
             path.unlink()
-            successor = NativeServer(TestService(), HealthStatuses(), f"unix:{path}")
+            successor = NativeServer(TestService(), Address(path=str(path)))
             await successor.start()
         assert path.exists()
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
@@ -270,9 +243,7 @@ def test_a_unix_socket_of_a_successor_stays(run, tmp_path):
 def test_an_address_in_use_is_an_error(run):
     async def test():
         async with serving() as (server, _, _):
-            other = NativeServer(
-                TestService(), HealthStatuses(), f"127.0.0.1:{server.port}"
-            )
+            other = NativeServer(TestService(), Address("127.0.0.1", server.port))
             with pytest.raises(OSError, match="in use"):
                 await other.start()
 

@@ -1,6 +1,6 @@
 """One connection, with a transport and a loop that do as they are told."""
 
-from extproc.server.services.health import HealthStatuses
+from extproc.address import Address
 from extproc.server.transport.native import (
     INTRODUCTION_S,
     LINGER_S,
@@ -67,7 +67,7 @@ class FakeTransport:
 
 class FakePeer:
     def __init__(self):
-        self.server = NativeServer(TestService(), HealthStatuses(), ":0")
+        self.server = NativeServer(TestService(), Address.parse("127.0.0.1:0"))
         self.loop, self.transport = FakeLoop(), FakeTransport()
         self.peer = _Peer(self.server, self.loop)
         self.peer.connection_made(self.transport)

@@ -9,8 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from extproc.address import Address
 from extproc.config import ConfigError, ServerConfig, TlsConfig, Transport
-from extproc.server.services.health import HealthStatuses
+from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.choose import build_transport
 from extproc.server.transport.tls import Certificates
 
@@ -103,7 +104,9 @@ async def serving(transport, tls):
     health = HealthStatuses()
     health.set_all(True)
     server = build_transport(
-        ServerConfig("127.0.0.1:0", transport=transport, tls=tls), NoService(), health
+        ServerConfig(transport=transport, tls=tls),
+        WithHealth(NoService(), health),
+        Address.parse("127.0.0.1:0"),
     )
     await server.start()
     port = server.port
