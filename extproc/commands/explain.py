@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from extproc.commands.check_config import read_config
-from extproc.exchange.openai import PATHS
-from extproc.server.admin.explain import DEFAULT_PATH, Explainer
+from extproc.exchange.openai import DEFAULT_PATH, PATHS
+from extproc.server.admin.explain import Explainer
 from extproc.server.build import build_router
 
 _SERVER_TIMEOUT_S = 10.0

@@ -36,14 +36,12 @@ from extproc.commands.recording_report import (
     score_recording,
 )
 from extproc.config import Config, EstimatorName
-from extproc.exchange.openai import parse_request
+from extproc.exchange.openai import DEFAULT_PATH, parse_request
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.policy import Reason
 from extproc.routing.prior import FAMILIES
 from extproc.routing.router import Decision, Outcome, Router
 from extproc.server.build import build_router, build_sampler
-
-DEFAULT_PATH = "/v1/chat/completions"
 
 UNSCORED_SHARE = 0.1
 

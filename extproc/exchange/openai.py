@@ -344,6 +344,9 @@ _PARSERS: dict[str, Callable[[Source], Request | None]] = {
     "/v1/embeddings": _parse_embedding,
 }
 
+DEFAULT_PATH = "/v1/chat/completions"
+"""The endpoint of a body that comes without its path."""
+
 PATHS = tuple(_PARSERS)
 """The paths whose requests are routed by budget."""
 

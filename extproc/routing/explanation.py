@@ -17,14 +17,12 @@ from extproc.routing.policy import IDLE, Policy, PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
 
-Loads = Mapping[str, PoolLoad]
-
 
 def explain(
     router: Router,
     request: Request,
     hint: str | None = None,
-    loads: Loads | None = None,
+    loads: Mapping[str, PoolLoad] | None = None,
 ) -> dict[str, Any]:
     """Decide as ``Router.route`` does, and tell every number of it.
 
@@ -132,7 +130,9 @@ def _explain_prompt(
     }
 
 
-def _explain_choice(policy: Policy, decision: Decision, loads: Loads) -> dict[str, Any]:
+def _explain_choice(
+    policy: Policy, decision: Decision, loads: Mapping[str, PoolLoad]
+) -> dict[str, Any]:
     return {
         "pools": [
             {

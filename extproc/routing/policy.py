@@ -7,7 +7,7 @@ default: whatever cannot be decided goes there.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -77,6 +77,9 @@ class PoolLoad:
 
 
 IDLE = PoolLoad()
+
+Loads = Callable[[], Mapping[str, PoolLoad] | None]
+"""Gives the load of each pool as it is now, or None if nobody watches them."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from extproc.exchange.body_parser import BodyParser
-from extproc.exchange.openai import is_routed
+from extproc.exchange.openai import DEFAULT_PATH, is_routed
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.router import Router
-
-DEFAULT_PATH = "/v1/chat/completions"
 
 
 class Explainer:

@@ -32,8 +32,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import extproc
 from extproc.exchange.events import Event, Observation, RequestHeaders, Step
 from extproc.exchange.machine import Exchange, ExchangeSettings
+from extproc.routing.policy import Loads
 from extproc.routing.router import Decision, Lesson, Router
-from extproc.server.services.ext_proc import Loads
 
 _SCOPE = "extproc"
 _PROVIDER = "vllm"

@@ -15,11 +15,11 @@ from google.protobuf.message import DecodeError
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import read_decision_token, write_decision_token
 from extproc.exchange.events import Observation
+from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
-from extproc.server.admin.explain import DEFAULT_PATH
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.wire import router_pb2 as pb

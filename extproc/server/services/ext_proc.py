@@ -30,7 +30,7 @@ from extproc.exchange.events import (
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
 from extproc.exchange.transitions import ProtocolError
-from extproc.routing.policy import PoolLoad
+from extproc.routing.policy import Loads, PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.rpc.call import Call, Replies, RpcError, Send, StatusCode
 from extproc.server.observe.metrics import Metrics
@@ -65,9 +65,6 @@ class Watcher(Protocol):
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Take note of a response, and of what it taught."""
-
-
-Loads = Callable[[], Mapping[str, PoolLoad] | None]
 
 
 class NewExchange(Protocol):
