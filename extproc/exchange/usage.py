@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from extproc.routing.token_counts import read_token_counts
+
 MAX_KEPT_BYTES = 256 * 1024
 """Of a JSON body, and of one event: usage stands at the end of the one, and the
 largest events seen (log probabilities) are a tenth of it."""
@@ -44,18 +46,9 @@ class Usage:
     def _merge_usage(self, usage: object) -> None:
         if type(usage) is not dict:
             return
-        prompt = _count(usage.get("prompt_tokens"))
-        if prompt is None:
-            prompt = _count(usage.get("input_tokens"))
-            for cached in ("cache_read_input_tokens", "cache_creation_input_tokens"):
-                # Anthropic counts these apart from input_tokens; OpenAI has them in.
-                if prompt is not None:
-                    prompt += _count(usage.get(cached)) or 0
-        completion = _count(usage.get("completion_tokens"))
-        if completion is None:
-            completion = _count(usage.get("output_tokens"))
-        self.prompt_tokens = _larger(self.prompt_tokens, prompt)
-        self.completion_tokens = _larger(self.completion_tokens, completion)
+        counts = read_token_counts(lambda name: _count(usage.get(name)))
+        self.prompt_tokens = _larger(self.prompt_tokens, counts.prompt)
+        self.completion_tokens = _larger(self.completion_tokens, counts.completion)
 
 
 def _count(value: object) -> int | None:

@@ -20,6 +20,7 @@ from google.protobuf.struct_pb2 import Struct
 from extproc.exchange.decision_token import read_decision_token
 from extproc.exchange.events import Observation, Serving
 from extproc.routing.router import Decision, Outcome, Router
+from extproc.routing.token_counts import read_token_counts
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
 from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE
 from extproc.server.services.ext_proc import ExtProcService
@@ -168,20 +169,9 @@ def _was_cut(
 
 
 def _usage(counts: Struct) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens, in the names of OpenAI or of Anthropic.
-
-    Anthropic counts what came from its cache apart from ``input_tokens``.
-    """
-    prompt = _count(counts, "prompt_tokens")
-    if prompt is None:
-        prompt = _count(counts, "input_tokens")
-        if prompt is not None:
-            for cached in ("cache_read_input_tokens", "cache_creation_input_tokens"):
-                prompt += _count(counts, cached) or 0
-    completion = _count(counts, "completion_tokens")
-    if completion is None:
-        completion = _count(counts, "output_tokens")
-    return prompt, completion
+    """Prompt and completion tokens, in the names of OpenAI or of Anthropic."""
+    read = read_token_counts(lambda name: _count(counts, name))
+    return read.prompt, read.completion
 
 
 def _count(counts: Struct, name: str) -> int | None:
