@@ -50,8 +50,9 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         default="azure-conv",
         metavar="NAME|FILE",
-        help=f"{', '.join(WORKLOADS)}; or a file: CSV (Azure's too) or JSON lines of "
-        "token counts, a replay log, an access log; .gz as well; default azure-conv",
+        help=f"{', '.join(WORKLOADS)}; or a file of requests with token counts: CSV, "
+        "JSON lines or a JSON document, as public traces, load generators, gateways "
+        "and access logs write them; .gz as well; default azure-conv",
     )
     group.add_argument(
         "--rate", type=float, default=1000.0, help="requests a second; default 1000"
@@ -168,6 +169,8 @@ def read_workload(name: str) -> Workload:
             "no usable token counts and are left out",
             file=sys.stderr,
         )
+    for note in records.notes:
+        print(f"extproc: {path.name}: {note}", file=sys.stderr)
     return records.workload
 
 
@@ -177,7 +180,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(raw) if packed else raw as binary:
-            yield io.TextIOWrapper(binary, encoding="utf-8", newline="")
+            # Spreadsheets write "Unicode text" as UTF-16, with a byte order mark.
+            marked = binary.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+            encoding = "utf-16" if marked else "utf-8-sig"
+            yield io.TextIOWrapper(binary, encoding=encoding, newline="")
 
 
 def read_arrivals(args: argparse.Namespace, workload: Workload) -> Arrivals:

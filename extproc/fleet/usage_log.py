@@ -1,60 +1,111 @@
 """Token counts of an operator's own traffic: CSV, JSON lines, traces, access logs.
 
-One reader for all of them: a record is a mapping, and its counts go by many names.
-Nested records (a replay log's ``usage``, an access log's metadata) are searched level
-by level.
+One reader for all of them (``record_files``), one search for what a record says
+(``record_fields``, ``record_instants``); this module makes a workload of the records.
 """
 
-import csv
-import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from extproc.fleet.workload import Recorded, Workload
-
-# Names in order of preference, compared without case, "_", "-", "." and spaces.
-_PROMPT = (
-    "prompttokens",
-    "contexttokens",
-    "inputtokens",
-    "numprompttokens",
-    "inputlength",
+from extproc.fleet.record_fields import (
+    FieldError,
+    Level,
+    find_counts,
+    find_hash_ids,
+    find_session,
+    find_turn,
+    levels,
 )
-_OUTPUT = (
-    "completiontokens",
-    "generatedtokens",
-    "outputtokens",
-    "numgenerationtokens",
-    "outputlength",
-)
-_TIME = ("time", "timestamp", "arrivaltime", "times", "starttime", "arrivals")
-_DEPTH = 4
+from extproc.fleet.record_files import TraceFormatError, expected_columns, read_rows
+from extproc.fleet.record_instants import find_instant, unit_of
+from extproc.fleet.workload import Recorded, Seconds, Workload
 
+__all__ = ["Records", "TraceFormatError", "few_records", "read_records"]
 
-class TraceFormatError(ValueError):
-    """A file of records that cannot be read, by name, line and reason."""
+#: Records beyond a quantile without which it says nothing: its standard error is then
+#: about a third of the probability beyond it (a binomial count of 10 +- 3.2).
+RECORDS_BEYOND = 10
+#: Keys that an error lists; a record may have hundreds.
+_MAX_KEYS = 20
+#: Tokens of one hash: Mooncake's 512, Bailian's 16, and what else engines use.
+_BLOCK_TOKENS = (512, 16, 32, 64, 128, 256, 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What a file held, and what of it had to be left out.
+    """The content of a file, and the number of records that had to be left out.
 
     Attributes:
         skipped: records without usable counts: failed requests, streams without usage.
+        notes: what the operator should know, one line each: the unit of the instants,
+            what is missing, whether the records are few.
     """
 
     workload: Workload
     read: int
     skipped: int
+    notes: tuple[str, ...] = ()
+
+
+def few_records(records: int, quantile: float = 0.99) -> str | None:
+    """Say that so many records cannot carry a quantile, or None if they can.
+
+    Args:
+        records: usable ones, >= 1.
+        quantile: that a promise is about, in (0, 1).
+    """
+    wanted = round(RECORDS_BEYOND / (1 - quantile))
+    if records >= wanted:
+        return None
+    highest = 1 - RECORDS_BEYOND / records
+    carried = f"they carry P{100 * highest:.0f} at most" if highest >= 0.5 else (
+        "they carry not even a median"
+    )  # fmt: skip
+    return (
+        f"{records:,} records are few: {records * (1 - quantile):.2g} of them lie "
+        f"beyond a P{100 * quantile:g}, {carried}; expected at least {wanted:,}"
+    )
+
+
+class _Columns:
+    """The usable records so far, column by column."""
+
+    def __init__(self) -> None:
+        self.prompts = array("q")
+        self.outputs = array("q")
+        self.cached = array("q")
+        self.instants = array("d")
+        self.units: set[float | None] = set()
+        self.hash_ids: list[tuple[int, ...] | None] = []
+        self.sessions: list[str | None] = []
+        self.turns: list[tuple[str, str] | None] = []
+        self.hashed = False
+
+    def take(self, record: Sequence[Level]) -> bool:
+        """Keep a record; False if it has no usable counts."""
+        counts = find_counts(record)
+        if counts is None or not counts.prompt or not counts.completion:
+            return False
+        instant = find_instant(record)
+        self.prompts.append(counts.prompt)
+        self.outputs.append(counts.completion)
+        self.cached.append(-1 if counts.cached is None else counts.cached)
+        if instant is not None:
+            self.instants.append(instant.value)
+            self.units.add(instant.unit_s)
+        self.hash_ids.append(find_hash_ids(record))
+        self.sessions.append(find_session(record))
+        self.turns.append(find_turn(record))
+        self.hashed |= any("inputlength" in level for level in record)
+        return True
 
 
 def read_records(lines: Iterable[str], name: str) -> Records:
-    """Read CSV with a header, or JSON lines; which of them, the first line tells.
+    """Read CSV with a header, JSON lines, or a JSON document of records.
 
     Args:
         lines: text lines of the file.
@@ -64,135 +115,130 @@ def read_records(lines: Iterable[str], name: str) -> Records:
         TraceFormatError: no header or record with prompt and output tokens, or a line
             that is neither.
     """
-    rows = iter(lines)
-    first = next((line for line in rows if line.strip()), None)
-    if first is None:
-        raise TraceFormatError(
-            f"{name}: empty, expected CSV with a header or JSON lines"
-        )
-    first = first.removeprefix("\ufeff")
-    if first.lstrip().startswith("{"):
-        records = _json_records(first, rows, name)
-    else:
-        records = _csv_records(first, rows, name)
-    prompts: list[int] = []
-    outputs: list[int] = []
-    times: list[float] = []
+    columns = _Columns()
+    seen: dict[str, None] = {}
     read = 0
-    for where, record in records:
+    runs: set[str] = set()
+    for row in read_rows(lines, name):
         read += 1
-        if "usage" in record and isinstance(record.get("decision"), dict):
-            # A recording of the server: what it estimated is no count.
-            record = {key: record[key] for key in record if key != "decision"}
-        prompt = _count(_find(record, _PROMPT), where)
-        output = _count(_find(record, _OUTPUT), where)
-        if not prompt or not output:
-            continue
-        prompts.append(prompt)
-        outputs.append(output)
-        instant = _seconds(_find(record, _TIME), where)
-        if instant is not None:
-            times.append(instant)
-    if not prompts:
+        record = levels(row.fields)
+        if len(seen) < _MAX_KEYS:
+            seen.update(dict.fromkeys(_key_paths(row.fields)))
+        try:
+            if columns.take(record):
+                runs.add(row.run)
+        except FieldError as error:
+            raise TraceFormatError(f"{row.where}: {error}") from error
+    if not columns.prompts:
         raise TraceFormatError(
-            f"{name}: none of {read} records has prompt and output tokens; expected "
-            "columns or keys like prompt_tokens and completion_tokens, or Azure's "
-            "ContextTokens and GeneratedTokens"
+            f"{name}: none of {read} records has both counts; found "
+            f"{', '.join(list(seen)[:_MAX_KEYS]) or 'no keys'}; expected "
+            f"{expected_columns()}"
         )
-    arrivals = np.array(times) if len(times) == len(prompts) else None
+    return _records(columns, name, read, len(runs))
+
+
+def _key_paths(
+    fields: Mapping[str, Any], prefix: str = "", depth: int = 0
+) -> list[str]:
+    paths = []
+    for key, value in fields.items():
+        if isinstance(value, dict) and depth < 2:
+            paths += _key_paths(value, f"{prefix}{key}.", depth + 1)
+        else:
+            paths.append(f"{prefix}{key}")
+    return paths
+
+
+def _records(columns: _Columns, name: str, read: int, runs: int) -> Records:
+    usable = len(columns.prompts)
+    prompts, outputs = np.array(columns.prompts), np.array(columns.outputs)
+    arrivals, notes = _arrivals(columns, runs)
+    order = (
+        np.arange(usable) if arrivals is None else np.argsort(arrivals, kind="stable")
+    )
+    cached = np.array(columns.cached)[order]
+    hash_ids = _complete([columns.hash_ids[row] for row in order])
+    sessions = _sessions(columns)
+    few = few_records(usable)
     workload = Workload(
         name,
-        Recorded(np.array(prompts), np.array(outputs)),
-        f"{len(prompts):,} records of {name}",
-        arrivals=arrivals - arrivals.min() if arrivals is not None else None,
+        Recorded(prompts[order], outputs[order]),
+        f"{usable:,} records of {name}",
+        arrivals=None if arrivals is None else arrivals[order],
+        cached_tokens=None if (cached < 0).all() else np.maximum(cached, 0),
+        hash_ids=hash_ids,
+        hash_block_tokens=_block_tokens(hash_ids, prompts[order].tolist()),
+        sessions=None if sessions is None else tuple(sessions[row] for row in order),
     )
-    return Records(workload, read, read - len(prompts))
+    return Records(workload, read, read - usable, (*notes, *([few] if few else [])))
 
 
-def _csv_records(
-    header: str, rows: Iterator[str], name: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    columns = next(csv.reader([header]))
-    known = {_plain(column) for column in columns}
-    for wanted in (_PROMPT, _OUTPUT):
-        if not known & set(wanted):
-            raise TraceFormatError(
-                f"{name}: columns {', '.join(columns)}, expected one of "
-                f"{', '.join(wanted[:3])} (any case, any separator)"
-            )
-    for number, row in enumerate(csv.reader(rows), 2):
-        if row:
-            yield f"{name}: line {number}", dict(zip(columns, row, strict=False))
+def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
+    """Seconds from the first arrival, in the order of the file, and notes on them."""
+    usable, timed = len(columns.prompts), len(columns.instants)
+    if not timed:
+        return None, []
+    if timed < usable:
+        return None, [
+            f"{usable - timed:,} of {usable:,} records have no instant: none is used"
+        ]
+    if runs > 1:
+        return None, [
+            f"{runs} runs in one file, each at its own rate: no instant is used"
+        ]
+    if len(columns.units) > 1:
+        return None, ["instants in more than one unit: none is used"]
+    values = np.array(columns.instants)
+    (named,) = columns.units
+    unit = unit_of(
+        values,
+        named,
+        hashed=columns.hashed,
+        chained=any(turn is not None for turn in columns.turns),
+    )
+    seconds = values * unit.seconds
+    return seconds - seconds.min(), [f"instants: {unit.reason}"]
 
 
-def _json_records(
-    first: str, rows: Iterator[str], name: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    def numbered() -> Iterator[tuple[int, str]]:
-        yield 1, first
-        yield from enumerate(rows, 2)
-
-    for number, line in numbered():
-        if not line.strip():
-            continue
-        where = f"{name}: line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TraceFormatError(f"{where}: not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise TraceFormatError(f"{where}: {line.strip()[:40]}, expected an object")
-        yield where, record
-
-
-def _plain(key: str) -> str:
-    return "".join(char for char in key.lower() if char.isalnum())
-
-
-def _find(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """Value under the first of the names that is there, outermost level first."""
-    level: deque[tuple[Mapping[str, Any], int]] = deque([(record, 0)])
-    while level:
-        mapping, depth = level.popleft()
-        plain = {_plain(key): value for key, value in mapping.items()}
-        for name in names:
-            if plain.get(name) not in (None, "", "-"):
-                return plain[name]
-        if depth < _DEPTH:
-            level.extend(
-                (value, depth + 1)
-                for value in mapping.values()
-                if isinstance(value, dict)
-            )
-    return None
-
-
-def _count(value: Any, where: str) -> int | None:
-    if value is None:
+def _complete(
+    hash_ids: list[tuple[int, ...] | None],
+) -> tuple[tuple[int, ...], ...] | None:
+    """The hashes of all records; None if no record has any."""
+    if all(ids is None for ids in hash_ids):
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TraceFormatError(f"{where}: {value!r}, expected a token count") from None
-    if not 0 <= number < 1e9:
-        raise TraceFormatError(f"{where}: {value!r}, expected a token count >= 0")
-    return int(number)
+    return tuple(ids or () for ids in hash_ids)
 
 
-def _seconds(value: Any, where: str) -> float | None:
-    """Seconds since some origin: a number as it is, else ISO 8601, in UTC if naive."""
-    if value is None:
+def _block_tokens(
+    hash_ids: tuple[tuple[int, ...], ...] | None, prompts: Sequence[int]
+) -> int | None:
+    """Tokens of one hash: the size that gives most prompts as many as they have."""
+    if hash_ids is None:
         return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        pass
-    try:
-        instant = datetime.fromisoformat(str(value).strip())
-    except ValueError:
-        raise TraceFormatError(
-            f"{where}: {value!r}, expected seconds or an ISO 8601 instant"
-        ) from None
-    if instant.tzinfo is None:
-        instant = instant.replace(tzinfo=UTC)
-    return instant.timestamp()
+
+    def fitting(size: int) -> int:
+        return sum(
+            len(ids) in (prompt // size, -(-prompt // size))
+            for ids, prompt in zip(hash_ids, prompts, strict=True)
+        )
+
+    return max(_BLOCK_TOKENS, key=fitting)
+
+
+def _sessions(columns: _Columns) -> list[str | None] | None:
+    """The conversation of each record; of chained ones, the first request's name."""
+    parents = dict(turn for turn in columns.turns if turn is not None)
+    found = [
+        session if turn is None else _root(turn[0], parents)
+        for session, turn in zip(columns.sessions, columns.turns, strict=True)
+    ]
+    return None if all(session is None for session in found) else found
+
+
+def _root(request: str, parents: dict[str, str]) -> str:
+    followed = {request}
+    while (parent := parents.get(request, "-1")) != "-1" and parent not in followed:
+        followed.add(parent)
+        request = parent
+    return request

@@ -104,7 +104,14 @@ class Workload:
         mix: share of requests of each kind of text (see
             :mod:`extproc.fleet.synthetic_bodies`); the traces do not say, so this is
             an assumption.
-        arrivals: recorded instants in seconds from the first, if there are any.
+        arrivals: recorded instants in seconds from the first, increasing, if there are
+            any. They and the columns below have one entry a recorded request, in the
+            order of ``lengths`` (a :class:`Recorded`).
+        cached_tokens: prompt tokens that were found in a cache; 0 if not said.
+        hash_ids: chained hashes of the prompt's blocks (Mooncake, Bailian): equal ones
+            stand for equal text up to the block's end.
+        hash_block_tokens: tokens of one such block.
+        sessions: the conversation of each request; None if it has none.
     """
 
     name: str
@@ -113,6 +120,10 @@ class Workload:
     synthetic: bool = False
     mix: Mapping[str, float] = field(default_factory=lambda: {"prose": 1.0})
     arrivals: Seconds | None = None
+    cached_tokens: Tokens | None = None
+    hash_ids: tuple[tuple[int, ...], ...] | None = None
+    hash_block_tokens: int | None = None
+    sessions: tuple[str | None, ...] | None = None
 
 
 #: The mix that the papers' authors simulate (semantic-router, fleet-sim: prose 0.60,
