@@ -201,6 +201,9 @@ class RiskConfig:
         metadata=check("above 0 and below 0.5", lambda value: 0 < value < 0.5),
     )
     """Share of the requests whose prompt may exceed the bound that routing uses."""
+    every_estimator: bool = False
+    """Hold that rate with every estimator, not with `text` only: the others' point
+    estimates are otherwise their bounds, as published."""
 
 
 @dataclass(frozen=True, slots=True)

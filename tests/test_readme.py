@@ -17,6 +17,7 @@ import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config, load_config
 from extproc.routing.policy import Reason
+from extproc.server.learned.document import NAME
 from extproc.server.observe.metrics import Metrics
 from extproc.server.workers.merge import MergedMetrics
 
@@ -175,7 +176,7 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 
 FILE_NAMES = {path.name for path in (ROOT / "tests").rglob("*.py")}
 IN_THE_PROJECT = r"(?<![\w/.-])(?:envoy|extproc|protos|tests)/[\w./-]+"
-OF_THE_READER = {"kustomization.yaml", "dist/", "recording.jsonl"}
+OF_THE_READER = {"kustomization.yaml", "dist/", "recording.jsonl", NAME}
 """Files that a reader has, or makes."""
 
 

@@ -8,12 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from extproc.fleet.synthetic_bodies import Bodies
-from extproc.routing.estimate import Estimator
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool, PoolLoad
 from extproc.routing.prior import known_families
 from extproc.routing.ratio import Ema, TextRatios
 from extproc.routing.regression import TextEstimator
-from extproc.routing.risk import Margin
+from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import Decision, Outcome, Router
 
 #: The rule of thumb that most gateways use.
@@ -155,10 +155,10 @@ def build_strategy(
     bodies = Bodies(dict(spec.mix), rng, spec.variation_factor)
     policy = Policy(pools)
     if spec.name in (StrategyName.ROUTER, StrategyName.EMA):
-        estimator: Estimator = (
-            TextEstimator(Margin(spec.under_estimate_rate), known_families())
+        estimator = (
+            Bounded(TextEstimator(known_families()), Margin(spec.under_estimate_rate))
             if spec.name is StrategyName.ROUTER
-            else Ema()
+            else Bounded(Ema(), NoMargin())
         )
         return Routed(Router(policy, estimator, TextRatios()), bodies)
     return Rule(spec.name, policy, bodies, spec.default_output_tokens)

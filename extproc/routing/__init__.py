@@ -4,10 +4,11 @@ Pure: no I/O, no clock, no randomness. It serves as a library too, for a proxy t
 would rather decide by itself:
 
 >>> from extproc.exchange.openai import parse_request
->>> from extproc.routing import Outcome, Policy, Pool, Router, TextEstimator, TextRatios
+>>> from extproc.routing import (
+...     Bounded, Outcome, Policy, Pool, Router, TextEstimator, TextRatios)
 >>> pools = [Pool("short", max_model_len=8192, threshold_tokens=8192),
 ...          Pool("long", max_model_len=65536, threshold_tokens=65536)]
->>> router = Router(Policy(pools), TextEstimator(), TextRatios())
+>>> router = Router(Policy(pools), Bounded(TextEstimator()), TextRatios())
 >>> body = b'{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}'
 >>> request = parse_request("/v1/chat/completions", body)
 >>> decision = router.route(request)
@@ -24,6 +25,7 @@ True
 may call a router; nothing in it blocks.
 """
 
+from extproc.routing.bound import Bounded
 from extproc.routing.category import Category
 from extproc.routing.estimate import Estimate, Estimator
 from extproc.routing.explanation import explain
@@ -31,15 +33,19 @@ from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt, Request
+from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import Decision, Lesson, Misroute, Outcome, Router
 
 __all__ = [
+    "Bounded",
     "Category",
     "Decision",
     "Estimate",
     "Estimator",
     "Lesson",
+    "Margin",
     "Misroute",
+    "NoMargin",
     "Outcome",
     "Policy",
     "Pool",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,51 +18,61 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
 
 
-class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
-    """What can be told of a prompt in a fraction of an estimate's time."""
+class Prediction(msgspec.Struct, frozen=True, gc=False):
+    """A point estimate and the error that the estimator expects of it."""
 
-    estimate: Estimate
-    """The same point estimate, and about the same bound."""
-    most_tokens: int
-    """What the bound of an estimate does not exceed."""
+    tokens: float
+    """Estimated prompt tokens, > 0."""
+    spread: float
+    """Relative standard deviation of the counted tokens about the estimate, > 0."""
 
 
 class Estimator(Protocol):
-    """Estimates prompt tokens, and learns from what backends counted.
+    """Estimates prompt tokens, and learns from the counts of backends.
 
-    One that keeps what it learned is a ``learned.Mergeable`` too.
+    ``bound.Bounded`` puts a bound around its estimates. An estimator that keeps what it
+    learned is a ``mergeable.Mergeable`` too.
 
-    Not thread-safe: one event loop calls it. Neither method awaits anything, so each
-    is atomic there.
+    Not thread-safe: one event loop calls it. No method awaits, so each is atomic there.
     """
 
     name: str
 
-    def estimate(self, model: str, category: str, features: Features) -> Estimate:
+    def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the prompt tokens of a request for a served model."""
+
+    def point(self, model: str, category: str, features: Features) -> float:
+        """Return ``predict(...).tokens``, without the time that the spread takes."""
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
-    ) -> None:
-        """Learn from one counted prompt (``prompt_tokens`` > 0)."""
+    ) -> Prediction:
+        """Learn from one counted prompt (``prompt_tokens`` > 0).
 
-
-@runtime_checkable
-class QuickEstimator(Protocol):
-    """An estimator whose bound takes most of its time, and often decides nothing."""
-
-    def quick_estimate(
-        self, model: str, category: str, features: Features
-    ) -> QuickEstimate:
-        """Estimate the point as ``estimate`` does, and the bound roughly."""
-
-
-@runtime_checkable
-class Explains(Protocol):
-    """An estimator that can say what its estimate is made of."""
+        Returns:
+            The prediction for this prompt before it was learned from.
+        """
 
     def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
-        """The coefficients behind ``estimate`` of the same arguments, by name.
+        """Return the numbers behind ``predict`` of the same arguments, by name.
 
-        Plain values: numbers, texts of our own, lists and mappings of them.
+        Plain values: numbers, texts that no client wrote, lists and mappings of them.
         """
+
+
+def fewest_tokens(features: Features) -> float:
+    """Return a lower limit on a prompt's tokens, whatever the tokenizer.
+
+    The longest tokens of known vocabularies are runs of blanks, of 80 to 128 bytes.
+    """
+    return max(1.0, (features.text_bytes + features.tools_bytes) / 128)
+
+
+def most_tokens(features: Features) -> float:
+    """Return an upper limit on a prompt's tokens, whatever the tokenizer.
+
+    Byte-level vocabularies never take more than a token a byte of text; known templates
+    add up to 35 tokens and 10 a message, and print tools with indentation.
+    """
+    template = 64.0 + 16.0 * features.messages
+    return template + features.text_bytes + 2.0 * features.tools_bytes

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from extproc.routing.category import Category, classify
-from extproc.routing.estimate import Explains
 from extproc.routing.features import ByteClass, Features, measure
 from extproc.routing.policy import IDLE, Policy, PoolLoad, Reason
 from extproc.routing.request import Request
@@ -116,7 +115,7 @@ def _explain_prompt(
 ) -> dict[str, Any]:
     exact = bool(request.prompt.token_ids) and not request.prompt.text
     told: dict[str, Any] = {"estimator": None if exact else router.estimator.name}
-    if not exact and isinstance(router.estimator, Explains):
+    if not exact:
         told["made_of"] = router.estimator.explain(
             request.model, decision.category, features
         )

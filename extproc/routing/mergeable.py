@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-Vector = npt.NDArray[np.float64]
+from extproc.routing.arrays import Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

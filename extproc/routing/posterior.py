@@ -1,10 +1,14 @@
 """Bayesian linear regression on decayed sums (Bishop, PRML 2006, section 3.3).
 
-    precision = prior precision + sum of x x' / variance
-    moment    = prior moment    + sum of x y / variance
+With prior N(m0, S0) over the coefficients and observations (x, y) of variance v:
 
-The sums fade with each observation and the prior never does, which keeps the system
-positive definite whatever was seen. Being sums, they add up across processes.
+    SN^-1 = S0^-1 + sum of x x' / v                (3.51)
+    mN    = SN (S0^-1 m0 + sum of x y / v)         (3.50)
+    variance of the mean's prediction = x' SN x    (3.59, without the noise)
+
+Divergence: Bishop has one noise variance, here each observation has its own, and the
+sums fade with each observation. The prior does not fade, which keeps SN positive
+definite whatever was observed. Being sums, they add up across processes.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.mergeable import DecayedSums
-from extproc.routing.prior import Matrix, Prior
-from extproc.routing.regressors import Vector
+from extproc.routing.prior import Prior
 
 # The posterior is solved again once this share of its observations is new. A solution
 # takes half a millisecond, so about 15 us an observation when settled.
@@ -31,7 +35,7 @@ def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int
 
 
 class Posterior:
-    """What is believed of linear coefficients, given a prior and observations.
+    """The distribution of linear coefficients, given a prior and observations.
 
     Args:
         prior: the belief before the first observation.
@@ -45,77 +49,78 @@ class Posterior:
         self._prior_moment = prior.precision @ prior.mean
         self._mean = prior.mean
         self._covariance = prior.covariance
-        self._precision: Matrix = np.zeros((size, size))
-        self._moment: Vector = np.zeros(size)
+        self._precision_sum: Matrix = np.zeros((size, size))
+        self._moment_sum: Vector = np.zeros(size)
         self._pending: list[Vector] = []
+        """Observations that are not in the sums yet."""
         self._group: DecayedSums | None = None
-        """The sums as they were last copied out, or given; None: there are newer."""
-        self._unsolved = False
-        """Whether ``_group`` is given and nothing else is of it yet."""
+        """The sums as last copied out or restored; None once there are newer ones."""
+        self._restored = False
+        """Whether ``_group`` was restored, and the attributes above are older."""
         self.observed = 0.0
         """Observations, faded."""
         self.observations = 0
         """All of them."""
         self.epoch = 0
-        """See ``learned.DecayedSums``; for whoever starts over with a new posterior."""
+        """See ``mergeable.DecayedSums``: one more each time that learning restarts."""
 
     @property
     def mean(self) -> Vector:
-        """The coefficients believed in."""
-        self._catch_up()
+        """The posterior mean of the coefficients."""
+        self._load_restored()
         return self._mean
 
     def variance(self, x: Vector) -> float:
-        """Return the variance of ``x . w``, noise not included."""
-        self._catch_up()
-        return max(0.0, float(x.dot(self._covariance.dot(x))))
+        """Return the variance of ``x . w``, without the noise of an observation."""
+        self._load_restored()
+        return max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
-        """Fold in that ``x . w`` was ``y``, give or take noise of that variance."""
-        self._catch_up()
+        """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``."""
+        self._load_restored()
         self._group = None
         self._pending.append(np.append(x, y) / math.sqrt(variance))
         self.observed = self._keep * self.observed + 1.0
         self.observations += 1
         stale = _STALE_SHARE * min(self.observed, _SETTLED)
         if len(self._pending) >= stale:
-            self._solve()
+            self._update_posterior()
 
-    def _fold_pending(self) -> None:
+    def _add_pending(self) -> None:
         if not self._pending:
             return
         ages = np.arange(len(self._pending))[::-1]
         rows = np.array(self._pending) * self._keep ** (ages[:, None] / 2)
         x, y = rows[:, :-1], rows[:, -1]
         keep = self._keep ** len(rows)
-        self._precision *= keep
-        self._precision += x.T @ x
-        self._moment *= keep
-        self._moment += x.T @ y
+        self._precision_sum *= keep
+        self._precision_sum += x.T @ x
+        self._moment_sum *= keep
+        self._moment_sum += x.T @ y
         self._pending.clear()
 
-    def _solve(self) -> None:
-        self._fold_pending()
-        precision = self._prior_precision + self._precision
-        moment = self._prior_moment + self._moment
+    def _update_posterior(self) -> None:
+        self._add_pending()
+        precision = self._prior_precision + self._precision_sum  # (3.51)
+        moment = self._prior_moment + self._moment_sum
         self._covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
-        self._mean = self._covariance @ moment
+        self._mean = self._covariance @ moment  # (3.50)
 
     def snapshot(self) -> DecayedSums:
         """Copy the sums out: upper triangle of the precision, moment, observed."""
         if self._group is None:
-            self._fold_pending()
-            upper = self._precision[_upper_triangle(len(self._mean))]
-            sums = np.concatenate([upper, self._moment, [self.observed]])
+            self._add_pending()
+            upper = self._precision_sum[_upper_triangle(len(self._mean))]
+            sums = np.concatenate([upper, self._moment_sum, [self.observed]])
             self._group = DecayedSums(self._keep, self.observations, sums, self.epoch)
         return self._group
 
     def restore(self, group: DecayedSums) -> bool:
-        """Go on from these sums; leave them, and return False, if they are not ours.
+        """Go on from these sums, solved when the posterior is first asked for.
 
-        They are not if they are of another number of terms, or if a sum of squares
-        among them is negative. Sums that are those already here are not solved again,
-        others when they are first asked for.
+        Returns:
+            False, and changes nothing, if no observations of this number of terms
+            have such sums: another size, or a negative sum of squares.
         """
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
@@ -125,21 +130,20 @@ class Posterior:
             return False
         if (group.sums[: len(rows)][rows == columns] < 0.0).any():
             return False
-        self._group, self._unsolved = group, True
+        self._group, self._restored = group, True
         self.observed = max(0.0, float(group.sums[-1]))
         self.observations, self.epoch = group.observations, group.epoch
         self._pending.clear()
         return True
 
-    def _catch_up(self) -> None:
-        """Solve what was given; start over if no observations could have made it.
+    def _load_restored(self) -> None:
+        """Solve restored sums; start over if no observations can have made them.
 
-        Not when it is given: those of 64 models at once would hold up whoever waits for
-        a decision of any.
+        ``restore`` does not: 64 models restored at once would delay every decision.
         """
-        if not self._unsolved or self._group is None:
+        if not self._restored or self._group is None:
             return
-        self._unsolved = False
+        self._restored = False
         size = len(self._mean)
         rows, columns = _upper_triangle(size)
         precision = np.zeros((size, size))
@@ -153,5 +157,5 @@ class Posterior:
             self.observed, self.observations = 0.0, 0
             self.epoch += 1
             self._group = None
-        self._precision, self._moment = precision, moment
-        self._solve()
+        self._precision_sum, self._moment_sum = precision, moment
+        self._update_posterior()

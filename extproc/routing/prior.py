@@ -1,8 +1,8 @@
-"""What is believed of a served model's coefficients before it has answered anything.
+"""The distribution of a served model's coefficients before its first answer.
 
-A normal distribution over the coefficients of ``terms.TERMS``: the mean of six known
-tokenizer families, and a covariance that is wide along the directions in which those
-families differ (digit splitting, each script, the template) and narrow elsewhere. A few
+A normal distribution over the coefficients of ``regressors.TERMS``: the mean of six
+known tokenizer families, and a covariance that is wide along the directions in which
+they differ (digit splitting, each script, the template) and narrow elsewhere. A few
 dozen counted prompts then suffice to place an unknown tokenizer among, or beyond, the
 known ones.
 """
@@ -13,22 +13,19 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
-from extproc.routing.regressors import TERMS, Vector
+from extproc.routing.regressors import TERMS
 
 __all__ = [
     "FAMILIES",
-    "Matrix",
     "Prior",
     "from_coefficients",
     "known_families",
     "make_prior",
     "relative_variance",
 ]
-
-Matrix = npt.NDArray[np.float64]
 
 # Standard deviation, in tokens, of a family's coefficient beyond what the known ones
 # span: chosen by leaving whole families and sources out of the fit.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from extproc.routing.estimate import Estimate
+from extproc.routing.estimate import Prediction
 from extproc.routing.features import Features
 from extproc.routing.mergeable import DecayedSums, Groups
 
@@ -29,6 +29,10 @@ MIN_BYTES_PER_TOKEN = 0.8
 
 MAX_BYTES_PER_TOKEN = 14.0
 """Above what any text reaches: Hindi on Gemma 3 takes 9 to 10 bytes a token."""
+
+SPREAD = 0.2
+"""Relative standard deviation of the counts about a ratio's estimates: the published
+estimator's mean error is 19 % on six tokenizers' counts of ten kinds of text."""
 
 TEMPLATE_TOKENS = 8
 """Tokens of a chat template around one user message: 3 (Mistral) to 10 (Llama 3)."""
@@ -60,7 +64,7 @@ class Ema:
     here it is the one after. Divergence: the divisor is kept at or above
     ``MIN_BYTES_PER_TOKEN``, where the formula would divide by zero or less.
 
-    The conservative estimate is all that they route by: point and bound are equal.
+    The papers route by this conservative estimate; they have no other bound.
     """
 
     name = "ema"
@@ -71,11 +75,14 @@ class Ema:
         self._gamma = gamma
         self._learned: dict[str, _Published] = {}
 
-    def estimate(self, model: str, category: str, features: Features) -> Estimate:
+    def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Divide the body's bytes by the category's conservative ratio."""
+        return Prediction(self.point(model, category, features), SPREAD)
+
+    def point(self, model: str, category: str, features: Features) -> float:
+        """Return the estimate alone."""
         divisor = self._divisor(self._learned.get(category))
-        tokens = max(1, math.ceil(features.body_bytes / divisor))
-        return Estimate(tokens, tokens)
+        return max(1.0, math.ceil(features.body_bytes / divisor))
 
     def _divisor(self, ratio: _Published | None) -> float:
         if ratio is None:
@@ -98,8 +105,9 @@ class Ema:
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
-    ) -> None:
-        """Fold one counted prompt into its category; the model is not looked at."""
+    ) -> Prediction:
+        """Learn the ratio of the prompt's category; the model makes no difference."""
+        prediction = self.predict(model, category, features)
         ratio = self._learned.setdefault(category, _Published())
         observed = features.body_bytes / prompt_tokens
         step = 1.0 - self._beta
@@ -108,6 +116,7 @@ class Ema:
             abs(observed - ratio.bytes_per_token) - ratio.deviation
         )
         ratio.observations += 1
+        return prediction
 
     def group_keys(self) -> list[str]:
         """The categories."""
@@ -220,12 +229,15 @@ class TextEma:
     def __init__(self) -> None:
         self._ratios = TextRatios()
 
-    def estimate(self, model: str, category: str, features: Features) -> Estimate:
-        """Template tokens, plus text and tools by the category's ratio."""
+    def predict(self, model: str, category: str, features: Features) -> Prediction:
+        """Add template tokens, and text and tools by the category's ratio."""
+        return Prediction(self.point(model, category, features), SPREAD)
+
+    def point(self, model: str, category: str, features: Features) -> float:
+        """Return the estimate alone."""
         ratio = self._ratios.bytes_per_token(category) or DEFAULT_BYTES_PER_TOKEN
         text_bytes = features.text_bytes + features.tools_bytes
-        tokens = max(1, template_tokens(features) + math.ceil(text_bytes / ratio))
-        return Estimate(tokens, tokens)
+        return max(1.0, template_tokens(features) + math.ceil(text_bytes / ratio))
 
     def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
         """The ratio of the category, and the template's share."""
@@ -239,9 +251,11 @@ class TextEma:
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
-    ) -> None:
-        """Fold one counted prompt into its category; the model is not looked at."""
+    ) -> Prediction:
+        """Learn the ratio of the prompt's category; the model makes no difference."""
+        prediction = self.predict(model, category, features)
         self._ratios.observe(category, features, prompt_tokens)
+        return prediction
 
     def group_keys(self) -> list[str]:
         """The categories."""

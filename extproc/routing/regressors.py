@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from extproc.routing.arrays import Vector
 from extproc.routing.features import CLASSES, ByteClass, Features
-
-Vector = npt.NDArray[np.float64]
 
 _TRAILS = frozenset(range(ByteClass.TRAIL_8, ByteClass.TRAIL_B + 1))
 _LEADS = frozenset(range(ByteClass.LATIN_1, ByteClass.ASTRAL + 1))

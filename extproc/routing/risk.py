@@ -1,11 +1,15 @@
 """The stated risk: how far above its point estimate a prompt's bound lies.
 
-The bound is ``point * exp(q * spread)``. ``spread`` is the relative standard deviation
-that the estimator expects of this very prompt, times what its category turned out to
-deserve; ``q`` is the quantile, at the stated rate, of the errors seen so far measured
-in that unit (split conformal prediction, Lei et al. 2018, section 2.2, with a decayed
-sample), corrected by how often the bound was exceeded of late. Errors are logarithms of
-counted over estimated tokens. All state is decayed sums, which processes add up.
+    bound = point * exp(q * spread * scale)
+
+``spread`` is the relative standard deviation that the estimator expects of this prompt,
+``scale`` the root mean square of its category's errors in that unit, and ``q`` the
+quantile, at the stated rate, of the errors so far in the product of both. This is split
+conformal prediction with locally weighted residuals (Lei et al. 2018, sections 2.2 and
+5.2), with a decayed sample in place of a fixed one, and with the rate adjusted by how
+often the bound was exceeded recently (adaptive conformal inference, Gibbs and Candès
+2021). Errors are logarithms of counted over estimated tokens. All state is decayed
+sums, which processes add up.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from extproc.routing.arrays import Vector
 from extproc.routing.bounded_table import BoundedTable
 from extproc.routing.mergeable import DecayedSums, Groups
-from extproc.routing.regressors import Vector
 
 _BINS = 320
 _BIN = 0.05
@@ -25,12 +29,12 @@ _LOWEST = -_BIN * _BINS / 2
 _EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
 
 # Errors beyond this many spreads are not noise: a wrong count, a changed model. They
-# count towards the achieved rate and the category's spread, not towards the quantile,
-# which one client in ten could otherwise push to where nothing fits a small pool.
+# count towards the achieved rate and the category's scale, not towards the quantile,
+# which one client in ten could otherwise raise until nothing fits a small pool.
 _OUTLIER = 6.0
 
-# Observations that what is known beforehand weighs as much as: all models' errors for
-# one model's, an assumed distribution for all models', one spread for a category's.
+# Weights of prior knowledge, in observations: all models' errors for one model's, an
+# assumed distribution for all models', a scale of one for a category's.
 _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0
@@ -38,10 +42,8 @@ _CATEGORY_WEIGHT = 20.0
 # What one error may add to its category's sum of squares.
 _CLIP = 9.0
 
-# How far below and above the stated rate the quantile's own rate may go to make up for
-# errors that did not come as those before: adaptive conformal inference (Gibbs and
-# Candès 2021) with the excess counted in its own standard deviations.
-_AIMS = (1 / 8, 4.0)
+# Range of the adjusted rate, as a multiple of the stated one.
+_ADJUSTMENTS = (1 / 8, 4.0)
 
 # Exceeded bounds to start with: a model that is still being learned errs more, which
 # this many make up for over the first thousand requests.
@@ -75,7 +77,7 @@ def _zeros() -> Vector:
 
 
 @dataclass(slots=True)
-class _Squares:
+class _SquareSum:
     """Decayed sum of a category's squared errors, in spreads, clipped."""
 
     total: float = 0.0
@@ -92,12 +94,14 @@ class _ErrorCounts:
     """Of the errors in ``bins``, those above their bound."""
     binned: int = 0
     """Observations that ``bins`` and ``above`` faded over: not the outliers."""
-    squares: dict[str, _Squares] = field(default_factory=dict)
+    squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
     observations: int = 0
     quantile: float | None = None
-    """Of ``bins``; None when they have changed."""
+    """Of ``bins``; None if they have changed since."""
+    latest_factors: dict[str, float] = field(default_factory=dict)
+    """The latest factor of each category."""
 
     def scale(self, category: str) -> float:
         """Return the root mean square of a category's errors, in spreads."""
@@ -108,8 +112,32 @@ class _ErrorCounts:
         return math.sqrt(total / (squares.count + _CATEGORY_WEIGHT))
 
 
+class NoMargin:
+    """No margin: the point estimate is its own bound, as the papers route."""
+
+    rate: float | None = None
+    max_factor = 1.0
+
+    def factor(self, model: str, category: str, spread: float) -> float:
+        """Return 1."""
+        return 1.0
+
+    def latest_factor(self, model: str, category: str) -> float:
+        """Return 1."""
+        return 1.0
+
+    def observe(
+        self, model: str, category: str, spread: float, error: float, exceeded: bool
+    ) -> None:
+        """Learn nothing."""
+
+    def achieved(self, model: str | None = None) -> float | None:
+        """Return None: there is no bound to exceed."""
+        return None
+
+
 class Margin:
-    """Bounds on prompt tokens, exceeded at a stated rate.
+    """Factors from point estimates to bounds, exceeded at a stated rate.
 
     Not thread-safe.
 
@@ -121,6 +149,9 @@ class Margin:
     Raises:
         ValueError: ``rate`` outside (0, 0.5).
     """
+
+    component = "margin.1"
+    max_factor = MAX_FACTOR
 
     def __init__(
         self, rate: float = 0.01, *, memory: float = 5000.0, models: int = 64
@@ -138,102 +169,114 @@ class Margin:
         Args:
             spread: relative standard deviation that the estimator expects, > 0.
         """
-        tally = self._models.get(model) or self._pooled
-        exponent = self._quantile(tally) * spread * tally.scale(category)
-        return math.exp(min(exponent, _MAX_EXPONENT))
+        errors = self._models.get(model) or self._pooled
+        exponent = self._quantile(errors) * spread * errors.scale(category)
+        factor = math.exp(min(exponent, _MAX_EXPONENT))
+        errors.latest_factors[category] = factor
+        return factor
+
+    def latest_factor(self, model: str, category: str) -> float | None:
+        """Return the latest factor of a category, or None before the first."""
+        errors = self._models.get(model) or self._pooled
+        return errors.latest_factors.get(category)
 
     def observe(
         self, model: str, category: str, spread: float, error: float, exceeded: bool
     ) -> None:
-        """Fold one counted prompt in.
+        """Learn from one counted prompt.
 
         Args:
             model: a name that a backend has answered to.
             category: of the prompt; from a closed set.
-            spread: as it was given to ``factor``.
+            spread: as passed to ``factor``.
             error: logarithm of counted over estimated tokens.
-            exceeded: whether the count was above the bound that was used.
+            exceeded: whether the count was above the bound.
         """
-        for tally in (self._models.touch(model), self._pooled):
-            self._fold(tally, category, error / spread, exceeded)
+        for errors in (self._models.touch(model), self._pooled):
+            self._count(errors, category, error / spread, exceeded)
 
     def achieved(self, model: str | None = None) -> float | None:
         """Return the share of prompts above their bound, decayed.
 
         None before any was observed. ``model`` None is all of them.
         """
-        tally = self._pooled if model is None else self._models.get(model)
-        if tally is None or tally.observed == 0.0:
+        errors = self._pooled if model is None else self._models.get(model)
+        if errors is None or errors.observed == 0.0:
             return None
-        return tally.exceeded / tally.observed
+        return errors.exceeded / errors.observed
 
-    def _fold(
-        self, tally: _ErrorCounts, category: str, deviation: float, exceeded: bool
+    def _count(
+        self, errors: _ErrorCounts, category: str, deviation: float, exceeded: bool
     ) -> None:
         keep = self._keep
-        scaled = deviation / tally.scale(category)
-        squares = tally.squares.get(category)
+        scaled = deviation / errors.scale(category)
+        squares = errors.squares.get(category)
         if squares is None:
-            if len(tally.squares) >= _CATEGORIES:
+            if len(errors.squares) >= _CATEGORIES:
                 category = _OTHER
-            squares = tally.squares.setdefault(category, _Squares())
+            squares = errors.squares.setdefault(category, _SquareSum())
         squares.total = keep * squares.total + min(deviation * deviation, _CLIP)
         squares.count = keep * squares.count + 1.0
         squares.observations += 1
-        tally.observations += 1
-        tally.observed = keep * tally.observed + 1.0
-        tally.exceeded = keep * tally.exceeded + exceeded
-        tally.quantile = None
+        errors.observations += 1
+        errors.observed = keep * errors.observed + 1.0
+        errors.exceeded = keep * errors.exceeded + exceeded
+        errors.quantile = None
         if abs(scaled) < _OUTLIER:
-            tally.bins *= keep
-            tally.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
-            tally.above = keep * tally.above + exceeded
-            tally.binned += 1
+            errors.bins *= keep
+            errors.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
+            errors.above = keep * errors.above + exceeded
+            errors.binned += 1
 
-    def _quantile(self, tally: _ErrorCounts) -> float:
-        if tally.quantile is None:
+    def _quantile(self, errors: _ErrorCounts) -> float:
+        if errors.quantile is None:
             pooled = self._pooled.bins + _ASSUMED
             counts = pooled
-            if tally is not self._pooled:
+            if errors is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
-                counts = tally.bins + weight * pooled
-            aim = self._aim(float(tally.bins.sum()), tally.above)
-            tally.quantile = max(0.0, _upper_quantile(counts, aim))
-        return tally.quantile
+                counts = errors.bins + weight * pooled
+            rate = self._adjusted_rate(float(errors.bins.sum()), errors.above)
+            errors.quantile = max(0.0, _upper_quantile(counts, rate))
+        return errors.quantile
 
-    def _aim(self, judged: float, above: float) -> float:
-        """Return the rate whose quantile brings the achieved rate to the stated one."""
+    def _adjusted_rate(self, judged: float, above: float) -> float:
+        """Return the rate whose quantile brings the achieved rate to the stated one.
+
+        Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
+        (stated - exceeded) over the past. Divergence: the sum is decayed, measured in
+        its own standard deviations, and moves the rate's logarithm.
+        """
         expected = self.rate * judged
         excess = (above + _ASSUMED_ABOVE - expected) / math.sqrt(expected + 1.0)
-        widest, narrowest = _AIMS
-        return self.rate * min(max(math.exp(-excess), widest), narrowest)
+        least, most = _ADJUSTMENTS
+        return self.rate * min(max(math.exp(-excess), least), most)
 
     def group_keys(self) -> list[str]:
         """``bins``, ``rate`` and ``squares.CATEGORY``, of all models taken together.
 
         And the same with ``:MODEL`` after it.
         """
-        tallies = [("", self._pooled)]
-        tallies += [(f":{name}", tally) for name, tally in self._models.items()]
+        models = [("", self._pooled)]
+        models += [(f":{name}", errors) for name, errors in self._models.items()]
         return [
             f"{what}{suffix}"
-            for suffix, tally in tallies
-            for what in (_BINS_KEY, _RATE, *(f"{_SQUARES}{c}" for c in tally.squares))
+            for suffix, errors in models
+            for what in (_BINS_KEY, _RATE, *(f"{_SQUARES}{c}" for c in errors.squares))
         ]
 
     def group(self, key: str) -> DecayedSums | None:
         """Copy a group's sums out; None if there is none."""
         what, of_model, model = key.partition(":")
-        tally = self._models.own(model) if of_model else self._pooled
-        if tally is None:
+        errors = self._models.own(model) if of_model else self._pooled
+        if errors is None:
             return None
         if what == _BINS_KEY:
-            bins = np.append(tally.bins, tally.above)
-            return DecayedSums(self._keep, tally.binned, bins)
+            bins = np.append(errors.bins, errors.above)
+            return DecayedSums(self._keep, errors.binned, bins)
         if what == _RATE:
-            rate = np.array([tally.observed, tally.exceeded])
-            return DecayedSums(self._keep, tally.observations, rate)
-        squares = tally.squares.get(what.removeprefix(_SQUARES))
+            rate = np.array([errors.observed, errors.exceeded])
+            return DecayedSums(self._keep, errors.observations, rate)
+        squares = errors.squares.get(what.removeprefix(_SQUARES))
         if squares is None:
             return None
         sums = np.array([squares.total, squares.count])
@@ -243,11 +286,11 @@ class Margin:
         """Go on from these sums; others stay."""
         for key, group in groups.items():
             what, of_model, model = key.partition(":")
-            tally = self._models.admit(model) if of_model else self._pooled
-            if tally is not None:
-                _load(tally, what, group)
-        for tally in (self._pooled, *self._models.values()):
-            tally.quantile = None  # all models' errors are in each model's
+            errors = self._models.admit(model) if of_model else self._pooled
+            if errors is not None:
+                _load(errors, what, group)
+        for errors in (self._pooled, *self._models.values()):
+            errors.quantile = None  # all models' errors are in each model's
 
 
 def _upper_quantile(counts: Vector, rate: float) -> float:
@@ -256,19 +299,19 @@ def _upper_quantile(counts: Vector, rate: float) -> float:
     return float(_EDGES[_BINS - 1 - min(position, _BINS - 1)])
 
 
-def _load(tally: _ErrorCounts, what: str, group: DecayedSums) -> None:
+def _load(errors: _ErrorCounts, what: str, group: DecayedSums) -> None:
     sums = group.sums
     if what == _BINS_KEY and sums.shape == (_BINS + 1,):
-        tally.bins, tally.binned = np.maximum(sums[:-1], 0.0), group.observations
-        tally.above = float(sums[-1])
+        errors.bins, errors.binned = np.maximum(sums[:-1], 0.0), group.observations
+        errors.above = float(sums[-1])
     elif what == _RATE and sums.shape == (2,):
-        tally.observed, tally.exceeded = sums.tolist()
-        tally.observations = group.observations
+        errors.observed, errors.exceeded = sums.tolist()
+        errors.observations = group.observations
     elif (
         what.startswith(_SQUARES)
         and sums.shape == (2,)
-        and len(tally.squares) <= _CATEGORIES
+        and len(errors.squares) <= _CATEGORIES
     ):
         total, count = np.maximum(sums, 0.0).tolist()
         category = what.removeprefix(_SQUARES)
-        tally.squares[category] = _Squares(total, count, group.observations)
+        errors.squares[category] = _SquareSum(total, count, group.observations)

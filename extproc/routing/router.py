@@ -13,8 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.bound import Bounded
 from extproc.routing.category import Category, classify
-from extproc.routing.estimate import Estimate, Estimator, QuickEstimator
+from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
@@ -138,7 +139,7 @@ class Router:
     def __init__(
         self,
         policy: Policy,
-        estimator: Estimator,
+        estimator: Bounded,
         ratios: TextRatios,
         allowance: OutputAllowance | None = None,
         *,
@@ -147,8 +148,6 @@ class Router:
     ) -> None:
         self.policy = policy
         self.estimator = estimator
-        # Asked once: a protocol's isinstance takes as long as an estimate.
-        self._quick = estimator if isinstance(estimator, QuickEstimator) else None
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
         self.media_tokens = media_tokens or MediaTokens()
@@ -162,8 +161,7 @@ class Router:
     @property
     def learners(self) -> list[Mergeable]:
         """Everything that learns, to be kept and shared."""
-        parts = (self.ratios, self.estimator, self.allowance)
-        return [part for part in parts if isinstance(part, Mergeable)]
+        return [self.ratios, *self.estimator.learners, self.allowance]
 
     def route(
         self,
@@ -179,8 +177,8 @@ class Router:
             request: parsed from the body.
             hint: the category that the hint header named, if any.
             loads: what is known of the pools' load.
-            rough: do without the bound of this very prompt where it decides nothing
-                (see ``Decision.approximate_bound``); it takes a third of the time.
+            approximate: accept the usual bound if the exact one decides nothing (see
+                ``Decision.approximate_bound``); it takes a third of the time.
         """
         prompt = request.prompt
         features = measure(prompt, request.body_bytes)
@@ -223,13 +221,10 @@ class Router:
         self, model: str, category: str, features: Features, output_tokens: int
     ) -> Estimate | None:
         """Estimate without a bound of its own, unless that could change the pool."""
-        if self._quick is None:
-            return None
-        quick_estimate = self._quick.quick_estimate(model, category, features)
-        least = quick_estimate.estimate.prompt_tokens + output_tokens
-        if self.policy.separates(least, quick_estimate.most_tokens + output_tokens):
-            return None
-        return quick_estimate.estimate
+        quick = self.estimator.quick_estimate(model, category, features)
+        smallest = quick.estimate.prompt_tokens + output_tokens
+        largest = quick.largest_bound_tokens + output_tokens
+        return None if self.policy.separates(smallest, largest) else quick.estimate
 
     def with_bound(self, decision: Decision) -> Decision:
         """Return the decision with a bound of its own where it has a rough one."""

@@ -21,14 +21,15 @@ from extproc.config import (
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
+from extproc.routing.bound import Bounded
 from extproc.routing.estimate import Estimator
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.prior import known_families
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
-from extproc.routing.risk import Margin
+from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import MediaTokens, Router
-from extproc.server.learned.document import NAME
+from extproc.server.learned.document import EARLIER_NAMES, NAME
 from extproc.server.learned.store import DirectoryStore, Store
 from extproc.server.observe.recording import Recording
 
@@ -54,7 +55,7 @@ def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
     media = config.media
     return Router(
         policy,
-        build_estimator(config, leave_out),
+        build_bounded_estimator(config, leave_out),
         TextRatios(),
         OutputAllowance(
             config.output.quantile,
@@ -68,16 +69,27 @@ def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
     )
 
 
+def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> Bounded:
+    """The estimator that a configuration names, with the bound that it asks for.
+
+    Args:
+        leave_out: tokenizer families to leave out of the estimator's prior.
+    """
+    risk = config.risk
+    holds_risk = config.estimator.name is EstimatorName.TEXT or risk.every_estimator
+    margin = Margin(risk.under_estimate_rate) if holds_risk else NoMargin()
+    return Bounded(build_estimator(config, leave_out), margin)
+
+
 def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimator:
     """The estimator that a configuration names.
 
     Args:
-        leave_out: tokenizer families that its prior must not know.
+        leave_out: tokenizer families to leave out of its prior.
     """
     match config.estimator.name:
         case EstimatorName.TEXT:
-            margin = Margin(config.risk.under_estimate_rate)
-            return TextEstimator(margin, known_families(leave_out))
+            return TextEstimator(known_families(leave_out))
         case EstimatorName.EMA_TEXT:
             return TextEma()
         case EstimatorName.EMA:
@@ -148,11 +160,13 @@ def build_store(config: StateConfig) -> Store | None:
         case StateStore.NONE:
             return None
         case StateStore.DIRECTORY:
-            return DirectoryStore(Path(config.path or "."), NAME)
+            return DirectoryStore(Path(config.path or "."), NAME, EARLIER_NAMES)
         case StateStore.REDIS:
             try:
                 from extproc.server.learned.redis_store import RedisStore
             except ImportError:
                 extra = "pip install 'token-budget-router[redis]'"
                 raise ConfigError(f"state.store: 'redis'; needs: {extra}") from None
-            return RedisStore(config.url or "", f"{config.key_prefix}{NAME}")
+            prefix = config.key_prefix
+            earlier = [f"{prefix}{name}" for name in EARLIER_NAMES]
+            return RedisStore(config.url or "", f"{prefix}{NAME}", earlier)

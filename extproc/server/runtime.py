@@ -13,7 +13,6 @@ from extproc.exchange.events import Observation
 from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.mergeable import DecayedSums
 from extproc.routing.policy import PoolLoad
-from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.status import StatusReporter
@@ -124,10 +123,8 @@ class Runtime:
 
     def risk(self) -> tuple[float | None, float | None]:
         """The stated and the achieved share of prompts above their bound."""
-        estimator = self.router.estimator
-        if not isinstance(estimator, TextEstimator):
-            return None, None
-        return estimator.margin.rate, estimator.margin.achieved()
+        margin = self.router.estimator.margin
+        return margin.rate, margin.achieved()
 
     def explainer(self) -> Explainer:
         """Explains decisions as they are made now."""

@@ -13,6 +13,7 @@ import timeit
 from collections.abc import Callable
 
 from extproc.exchange.openai import parse_request
+from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
 from extproc.routing.features import measure
 from extproc.routing.regression import TextEstimator
@@ -41,7 +42,7 @@ def least_us(step: Callable[[], object]) -> float:
     return min(timer.repeat(7, number)) / number * 1e6
 
 
-def time_size(estimator: TextEstimator, size: int) -> list[float]:
+def time_size(estimator: Bounded, size: int) -> list[float]:
     """Return the microseconds of each step for a body of ``size`` bytes."""
     body = make_body(size)
     request = parse_request(_PATH, body)
@@ -64,7 +65,7 @@ def time_size(estimator: TextEstimator, size: int) -> list[float]:
 
 def main() -> None:
     """Measure and print."""
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     names = ("parse", "measure", "classify", "estimate", "observe", "decision")
     print(f"{'body':>8}", *(f"{name:>9}" for name in names))
     for size in (512, 4096, 32768, 262144):

@@ -31,6 +31,7 @@ from fit_coefficients import fit, read_corpora
 
 from extproc.exchange.openai import parse_request
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import FAMILIES, Prior, from_coefficients, known_families
@@ -106,7 +107,8 @@ def replay(
     rows: Sequence[Row], family: str, prior: Prior, rate: float, unscored: int
 ) -> Scores:
     """Estimate, then learn, request by request."""
-    estimator, allowance = TextEstimator(Margin(rate), prior), OutputAllowance()
+    estimator = Bounded(TextEstimator(prior), Margin(rate))
+    allowance = OutputAllowance()
     scores = Scores()
     for n, row in enumerate(rows):
         counted = row.tokens[family]

@@ -8,8 +8,10 @@ import pytest
 
 from extproc.cli import main
 from extproc.commands.explain import render
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Router
 from extproc.server.admin.explain import Explainer
 
@@ -104,7 +106,7 @@ def test_a_server_that_does_not_answer_is_a_failure(
 def test_renders_completions(body: dict[str, object]) -> None:
     router = Router(
         Policy([Pool("short", 8192, 8192), Pool("long", 65536, 65536)]),
-        TextEma(),
+        Bounded(TextEma(), NoMargin()),
         TextRatios(),
     )
     told = Explainer(router, 1000).explain(json.dumps(body).encode(), "/v1/completions")

@@ -133,7 +133,7 @@ class Crowded:
             self.vllm = None
 
     def stored(self) -> str:
-        key = "token-budget-router:learned.v1.json"
+        key = "token-budget-router:learned.v2.json"
         command = ["redis-cli", "-p", str(self.redis_port), "get", key]
         return subprocess.run(command, capture_output=True, text=True).stdout
 

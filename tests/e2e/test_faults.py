@@ -299,7 +299,7 @@ def test_rolling_restart(
     # Everything that any of them learned is there, in each of them.
     assert rig.routers[0].child.stop(grace_s=PATIENCE_S) == 0
     learned = json.loads(
-        next(tmp_path.glob("learned.v1.json")).read_text().split("\n")[1]
+        next(tmp_path.glob("learned.v2.json")).read_text().split("\n")[1]
     )
     assert sum(group[1] for group in learned["components"]["ratios.1"].values()) > 20
 

@@ -180,7 +180,7 @@ def test_no_secret_is_written_anywhere(
 
     places = written(admin, state)
     assert {"/metrics", "/status", "/", "log"} <= set(places)
-    assert any(place.endswith("learned.v1.json") for place in places)
+    assert any(place.endswith("learned.v2.json") for place in places)
     for place, text in places.items():
         assert text, place
         assert MARK not in text, f"{place}: {around(text)}"

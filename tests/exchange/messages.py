@@ -26,8 +26,10 @@ from extproc.exchange.machine import (
     Exchange,
     ExchangeSettings,
 )
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool, PoolLoad
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Router
 
 CHAT = "/v1/chat/completions"
@@ -47,7 +49,7 @@ def exchange(
     settings: ExchangeSettings = SETTINGS,
     loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
 ) -> Exchange:
-    router = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    router = Router(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
     return Exchange(router, settings, lambda decision: watch, loads)
 
 

@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from extproc.exchange.decision_token import read_decision_token, write_decision_token
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.request import Prompt, Request
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Outcome, Router
 
 POLICY = Policy([Pool("short", 8192, 4096), Pool("long", 65536, 65536)])
 
 
 def make_router() -> Router:
-    return Router(POLICY, TextEma(), TextRatios())
+    return Router(POLICY, Bounded(TextEma(), NoMargin()), TextRatios())
 
 
 def route(prompt: Prompt, **fields: object) -> Decision:

@@ -22,8 +22,10 @@ from extproc.exchange.events import (
 from extproc.exchange.machine import (
     Exchange,
 )
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Reason
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Router
 
 from .messages import (
@@ -88,7 +90,7 @@ class Broken(Router):
 
 
 def broken() -> Exchange:
-    router = Broken(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    router = Broken(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
     return Exchange(router, SETTINGS, lambda decision: True)
 
 

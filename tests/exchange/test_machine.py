@@ -22,8 +22,10 @@ from extproc.exchange.machine import (
     HEADERS_READ,
 )
 from extproc.exchange.transitions import State
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, PoolLoad, Reason
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Router
 
 from .messages import (
@@ -420,7 +422,7 @@ def test_a_decision_is_handed_out_with_its_route(shadow: bool) -> None:
     body = chat()
     step = play(machine, request(body), RequestBody(body, True))[-1]
     assert isinstance(step.reply, Route)
-    router = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    router = Router(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
     again = read_decision_token(
         step.reply.decision_token, router.policy, router.categories
     )

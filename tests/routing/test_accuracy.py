@@ -17,6 +17,7 @@ import pytest
 
 from extproc.exchange.openai import parse_request
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.bound import Bounded
 from extproc.routing.coefficients import FAMILIES
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import known_families
@@ -45,7 +46,7 @@ class Scores:
 
 
 def replay(corpus: list[CorpusRow], family: str) -> Scores:
-    estimator, allowance = TextEstimator(), OutputAllowance()
+    estimator, allowance = Bounded(TextEstimator()), OutputAllowance()
     rng = random.Random(3)
     scores = Scores()
     unscored = len(corpus) // 10
@@ -104,7 +105,7 @@ def test_an_unknown_tokenizer_is_known_after_few_requests(
 ) -> None:
     errors = []
     for start in range(0, 500, 100):
-        estimator = TextEstimator(prior=known_families({family}))
+        estimator = Bounded(TextEstimator(known_families({family})))
         for row in corpus[start : start + 50]:
             counted = row.tokens[family]
             estimate = estimator.estimate("m", row.category, row.features)

@@ -1,6 +1,8 @@
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
+from extproc.routing.bound import Bounded
 from extproc.routing.features import Features, measure
 from extproc.routing.request import Prompt
+from extproc.routing.risk import NoMargin
 
 
 def prompt_of(text_bytes: int, tools_bytes: int = 0) -> Features:
@@ -10,7 +12,7 @@ def prompt_of(text_bytes: int, tools_bytes: int = 0) -> Features:
 
 
 def estimate(rule: BytesOverFour | SemanticRouterRule, features: Features) -> int:
-    result = rule.estimate("m", "prose", features)
+    result = Bounded(rule, NoMargin()).estimate("m", "prose", features)
     assert result.bound_tokens == result.prompt_tokens
     return result.prompt_tokens
 

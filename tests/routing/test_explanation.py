@@ -6,21 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.routing.bound import Bounded
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt, Request
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Outcome, Router
 
 SHORT = Pool("short", max_model_len=8192, threshold_tokens=4096)
 LONG = Pool("long", max_model_len=65536, threshold_tokens=65536)
 
 
-def make_router(estimator: Ema | TextEma | TextEstimator | None = None) -> Router:
-    return Router(
-        Policy([SHORT, LONG]), estimator or TextEma(), TextRatios(), hints=["billing"]
-    )
+def make_router(estimator: Bounded | None = None) -> Router:
+    bounded = estimator or Bounded(TextEma(), NoMargin())
+    return Router(Policy([SHORT, LONG]), bounded, TextRatios(), hints=["billing"])
 
 
 def make_request(text: str = "How are you?", **fields: object) -> Request:
@@ -89,7 +90,7 @@ def test_load_decides_when_the_pool_of_choice_is_under_pressure() -> None:
 
 
 def test_one_pool_leaves_nothing_to_compare() -> None:
-    router = Router(Policy([LONG]), TextEma(), TextRatios())
+    router = Router(Policy([LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
     assert explain(router, make_request())["decision"]["decided_by"] is None
 
 
@@ -136,7 +137,7 @@ def test_media_are_counted_apart() -> None:
 def test_estimators_name_coefficients_that_give_the_estimate(
     estimator: Ema | TextEma,
 ) -> None:
-    router = make_router(estimator)
+    router = make_router(Bounded(estimator, NoMargin()))
     request = make_request("All of it, word for word. " * 40)
     assert explain(router, request)["prompt"]["made_of"]["learned"] is False
     for _ in range(20):
@@ -153,7 +154,7 @@ def test_estimators_name_coefficients_that_give_the_estimate(
 
 
 def test_the_text_estimator_names_its_heaviest_terms() -> None:
-    router = make_router(TextEstimator())
+    router = make_router(Bounded(TextEstimator()))
     request = make_request("All of it. ")
     assert explain(router, request)["prompt"]["made_of"]["learned"] is False
     router.learn(router.route(request), Outcome(200, 21, 1))

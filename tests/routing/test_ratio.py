@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.routing.bound import Bounded
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
 from extproc.routing.ratio import (
@@ -16,6 +17,7 @@ from extproc.routing.ratio import (
     clamp_ratio,
     template_tokens,
 )
+from extproc.routing.risk import NoMargin
 
 
 def features(
@@ -26,14 +28,17 @@ def features(
 
 
 def tokens(estimator: Ema | TextEma, of: Features, category: str = "prose") -> int:
-    return estimator.estimate("m", category, of).prompt_tokens
+    prediction = estimator.predict("m", category, of)
+    assert prediction.tokens == estimator.point("m", category, of)
+    return round(prediction.tokens)
 
 
 # The papers' estimator.
 
 
 def test_ema_starts_from_four_bytes_a_token() -> None:
-    assert Ema().estimate("m", "prose", features(body=4001)) == Estimate(1001, 1001)
+    bounded = Bounded(Ema(), NoMargin())
+    assert bounded.estimate("m", "prose", features(body=4001)) == Estimate(1001, 1001)
 
 
 def test_ema_follows_the_published_formula_sample_by_sample() -> None:

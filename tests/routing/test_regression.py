@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing.estimate import Estimator
+from extproc.routing.bound import Bounded
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import DecayedSums, merge, snapshot
 from extproc.routing.prior import known_families
@@ -24,8 +24,27 @@ class Sample(Protocol):
     prompt_tokens: int
 
 
+Copy = dict[str, dict[str, DecayedSums]]
+
+
+def copy_out(estimator: Bounded) -> Copy:
+    return {learner.component: snapshot(learner) for learner in estimator.learners}
+
+
+def merge_all(base: Copy, ours: Copy, theirs: Copy) -> Copy:
+    return {
+        component: merge(base.get(component, {}), groups, theirs[component])
+        for component, groups in ours.items()
+    }
+
+
+def restore(estimator: Bounded, copy: Copy) -> None:
+    for learner in estimator.learners:
+        learner.restore(copy[learner.component])
+
+
 def learn(
-    estimator: Estimator, samples: Sequence[Sample], model: str = "m"
+    estimator: Bounded, samples: Sequence[Sample], model: str = "m"
 ) -> list[float]:
     """Estimate, then learn, sample by sample; return the relative errors."""
     errors = []
@@ -36,7 +55,7 @@ def learn(
     return errors
 
 
-def mean_error(estimator: Estimator, samples: Sequence[Sample]) -> float:
+def mean_error(estimator: Bounded, samples: Sequence[Sample]) -> float:
     """Return the mean relative error, without learning."""
     errors = []
     for sample in samples:
@@ -46,14 +65,14 @@ def mean_error(estimator: Estimator, samples: Sequence[Sample]) -> float:
 
 
 def test_learns_a_tokenizer_that_it_never_met(samples: list[Sample]) -> None:
-    errors = learn(TextEstimator(), samples[:600])
+    errors = learn(Bounded(TextEstimator()), samples[:600])
     assert np.mean(errors[:5]) < 0.5
     assert np.mean(errors[10:60]) < 0.1
     assert np.mean(errors[300:]) < 0.05
 
 
 def test_keeps_the_stated_risk(samples: list[Sample]) -> None:
-    estimator = TextEstimator(Margin(0.05))
+    estimator = Bounded(TextEstimator(), Margin(0.05))
     exceeded = 0
     for n, sample in enumerate(samples):
         estimate = estimator.estimate("m", sample.category, sample.features)
@@ -68,7 +87,7 @@ def test_keeps_the_stated_risk(samples: list[Sample]) -> None:
 def test_recovers_when_the_model_behind_a_name_changes(
     samples: list[Sample], other_samples: list[Sample]
 ) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     settled = np.mean(learn(estimator, samples[:600])[-100:])
     errors = learn(estimator, other_samples[600:800])
     assert np.mean(errors[:15]) > 3 * settled
@@ -76,7 +95,7 @@ def test_recovers_when_the_model_behind_a_name_changes(
 
 
 def test_does_not_forget_for_a_new_kind_of_text(samples: list[Sample]) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     learn(estimator, samples[:400])
     known = mean_error(estimator, samples[400:500])
     hangul = [
@@ -102,7 +121,7 @@ def test_one_false_count_in_ten_moves_the_error_by_less_than_a_point(
     samples: list[Sample], lie
 ) -> None:
     rng = random.Random(11)
-    honest, deceived = TextEstimator(), TextEstimator()
+    honest, deceived = Bounded(TextEstimator()), Bounded(TextEstimator())
     for sample in samples[:1000]:
         key = ("m", sample.category, sample.features)
         honest.observe(*key, sample.prompt_tokens)
@@ -115,7 +134,7 @@ def test_one_false_count_in_ten_moves_the_error_by_less_than_a_point(
 def test_models_are_told_apart(
     samples: list[Sample], other_samples: list[Sample]
 ) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     for one, other in zip(samples[:300], other_samples[:300], strict=True):
         estimator.observe("one", one.category, one.features, one.prompt_tokens)
         estimator.observe("other", one.category, one.features, other.prompt_tokens)
@@ -126,18 +145,18 @@ def test_models_are_told_apart(
 
 
 def test_invented_model_names_share_and_do_not_displace(samples: list[Sample]) -> None:
-    estimator = TextEstimator(models=4)
+    estimator = Bounded(TextEstimator(models=4))
     learn(estimator, samples[:300])
     before = mean_error(estimator, samples[300:400])
     for n, sample in enumerate(samples[:200]):
         estimator.observe(f"invented {n}", sample.category, sample.features, 7)
     assert mean_error(estimator, samples[300:400]) == before
-    assert len([key for key in snapshot(estimator) if key.startswith("posterior")]) == 4
+    assert len(snapshot(estimator.estimator)) == 4
     assert MODELS >= 16
 
 
 def test_estimating_learns_and_admits_nothing(samples: list[Sample]) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     before = plain(estimator)
     for sample in samples[:50]:
         estimator.estimate("m", sample.category, sample.features)
@@ -145,7 +164,7 @@ def test_estimating_learns_and_admits_nothing(samples: list[Sample]) -> None:
 
 
 def test_unfamiliar_text_gets_a_wider_bound(samples: list[Sample]) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     learn(estimator, samples[:600])
     familiar = samples[700].features
     armenian = measure(Prompt("բարև ձեզ աշխարհ ".encode() * 60), 0)
@@ -169,7 +188,7 @@ PROMPTS = st.builds(
 def test_is_bounded_whatever_was_seen(
     prompt: Prompt, seen: list[tuple[Prompt, int]]
 ) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     for other, tokens in seen:
         estimator.observe("m", "prose", measure(other, 0), tokens)
     estimate = estimator.estimate("m", "prose", measure(prompt, 0))
@@ -190,19 +209,23 @@ def test_is_bounded_whatever_was_seen(
     ids=["one word", "only tools", "1 MB", "10,000 messages", "blanks"],
 )
 def test_extremes_are_of_the_right_size(prompt: Prompt, least: int, most: int) -> None:
-    estimate = TextEstimator().estimate("m", "prose", measure(prompt, 0))
+    estimate = Bounded(TextEstimator()).estimate("m", "prose", measure(prompt, 0))
     assert least <= estimate.prompt_tokens <= most
 
 
 def test_two_processes_together_know_what_one_would(samples: list[Sample]) -> None:
-    one, two, alone = TextEstimator(), TextEstimator(), TextEstimator()
+    one, two, alone = (
+        Bounded(TextEstimator()),
+        Bounded(TextEstimator()),
+        Bounded(TextEstimator()),
+    )
     for n, sample in enumerate(samples[:400]):
         key = ("m", sample.category, sample.features, sample.prompt_tokens)
         (one if n % 2 else two).observe(*key)
         alone.observe(*key)
     rest = samples[400:500]
-    together = TextEstimator()
-    together.restore(merge({}, snapshot(one), snapshot(two)))
+    together = Bounded(TextEstimator())
+    restore(together, merge_all({}, copy_out(one), copy_out(two)))
     expected = mean_error(alone, rest)
     assert mean_error(together, rest) == pytest.approx(expected, abs=0.005)
     assert mean_error(together, rest) <= mean_error(one, rest) + 0.001
@@ -211,21 +234,21 @@ def test_two_processes_together_know_what_one_would(samples: list[Sample]) -> No
 def test_a_changed_model_reaches_the_other_processes(
     samples: list[Sample], other_samples: list[Sample]
 ) -> None:
-    one, two = TextEstimator(), TextEstimator()
+    one, two = Bounded(TextEstimator()), Bounded(TextEstimator())
     learn(one, samples[:300])
-    base = snapshot(one)
-    two.restore(base)
+    base = copy_out(one)
+    restore(two, base)
     learn(one, other_samples[300:400])
     learn(two, samples[300:303])
-    two.restore(merge(base, snapshot(two), snapshot(one)))
+    restore(two, merge_all(base, copy_out(two), copy_out(one)))
     assert mean_error(two, other_samples[400:500]) < 0.06
-    assert {group.epoch for key, group in snapshot(two).items() if "post" in key} == {1}
+    assert snapshot(two.estimator)["m"].epoch == 1
 
 
 def test_a_restarted_process_goes_on_where_it_stopped(samples: list[Sample]) -> None:
-    estimator, restarted = TextEstimator(), TextEstimator()
+    estimator, restarted = Bounded(TextEstimator()), Bounded(TextEstimator())
     learn(estimator, samples[:300])
-    restarted.restore(snapshot(estimator))
+    restore(restarted, copy_out(estimator))
     assert plain(restarted) == plain(estimator)
     for sample in samples[300:350]:
         key = ("m", sample.category, sample.features)
@@ -239,38 +262,39 @@ def test_what_others_learned_is_solved_when_it_is_asked_for(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A matrix of each of 64 models at once would take a fifth of a second."""
-    estimator, other = TextEstimator(), TextEstimator()
+    estimator, other = Bounded(TextEstimator()), Bounded(TextEstimator())
     for sample in samples[:32]:
         for model in ("a", "b", "c"):
             estimator.observe(
                 model, sample.category, sample.features, sample.prompt_tokens
             )
-    groups = snapshot(estimator)
+    groups = copy_out(estimator)
     solutions = []
     invert = np.linalg.inv
     monkeypatch.setattr(
         np.linalg, "inv", lambda matrix: solutions.append(1) or invert(matrix)
     )
-    other.restore(groups)
+    restore(other, groups)
     assert len(solutions) == 0
     for model, sample in zip("aab", samples, strict=False):
         other.estimate(model, sample.category, sample.features)
     assert len(solutions) == 2
-    assert snapshot(other).keys() == groups.keys()
+    assert copy_out(other).keys() == groups.keys()
     assert len(solutions) == 2
 
 
 def test_leaves_what_is_not_its_own(samples: list[Sample]) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     learn(estimator, samples[:50])
     before = mean_error(estimator, samples[:20])
     odd = DecayedSums(0.9, 5, np.ones(7))
-    estimator.restore(dict.fromkeys(["?", *snapshot(estimator)], odd))
+    for learner in estimator.learners:
+        learner.restore(dict.fromkeys(["?", *snapshot(learner)], odd))
     assert mean_error(estimator, samples[:20]) == before
 
 
 def test_explains_an_estimate_by_its_terms(samples: list[Sample]) -> None:
-    estimator = TextEstimator()
+    estimator = Bounded(TextEstimator())
     learn(estimator, samples[:100])
     sample = samples[100]
     told = estimator.explain("m", sample.category, sample.features)
@@ -283,15 +307,18 @@ def test_explains_an_estimate_by_its_terms(samples: list[Sample]) -> None:
     )
 
 
-def plain(estimator: TextEstimator) -> dict[str, list[float]]:
-    groups = snapshot(estimator).items()
-    return {key: [group.observations, *group.sums] for key, group in groups}
+def plain(estimator: Bounded) -> dict[str, list[float]]:
+    return {
+        f"{component} {key}": [group.observations, *group.sums]
+        for component, groups in copy_out(estimator).items()
+        for key, group in groups.items()
+    }
 
 
 def test_a_prior_can_be_given(samples: list[Sample]) -> None:
-    without = TextEstimator(prior=known_families({"llama3"}))
+    without = Bounded(TextEstimator(known_families({"llama3"})))
     hi = measure(Prompt(b"Hi"), 0)
     assert (
         without.estimate("m", "prose", hi).prompt_tokens
-        < TextEstimator().estimate("m", "prose", hi).prompt_tokens
+        < Bounded(TextEstimator()).estimate("m", "prose", hi).prompt_tokens
     )

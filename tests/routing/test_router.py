@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.bound import Bounded
 from extproc.routing.category import Category
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
@@ -11,6 +12,7 @@ from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt, Request
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import (
     UNKNOWN_CATEGORY,
     Decision,
@@ -25,12 +27,11 @@ from extproc.routing.router import (
 SHORT, LONG = Pool("short", 1000, 800), Pool("long", 8000, 8000)
 
 
-class Fixed:
-    """Estimates what it is told, and remembers what it was taught."""
-
-    name = "fixed"
+class Fixed(Bounded):
+    """Makes the same estimate of every prompt, and records what it learns."""
 
     def __init__(self, point: int = 100, bound: int = 120) -> None:
+        super().__init__(TextEstimator(), NoMargin())
         self.answer = Estimate(point, bound)
         self.taught: list[tuple[str, str, int]] = []
 
@@ -148,7 +149,7 @@ def test_failing_open_goes_to_the_largest_pool() -> None:
     texts=st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)).map(sorted),
 )
 def test_budgets_grow_with_text_and_limit(limits: list[int], texts: list[int]) -> None:
-    routes = Router(Policy([SHORT, LONG]), TextEma(), TextRatios())
+    routes = Router(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
     small, large = (
         routes.route(request("a " * text, max_tokens=limit))
         for text, limit in zip(texts, limits, strict=True)
@@ -420,7 +421,7 @@ def test_media_are_judged_though_not_learned_from() -> None:
 def taught() -> Router:
     """A router whose estimator has seen texts of several kinds."""
     pools = [Pool("s", 1000, 300), Pool("m", 2000, 2000), Pool("l", 8000, 8000)]
-    learning = Router(Policy(pools), TextEstimator(), TextRatios())
+    learning = Router(Policy(pools), Bounded(TextEstimator()), TextRatios())
     for number in range(30):
         for word in ("fox ", "42", "{'a': [1]}, ", "\u6f22\u5b57"):
             asked = request(word * (20 + number))

@@ -163,7 +163,7 @@ def test_new_pools_keep_what_was_learned():
     assert server.router.policy.pools[0] == Pool("s", 100, 20)
     assert server.service.router is server.router
     assert server.router.ratios.all() == before != {}
-    assert "posterior:m" in snapshot(server.router.estimator)
+    assert "m" in snapshot(server.router.estimator.estimator)
 
 
 def test_another_estimator_starts_from_what_is_stored_of_it():
@@ -171,13 +171,13 @@ def test_another_estimator_starts_from_what_is_stored_of_it():
     teach(server)
     stored = live("estimator: {name: ema}")
     teach(stored)
-    groups = snapshot(stored.router.estimator)
+    groups = snapshot(stored.router.estimator.estimator)
     replace(
         server,
         pools_with(10) + "estimator: {name: ema}\n",
         lambda component: groups if component == "ema.1" else {},
     )
-    learned = snapshot(server.router.estimator)["prose"]
+    learned = snapshot(server.router.estimator.estimator)["prose"]
     assert learned.sums == pytest.approx(groups["prose"].sums)
 
 

@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 import extproc
 from extproc.config import Mode
 from extproc.routing.policy import IDLE, Pool, PoolLoad
-from extproc.routing.regression import TextEstimator
 from extproc.routing.router import Router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
@@ -74,18 +73,16 @@ class StatusReporter:
                 for name in sorted({*by_category, *learning})
             },
             "bytes_per_token": self.router.ratios.all(),
-            "risk": {"stated": self._stated_risk(), **self._history.achieved_risk()},
+            "risk": {
+                "stated": self.router.estimator.margin.rate,
+                **self._history.achieved_risk(),
+            },
             "observations": _counts(metrics.observations, "result"),
             "misroutes": _counts(metrics.misroutes, "kind"),
             "overflow_retries": _counts(metrics.overflows, "").total(),
             **self._advisor.report(),
             "last_decisions": self._history.last_decisions(),
         }
-
-    def _stated_risk(self) -> float | None:
-        """The share of prompts that may exceed their bound, if the estimator says."""
-        estimator = self.router.estimator
-        return estimator.margin.rate if isinstance(estimator, TextEstimator) else None
 
     def _report_pools(self, by_pool: Counter[str]) -> list[dict[str, Any]]:
         loads = self._loads() or {}

@@ -15,10 +15,14 @@ import numpy as np
 from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.store import UnreadableDocument
 
-VERSION = 1
+VERSION = 2
+"""1 had the bound's sums in the estimator's component."""
 NAME = f"learned.v{VERSION}.json"
 """File name or key. With the version in it, servers of two versions that run side by
 side during an upgrade do not set each other's aside."""
+
+EARLIER_NAMES = [f"learned.v{version}.json" for version in range(1, VERSION)]
+"""Names of documents that this version does not go on from."""
 
 FORMAT = "token-budget-router learned state"
 

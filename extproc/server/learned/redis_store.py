@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +10,7 @@ import redis
 
 from extproc.server.learned.store import (
     MAX_DOCUMENT_BYTES,
+    OF_EARLIER_VERSION,
     Change,
     SetAside,
     StoreError,
@@ -28,18 +30,20 @@ class RedisStore:
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes them.
         key: where the document is.
+        earlier_keys: where servers of earlier versions keep theirs.
 
     Raises:
         ValueError: the URL is none of those.
     """
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, earlier_keys: Sequence[str] = ()) -> None:
         self._client: Any = redis.Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
             socket_timeout=_ANSWER_TIMEOUT_S,
         )
         self._key = key
+        self._earlier_keys = earlier_keys
 
     def update(self, change: Change) -> SetAside | None:
         """Change the document atomically."""
@@ -56,7 +60,10 @@ class RedisStore:
         pipeline.watch(self._key)
         try:
             aside = None
-            changed = change(self._read(pipeline))
+            stored = self._read(pipeline)
+            if stored is None:
+                aside = self._earlier_document(pipeline)
+            changed = change(stored)
             pipeline.multi()
         except UnreadableDocument as found:
             changed = change(None)
@@ -67,6 +74,12 @@ class RedisStore:
             pipeline.set(self._key, changed)
         pipeline.execute()
         return aside
+
+    def _earlier_document(self, pipeline: Any) -> SetAside | None:
+        for key in self._earlier_keys:
+            if pipeline.exists(key):
+                return SetAside(key, OF_EARLIER_VERSION)
+        return None
 
     def _read(self, pipeline: Any) -> bytes | None:
         if pipeline.strlen(self._key) > MAX_DOCUMENT_BYTES:

@@ -11,14 +11,16 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 MAX_DOCUMENT_BYTES = 64 << 20
 """A model's sums take about 0.2 MB and at most 64 models are told apart; more than
-this is no document of ours, and is not read."""
+this was not written by this program, and is not read."""
+
+OF_EARLIER_VERSION = "of an earlier version: learning starts over"
 
 _LOCK_TIMEOUT_S = 2.0
 _LOCK_POLL_S = 0.02
@@ -44,7 +46,7 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A document that was moved out of the way."""
+    """A document that is not used: moved away, or left to servers of its version."""
 
     place: str
     reason: str
@@ -78,8 +80,11 @@ class DirectoryStore:
     happens, a reader finds the old document or the new one.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(
+        self, directory: Path, name: str, earlier_names: Sequence[str] = ()
+    ) -> None:
         self._file = directory / name
+        self._earlier = [directory / earlier for earlier in earlier_names]
         self._lock = directory / f"{name}.lock"
 
     def update(self, change: Change) -> SetAside | None:
@@ -88,7 +93,10 @@ class DirectoryStore:
             with self._locked():
                 aside = None
                 try:
-                    changed = change(self._read())
+                    stored = self._read()
+                    if stored is None:
+                        aside = self._earlier_document()
+                    changed = change(stored)
                 except UnreadableDocument as found:
                     place = self._file.with_name(f"{self._file.name}.{found.kind}")
                     self._file.replace(place)
@@ -99,6 +107,12 @@ class DirectoryStore:
                 return aside
         except OSError as error:
             raise StoreError(f"{self._file}: {error.strerror or error}") from error
+
+    def _earlier_document(self) -> SetAside | None:
+        for place in self._earlier:
+            if place.exists():
+                return SetAside(str(place), OF_EARLIER_VERSION)
+        return None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import json
 from extproc.config import Config
 from extproc.exchange.events import Observation
 from extproc.exchange.openai import parse_request
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
@@ -21,7 +22,9 @@ PATH = "/v1/chat/completions"
 
 def test_report_of_a_short_life() -> None:
     router = Router(
-        build_router(Config()).policy, TextEstimator(Margin(0.02)), TextRatios()
+        build_router(Config()).policy,
+        Bounded(TextEstimator(), Margin(0.02)),
+        TextRatios(),
     )
     metrics = Metrics(router.ratios.all)
     now_s = 100.0

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.mergeable import DecayedSums
-from extproc.server.learned.document import MAX_GROUPS, Document, decode, encode
+from extproc.server.learned.document import (
+    MAX_GROUPS,
+    VERSION,
+    Document,
+    decode,
+    encode,
+)
 from extproc.server.learned.store import UnreadableDocument
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -59,7 +65,7 @@ def test_foreign_bytes_are_never_an_error_of_another_kind(data):
 
 def test_a_later_version_is_named():
     head, body = encode(document()).split(b"\n", 1)
-    later = {**json.loads(head), "version": 2}
+    later = {**json.loads(head), "version": VERSION + 1}
     data = json.dumps(later).encode() + b"\n" + body
     assert kind_of(data) == "future"
 

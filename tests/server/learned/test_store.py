@@ -19,11 +19,13 @@ def read(store):
 def make_store(request, tmp_path):
     """Makes stores that share one document, as processes would."""
     if request.param == "directory":
-        return lambda: DirectoryStore(tmp_path / "state", "document")
+        return lambda name="document", earlier=(): DirectoryStore(
+            tmp_path / "state", name, earlier
+        )
     server = request.getfixturevalue("redis_server")
     from extproc.server.learned.redis_store import RedisStore
 
-    return lambda: RedisStore(server.url, "document")
+    return lambda name="document", earlier=(): RedisStore(server.url, name, earlier)
 
 
 def test_what_was_written_is_read_by_another(make_store):
@@ -51,6 +53,17 @@ def test_no_update_is_lost_when_many_write_at_once(make_store):
     for thread in threads:
         thread.join()
     assert read(make_store()) == b"%d" % (writers * times)
+
+
+def test_a_document_of_an_earlier_version_is_left_and_reported_once(make_store):
+    make_store("document.v1").update(lambda stored: b"old")
+    store = make_store("document.v2", ["document.v1"])
+    aside = store.update(lambda stored: b"new" if stored is None else None)
+    assert aside.place.endswith("document.v1")
+    assert "earlier version" in aside.reason
+    assert store.update(lambda stored: None) is None
+    assert read(make_store("document.v2")) == b"new"
+    assert read(make_store("document.v1")) == b"old"
 
 
 def refuse(kind):

@@ -13,9 +13,12 @@ from prometheus_client import generate_latest
 from extproc.config import Config
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.bound import Bounded
+from extproc.routing.estimate import Prediction
 from extproc.routing.features import Features
 from extproc.routing.policy import PoolLoad
 from extproc.routing.ratio import TextEma
+from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Router
 from extproc.rpc.call import Call, RpcError
 from extproc.server.build import build_router
@@ -32,11 +35,11 @@ ANSWER = b'{"usage": {"prompt_tokens": 20, "completion_tokens": 5}}'
 
 
 class Broken(TextEma):
-    """Fails to learn, as a fault of ours would."""
+    """Fails to learn, as a bug in an estimator would."""
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
-    ) -> None:
+    ) -> Prediction:
         raise ZeroDivisionError(SECRET)
 
 
@@ -234,7 +237,7 @@ def test_a_fault_in_learning_is_counted_and_ends_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     router = build_router(Config())
-    router.estimator = Broken()
+    router.estimator = Bounded(Broken(), NoMargin())
     server = Server(router)
     call = server.open()
     for message in (headers(), body(), headers("response_headers")):
