@@ -16,8 +16,9 @@ import msgspec
 from extproc.commands.text import wrap
 from extproc.exchange.events import Observation
 from extproc.exchange.observation_line import read_record
-from extproc.routing.advice import BudgetCounts, advise, candidate_thresholds
+from extproc.routing.advice import BudgetCounts, advise, budget_counts
 from extproc.routing.evaluation import Evaluation
+from extproc.routing.misroute import Misroute, find_misroute
 from extproc.routing.policy import Policy, Pool
 
 
@@ -76,7 +77,7 @@ def score_recording(
     """
     survey = _survey(read())
     policy = survey.policy()
-    counts = _budget_counts(policy)
+    counts = budget_counts(policy) if policy else BudgetCounts([])
     evaluation = Evaluation(thresholds)
     reasons: Counter[str] = Counter()
     tallies = {name: _PoolCounts() for name in survey.pools}
@@ -85,23 +86,15 @@ def score_recording(
         reasons[str(decision.reason)] += 1
         tally = tallies[decision.pool.name]
         tally.requests += 1
-        if not decision.reason.failed_open:
-            counts.add(decision.bound_budget_tokens)
-        counted = outcome.prompt_tokens
-        if outcome.status != 200 or not counted:
-            continue
-        completion = outcome.completion_tokens or 0
-        tally.tokens += counted + completion
-        if decision.reason.failed_open:
-            continue
-        evaluation.add(decision, counted, completion)
-        output = decision.output_tokens if decision.declared else completion
-        needed = counted + output
-        counts.observe(decision.bound_budget_tokens, needed)
-        own = decision.pool.max_model_len
-        fitting = policy.choose(needed).pool.max_model_len if policy else own
-        tally.too_small += needed > own or fitting > own
-        tally.too_large += fitting < own
+        if outcome.status == 200:
+            tally.tokens += outcome.prompt_tokens or 0
+            tally.tokens += outcome.completion_tokens or 0
+        counts.decided(decision)
+        counts.observed(decision, outcome)
+        evaluation.add(decision, outcome)
+        misroute = find_misroute(policy or Policy([decision.pool]), decision, outcome)
+        tally.too_small += misroute in _NEEDED_LARGER
+        tally.too_large += misroute is Misroute.LONG_WASTE
     return {
         "requests": sum(reasons.values()),
         "seconds": round(survey.last_s - survey.first_s, 3) if survey.pools else 0.0,
@@ -110,6 +103,9 @@ def score_recording(
         **evaluation.report(),
         "advice": _advice(policy, counts),
     }
+
+
+_NEEDED_LARGER = (Misroute.SHORT_OVERFLOW, Misroute.TRUNCATED)
 
 
 @dataclass(slots=True)
@@ -130,11 +126,9 @@ class _Survey:
     last_s: float
 
     def policy(self) -> Policy | None:
-        """The pools as one policy; none if two names had one window."""
-        try:
-            return Policy(list(self.pools.values()))
-        except ValueError:
-            return None
+        """The pools as one policy, names that share a window as one; None if empty."""
+        by_window = {pool.max_model_len: pool for pool in self.pools.values()}
+        return Policy(list(by_window.values())) if by_window else None
 
 
 def _survey(recording: Iterable[Recorded]) -> _Survey:
@@ -148,19 +142,8 @@ def _survey(recording: Iterable[Recorded]) -> _Survey:
     return _Survey({pool.name: pool for pool in ordered}, first_s, last_s)
 
 
-def _budget_counts(policy: Policy | None) -> BudgetCounts:
-    if policy is None:
-        return BudgetCounts([])
-    smallest, largest = policy.pools[0], policy.pools[-1]
-    candidates = candidate_thresholds(largest.max_model_len)
-    return BudgetCounts(sorted({*candidates, smallest.threshold_tokens}))
-
-
 def _advice(policy: Policy | None, counts: BudgetCounts) -> dict[str, Any] | None:
-    if policy is None or len(policy.pools) < 2:
-        return None
-    smallest, largest = policy.pools[0], policy.pools[-1]
-    found = advise(counts, smallest.threshold_tokens, largest.max_model_len)
+    found = advise(counts, policy) if policy else None
     return None if found is None else asdict(found)
 
 

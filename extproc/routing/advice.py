@@ -24,6 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from extproc.routing.decision import Decision, Outcome
+from extproc.routing.misroute import needed_tokens
+from extproc.routing.policy import Policy
+
 MIN_REQUESTS = 200
 """Below this many requests a share is known to 7 % at best: no advice."""
 
@@ -101,6 +105,17 @@ class BudgetCounts:
         self._fitting = [0.0] * bins
         self._exceeding = [0.0] * (bins + 1)
 
+    def decided(self, decision: Decision) -> None:
+        """Count the budget of a decision that made an estimate."""
+        if not decision.reason.failed_open:
+            self.add(decision.bound_budget_tokens)
+
+    def observed(self, decision: Decision, outcome: Outcome) -> None:
+        """Count the tokens that a request needed, if its response says them."""
+        needed = needed_tokens(decision, outcome)
+        if needed is not None:
+            self.observe(decision.bound_budget_tokens, needed)
+
     def add(self, budget_tokens: int) -> None:
         """Count a request by the budget that was held against the limits."""
         self._weight *= self._growth
@@ -146,6 +161,13 @@ class BudgetCounts:
         ]
 
 
+def budget_counts(policy: Policy) -> BudgetCounts:
+    """Return empty counts at every threshold that the smallest pool could have."""
+    smallest, largest = policy.pools[0], policy.pools[-1]
+    candidates = candidate_thresholds(largest.max_model_len)
+    return BudgetCounts(sorted({*candidates, smallest.threshold_tokens}))
+
+
 def step_gain(window: int, largest_window: int) -> float:
     """Return rho by sequences and the time of a step; at most the window ratio."""
     return _sequences_per_s(window) / _sequences_per_s(largest_window)
@@ -156,21 +178,20 @@ def _sequences_per_s(window: int) -> float:
     return sequences / (_STEP_FIXED_S + _STEP_PER_SEQUENCE_S * sequences)
 
 
-def advise(
-    counts: BudgetCounts, current_threshold: int, largest_window: int
-) -> Advice | None:
-    """Find the threshold with the largest ``saving``.
+def advise(counts: BudgetCounts, policy: Policy) -> Advice | None:
+    """Find the threshold of the smallest pool with the largest ``saving``.
 
     Args:
-        counts: their thresholds are the candidates; one must be the current one.
-        current_threshold: of the smallest pool.
-        largest_window: ``max_model_len`` of the largest pool.
+        counts: from ``budget_counts`` of the same policy.
+        policy: the pools in force.
 
     Returns:
-        None before ``MIN_REQUESTS`` requests.
+        None before ``MIN_REQUESTS`` requests, and with one pool: nothing to split.
     """
-    if counts.requests < MIN_REQUESTS:
+    if counts.requests < MIN_REQUESTS or len(policy.pools) < 2:
         return None
+    current_threshold = policy.pools[0].threshold_tokens
+    largest_window = policy.pools[-1].max_model_len
     prospects = [
         _prospect(threshold, largest_window, within, under)
         for threshold, within, under in zip(

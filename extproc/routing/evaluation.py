@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from extproc.routing.router import Decision
+from extproc.routing.decision import Decision, Outcome
+from extproc.routing.misroute import needed_tokens
 
 DEFAULT_THRESHOLDS = (2048, 4096, 8192)
 
@@ -54,11 +55,10 @@ class _Misroutes:
 
 @dataclass(slots=True)
 class Evaluation:
-    """Scores decisions against what their requests needed.
+    """Scores decisions against what their requests needed (``misroute.needed_tokens``).
 
-    A request *needs* its counted prompt tokens plus the limit that it declared, or
-    plus the tokens that were generated where it declared none. ``under`` is the share
-    that needed more than a threshold and was held to fit; ``over`` the reverse.
+    ``under`` is the share of requests that needed more than a threshold although their
+    budget was within it; ``over`` the reverse.
     """
 
     thresholds: Sequence[int] = DEFAULT_THRESHOLDS
@@ -71,20 +71,19 @@ class Evaluation:
         self._routed = [_Misroutes() for _ in self.thresholds]
         self._point = [_Misroutes() for _ in self.thresholds]
 
-    def add(
-        self, decision: Decision, prompt_tokens: int, completion_tokens: int
-    ) -> None:
+    def add(self, decision: Decision, outcome: Outcome) -> None:
         """Score one decision, made before its outcome was learned from.
 
-        One that failed open made no estimate: it is not scored.
+        One whose need is unknown (it failed open, there are no counts) is not scored.
         """
-        if decision.reason.failed_open:
+        needed = needed_tokens(decision, outcome)
+        if needed is None or not outcome.prompt_tokens:
             return
+        prompt_tokens = outcome.prompt_tokens
+        output = needed - prompt_tokens
         self._all.add(decision, prompt_tokens)
         by_category = self._by_category.setdefault(decision.category, _Errors())
         by_category.add(decision, prompt_tokens)
-        output = decision.output_tokens if decision.declared else completion_tokens
-        needed = prompt_tokens + output
         for threshold, routed, point in zip(
             self.thresholds, self._routed, self._point, strict=True
         ):

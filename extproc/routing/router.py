@@ -15,17 +15,27 @@ from msgspec.structs import replace
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.bound import Bounded
 from extproc.routing.category import Category, classify
+from extproc.routing.decision import UNKNOWN_CATEGORY, Decision, Outcome
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import Mergeable
-from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
+from extproc.routing.misroute import Misroute, find_misroute
+from extproc.routing.policy import Policy, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request
 
-_NOTHING = Estimate(0, 0)
+__all__ = [
+    "UNKNOWN_CATEGORY",
+    "Decision",
+    "Lesson",
+    "MediaTokens",
+    "Misroute",
+    "Outcome",
+    "Router",
+    "Skipped",
+]
 
-UNKNOWN_CATEGORY = "unknown"
-"""The category of a decision that was made without reading the text."""
+_NOTHING = Estimate(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,69 +57,6 @@ class MediaTokens:
             + prompt.audios * self.audio
             + prompt.files * self.file
         )
-
-
-class Decision(msgspec.Struct, frozen=True, gc=False):
-    """Where a request goes, and every number of why."""
-
-    pool: Pool
-    reason: Reason
-    category: str = UNKNOWN_CATEGORY
-    model: str = ""
-    body_bytes: int = 0
-    prompt_tokens: int = 0
-    """Point estimate; exact for token ids."""
-    bound_tokens: int = 0
-    """Upper bound on the prompt tokens at the configured risk."""
-    approximate_bound: bool = False
-    """Whether that is the bound of such prompts, not of this one: every bound that it
-    could have leads to the same pool."""
-    output_tokens: int = 0
-    """The client's limit, or what is allowed for where it set none."""
-    declared: bool = False
-    """Whether the client set the output limit."""
-    prompts: int = 1
-    """Prompts in the request; the numbers are of the longest, the usage of all."""
-    sequences: int = 1
-    """Completions of each prompt; the usage sums them up."""
-    usage_not_requested: bool = False
-    """A stream whose client asked for no usage: there may be none to learn from."""
-    features: Features | None = None
-    """None where there is nothing to learn from: failed open, media, token ids."""
-
-    @property
-    def budget_tokens(self) -> int:
-        """Estimated prompt tokens plus output allowance."""
-        return self.prompt_tokens + self.output_tokens
-
-    @property
-    def bound_budget_tokens(self) -> int:
-        """What was held against the pools' limits."""
-        return self.bound_tokens + self.output_tokens
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What a response said."""
-
-    status: int
-    """HTTP status."""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    truncated: bool = False
-    """``finish_reason: length`` or its like."""
-    attempts: int = 1
-    """Upstream attempts; more than one where Envoy retried on a larger pool."""
-
-
-class Misroute(StrEnum):
-    """How a decision was wrong, judged once the usage is known."""
-
-    SHORT_OVERFLOW = "short_overflow"
-    """Needed more tokens than its pool's limit: should have gone to a larger one."""
-    LONG_WASTE = "long_waste"
-    """Would have fitted a smaller pool, threshold and all."""
-    TRUNCATED = "truncated"
-    """The pool's window cut the output off before the client's own limit did."""
 
 
 class Skipped(StrEnum):
@@ -272,7 +219,7 @@ class Router:
                 outcome.completion_tokens or 0,
                 outcome.truncated,
             )
-        misroute = self._misroute(decision, counted, outcome)
+        misroute = find_misroute(self.policy, decision, outcome)
         if decision.features is None:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
         self.ratios.observe(decision.category, decision.features, counted)
@@ -284,34 +231,3 @@ class Router:
             under_estimated=counted > decision.bound_tokens,
             misroute=misroute,
         )
-
-    def _misroute(
-        self, decision: Decision, counted: int, outcome: Outcome
-    ) -> Misroute | None:
-        if decision.prompts > 1:
-            return None  # a sum over prompts says nothing of the longest
-        chosen = decision.pool
-        completion = outcome.completion_tokens
-        if completion is not None:
-            completion = -(-completion // decision.sequences)
-        retried = outcome.attempts > 1 and counted >= chosen.max_model_len
-        if retried or counted > chosen.max_model_len:
-            return Misroute.SHORT_OVERFLOW
-        output = decision.output_tokens if decision.declared else completion or 0
-        if outcome.truncated and completion is not None and chosen is not self._largest:
-            # vLLM lowers max_tokens to what the window leaves rather than refuse.
-            filled = counted + completion >= chosen.max_model_len
-            if filled and not (decision.declared and completion >= output):
-                return Misroute.TRUNCATED
-        if completion is None and not decision.declared:
-            return None
-        needed = self.policy.choose(counted + output).pool
-        if needed.max_model_len > chosen.max_model_len:
-            return Misroute.SHORT_OVERFLOW
-        if needed.max_model_len < chosen.max_model_len:
-            return None if decision.reason is Reason.SPILLED else Misroute.LONG_WASTE
-        return None
-
-    @property
-    def _largest(self) -> Pool:
-        return self.policy.default

@@ -40,21 +40,25 @@ AUTO_SAMPLE_FLOOR = 0.01
 """Least share of the exchanges observed once all is known, for `sample: auto`."""
 
 
+def build_policy(config: Config) -> Policy:
+    """The pools that a configuration describes."""
+    return Policy(
+        [
+            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
+            for p in config.pools
+        ]
+    )
+
+
 def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
     """The router that a configuration describes.
 
     Args:
         leave_out: tokenizer families that the estimator's prior must not know.
     """
-    policy = Policy(
-        [
-            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
-            for p in config.pools
-        ]
-    )
     media = config.media
     return Router(
-        policy,
+        build_policy(config),
         build_bounded_estimator(config, leave_out),
         TextRatios(),
         OutputAllowance(

@@ -11,7 +11,9 @@ from extproc.routing.advice import (
     candidate_thresholds,
     step_gain,
 )
+from extproc.routing.policy import Policy, Pool
 
+POLICY = Policy([Pool("short", 8192, 8192), Pool("long", 65536, 65536)])
 THRESHOLDS = [1024, 2048, 4096, 8192]
 
 
@@ -89,7 +91,7 @@ def count_requests(sizes: dict[int, int]) -> BudgetCounts:
 
 def test_no_advice_from_a_handful_of_requests() -> None:
     counts = count_requests({500: MIN_REQUESTS - 1})
-    assert advise(counts, 8192, 65536) is None
+    assert advise(counts, POLICY) is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_no_advice_from_a_handful_of_requests() -> None:
     ids=["all short", "mostly medium", "mostly long"],
 )
 def test_the_threshold_follows_the_traffic(sizes: dict[int, int], best: int) -> None:
-    advice = advise(count_requests(sizes), 8192, 65536)
+    advice = advise(count_requests(sizes), POLICY)
     assert advice is not None
     assert advice.best.threshold_tokens == best
     assert advice.current.threshold_tokens == 8192
@@ -112,7 +114,7 @@ def test_the_threshold_follows_the_traffic(sizes: dict[int, int], best: int) -> 
 
 
 def test_the_formula_is_the_papers() -> None:
-    advice = advise(count_requests({5000: 800, 40_000: 200}), 8192, 65536)
+    advice = advise(count_requests({5000: 800, 40_000: 200}), POLICY)
     assert advice is not None
     current = advice.current
     assert current.short_fraction == pytest.approx(0.8)

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from extproc.routing.decision import Decision, Outcome
 from extproc.routing.evaluation import Evaluation
 from extproc.routing.policy import Pool, Reason
-from extproc.routing.router import Decision
 
 LONG = Pool("long", 65536, 65536)
 
@@ -31,9 +31,9 @@ def decision(
 
 def test_errors_are_relative_to_the_count() -> None:
     evaluation = Evaluation()
-    evaluation.add(decision(110), 100, 0)
-    evaluation.add(decision(80), 100, 0)
-    evaluation.add(decision(200), 200, 0)
+    evaluation.add(decision(110), Outcome(200, 100, 0))
+    evaluation.add(decision(80), Outcome(200, 100, 0))
+    evaluation.add(decision(200), Outcome(200, 200, 0))
 
     report = evaluation.report()
 
@@ -45,7 +45,7 @@ def test_errors_are_relative_to_the_count() -> None:
 def test_under_estimates_are_counts_above_the_bound() -> None:
     evaluation = Evaluation()
     for counted in (99, 100, 101, 150):
-        evaluation.add(decision(50, bound=100), counted, 0)
+        evaluation.add(decision(50, bound=100), Outcome(200, counted, 0))
 
     assert evaluation.report()["under_estimate_rate"] == 0.5
 
@@ -75,7 +75,7 @@ def test_misroutes_at_a_threshold(
     made: Decision, prompt: int, completion: int, under: float, over: float
 ) -> None:
     evaluation = Evaluation((100,))
-    evaluation.add(made, prompt, completion)
+    evaluation.add(made, Outcome(200, prompt, completion))
 
     assert evaluation.report()["misroute_pct"] == {
         "100": {"under": under, "over": over}
@@ -84,15 +84,17 @@ def test_misroutes_at_a_threshold(
 
 def test_point_misroutes_look_at_the_prompt_estimate_alone() -> None:
     evaluation = Evaluation((100,))
-    evaluation.add(decision(80, bound=120, output=30, declared=False), 80, 5)
+    evaluation.add(
+        decision(80, bound=120, output=30, declared=False), Outcome(200, 80, 5)
+    )
 
     assert evaluation.report()["misroute_point_pct"] == {"100": {"under": 0, "over": 0}}
 
 
 def test_each_threshold_and_category_is_scored_by_itself() -> None:
     evaluation = Evaluation((100, 1000))
-    evaluation.add(decision(50), 150, 0)
-    evaluation.add(decision(500, category="code"), 400, 0)
+    evaluation.add(decision(50), Outcome(200, 150, 0))
+    evaluation.add(decision(500, category="code"), Outcome(200, 400, 0))
 
     report = evaluation.report()
 
@@ -104,7 +106,7 @@ def test_each_threshold_and_category_is_scored_by_itself() -> None:
 
 def test_a_decision_that_failed_open_is_not_scored() -> None:
     evaluation = Evaluation((100,))
-    evaluation.add(decision(0, reason=Reason.UNPARSABLE), 5000, 10)
+    evaluation.add(decision(0, reason=Reason.UNPARSABLE), Outcome(200, 5000, 10))
 
     assert evaluation.report()["scored"] == 0
 

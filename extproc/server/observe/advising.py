@@ -6,12 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from extproc.exchange.events import Observation
-from extproc.routing.advice import (
-    Advice,
-    BudgetCounts,
-    advise,
-    candidate_thresholds,
-)
+from extproc.routing.advice import Advice, advise, budget_counts
 from extproc.routing.policy import Policy
 from extproc.routing.router import Decision, Lesson
 
@@ -27,36 +22,26 @@ class Advisor:
         self.reconfigure(policy)
 
     def reconfigure(self, policy: Policy) -> None:
-        """Begin anew if the pools' limits are others."""
+        """Start over if the pools' limits have changed."""
         smallest, largest = policy.pools[0], policy.pools[-1]
         limits = smallest.threshold_tokens, largest.max_model_len
         if getattr(self, "_limits", None) == limits:
             return
         self._limits = limits
-        # One pool has nothing to split; its counts are shown all the same.
-        self._split = len(policy.pools) > 1
-        candidates = candidate_thresholds(largest.max_model_len)
-        self._counts = BudgetCounts(sorted({*candidates, smallest.threshold_tokens}))
+        self._policy = policy
+        self._counts = budget_counts(policy)
 
     def decided(self, decision: Decision) -> None:
         """Count a budget."""
-        if not decision.reason.failed_open:
-            self._counts.add(decision.bound_budget_tokens)
+        self._counts.decided(decision)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Count what a request needed, where its response says so."""
-        decision, outcome = observation.decision, observation.outcome
-        if lesson.error_ratio is None or not outcome.prompt_tokens:
-            return
-        output = outcome.completion_tokens or 0
-        if decision.declared:
-            output = decision.output_tokens
-        needed = outcome.prompt_tokens + output
-        self._counts.observe(decision.bound_budget_tokens, needed)
+        """Count the tokens that a request needed, if its response says them."""
+        self._counts.observed(observation.decision, observation.outcome)
 
     def advice(self) -> Advice | None:
-        """The advice, once there is one to give."""
-        return advise(self._counts, *self._limits) if self._split else None
+        """Return the advice once there are enough requests."""
+        return advise(self._counts, self._policy)
 
     def report(self) -> dict[str, Any]:
         """The budgets' distribution and the advice, as plain values."""

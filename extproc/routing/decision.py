@@ -1,0 +1,142 @@
+"""A decision, what its response said, and which of its numbers are kept and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from extproc.routing.features import Features
+from extproc.routing.policy import Pool, Reason
+from extproc.routing.request import MAX_MODEL_CHARS
+
+UNKNOWN_CATEGORY = "unknown"
+"""The category of a decision that was made without reading the text."""
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """The pool of a request, and every number behind the choice."""
+
+    pool: Pool
+    reason: Reason
+    category: str = UNKNOWN_CATEGORY
+    model: str = ""
+    body_bytes: int = 0
+    prompt_tokens: int = 0
+    """Point estimate; exact for token ids."""
+    bound_tokens: int = 0
+    """Upper bound on the prompt tokens at the configured risk."""
+    approximate_bound: bool = False
+    """Whether ``bound_tokens`` is the usual bound of such prompts rather than this
+    prompt's: every bound that this prompt could have leads to the same pool."""
+    output_tokens: int = 0
+    """The client's limit, or the allowance if it set none."""
+    declared: bool = False
+    """Whether the client set the output limit."""
+    prompts: int = 1
+    """Prompts in the request; the numbers are of the longest, the usage of all."""
+    sequences: int = 1
+    """Completions of each prompt; the usage sums them up."""
+    usage_not_requested: bool = False
+    """A stream whose client asked for no usage: there may be none to learn from."""
+    features: Features | None = None
+    """None if there is nothing to learn from: failed open, media, token ids."""
+
+    @property
+    def budget_tokens(self) -> int:
+        """Estimated prompt tokens plus output allowance."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def bound_budget_tokens(self) -> int:
+        """The budget that is compared with the pools' limits."""
+        return self.bound_tokens + self.output_tokens
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """The status and usage of a response."""
+
+    status: int
+    """HTTP status."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    truncated: bool = False
+    """Whether the output stopped at a token limit (``finish_reason: length``)."""
+    attempts: int = 1
+    """Upstream attempts; more than one if Envoy retried on a larger pool."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
+
+
+class DecisionFields(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a decision that are kept, sent and shown: no text of a client.
+
+    Decision tokens, recordings, the status page, spans and the Decide API take their
+    numbers from here. The ranges hold when one is read back from untrusted bytes.
+    """
+
+    pool: Name
+    reason: Reason
+    category: Name
+    body_bytes: Count
+    prompt_tokens: Count
+    bound_tokens: Count
+    output_tokens: Count
+    declared: bool
+    prompts: Count = 1
+    sequences: Count = 1
+
+    @property
+    def budget_tokens(self) -> int:
+        """Estimated prompt tokens plus output allowance."""
+        return self.prompt_tokens + self.output_tokens
+
+    def decision(
+        self,
+        pool: Pool,
+        *,
+        model: str = "",
+        usage_not_requested: bool = False,
+        features: Features | None = None,
+    ) -> Decision:
+        """Return the decision that these fields came from.
+
+        Args:
+            pool: the one named ``self.pool``.
+            model: the served model's name.
+            usage_not_requested: see ``Decision``.
+            features: see ``Decision``.
+        """
+        return Decision(
+            pool=pool,
+            reason=self.reason,
+            category=self.category,
+            model=model,
+            body_bytes=self.body_bytes,
+            prompt_tokens=self.prompt_tokens,
+            bound_tokens=self.bound_tokens,
+            output_tokens=self.output_tokens,
+            declared=self.declared,
+            prompts=self.prompts,
+            sequences=self.sequences,
+            usage_not_requested=usage_not_requested,
+            features=features,
+        )
+
+
+def decision_fields(decision: Decision) -> DecisionFields:
+    """Return the fields of a decision that are kept, sent and shown."""
+    return DecisionFields(
+        pool=decision.pool.name,
+        reason=decision.reason,
+        category=decision.category,
+        body_bytes=decision.body_bytes,
+        prompt_tokens=decision.prompt_tokens,
+        bound_tokens=decision.bound_tokens,
+        output_tokens=decision.output_tokens,
+        declared=decision.declared,
+        prompts=decision.prompts,
+        sequences=decision.sequences,
+    )
