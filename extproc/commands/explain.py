@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from extproc.commands.check_config import read_config
-from extproc.exchange.openai import DEFAULT_PATH, PATHS
+from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS
 from extproc.server.admin.explain import Explainer
 from extproc.server.build import build_router
 
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--path",
-        choices=PATHS,
+        choices=tuple(ENDPOINTS),
         default=DEFAULT_PATH,
         metavar="PATH",
-        help=f"one of {', '.join(PATHS)}; default: %(default)s",
+        help=f"one of {', '.join(ENDPOINTS)}; default: %(default)s",
     )
     parser.add_argument("--hint", metavar="CATEGORY", help="as if its header said so")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -1,7 +1,9 @@
 """Run a log of requests through the live code: errors, misroutes, by category.
 
 Lines of {"path": ..., "body": "<the raw JSON body>", "headers": {..}?,
-"usage": {"prompt_tokens": n, "completion_tokens": m}}. Each request is estimated
+"usage": {"prompt_tokens": n, "completion_tokens": m}}; with "body_base64" in place of
+"body", its content-encoding header counts. Bodies are read as the server reads them,
+up to `server.max_body_bytes`. Each request is estimated
 first and learned from afterwards; the first 10 % are not scored. A request counts as
 misrouted at a threshold if the decision does not agree with what it needed: its
 prompt tokens plus its declared limit, or plus its completion tokens where it declared
@@ -16,9 +18,11 @@ sample that is denser at first and near a pool's limit.
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +40,8 @@ from extproc.commands.recording_report import (
     score_recording,
 )
 from extproc.config import Config, EstimatorName
-from extproc.exchange.openai import DEFAULT_PATH, parse_request
+from extproc.exchange.body_parser import parse_request
+from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.policy import Reason
 from extproc.routing.prior import FAMILIES
@@ -66,6 +71,8 @@ class Entry:
 
     path: str
     body: bytes
+    encoding: str
+    """The ``content-encoding`` of the body."""
     hint: str | None
     prompt_tokens: int
     completion_tokens: int
@@ -206,9 +213,16 @@ def _entry(record: dict[str, Any], hint_header: str) -> Entry:
     path, hint = record.get("path", DEFAULT_PATH), headers.get(hint_header)
     if not isinstance(path, str) or not isinstance(hint, str | None):
         raise TypeError
+    body, encoding = record.get("body"), ""
+    if body is None:
+        body = base64.b64decode(record["body_base64"], validate=True)
+        encoding = headers.get("content-encoding", "")
+    else:
+        body = body.encode()
     return Entry(
         path=path,
-        body=record["body"].encode(),
+        body=body,
+        encoding=encoding,
         hint=hint,
         prompt_tokens=int(usage["prompt_tokens"]),
         completion_tokens=int(usage.get("completion_tokens") or 0),
@@ -228,22 +242,24 @@ def replay(
     cold = Evaluation(thresholds)
     unscored = int(len(entries) * UNSCORED_SHARE)
     observed = 0
+    reasons: Counter[str] = Counter()
     for position, entry in enumerate(entries):
-        decision = _decide(router, entry)
-        counts = entry.prompt_tokens, entry.completion_tokens
-        if entry.prompt_tokens > 0:
-            if position >= unscored:
-                evaluation.add(decision, *counts)
-            if position < COLD_REQUESTS:
-                cold.add(decision, *counts)
+        decision = _decide(router, entry, config.server.max_body_bytes)
+        reasons[str(decision.reason)] += 1
+        outcome = Outcome(200, entry.prompt_tokens, entry.completion_tokens)
+        if position >= unscored:
+            evaluation.add(decision, outcome)
+        if position < COLD_REQUESTS:
+            cold.add(decision, outcome)
         if not sampler.wants(decision):
             continue
         observed += position >= unscored
-        lesson = router.learn(decision, Outcome(200, *counts))
+        lesson = router.learn(decision, outcome)
         if lesson.error_ratio is not None:
             sampler.observed(decision, lesson.error_ratio)
     return {
         "requests": len(entries),
+        "reasons": dict(reasons.most_common()),
         "estimator": router.estimator.name,
         "observed_pct": round(100 * observed / max(1, len(entries) - unscored), 2),
         **evaluation.report(),
@@ -274,10 +290,10 @@ def _baselines(
     return scores
 
 
-def _decide(router: Router, entry: Entry) -> Decision:
-    request = parse_request(entry.path, entry.body)
-    if request is None:
-        return router.fail_open(Reason.UNPARSABLE, len(entry.body))
+def _decide(router: Router, entry: Entry, max_body_bytes: int) -> Decision:
+    request = parse_request(entry.path, entry.body, entry.encoding, max_body_bytes)
+    if isinstance(request, Reason):
+        return router.fail_open(request, len(entry.body))
     return router.route(request, entry.hint)
 
 
@@ -286,6 +302,10 @@ def _print(report: dict[str, Any]) -> None:
         f"{report['requests']} requests, {report['scored']} scored; learned from "
         f"{report['observed_pct']:g} % of them"
     )
+    for reason in Reason:
+        if reason.failed_open and reason in report["reasons"]:
+            count = report["reasons"][reason]
+            print(f"{count} not read: {reason.replace('_', ' ')}")
     first = report["first_requests"]
     print(
         f"first {first['scored']} requests, nothing learned: {first['mape_pct']} % off"

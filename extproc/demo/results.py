@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+from msgspec.structs import replace
+
 from extproc.config import Config
 from extproc.demo.client import Reply
 from extproc.demo.stack.access_log import Record
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
+from extproc.routing.decision import Decision, Outcome
+from extproc.routing.misroute import Misroute, find_misroute, needed_tokens
+from extproc.routing.policy import Policy, Reason
 from extproc.routing.ratio import DEFAULT_BYTES_PER_TOKEN, template_tokens
-from extproc.routing.router import Decision
-from extproc.server.build import build_router
+from extproc.routing.request import Request
+from extproc.server.build import build_policy, build_router
 
 _FAILURES_TOLD = 5
 
@@ -215,7 +220,9 @@ def join(
     for reply in replies:
         request = parse_request(reply.request.path, reply.request.body)
         hint = reply.request.headers.get(config.category.header)
-        cold = None if request is None else cold_router.route(request, hint)
+        cold = None
+        if isinstance(request, Request):
+            cold = cold_router.route(request, hint)
         joined.append(Sent(reply, records.get(reply.request_id), cold))
     return joined
 
@@ -225,8 +232,9 @@ def judge(
 ) -> Results:
     """Count and compare."""
     after = [each for each in sent[len(sent) // 2 :] if each.comparable]
-    directions = Counter(_misroute(config, each, cold=False) for each in sent)
-    cold = Counter(_misroute(config, each, cold=True) for each in sent)
+    policy = build_policy(config)
+    directions = Counter(_direction(policy, each, cold=False) for each in sent)
+    cold = Counter(_direction(policy, each, cold=True) for each in sent)
     records = [each.record for each in sent if each.record is not None]
     return Results(
         requests=len(sent),
@@ -300,32 +308,44 @@ def _true_ratio(sent: Sequence[Sent]) -> float | None:
     return text_bytes / text_tokens if text_tokens else None
 
 
-def _misroute(config: Config, sent: Sent, *, cold: bool) -> str | None:
-    """``under``, ``over``, ``right``, or None if it cannot be told.
+def _direction(policy: Policy, sent: Sent, *, cold: bool) -> str | None:
+    """``under``, ``over``, ``right``, or None if it is unknown.
 
-    A request needs its counted prompt and the output that it declared, or the output
-    that it got where it declared none.
+    Args:
+        policy: the pools.
+        sent: a request.
+        cold: judge the cold router's decision rather than the one that routed.
     """
-    reply, decision = sent.reply, sent.cold
-    chosen = decision.pool.name if cold and decision else None
-    if not cold and sent.record is not None:
-        chosen = sent.record.pool
-    if chosen is None or decision is None or reply.prompt_tokens is None:
+    decision, reply = sent.cold, sent.reply
+    if decision is None or not reply.prompt_tokens:
         return None
-    output = decision.output_tokens if decision.declared else reply.completion_tokens
-    needed = reply.prompt_tokens + (output or 0)
-    sizes = [pool.name for pool in config.pools]
-    right = next(
-        (
-            pool.name
-            for pool in config.pools
-            if needed <= (pool.threshold_tokens or pool.max_model_len)
-        ),
-        sizes[-1],
+    attempts = 1
+    if not cold:
+        record = sent.record
+        pool = policy.pool(record.pool or "") if record else None
+        if record is None or pool is None:
+            return None
+        reason = Reason(record.reason) if record.reason else decision.reason
+        decision = replace(decision, pool=pool, reason=reason)
+        attempts = record.attempts
+    outcome = Outcome(
+        reply.status,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.truncated,
+        attempts,
     )
-    if right == chosen:
-        return "right"
-    return "under" if sizes.index(chosen) < sizes.index(right) else "over"
+    if needed_tokens(decision, outcome) is None:
+        return None
+    misroute = find_misroute(policy, decision, outcome)
+    return "right" if misroute is None else _DIRECTIONS[misroute]
+
+
+_DIRECTIONS = {
+    Misroute.SHORT_OVERFLOW: "under",
+    Misroute.TRUNCATED: "under",
+    Misroute.LONG_WASTE: "over",
+}
 
 
 def percentile(values: Sequence[float], share: float) -> float:

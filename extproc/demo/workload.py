@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from extproc.demo.standin.request import Endpoint
+from extproc.demo.standin.request import ServedApi
 from extproc.demo.texts import Kind, write
 
 _MIB = 1024 * 1024
@@ -24,6 +24,13 @@ _FEWEST_BYTES = 80
 # Four requests in five are below this: chats and short documents.
 _USUAL_BYTES = 12_000
 _REFERENCE_WINDOW = 8192
+
+_API_WEIGHTS = {
+    ServedApi.CHAT: 75,
+    ServedApi.MESSAGES: 10,
+    ServedApi.COMPLETIONS: 10,
+    ServedApi.RESPONSES: 5,
+}
 
 _TASKS = (
     "Summarise this in three sentences.",
@@ -93,18 +100,15 @@ def _size_bytes(kind: Kind, rng: random.Random) -> int:
 
 
 def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoRequest:
-    endpoint = rng.choices(
-        (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.COMPLETIONS, Endpoint.RESPONSES),
-        weights=(75, 10, 10, 5),
-    )[0]
+    api = rng.choices(tuple(_API_WEIGHTS), weights=tuple(_API_WEIGHTS.values()))[0]
     stream = rng.random() < 0.5
     body: dict[str, Any] = {"model": target.model}
     if stream:
         body["stream"] = True
     limit = rng.choice((16, 32, 64, 128, 256)) if rng.random() < 0.6 else None
     limit = target.longest_answer or limit
-    match endpoint:
-        case Endpoint.CHAT:
+    match api:
+        case ServedApi.CHAT:
             body["messages"] = _messages(text, rng)
             if rng.random() < 0.15:
                 body["tools"] = _tools(rng)
@@ -113,19 +117,19 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
             if stream and rng.random() < 0.7:
                 body["stream_options"] = {"include_usage": True}
             _set(body, rng.choice(("max_tokens", "max_completion_tokens")), limit)
-        case Endpoint.MESSAGES:
+        case ServedApi.MESSAGES:
             body["messages"] = _messages(text, rng, system=False)
             # Anthropic's API has no default.
             body["max_tokens"] = limit or 512
-        case Endpoint.COMPLETIONS:
+        case ServedApi.COMPLETIONS:
             body["prompt"] = text
             _set(body, "max_tokens", limit)
-        case Endpoint.RESPONSES:
+        case ServedApi.RESPONSES:
             body["input"] = text
             _set(body, "max_output_tokens", limit)
     # Clients differ in how they write JSON; the tokens do not.
     raw = json.dumps(body, ensure_ascii=rng.random() < 0.5)
-    return DemoRequest(endpoint, raw.encode(), kind, stream)
+    return DemoRequest(api, raw.encode(), kind, stream)
 
 
 def _set(body: dict[str, Any], name: str, value: int | None) -> None:
@@ -206,7 +210,7 @@ def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
 
 
 def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
-    path = record.get("path", Endpoint.CHAT)
+    path = record.get("path", ServedApi.CHAT)
     body = record["body"]
     headers = record.get("headers", {})
     if not isinstance(path, str) or not path.startswith("/"):
@@ -230,14 +234,14 @@ def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
 
 
 def _bare_request(body: dict[str, Any], line: str, number: int) -> DemoRequest:
-    for name, endpoint in (
-        ("messages", Endpoint.CHAT),
-        ("prompt", Endpoint.COMPLETIONS),
-        ("input", Endpoint.RESPONSES),
+    for name, api in (
+        ("messages", ServedApi.CHAT),
+        ("prompt", ServedApi.COMPLETIONS),
+        ("input", ServedApi.RESPONSES),
     ):
         if name in body:
             stream = body.get("stream") is True
-            return DemoRequest(endpoint, line.strip().encode(), "file", stream)
+            return DemoRequest(api, line.strip().encode(), "file", stream)
     raise RequestFileError(
         f"line {number}: no body, messages, prompt or input in {sorted(body)}"
     )

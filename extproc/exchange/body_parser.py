@@ -1,4 +1,8 @@
-"""A body as it came on the wire, to a request or the reason why it cannot be one."""
+"""From a body as it came on the wire to a request, or the reason why it is none.
+
+The only path from bytes to a request: the server, ``explain``, ``replay`` and the demo
+read by it, and so give one reason for one body.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,29 @@ from extproc.exchange.json_elider import (
 from extproc.exchange.openai import Source, Whole, parse_source
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
+
+MAX_BODY_BYTES = 1 << 20
+"""The largest body that is read unless a caller says otherwise."""
+
+
+def parse_request(
+    path: str,
+    body: bytes | memoryview,
+    encoding: str = "",
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Request | Reason:
+    """Read an inference request, or return the reason why it is none.
+
+    Args:
+        path: request path, query string and all.
+        body: as received; never raises on its bytes.
+        encoding: the ``content-encoding`` header; empty for none.
+        max_body_bytes: the most that the body may hold, as received and decoded.
+
+    Returns:
+        The request, or ``UNDECODABLE``, ``UNPARSABLE`` or ``TOO_LARGE``.
+    """
+    return BodyParser(path, body, encoding, max_body_bytes).finish()
 
 
 class BodyParser:

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from extproc.exchange import openai
-from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.body_parser import MAX_BODY_BYTES, BodyParser
 from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import (
     AskRequestBody,
@@ -47,8 +46,8 @@ from extproc.exchange.events import (
     Step,
     Withhold,
 )
-from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.json_elider import DIRECT_BYTES
+from extproc.exchange.openai import Endpoint, ask_for_usage, find_endpoint
 from extproc.exchange.transitions import State, after
 from extproc.exchange.usage_tap import UsageTap, watch_response
 from extproc.routing.policy import PoolLoad, Reason
@@ -71,7 +70,7 @@ HEADERS_READ = (
 class ExchangeSettings:
     """What all exchanges share."""
 
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = MAX_BODY_BYTES
     """Bodies above this are not read. Must not exceed Envoy's buffer limit, or the
     request hangs there."""
     category_header: str = "x-llm-category"
@@ -111,6 +110,7 @@ class Exchange:
         self._wants_feedback = wants_feedback
         self._loads = loads
         self._path = ""
+        self._endpoint: Endpoint | None = None
         self._hint: str | None = None
         self._encoding = ""
         self._request_mode: BodyMode | None = None
@@ -236,9 +236,10 @@ class Exchange:
         self._request_mode = event.request_mode
         self._response_duplex = event.response_mode is BodyMode.FULL_DUPLEX_STREAMED
         self._path = headers.get(":path", "")
+        self._endpoint = find_endpoint(self._path)
         self._hint = headers.get(self._settings.category_header)
         self._encoding = headers.get("content-encoding", "")
-        routed = headers.get(":method") == "POST" and openai.is_routed(self._path)
+        routed = headers.get(":method") == "POST" and self._endpoint is not None
         if event.end_of_stream or (not routed and not self._duplex):
             return Step(Continue(), end=True)
         if not routed:
@@ -401,7 +402,8 @@ class Exchange:
             and not request.asks_usage
             and not self._encoding
             and self._comes_whole
-            and openai.has_stream_options(self._path)
+            and self._endpoint is not None
+            and self._endpoint.stream_options
         )
 
     def _replacement(self) -> bytes | None:

@@ -1,18 +1,18 @@
 """Requests of the OpenAI and Anthropic APIs, as vLLM serves them.
 
-``parse_request`` never raises on what a client sent: what is not a request that we
-understand is None, and goes to the default pool for the backend to judge.
+``ENDPOINTS`` is the table of the APIs. ``parse_source`` never raises on what a client
+sent: a body that is no request gives None, and the default pool's backend judges it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from extproc.exchange.json_elider import JsonElider, TooIntricate, is_large
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 MAX_OUTPUT_TOKENS = 1 << 31
@@ -82,7 +82,6 @@ class _Body(msgspec.Struct):
     max_output_tokens: Any = None
     n: Any = None
     best_of: Any = None
-    use_beam_search: Any = None
     tools: Any = None
 
 
@@ -336,59 +335,73 @@ def _positive(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-_PARSERS: dict[str, Callable[[Source], Request | None]] = {
-    "/v1/chat/completions": _parse_chat,
-    "/v1/completions": _parse_completion,
-    "/v1/responses": _parse_response,
-    "/v1/messages": _parse_chat,
-    "/v1/embeddings": _parse_embedding,
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An API endpoint whose requests are routed by budget."""
+
+    path: str
+    parse: Callable[[Source], Request | None]
+    """Reads a body; raises on JSON that is invalid or of other types."""
+    operation: str
+    """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
+    stream_options: bool
+    """Whether clients ask for a stream's usage (``stream_options.include_usage``);
+    the other APIs end every stream with it."""
+
+
+CHAT = Endpoint("/v1/chat/completions", _parse_chat, "chat", stream_options=True)
+COMPLETIONS = Endpoint(
+    "/v1/completions", _parse_completion, "text_completion", stream_options=True
+)
+RESPONSES = Endpoint("/v1/responses", _parse_response, "chat", stream_options=False)
+MESSAGES = Endpoint("/v1/messages", _parse_chat, "chat", stream_options=False)
+EMBEDDINGS = Endpoint(
+    "/v1/embeddings", _parse_embedding, "embeddings", stream_options=False
+)
+
+ENDPOINTS = {
+    endpoint.path: endpoint
+    for endpoint in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS)
 }
+"""By path: the only list of them."""
 
-DEFAULT_PATH = "/v1/chat/completions"
-"""The endpoint of a body that comes without its path."""
-
-PATHS = tuple(_PARSERS)
-"""The paths whose requests are routed by budget."""
+DEFAULT_PATH = CHAT.path
+"""The path of a request that came without one, as in a log."""
 
 
-def is_routed(path: str) -> bool:
-    """Whether a request path (query string and all) is one of ours."""
-    return path.partition("?")[0] in _PARSERS
-
-
-def parse_request(path: str, body: bytes) -> Request | None:
-    """Read an inference request, or None where it is not one that we understand.
-
-    Args:
-        path: request path; one that is not ours gives None.
-        body: the JSON body, content-decoded. Never raises on its bytes.
-    """
-    if not is_large(body):
-        return parse_source(path, Whole(body))
-    elider = JsonElider(body)
-    try:
-        while elider.step():
-            pass
-    except TooIntricate:
-        return None
-    return parse_source(path, elider.elided())
+def find_endpoint(path: str) -> Endpoint | None:
+    """Return the endpoint of a request path, query string and all, or None."""
+    return ENDPOINTS.get(path.partition("?")[0])
 
 
 def parse_source(path: str, source: Source) -> Request | None:
-    """Do the same from what is to be parsed of a body."""
-    parser = _PARSERS.get(path.partition("?")[0])
-    if parser is None:
+    """Parse an inference request; None if it is none, whatever its bytes are."""
+    endpoint = find_endpoint(path)
+    if endpoint is None:
         return None
     try:
-        request = parser(source)
+        request = endpoint.parse(source)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
-    if request is not None and request.stream and not has_stream_options(path):
-        # The other APIs end every stream with its usage.
+    if request is not None and request.stream and not endpoint.stream_options:
         return replace(request, asks_usage=True)
     return request
 
 
-def has_stream_options(path: str) -> bool:
-    """Whether the API of this path knows ``stream_options.include_usage``."""
-    return path.partition("?")[0] in ("/v1/chat/completions", "/v1/completions")
+_ASK = b',"stream_options":{"include_usage":true}}'
+
+
+def ask_for_usage(body: bytes) -> bytes | None:
+    """Add ``stream_options.include_usage`` to a JSON request, byte by byte the same.
+
+    Args:
+        body: a JSON object with at least one key (it was parsed already).
+
+    Returns:
+        The new body; None if the client named ``stream_options`` itself (perhaps only
+        inside a text: not worth a parse), or the body does not end as an object does.
+    """
+    end = body.rstrip(b" \t\r\n")
+    if b'"stream_options"' in body or not end.endswith(b"}"):
+        return None
+    return end[:-1] + _ASK

@@ -56,7 +56,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     max_tokens: int | None = None
     """The client's own limit on output tokens, or None."""
     sequences: int = 1
-    """Completions computed side by side from one prompt (``n``, ``best_of``, beams)."""
+    """Completions computed side by side from one prompt (``n``, ``best_of``)."""
     prompts: int = 1
     """Prompts in the request; ``prompt`` is the longest of them."""
     generates: bool = True

@@ -12,7 +12,7 @@ import time
 import timeit
 from collections.abc import Callable
 
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
 from extproc.routing.features import measure

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from fit_coefficients import fit, read_corpora
 
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.bound import Bounded
 from extproc.routing.category import classify

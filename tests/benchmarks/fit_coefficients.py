@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.routing.features import measure
 from extproc.routing.prior import FAMILIES, relative_variance
 from extproc.routing.regressors import TERMS, vectorize

@@ -19,7 +19,7 @@ from extproc.demo.results import (
 )
 from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.server.build import build_router
 
 CONFIG = Config(pools=(PoolConfig("short", 100), PoolConfig("long", 1000)))

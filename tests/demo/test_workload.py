@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from extproc.demo.stack.vllm_backend import LONG_WINDOW, SHORT_WINDOW
-from extproc.demo.standin.request import Endpoint, read_job
+from extproc.demo.standin.request import ServedApi, read_job
 from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.demo.texts import Kind
 from extproc.demo.workload import (
@@ -30,10 +30,10 @@ def test_every_kind_and_api_is_there(requests: list[DemoRequest]) -> None:
     assert Counter(request.kind for request in requests) == dict.fromkeys(Kind, 30)
     paths = {request.path for request in requests}
     assert paths == {
-        Endpoint.CHAT,
-        Endpoint.COMPLETIONS,
-        Endpoint.MESSAGES,
-        Endpoint.RESPONSES,
+        ServedApi.CHAT,
+        ServedApi.COMPLETIONS,
+        ServedApi.MESSAGES,
+        ServedApi.RESPONSES,
     }
     assert {request.stream for request in requests} == {True, False}
     assert any(b'"tools"' in request.body for request in requests)
@@ -46,7 +46,7 @@ def test_every_request_fits_the_long_pool_and_not_all_the_short_one(
     longest = [
         max(
             read_job(
-                Endpoint(request.path), request.body, tokenizer, 65_536
+                ServedApi(request.path), request.body, tokenizer, 65_536
             ).prompt_tokens
         )
         for request in requests

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.elided_json import ElidedJson, Span
 from extproc.exchange.json_elider import (
     CHUNK_BYTES,
@@ -23,7 +23,7 @@ from extproc.exchange.json_elider import (
     TooIntricate,
     is_large,
 )
-from extproc.exchange.openai import Source, Whole, parse_request, parse_source
+from extproc.exchange.openai import Source, Whole, parse_source
 from extproc.routing.features import SAMPLE_BYTES, measure
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
@@ -226,7 +226,7 @@ def test_what_looks_like_a_reference_is_none() -> None:
 def test_a_body_that_was_cut_off_is_no_request(tail: bytes) -> None:
     head = b'{"messages":[{"content":"' + b"x" * 400_000
 
-    assert parse_request(CHAT, head + tail) is None
+    assert parse_request(CHAT, head + tail) is Reason.UNPARSABLE
 
 
 # Bounds.
@@ -253,7 +253,7 @@ def test_a_flood_of_elements_is_not_gathered(flood: bytes) -> None:
 
     assert reading.result is Reason.TOO_LARGE
     assert steps * CHUNK_BYTES <= 6 * MAX_ELEMENTS * len(b'{"function":') / 2
-    assert parse_request(CHAT, flood) is None
+    assert parse_request(CHAT, flood, "", 2 << 20) is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("size", [SIMPLE_BYTES, 100_000, DIRECT_BYTES])
@@ -277,10 +277,10 @@ def test_token_ids_are_counted_without_being_read() -> None:
     body = json.dumps({"prompt": [151_643] * 300_000}).encode()
 
     elided = elided_of(body)
-    request = parse_request(COMPLETIONS, body)
+    request = parse_request(COMPLETIONS, body, max_body_bytes=len(body))
 
     assert len(elided.octets) < 40
-    assert request is not None
+    assert isinstance(request, Request)
     assert request.prompt.token_ids == 300_000
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.exchange.injection import ask_for_usage
+from extproc.exchange.openai import ask_for_usage
 
 ASKED = {"include_usage": True}
 TEXT = st.text(st.sampled_from('ab"\\{}é\n'), max_size=9)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.exchange.body_parser import parse_request
 from extproc.exchange.openai import (
+    ENDPOINTS,
     MAX_OUTPUT_TOKENS,
-    PATHS,
-    has_stream_options,
-    is_routed,
-    parse_request,
+    find_endpoint,
 )
+from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 
 CHAT = "/v1/chat/completions"
@@ -23,10 +23,14 @@ EMBEDDINGS = "/v1/embeddings"
 JPEG = "data:image/jpeg;base64," + "/9j/4AAQ" * 5000
 
 
-def parse(path: str, **body: Any) -> Request:
-    request = parse_request(path, json.dumps(body).encode())
-    assert request is not None
+def read(path: str, body: bytes) -> Request:
+    request = parse_request(path, body)
+    assert isinstance(request, Request)
     return request
+
+
+def parse(path: str, **body: Any) -> Request:
+    return read(path, json.dumps(body).encode())
 
 
 def text_of(path: str, **body: Any) -> str:
@@ -272,7 +276,7 @@ def test_one_request_in_four_encodings_is_one_prompt(
         "tools": [{"function": {"name": tool, "description": content}}],
     }
 
-    prompts = {r.prompt for e in encodings(body) if (r := parse_request(CHAT, e))}
+    prompts = {read(CHAT, encoded).prompt for encoded in encodings(body)}
 
     assert len(prompts) == 1
 
@@ -352,9 +356,8 @@ def test_a_model_s_name_is_kept_up_to_its_limit() -> None:
 def test_body_bytes_are_those_of_the_body() -> None:
     body = b'{"prompt" :  "Hi"}'
 
-    request = parse_request(COMPLETIONS, body)
+    request = read(COMPLETIONS, body)
 
-    assert request is not None
     assert request.body_bytes == len(body)
 
 
@@ -379,8 +382,8 @@ def test_body_bytes_are_those_of_the_body() -> None:
         b'{"messages": [{"content": ' + b"[" * 5000 + b"]" * 5000 + b"}]}",
     ],
 )
-def test_what_is_not_a_request_is_none(body: bytes) -> None:
-    assert parse_request(CHAT, body) is None
+def test_no_request_is_unparsable(body: bytes) -> None:
+    assert parse_request(CHAT, body) is Reason.UNPARSABLE
 
 
 @pytest.mark.parametrize(
@@ -392,10 +395,10 @@ def test_what_is_not_a_request_is_none(body: bytes) -> None:
         if (path, value) != (RESPONSES, [])  # no items: for the backend to judge
     ],
 )
-def test_a_prompt_of_no_known_type_is_none(path: str, value: Any) -> None:
+def test_a_prompt_of_no_known_type_is_unparsable(path: str, value: Any) -> None:
     body = json.dumps({"prompt": value, "input": value}).encode()
 
-    assert parse_request(path, body) is None
+    assert parse_request(path, body) is Reason.UNPARSABLE
 
 
 @pytest.mark.parametrize("depth", [10, 100, 300, 900])
@@ -411,7 +414,7 @@ def test_a_part_of_no_known_type_is_read_for_its_text(kind: Any) -> None:
 
 
 @settings(max_examples=50)
-@given(path=st.sampled_from(PATHS), body=st.binary(max_size=100))
+@given(path=st.sampled_from(list(ENDPOINTS)), body=st.binary(max_size=100))
 def test_no_bytes_raise(path: str, body: bytes) -> None:
     parse_request(path, body)
 
@@ -452,7 +455,7 @@ MESSAGE = st.dictionaries(
 
 @settings(max_examples=40)
 @given(
-    path=st.sampled_from(PATHS),
+    path=st.sampled_from(list(ENDPOINTS)),
     body=st.dictionaries(st.sampled_from(KEYS), PARTS, max_size=5),
     messages=st.lists(MESSAGE, max_size=3),
 )
@@ -461,7 +464,7 @@ def test_no_json_raises(
 ) -> None:
     request = parse_request(path, json.dumps({"messages": messages, **body}).encode())
 
-    if request is not None:
+    if isinstance(request, Request):
         assert request.sequences >= 1
         assert request.prompts >= 1
         assert request.max_tokens is None or request.max_tokens > 0
@@ -470,7 +473,7 @@ def test_no_json_raises(
 @pytest.mark.parametrize(
     ("path", "ours"),
     [
-        *((path, True) for path in PATHS),
+        *((path, True) for path in ENDPOINTS),
         (CHAT + "?api-version=1", True),
         (CHAT + "/", False),
         ("/v1/models", False),
@@ -479,11 +482,11 @@ def test_no_json_raises(
     ],
 )
 def test_paths(path: str, ours: bool) -> None:
-    assert is_routed(path) is ours
+    assert (find_endpoint(path) is not None) is ours
     if not ours:
-        assert parse_request(path, b'{"prompt": "Hi"}') is None
+        assert parse_request(path, b'{"prompt": "Hi"}') is Reason.UNPARSABLE
 
 
 def test_only_openai_streams_know_stream_options() -> None:
-    assert {path for path in PATHS if has_stream_options(path)} == {CHAT, COMPLETIONS}
-    assert has_stream_options(CHAT + "?x=1")
+    asked = {path for path, each in ENDPOINTS.items() if each.stream_options}
+    assert asked == {CHAT, COMPLETIONS}

@@ -9,12 +9,11 @@ import zlib
 from collections.abc import Callable
 
 from extproc.config import Config
-from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.injection import ask_for_usage
 from extproc.exchange.machine import ExchangeSettings
-from extproc.exchange.openai import PATHS, parse_request
+from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS, ask_for_usage
 from extproc.exchange.usage import MAX_KEPT_BYTES, Usage, UsageReader, usage_reader
 from extproc.routing.category import classify
 from extproc.routing.features import measure
@@ -53,9 +52,9 @@ def check_request(request: Request, body: bytes) -> None:
 
 def fuzz_body(data: bytes) -> None:
     """A request body, on every path."""
-    for path in PATHS:
+    for path in ENDPOINTS:
         request = parse_request(path, data)
-        if request is not None:
+        if isinstance(request, Request):
             check_request(request, data)
 
 
@@ -66,7 +65,7 @@ def fuzz_encoding(data: bytes) -> None:
     encoding = ENCODINGS[data[0] % len(ENCODINGS)]
     decoded = decode_content(data[1:], encoding, LIMIT_BYTES)
     assert decoded is None or len(decoded) <= LIMIT_BYTES
-    read = BodyParser(PATHS[0], data[1:], encoding, LIMIT_BYTES).finish()
+    read = BodyParser(DEFAULT_PATH, data[1:], encoding, LIMIT_BYTES).finish()
     assert isinstance(read, Request | Reason)
 
 
@@ -144,7 +143,7 @@ def faults() -> float:
 
 
 _HEADERS = (
-    *((":path", path) for path in PATHS[:3]),
+    *((":path", path) for path in list(ENDPOINTS)[:3]),
     (":path", "/other"),
     (":method", "POST"),
     (":method", "GET"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.routing.category import classify
 from extproc.routing.features import Features, measure
 from extproc.routing.request import Prompt, Request

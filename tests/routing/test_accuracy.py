@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from extproc.exchange.openai import parse_request
+from extproc.exchange.body_parser import parse_request
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.bound import Bounded
 from extproc.routing.coefficients import FAMILIES

@@ -12,6 +12,7 @@ from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.events import Observation
 from extproc.routing.advice import BudgetCounts
+from extproc.routing.bound import Bounded
 from extproc.routing.decision import Decision, Outcome
 from extproc.routing.evaluation import Evaluation
 from extproc.routing.misroute import Misroute, find_misroute, needed_tokens
@@ -129,7 +130,7 @@ def test_the_rule(case: Case) -> None:
 
 
 def test_the_router_judges_so(case: Case) -> None:
-    router = Router(case.policy, TextEma(), TextRatios())
+    router = Router(case.policy, Bounded(TextEma()), TextRatios())
     assert router.learn(case.decision, case.outcome).misroute is case.misroute
 
 

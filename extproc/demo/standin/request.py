@@ -15,16 +15,17 @@ from enum import StrEnum
 from typing import Any
 
 from extproc.demo.standin.tokenizer import Tokenizer
+from extproc.exchange import openai
 
 
-class Endpoint(StrEnum):
+class ServedApi(StrEnum):
     """The APIs that generate or embed, by path."""
 
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    RESPONSES = "/v1/responses"
-    MESSAGES = "/v1/messages"
-    EMBEDDINGS = "/v1/embeddings"
+    CHAT = openai.CHAT.path
+    COMPLETIONS = openai.COMPLETIONS.path
+    RESPONSES = openai.RESPONSES.path
+    MESSAGES = openai.MESSAGES.path
+    EMBEDDINGS = openai.EMBEDDINGS.path
 
 
 class RequestRefusedError(Exception):
@@ -43,9 +44,9 @@ class RequestRefusedError(Exception):
         self.kind = kind
         self.parameter = parameter
 
-    def body(self, endpoint: Endpoint) -> dict[str, Any]:
+    def body(self, endpoint: ServedApi) -> dict[str, Any]:
         """The JSON body; Anthropic's shape on Anthropic's path."""
-        if endpoint is Endpoint.MESSAGES:
+        if endpoint is ServedApi.MESSAGES:
             return {
                 "type": "error",
                 "error": {"type": self.kind, "message": str(self)},
@@ -73,7 +74,7 @@ class Job:
         seed: a number that depends on the prompt alone.
     """
 
-    endpoint: Endpoint
+    endpoint: ServedApi
     model: str
     prompt_tokens: tuple[int, ...]
     choices: int
@@ -85,7 +86,7 @@ class Job:
 
 
 def read_job(
-    endpoint: Endpoint, raw: bytes, tokenizer: Tokenizer, max_model_len: int
+    endpoint: ServedApi, raw: bytes, tokenizer: Tokenizer, max_model_len: int
 ) -> Job:
     """Parse and count a request, and check it against the window.
 
@@ -110,7 +111,7 @@ def read_job(
     prompt_tokens = _count_prompts(endpoint, body, tokenizer)
     for count in prompt_tokens:
         _check_window(
-            count, max_model_len, generates=endpoint is not Endpoint.EMBEDDINGS
+            count, max_model_len, generates=endpoint is not ServedApi.EMBEDDINGS
         )
     stream_options = body.get("stream_options")
     return Job(
@@ -127,11 +128,11 @@ def read_job(
     )
 
 
-def _limit(endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, int | None]:
+def _limit(endpoint: ServedApi, body: Mapping[str, Any]) -> tuple[str, int | None]:
     names = {
-        Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
-        Endpoint.RESPONSES: ("max_output_tokens",),
-        Endpoint.EMBEDDINGS: (),
+        ServedApi.CHAT: ("max_completion_tokens", "max_tokens"),
+        ServedApi.RESPONSES: ("max_output_tokens",),
+        ServedApi.EMBEDDINGS: (),
     }.get(endpoint, ("max_tokens",))
     for name in names:
         value = _integer(body, name, at_least=1)
@@ -176,18 +177,18 @@ def _check_window(prompt_tokens: int, max_model_len: int, *, generates: bool) ->
 
 
 def _count_prompts(
-    endpoint: Endpoint, body: Mapping[str, Any], tokenizer: Tokenizer
+    endpoint: ServedApi, body: Mapping[str, Any], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
     match endpoint:
-        case Endpoint.CHAT:
+        case ServedApi.CHAT:
             messages = _list_of_objects(body, "messages")
             return (tokenizer.count_chat(messages, body.get("tools") or ()),)
-        case Endpoint.MESSAGES:
+        case ServedApi.MESSAGES:
             messages = _list_of_objects(body, "messages")
             if system := body.get("system"):
                 messages = [{"role": "system", "content": system}, *messages]
             return (tokenizer.count_chat(messages, body.get("tools") or ()),)
-        case Endpoint.RESPONSES:
+        case ServedApi.RESPONSES:
             given = body.get("input")
             messages = (
                 [{"role": "user", "content": given}]
@@ -197,9 +198,9 @@ def _count_prompts(
             if instructions := body.get("instructions"):
                 messages = [{"role": "system", "content": instructions}, *messages]
             return (tokenizer.count_chat(messages, body.get("tools") or ()),)
-        case Endpoint.COMPLETIONS:
+        case ServedApi.COMPLETIONS:
             return _count_texts(body, "prompt", tokenizer)
-        case Endpoint.EMBEDDINGS:
+        case ServedApi.EMBEDDINGS:
             return _count_texts(body, "input", tokenizer)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from extproc.demo.standin.request import Endpoint, Job
+from extproc.demo.standin.request import Job, ServedApi
 from extproc.demo.standin.tokenizer import WORDS
 
 _EMBEDDING_DIMENSIONS = 8
@@ -59,15 +59,15 @@ class Responder:
         prompt = sum(self.job.prompt_tokens)
         completion = sum(answer.produced for answer in self.answers)
         match self.job.endpoint:
-            case Endpoint.MESSAGES:
+            case ServedApi.MESSAGES:
                 return {"input_tokens": prompt, "output_tokens": completion}
-            case Endpoint.RESPONSES:
+            case ServedApi.RESPONSES:
                 return {
                     "input_tokens": prompt,
                     "output_tokens": completion,
                     "total_tokens": prompt + completion,
                 }
-            case Endpoint.EMBEDDINGS:
+            case ServedApi.EMBEDDINGS:
                 return {"prompt_tokens": prompt, "total_tokens": prompt}
             case _:
                 return {
@@ -79,28 +79,28 @@ class Responder:
     def document(self) -> dict[str, Any]:
         """The whole response, where the client did not ask for a stream."""
         match self.job.endpoint:
-            case Endpoint.CHAT:
+            case ServedApi.CHAT:
                 return self._openai("chat.completion", self._chat_choices())
-            case Endpoint.COMPLETIONS:
+            case ServedApi.COMPLETIONS:
                 return self._openai("text_completion", self._completion_choices())
-            case Endpoint.RESPONSES:
+            case ServedApi.RESPONSES:
                 return self._response("completed")
-            case Endpoint.MESSAGES:
+            case ServedApi.MESSAGES:
                 return self._message(self.answers[0])
-            case Endpoint.EMBEDDINGS:
+            case ServedApi.EMBEDDINGS:
                 return self._embeddings()
 
     def begin(self) -> Iterator[bytes]:
         """Events before the first token."""
         match self.job.endpoint:
-            case Endpoint.CHAT:
+            case ServedApi.CHAT:
                 for answer in self.answers:
                     delta = {"role": "assistant", "content": ""}
                     yield self._chat_chunk(answer, delta, None)
-            case Endpoint.RESPONSES:
+            case ServedApi.RESPONSES:
                 created = {"response": self._response("in_progress")}
                 yield _named("response.created", created)
-            case Endpoint.MESSAGES:
+            case ServedApi.MESSAGES:
                 message = self._message(None)
                 yield _named("message_start", {"message": message})
                 block = {"index": 0, "content_block": {"type": "text", "text": ""}}
@@ -112,12 +112,12 @@ class Responder:
         last = answer.produced >= answer.output_tokens
         reason = answer.finish_reason if last else None
         match self.job.endpoint:
-            case Endpoint.CHAT:
+            case ServedApi.CHAT:
                 return self._chat_chunk(answer, {"content": text}, reason)
-            case Endpoint.RESPONSES:
+            case ServedApi.RESPONSES:
                 delta = {"item_id": "msg_0", "output_index": 0, "delta": text}
                 return _named("response.output_text.delta", delta)
-            case Endpoint.MESSAGES:
+            case ServedApi.MESSAGES:
                 delta = {"index": 0, "delta": {"type": "text_delta", "text": text}}
                 return _named("content_block_delta", delta)
             case _:
@@ -127,10 +127,10 @@ class Responder:
     def end(self) -> Iterator[bytes]:
         """Events after the last token."""
         match self.job.endpoint:
-            case Endpoint.RESPONSES:
+            case ServedApi.RESPONSES:
                 done = {"response": self._response("completed")}
                 yield _named("response.completed", done)
-            case Endpoint.MESSAGES:
+            case ServedApi.MESSAGES:
                 yield _named("content_block_stop", {"index": 0})
                 delta = {
                     "delta": {"stop_reason": _stop_reason(self.answers[0])},
@@ -142,7 +142,7 @@ class Responder:
                 if self.job.include_usage:
                     kind = (
                         "chat.completion.chunk"
-                        if endpoint is Endpoint.CHAT
+                        if endpoint is ServedApi.CHAT
                         else "text_completion"
                     )
                     yield self._chunk(kind, [], usage=self.usage())

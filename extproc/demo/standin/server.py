@@ -22,7 +22,7 @@ from aiohttp import web
 
 from extproc.demo.standin.engine import Engine, Generation, StepTime
 from extproc.demo.standin.metrics import Progress, Telemetry
-from extproc.demo.standin.request import Endpoint, Job, RequestRefusedError, read_job
+from extproc.demo.standin.request import Job, RequestRefusedError, ServedApi, read_job
 from extproc.demo.standin.response import Answer, Responder
 from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.fleet.scheduler import SchedulerLimits
@@ -61,7 +61,7 @@ class StandIn:
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
-        for endpoint in Endpoint:
+        for endpoint in ServedApi:
             app.router.add_post(endpoint, self._generate)
         app.on_response_prepare.append(self._sign)
         return app
@@ -105,7 +105,7 @@ class StandIn:
         )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        endpoint = Endpoint(request.path)
+        endpoint = ServedApi(request.path)
         raw = await request.read()
         try:
             # In a thread: counting a long prompt would hold every other request.
@@ -118,7 +118,7 @@ class StandIn:
             )
         except RequestRefusedError as refused:
             return web.json_response(refused.body(endpoint), status=refused.status)
-        if endpoint is Endpoint.EMBEDDINGS:
+        if endpoint is ServedApi.EMBEDDINGS:
             # Pooling is a prefill without an answer: one token stands for its step.
             answers = [Answer(i, 1, False, 0) for i in range(len(job.prompt_tokens))]
         else:
@@ -130,7 +130,7 @@ class StandIn:
         )
         # Leaving early (the client went away) aborts the sequences.
         with generation, self._telemetry.request(answers) as progress:
-            if job.stream and endpoint is not Endpoint.EMBEDDINGS:
+            if job.stream and endpoint is not ServedApi.EMBEDDINGS:
                 return await self._stream(request, responder, generation, progress)
             async for index in generation:
                 answers[index].produced += 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from extproc.exchange.body_parser import BodyParser
-from extproc.exchange.openai import DEFAULT_PATH, is_routed
+from extproc.exchange.openai import DEFAULT_PATH, find_endpoint
 from extproc.routing.explanation import explain, explain_failure
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.router import Router
@@ -56,7 +56,7 @@ class Explainer:
             encoding: its ``content-encoding``.
             reading: of the same; None: it is read here, in one go.
         """
-        told: dict[str, Any] = {"path": path, "routed": is_routed(path)}
+        told: dict[str, Any] = {"path": path, "routed": find_endpoint(path) is not None}
         reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
         if isinstance(request, Reason):

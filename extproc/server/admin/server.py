@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from extproc.address import Address
-from extproc.exchange.openai import DEFAULT_PATH, PATHS
+from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS
 from extproc.server.admin.decide_http import HttpApi
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
@@ -105,8 +105,8 @@ class AdminServer:
     async def _post_explain(self, request: web.Request) -> web.Response:
         """Explain the request in the body; ?path= and ?hint= say how it would come."""
         path = request.query.get("path", DEFAULT_PATH)
-        if path not in PATHS:
-            accepted = ", ".join(PATHS)
+        if path not in ENDPOINTS:
+            accepted = ", ".join(ENDPOINTS)
             raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
         body = await request.read()
         explainer = self._explainer()

@@ -32,20 +32,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import extproc
 from extproc.exchange.events import Event, Observation, RequestHeaders, Step
 from extproc.exchange.machine import Exchange, ExchangeSettings
+from extproc.exchange.openai import CHAT, find_endpoint
 from extproc.routing.policy import Loads
 from extproc.routing.router import Decision, Lesson, Router
 
 _SCOPE = "extproc"
 _PROVIDER = "vllm"
 _SPAN_NAME = "choose_pool"
-
-_OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/messages": "chat",
-    "/v1/responses": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-}
 
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
 """The convention's bounds of ``gen_ai.client.token.usage``: 1 to 67,108,864."""
@@ -150,9 +143,9 @@ class Tracing:
 
 
 def _attributes(decision: Decision, path: str) -> Attributes:
-    operation = _OPERATIONS.get(path.partition("?")[0], "chat")
+    endpoint = find_endpoint(path) or CHAT
     attributes: Attributes = {
-        "gen_ai.operation.name": operation,
+        "gen_ai.operation.name": endpoint.operation,
         "gen_ai.provider.name": _PROVIDER,
         "extproc.pool": decision.pool.name,
         "extproc.reason": str(decision.reason),

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.standin.request import Endpoint, Job, RequestRefusedError, read_job
+from extproc.demo.standin.request import Job, RequestRefusedError, ServedApi, read_job
 from extproc.demo.standin.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -12,7 +12,7 @@ WINDOW = 64
 
 @pytest.fixture
 def read(tokenizer: Tokenizer) -> Any:
-    def read(endpoint: Endpoint, body: Any) -> Job:
+    def read(endpoint: ServedApi, body: Any) -> Job:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return read_job(endpoint, raw, tokenizer, WINDOW)
 
@@ -21,7 +21,7 @@ def read(tokenizer: Tokenizer) -> Any:
 
 def test_a_chat_is_counted(read: Any) -> None:
     job = read(
-        Endpoint.CHAT,
+        ServedApi.CHAT,
         {"model": "m", "messages": HELLO, "max_tokens": 5, "n": 2, "stream": True},
     )
     assert (job.prompt_tokens, job.max_tokens, job.choices, job.stream) == (
@@ -46,7 +46,7 @@ def test_a_chat_is_counted(read: Any) -> None:
 def test_the_limit_of_a_chat(
     body: dict[str, Any], limit: int | None, read: Any
 ) -> None:
-    assert read(Endpoint.CHAT, {"messages": HELLO} | body).max_tokens == limit
+    assert read(ServedApi.CHAT, {"messages": HELLO} | body).max_tokens == limit
 
 
 @pytest.mark.parametrize(
@@ -59,20 +59,20 @@ def test_the_limit_of_a_chat(
     ],
 )
 def test_prompts_of_every_form(prompt: Any, counts: tuple[int, ...], read: Any) -> None:
-    assert read(Endpoint.COMPLETIONS, {"prompt": prompt}).prompt_tokens == counts
-    assert read(Endpoint.EMBEDDINGS, {"input": prompt}).prompt_tokens == counts
+    assert read(ServedApi.COMPLETIONS, {"prompt": prompt}).prompt_tokens == counts
+    assert read(ServedApi.EMBEDDINGS, {"input": prompt}).prompt_tokens == counts
 
 
 def test_a_system_prompt_counts_wherever_it_stands(read: Any) -> None:
     system = {"role": "system", "content": "Be brief."}
-    chat = read(Endpoint.CHAT, {"messages": [system, *HELLO]})
-    messages = read(Endpoint.MESSAGES, {"messages": HELLO, "system": "Be brief."})
+    chat = read(ServedApi.CHAT, {"messages": [system, *HELLO]})
+    messages = read(ServedApi.MESSAGES, {"messages": HELLO, "system": "Be brief."})
     parts = read(
-        Endpoint.MESSAGES,
+        ServedApi.MESSAGES,
         {"messages": HELLO, "system": [{"type": "text", "text": "Be brief."}]},
     )
     responses = read(
-        Endpoint.RESPONSES, {"input": "Hello", "instructions": "Be brief."}
+        ServedApi.RESPONSES, {"input": "Hello", "instructions": "Be brief."}
     )
     assert (
         chat.prompt_tokens
@@ -116,18 +116,20 @@ def test_what_does_not_fit_is_refused_in_vllm_s_words(
     tokens: int, limit: int, message: str, parameter: str | None, read: Any
 ) -> None:
     with pytest.raises(RequestRefusedError, match=message) as caught:
-        read(Endpoint.COMPLETIONS, {"prompt": list(range(tokens)), "max_tokens": limit})
-    assert caught.value.body(Endpoint.COMPLETIONS)["error"]["param"] == parameter
+        read(
+            ServedApi.COMPLETIONS, {"prompt": list(range(tokens)), "max_tokens": limit}
+        )
+    assert caught.value.body(ServedApi.COMPLETIONS)["error"]["param"] == parameter
 
 
 def test_what_fits_only_without_its_answer_is_taken(read: Any) -> None:
     """As vLLM does: the answer will be cut."""
-    job = read(Endpoint.COMPLETIONS, {"prompt": list(range(60)), "max_tokens": 60})
+    job = read(ServedApi.COMPLETIONS, {"prompt": list(range(60)), "max_tokens": 60})
     assert job.max_tokens == 60
 
 
 def test_an_embedding_may_fill_the_window(read: Any) -> None:
-    assert read(Endpoint.EMBEDDINGS, {"input": list(range(WINDOW))}).prompt_tokens == (
+    assert read(ServedApi.EMBEDDINGS, {"input": list(range(WINDOW))}).prompt_tokens == (
         WINDOW,
     )
 
@@ -135,24 +137,24 @@ def test_an_embedding_may_fill_the_window(read: Any) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [
-        (Endpoint.CHAT, b"{"),
-        (Endpoint.CHAT, b"[" * 100_000),
-        (Endpoint.CHAT, b"[]"),
-        (Endpoint.CHAT, b"\xff"),
-        (Endpoint.CHAT, {}),
-        (Endpoint.CHAT, {"messages": []}),
-        (Endpoint.CHAT, {"messages": ["Hello"]}),
-        (Endpoint.CHAT, {"messages": HELLO, "max_tokens": 0}),
-        (Endpoint.CHAT, {"messages": HELLO, "max_tokens": "5"}),
-        (Endpoint.CHAT, {"messages": HELLO, "n": True}),
-        (Endpoint.COMPLETIONS, {"prompt": []}),
-        (Endpoint.COMPLETIONS, {"prompt": [1, "a"]}),
-        (Endpoint.COMPLETIONS, {"prompt": {"a": 1}}),
-        (Endpoint.RESPONSES, {"input": 7}),
+        (ServedApi.CHAT, b"{"),
+        (ServedApi.CHAT, b"[" * 100_000),
+        (ServedApi.CHAT, b"[]"),
+        (ServedApi.CHAT, b"\xff"),
+        (ServedApi.CHAT, {}),
+        (ServedApi.CHAT, {"messages": []}),
+        (ServedApi.CHAT, {"messages": ["Hello"]}),
+        (ServedApi.CHAT, {"messages": HELLO, "max_tokens": 0}),
+        (ServedApi.CHAT, {"messages": HELLO, "max_tokens": "5"}),
+        (ServedApi.CHAT, {"messages": HELLO, "n": True}),
+        (ServedApi.COMPLETIONS, {"prompt": []}),
+        (ServedApi.COMPLETIONS, {"prompt": [1, "a"]}),
+        (ServedApi.COMPLETIONS, {"prompt": {"a": 1}}),
+        (ServedApi.RESPONSES, {"input": 7}),
     ],
 )
 def test_what_is_no_request_is_refused(
-    endpoint: Endpoint, body: Any, read: Any
+    endpoint: ServedApi, body: Any, read: Any
 ) -> None:
     with pytest.raises(RequestRefusedError) as caught:
         read(endpoint, body)
@@ -161,10 +163,10 @@ def test_what_is_no_request_is_refused(
 
 def test_a_refusal_has_its_api_s_shape() -> None:
     refused = RequestRefusedError("no", parameter="p")
-    assert refused.body(Endpoint.CHAT) == {
+    assert refused.body(ServedApi.CHAT) == {
         "error": {"message": "no", "type": "BadRequestError", "param": "p", "code": 400}
     }
-    assert refused.body(Endpoint.MESSAGES) == {
+    assert refused.body(ServedApi.MESSAGES) == {
         "type": "error",
         "error": {"type": "BadRequestError", "message": "no"},
     }

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.standin.request import Endpoint, Job
+from extproc.demo.standin.request import Job, ServedApi
 from extproc.demo.standin.response import Answer, Responder
 
 
 def responder(
-    endpoint: Endpoint, *, include_usage: bool = False, cut: bool = True
+    endpoint: ServedApi, *, include_usage: bool = False, cut: bool = True
 ) -> Responder:
     job = Job(endpoint, "m", (7,), 1, 3, False, True, include_usage, 1)
     return Responder(job, [Answer(0, 3, cut, 1)])
@@ -36,11 +36,11 @@ def done(it: Responder) -> dict[str, Any]:
 
 
 def test_a_chat_stream_says_what_the_document_says() -> None:
-    events = stream(responder(Endpoint.CHAT))
+    events = stream(responder(ServedApi.CHAT))
     assert events[-1] == "[DONE]"
     choices = [event["choices"][0] for event in events[:-1]]
     text = "".join(choice["delta"]["content"] for choice in choices)
-    assert text == done(responder(Endpoint.CHAT))["choices"][0]["message"]["content"]
+    assert text == done(responder(ServedApi.CHAT))["choices"][0]["message"]["content"]
     assert [choice["finish_reason"] for choice in choices] == [
         None,
         None,
@@ -50,8 +50,8 @@ def test_a_chat_stream_says_what_the_document_says() -> None:
     assert not any("usage" in event for event in events[:-1])
 
 
-@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
-def test_usage_comes_last_and_alone_where_it_was_asked_for(endpoint: Endpoint) -> None:
+@pytest.mark.parametrize("endpoint", [ServedApi.CHAT, ServedApi.COMPLETIONS])
+def test_usage_comes_last_and_alone_where_it_was_asked_for(endpoint: ServedApi) -> None:
     *others, usage, last = stream(responder(endpoint, include_usage=True))
     assert last == "[DONE]"
     assert usage["choices"] == []
@@ -64,7 +64,7 @@ def test_usage_comes_last_and_alone_where_it_was_asked_for(endpoint: Endpoint) -
 
 
 def test_a_messages_stream_has_anthropic_s_events() -> None:
-    events = stream(responder(Endpoint.MESSAGES))
+    events = stream(responder(ServedApi.MESSAGES))
     assert [event["type"] for event in events] == [
         "message_start",
         "content_block_start",
@@ -79,7 +79,7 @@ def test_a_messages_stream_has_anthropic_s_events() -> None:
 
 
 def test_a_responses_stream_ends_with_the_whole() -> None:
-    events = stream(responder(Endpoint.RESPONSES, cut=False))
+    events = stream(responder(ServedApi.RESPONSES, cut=False))
     assert events[0]["type"] == "response.created"
     assert events[-1]["type"] == "response.completed"
     whole = events[-1]["response"]
@@ -90,11 +90,12 @@ def test_a_responses_stream_ends_with_the_whole() -> None:
 @pytest.mark.parametrize(("cut", "reason"), [(True, "length"), (False, "stop")])
 def test_why_an_answer_ended(cut: bool, reason: str) -> None:
     assert (
-        done(responder(Endpoint.CHAT, cut=cut))["choices"][0]["finish_reason"] == reason
+        done(responder(ServedApi.CHAT, cut=cut))["choices"][0]["finish_reason"]
+        == reason
     )
 
 
 def test_an_embedding_counts_its_prompt_only() -> None:
-    document = done(responder(Endpoint.EMBEDDINGS))
+    document = done(responder(ServedApi.EMBEDDINGS))
     assert document["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
     assert len(document["data"]) == 1

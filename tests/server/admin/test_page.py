@@ -11,8 +11,8 @@ import pytest
 
 from extproc.address import Address
 from extproc.config import Config
+from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import Observation
-from extproc.exchange.openai import parse_request
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Outcome
 from extproc.server.admin.explain import Explainer

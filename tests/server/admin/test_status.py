@@ -3,8 +3,8 @@
 import json
 
 from extproc.config import Config
+from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import Observation
-from extproc.exchange.openai import parse_request
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
