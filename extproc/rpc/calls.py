@@ -17,7 +17,7 @@ from extproc.rpc.frames import ErrorCode
 from extproc.rpc.headers import CallHeaders
 from extproc.rpc.limits import Limits
 from extproc.rpc.outbound import Outbound
-from extproc.rpc.streams import Incoming, Stream
+from extproc.rpc.stream import Incoming, Stream
 
 _METHOD_UNKNOWN: Final = f.trailers_only(StatusCode.UNIMPLEMENTED, "unknown method")
 
@@ -168,7 +168,7 @@ class Calls:
 
     def reject(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream that never became one."""
-        self.out.octets.append(f.rst_stream(stream_id, code))
+        self.out.unsent.append(f.rst_stream(stream_id, code))
         self._reset_ids[stream_id] = None
         if len(self._reset_ids) > 2 * self._limits.max_concurrent_streams:
             self._reset_ids.popitem(last=False)

@@ -1,7 +1,7 @@
 """The server side of HTTP/2 for gRPC calls, as a machine without I/O.
 
-Octets go into :meth:`Connection.receive`, gRPC messages to the service's calls, and
-the octets to send come out of :meth:`Connection.take`.  There is no socket, no clock
+Bytes go into :meth:`Connection.receive`, gRPC messages to the service's calls, and
+the bytes to send come out of :meth:`Connection.take`.  There is no socket, no clock
 and no loop here: time is a parameter, and everything that one read of a socket brings
 is answered in one piece.
 
@@ -12,7 +12,7 @@ in :mod:`extproc.rpc.control`.
 :meth:`Connection._consume` is the hot path.  It knows two shapes of frame, a DATA frame
 that is exactly one message and a HEADERS frame that is a whole request; every other
 frame takes the general path, which would treat those two the same (a test feeds every
-octet by itself and compares).
+byte by itself and compares).
 
 References are to RFC 9113.
 """
@@ -27,7 +27,7 @@ from extproc.rpc.control import Control
 from extproc.rpc.frames import ConnectionFault, ErrorCode
 from extproc.rpc.headers import HeaderReader, Malformed
 from extproc.rpc.limits import Limits
-from extproc.rpc.streams import Block, Body
+from extproc.rpc.stream import Block, Body
 
 _FIXED_SIZES: Final = {f.PRIORITY: 5, f.RST_STREAM: 4, f.PING: 8, f.WINDOW_UPDATE: 4}
 _FREE_CONTINUATIONS: Final = 16
@@ -65,7 +65,7 @@ class Connection:
         self._control = Control(self._calls, limits)
         self._heads = HeaderReader(limits.max_header_list_bytes)
         self._max_head_bytes = min(self._heads.max_block_bytes, limits.max_frame_bytes)
-        # What has not arrived whole: octets, a DATA frame, a header block.
+        # What has not arrived whole: bytes, a DATA frame, a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
         self._body: Body | None = None
@@ -95,7 +95,7 @@ class Connection:
         return self._calls.next_deadline
 
     def take(self) -> bytes:
-        """Take the octets to send."""
+        """Take the bytes to send."""
         return self._calls.out.take()
 
     def receive(self, data: bytes | memoryview, now: float) -> None:
@@ -141,7 +141,7 @@ class Connection:
     def lost(self) -> None:
         """Note that the connection is gone."""
         self._close()
-        self._calls.out.octets.clear()
+        self._calls.out.unsent.clear()
 
     # ---- receiving: the hot path --------------------------------------------------
 

@@ -9,7 +9,7 @@ from extproc.rpc import frames as f
 from extproc.rpc.calls import Calls
 from extproc.rpc.frames import ConnectionFault, ErrorCode
 from extproc.rpc.limits import CONTROL_FRAMES_PER_DATA, Budget, Limits
-from extproc.rpc.streams import Stream
+from extproc.rpc.stream import Stream
 
 _DRAIN_PING: Final = b"draining"
 
@@ -47,7 +47,7 @@ class Control:
 
     def say(self, frame: bytes) -> None:
         """Send a frame."""
-        self._out.octets.append(frame)
+        self._out.unsent.append(frame)
 
     def greet(self) -> None:
         """Send our SETTINGS."""

@@ -1,4 +1,4 @@
-"""The octets of HTTP/2 frames (RFC 9113) and of gRPC's response headers.
+"""The bytes of HTTP/2 frames (RFC 9113) and of gRPC's response headers.
 
 Response header blocks use only literals without indexing and the static table, so
 none depends on the connection's compression state and each can be a constant.
@@ -118,16 +118,16 @@ def literal(name: bytes, value: bytes) -> bytes:
     return b"\x00" + _string(name) + _string(value)
 
 
-def _string(octets: bytes) -> bytes:
-    size = len(octets)
+def _string(data: bytes) -> bytes:
+    size = len(data)
     if size < 127:
-        return bytes((size,)) + octets
+        return bytes((size,)) + data
     head, size = bytearray(b"\x7f"), size - 127
     while size >= 128:
         head.append(size & 0x7F | 0x80)
         size >>= 7
     head.append(size)
-    return bytes(head) + octets
+    return bytes(head) + data
 
 
 _STATUS_200 = b"\x88"  # static table, index 8
@@ -142,18 +142,18 @@ RESPONSE_HEADERS_HEAD: Final = FRAME_HEAD.pack(
 OK_TRAILERS_HEAD: Final = FRAME_HEAD.pack(
     len(OK_TRAILERS) << 8 | HEADERS, END_HEADERS | END_STREAM, 0
 )[:5]
-"""Frame heads up to the stream's four octets."""
+"""Frame heads up to the stream's four bytes."""
 
 MAX_GRPC_MESSAGE_BYTES: Final = 1_024
-"""Of a ``grpc-message`` as sent, where each octet may take three."""
+"""Of a ``grpc-message`` as sent, where each byte may take three."""
 
 
 def trailers(status: StatusCode, message: str = "") -> bytes:
     """Encode gRPC's trailers; an overlong message is cut."""
     block = literal(b"grpc-status", str(int(status)).encode())
     if message:
-        octets = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
-        whole = octets.decode(errors="ignore").encode()
+        data = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
+        whole = data.decode(errors="ignore").encode()
         block += literal(b"grpc-message", _percent_encoded(whole))
     return block
 
@@ -176,11 +176,9 @@ def http_error(status: int, allow: str = "") -> bytes:
     return block + (literal(b"allow", allow.encode()) if allow else b"")
 
 
-def _percent_encoded(octets: bytes) -> bytes:
+def _percent_encoded(data: bytes) -> bytes:
     """Encode a ``grpc-message``: printable ASCII but ``%`` stays as it is."""
     return b"".join(
-        bytes((octet,))
-        if 0x20 <= octet <= 0x7E and octet != 0x25
-        else b"%%%02X" % octet
-        for octet in octets
+        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
+        for byte in data
     )

@@ -62,7 +62,7 @@ class HeaderReader:
 
     Args:
         max_header_list_bytes: as in SETTINGS_MAX_HEADER_LIST_SIZE: names, values and
-            32 octets a header.
+            32 bytes a header.
     """
 
     def __init__(self, max_header_list_bytes: int) -> None:
@@ -160,7 +160,7 @@ def checked(fields: Iterable[Field], max_bytes: int) -> CallHeaders:
             if name not in _PSEUDO_HEADERS or name in pseudo or headers:
                 raise Malformed(f"pseudo header {name!r} unknown, repeated or late")
             if _BAD_VALUE.search(value):
-                raise Malformed("forbidden octets in a header value")
+                raise Malformed("forbidden bytes in a header value")
             pseudo[name] = value
             continue
         _check_field(name, value)
@@ -203,9 +203,9 @@ def _check_field(name: bytes, value: bytes) -> None:
 
 def _check(name: bytes, value: bytes) -> None:
     if not _NAME.fullmatch(name):
-        raise Malformed("forbidden octets in a header name")
+        raise Malformed("forbidden bytes in a header name")
     if _BAD_VALUE.search(value):
-        raise Malformed("forbidden octets in a header value")
+        raise Malformed("forbidden bytes in a header value")
     if name in _CONNECTION_HEADERS or (name == b"te" and value != b"trailers"):
         raise Malformed(f"connection-specific header {name!r}")
 

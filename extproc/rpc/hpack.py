@@ -25,7 +25,7 @@ class HpackDecoder:
     """Decodes one connection's header blocks, all of them and in order.
 
     Args:
-        max_list_bytes: names, values and 32 octets a field; more is an error.
+        max_list_bytes: names, values and 32 bytes a field; more is an error.
 
     Attributes:
         changed: the last block changed the dynamic table.
@@ -49,15 +49,15 @@ class HpackDecoder:
         fields: list[Field] = []
         size, at, end = 0, 0, len(block)
         while at < end:
-            octet = block[at]
-            if octet & 0x80:  # 6.1: indexed
+            byte = block[at]
+            if byte & 0x80:  # 6.1: indexed
                 index, at = _integer(block, at, 7)
                 field = self._table.get_by_index(index)
-            elif octet & 0x40:  # 6.2.1: literal, to be added to the table
+            elif byte & 0x40:  # 6.2.1: literal, to be added to the table
                 field, at = self._literal(block, at, 6)
                 self._table.add(*field)
                 self.changed = True
-            elif octet & 0x20:  # 6.3: a new size of the table, before all fields
+            elif byte & 0x20:  # 6.3: a new size of the table, before all fields
                 if fields:
                     raise HPACKDecodingError("table size update after a field")
                 table_bytes, at = _integer(block, at, 5)
@@ -91,16 +91,16 @@ class HpackDecoder:
         stop = at + size
         if stop > len(block):
             raise HPACKDecodingError("block cut short")
-        octets = block[at:stop]
+        data = block[at:stop]
         if not huffman:
-            return octets, stop
-        decoded = self._strings.get(octets)
+            return data, stop
+        decoded = self._strings.get(data)
         if decoded is None:
-            decoded = decode_huffman(octets)
+            decoded = decode_huffman(data)
             if size <= _MAX_STRING_BYTES:
                 if len(self._strings) >= _MAX_STRINGS:
                     self._strings.clear()
-                self._strings[octets] = decoded
+                self._strings[data] = decoded
         return decoded, stop
 
 

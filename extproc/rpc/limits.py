@@ -28,7 +28,7 @@ class Limits:
         max_frame_bytes: announced as SETTINGS_MAX_FRAME_SIZE.  Large, so that a body is
             few frames; a DATA frame needs no buffer of its size.
         stream_window_bytes, connection_window_bytes: what the peer may send ahead.
-            Credit is returned as octets arrive, since whatever must be held back is
+            Credit is returned as bytes arrive, since whatever must be held back is
             bounded by ``max_buffered_bytes``; a window below the size of a message
             therefore costs a round trip but cannot block.
         max_lingering_streams: ended by us and not by the peer; beyond it the oldest is

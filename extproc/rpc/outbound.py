@@ -1,11 +1,11 @@
-"""The sending half of a connection: octets to write, windows that bound DATA."""
+"""The sending half of a connection: bytes to write, windows that bound DATA."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from extproc.rpc import frames as f
 from extproc.rpc.frames import ConnectionFault, ErrorCode
-from extproc.rpc.streams import Stream
+from extproc.rpc.stream import Stream
 
 
 class Outbound:
@@ -15,7 +15,7 @@ class Outbound:
         sent_final: told of each stream whose END_STREAM has been put out.
 
     Attributes:
-        octets: what :meth:`take` returns next; append whole frames.
+        unsent: what :meth:`take` returns next; append whole frames.
         queued_bytes: of messages held back.
         answered: how many streams have been answered, if only in part.
         delayed_frames: how many DATA frames had to wait for a window.
@@ -24,7 +24,7 @@ class Outbound:
     """
 
     def __init__(self, sent_final: Callable[[Stream], None]) -> None:
-        self.octets: list[bytes] = []
+        self.unsent: list[bytes] = []
         self.queued_bytes = 0
         self.answered = 0
         self.delayed_frames = 0
@@ -35,16 +35,16 @@ class Outbound:
         self._sent_final = sent_final
 
     def take(self) -> bytes:
-        """Take the octets to send."""
-        if not self.octets:
+        """Take the bytes to send."""
+        if not self.unsent:
             return b""
-        octets = b"".join(self.octets)
-        self.octets.clear()
-        return octets
+        data = b"".join(self.unsent)
+        self.unsent.clear()
+        return data
 
     def reply(self, stream: Stream, messages: Sequence[bytes]) -> None:
         """Send messages, response headers first."""
-        out = self.octets
+        out = self.unsent
         if not stream.answered:
             stream.answered = True
             self.answered += 1
@@ -114,12 +114,12 @@ class Outbound:
         for stream in list(self._blocked.values()):
             self._flush(stream)
 
-    def _queue(self, stream: Stream, octets: bytes) -> None:
+    def _queue(self, stream: Stream, data: bytes) -> None:
         if stream.queue is None:
             stream.queue = deque()
             self._blocked[stream.id] = stream
-        stream.queue.append(octets)
-        self.queued_bytes += len(octets)
+        stream.queue.append(data)
+        self.queued_bytes += len(data)
         self._flush(stream)
 
     def _flush(self, stream: Stream) -> None:
@@ -130,16 +130,16 @@ class Outbound:
             room = min(stream.window, self._window, self.max_frame_bytes)
             if room <= 0:
                 return
-            octets = queue.popleft()
-            if len(octets) > room:
-                queue.appendleft(octets[room:])
-                octets = octets[:room]
-            size = len(octets)
+            data = queue.popleft()
+            if len(data) > room:
+                queue.appendleft(data[room:])
+                data = data[:room]
+            size = len(data)
             stream.window -= size
             self._window -= size
             self.queued_bytes -= size
             self.delayed_frames += 1
-            self.octets.append(f.frame(f.DATA, 0, stream.id, octets))
+            self.unsent.append(f.frame(f.DATA, 0, stream.id, data))
         stream.queue = None
         del self._blocked[stream.id]
         if stream.final is not None:
@@ -148,8 +148,8 @@ class Outbound:
 
     def _send_final(self, stream: Stream, block: bytes) -> None:
         if block is f.OK_TRAILERS:
-            self.octets += (f.OK_TRAILERS_HEAD, stream.wire_id, block)
+            self.unsent += (f.OK_TRAILERS_HEAD, stream.wire_id, block)
         else:
             flags = f.END_HEADERS | f.END_STREAM
-            self.octets.append(f.frame(f.HEADERS, flags, stream.id, block))
+            self.unsent.append(f.frame(f.HEADERS, flags, stream.id, block))
         self._sent_final(stream)

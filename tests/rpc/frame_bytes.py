@@ -58,9 +58,9 @@ class Sent:
         return None
 
 
-def frames_in(octets: bytes) -> list[Sent]:
+def frames_in(data: bytes) -> list[Sent]:
     """Take frames apart, and have hyperframe agree that they are frames."""
-    found, view = [], memoryview(octets)
+    found, view = [], memoryview(data)
     while view:
         parsed, size = Frame.parse_frame_header(view[:9], strict=True)
         assert len(view) >= 9 + size

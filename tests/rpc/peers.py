@@ -1,4 +1,4 @@
-"""A service of small calls, and python-hyper/h2 as the client that checks our octets."""
+"""A service of small calls, and python-hyper/h2 as the client that checks our bytes."""
 
 from dataclasses import dataclass, field
 
@@ -32,14 +32,14 @@ def framed(*messages: bytes) -> bytes:
     return b"".join(b"\0" + len(m).to_bytes(4, "big") + m for m in messages)
 
 
-def unframed(octets: bytes) -> list[bytes]:
+def unframed(data: bytes) -> list[bytes]:
     messages = []
-    while octets:
-        size = int.from_bytes(octets[1:5], "big")
-        assert octets[0] == 0
-        assert len(octets) >= 5 + size
-        messages.append(octets[5 : 5 + size])
-        octets = octets[5 + size :]
+    while data:
+        size = int.from_bytes(data[1:5], "big")
+        assert data[0] == 0
+        assert len(data) >= 5 + size
+        messages.append(data[5 : 5 + size])
+        data = data[5 + size :]
     return messages
 
 
@@ -134,9 +134,9 @@ class Machine:
     def calls(self) -> list[TestCall]:
         return self.service.calls
 
-    def feed(self, octets: bytes) -> bytes:
-        """Give it octets: what it answers."""
-        self.connection.receive(octets, self.now)
+    def feed(self, data: bytes) -> bytes:
+        """Give it bytes: what it answers."""
+        self.connection.receive(data, self.now)
         return self.connection.take()
 
 
@@ -160,7 +160,7 @@ class Response:
 
 
 class H2Peer:
-    """An h2 client connected to a machine; h2 raises on any octet that is wrong.
+    """An h2 client connected to a machine; h2 raises on any byte that is wrong.
 
     Args:
         acknowledge: return flow-control credit for what is received.
@@ -185,7 +185,7 @@ class H2Peer:
         self.exchange()
 
     def exchange(self) -> None:
-        """Carry octets both ways until there are none."""
+        """Carry bytes both ways until there are none."""
         while True:
             sent = self.client.data_to_send()
             received = self.machine.feed(sent)

@@ -91,9 +91,9 @@ def test_trailers_end_a_request():
 def test_messages_are_put_together_from_pieces(cut):
     peer = H2Peer()
     stream = peer.request("/test.Test/Echo")
-    octets = framed(b"first", b"", b"second message")
-    for at in range(0, len(octets), cut):
-        peer.client.send_data(stream, octets[at : at + cut])
+    data = framed(b"first", b"", b"second message")
+    for at in range(0, len(data), cut):
+        peer.client.send_data(stream, data[at : at + cut])
         peer.exchange()
     peer.client.end_stream(stream)
     peer.exchange()
@@ -105,8 +105,8 @@ def test_a_message_in_very_many_pieces():
     peer = H2Peer()
     body = bytes(range(250)) * 8
     stream = peer.request("/test.Test/Silent")
-    for octet in framed(body):
-        peer.client.send_data(stream, bytes((octet,)))
+    for byte in framed(body):
+        peer.client.send_data(stream, bytes((byte,)))
     peer.client.end_stream(stream)
     peer.exchange()
     assert peer.machine.calls[0].received == [body]
@@ -127,9 +127,9 @@ def test_a_large_message_of_many_frames():
     peer = H2Peer(settings={SettingCodes.MAX_FRAME_SIZE: 2**14})
     body = bytes(range(256)) * 2000
     stream = peer.request("/test.Test/Echo")
-    octets = framed(body)
-    for at in range(0, len(octets), 16_000):
-        peer.client.send_data(stream, octets[at : at + 16_000])
+    data = framed(body)
+    for at in range(0, len(data), 16_000):
+        peer.client.send_data(stream, data[at : at + 16_000])
     peer.exchange()
     assert peer.machine.calls[0].received == [body]
     assert peer.response(stream).messages == [body]
@@ -138,9 +138,9 @@ def test_a_large_message_of_many_frames():
 def test_padding_is_not_content_but_counts_as_received():
     peer = H2Peer()
     stream = peer.request("/test.Test/Echo")
-    octets = framed(b"padded")
-    peer.client.send_data(stream, octets[:3], pad_length=200)
-    peer.client.send_data(stream, octets[3:], pad_length=0)
+    data = framed(b"padded")
+    peer.client.send_data(stream, data[:3], pad_length=200)
+    peer.client.send_data(stream, data[3:], pad_length=0)
     peer.client.send_data(stream, b"", pad_length=7)
     peer.client.send_data(stream, framed(b"again"), pad_length=1, end_stream=True)
     peer.exchange()

@@ -21,7 +21,7 @@ def test_drain_lets_open_calls_end_and_accepts_those_under_way():
     answer = peer.machine.feed(peer.client.data_to_send())
     assert framed(b"crossing") in answer
     assert not connection.finished
-    # Octets, as h2's client accepts nothing after a GOAWAY.
+    # Bytes, as h2's client accepts nothing after a GOAWAY.
     assert farewell.endswith(b"\0\0\x08\x06\0\0\0\0\0draining")
     last_goaway = peer.machine.feed(b"\0\0\x08\x06\1\0\0\0\0draining")
     assert last_goaway == b"\0\0\x08\x07\0\0\0\0\0" + bytes((0, 0, 0, crossing)) + bytes(4)  # fmt: skip

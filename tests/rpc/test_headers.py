@@ -49,7 +49,7 @@ def test_the_same_block_is_decoded_once_while_the_table_stays():
 
 
 def test_a_block_means_something_else_once_the_table_has_changed():
-    """The same octets, and another header behind the index."""
+    """The same bytes, and another header behind the index."""
     reader = HeaderReader(16_384)
     encoder = Encoder()
     reader.read(encoder.encode([*REQUEST, ("x-a", "1")]))
@@ -127,7 +127,7 @@ def test_a_block_that_does_not_decode_ends_the_connection(block):
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
-def test_any_octets_are_a_head_or_one_of_two_errors(block):
+def test_any_bytes_are_a_head_or_one_of_two_errors(block):
     reader = HeaderReader(16_384)
     for read in (reader.read, reader.read_trailers):
         with contextlib.suppress(Malformed, ConnectionFault):

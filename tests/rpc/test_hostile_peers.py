@@ -1,4 +1,4 @@
-"""Peers that break the rules, or flood: octets in, octets out."""
+"""Peers that break the rules, or flood: bytes in, bytes out."""
 
 import struct
 
@@ -36,11 +36,11 @@ from .frame_bytes import (
 from .peers import Machine, framed
 
 
-def verdict(octets: bytes, limits: Limits | None = None) -> tuple[str, int] | None:
+def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int] | None:
     """Feed a machine: how the last error that it announced reads."""
     machine = Machine(limits)
     machine.connection.take()
-    sent = frames_in(machine.feed(octets))
+    sent = frames_in(machine.feed(data))
     errors = [each for each in sent if each.kind in (RST, GOAWAY)]
     machine.connection.lost()
     assert all(len(call.closed_with) == 1 for call in machine.calls)
@@ -57,7 +57,7 @@ WAITS = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Wait
 
 
 @pytest.mark.parametrize(
-    ("octets", "scope", "code"),
+    ("data", "scope", "code"),
     [
         # 3.4: preface, and SETTINGS first.
         (b"GET / HTTP/1.1\r\n\r\n", "connection", E.PROTOCOL_ERROR),
@@ -219,13 +219,13 @@ WAITS = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Wait
         ),
     ],
 )
-def test_what_breaks_the_rules(octets, scope, code):
+def test_what_breaks_the_rules(data, scope, code):
     limits = Limits(max_frame_bytes=2**14)
-    assert verdict(octets, limits) == (scope, code)
+    assert verdict(data, limits) == (scope, code)
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         START + frame(99, 255, 77, bytes(1000)) + OPEN,
         START + frame(SETTINGS, 0, 0, struct.pack(">HI", 0x99, 1)),
@@ -250,8 +250,8 @@ def test_what_breaks_the_rules(octets, scope, code):
         START + frame(GOAWAY, 0, 0, bytes(8) + b"debug") + OPEN,
     ],
 )
-def test_what_is_unusual_and_allowed(octets):
-    assert verdict(octets) is None
+def test_what_is_unusual_and_allowed(data):
+    assert verdict(data) is None
 
 
 def test_frames_that_cross_our_reset_are_ignored():

@@ -39,9 +39,9 @@ def test_blocks_with_faults_decode_as_hpack_decodes_them(blocks):
         for at, bits in flips:
             if block:
                 block[at % len(block)] ^= bits
-        octets = bytes(block)
-        expected = outcome(lambda b: theirs.decode(b, raw=True), octets)
-        found = outcome(ours.decode, octets)
+        data = bytes(block)
+        expected = outcome(lambda b: theirs.decode(b, raw=True), data)
+        found = outcome(ours.decode, data)
         assert found == expected or (
             isinstance(found, str) and isinstance(expected, str)
         )

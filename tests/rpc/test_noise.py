@@ -1,4 +1,4 @@
-"""Peers that send noise, or a conversation with faults in it: octets in, octets out."""
+"""Peers that send noise, or a conversation with faults in it: bytes in, bytes out."""
 
 import itertools
 
@@ -43,8 +43,8 @@ ANY_FRAME = st.builds(
 @st.composite
 def conversations(draw: st.DrawFn) -> bytes:
     """What a client says that mostly keeps to the rules, with a fault here and there."""
-    octets, streams = START, [1]
-    octets += frame(HEADER, END_HEADERS, 1, BLOCK)
+    data, streams = START, [1]
+    data += frame(HEADER, END_HEADERS, 1, BLOCK)
     for _ in range(draw(st.integers(0, 20))):
         stream = draw(st.sampled_from(streams))
         match draw(st.sampled_from("OOODDDDDDDDEPRWWCSI?")):
@@ -52,32 +52,30 @@ def conversations(draw: st.DrawFn) -> bytes:
                 streams.append(streams[-1] + 2)
                 block = request_block(**{":path": f"/test.Test/{draw(PATHS)}"})
                 cut = draw(st.integers(0, len(block)) | st.just(len(block)))
-                octets += frame(
-                    HEADER, 4 * (cut == len(block)), streams[-1], block[:cut]
-                )
+                data += frame(HEADER, 4 * (cut == len(block)), streams[-1], block[:cut])
                 if cut < len(block):
-                    octets += frame(MORE, END_HEADERS, streams[-1], block[cut:])
+                    data += frame(MORE, END_HEADERS, streams[-1], block[cut:])
             case "D":
-                octets += frame(DATA, 0, stream, draw(BODIES | TORN))
+                data += frame(DATA, 0, stream, draw(BODIES | TORN))
             case "E":
-                octets += frame(DATA, END_STREAM, stream, draw(BODIES))
+                data += frame(DATA, END_STREAM, stream, draw(BODIES))
             case "P":
                 body, size = draw(BODIES | TORN), draw(st.integers(0, 9))
                 padded = bytes((size,)) + body + bytes(size)
-                octets += frame(DATA, PADDED, stream, padded)
+                data += frame(DATA, PADDED, stream, padded)
             case "R":
-                octets += frame(RST, 0, stream, bytes(4))
+                data += frame(RST, 0, stream, bytes(4))
             case "W":
-                octets += frame(UPDATE, 0, stream, draw(CREDIT))
+                data += frame(UPDATE, 0, stream, draw(CREDIT))
             case "C":
-                octets += frame(UPDATE, 0, 0, draw(CREDIT))
+                data += frame(UPDATE, 0, 0, draw(CREDIT))
             case "S":
-                octets += draw(SETTING)
+                data += draw(SETTING)
             case "I":
-                octets += frame(PING, 0, 0, b"12345678")
+                data += frame(PING, 0, 0, b"12345678")
             case "?":
-                octets += draw(ANY_FRAME)
-    return octets
+                data += draw(ANY_FRAME)
+    return data
 
 
 SMALL_LIMITS = Limits(
@@ -90,23 +88,23 @@ SMALL_LIMITS = Limits(
 )
 
 
-def fed(octets: bytes, cuts: list[int], limits: Limits) -> tuple[bytes, Machine]:
-    """What a machine answers to octets that arrive in pieces."""
+def fed(data: bytes, cuts: list[int], limits: Limits) -> tuple[bytes, Machine]:
+    """What a machine answers to bytes that arrive in pieces."""
     machine = Machine(limits)
-    edges = [0, *sorted(cut % (len(octets) + 1) for cut in cuts), len(octets)]
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     answers = [
-        machine.feed(octets[start:stop]) for start, stop in itertools.pairwise(edges)
+        machine.feed(data[start:stop]) for start, stop in itertools.pairwise(edges)
     ]
     return b"".join(answers), machine
 
 
-def check(octets: bytes, cuts: list[int], limits: Limits) -> None:
+def check(data: bytes, cuts: list[int], limits: Limits) -> None:
     """No exception, valid frames, the same whatever the pieces, every call closed."""
-    whole, machine = fed(octets, [], limits)
+    whole, machine = fed(data, [], limits)
     frames_in(whole)
-    pieces, other = fed(octets, cuts, limits)
+    pieces, other = fed(data, cuts, limits)
     assert pieces == whole
-    single, third = fed(octets, list(range(len(octets))), limits)
+    single, third = fed(data, list(range(len(data))), limits)
     assert single == whole
     for each in (machine, other, third):
         calls = each.connection._calls
@@ -142,11 +140,11 @@ def test_noise_instead_of_a_preface(noise):
 
 @settings(deadline=None)
 @given(conversations(), st.lists(st.integers(0, 2000), max_size=8))
-def test_conversations_with_faults(octets, cuts):
-    check(octets, cuts, SMALL_LIMITS)
+def test_conversations_with_faults(data, cuts):
+    check(data, cuts, SMALL_LIMITS)
 
 
 @settings(deadline=None)
 @given(conversations())
-def test_conversations_with_faults_and_room(octets):
-    check(octets, [7], Limits())
+def test_conversations_with_faults_and_room(data):
+    check(data, [7], Limits())

@@ -93,20 +93,20 @@ def test_credit_is_returned_in_large_pieces():
     )
     peer = H2Peer(limits)
     body = b"z" * (KIB * KIB)
-    octets = framed(body)
+    data = framed(body)
     stream = peer.request("/test.Test/Silent")
     at = 0
-    while at < len(octets):
+    while at < len(data):
         room = min(peer.client.local_flow_control_window(stream), 10_000)
         assert room > 0, "the server must return credit before the window is used up"
-        peer.client.send_data(stream, octets[at : at + room])
+        peer.client.send_data(stream, data[at : at + room])
         at += room
         peer.exchange()
     assert peer.machine.calls[0].received == [body]
     updates = [event.stream_id for event in peer.has(WindowUpdated)]
     # One returns at least half a window, and at the very start 64 KiB are granted.
-    assert updates.count(stream) <= len(octets) / (32 * KIB)
-    assert 10 < updates.count(0) <= len(octets) / (64 * KIB) + 1
+    assert updates.count(stream) <= len(data) / (32 * KIB)
+    assert 10 < updates.count(0) <= len(data) / (64 * KIB) + 1
 
 
 ACTIONS = st.lists(
@@ -140,10 +140,10 @@ def test_any_correct_conversation_is_answered_correctly(actions, window, acknowl
         match kind:
             case "send":
                 message = bytes((which + size % 251,)) * size
-                octets = framed(message)
+                data = framed(message)
                 sent[stream].append(message)
-                for at in range(0, len(octets), 16_384):
-                    peer.client.send_data(stream, octets[at : at + 16_384])
+                for at in range(0, len(data), 16_384):
+                    peer.client.send_data(stream, data[at : at + 16_384])
             case "end":
                 peer.client.end_stream(stream)
                 open_streams.remove(stream)

@@ -68,8 +68,8 @@ def _response(serving: bool | None) -> bytes:
         status = kinds.SERVICE_UNKNOWN
     else:
         status = kinds.SERVING if serving else kinds.NOT_SERVING
-    octets: bytes = kinds(status=status).SerializeToString()
-    return octets
+    data: bytes = kinds(status=status).SerializeToString()
+    return data
 
 
 _RESPONSES: Final = {status: _response(status) for status in (True, False, None)}

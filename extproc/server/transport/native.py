@@ -259,9 +259,9 @@ class _Peer(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or self._closing:
             return
-        octets = self.machine.take()
-        if octets:
-            transport.write(octets)
+        data = self.machine.take()
+        if data:
+            transport.write(data)
         if self.machine.finished:
             self._shut(transport)
 

@@ -58,8 +58,8 @@ class FakeTransport:
     def __getattr__(self, name):
         return lambda *_: self.did.append(name)
 
-    def write(self, octets):
-        self.written += octets
+    def write(self, data):
+        self.written += data
 
     def get_extra_info(self, name):
         return None
@@ -72,10 +72,10 @@ class FakePeer:
         self.peer = _Peer(self.server, self.loop)
         self.peer.connection_made(self.transport)
 
-    def feed(self, octets: bytes) -> bytes:
+    def feed(self, data: bytes) -> bytes:
         self.transport.written = b""
-        self.peer.get_buffer(-1)[: len(octets)] = octets
-        self.peer.buffer_updated(len(octets))
+        self.peer.get_buffer(-1)[: len(data)] = data
+        self.peer.buffer_updated(len(data))
         return self.transport.written
 
     def introduce(self):
@@ -130,11 +130,11 @@ def test_one_read_is_answered_with_one_write():
     fake = FakePeer()
     writes = []
     fake.transport.write = writes.append
-    octets = INTRODUCTION
+    data = INTRODUCTION
     for n in (1, 3, 5):
-        octets += raw_request("Echo", n)
-        octets += b"\0\0\6\0\1\0\0\0" + bytes((n,)) + framed(b"x")
-    fake.feed(octets)
+        data += raw_request("Echo", n)
+        data += b"\0\0\6\0\1\0\0\0" + bytes((n,)) + framed(b"x")
+    fake.feed(data)
     assert len(writes) == 1
     assert writes[0].count(b"grpc-status\x010") == 3
 

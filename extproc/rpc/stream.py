@@ -19,15 +19,15 @@ class Stream:
     """What the connection keeps of one stream.
 
     Attributes:
-        wire_id: the stream identifier as four octets.
+        wire_id: the stream identifier as four bytes.
         call: the application's side, ``None`` once it has been told ``closed``.
         answered: our HEADERS have been sent.
         ended: our END_STREAM has been decided; it follows what is queued.
         remote_closed: the peer's END_STREAM has been received.
-        window: octets that we may send.
-        owed: octets received that no WINDOW_UPDATE has returned.
+        window: bytes that we may send.
+        owed: bytes received that no WINDOW_UPDATE has returned.
         content_left: of the request's ``content-length`` still to come, or ``None``.
-        queue: message octets that flow control holds back, in order.
+        queue: message bytes that flow control holds back, in order.
         final: the trailer block that follows the queue, once ``ended``.
         incoming: the message being received, ``None`` between messages.
     """
@@ -66,7 +66,7 @@ class Incoming:
     """Puts gRPC messages together from pieces of DATA.
 
     Pieces are kept as they come and joined once, when the message is whole; many
-    tiny ones are joined on the way, because each costs tens of octets beside its own.
+    tiny ones are joined on the way, because each costs tens of bytes beside its own.
     """
 
     __slots__ = ("_head", "_missing", "_pieces", "held_bytes")
