@@ -313,6 +313,9 @@ class LogConfig:
     level: LogLevel = LogLevel.INFO
     """EXTPROC_LOG_LEVEL overrides it."""
     format: LogFormat = LogFormat.TEXT
+    wire: bool = False
+    """A line for each HTTP/2 frame, in and out, of connections made from now on; no
+    contents. `native` only: with `grpcio` set GRPC_VERBOSITY=debug, GRPC_TRACE=http."""
 
 
 @dataclass(frozen=True, slots=True)

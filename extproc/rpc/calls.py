@@ -17,16 +17,17 @@ from extproc.rpc.frames import ErrorCode
 from extproc.rpc.headers import CallHeaders
 from extproc.rpc.limits import Limits
 from extproc.rpc.outbound import Outbound
+from extproc.rpc.responses import OK_TRAILERS, trailers, trailers_only
 from extproc.rpc.stream import Incoming, Stream
 
-_METHOD_UNKNOWN: Final = f.trailers_only(StatusCode.UNIMPLEMENTED, "unknown method")
+_METHOD_UNKNOWN: Final = trailers_only(StatusCode.UNIMPLEMENTED, "unknown method")
 
 
 class Calls:
     """Opens calls, hands them their messages, sends what they answer.
 
     Args:
-        report: told of each exception that a call raised, with where it happened.
+        report: takes each exception that a call raised, with where it happened.
         wake: called when a call has used its ``send``.
 
     Attributes:
@@ -53,6 +54,13 @@ class Calls:
         self._reset_ids: OrderedDict[int, None] = OrderedDict()
         self._deadlines: list[tuple[float, int]] = []
         self._held_bytes = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"{len(self.streams)} streams to {self.last_id}, "
+            f"{len(self._lingering)} lingering, {self._held_bytes} bytes held, "
+            f"{self.out.queued_bytes} bytes queued"
+        )
 
     @property
     def unanswered(self) -> int:
@@ -225,7 +233,7 @@ class Calls:
         if replies or ends:
             self.out.reply(stream, replies)
         if ends:
-            self._end(stream, f.OK_TRAILERS)
+            self._end(stream, OK_TRAILERS)
         if self.out.queued_bytes > self._limits.max_queued_bytes and stream.queue:
             self.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
 
@@ -259,12 +267,12 @@ class Calls:
         """End a stream with a status other than OK; drops what it has queued."""
         if not stream.ended:
             self.out.drop(stream)
-            block = f.trailers if stream.answered else f.trailers_only
+            block = trailers if stream.answered else trailers_only
             self._end(stream, block(status, message))
 
     def _end(self, stream: Stream, block: bytes) -> None:
         stream.ended = True
-        ok = block is f.OK_TRAILERS
+        ok = block is OK_TRAILERS
         self._release(stream, cancelled=not ok)
         self.out.finish(stream, block)
 

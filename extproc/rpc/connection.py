@@ -17,21 +17,47 @@ byte by itself and compares).
 References are to RFC 9113.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from extproc.rpc import frames as f
 from extproc.rpc.call import Service
 from extproc.rpc.calls import Calls
 from extproc.rpc.control import Control
-from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.frames import ConnectionFault, ErrorCode, Frame
 from extproc.rpc.headers import HeaderReader, Malformed
 from extproc.rpc.limits import Limits
-from extproc.rpc.stream import Block, Body
+from extproc.rpc.stream import Stream
+from extproc.rpc.wire_log import WireLog
 
-_FIXED_SIZES: Final = {f.PRIORITY: 5, f.RST_STREAM: 4, f.PING: 8, f.WINDOW_UPDATE: 4}
 _FREE_CONTINUATIONS: Final = 16
 """A header block may be in so many frames before each costs (nghttp2 allows 8)."""
+
+
+class _Body:
+    """What is left of a DATA frame, or of a frame to skip (``stream`` is ``None``)."""
+
+    __slots__ = ("ends", "left", "padded", "padding", "stream")
+
+    def __init__(self, stream: Stream | None, frame: Frame) -> None:
+        is_data = frame.kind == f.DATA
+        self.stream = stream
+        self.left = frame.size
+        self.ends = is_data and bool(frame.flags & f.END_STREAM)
+        self.padded = is_data and bool(frame.flags & f.PADDED)
+        self.padding = 0
+
+
+class _Block:
+    """A header block in several frames."""
+
+    __slots__ = ("ends", "pieces", "size", "stream_id")
+
+    def __init__(self, stream_id: int, ends: bool, piece: bytes) -> None:
+        self.stream_id = stream_id
+        self.ends = ends
+        self.pieces = [piece]
+        self.size = len(piece)
 
 
 class Connection:
@@ -40,9 +66,10 @@ class Connection:
     Args:
         service: what is served.
         limits: what the peer may ask for.
-        report: told of each exception that a call raised, with where it happened.
+        report: takes each exception that a call raised, with where it happened.
         wake: called when there is something to :meth:`take` outside of this class's own
             methods (a call used its ``send``).
+        log: takes one line for each frame in and out; ``None`` for no log.
 
     Attributes:
         fault: what the peer did to end the connection, or ``None``.
@@ -54,9 +81,11 @@ class Connection:
         limits: Limits,
         report: Callable[[str, Exception], None],
         wake: Callable[[], None],
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self._limits = limits
         self._wake = wake
+        self._wire_log = WireLog(log) if log is not None else None
         self._busy = False
         self._closed = False
         self.fault: ConnectionFault | None = None
@@ -65,12 +94,40 @@ class Connection:
         self._control = Control(self._calls, limits)
         self._heads = HeaderReader(limits.max_header_list_bytes)
         self._max_head_bytes = min(self._heads.max_block_bytes, limits.max_frame_bytes)
+        self._max_whole_bytes = min(
+            f.MESSAGE_HEAD_BYTES + limits.max_message_bytes, limits.max_frame_bytes
+        )
+        control = self._control
+        self._takers: Final[Mapping[int, Callable[[Frame], None]]] = {
+            f.HEADERS: self._begin_block,
+            f.PRIORITY: control.priority,
+            f.RST_STREAM: self._reset_by_peer,
+            f.SETTINGS: control.settings,
+            f.PUSH_PROMISE: control.push_promise,
+            f.PING: control.ping,
+            f.GOAWAY: control.goaway,
+            f.WINDOW_UPDATE: control.window_update,
+            f.CONTINUATION: self._continue_block,
+        }
+        """By type; DATA is taken as it comes, any other type is skipped."""
         # What has not arrived whole: bytes, a DATA frame, a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
-        self._body: Body | None = None
-        self._block: Block | None = None
-        self._control.greet()
+        self._body: _Body | None = None
+        self._block: _Block | None = None
+        self._control.introduce()
+
+    def __repr__(self) -> str:
+        parts = [repr(self._calls), repr(self._control)]
+        if self._body is not None:
+            parts.append(f"{self._body.left} bytes of a frame to come")
+        if self._block is not None:
+            parts.append(f"inside a header block of stream {self._block.stream_id}")
+        if self.fault is not None:
+            parts.append(f"fault {self.fault}")
+        if self._closed:
+            parts.append("closed")
+        return f"<Connection: {', '.join(parts)}>"
 
     # ---- what the shell uses ------------------------------------------------------
 
@@ -96,7 +153,10 @@ class Connection:
 
     def take(self) -> bytes:
         """Take the bytes to send."""
-        return self._calls.out.take()
+        data = self._calls.out.take()
+        if self._wire_log is not None:
+            self._wire_log.sent(data)
+        return data
 
     def receive(self, data: bytes | memoryview, now: float) -> None:
         """Take what a read of the socket brought; never raises on account of it.
@@ -108,6 +168,8 @@ class Connection:
         if self._closed:
             return
         self._control.now = now
+        if self._wire_log is not None:
+            self._wire_log.received(data)
         if self._rest:
             data = self._rest + bytes(data)
             self._rest = b""
@@ -116,7 +178,7 @@ class Connection:
             self._consume(memoryview(data))
         except ConnectionFault as fault:
             self.fault = fault
-            self._control.say(f.goaway(self._calls.last_id, fault.code, fault.reason))
+            self._control.send(f.goaway(self._calls.last_id, fault.code, fault.reason))
             self._close()
         finally:
             self._busy = False
@@ -135,7 +197,7 @@ class Connection:
         if self._closed:
             return
         self._calls.abort(reason)
-        self._control.say(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
+        self._control.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
         self._close()
 
     def lost(self) -> None:
@@ -152,64 +214,67 @@ class Connection:
             at = self._check_preface(data)
         if self._body is not None:
             at = self._continue_body(self._body, data, at)
-        streams = self._streams
-        max_message_bytes = self._limits.max_message_bytes
         unpack_head = f.FRAME_HEAD.unpack_from
         while end - at >= f.FRAME_HEAD_BYTES:
             word, flags, stream_id = unpack_head(data, at)
             start = at + f.FRAME_HEAD_BYTES
             stop = start + (word >> 8)
-            kind = word & 0xFF
-            if kind == f.DATA and flags <= f.END_STREAM and stop <= end:
-                stream = streams.get(stream_id)
-                if (
-                    stream is not None
-                    and not stream.ended
-                    and not stream.remote_closed
-                    and stream.incoming is None
-                    and stream.content_left is None
-                    and self._block is None
-                    and stop - start >= f.MESSAGE_HEAD_BYTES
-                ):
-                    compressed, size = f.MESSAGE_HEAD.unpack_from(data, start)
-                    message = start + f.MESSAGE_HEAD_BYTES
-                    if (
-                        message + size == stop
-                        and not compressed
-                        and size <= max_message_bytes
-                        and (word >> 8) <= self._limits.max_frame_bytes
-                    ):
+            if stop <= end and self._block is None:
+                kind = word & 0xFF
+                if kind == f.DATA:
+                    if self._take_message(flags, stream_id, data, start, stop):
                         at = stop
-                        self._control.data_frames += 1
-                        self._control.owe(stream, word >> 8)
-                        if flags:
-                            stream.remote_closed = True
-                        self._calls.deliver(stream, bytes(data[message:stop]))
-                        if flags and not stream.ended:
-                            self._calls.remote_end(stream)
                         continue
-            elif (
-                kind == f.HEADERS
-                and stop <= end
-                and flags & ~f.END_STREAM == f.END_HEADERS
-                and self._block is None
-                and (word >> 8) <= self._max_head_bytes
-            ):
-                at = stop
-                self._request(
-                    stream_id & f.MAX_STREAM_ID,
-                    bytes(data[start:stop]),
-                    bool(flags & f.END_STREAM),
-                )
-                continue
-            following = self._frame(
-                kind, flags, stream_id & f.MAX_STREAM_ID, start, stop, data
+                elif kind == f.HEADERS and self._is_request(flags, stop - start):
+                    at = stop
+                    self._request(
+                        stream_id & f.MAX_STREAM_ID,
+                        bytes(data[start:stop]),
+                        bool(flags & f.END_STREAM),
+                    )
+                    continue
+            frame = Frame(
+                word & 0xFF,
+                flags,
+                stream_id & f.MAX_STREAM_ID,
+                word >> 8,
+                data[start:stop],
             )
+            following = self._take_frame(frame, data, start)
             if following is None:
                 break
             at = following
         if at < end and not self._closed:
             self._rest = bytes(data[at:])
+
+    def _is_request(self, flags: int, size: int) -> bool:
+        """Whether a HEADERS frame is all of a header block, and nothing but it."""
+        return flags & ~f.END_STREAM == f.END_HEADERS and size <= self._max_head_bytes
+
+    def _take_message(
+        self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
+    ) -> bool:
+        """Take a DATA frame that is exactly one message; false if it is anything else.
+
+        Then nothing has been taken, and nothing changed.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None or flags > f.END_STREAM or not stream.expects_message:
+            return False
+        if not f.MESSAGE_HEAD_BYTES <= stop - start <= self._max_whole_bytes:
+            return False
+        compressed, size = f.MESSAGE_HEAD.unpack_from(data, start)
+        message = start + f.MESSAGE_HEAD_BYTES
+        if compressed or message + size != stop:
+            return False
+        self._control.data_frames += 1
+        self._control.owe(stream, stop - start)
+        if flags:
+            stream.remote_closed = True
+        self._calls.deliver(stream, bytes(data[message:stop]))
+        if flags and not stream.ended:
+            self._calls.remote_end(stream)
+        return True
 
     # ---- receiving: the general path ----------------------------------------------
 
@@ -221,91 +286,81 @@ class Connection:
         self._preface_left = expected[len(got) :]
         return len(got)
 
-    def _frame(
-        self,
-        kind: int,
-        flags: int,
-        stream_id: int,
-        start: int,
-        stop: int,
-        data: memoryview,
-    ) -> int | None:
+    def _take_frame(self, frame: Frame, data: memoryview, start: int) -> int | None:
         """Take one frame: where the next begins, or ``None`` if more has to arrive."""
-        size = stop - start
-        if size > self._limits.max_frame_bytes:
+        self._check_place(frame)
+        take = self._takers.get(frame.kind)
+        if take is None:
+            if frame.kind == f.DATA:
+                stream = self._begin_data(frame)
+            else:  # of an unknown type: to be ignored (5.5)
+                stream = None
+                self._control.spend()
+            self._body = _Body(stream, frame)
+            return self._continue_body(self._body, data, start)
+        self._check_size(frame)
+        if len(frame.payload) < frame.size:
+            return None
+        take(frame)
+        return start + frame.size
+
+    def _check_place(self, frame: Frame) -> None:
+        """Raise ConnectionFault unless a frame may come now, of whatever content."""
+        if frame.size > self._limits.max_frame_bytes:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
-        if self._block is not None and (
-            kind != f.CONTINUATION or stream_id != self._block.stream_id
+        block = self._block
+        if block is not None and (
+            frame.kind != f.CONTINUATION or frame.stream_id != block.stream_id
         ):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "header block interrupted")
-        if not self._control.introduced and kind != f.SETTINGS:
+        if not self._control.introduced and frame.kind != f.SETTINGS:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
-        if kind == f.DATA:
-            self._body = self._begin_data(flags, stream_id, size)
-            return self._continue_body(self._body, data, start)
-        if kind > f.CONTINUATION:
-            self._control.spend()
-            self._body = Body(None, size, 0)
-            return self._continue_body(self._body, data, start)
-        fixed = _FIXED_SIZES.get(kind)
-        if (fixed is not None and size != fixed) or (
-            kind == f.SETTINGS and (size % 6 or (flags & f.ACK and size))
+
+    def _check_size(self, frame: Frame) -> None:
+        """Raise ConnectionFault unless a frame's size is one that its kind may have."""
+        size = frame.size
+        if size != f.FIXED_SIZES.get(frame.kind, size) or (
+            frame.kind == f.SETTINGS
+            and (size % f.SETTING.size or (frame.flags & f.ACK and size))
         ):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame of a wrong size")
         if size > self._heads.max_block_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "frame too large")
-        if stop > len(data):
-            return None
-        payload = bytes(data[start:stop])
-        match kind:
-            case f.HEADERS:
-                self._begin_block(flags, stream_id, payload)
-            case f.CONTINUATION:
-                self._continue_block(flags, payload)
-            case f.RST_STREAM:
-                self._reset_by_peer(stream_id)
-            case f.WINDOW_UPDATE:
-                self._control.window_update(stream_id, payload)
-            case f.SETTINGS:
-                self._control.settings(flags, stream_id, payload)
-            case f.PING:
-                self._control.ping(flags, stream_id, payload)
-            case f.GOAWAY:
-                self._control.goaway(stream_id, size)
-            case f.PRIORITY:
-                self._control.priority(stream_id)
-            case _:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE received")
-        return stop
 
-    def _begin_data(self, flags: int, stream_id: int, size: int) -> Body:
-        stream = self._streams.get(stream_id)
+    def _begin_data(self, frame: Frame) -> Stream | None:
+        """Take the head of a DATA frame: the stream that gets it, if any does."""
+        size, ends = frame.size, bool(frame.flags & f.END_STREAM)
+        stream = self._streams.get(frame.stream_id)
         if stream is None:
-            if self._calls.is_idle(stream_id):
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on idle stream")
-            self._control.spend()
-            if not self._calls.was_reset(stream_id):
-                self._control.say(f.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
-            self._control.owe(None, size)
-            return Body(None, size, flags)
+            self._refuse_data(frame)
+            return None
         if stream.remote_closed:
             self._control.owe(None, size)
             self._calls.reset(stream, ErrorCode.STREAM_CLOSED)
-            return Body(None, size, flags)
-        if size > (1 if flags & f.PADDED else 0):
+            return None
+        if size > (1 if frame.flags & f.PADDED else 0):
             self._control.data_frames += 1
-        elif not flags & f.END_STREAM:
+        elif not ends:
             self._control.spend()
         self._control.owe(stream, size)
-        if flags & f.END_STREAM:
+        if ends:
             stream.remote_closed = True
         elif stream.ended:
             # Answered to the end, and yet it keeps sending: ask it to stop (8.1).
             self._calls.reset(stream, ErrorCode.NO_ERROR)
-            return Body(None, size, flags)
-        return Body(stream, size, flags)
+            return None
+        return stream
 
-    def _continue_body(self, body: Body, data: memoryview, at: int) -> int:
+    def _refuse_data(self, frame: Frame) -> None:
+        """Take the head of a DATA frame for a stream that is closed, or never was."""
+        if self._calls.is_idle(frame.stream_id):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on idle stream")
+        self._control.spend()
+        if not self._calls.was_reset(frame.stream_id):
+            self._control.send(f.rst_stream(frame.stream_id, ErrorCode.STREAM_CLOSED))
+        self._control.owe(None, frame.size)
+
+    def _continue_body(self, body: _Body, data: memoryview, at: int) -> int:
         """Take what has arrived of a DATA frame, or of one to skip."""
         end = len(data)
         if body.padded:
@@ -334,7 +389,8 @@ class Connection:
                 self._calls.remote_end(stream)
         return at
 
-    def _begin_block(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _begin_block(self, frame: Frame) -> None:
+        flags, stream_id, payload = frame.flags, frame.stream_id, frame.payload
         start, stop = 0, len(payload)
         if flags & f.PADDED:
             if not payload:
@@ -344,26 +400,26 @@ class Connection:
             start += 5
         if start > stop:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding too long")
-        block = payload[start:stop]
+        block = bytes(payload[start:stop])
         ends = bool(flags & f.END_STREAM)
         if flags & f.END_HEADERS:
             self._request(stream_id, block, ends)
             return
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        self._block = Block(stream_id, ends, block)
+        self._block = _Block(stream_id, ends, block)
 
-    def _continue_block(self, flags: int, payload: bytes) -> None:
-        block = self._block
+    def _continue_block(self, frame: Frame) -> None:
+        block, payload = self._block, frame.payload
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        block.pieces.append(payload)
+        block.pieces.append(bytes(payload))
         block.size += len(payload)
         if not payload or len(block.pieces) > _FREE_CONTINUATIONS:
             self._control.spend()
         if block.size > self._heads.max_block_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
-        if flags & f.END_HEADERS:
+        if frame.flags & f.END_HEADERS:
             self._block = None
             self._request(block.stream_id, b"".join(block.pieces), block.ends)
 
@@ -409,10 +465,10 @@ class Connection:
         else:
             self._calls.remote_end(stream)
 
-    def _reset_by_peer(self, stream_id: int) -> None:
-        stream = self._streams.get(stream_id)
+    def _reset_by_peer(self, frame: Frame) -> None:
+        stream = self._streams.get(frame.stream_id)
         if stream is None:
-            if self._calls.is_idle(stream_id):
+            if self._calls.is_idle(frame.stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "reset of idle stream")
             self._control.spend()
             return

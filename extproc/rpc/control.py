@@ -1,4 +1,4 @@
-"""What concerns a connection as a whole: settings, credit, pings, floods, farewells.
+"""What concerns a connection as a whole: settings, credit, pings, floods, GOAWAY.
 
 References are to RFC 9113.
 """
@@ -7,7 +7,7 @@ from typing import Final
 
 from extproc.rpc import frames as f
 from extproc.rpc.calls import Calls
-from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.frames import ConnectionFault, ErrorCode, Frame
 from extproc.rpc.limits import CONTROL_FRAMES_PER_DATA, Budget, Limits
 from extproc.rpc.stream import Stream
 
@@ -45,14 +45,23 @@ class Control:
         )
         self._resets = Budget(limits.reset_burst, limits.resets_per_s, 1)
 
-    def say(self, frame: bytes) -> None:
+    def __repr__(self) -> str:
+        words = {
+            "introduced": self.introduced,
+            "draining": self._draining,
+            "refusing": self.refusing,
+            "leaving": self.leaving,
+        }
+        return " ".join(word for word, holds in words.items() if holds) or "new"
+
+    def send(self, frame: bytes) -> None:
         """Send a frame."""
         self._out.unsent.append(frame)
 
-    def greet(self) -> None:
-        """Send our SETTINGS."""
+    def introduce(self) -> None:
+        """Send our SETTINGS, and the window of the connection."""
         limits = self._limits
-        self.say(
+        self.send(
             f.settings(
                 {
                     f.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
@@ -64,7 +73,7 @@ class Control:
         )
         more = limits.connection_window_bytes - f.DEFAULT_WINDOW_BYTES
         if more:
-            self.say(f.window_update(0, more))
+            self.send(f.window_update(0, more))
 
     def drain(self) -> None:
         """Ask the peer to open no more streams; those that are open go on (6.8).
@@ -75,8 +84,8 @@ class Control:
         if self._draining:
             return
         self._draining = True
-        self.say(f.goaway(f.MAX_STREAM_ID, ErrorCode.NO_ERROR))
-        self.say(f.frame(f.PING, 0, 0, _DRAIN_PING))
+        self.send(f.goaway(f.MAX_STREAM_ID, ErrorCode.NO_ERROR))
+        self.send(f.frame(f.PING, 0, 0, _DRAIN_PING))
         self._calls.drain()
 
     def spend(self) -> None:
@@ -104,7 +113,7 @@ class Control:
         if self._owed >= self._owed_limit:
             if self._owed > self._limits.connection_window_bytes:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window exceeded")
-            self.say(f.window_update(0, self._owed))
+            self.send(f.window_update(0, self._owed))
             self._owed = 0
         if stream is not None:
             stream.owed += size
@@ -113,12 +122,13 @@ class Control:
                     raise ConnectionFault(
                         ErrorCode.FLOW_CONTROL_ERROR, "window exceeded"
                     )
-                self.say(f.window_update(stream.id, stream.owed))
+                self.send(f.window_update(stream.id, stream.owed))
                 stream.owed = 0
 
-    def window_update(self, stream_id: int, payload: bytes) -> None:
+    def window_update(self, frame: Frame) -> None:
         """Take a WINDOW_UPDATE frame."""
-        increment = f.U32.unpack(payload)[0] & f.MAX_STREAM_ID
+        stream_id = frame.stream_id
+        increment = f.U32.unpack(frame.payload)[0] & f.MAX_STREAM_ID
         self.spend()
         if not stream_id:
             if not increment:
@@ -136,21 +146,21 @@ class Control:
         else:
             self._out.credit(stream, increment)
 
-    def settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def settings(self, frame: Frame) -> None:
         """Take a SETTINGS frame."""
-        if stream_id:
+        if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & f.ACK:
+        if frame.flags & f.ACK:
             if not self.introduced:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no SETTINGS yet")
             self.spend()
             return
-        for name, value in f.SETTING.iter_unpack(payload):
+        for name, value in f.SETTING.iter_unpack(frame.payload):
             self._setting(name, value)
         if self.introduced:
             self.spend()
         self.introduced = True
-        self.say(f.frame(f.SETTINGS, f.ACK, 0))
+        self.send(f.frame(f.SETTINGS, f.ACK, 0))
         self._out.flush()
 
     def _setting(self, name: int, value: int) -> None:
@@ -166,32 +176,36 @@ class Control:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad ENABLE_PUSH")
         # The header table's size concerns what is never used here: an encoder's table.
 
-    def ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def ping(self, frame: Frame) -> None:
         """Take a PING frame; our own that comes back completes a drain."""
-        if stream_id:
+        if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         self.spend()
-        if not flags & f.ACK:
-            self.say(f.frame(f.PING, f.ACK, 0, payload))
-        elif self._draining and payload == _DRAIN_PING:
+        if not frame.flags & f.ACK:
+            self.send(f.frame(f.PING, f.ACK, 0, frame.payload))
+        elif self._draining and frame.payload == _DRAIN_PING:
             self._finish_drain()
 
-    def goaway(self, stream_id: int, size: int) -> None:
+    def goaway(self, frame: Frame) -> None:
         """Take a GOAWAY frame."""
-        if stream_id:
+        if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if size < 8:
+        if frame.size < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY too short")
         self.leaving = True
 
-    def priority(self, stream_id: int) -> None:
+    def priority(self, frame: Frame) -> None:
         """Take a PRIORITY frame, which asks for nothing (5.3.2)."""
-        if not stream_id:
+        if not frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self.spend()
+
+    def push_promise(self, frame: Frame) -> None:
+        """Refuse a PUSH_PROMISE frame: only servers push (8.4)."""
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE received")
 
     def _finish_drain(self) -> None:
         """Refuse what comes from here on: the peer has seen the first GOAWAY."""
         if not self.refusing:
             self.refusing = self.leaving = True
-            self.say(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
+            self.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))

@@ -1,14 +1,8 @@
-"""The bytes of HTTP/2 frames (RFC 9113) and of gRPC's response headers.
-
-Response header blocks use only literals without indexing and the static table, so
-none depends on the connection's compression state and each can be a constant.
-"""
+"""HTTP/2 frames (RFC 9113): their names and numbers, and their bytes."""
 
 import enum
 import struct
-from typing import Final
-
-from extproc.rpc.call import StatusCode
+from typing import Final, NamedTuple
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -41,6 +35,7 @@ PADDED: Final = 0x8
 PRIORITY_FLAG: Final = 0x20
 
 # Settings (6.5.2).
+HEADER_TABLE_SIZE: Final = 0x1
 ENABLE_PUSH: Final = 0x2
 MAX_CONCURRENT_STREAMS: Final = 0x3
 INITIAL_WINDOW_SIZE: Final = 0x4
@@ -84,8 +79,93 @@ DATA_MESSAGE_HEAD: Final = struct.Struct(">IBIBI")
 U32: Final = struct.Struct(">I")
 SETTING: Final = struct.Struct(">HI")
 
+FIXED_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+"""The sizes of payloads that have only one, in bytes."""
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+
+class Frame(NamedTuple):
+    """A frame that the peer sent.
+
+    Attributes:
+        kind: its type; any byte, since a peer may send types that nobody knows.
+        flags: as they came, those that its type does not define among them.
+        stream_id: without the reserved bit; 0 is the connection.
+        size: of the payload, in bytes.
+        payload: as much of it as has been received.
+    """
+
+    kind: int
+    flags: int
+    stream_id: int
+    size: int
+    payload: bytes | memoryview = b""
+
+    def __str__(self) -> str:
+        """Describe the frame in one line, without anything that it carries."""
+        name = _KINDS.get(self.kind, f"type {self.kind:#x}")
+        flags = "|".join(
+            flag for bit, flag in _FLAGS.get(self.kind, {}).items() if self.flags & bit
+        )
+        parts = [name, f"stream={self.stream_id}", f"size={self.size}"]
+        return " ".join([*parts, *([flags] if flags else []), *self._details()])
+
+    def _details(self) -> list[str]:
+        """What a frame that is about the connection says, if its payload is whole."""
+        if len(self.payload) < self.size:
+            return []
+        match self.kind:
+            case 0x3 | 0x8 if self.size == 4:  # RST_STREAM, WINDOW_UPDATE
+                number = U32.unpack(self.payload)[0]
+                reset = self.kind == RST_STREAM
+                return [_code(number) if reset else f"increment={number}"]
+            case 0x4 if self.size % SETTING.size == 0:  # SETTINGS
+                pairs = SETTING.iter_unpack(self.payload[:_MAX_SHOWN_BYTES])
+                return [f"{_SETTINGS.get(n, f'{n:#x}')}={v}" for n, v in pairs]
+            case 0x7 if self.size >= 8:  # GOAWAY: its debug data may be anything
+                last, code = struct.unpack_from(">II", self.payload)
+                return [f"last_stream={last & MAX_STREAM_ID}", _code(code)]
+        return []
+
+
+def _code(number: int) -> str:
+    names = {int(code): code.name for code in ErrorCode}
+    return names.get(number, f"error {number:#x}")
+
+
+_MAX_SHOWN_BYTES: Final = 16 * SETTING.size
+_KINDS: Final = dict(
+    enumerate(
+        (
+            *("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS"),
+            *("PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION"),
+        )
+    )
+)
+_FLAGS: Final = {
+    DATA: {END_STREAM: "END_STREAM", PADDED: "PADDED"},
+    HEADERS: {
+        END_STREAM: "END_STREAM",
+        END_HEADERS: "END_HEADERS",
+        PADDED: "PADDED",
+        PRIORITY_FLAG: "PRIORITY",
+    },
+    SETTINGS: {ACK: "ACK"},
+    PING: {ACK: "ACK"},
+    CONTINUATION: {END_HEADERS: "END_HEADERS"},
+}
+_SETTINGS: Final = {
+    HEADER_TABLE_SIZE: "HEADER_TABLE_SIZE",
+    ENABLE_PUSH: "ENABLE_PUSH",
+    MAX_CONCURRENT_STREAMS: "MAX_CONCURRENT_STREAMS",
+    INITIAL_WINDOW_SIZE: "INITIAL_WINDOW_SIZE",
+    MAX_FRAME_SIZE: "MAX_FRAME_SIZE",
+    MAX_HEADER_LIST_SIZE: "MAX_HEADER_LIST_SIZE",
+}
+
+
+def frame(
+    kind: int, flags: int, stream: int, payload: bytes | memoryview = b""
+) -> bytes:
     """Serialize one frame; ``payload`` must fit the peer's SETTINGS_MAX_FRAME_SIZE."""
     return FRAME_HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
 
@@ -111,74 +191,3 @@ def goaway(last_stream: int, code: ErrorCode, reason: str = "") -> bytes:
     """Serialize a GOAWAY frame, with the reason as its debug data."""
     payload = struct.pack(">II", last_stream, code) + reason.encode()
     return frame(GOAWAY, 0, 0, payload)
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """Encode a header without indexing or Huffman coding (RFC 7541, 6.2.2)."""
-    return b"\x00" + _string(name) + _string(value)
-
-
-def _string(data: bytes) -> bytes:
-    size = len(data)
-    if size < 127:
-        return bytes((size,)) + data
-    head, size = bytearray(b"\x7f"), size - 127
-    while size >= 128:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    head.append(size)
-    return bytes(head) + data
-
-
-_STATUS_200 = b"\x88"  # static table, index 8
-_GRPC = literal(b"content-type", b"application/grpc")
-
-RESPONSE_HEADERS: Final = _STATUS_200 + _GRPC
-OK_TRAILERS: Final = literal(b"grpc-status", b"0")
-
-RESPONSE_HEADERS_HEAD: Final = FRAME_HEAD.pack(
-    len(RESPONSE_HEADERS) << 8 | HEADERS, END_HEADERS, 0
-)[:5]
-OK_TRAILERS_HEAD: Final = FRAME_HEAD.pack(
-    len(OK_TRAILERS) << 8 | HEADERS, END_HEADERS | END_STREAM, 0
-)[:5]
-"""Frame heads up to the stream's four bytes."""
-
-MAX_GRPC_MESSAGE_BYTES: Final = 1_024
-"""Of a ``grpc-message`` as sent, where each byte may take three."""
-
-
-def trailers(status: StatusCode, message: str = "") -> bytes:
-    """Encode gRPC's trailers; an overlong message is cut."""
-    block = literal(b"grpc-status", str(int(status)).encode())
-    if message:
-        data = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
-        whole = data.decode(errors="ignore").encode()
-        block += literal(b"grpc-message", _percent_encoded(whole))
-    return block
-
-
-def trailers_only(status: StatusCode, message: str = "") -> bytes:
-    """Encode a response that is nothing but a status (``Trailers-Only``)."""
-    return _STATUS_200 + _GRPC + trailers(status, message)
-
-
-def unsupported_encoding() -> bytes:
-    """Encode the refusal of a ``grpc-encoding``, naming the one that is accepted."""
-    return trailers_only(
-        StatusCode.UNIMPLEMENTED, "grpc-encoding: only identity is supported"
-    ) + literal(b"grpc-accept-encoding", b"identity")
-
-
-def http_error(status: int, allow: str = "") -> bytes:
-    """Encode a plain HTTP refusal, for what is not gRPC at all (PROTOCOL-HTTP2.md)."""
-    block = b"\x08\x03" + str(status).encode()  # literal, name from index 8: ":status"
-    return block + (literal(b"allow", allow.encode()) if allow else b"")
-
-
-def _percent_encoded(data: bytes) -> bytes:
-    """Encode a ``grpc-message``: printable ASCII but ``%`` stays as it is."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in data
-    )

@@ -17,14 +17,9 @@ from typing import Final
 from hpack import HPACKError, OversizedHeaderListError
 
 from extproc.rpc.call import StatusCode
-from extproc.rpc.frames import (
-    ConnectionFault,
-    ErrorCode,
-    http_error,
-    trailers_only,
-    unsupported_encoding,
-)
+from extproc.rpc.frames import ConnectionFault, ErrorCode
 from extproc.rpc.hpack import Field, HpackDecoder
+from extproc.rpc.responses import http_error, trailers_only, unsupported_encoding
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from extproc.rpc import frames as f
 from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.responses import (
+    OK_TRAILERS,
+    OK_TRAILERS_HEAD,
+    RESPONSE_HEADERS,
+    RESPONSE_HEADERS_HEAD,
+)
 from extproc.rpc.stream import Stream
 
 
@@ -48,7 +54,7 @@ class Outbound:
         if not stream.answered:
             stream.answered = True
             self.answered += 1
-            out += (f.RESPONSE_HEADERS_HEAD, stream.wire_id, f.RESPONSE_HEADERS)
+            out += (RESPONSE_HEADERS_HEAD, stream.wire_id, RESPONSE_HEADERS)
         for message in messages:
             size = len(message)
             framed = size + f.MESSAGE_HEAD_BYTES
@@ -147,8 +153,8 @@ class Outbound:
             self._send_final(stream, block)
 
     def _send_final(self, stream: Stream, block: bytes) -> None:
-        if block is f.OK_TRAILERS:
-            self.unsent += (f.OK_TRAILERS_HEAD, stream.wire_id, block)
+        if block is OK_TRAILERS:
+            self.unsent += (OK_TRAILERS_HEAD, stream.wire_id, block)
         else:
             flags = f.END_HEADERS | f.END_STREAM
             self.unsent.append(f.frame(f.HEADERS, flags, stream.id, block))

@@ -4,23 +4,18 @@ from collections import deque
 from collections.abc import Callable
 
 from extproc.rpc.call import Call, RpcError, StatusCode
-from extproc.rpc.frames import (
-    END_STREAM,
-    MESSAGE_HEAD,
-    MESSAGE_HEAD_BYTES,
-    PADDED,
-)
+from extproc.rpc.frames import MESSAGE_HEAD, MESSAGE_HEAD_BYTES
 
 MAX_SMALL_CHUNKS = 256
 _SMALL_CHUNK_BYTES = 1024
 
 
 class Stream:
-    """What the connection keeps of one stream.
+    """The connection's record of one stream.
 
     Attributes:
         wire_id: the stream identifier as four bytes.
-        call: the application's side, ``None`` once it has been told ``closed``.
+        call: the application's side, ``None`` once it is closed.
         answered: our HEADERS have been sent.
         ended: our END_STREAM has been decided; it follows what is queued.
         remote_closed: the peer's END_STREAM has been received.
@@ -60,6 +55,28 @@ class Stream:
         self.queue: deque[bytes] | None = None
         self.final: bytes | None = None
         self.incoming: Incoming | None = None
+
+    @property
+    def expects_message(self) -> bool:
+        """Whether DATA may come, would begin a message, and has no length announced."""
+        return (
+            self.incoming is None
+            and self.content_left is None
+            and not self.ended
+            and not self.remote_closed
+        )
+
+    def __repr__(self) -> str:
+        parts = [f"Stream {self.id}", "answered" if self.answered else "unanswered"]
+        if self.ended:
+            parts.append("ended")
+        if self.remote_closed:
+            parts.append("closed by the peer")
+        if self.incoming is not None:
+            parts.append(f"holds {self.incoming.held_bytes} bytes of a message")
+        if self.queue:
+            parts.append(f"{sum(map(len, self.queue))} bytes wait for a window")
+        return f"<{', '.join(parts)}, window {self.window}>"
 
 
 class Incoming:
@@ -148,28 +165,3 @@ def message_bytes(data: bytes | memoryview, at: int, max_message_bytes: int) -> 
             f"message of {size} bytes exceeds {max_message_bytes}",
         )
     return size
-
-
-class Body:
-    """What is left of a DATA frame, or of a frame to skip (``stream`` is ``None``)."""
-
-    __slots__ = ("ends", "left", "padded", "padding", "stream")
-
-    def __init__(self, stream: Stream | None, size: int, flags: int) -> None:
-        self.stream = stream
-        self.left = size
-        self.ends = bool(flags & END_STREAM)
-        self.padded = bool(flags & PADDED)
-        self.padding = 0
-
-
-class Block:
-    """A header block in several frames."""
-
-    __slots__ = ("ends", "pieces", "size", "stream_id")
-
-    def __init__(self, stream_id: int, ends: bool, piece: bytes) -> None:
-        self.stream_id = stream_id
-        self.ends = ends
-        self.pieces = [piece]
-        self.size = len(piece)

@@ -12,7 +12,7 @@ import logging
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from extproc.config import LogConfig, LogFormat
 
@@ -75,12 +75,17 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return "\n" + formatter.formatException(record.exc_info)
 
 
+WIRE: Final = "extproc.frames"
+"""The logger of HTTP/2 frames: at DEBUG if they are wanted, whatever the level."""
+
+
 def configure_logging(config: LogConfig) -> None:
     """Send the process's logs to standard error as configured."""
     handler = logging.StreamHandler()
     json_wanted = config.format is LogFormat.JSON
     handler.setFormatter(_JsonFormatter() if json_wanted else _TextFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    logging.getLogger(WIRE).setLevel(logging.DEBUG if config.wire else logging.INFO)
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

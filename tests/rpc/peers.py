@@ -115,7 +115,7 @@ class TestService:
 class Machine:
     """The machine under test with all that it reports."""
 
-    def __init__(self, limits: Limits | None = None):
+    def __init__(self, limits: Limits | None = None, log=None):
         self.service = TestService()
         self.reports = []
         self.wakes = 0
@@ -125,6 +125,7 @@ class Machine:
             limits or Limits(),
             lambda where, error: self.reports.append((where, error)),
             self._woken,
+            log,
         )
 
     def _woken(self):

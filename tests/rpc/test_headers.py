@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.rpc.call import StatusCode
-from extproc.rpc.frames import (
-    MAX_GRPC_MESSAGE_BYTES,
-    ConnectionFault,
-    ErrorCode,
-    literal,
-    trailers,
-)
+from extproc.rpc.frames import ConnectionFault, ErrorCode
 from extproc.rpc.headers import (
     MAX_REMEMBERED,
     HeaderReader,
@@ -23,6 +17,7 @@ from extproc.rpc.headers import (
     checked,
     timeout_s,
 )
+from extproc.rpc.responses import MAX_GRPC_MESSAGE_BYTES, literal, trailers
 
 REQUEST = [
     (":method", "POST"),

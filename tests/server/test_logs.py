@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from extproc.config import LogConfig, LogFormat, LogLevel
-from extproc.server.logs import configure_logging, log_loop_error
+from extproc.server.logs import WIRE, configure_logging, log_loop_error
 
 logger = logging.getLogger("extproc.server.test")
 
@@ -35,6 +35,18 @@ def test_text_is_an_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> 
     assert time.endswith("Z")
     assert level == "info"
     assert rest == ["serving", "port=9002", "listen=0.0.0.0"]
+
+
+def test_frames_are_shown_if_they_are_wanted_and_never_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wire = logging.getLogger(WIRE)
+    for config in (LogConfig(level=LogLevel.DEBUG), LogConfig(wire=True)):
+        configure_logging(config)
+        wire.debug("frame", extra={"fields": {"wire": "< PING"}})
+
+    (line,) = logged(capsys).splitlines()
+    assert line.endswith("debug frame wire=< PING")
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

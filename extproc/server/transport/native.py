@@ -22,8 +22,10 @@ from extproc.address import Address
 from extproc.rpc.call import Service
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
+from extproc.server.logs import WIRE
 
 logger = logging.getLogger(__name__)
+wire_logger = logging.getLogger(WIRE)
 
 _READ_BYTES: Final = 256 * 1024
 INTRODUCTION_S: Final = 10.0
@@ -184,7 +186,13 @@ class _Peer(asyncio.BufferedProtocol):
     """One connection's socket."""
 
     def __init__(self, server: NativeServer, loop: asyncio.AbstractEventLoop) -> None:
-        self.machine = Connection(server.service, server.limits, _report, self._flush)
+        self.machine = Connection(
+            server.service,
+            server.limits,
+            _report,
+            self._flush,
+            self._log_frame if wire_logger.isEnabledFor(logging.DEBUG) else None,
+        )
         self._server = server
         self._loop = loop
         self._buffer = server.buffer
@@ -279,6 +287,11 @@ class _Peer(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
             self._wait(STALL_S, self.cut_off)
+
+    def _log_frame(self, line: str) -> None:
+        transport = self._transport
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        wire_logger.debug("frame", extra={"fields": {"peer": peer, "wire": line}})
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         if self._timer is not None:

@@ -1,5 +1,7 @@
 """One connection, with a transport and a loop that do as they are told."""
 
+import logging
+
 from extproc.address import Address
 from extproc.server.transport.native import (
     INTRODUCTION_S,
@@ -124,6 +126,22 @@ def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
     (record,) = caplog.records
     assert record.getMessage() == "connection_fault"
     assert record.fields == {"peer": None, "error": "PROTOCOL_ERROR: PING on a stream"}
+
+
+def test_frames_are_logged_on_connections_that_begin_while_they_are_wanted(caplog):
+    before = FakePeer()
+    caplog.set_level(logging.DEBUG, "extproc.frames")
+    fake = FakePeer()
+    before.introduce()
+    fake.introduce()
+    assert [record.fields["wire"] for record in caplog.records] == [
+        "> SETTINGS stream=0 size=24 MAX_CONCURRENT_STREAMS=1024"
+        " INITIAL_WINDOW_SIZE=16777216 MAX_FRAME_SIZE=1048576"
+        " MAX_HEADER_LIST_SIZE=16384",
+        "> WINDOW_UPDATE stream=0 size=4 increment=67043329",
+        "< SETTINGS stream=0 size=0",
+        "> SETTINGS stream=0 size=0 ACK",
+    ]
 
 
 def test_one_read_is_answered_with_one_write():

@@ -1,0 +1,69 @@
+"""The frames on the wire as lines to read: what each is, never what it carries."""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from extproc.rpc import frames as f
+from extproc.rpc.frames import Frame
+
+_SHOWN: Final = frozenset((f.RST_STREAM, f.SETTINGS, f.GOAWAY, f.WINDOW_UPDATE))
+"""Kinds whose payload says something about the connection, and nothing of a request."""
+_MAX_SHOWN_BYTES: Final = 256
+
+
+class WireLog:
+    """Writes one line for each frame of a connection, in both directions.
+
+    Args:
+        write: takes each line: ``<`` for received or ``>`` for sent, then the frame.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._received = FrameReader(skip_bytes=len(f.PREFACE))
+        self._sent = FrameReader()
+
+    def received(self, data: bytes | memoryview) -> None:
+        """Log the frames that a read of the socket completes."""
+        for frame in self._received.read(data):
+            self._write(f"< {frame}")
+
+    def sent(self, data: bytes) -> None:
+        """Log the frames of a write."""
+        for frame in self._sent.read(data):
+            self._write(f"> {frame}")
+
+
+class FrameReader:
+    """Splits one direction of a connection into frames.
+
+    A frame is complete when its head is, or with the payload if that is shown; payloads
+    are skipped otherwise, and never kept.
+
+    Args:
+        skip_bytes: how many bytes come before the first frame.
+    """
+
+    def __init__(self, skip_bytes: int = 0) -> None:
+        self._skip = skip_bytes
+        self._rest = b""
+
+    def read(self, data: bytes | memoryview) -> Iterator[Frame]:
+        """Return the frames that these bytes complete."""
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        data = self._rest + bytes(data[skipped:])
+        at = 0
+        while len(data) - at >= f.FRAME_HEAD_BYTES:
+            word, flags, stream_id = f.FRAME_HEAD.unpack_from(data, at)
+            kind, size, payload = word & 0xFF, word >> 8, b""
+            start = at + f.FRAME_HEAD_BYTES
+            stop = start + size
+            if kind in _SHOWN and size <= _MAX_SHOWN_BYTES:
+                if stop > len(data):
+                    break
+                payload = data[start:stop]
+            yield Frame(kind, flags, stream_id & f.MAX_STREAM_ID, size, payload)
+            at = min(stop, len(data))
+            self._skip = stop - at
+        self._rest = data[at:]
