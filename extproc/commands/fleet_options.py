@@ -9,11 +9,21 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from extproc.fleet.hardware import GPUS, MODELS, Deployment
+from extproc.fleet.gpus import GPUS
+from extproc.fleet.hardware import (
+    GPU_MEMORY_UTILIZATION,
+    BatchDefaults,
+    Deployment,
+    batch_defaults,
+    fitting_tensor_parallel_size,
+)
 from extproc.fleet.hardware_profile import Profile, ProfileError
+from extproc.fleet.model_config import read_model_config
+from extproc.fleet.models import MODELS, Model, check_tensor_parallel_size
 from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import (
@@ -37,6 +47,7 @@ DEFAULT_THRESHOLD = 8192
 DEFAULT_MAX_MODEL_LEN = 65_536
 ARRIVALS = ("poisson", "bursty", "recorded")
 STEP_TIMES = ("roofline", "paper")
+KV_CACHE_DTYPES = ("auto", "bfloat16", "fp8")
 
 
 class OptionError(Exception):
@@ -83,25 +94,34 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("hardware")
     group.add_argument(
         "--model",
-        choices=list(MODELS),
         default="Llama-3-70B",
-        metavar="NAME",
-        help=f"one of {', '.join(MODELS)}; default Llama-3-70B",
+        metavar="NAME|PATH",
+        help=f"{', '.join(MODELS)}; or a config.json, or the directory it is in; "
+        "default %(default)s",
     )
     group.add_argument(
         "--gpu",
         choices=list(GPUS),
         default="A100-80GB",
         metavar="NAME",
-        help=f"one of {', '.join(GPUS)}; default A100-80GB",
+        help=f"one of {', '.join(GPUS)}; default %(default)s",
     )
     group.add_argument(
         "--tensor-parallel-size",
         type=int,
-        help="GPUs of an instance; default: the model's",
+        help="GPUs of an instance; default: the model's, or the fewest that hold it",
     )
     group.add_argument(
-        "--gpu-memory-utilization", type=float, default=0.9, help="vLLM's; default 0.9"
+        "--gpu-memory-utilization",
+        type=float,
+        default=GPU_MEMORY_UTILIZATION,
+        help="vLLM's share of each GPU's memory; default %(default)s",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=KV_CACHE_DTYPES,
+        default="auto",
+        help="vLLM's; auto: what the model's config.json says, else 16 bits",
     )
     group.add_argument(
         "--step-time",
@@ -216,7 +236,7 @@ def read_engine(args: argparse.Namespace) -> Engine:
     """
     if args.profile:
         return _profiled(args.profile, args.usd_per_gpu_hour)
-    model, gpu = MODELS[args.model], GPUS[args.gpu]
+    gpu = GPUS[args.gpu]
     usd = gpu.usd_per_hour if args.usd_per_gpu_hour is None else args.usd_per_gpu_hour
     if args.step_time == "paper":
         if args.gpu not in PAPER_STEP_TIMES:
@@ -231,30 +251,111 @@ def read_engine(args: argparse.Namespace) -> Engine:
             1,
             usd,
         )
-    gpus = args.tensor_parallel_size or model.tensor_parallel_size
-    if gpus < 1:
-        raise OptionError(f"--tensor-parallel-size: {gpus}, expected >= 1")
-    deployment = Deployment(model, gpu, gpus, args.gpu_memory_utilization)
-    if deployment.num_blocks < 2:
-        raise OptionError(
-            f"--tensor-parallel-size: {gpus}, expected more: {model.name} leaves no "
-            f"room for a KV cache on {gpus} x {gpu.name}"
-        )
+    deployment = read_deployment(args)
+    model, gpus = deployment.model, deployment.tensor_parallel_size
     return Engine(
         f"{model.name} on {gpus} x {gpu.name}",
         Roofline(deployment),
-        deployment.num_blocks,
+        deployment.kv_tokens(args.max_model_len) // deployment.block_size,
         deployment.block_size,
         gpus,
         usd,
     )
 
 
-def _profiled(name: str, usd: float | None) -> Engine:
+def read_deployment(args: argparse.Namespace) -> Deployment:
+    """The model on its GPUs that the arguments ask for, without a profile.
+
+    Raises:
+        OptionError: no such model, a size that does not divide its heads, or weights
+            that leave no room for a KV cache.
+    """
+    model, gpu = read_model(args.model, args.kv_cache_dtype), GPUS[args.gpu]
+    share = args.gpu_memory_utilization
+    if not 0 < share <= 1:
+        raise OptionError(f"--gpu-memory-utilization: {share}; expected in (0, 1]")
+    size = args.tensor_parallel_size
+    if size is None:
+        size = model.tensor_parallel_size
+        if args.model not in MODELS:
+            length = min(args.max_model_len, model.max_position_embeddings)
+            found = fitting_tensor_parallel_size(model, gpu, share, length)
+            size = found or gpu.gpus_per_node
     try:
-        profile = Profile.from_document(json.loads(Path(name).read_text()))
+        check_tensor_parallel_size(model, size)
+    except ValueError as error:
+        raise OptionError(f"--tensor-parallel-size: {error}") from error
+    deployment = Deployment(
+        model,
+        gpu,
+        size,
+        share,
+        getattr(args, "max_num_seqs", None),
+        args.max_num_batched_tokens,
+    )
+    if deployment.kv_tokens(args.max_model_len) < 2 * deployment.block_size:
+        raise OptionError(
+            f"--tensor-parallel-size: {size}; expected more: {model.name} leaves no "
+            f"room for a KV cache on {size} x {gpu.name}"
+        )
+    return deployment
+
+
+def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
+    """A model of the table, or of a ``config.json``.
+
+    Raises:
+        OptionError: neither a name nor a configuration that gives a model.
+    """
+    if name in MODELS:
+        model = MODELS[name]
+        if kv_cache_dtype == "auto":
+            return model
+        return replace(model, kv_bytes=1.0 if kv_cache_dtype.startswith("fp8") else 2.0)
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise OptionError(
+            f"--model: {name}; expected one of {', '.join(MODELS)}, a config.json or "
+            "the directory it is in"
+        )
+    label = path.parent.resolve().name if path.name == "config.json" else path.stem
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        return read_model_config(document, label, kv_cache_dtype=kv_cache_dtype)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--model: {path}: {error}") from error
+
+
+def read_batch_defaults(args: argparse.Namespace) -> BatchDefaults:
+    """``max_num_seqs`` and ``max_num_batched_tokens`` of a server started without them.
+
+    A profile's own are those that it was measured with.
+
+    Raises:
+        OptionError: a profile that cannot be read.
+    """
+    if args.profile:
+        profile = read_profile(args.profile)
+        return BatchDefaults(profile.max_num_seqs, profile.max_num_batched_tokens)
+    return batch_defaults(GPUS[args.gpu])
+
+
+def read_profile(name: str) -> Profile:
+    """A profile that ``extproc profile`` wrote.
+
+    Raises:
+        OptionError: a file that cannot be read, or no profile.
+    """
+    try:
+        return Profile.from_document(json.loads(Path(name).read_text()))
     except (OSError, ValueError, ProfileError) as error:
         raise OptionError(f"--profile: {name}: {error}") from error
+
+
+def _profiled(name: str, usd: float | None) -> Engine:
+    profile = read_profile(name)
     return Engine(
         f"{profile.model} as profiled",
         profile.step_time,

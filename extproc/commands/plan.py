@@ -33,6 +33,7 @@ from extproc.commands.fleet_options import (
     add_traffic_arguments,
     plain_json,
     read_arrivals,
+    read_batch_defaults,
     read_engine,
     read_slo,
     read_workload,
@@ -52,7 +53,6 @@ from extproc.fleet.planning import (
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
 from extproc.fleet.simulation import Declared
-from extproc.fleet.sizing import DEFAULT_MAX_NUM_SEQS
 from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import Prices, answer
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
@@ -78,9 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-num-seqs",
         type=int,
-        default=DEFAULT_MAX_NUM_SEQS,
-        help="where it is not sized for the worst case; default "
-        f"{DEFAULT_MAX_NUM_SEQS}, vLLM's own",
+        help="of pools that are not sized for the worst case; default: vLLM's on the "
+        "GPU, or the profile's",
     )
     add_promise_arguments(parser)
     parser.add_argument(
@@ -171,7 +170,7 @@ def read_question(args: argparse.Namespace) -> Question:
         thresholds,
         args.max_model_len,
         budget,
-        args.max_num_seqs,
+        args.max_num_seqs or read_batch_defaults(args).max_num_seqs,
         Declared(args.declared),
         seed=args.seed,
         asked_requests=args.requests // 2,

@@ -32,13 +32,14 @@ from extproc.commands.fleet_options import (
     add_traffic_arguments,
     plain_json,
     read_arrivals,
+    read_batch_defaults,
     read_engine,
     read_slo,
     read_workload,
 )
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.simulation import TAUGHT, Declared, PoolSpec, Run, simulate
-from extproc.fleet.sizing import DEFAULT_MAX_NUM_SEQS, Engine
+from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Arrivals, Lengths
@@ -62,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instances", default="20,2", metavar="N,M", help="of short and long"
     )
     pools.add_argument(
-        "--max-num-seqs", type=int, default=DEFAULT_MAX_NUM_SEQS, help="where not given"
+        "--max-num-seqs",
+        type=int,
+        help="of pools that give none; default: vLLM's on the GPU, or the profile's",
     )
     pools.add_argument(
         "--router",
@@ -141,10 +144,9 @@ def _simulate(task: _Task) -> Result:
 
 def _read(args: argparse.Namespace) -> _Task:
     for option in ("requests", "replications", "processes", "max_num_seqs"):
-        if getattr(args, option) < 1:
-            raise OptionError(
-                f"--{option.replace('_', '-')}: {getattr(args, option)}, expected >= 1"
-            )
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
     if args.variation < 0:
         raise OptionError(f"--variation: {args.variation}, expected >= 0")
     workload = read_workload(args.workload)
@@ -166,6 +168,7 @@ def _read(args: argparse.Namespace) -> _Task:
 def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[PoolSpec]:
     described = args.pool or _default_pools(args)
     budget = args.max_num_batched_tokens or token_budget(engine.step_time, slo)
+    max_num_seqs = args.max_num_seqs or read_batch_defaults(args).max_num_seqs
     pools: list[PoolSpec] = []
     for text in described:
         name, *numbers = text.split(":")
@@ -180,7 +183,7 @@ def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[Pool
             raise OptionError(f"--pool: {text}, expected increasing MAX_MODEL_LEN")
         try:
             limits = engine.limits(
-                max_model_len, seqs[0] if seqs else args.max_num_seqs, budget
+                max_model_len, seqs[0] if seqs else max_num_seqs, budget
             )
         except ValueError as error:
             raise OptionError(f"--pool: {text}: {error}") from error

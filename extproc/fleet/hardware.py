@@ -1,227 +1,63 @@
-"""GPUs, models, and the KV cache that is left beside the weights.
+"""One vLLM instance: its default limits, and the KV cache beside the weights.
 
-Every constant has a public source beside it. What is no published constant but a
-choice (efficiency factors, memory kept free) is a field with a default and its reason;
-``extproc profile`` measures a live server and replaces all of it.
-
-Tensor parallelism splits weights evenly. It splits the KV heads too, but a GPU cannot
-hold less than one: with more GPUs than KV heads, heads are replicated, and an instance
-holds fewer tokens than its memory divided by the model's KV bytes a token
-(``vllm/config/model.py``, ``get_num_kv_heads``).
+vLLM measures at start what it takes beside the KV cache (gpu_worker.py,
+determine_available_memory): weights, the peak of a profiling step of
+``max_num_batched_tokens``, the sampling of ``max_num_seqs`` rows of logits, what is not
+PyTorch's, and since 0.21 the CUDA graphs. Here the same terms are computed; two
+published logs are the check (tests/fleet/test_hardware.py). Efficiency factors and
+memory kept free are fields with a default and its reason; ``extproc profile`` measures
+a live server and replaces all of it.
 """
 
-import math
 from dataclasses import dataclass
 
-GB = 1e9
+from extproc.fleet.gpus import Gpu
+from extproc.fleet.models import Model
+
+GIB = 1 << 30
+
+#: vLLM's default (vllm/config/cache.py, 0.32.0; 0.9 until 0.21).
+GPU_MEMORY_UTILIZATION = 0.92
+
+#: What the driver counts and CUDA does not show: 140.40 GiB of an H200 are 139.72 to
+#: PyTorch (vLLM issue 10702), 24.00 of an RTX 3090 23.58 (vLLM issue 10517).
+HIDDEN_BYTES = 0.55 * GIB
+#: Not PyTorch's on one GPU: kernels, workspaces; 0.35 GiB in vLLM issue 10517.
+NON_TORCH_BYTES = 0.35 * GIB
+#: More for each GPU of a tensor-parallel group: NCCL's and the all-reduce's buffers.
+#: Fitted, between 0 (issue 13061, two GPUs without peer access) and 0.7 (issue 10702,
+#: eight H200).
+NON_TORCH_BYTES_PER_PEER = 0.28 * GIB
+#: Bytes of sampling a logit: it in 16 bits, gathered, and in 32; a sort's keys and
+#: 64-bit indices with their scratch; softmax and running sum. With 1,024 sequences and
+#: a large vocabulary it is most of what is taken beside the weights (fitted to issue
+#: 21348, of 2025). 0.32 samples without a sort: there it errs towards fewer KV tokens.
+LOGIT_BYTES = 44
+#: Captured CUDA graphs, all sizes: each layer's share of a pool of about 0.6 GiB for 94
+#: layers. An estimate: logs have 0.1 (a small model) to 1 GiB.
+GRAPH_BYTES_PER_LAYER = 0.0064 * GIB
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """One accelerator, by its data sheet (dense figures, no sparsity).
+class BatchDefaults:
+    """vLLM's ``max_num_seqs`` and ``max_num_batched_tokens`` if none is given."""
 
-    Attributes:
-        memory_bytes: capacity; data sheets count 10^9 bytes to the GB.
-        memory_bytes_per_s: peak memory bandwidth.
-        bf16_flops: peak 16-bit matrix throughput, FLOP/s.
-        fp8_flops: peak 8-bit one; equal to ``bf16_flops`` where there is none.
-        link_bytes_per_s: GPU-to-GPU bandwidth, one direction.
-        usd_per_hour: a public price, only a default: use your own.
-        source: where the figures come from.
-        price_source: where the price comes from.
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+def batch_defaults(gpu: Gpu, *, server: bool = True) -> BatchDefaults:
+    """The defaults of a GPU (vllm/engine/arg_utils.py, get_batch_defaults, 0.32.0).
+
+    Args:
+        server: for ``vllm serve``; False for the offline ``LLM`` class.
     """
-
-    name: str
-    memory_bytes: float
-    memory_bytes_per_s: float
-    bf16_flops: float
-    fp8_flops: float
-    link_bytes_per_s: float
-    usd_per_hour: float
-    source: str
-    price_source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A decoder-only transformer, by its published ``config.json``.
-
-    Attributes:
-        parameters: all of them; ``active_parameters``: those one token passes.
-        weight_bytes: bytes of a parameter as served; ``kv_bytes``: of a KV element.
-        num_experts, experts_per_token: 1 and 1 for a dense model.
-        tensor_parallel_size: GPUs of one instance unless told otherwise.
-        max_position_embeddings: the longest ``max_model_len`` that makes sense.
-    """
-
-    name: str
-    parameters: float
-    active_parameters: float
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_size: int
-    weight_bytes: float
-    kv_bytes: float
-    num_experts: int
-    experts_per_token: int
-    tensor_parallel_size: int
-    max_position_embeddings: int
-    source: str
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """Bytes of keys and values of one token, over all layers and heads."""
-        return (
-            2
-            * self.num_hidden_layers
-            * self.num_key_value_heads
-            * self.head_dim
-            * self.kv_bytes
-        )
-
-    def kv_bytes_per_token_per_gpu(self, tensor_parallel_size: int) -> float:
-        """Bytes that one token takes on each GPU, replicated heads included."""
-        heads = math.ceil(self.num_key_value_heads / tensor_parallel_size)
-        return self.kv_bytes_per_token * heads / self.num_key_value_heads
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu(
-            "A100-80GB",
-            memory_bytes=80 * GB,
-            memory_bytes_per_s=2039 * GB,
-            bf16_flops=312e12,
-            fp8_flops=312e12,
-            link_bytes_per_s=300 * GB,
-            usd_per_hour=2.21,
-            source="NVIDIA A100 80GB SXM data sheet (NVLink 600 GB/s both ways)",
-            price_source="arXiv 2604.08075, section 4 ($2.21 a GPU-hour)",
-        ),
-        Gpu(
-            "H100-80GB",
-            memory_bytes=80 * GB,
-            memory_bytes_per_s=3350 * GB,
-            bf16_flops=989e12,
-            fp8_flops=1979e12,
-            link_bytes_per_s=450 * GB,
-            usd_per_hour=4.02,
-            source="NVIDIA H100 SXM data sheet (NVLink 900 GB/s both ways)",
-            price_source="vllm-project/semantic-router, fleet-sim profiles.py",
-        ),
-        Gpu(
-            "H200-141GB",
-            memory_bytes=141 * GB,
-            memory_bytes_per_s=4800 * GB,
-            bf16_flops=989e12,
-            fp8_flops=1979e12,
-            link_bytes_per_s=450 * GB,
-            usd_per_hour=5.408,
-            source="NVIDIA H200 SXM data sheet (NVLink 900 GB/s both ways)",
-            price_source="AWS EC2 Capacity Blocks, 8 x H200 at $43.26 an hour (2024)",
-        ),
-        Gpu(
-            "L40S-48GB",
-            memory_bytes=48 * GB,
-            memory_bytes_per_s=864 * GB,
-            bf16_flops=362e12,
-            fp8_flops=733e12,
-            link_bytes_per_s=32 * GB,
-            usd_per_hour=1.861,
-            source="NVIDIA L40S data sheet (PCIe 4.0 x16, 64 GB/s both ways)",
-            price_source="AWS g6e.xlarge on demand, us-east-1 (August 2025)",
-        ),
-        Gpu(
-            "MI300X-192GB",
-            memory_bytes=192 * GB,
-            memory_bytes_per_s=5300 * GB,
-            bf16_flops=1307e12,
-            fp8_flops=2615e12,
-            link_bytes_per_s=448 * GB,
-            usd_per_hour=3.67,
-            source="AMD MI300X data sheet (Infinity Fabric 896 GB/s both ways)",
-            price_source="arXiv 2604.08075, section 4.7 ($3.67 a GPU-hour)",
-        ),
-    )
-}
-
-MODELS = {
-    model.name: model
-    for model in (
-        Model(
-            "Llama-3-70B",
-            parameters=70.55e9,
-            active_parameters=70.55e9,
-            num_hidden_layers=80,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            head_dim=128,
-            hidden_size=8192,
-            weight_bytes=2,
-            kv_bytes=2,
-            num_experts=1,
-            experts_per_token=1,
-            # Two A100-80GB hold its weights and next to no KV cache: see README.md.
-            tensor_parallel_size=8,
-            max_position_embeddings=131_072,
-            source="meta-llama/Meta-Llama-3-70B config.json (3.1: 131,072 positions)",
-        ),
-        Model(
-            "Llama-3.1-8B",
-            parameters=8.03e9,
-            active_parameters=8.03e9,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            hidden_size=4096,
-            weight_bytes=2,
-            kv_bytes=2,
-            num_experts=1,
-            experts_per_token=1,
-            tensor_parallel_size=1,
-            max_position_embeddings=131_072,
-            source="meta-llama/Llama-3.1-8B config.json",
-        ),
-        Model(
-            "Qwen3-32B",
-            parameters=32.8e9,
-            active_parameters=32.8e9,
-            num_hidden_layers=64,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            head_dim=128,
-            hidden_size=5120,
-            weight_bytes=2,
-            kv_bytes=2,
-            num_experts=1,
-            experts_per_token=1,
-            tensor_parallel_size=2,
-            max_position_embeddings=131_072,
-            source="Qwen/Qwen3-32B config.json and model card (131,072 with YaRN)",
-        ),
-        Model(
-            "Qwen3-235B-A22B",
-            parameters=235e9,
-            active_parameters=22e9,
-            num_hidden_layers=94,
-            num_attention_heads=64,
-            num_key_value_heads=4,
-            head_dim=128,
-            hidden_size=4096,
-            weight_bytes=1,
-            kv_bytes=2,
-            num_experts=128,
-            experts_per_token=8,
-            tensor_parallel_size=8,
-            max_position_embeddings=131_072,
-            source="Qwen/Qwen3-235B-A22B-FP8 config.json and model card",
-        ),
-    )
-}
+    if gpu.memory_bytes >= 160 * GIB:
+        return BatchDefaults(1024, 16_384)
+    # "Setting large max_num_batched_tokens for A100 reduces throughput", says vLLM.
+    if gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.lower():
+        return BatchDefaults(1024, 8192 if server else 16_384)
+    return BatchDefaults(256, 2048 if server else 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,35 +66,99 @@ class Deployment:
 
     Attributes:
         tensor_parallel_size: GPUs of the instance.
-        gpu_memory_utilization: vLLM's share of each GPU's memory; its default is 0.9.
-        reserved_bytes: per GPU, what activations, CUDA graphs and NCCL take beside the
-            weights. vLLM measures it at start; 2 GB is a round guess for a step of
-            8,192 tokens, and 0 reproduces the papers' arithmetic.
+        gpu_memory_utilization: vLLM's share of each GPU's memory, in (0, 1].
+        max_num_seqs, max_num_batched_tokens: as the server is started; None for
+            vLLM's defaults on the GPU.
+        reserved_bytes: per GPU, what is taken beside weights and KV cache; None for
+            the sum of the terms above. 0 reproduces the papers' arithmetic.
+        cuda_graphs: whether captured graphs are counted (since vLLM 0.21).
         block_size: tokens of a KV block; vLLM's default is 16.
     """
 
     model: Model
     gpu: Gpu
     tensor_parallel_size: int
-    gpu_memory_utilization: float = 0.9
-    reserved_bytes: float = 2 * GB
+    gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    reserved_bytes: float | None = None
+    cuda_graphs: bool = True
     block_size: int = 16
+
+    @property
+    def limits(self) -> BatchDefaults:
+        """Sequences and tokens of a step, vLLM's defaults if not given."""
+        defaults = batch_defaults(self.gpu)
+        return BatchDefaults(
+            self.max_num_seqs or defaults.max_num_seqs,
+            self.max_num_batched_tokens or defaults.max_num_batched_tokens,
+        )
+
+    @property
+    def activation_bytes(self) -> float:
+        """The peak of a profiling step on one GPU: its layers, or its sampling.
+
+        A token of the step holds, in 16 bits, gate, up and their product, its share
+        of the MLP on this GPU, and three vectors of the hidden size: 110,592 bytes for
+        Llama-3.1-8B, as vLLM measured (issue 10517: 2.07 GiB at 20,000 tokens and 2.99
+        at 29,000). With experts each token has ``experts_per_token`` such rows.
+        """
+        model, limits = self.model, self.limits
+        rows = model.experts_per_token
+        width = 3 * model.intermediate_size * rows / self.tensor_parallel_size
+        hidden = (2 + rows) * model.hidden_size
+        layer = limits.max_num_batched_tokens * 2 * (width + hidden)
+        sampled = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+        return max(layer, sampled * model.vocab_size * LOGIT_BYTES)
+
+    @property
+    def beside_weights_bytes(self) -> float:
+        """What one GPU holds beside weights and KV cache."""
+        if self.reserved_bytes is not None:
+            return self.reserved_bytes
+        peers = self.tensor_parallel_size if self.tensor_parallel_size > 1 else 0
+        graphs = GRAPH_BYTES_PER_LAYER * self.model.num_hidden_layers
+        return (
+            HIDDEN_BYTES * self.gpu_memory_utilization
+            + NON_TORCH_BYTES
+            + NON_TORCH_BYTES_PER_PEER * peers
+            + self.activation_bytes
+            + (graphs if self.cuda_graphs else 0.0)
+        )
 
     @property
     def kv_bytes_per_gpu(self) -> float:
         """Memory of one GPU left for the KV cache; negative if weights do not fit."""
-        weights = self.model.parameters * self.model.weight_bytes
         return (
             self.gpu.memory_bytes * self.gpu_memory_utilization
-            - weights / self.tensor_parallel_size
-            - self.reserved_bytes
+            - self.model.total_weight_bytes / self.tensor_parallel_size
+            - self.beside_weights_bytes
         )
+
+    def kv_tokens(self, max_model_len: int | None = None) -> int:
+        """Tokens that the KV cache holds, as vLLM logs them.
+
+        A sliding layer keeps its window and the tokens of a step, however long the
+        context: vLLM counts the sequences of ``max_model_len`` that fit, times their
+        length (kv_cache_utils.py, get_max_concurrency_for_kv_cache_config).
+
+        Args:
+            max_model_len: of the server; the model's own if None.
+        """
+        model = self.model
+        layer = model.layer_kv_bytes_per_gpu(self.tensor_parallel_size)
+        length = max_model_len or model.max_position_embeddings
+        kept = min(length, model.sliding_window + self.limits.max_num_batched_tokens)
+        per_sequence = layer * (
+            model.full_layers * length + model.sliding_layers * kept
+        )
+        blocks = max(0.0, self.kv_bytes_per_gpu) / per_sequence * length
+        return int(blocks // self.block_size) * self.block_size
 
     @property
     def num_blocks(self) -> int:
         """KV blocks of the instance, the null block included; 0 if none fits."""
-        per_token = self.model.kv_bytes_per_token_per_gpu(self.tensor_parallel_size)
-        return max(0, int(self.kv_bytes_per_gpu // (per_token * self.block_size)))
+        return self.kv_tokens() // self.block_size
 
     def worst_case_seqs(self, max_model_len: int) -> int:
         """Sequences of ``max_model_len`` tokens that fit at once.
@@ -267,3 +167,20 @@ class Deployment:
         what the papers' homogeneous fleet does.
         """
         return (self.num_blocks - 1) * self.block_size // max_model_len
+
+
+def fitting_tensor_parallel_size(
+    model: Model, gpu: Gpu, gpu_memory_utilization: float, max_model_len: int
+) -> int | None:
+    """The fewest GPUs, a power of two, that hold a request of ``max_model_len``.
+
+    None if not even a node does.
+    """
+    size = 1
+    while size <= gpu.gpus_per_node:
+        deployment = Deployment(model, gpu, size, gpu_memory_utilization)
+        divides = model.num_attention_heads % size == 0
+        if divides and deployment.kv_tokens(max_model_len) >= max_model_len:
+            return size
+        size *= 2
+    return None

@@ -3,10 +3,12 @@
 Papers: arXiv 2604.09613 (TBA) and arXiv 2604.08075 (DP), which supersedes it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from extproc.fleet import cost
-from extproc.fleet.hardware import GB, GPUS, MODELS, Deployment
+from extproc.fleet.gpus import GB, GPUS, MIB, Gpu
+from extproc.fleet.hardware import Deployment
+from extproc.fleet.models import MODELS
 from extproc.fleet.steptime import PAPER_KV_TOKENS, Linear
 
 
@@ -117,9 +119,15 @@ def _dollars() -> list[Claim]:
     ]
 
 
+def _in_decimal_gb(gpu: Gpu, gigabytes: float) -> Gpu:
+    """A GPU whose memory is counted as the papers do, 10^9 bytes to the GB."""
+    return replace(gpu, memory_mib=round(gigabytes * GB / MIB))
+
+
 def _sequences() -> list[Claim]:
     qwen, llama = MODELS["Qwen3-235B-A22B"], MODELS["Llama-3-70B"]
-    node = Deployment(qwen, GPUS["MI300X-192GB"], 8, reserved_bytes=10 * GB)
+    mi300x = _in_decimal_gb(GPUS["MI300X-192GB"], 192)
+    node = Deployment(qwen, mi300x, 8, 0.9, reserved_bytes=10 * GB)
     even = node.kv_bytes_per_gpu / (qwen.kv_bytes_per_token / 8)
     two, eight = (
         Deployment(llama, GPUS["A100-80GB"], tp, reserved_bytes=0) for tp in (2, 8)
@@ -151,7 +159,7 @@ def _sequences() -> list[Claim]:
             "the same from memory, two A100 as stated",
             "16 and 128",
             f"{two.worst_case_seqs(65_536)} and {two.worst_case_seqs(8192)}",
-            "141 GB of weights on 2 x 72 GB leave 2.9 GB",
+            f"weights leave {2 * two.kv_bytes_per_gpu / GB:.1f} GB of 2 x 81,920 MiB",
         ),
         _claim(
             "DP",

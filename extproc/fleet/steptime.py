@@ -44,6 +44,8 @@ class Roofline:
         compute_efficiency: share of the peak FLOP/s that prefill reaches; 0.5 is an
             assumption in the middle of what is published for large prompts.
         all_reduce_s: latency of one small all-reduce over NVLink, an assumption.
+        network_all_reduce_s: of one across nodes, an assumption: its bandwidth is the
+            network's, a tenth of NVLink's.
         overhead_s: scheduling, sampling and launching a step, an assumption.
     """
 
@@ -51,6 +53,7 @@ class Roofline:
     bandwidth_efficiency: float = 0.8
     compute_efficiency: float = 0.5
     all_reduce_s: float = 10e-6
+    network_all_reduce_s: float = 40e-6
     overhead_s: float = 1e-3
 
     @property
@@ -61,16 +64,17 @@ class Roofline:
     def _flops(self) -> float:
         """FLOP/s of the whole instance."""
         gpu = self.deployment.gpu
-        peak = gpu.fp8_flops if self.deployment.model.weight_bytes <= 1 else None
-        return (
-            (peak or gpu.bf16_flops)
-            * self.compute_efficiency
-            * self.deployment.tensor_parallel_size
-        )
+        fp8 = self.deployment.model.fp8_compute
+        peak = gpu.fp8_flops if fp8 else gpu.bf16_flops
+        return peak * self.compute_efficiency * self.deployment.tensor_parallel_size
 
     @property
     def context_s(self) -> float:
-        """Reading one cached token's keys and values, all GPUs in parallel."""
+        """Reading one cached token's keys and values, all GPUs in parallel.
+
+        Of the layers that attend to the whole context: what a sliding layer reads
+        does not grow with it (see ``fixed_s``).
+        """
         model = self.deployment.model
         per_gpu = model.kv_bytes_per_token_per_gpu(self.deployment.tensor_parallel_size)
         return per_gpu / self._bytes_per_s
@@ -85,7 +89,7 @@ class Roofline:
             * self.compute_efficiency
             * self.deployment.tensor_parallel_size
         )
-        return 4 * model.num_hidden_layers * width / attention_flops
+        return 4 * model.full_layers * width / attention_flops
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
         """Matrices, all-reduces and overhead of a step with so many tokens."""
@@ -94,7 +98,15 @@ class Roofline:
             2 * self.deployment.model.active_parameters * tokens / self._flops,
             self._read_bytes(tokens) / self._bytes_per_s,
         )
-        return matrices_s + self._all_reduces_s(tokens) + self.overhead_s
+        windows_s = decode_seqs * self._window_bytes / self._bytes_per_s
+        return matrices_s + windows_s + self._all_reduces_s(tokens) + self.overhead_s
+
+    @property
+    def _window_bytes(self) -> float:
+        """What a decoding sequence reads of its sliding layers: a whole window."""
+        model = self.deployment.model
+        layer = model.layer_kv_bytes_per_gpu(self.deployment.tensor_parallel_size)
+        return model.sliding_layers * model.sliding_window * layer
 
     def _read_bytes(self, tokens: int) -> float:
         """Weights that a step reads on each GPU: of the experts, those that are hit."""
@@ -106,7 +118,7 @@ class Roofline:
             # active = dense + routed * experts, all = dense + experts
             experts = (model.parameters - model.active_parameters) / (1 - routed)
             share = 1 - missed * experts / model.parameters
-        weights = model.parameters * model.weight_bytes * share
+        weights = model.total_weight_bytes * share
         return weights / self.deployment.tensor_parallel_size
 
     def _all_reduces_s(self, tokens: int) -> float:
@@ -116,8 +128,11 @@ class Roofline:
             return 0.0
         model = self.deployment.model
         moved = 2 * (gpus - 1) / gpus * tokens * model.hidden_size * 2
-        one_s = self.all_reduce_s + moved / self.deployment.gpu.link_bytes_per_s
-        return 2 * model.num_hidden_layers * one_s
+        gpu = self.deployment.gpu
+        within = gpus <= gpu.gpus_per_node
+        latency_s = self.all_reduce_s if within else self.network_all_reduce_s
+        bytes_per_s = gpu.link_bytes_per_s if within else gpu.network_bytes_per_s
+        return 2 * model.num_hidden_layers * (latency_s + moved / bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)

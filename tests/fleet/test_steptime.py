@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from extproc.fleet.hardware import GB, GPUS, MODELS, Deployment, Model
+from extproc.fleet.gpus import GB, GPUS
+from extproc.fleet.hardware import Deployment
+from extproc.fleet.models import MODELS, Model
 from extproc.fleet.steptime import Linear, Roofline, paper_step_time
 
 QWEN = MODELS["Qwen3-235B-A22B"]

@@ -1,0 +1,197 @@
+"""Models: what their weights, their KV cache and a step of them take."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A decoder-only transformer, by its published ``config.json``.
+
+    Attributes:
+        parameters: all of them; ``active_parameters``: those that one token passes.
+        intermediate_size: width of the MLP (of a dense layer, or of one expert).
+        weight_bytes: mean bytes of a parameter as served, scales included.
+        kv_bytes: bytes of an element of the KV cache.
+        fp8_compute: whether matrices are multiplied in 8 bits.
+        num_experts, experts_per_token: 1 and 1 for a dense model.
+        tensor_parallel_size: GPUs of one instance unless the operator says otherwise.
+        max_position_embeddings: the longest ``max_model_len`` that makes sense.
+        latent_kv_dim: elements that one token keeps in each layer with multi-head
+            latent attention (DeepSeek): the compressed vector and the rotary key,
+            shared by all heads and held whole on every GPU; 0 for other attention.
+        sliding_layers, sliding_window: layers that attend to so many tokens only.
+    """
+
+    name: str
+    parameters: float
+    active_parameters: float
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    weight_bytes: float
+    kv_bytes: float
+    fp8_compute: bool
+    num_experts: int
+    experts_per_token: int
+    tensor_parallel_size: int
+    max_position_embeddings: int
+    source: str
+    latent_kv_dim: int = 0
+    sliding_layers: int = 0
+    sliding_window: int = 0
+
+    @property
+    def total_weight_bytes(self) -> float:
+        """Bytes of all weights."""
+        return self.parameters * self.weight_bytes
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that attend to the whole context."""
+        return self.num_hidden_layers - self.sliding_layers
+
+    @property
+    def _layer_kv_bytes(self) -> float:
+        """Bytes of one token in one layer, all heads once."""
+        elements = self.latent_kv_dim or 2 * self.num_key_value_heads * self.head_dim
+        return elements * self.kv_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of one token's keys and values over all layers and heads."""
+        return self.num_hidden_layers * self._layer_kv_bytes
+
+    def layer_kv_bytes_per_gpu(self, tensor_parallel_size: int) -> float:
+        """Bytes that one token takes in one layer of each GPU.
+
+        A GPU cannot hold less than one KV head: with more GPUs than heads they are
+        replicated (vllm/config/model.py, get_num_kv_heads, which returns 1 for latent
+        attention: its vector is not split at all).
+        """
+        if self.latent_kv_dim:
+            return self._layer_kv_bytes
+        heads = math.ceil(self.num_key_value_heads / tensor_parallel_size)
+        return self._layer_kv_bytes * heads / self.num_key_value_heads
+
+    def kv_bytes_per_token_per_gpu(self, tensor_parallel_size: int) -> float:
+        """Bytes that one more token of a long context takes on each GPU."""
+        return self.full_layers * self.layer_kv_bytes_per_gpu(tensor_parallel_size)
+
+
+def check_tensor_parallel_size(model: Model, tensor_parallel_size: int) -> None:
+    """Refuse a size that vLLM refuses.
+
+    Attention heads must be divisible by it (vllm/config/model.py,
+    verify_with_parallel_config), KV heads too, or it by them
+    (vllm/model_executor/layers/linear.py, QKVParallelLinear).
+
+    Raises:
+        ValueError: with the sizes that divide.
+    """
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+
+    def divides(size: int) -> bool:
+        larger, smaller = max(size, kv_heads), min(size, kv_heads)
+        shared = bool(model.latent_kv_dim) or larger % smaller == 0
+        return heads % size == 0 and shared
+
+    if tensor_parallel_size < 1 or not divides(tensor_parallel_size):
+        sizes = [str(size) for size in range(1, min(heads, 64) + 1) if divides(size)]
+        raise ValueError(
+            f"{tensor_parallel_size}; expected a divisor of {model.name}'s {heads} "
+            f"heads that goes with its {kv_heads} KV heads: {', '.join(sizes)}"
+        )
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model(
+            "Llama-3-70B",
+            parameters=70.55e9,
+            active_parameters=70.55e9,
+            num_hidden_layers=80,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            head_dim=128,
+            hidden_size=8192,
+            intermediate_size=28_672,
+            vocab_size=128_256,
+            weight_bytes=2,
+            kv_bytes=2,
+            fp8_compute=False,
+            num_experts=1,
+            experts_per_token=1,
+            # Two A100-80GB hold its weights and little KV cache: see README.md.
+            tensor_parallel_size=8,
+            max_position_embeddings=131_072,
+            source="meta-llama/Meta-Llama-3-70B config.json (3.1: 131,072 positions)",
+        ),
+        Model(
+            "Llama-3.1-8B",
+            parameters=8.03e9,
+            active_parameters=8.03e9,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            hidden_size=4096,
+            intermediate_size=14_336,
+            vocab_size=128_256,
+            weight_bytes=2,
+            kv_bytes=2,
+            fp8_compute=False,
+            num_experts=1,
+            experts_per_token=1,
+            tensor_parallel_size=1,
+            max_position_embeddings=131_072,
+            source="meta-llama/Llama-3.1-8B config.json",
+        ),
+        Model(
+            "Qwen3-32B",
+            parameters=32.8e9,
+            active_parameters=32.8e9,
+            num_hidden_layers=64,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            head_dim=128,
+            hidden_size=5120,
+            intermediate_size=25_600,
+            vocab_size=151_936,
+            weight_bytes=2,
+            kv_bytes=2,
+            fp8_compute=False,
+            num_experts=1,
+            experts_per_token=1,
+            tensor_parallel_size=2,
+            max_position_embeddings=131_072,
+            source="Qwen/Qwen3-32B config.json and model card (131,072 with YaRN)",
+        ),
+        Model(
+            "Qwen3-235B-A22B",
+            parameters=235e9,
+            active_parameters=22e9,
+            num_hidden_layers=94,
+            num_attention_heads=64,
+            num_key_value_heads=4,
+            head_dim=128,
+            hidden_size=4096,
+            intermediate_size=1536,
+            vocab_size=151_936,
+            # 8 bits; embeddings and head, 1.2e9 parameters, in 16.
+            weight_bytes=1.0055,
+            kv_bytes=2,
+            fp8_compute=True,
+            num_experts=128,
+            experts_per_token=8,
+            tensor_parallel_size=8,
+            max_position_embeddings=131_072,
+            source="Qwen/Qwen3-235B-A22B-FP8 config.json and model card",
+        ),
+    )
+}
