@@ -50,7 +50,7 @@ SMALL = [
                 "--tensor-parallel-size",
                 "1",
             ],
-            "--tensor-parallel-size: 1, expected more: Llama-3-70B leaves no room",
+            "--tensor-parallel-size: 1; expected more: Llama-3-70B leaves no room",
         ),
         (
             ["--step-time", "paper", "--gpu", "L40S-48GB"],
