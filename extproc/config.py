@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 
 from extproc.address import Address
-from extproc.schema import ConfigError, as_document, build, check
+from extproc.schema import RESTART, ConfigError, as_document, build, check
 
 __all__ = ["Config", "ConfigError", "as_document", "load_config"]
 
@@ -106,20 +106,21 @@ class TlsConfig:
 class ServerConfig:
     """Where and how the server listens."""
 
-    listen: str = field(default="0.0.0.0:9002", metadata=_ADDRESS)
+    listen: str = field(default="0.0.0.0:9002", metadata=_ADDRESS | RESTART)
     """gRPC: HOST:PORT or unix:PATH. EXTPROC_LISTEN overrides it."""
-    admin: str = field(default="127.0.0.1:9090", metadata=_HOST_PORT)
+    admin: str = field(default="127.0.0.1:9090", metadata=_HOST_PORT | RESTART)
     """HTTP: /metrics, /healthz, /readyz, /status. EXTPROC_ADMIN overrides it."""
-    transport: Transport = Transport.NATIVE
+    transport: Transport = field(default=Transport.NATIVE, metadata=RESTART)
     """`native` is our HTTP/2, at a fraction of the CPU of gRPC's own library, `grpcio`.
     EXTPROC_TRANSPORT overrides it."""
     workers: int = field(
-        default=1, metadata=check("from 1 to 64", lambda value: 1 <= value <= 64)
+        default=1,
+        metadata=check("from 1 to 64", lambda value: 1 <= value <= 64) | RESTART,
     )
     """Processes, each an endpoint for Envoy: at `listen`'s port and those that follow
     it, or at unix:PATH.0, .1 and so on. They share `admin` and what they learn.
     EXTPROC_WORKERS overrides it."""
-    max_body_bytes: int = field(default=1 << 20, metadata=_POSITIVE)
+    max_body_bytes: int = field(default=1 << 20, metadata=_POSITIVE | RESTART)
     """Bodies above it go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: above it a request hangs there."""
     drain_timeout_s: float = field(default=10.0, metadata=_NOT_NEGATIVE)
@@ -128,7 +129,7 @@ class ServerConfig:
     """After SIGTERM the health check says no, and new streams are still taken until
     none has come for half a second, at most this long. Envoy takes a health check's
     interval to look elsewhere; refused streams would lose their decisions."""
-    tls: TlsConfig | None = None
+    tls: TlsConfig | None = field(default=None, metadata=RESTART)
     """Unset: plain text, for a loopback, a mesh or a Unix socket."""
 
 
@@ -334,10 +335,10 @@ class Config:
     media: MediaConfig = MediaConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     load: LoadConfig = LoadConfig()
-    state: StateConfig = StateConfig()
-    api: ApiConfig = ApiConfig()
-    recording: RecordingConfig = RecordingConfig()
-    otel: OtelConfig = OtelConfig()
+    state: StateConfig = field(default=StateConfig(), metadata=RESTART)
+    api: ApiConfig = field(default=ApiConfig(), metadata=RESTART)
+    recording: RecordingConfig = field(default=RecordingConfig(), metadata=RESTART)
+    otel: OtelConfig = field(default=OtelConfig(), metadata=RESTART)
     log: LogConfig = LogConfig()
 
 

@@ -2,8 +2,8 @@
 
 A key is a field and its default is the field's. An unknown key is an error that
 suggests the near one; every error names the key, the value and what is accepted.
-Field metadata may hold a check (see ``check``) and ``secret``: such a value never
-appears in an error or in ``as_document``.
+Field metadata may hold a check (see ``check``), ``secret``: such a value never
+appears in an error or in ``as_document``, and ``restart`` (see ``RESTART``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HIDDEN = "(hidden)"
 """What stands where a secret would."""
+
+
+RESTART = {"restart": True}
+"""Field metadata: a running process keeps its value, of a section every value in it."""
 
 
 class ConfigError(Exception):
@@ -29,6 +36,55 @@ def check(
 ) -> dict[str, Any]:
     """Field metadata: what a value has to be, in words and as a predicate."""
     return {"accepted": accepted, "valid": valid, "secret": secret}
+
+
+_Section = TypeVar("_Section", bound="DataclassInstance")
+
+
+def keep_until_restart(
+    running: _Section, wanted: _Section, path: str = ""
+) -> tuple[_Section, list[str]]:
+    """Take over a configuration but for what takes a restart.
+
+    Args:
+        running: the dataclass in force.
+        wanted: the one to replace it.
+        path: what stands before the names of its fields.
+
+    Returns:
+        ``wanted`` with the values of ``running`` where a field says ``RESTART``, and
+        the dotted names of those that differ.
+    """
+    kept: dict[str, Any] = {}
+    differing: list[str] = []
+    for described in dataclasses.fields(wanted):
+        name = f"{path}{described.name}"
+        before = getattr(running, described.name)
+        after = getattr(wanted, described.name)
+        if before == after:
+            continue
+        if described.metadata.get("restart"):
+            kept[described.name] = before
+            differing += _differing(before, after, name)
+        elif _is_section(before) and _is_section(after):
+            section, names = keep_until_restart(before, after, f"{name}.")
+            kept[described.name] = section
+            differing += names
+    return dataclasses.replace(wanted, **kept), differing
+
+
+def _is_section(value: object) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+def _differing(before: Any, after: Any, name: str) -> list[str]:
+    if not (_is_section(before) and _is_section(after)):
+        return [name]
+    return [
+        f"{name}.{inner.name}"
+        for inner in dataclasses.fields(after)
+        if getattr(before, inner.name) != getattr(after, inner.name)
+    ]
 
 
 def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
@@ -56,7 +112,8 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
             if rule.get("secret"):
                 raise ConfigError(f"{name}: {HIDDEN}; accepted: text") from None
             raise
-        if rule and values[key] is not None and not rule["valid"](values[key]):
+        valid = rule.get("valid")
+        if valid and values[key] is not None and not valid(values[key]):
             shown = HIDDEN if rule["secret"] else repr(value)
             raise ConfigError(f"{name}: {shown}; accepted: {rule['accepted']}")
     for name, described in fields.items():

@@ -17,7 +17,10 @@ import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config, load_config
 from extproc.routing.policy import Reason
+from extproc.server.build import build_generation
+from extproc.server.in_force import InForce
 from extproc.server.learned.document import NAME
+from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.workers.merge import MergedMetrics
 
@@ -67,8 +70,24 @@ def show(default: Any) -> str:
 SETTINGS = dict(settings())
 
 
+def restarts(schema: Any = Config, prefix: str = "", whole: bool = False) -> set[str]:
+    """Dotted keys of every setting that a running server keeps."""
+    hints = get_type_hints(schema)
+    found = set()
+    for setting in dataclasses.fields(schema):
+        marked = whole or bool(setting.metadata.get("restart"))
+        hint = hints[setting.name]
+        inner = [a for a in (hint, *get_args(hint)) if dataclasses.is_dataclass(a)]
+        if inner:
+            found |= restarts(inner[0], f"{prefix}{setting.name}.", marked)
+        elif marked:
+            found.add(prefix + setting.name)
+    return found
+
+
 def metrics() -> dict[str, str]:
-    own = Metrics(dict, tuple, lambda: (0.01, 0.01)).registry.collect()
+    state = InForceCollector(InForce(build_generation(Config())))
+    own = [*Metrics().registry.collect(), *state.collect()]
     return {
         f.name + ("_total" if f.type == "counter" else ""): f.documentation
         for f in (*own, *MergedMetrics(1).collect())
@@ -99,6 +118,16 @@ def test_every_setting_is_in_the_table_with_its_default_and_nothing_else() -> No
     }
 
     assert {name: default.strip("`") for name, default in table.items()} == SETTINGS
+
+
+def test_settings_that_take_a_restart_are_marked() -> None:
+    marked = {
+        name.strip("`")
+        for name, _, text in rows(OPERATING, "## Settings")
+        if text.endswith("(restart)")
+    }
+
+    assert marked == restarts()
 
 
 def test_the_readme_s_few_settings_are_rows_of_the_whole_table() -> None:

@@ -23,7 +23,8 @@ from typing import Any
 from extproc.commands.check_config import read_config
 from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS
 from extproc.server.admin.explain import Explainer
-from extproc.server.build import build_router
+from extproc.server.build import build_generation
+from extproc.server.in_force import InForce
 
 _SERVER_TIMEOUT_S = 10.0
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         config = read_config(args.config)
         if config is None:
             return 2
-        explainer = Explainer(build_router(config), config.server.max_body_bytes)
+        explainer = Explainer(InForce(build_generation(config)))
         told = explainer.explain(body, args.path, args.hint)
     if args.json:
         print(json.dumps(told))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from extproc.routing.router import Decision
@@ -59,6 +59,17 @@ class _Known:
     usual_error: float = 0.0
 
 
+@dataclass(slots=True)
+class SamplingHistory:
+    """The responses observed so far; a sampler with other limits goes on with it."""
+
+    models: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
+    categories: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
+    position: float = 0.0
+    silent_looks: int = 0
+    silent_samples: int = 0
+
+
 class FeedbackSampler:
     """Chooses the exchanges to observe.
 
@@ -66,6 +77,7 @@ class FeedbackSampler:
         floor: the least share of the exchanges that is looked at, 0 to 1.
         adaptive: whether uncertainty raises it; else the share is ``floor``.
         limits: the budgets, in tokens, at which one pool ends and the next begins.
+        history: of a sampler before it; None to begin with none.
 
     Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` falls
     below the rate, which spreads the choices evenly and keeps in step with no
@@ -73,38 +85,40 @@ class FeedbackSampler:
     """
 
     def __init__(
-        self, floor: float, *, adaptive: bool = True, limits: Sequence[int] = ()
+        self,
+        floor: float,
+        *,
+        adaptive: bool = True,
+        limits: Sequence[int] = (),
+        history: SamplingHistory | None = None,
     ) -> None:
         self.limits = limits
+        self.history = history or SamplingHistory()
         self._floor = floor
         self._adaptive = adaptive
-        self._models: OrderedDict[str, _Known] = OrderedDict()
-        self._categories: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._position = 0.0
-        self._silent_looks = 0
-        self._silent_samples = 0
 
     def wants(self, decision: Decision) -> bool:
         """Whether this decision's response is to be observed."""
-        self._position = (self._position + _GOLDEN) % 1.0
-        wanted = self._position < self.rate(decision)
-        self._silent_looks += wanted and decision.usage_not_requested
+        history = self.history
+        history.position = (history.position + _GOLDEN) % 1.0
+        wanted = history.position < self.rate(decision)
+        history.silent_looks += wanted and decision.usage_not_requested
         return wanted
 
     def rate(self, decision: Decision) -> float:
         """The share of decisions like this one that are observed."""
         barren = decision.features is None or (
             decision.usage_not_requested
-            and self._silent_samples == 0
-            and self._silent_looks >= SILENT_LOOKS
+            and self.history.silent_samples == 0
+            and self.history.silent_looks >= SILENT_LOOKS
         )
         if barren or not self._adaptive:
             return self._floor
-        model = self._models.get(decision.model)
+        model = self.history.models.get(decision.model)
         if model is None or model.samples < MODEL_SAMPLES:
             return 1.0
         key = (decision.model, decision.category)
-        if self._categories.get(key, 0) < CATEGORY_SAMPLES:
+        if self.history.categories.get(key, 0) < CATEGORY_SAMPLES:
             return 1.0
         rate = max(self._floor, SETTLED_RATE * MODEL_SAMPLES / model.samples)
         budget = decision.bound_budget_tokens
@@ -120,11 +134,11 @@ class FeedbackSampler:
             decision: what was decided.
             error_ratio: the estimate's relative error, whose growth tells of drift.
         """
-        self._silent_samples += decision.usage_not_requested
+        self.history.silent_samples += decision.usage_not_requested
         key = (decision.model, decision.category)
-        _bump(self._categories, key, self._categories.get(key, 0) + 1)
-        model = self._models.get(decision.model) or _Known()
-        _bump(self._models, decision.model, model)
+        _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
+        model = self.history.models.get(decision.model) or _Known()
+        _bump(self.history.models, decision.model, model)
         error = min(abs(error_ratio), 0.5)  # one wild count is not yet a drift
         model.samples += 1
         first = 1.0 / model.samples

@@ -20,7 +20,7 @@ ask for the body in chunks; anything else ends the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -81,6 +81,12 @@ class ExchangeSettings:
     decision_tokens: bool = False
     """Hand each decision out, to come back in the access log; except for those whose
     response is looked at here, as nothing is to be learned twice."""
+    headers_read: Mapping[bytes, str] = field(init=False)
+    """Names of the headers that an exchange reads, by their bytes on the wire."""
+
+    def __post_init__(self) -> None:
+        names = {n.encode(): n for n in (*HEADERS_READ, self.category_header)}
+        object.__setattr__(self, "headers_read", names)
 
 
 class Exchange:

@@ -6,15 +6,16 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from extproc.address import Address
 from extproc.config import Config
+from extproc.routing.mergeable import DecayedSums
 from extproc.server.admin.server import AdminServer
-from extproc.server.build import build_recording, build_store, build_tracing
+from extproc.server.build import build
 from extproc.server.learned.document import NAME
 from extproc.server.learned.store import DirectoryStore
 from extproc.server.learned.sync import StateKeeper
@@ -23,7 +24,6 @@ from extproc.server.reload import ConfigWatch
 from extproc.server.runtime import Runtime
 from extproc.server.services.access_log import AccessLog, WithAccessLog
 from extproc.server.services.decide import Api, WithApi
-from extproc.server.services.ext_proc import Watcher, plain_exchange
 from extproc.server.services.health import HealthStatuses, WithHealth
 from extproc.server.transport.choose import build_transport
 from extproc.server.workers.worker import Worker
@@ -44,7 +44,8 @@ class App:
         worker: which of several processes this is; None: the only one.
 
     Raises:
-        ConfigError: the configuration asks for what is not installed.
+        ConfigError: the configuration asks for what is not installed, or for a file
+            that cannot be opened.
     """
 
     def __init__(
@@ -55,18 +56,10 @@ class App:
     ) -> None:
         self._path = path
         self._worker = worker
-        self._ready = False
-        self._recording = build_recording(config.recording)
-        self._tracing = build_tracing(config.otel)
-        watchers: list[Watcher] = [w for w in (self._recording, self._tracing) if w]
-        self._runtime = Runtime(
-            config,
-            lambda: self._ready,
-            _defer,
-            watchers,
-            self._tracing.new_exchange if self._tracing else plain_exchange,
-        )
-        self._store = build_store(config.state)
+        self._ready = asyncio.Event()
+        self._parts = build(config)
+        self._runtime = Runtime(self._parts, self._ready.is_set, _defer)
+        self._store = self._parts.store
         if self._store is None and worker is not None:
             self._store = DirectoryStore(worker.state, NAME)
 
@@ -79,15 +72,15 @@ class App:
         """
         asyncio.get_running_loop().set_exception_handler(log_loop_error)
         async with AsyncExitStack() as stack:
-            if self._recording is not None:
-                stack.callback(self._recording.close)
-            if self._tracing is not None:
-                stack.push_async_callback(asyncio.to_thread, self._tracing.close)
+            if self._parts.recording is not None:
+                stack.callback(self._parts.recording.close)
+            if self._parts.tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, self._parts.tracing.close)
             await self._runtime.start()
             stack.push_async_callback(self._runtime.stop)
             state = await self._start_state(stack)
             health = HealthStatuses()
-            server = self._runtime.config.server
+            server = self._runtime.in_force.now.config.server
             listen = Address.parse(server.listen)
             if self._worker is not None:
                 listen = listen.nth(self._worker.index)
@@ -101,12 +94,12 @@ class App:
             health.set_all(True)
             await self._start_admin(stack, api)
             stopping = self._handle_signals(stack, state)
-            self._ready = True
+            self._ready.set()
             which = {} if self._worker is None else {"worker": self._worker.index}
             _log("serving", listen=str(listen), port=transport.port, **which)
             await stopping.wait()
-            self._ready = False
-            server = self._runtime.config.server
+            self._ready.clear()
+            server = self._runtime.in_force.now.config.server
             _log("draining", timeout_s=server.drain_timeout_s)
             health.set_all(False, but=("liveness",))
             await self._until_nobody_asks(server.lame_duck_s)
@@ -128,12 +121,11 @@ class App:
     async def _start_state(self, stack: AsyncExitStack) -> StateKeeper | None:
         if self._store is None:
             return None
-        live = self._runtime
         state = StateKeeper(
-            lambda: live.router.learners,
+            self._runtime.learners,
             self._store,
-            live.config.state.interval_s,
-            live.metrics.synced,
+            self._runtime.in_force.now.config.state.interval_s,
+            self._runtime.metrics.synced,
         )
         await state.start()
         stack.push_async_callback(state.stop)
@@ -143,8 +135,9 @@ class App:
     def _handle_signals(
         self, stack: AsyncExitStack, state: StateKeeper | None
     ) -> asyncio.Event:
-        async def replace(config: Config) -> list[str]:
-            known = state.known if state is not None else lambda component: {}
+        known = _nothing_known if state is None else state.known
+
+        async def apply(config: Config) -> list[str]:
             kept = await self._runtime.replace(config, known)
             configure_logging(config.log)
             return kept
@@ -153,7 +146,7 @@ class App:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        watch = ConfigWatch(self._path, replace, self._runtime.metrics.reloaded)
+        watch = ConfigWatch(self._path, apply, self._runtime.metrics.reloaded)
         loop.add_signal_handler(signal.SIGHUP, watch.ask)
         if self._worker is not None:
             # Whoever started it holds the other end, and says nothing until it dies.
@@ -162,14 +155,14 @@ class App:
         return stopping
 
     async def _start_admin(self, stack: AsyncExitStack, api: Api) -> None:
-        config = self._runtime.config
+        config = self._runtime.in_force.now.config
         address = Address.parse(config.server.admin)
         if self._worker is not None:
             address = Address(path=str(self._worker.admin_socket))
         admin = AdminServer(
             address,
             self._runtime.metrics.registry,
-            lambda: self._ready,
+            self._ready.is_set,
             self._runtime.status.report,
             self._runtime.explainer,
             config.server.max_body_bytes,
@@ -186,6 +179,10 @@ class App:
 
 def _time_left(deadline_s: float) -> float:
     return deadline_s - asyncio.get_running_loop().time()
+
+
+def _nothing_known(component: str) -> Mapping[str, DecayedSums]:
+    return {}
 
 
 def _defer(call: Callable[[], None]) -> None:

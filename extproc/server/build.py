@@ -1,10 +1,11 @@
-"""From a configuration to the objects that it describes."""
+"""The parts of a server that its configuration describes."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ from extproc.config import (
     ConfigError,
     EstimatorName,
     FeedbackConfig,
+    Mode,
     OtelConfig,
     RecordingConfig,
     StateConfig,
     StateStore,
 )
-from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
+from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.advice import budget_counts
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
 from extproc.routing.bound import Bounded
@@ -29,9 +33,11 @@ from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import MediaTokens, Router
+from extproc.server.in_force import Generation
 from extproc.server.learned.document import EARLIER_NAMES, NAME
 from extproc.server.learned.store import DirectoryStore, Store
 from extproc.server.observe.recording import Recording
+from extproc.server.pools.watch import LoadWatch
 
 if TYPE_CHECKING:
     from extproc.server.observe.tracing import Tracing
@@ -47,6 +53,65 @@ def build_policy(config: Config) -> Policy:
             Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
             for p in config.pools
         ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a configuration describes, before any of it runs."""
+
+    first: Generation
+    store: Store | None
+    recording: Recording | None
+    tracing: Tracing | None
+
+
+def build(config: Config) -> Parts:
+    """Build all that a configuration describes.
+
+    Raises:
+        ConfigError: it asks for what is not installed or cannot be opened.
+    """
+    return Parts(
+        build_generation(config),
+        build_store(config.state),
+        build_recording(config.recording),
+        build_tracing(config.otel),
+    )
+
+
+def build_generation(config: Config, previous: Generation | None = None) -> Generation:
+    """Build all that is replaced at once when the configuration changes.
+
+    Args:
+        previous: the generation in force, whose counts go on where they still apply.
+    """
+    router = build_router(config)
+    policy = router.policy
+    history = None
+    if previous is not None and config.feedback == previous.config.feedback:
+        history = previous.sampler.history
+    budgets = budget_counts(policy)
+    if previous is not None and previous.budgets.thresholds == budgets.thresholds:
+        budgets = previous.budgets
+    return Generation(
+        config,
+        router,
+        build_sampler(config.feedback, policy, history),
+        build_exchange_settings(config),
+        LoadWatch(config.pools, config.load),
+        budgets,
+    )
+
+
+def build_exchange_settings(config: Config) -> ExchangeSettings:
+    """The settings that all exchanges share."""
+    return ExchangeSettings(
+        config.server.max_body_bytes,
+        config.category.header,
+        config.feedback.inject_usage,
+        config.mode is Mode.SHADOW,
+        config.feedback.access_log,
     )
 
 
@@ -104,21 +169,27 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
             return SemanticRouterRule()
 
 
-def build_sampler(config: FeedbackConfig, policy: Policy) -> FeedbackSampler:
+def build_sampler(
+    config: FeedbackConfig, policy: Policy, history: SamplingHistory | None = None
+) -> FeedbackSampler:
     """The sampler that a configuration describes.
 
     Args:
         policy: between whose pools an error matters most.
+        history: of the sampler before it; None to begin with none.
     """
     match config.sample:
         case "auto" if config.access_log:
-            return FeedbackSampler(0.0, adaptive=False)
+            floor, adaptive = 0.0, False
         case "auto":
-            return FeedbackSampler(AUTO_SAMPLE_FLOOR, limits=policy.thresholds)
+            floor, adaptive = AUTO_SAMPLE_FLOOR, True
         case "all":
-            return FeedbackSampler(1.0, adaptive=False)
+            floor, adaptive = 1.0, False
         case rate:
-            return FeedbackSampler(float(rate), adaptive=False)
+            floor, adaptive = float(rate), False
+    return FeedbackSampler(
+        floor, adaptive=adaptive, limits=policy.thresholds, history=history
+    )
 
 
 def build_tracing(config: OtelConfig) -> Tracing | None:

@@ -15,6 +15,8 @@ from extproc.routing.risk import NoMargin
 from extproc.routing.router import Router
 from extproc.server.admin.explain import Explainer
 
+from ..server.in_force import make_in_force
+
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Tell me all."}]}
 
 
@@ -109,7 +111,8 @@ def test_renders_completions(body: dict[str, object]) -> None:
         Bounded(TextEma(), NoMargin()),
         TextRatios(),
     )
-    told = Explainer(router, 1000).explain(json.dumps(body).encode(), "/v1/completions")
+    explainer = Explainer(make_in_force(router))
+    told = explainer.explain(json.dumps(body).encode(), "/v1/completions")
     text = "\n".join(render(told))
     if body.get("n"):
         assert "counted by the client: token ids" in text

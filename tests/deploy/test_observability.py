@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.config import Config
+from extproc.server.build import build_generation
+from extproc.server.in_force import InForce
+from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.workers.merge import MergedMetrics
 
@@ -20,7 +24,8 @@ from .dashboard import DASHBOARD, alerts, expressions, panels, program
 def own_metrics() -> set[str]:
     """Every name that the router exports, as queries use them."""
     names = set()
-    own = Metrics(dict, tuple, lambda: (0.01, 0.01)).registry.collect()
+    state = InForceCollector(InForce(build_generation(Config())))
+    own = [*Metrics().registry.collect(), *state.collect()]
     for family in (*own, *MergedMetrics(1).collect()):
         suffix = {"counter": "_total", "histogram": "_bucket"}.get(family.type, "")
         names.add(family.name + suffix)

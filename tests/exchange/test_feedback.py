@@ -148,4 +148,4 @@ def test_memory_is_bounded_whatever_models_clients_invent() -> None:
         sampler.observed(replace(TEXT, model=f"model-{number}"), 0.05)
 
     assert sampler.rate(replace(TEXT, model="model-0")) == 1.0
-    assert len(sampler._models) == len(sampler._categories) == 1024
+    assert len(sampler.history.models) == len(sampler.history.categories) == 1024

@@ -8,7 +8,6 @@ import json
 import zlib
 from collections.abc import Callable
 
-from extproc.config import Config
 from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
@@ -22,7 +21,6 @@ from extproc.routing.request import Request
 from extproc.rpc.call import RpcError
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
-from extproc.server.build import build_router
 from extproc.server.learned.document import FORMAT, VERSION
 from extproc.server.learned.document import decode as decode_document
 from extproc.server.learned.document import encode as encode_document
@@ -32,6 +30,8 @@ from extproc.server.pools.vllm import parse_max_model_len, parse_metrics
 from extproc.server.services.codec import UnknownMessageError, decode
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.wire import ext_proc_pb2 as pb
+
+from ..server.in_force import make_in_force
 
 ENCODINGS = ("gzip", "deflate", "br", "zstd", "gzip, br", "identity", "GZIP", "x")
 LIMIT_BYTES = 1 << 20
@@ -129,11 +129,12 @@ def fuzz_codec(data: bytes) -> None:
         return
 
 
-_METRICS = Metrics(dict)
+_METRICS = Metrics()
 _SERVICE = ExtProcService(
-    build_router(Config()),
-    ExchangeSettings(max_body_bytes=2000, inject_usage=True),
-    FeedbackSampler(1.0, adaptive=False),
+    make_in_force(
+        settings=ExchangeSettings(max_body_bytes=2000, inject_usage=True),
+        sampler=FeedbackSampler(1.0, adaptive=False),
+    ),
     _METRICS,
 )
 

@@ -8,6 +8,7 @@ from extproc.routing.features import measure
 from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import Pool
 from extproc.routing.request import Prompt
+from extproc.server.build import build
 from extproc.server.reload import ConfigWatch, Reloaded, fingerprint
 from extproc.server.runtime import Runtime
 
@@ -132,7 +133,7 @@ def test_a_file_that_is_gone_for_a_moment_is_no_change(tmp_path):
 
 
 def live(text):
-    return Runtime(load_config(text, {}), lambda: True, lambda call: call())
+    return Runtime(build(load_config(text, {})), lambda: True, lambda call: call())
 
 
 def replace(server, text, known=lambda component: {}):
@@ -148,9 +149,12 @@ def replace(server, text, known=lambda component: {}):
 def teach(server):
     text = b"some text to learn from " * 10
     features = measure(Prompt(text=text), len(text))
-    for learner in (server.router.ratios, server.router.estimator):
+    for learner in (
+        server.in_force.now.router.ratios,
+        server.in_force.now.router.estimator,
+    ):
         arguments = ("prose", features, 60)
-        if learner is server.router.estimator:
+        if learner is server.in_force.now.router.estimator:
             arguments = ("m", *arguments)
         learner.observe(*arguments)
 
@@ -158,12 +162,12 @@ def teach(server):
 def test_new_pools_keep_what_was_learned():
     server = live(pools_with(10))
     teach(server)
-    before = server.router.ratios.all()
+    before = server.in_force.now.router.ratios.all()
     assert replace(server, pools_with(20)) == []
-    assert server.router.policy.pools[0] == Pool("s", 100, 20)
-    assert server.service.router is server.router
-    assert server.router.ratios.all() == before != {}
-    assert "m" in snapshot(server.router.estimator.estimator)
+    assert server.in_force.now.router.policy.pools[0] == Pool("s", 100, 20)
+    assert server.service.router is server.in_force.now.router
+    assert server.in_force.now.router.ratios.all() == before != {}
+    assert "m" in snapshot(server.in_force.now.router.estimator.estimator)
 
 
 def test_another_estimator_starts_from_what_is_stored_of_it():
@@ -171,13 +175,13 @@ def test_another_estimator_starts_from_what_is_stored_of_it():
     teach(server)
     stored = live("estimator: {name: ema}")
     teach(stored)
-    groups = snapshot(stored.router.estimator.estimator)
+    groups = snapshot(stored.in_force.now.router.estimator.estimator)
     replace(
         server,
         pools_with(10) + "estimator: {name: ema}\n",
         lambda component: groups if component == "ema.1" else {},
     )
-    learned = snapshot(server.router.estimator.estimator)["prose"]
+    learned = snapshot(server.in_force.now.router.estimator.estimator)["prose"]
     assert learned.sums == pytest.approx(groups["prose"].sums)
 
 
@@ -189,6 +193,6 @@ def test_what_takes_a_restart_is_named_and_kept():
         + "state: {store: directory, path: /tmp}\n"
     )
     assert replace(server, changed) == ["server.listen", "state.store", "state.path"]
-    assert server.config.server.listen == "0.0.0.0:9002"
-    assert server.config.server.drain_timeout_s == 3
-    assert thresholds(server.config) == [20, None]
+    assert server.in_force.now.config.server.listen == "0.0.0.0:9002"
+    assert server.in_force.now.config.server.drain_timeout_s == 3
+    assert thresholds(server.in_force.now.config) == [20, None]

@@ -10,6 +10,7 @@ from extproc.routing.features import measure
 from extproc.routing.mergeable import snapshot
 from extproc.routing.policy import PoolLoad
 from extproc.routing.request import Prompt, Request
+from extproc.server.build import build
 from extproc.server.runtime import Runtime
 
 from .pools.fake_vllm import FakeVllm
@@ -32,7 +33,7 @@ def config(server=None, threshold=10, rest=""):
 async def serving(server=None, **options):
     if server:
         await server.start()
-    live = Runtime(config(server, **options), lambda: True, lambda call: call())
+    live = Runtime(build(config(server, **options)), lambda: True, lambda call: call())
     await live.start()
     try:
         yield live
@@ -48,7 +49,7 @@ def replace(live, new):
 
 def teach(live, model):
     features = measure(Prompt(text=TEXT), len(TEXT))
-    live.router.estimator.observe(model, "prose", features, 60)
+    live.in_force.now.router.estimator.observe(model, "prose", features, 60)
 
 
 def observed(router):
@@ -61,7 +62,7 @@ def test_what_is_learned_while_it_is_replaced_is_kept():
         async with serving() as live:
             for number in range(MODELS):
                 teach(live, f"m{number}")
-            before = live.router
+            before = live.in_force.now.router
             replacing = asyncio.create_task(replace(live, config(threshold=20)))
             slices = 0
             while not replacing.done():
@@ -72,8 +73,8 @@ def test_what_is_learned_while_it_is_replaced_is_kept():
                     teach(live, "new")
             await replacing
             assert slices > MODELS  # a group a turn, so that requests pass
-            assert live.router is not before
-            assert observed(live.router) == observed(before)
+            assert live.in_force.now.router is not before
+            assert observed(live.in_force.now.router) == observed(before)
             assert observed(before)["m0"] == 2
 
     asyncio.run(scenario())
@@ -82,10 +83,11 @@ def test_what_is_learned_while_it_is_replaced_is_kept():
 def test_all_that_knows_the_pools_knows_the_new_ones():
     async def scenario():
         async with serving() as live:
-            sampler = live.service.sampler
+            history = live.in_force.now.sampler.history
             await replace(live, config(threshold=20, rest="mode: shadow\n"))
-            assert live.service.sampler is sampler  # it has counted; it goes on
-            assert sampler.limits == live.router.policy.thresholds != ()
+            sampler = live.in_force.now.sampler
+            assert sampler.history is history  # it has counted; it goes on
+            assert sampler.limits == live.in_force.now.router.policy.thresholds != ()
             report = live.status.report()
             assert report["pools"][0]["threshold_tokens"] == 20
             assert report["mode"] == "shadow"
@@ -97,9 +99,22 @@ def test_all_that_knows_the_pools_knows_the_new_ones():
 def test_another_feedback_is_begun_anew():
     async def scenario():
         async with serving() as live:
-            sampler = live.service.sampler
+            history = live.in_force.now.sampler.history
             await replace(live, config(rest="feedback: {sample: 0.5}\n"))
-            assert live.service.sampler is not sampler
+            assert live.in_force.now.sampler.history is not history
+
+    asyncio.run(scenario())
+
+
+def test_budgets_go_on_under_the_same_limits_and_begin_again_under_others():
+    async def scenario():
+        async with serving() as live:
+            budgets = live.in_force.now.budgets
+            await replace(live, config(rest="risk: {under_estimate_rate: 0.02}\n"))
+            assert live.in_force.now.budgets is budgets
+            await replace(live, config(threshold=5000))
+            assert live.in_force.now.budgets is not budgets
+            assert 5000 in live.in_force.now.budgets.thresholds
 
     asyncio.run(scenario())
 
@@ -123,11 +138,11 @@ def test_what_cannot_be_served_with_leaves_all_as_it_was():
         other = FakeVllm(max_model_len=4096)
         await other.start()
         async with serving(FakeVllm()) as live:
-            was = live.config, live.router, live.service.sampler
+            was = live.in_force.now
             watching = len([t for t in others() if "LoadWatch" in repr(t)])
             with pytest.raises(ConfigError, match="has 4096"):
                 await replace(live, config(other, threshold=20))
-            assert (live.config, live.router, live.service.sampler) == was
+            assert live.in_force.now is was
             assert len([t for t in others() if "LoadWatch" in repr(t)]) == watching
         await other.stop()
 
@@ -141,13 +156,13 @@ def test_what_is_sent_and_comes_back_counts_where_it_is_routed(mode):
         server.waiting = 7.0
         async with serving(server, threshold=4096, rest=f"mode: {mode}\n") as live:
             request = Request(Prompt(text=TEXT), len(TEXT), max_tokens=10)
-            live.service.decided(live.router.route(request))
+            live.service.decided(live.in_force.now.router.route(request))
             routed = PoolLoad(under_pressure=mode == "route")
-            assert live.loads() == {"s": routed}
+            assert live.in_force.now.loads() == {"s": routed}
             for key in range(4):
                 live.service.in_flight.began(key, "s")
                 live.service.in_flight.ended(key)
-            assert live.loads() == {"s": PoolLoad()}
+            assert live.in_force.now.loads() == {"s": PoolLoad()}
 
     asyncio.run(scenario())
 
@@ -160,6 +175,6 @@ def test_what_comes_back_of_another_time_counts_nothing_in_shadow_mode():
             for key in range(4):
                 live.service.in_flight.began(key, "s")
                 live.service.in_flight.ended(key)
-            assert live.loads() == {"s": PoolLoad(under_pressure=True)}
+            assert live.in_force.now.loads() == {"s": PoolLoad(under_pressure=True)}
 
     asyncio.run(scenario())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.openai import DEFAULT_PATH, find_endpoint
 from extproc.routing.explanation import explain, explain_failure
-from extproc.routing.policy import PoolLoad, Reason
-from extproc.routing.router import Router
+from extproc.routing.policy import Reason
+from extproc.server.in_force import InForce
 
 
 class Explainer:
@@ -18,26 +17,18 @@ class Explainer:
     Nothing is learned, counted, logged or kept.
 
     Args:
-        router: the one that routes.
-        max_body_bytes: of a body after content-decoding.
-        loads: what is known of the pools' load.
+        in_force: whose router would decide.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        max_body_bytes: int,
-        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
-    ) -> None:
-        self._router = router
-        self._max_body_bytes = max_body_bytes
-        self._loads = loads
+    def __init__(self, in_force: InForce) -> None:
+        self._in_force = in_force
 
     def begin_parsing(
         self, body: bytes, path: str = DEFAULT_PATH, encoding: str = ""
     ) -> BodyParser:
         """Begin to read a request, which may take long; see ``explain``."""
-        return BodyParser(path, body, encoding, self._max_body_bytes)
+        limit_bytes = self._in_force.now.settings.max_body_bytes
+        return BodyParser(path, body, encoding, limit_bytes)
 
     def explain(
         self,
@@ -59,6 +50,7 @@ class Explainer:
         told: dict[str, Any] = {"path": path, "routed": find_endpoint(path) is not None}
         reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
+        now = self._in_force.now
         if isinstance(request, Reason):
-            return told | explain_failure(self._router, request, len(body))
-        return told | explain(self._router, request, hint, self._loads())
+            return told | explain_failure(now.router, request, len(body))
+        return told | explain(now.router, request, hint, now.loads())

@@ -26,7 +26,7 @@ class AdminServer:
         registry: what /metrics prints.
         ready: whether new streams are welcome.
         status: what /status prints.
-        explainer: gives what answers POST /explain, as configured last.
+        explainer: answers POST /explain.
         max_body_bytes: the largest body to read; twice that may come, in base64.
         api: answered as JSON over HTTP, where there is one.
     """
@@ -37,7 +37,7 @@ class AdminServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         status: Callable[[], dict[str, Any]],
-        explainer: Callable[[], Explainer],
+        explainer: Explainer,
         max_body_bytes: int,
         api: Api | None = None,
     ) -> None:
@@ -109,9 +109,8 @@ class AdminServer:
             accepted = ", ".join(ENDPOINTS)
             raise web.HTTPBadRequest(text=f"path: {path!r}; accepted: {accepted}\n")
         body = await request.read()
-        explainer = self._explainer()
-        reading = explainer.begin_parsing(body, path)
+        reading = self._explainer.begin_parsing(body, path)
         await self._slices.finish(reading.step)
         hint = request.query.get("hint")
-        told = explainer.explain(body, path, hint, reading=reading)
+        told = self._explainer.explain(body, path, hint, reading=reading)
         return web.json_response(told)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client.registry import Collector
 
 import extproc
-from extproc.config import Mode
 from extproc.routing.policy import IDLE, Pool, PoolLoad
-from extproc.routing.router import Router
+from extproc.server.in_force import InForce
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
@@ -21,50 +20,43 @@ class StatusReporter:
     """Reports the state of one server; a report costs nothing until it is asked for.
 
     Args:
-        router: its pools, estimator and ratios; an attribute, to follow the router.
+        in_force: its pools, estimator and ratios are reported.
         metrics: where the counts are read.
         history: the last decisions, and how learning went.
         advisor: the budgets' distribution and what it suggests.
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
-        loads: what is known of the pools' load.
-        mode: what becomes of the decisions; an attribute, as the router is.
     """
 
     def __init__(
         self,
-        router: Router,
+        in_force: InForce,
         metrics: Metrics,
         history: RecentDecisions,
         advisor: Advisor,
         ready: Callable[[], bool],
         clock: Callable[[], float],
-        *,
-        loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
-        mode: Mode = Mode.ROUTE,
     ) -> None:
-        self.router = router
+        self._in_force = in_force
         self._metrics = metrics
         self._history = history
         self._advisor = advisor
         self._ready = ready
         self._clock = clock
         self._started_s = clock()
-        self._loads = loads
-        self.mode = mode
 
     def report(self) -> dict[str, Any]:
         """Everything, as plain values; shares, ratios and errors are fractions."""
-        metrics = self._metrics
+        now, metrics = self._in_force.now, self._metrics
         by_pool = _counts(metrics.decisions, "pool")
         by_category = _counts(metrics.decisions, "category")
         learning = self._history.learning()
         return {
             "version": extproc.__version__,
             "ready": self._ready(),
-            "mode": str(self.mode),
+            "mode": str(now.config.mode),
             "uptime_s": round(self._clock() - self._started_s, 1),
-            "estimator": self.router.estimator.name,
+            "estimator": now.router.estimator.name,
             "decisions": by_pool.total(),
             "pools": self._report_pools(by_pool),
             "reasons": _counts(metrics.decisions, "reason"),
@@ -72,9 +64,9 @@ class StatusReporter:
                 name: {"decisions": by_category[name], **learning.get(name, {})}
                 for name in sorted({*by_category, *learning})
             },
-            "bytes_per_token": self.router.ratios.all(),
+            "bytes_per_token": now.router.ratios.all(),
             "risk": {
-                "stated": self.router.estimator.margin.rate,
+                "stated": now.router.estimator.margin.rate,
                 **self._history.achieved_risk(),
             },
             "observations": _counts(metrics.observations, "result"),
@@ -85,11 +77,12 @@ class StatusReporter:
         }
 
     def _report_pools(self, by_pool: Counter[str]) -> list[dict[str, Any]]:
-        loads = self._loads() or {}
+        now = self._in_force.now
+        loads = now.loads()
         total = by_pool.total()
         return [
             _report_pool(pool, loads.get(pool.name, IDLE), by_pool[pool.name], total)
-            for pool in self.router.policy.pools
+            for pool in now.router.policy.pools
         ]
 
 

@@ -1,4 +1,4 @@
-"""Every Prometheus metric, in one place; the facts come from ``service``.
+"""Every Prometheus metric that is counted; the facts come from ``service``.
 
 Labels are from closed sets: pools and categories of the configuration, reasons of
 the code. Never a model name, a path or anything else that a client chooses.
@@ -6,23 +6,14 @@ the code. Never a model name, a path or anything else that a client chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 import extproc
 from extproc.exchange.events import Observation, Serving
-from extproc.routing.advice import Advice
 from extproc.routing.router import Decision, Lesson
 from extproc.server.learned.sync import Synced
 from extproc.server.observe.counters import FastCounter, FastHistogram
-from extproc.server.pools.watch import PoolStatus
 from extproc.server.reload import Reloaded
-
-Risk = tuple[float | None, float | None]
-"""Stated and achieved share of prompts above their bound."""
 
 _TOKEN_BUCKETS = tuple(2.0**power for power in range(6, 18))
 _ERROR_BUCKETS = (
@@ -51,136 +42,11 @@ OTHER_CLUSTER = "other"
 _LATENCY_BUCKETS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
 
 
-class _Ratios(Collector):
-    """Reads the learned ratios when scraped: nothing to do a request."""
-
-    def __init__(self, ratios: Callable[[], Mapping[str, float]]) -> None:
-        self._ratios = ratios
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """One sample a category that has learned."""
-        family = GaugeMetricFamily(
-            "extproc_bytes_per_token",
-            "Learned bytes of decoded text per token, by category",
-            labels=["category"],
-        )
-        for category, ratio in sorted(self._ratios().items()):
-            family.add_metric([category], ratio)
-        return [family]
-
-
-class _Risk(Collector):
-    """Reads the stated and the achieved risk when scraped."""
-
-    def __init__(self, risk: Callable[[], Risk]) -> None:
-        self._risk = risk
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """Nothing for an estimator that states no risk."""
-        stated, achieved = self._risk()
-        families = []
-        for name, text, value in (
-            ("stated", "Share of prompts that may exceed their bound", stated),
-            ("achieved", "Share of prompts that did, of late", achieved),
-        ):
-            if value is not None:
-                family = GaugeMetricFamily(f"extproc_{name}_under_estimate_rate", text)
-                family.add_metric([], value)
-                families.append(family)
-        return families
-
-
-class _Pools(Collector):
-    """Reads the state of the watched pools when scraped."""
-
-    def __init__(self, pools: Callable[[], Sequence[PoolStatus]]) -> None:
-        self._pools = pools
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """One sample a pool that has endpoints."""
-        families = {
-            name: GaugeMetricFamily(f"extproc_pool_{name}", text, labels=["pool"])
-            for name, text in (
-                ("endpoints", "Endpoints of the pool that are asked for their load"),
-                ("healthy_endpoints", "Of those, the ones that answer"),
-                ("under_pressure", "1 while requests spill to a larger pool"),
-                ("waiting_requests", "Mean queue of an endpoint; absent if not known"),
-                ("kv_cache_usage", "Mean share in use, 0 to 1; absent if not known"),
-                ("max_model_len_differs", "1 if an endpoint's is not the configured"),
-            )
-        }
-        for pool in self._pools():
-            for name, value in (
-                ("endpoints", pool.endpoints),
-                ("healthy_endpoints", pool.healthy),
-                ("under_pressure", pool.under_pressure),
-                ("waiting_requests", pool.waiting),
-                ("kv_cache_usage", pool.kv_cache_usage),
-                ("max_model_len_differs", pool.max_model_len_differs),
-            ):
-                if value is not None:
-                    families[name].add_metric([pool.name], float(value))
-        return list(families.values())
-
-
-class _Advised(Collector):
-    """Asks for the threshold advice when scraped."""
-
-    def __init__(self, advice: Callable[[], Advice | None]) -> None:
-        self._advice = advice
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """No sample before there is advice to give."""
-        labels = ["threshold"]
-        advised = GaugeMetricFamily(
-            "extproc_advised_threshold_tokens",
-            "The smallest pool's threshold that would save most",
-        )
-        saving = GaugeMetricFamily(
-            "extproc_threshold_saving_ratio",
-            "Share of a homogeneous fleet saved, estimated, current or advised",
-            labels=labels,
-        )
-        exceeded = GaugeMetricFamily(
-            "extproc_threshold_exceeded_ratio",
-            "Share of observed requests held to fit the threshold that needed more",
-            labels=labels,
-        )
-        advice = self._advice()
-        if advice is not None:
-            advised.add_metric([], advice.best.threshold_tokens)
-            for name, prospect in (
-                ("current", advice.current),
-                ("advised", advice.best),
-            ):
-                saving.add_metric([name], prospect.saving)
-                if prospect.under_rate is not None:
-                    exceeded.add_metric([name], prospect.under_rate)
-        return [advised, saving, exceeded]
-
-
 class Metrics:
-    """The server's metrics, in a registry of their own.
+    """What is counted, in a registry of its own; ``gauges`` has what is read."""
 
-    Args:
-        ratios: the learned ratios, by category.
-        pools: what is known of the pools that are watched.
-        risk: what share of prompts may exceed their bound, and does.
-        advice: the threshold advice, if there is any.
-    """
-
-    def __init__(
-        self,
-        ratios: Callable[[], Mapping[str, float]],
-        pools: Callable[[], Sequence[PoolStatus]] = tuple,
-        risk: Callable[[], Risk] = lambda: (None, None),
-        advice: Callable[[], Advice | None] = lambda: None,
-    ) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Ratios(ratios))
-        self.registry.register(_Pools(pools))
-        self.registry.register(_Risk(risk))
-        self.registry.register(_Advised(advice))
         self.decisions = FastCounter(
             "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
         )

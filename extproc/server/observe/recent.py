@@ -13,6 +13,7 @@ from typing import Any
 
 from extproc.exchange.events import Observation
 from extproc.routing.router import Decision, Lesson
+from extproc.server.in_force import InForce
 
 LAST_DECISIONS = 50
 CURVE_POINTS = 64
@@ -85,15 +86,13 @@ class RecentDecisions:
     """Watches decisions and observations.
 
     Args:
+        in_force: whose learned ratios the curves show.
         clock: seconds since the epoch.
-        ratio: the learned bytes per token of a category, if any.
     """
 
-    def __init__(
-        self, clock: Callable[[], float], ratio: Callable[[str], float | None]
-    ) -> None:
+    def __init__(self, in_force: InForce, clock: Callable[[], float]) -> None:
+        self._in_force = in_force
         self._clock = clock
-        self._ratio = ratio
         self._categories: dict[str, _Category] = {}
         self._last: deque[tuple[float, Decision]] = deque(maxlen=LAST_DECISIONS)
         self._counted: deque[tuple[Decision, int]] = deque(maxlen=LAST_DECISIONS)
@@ -121,6 +120,9 @@ class RecentDecisions:
         ratio = self._ratio(name)
         if ratio is not None:
             category.ratio_curve.add(ratio)
+
+    def _ratio(self, category: str) -> float | None:
+        return self._in_force.now.router.ratios.bytes_per_token(category)
 
     def learning(self) -> dict[str, Any]:
         """How each category's estimates and ratio went; errors are ratios."""

@@ -27,12 +27,12 @@ from extproc.exchange.events import (
     ResponseTrailers,
     Route,
 )
-from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import HEADERS_READ, Exchange, ExchangeSettings
+from extproc.exchange.machine import Exchange, ExchangeSettings
 from extproc.exchange.transitions import ProtocolError
 from extproc.routing.policy import Loads, PoolLoad
 from extproc.routing.router import Decision, Lesson, Router
 from extproc.rpc.call import Call, Replies, RpcError, Send, StatusCode
+from extproc.server.in_force import InForce
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.codec import UnknownMessageError, decode, encode
 from extproc.server.services.cooperative import TimeSlices
@@ -96,12 +96,10 @@ class ExtProcService:
     """Answers ``Process`` streams.
 
     Args:
-        router: shared by all streams.
-        settings: of the exchanges.
-        sampler: chooses the exchanges to learn from.
+        in_force: the configuration that new streams begin with; open ones end with
+            what they began with.
         metrics: told every fact.
         watchers: told the decisions and observations beside the metrics.
-        loads: what is known of the pools' load.
         new_exchange: makes a stream's exchange; another than the plain one traces.
         flights: the requests whose end will be told.
         defer: runs a call once the reply is on its way; the event loop's
@@ -112,52 +110,36 @@ class ExtProcService:
 
     def __init__(
         self,
-        router: Router,
-        settings: ExchangeSettings,
-        sampler: FeedbackSampler,
+        in_force: InForce,
         metrics: Metrics,
         *,
         watchers: Sequence[Watcher] = (),
-        loads: Loads = lambda: None,
         new_exchange: NewExchange = plain_exchange,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
         in_flight: InFlight | None = None,
         slices: TimeSlices | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.in_force = in_force
         self.metrics = metrics
         self.in_flight = InFlight(lambda pool: None) if in_flight is None else in_flight
         self._watchers: Sequence[Watcher] = (metrics, *watchers)
-        self._loads = loads
         self._new_exchange = new_exchange
+        self._plain = new_exchange is plain_exchange  # another may read any header
         self._defer = defer
         self.slices = slices
         self.clock = clock
         self.opened = 0
         """Streams begun, ever."""
         self._faults_logged: set[str] = set()
-        self.reconfigure(router, settings, sampler)
-
-    def reconfigure(
-        self,
-        router: Router,
-        settings: ExchangeSettings,
-        sampler: FeedbackSampler,
-    ) -> None:
-        """Answer new streams with these; open ones end with what they began with."""
-        self.router = router
-        self.sampler = sampler
-        self._settings = settings
-        names = (*HEADERS_READ, settings.category_header)
-        plain = self._new_exchange is plain_exchange  # another may read any header
-        self._wanted = {name.encode(): name for name in names} if plain else None
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
         """Begin one ``Process`` stream; any other method is not ours."""
         if path != PROCESS:
             return None
+        now = self.in_force.now
         exchange = self._new_exchange(
-            headers, self.router, self._settings, self.sampler.wants, self._loads
+            headers, now.router, now.settings, now.sampler.wants, now.loads
         )
         self.opened += 1
         self.metrics.streams_inflight += 1
@@ -194,7 +176,8 @@ class ExtProcService:
     def _step(
         self, exchange: Exchange, message: bytes | Event, received_s: float
     ) -> Replies:
-        event = decode(message, self._wanted) if isinstance(message, bytes) else message
+        wanted = self.in_force.now.settings.headers_read if self._plain else None
+        event = decode(message, wanted) if isinstance(message, bytes) else message
         undecided = exchange.decision is None
         step = exchange.receive(event)
         if exchange.fault is not None:
@@ -257,15 +240,21 @@ class ExtProcService:
             self._fault(error)
 
     @property
-    def loads(self) -> Mapping[str, PoolLoad] | None:
+    def router(self) -> Router:
+        """The router in force."""
+        return self.in_force.now.router
+
+    @property
+    def loads(self) -> Mapping[str, PoolLoad]:
         """What is known of the pools' load."""
-        return self._loads()
+        return self.in_force.now.loads()
 
     def learn(self, observation: Observation) -> Lesson:
         """Learn from a response, and tell all who watch what came of it."""
-        lesson = self.router.learn(observation.decision, observation.outcome)
+        now = self.in_force.now
+        lesson = now.router.learn(observation.decision, observation.outcome)
         if lesson.error_ratio is not None:
-            self.sampler.observed(observation.decision, lesson.error_ratio)
+            now.sampler.observed(observation.decision, lesson.error_ratio)
         for watcher in self._watchers:
             watcher.observed(observation, lesson)
         return lesson

@@ -11,15 +11,15 @@ import aiohttp
 from aiohttp import web
 
 from extproc.address import Address
-from extproc.config import Config
 from extproc.demo.stack.process import free_ports
 from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
-from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.decide import Api
 from extproc.server.services.ext_proc import ExtProcService
+
+from ..in_force import make_in_force
 
 CONFIGURATIONS = Path(__file__).parents[3] / "envoy" / "gateways"
 MAX_BODY_BYTES = 1 << 20
@@ -77,20 +77,15 @@ async def serve_backend(name: str) -> AsyncIterator[str]:
 
 
 def make_admin() -> AdminServer:
-    router = build_router(Config())
-    metrics = Metrics(router.ratios.all)
-    service = ExtProcService(
-        router,
-        ExchangeSettings(),
-        build_sampler(Config().feedback, router.policy),
-        metrics,
-    )
+    metrics = Metrics()
+    in_force = make_in_force(settings=ExchangeSettings(max_body_bytes=MAX_BODY_BYTES))
+    service = ExtProcService(in_force, metrics)
     return AdminServer(
         Address.parse("127.0.0.1:0"),
         metrics.registry,
         lambda: True,
         dict,
-        lambda: Explainer(router, MAX_BODY_BYTES),
+        Explainer(in_force),
         MAX_BODY_BYTES,
         Api(service, MAX_BODY_BYTES),
     )

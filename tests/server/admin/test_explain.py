@@ -10,10 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from extproc.address import Address
-from extproc.config import Config
+from extproc.exchange.machine import ExchangeSettings
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
-from extproc.server.build import build_router
+
+from ..in_force import make_in_force
 
 MAX_BODY_BYTES = 4096
 BODY = {"messages": [{"role": "user", "content": "A secret text."}]}
@@ -25,13 +26,15 @@ def ask(
     """Run client calls against an admin port."""
 
     async def run() -> None:
-        explainer = Explainer(build_router(Config()), MAX_BODY_BYTES)
+        explainer = Explainer(
+            make_in_force(settings=ExchangeSettings(max_body_bytes=MAX_BODY_BYTES))
+        )
         admin = AdminServer(
             Address.parse("127.0.0.1:0"),
             CollectorRegistry(),
             lambda: True,
             dict,
-            lambda: explainer,
+            explainer,
             MAX_BODY_BYTES,
         )
         address = await admin.start()
@@ -77,6 +80,6 @@ def test_refuses_what_it_cannot_explain() -> None:
 
 
 def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
-    explainer = Explainer(build_router(Config()), 10)
+    explainer = Explainer(make_in_force(settings=ExchangeSettings(max_body_bytes=10)))
     told = explainer.explain(json.dumps(BODY).encode())
     assert told["decision"]["reason"] == "too_large"

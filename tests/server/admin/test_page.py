@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from extproc.address import Address
-from extproc.config import Config
 from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import Observation
 from extproc.routing.policy import PoolLoad
@@ -19,11 +18,11 @@ from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
 from extproc.server.admin.server import AdminServer
 from extproc.server.admin.status import StatusReporter
-from extproc.server.build import build_router
 from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 
+from ..in_force import make_in_force
 from .browser import CHROMIUM, WAIT_S, Tab, open_tab
 
 
@@ -54,17 +53,17 @@ class Session:
 
 def make_admin() -> AdminServer:
     """An admin port with four decisions behind it."""
-    router = build_router(Config())
-    metrics = Metrics(router.ratios.all)
-    history = RecentDecisions(lambda: 1_700_000_000.0, router.ratios.bytes_per_token)
+    in_force = make_in_force(loads=lambda: {"long": PoolLoad(under_pressure=True)})
+    router = in_force.now.router
+    metrics = Metrics()
+    history = RecentDecisions(in_force, lambda: 1_700_000_000.0)
     status = StatusReporter(
-        router,
+        in_force,
         metrics,
         history,
-        Advisor(router.policy),
+        Advisor(in_force),
         lambda: True,
         lambda: 1_700_000_000.0,
-        loads=lambda: {"long": PoolLoad(under_pressure=True)},
     )
     for content, limit in (("Some words. " * 30, 100),) * 3 + (("Many. ", 60_000),):
         body = {
@@ -86,7 +85,7 @@ def make_admin() -> AdminServer:
         metrics.registry,
         lambda: True,
         status.report,
-        lambda: Explainer(router, 100_000),
+        Explainer(in_force),
         100_000,
     )
 

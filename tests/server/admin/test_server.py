@@ -7,10 +7,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from extproc.address import Address
-from extproc.config import Config
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
-from extproc.server.build import build_router
+
+from ..in_force import make_in_force
 
 Ask = Callable[[str], Awaitable[tuple[int, str, str]]]
 
@@ -26,7 +26,7 @@ def served(
     async def run() -> None:
         registry = CollectorRegistry()
         Counter("asked", "Questions", registry=registry).inc()
-        explainer = Explainer(build_router(Config()), 1000)
+        explainer = Explainer(make_in_force())
         admin = AdminServer(
             Address.parse(f"{host}:0"),
             registry,
@@ -102,7 +102,7 @@ def test_ipv6_addresses_are_listened_on() -> None:
 
 def test_a_port_in_use_is_an_error() -> None:
     async def run() -> None:
-        explainer = Explainer(build_router(Config()), 1000)
+        explainer = Explainer(make_in_force())
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = Address("127.0.0.1", taken.getsockname()[1])
             admin = AdminServer(

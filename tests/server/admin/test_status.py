@@ -17,6 +17,8 @@ from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 
+from ..in_force import make_in_force
+
 PATH = "/v1/chat/completions"
 
 
@@ -26,17 +28,13 @@ def test_report_of_a_short_life() -> None:
         Bounded(TextEstimator(), Margin(0.02)),
         TextRatios(),
     )
-    metrics = Metrics(router.ratios.all)
+    metrics = Metrics()
     now_s = 100.0
-    history = RecentDecisions(lambda: 100.0, router.ratios.bytes_per_token)
+    loads = {"short": PoolLoad(under_pressure=True)}
+    in_force = make_in_force(router, loads=lambda: loads)
+    history = RecentDecisions(in_force, lambda: 100.0)
     status = StatusReporter(
-        router,
-        metrics,
-        history,
-        Advisor(router.policy),
-        lambda: True,
-        lambda: now_s,
-        loads=lambda: {"short": PoolLoad(under_pressure=True)},
+        in_force, metrics, history, Advisor(in_force), lambda: True, lambda: now_s
     )
     empty = status.report()
     assert empty["decisions"] == 0

@@ -202,13 +202,13 @@ def test_what_a_configuration_brings_during_an_exchange_counts_once():
     other.learner.teach(16.0)
     other.sync()
 
-    def reconfigure():
+    def replace_learners():
         brought = Mergeable("brought.1")
         brought.restore(process.keeper.known("brought.1"))
         brought.teach(32.0)
         process.brought.append(brought)
 
-    store.meanwhile = reconfigure
+    store.meanwhile = replace_learners
     process.sync()
     (brought,) = process.brought
     assert brought.counts() == {"key": 3}

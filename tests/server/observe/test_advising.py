@@ -4,12 +4,18 @@ import json
 from collections.abc import Mapping
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from extproc.exchange.events import Observation
+from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool, Reason
-from extproc.routing.router import Decision, Lesson, Outcome, Skipped
+from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.router import Decision, Lesson, Outcome, Router, Skipped
+from extproc.server.in_force import InForce
 from extproc.server.observe.advising import Advisor
-from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.gauges import InForceCollector
+
+from ..in_force import make_in_force
 
 SHORT, LONG = Pool("short", 8192, 8192), Pool("long", 65536, 65536)
 
@@ -25,6 +31,10 @@ def make_decision(bound_tokens: int) -> Decision:
     )
 
 
+def in_force_of(*pools: Pool) -> InForce:
+    return make_in_force(Router(Policy(pools), Bounded(TextEma()), TextRatios()))
+
+
 def watch(advisor: Advisor, bound_tokens: int, counted: int, number: int) -> None:
     for _ in range(number):
         decision = make_decision(bound_tokens)
@@ -34,7 +44,7 @@ def watch(advisor: Advisor, bound_tokens: int, counted: int, number: int) -> Non
 
 
 def test_advises_once_it_has_seen_enough() -> None:
-    advisor = Advisor(Policy([SHORT, LONG]))
+    advisor = Advisor(in_force_of(SHORT, LONG))
     assert advisor.report()["advice"] is None
     watch(advisor, 300, 290, 400)
     watch(advisor, 900, 2000, 100)
@@ -46,35 +56,27 @@ def test_advises_once_it_has_seen_enough() -> None:
 
 
 def test_what_was_not_estimated_or_learned_does_not_count() -> None:
-    advisor = Advisor(Policy([SHORT, LONG]))
+    advisor = Advisor(in_force_of(SHORT, LONG))
     for _ in range(300):
         advisor.decided(Decision(LONG, Reason.TOO_LARGE))
         observation = Observation(make_decision(100), Outcome(503))
         advisor.observed(observation, Lesson(Skipped.STATUS))
-    assert advisor.advice() is None
+    assert advisor.report()["advice"] is None
     assert sum(advisor.report()["budgets"]["shares"]) == 0
 
 
 def test_one_pool_has_nothing_to_split() -> None:
-    advisor = Advisor(Policy([LONG]))
+    advisor = Advisor(in_force_of(LONG))
     watch(advisor, 300, 290, 300)
-    assert advisor.advice() is None
+    assert advisor.report()["advice"] is None
     assert max(advisor.report()["budgets"]["shares"]) == 1
 
 
-def test_other_limits_begin_anew_and_the_same_do_not() -> None:
-    advisor = Advisor(Policy([SHORT, LONG]))
-    watch(advisor, 300, 290, 300)
-    advisor.reconfigure(Policy([SHORT, LONG]))
-    assert advisor.advice() is not None
-    advisor.reconfigure(Policy([Pool("short", 8192, 5000), LONG]))
-    assert advisor.advice() is None
-    assert 5000 in advisor.report()["budgets"]["thresholds"]
-
-
 def test_metrics_hold_the_advice() -> None:
-    advisor = Advisor(Policy([SHORT, LONG]))
-    registry = Metrics(dict, tuple, advice=advisor.advice).registry
+    in_force = in_force_of(SHORT, LONG)
+    advisor = Advisor(in_force)
+    registry = CollectorRegistry()
+    registry.register(InForceCollector(in_force))
 
     def value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
         return registry.get_sample_value(name, dict(labels or {}))

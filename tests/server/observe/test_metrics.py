@@ -18,7 +18,7 @@ DECISION = Decision(SHORT, Reason.WITHIN_THRESHOLD, "prose", prompt_tokens=100)
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(lambda: {"prose": 4.5})
+    return Metrics()
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -84,10 +84,6 @@ def test_an_observation_is_counted_with_what_it_taught(metrics: Metrics) -> None
     assert value(metrics, "extproc_under_estimates_total") == 1
     assert value(metrics, "extproc_misroutes_total", kind="truncated") == 1
     assert value(metrics, "extproc_overflow_retries_total") == 1
-
-
-def test_learned_ratios_are_read_when_scraped(metrics: Metrics) -> None:
-    assert value(metrics, "extproc_bytes_per_token", category="prose") == 4.5
 
 
 def test_every_name_has_the_prefix_and_a_help_text(metrics: Metrics) -> None:

@@ -5,16 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.exchange.events import Observation
+from extproc.routing.bound import Bounded
 from extproc.routing.features import measure
-from extproc.routing.policy import Pool, Reason
+from extproc.routing.policy import Policy, Pool, Reason
+from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.request import Prompt
-from extproc.routing.router import Decision, Lesson, Outcome, Skipped
+from extproc.routing.router import Decision, Lesson, Outcome, Router, Skipped
 from extproc.server.observe.recent import (
     CURVE_POINTS,
     LAST_DECISIONS,
     Curve,
     RecentDecisions,
 )
+
+from ..in_force import make_in_force
 
 POOL = Pool("short", 8192, 8192)
 
@@ -34,8 +38,14 @@ def make_decision(category: str = "prose", prompt_tokens: int = 100) -> Decision
     )
 
 
+class FixedRatios(TextRatios):
+    def bytes_per_token(self, category: str) -> float | None:
+        return {"prose": 4.25}.get(category)
+
+
 def make_history() -> RecentDecisions:
-    return RecentDecisions(lambda: 1000.0, {"prose": 4.25}.get)
+    in_force = make_in_force(Router(Policy([POOL]), Bounded(TextEma()), FixedRatios()))
+    return RecentDecisions(in_force, lambda: 1000.0)
 
 
 @given(st.lists(st.floats(0, 100), max_size=1500))

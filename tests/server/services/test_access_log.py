@@ -42,6 +42,8 @@ from extproc.server.transport.native import NativeServer
 from extproc.wire import access_log_pb2 as pb
 from extproc.wire import ext_proc_pb2
 
+from ..in_force import make_in_force
+
 POOLS = (PoolConfig("short", 1000), PoolConfig("long", 8000))
 TEXT = b"Some words to learn from, again and again. " * 10
 
@@ -197,12 +199,14 @@ class Server:
 
     def __init__(self) -> None:
         self.router = make_router()
-        self.metrics = Metrics(self.router.ratios.all)
+        self.metrics = Metrics()
         self.deferred: list[Callable[[], None]] = []
         self.service = ExtProcService(
-            self.router,
-            ExchangeSettings(decision_tokens=True),
-            FeedbackSampler(0.0, adaptive=False),
+            make_in_force(
+                self.router,
+                settings=ExchangeSettings(decision_tokens=True),
+                sampler=FeedbackSampler(0.0, adaptive=False),
+            ),
             self.metrics,
             defer=self.deferred.append,
         )

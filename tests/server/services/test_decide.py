@@ -11,14 +11,12 @@ import grpc
 import pytest
 
 from extproc.address import Address
-from extproc.config import Config
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.json_elider import CHUNK_BYTES
 from extproc.exchange.machine import ExchangeSettings
 from extproc.rpc.call import Call, RpcError, Service, StatusCode
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
-from extproc.server.build import build_router, build_sampler
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import DECIDE, Api, InvalidArgumentError, WithApi
@@ -26,6 +24,8 @@ from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer
 from extproc.wire import router_pb2 as pb
+
+from ..in_force import make_in_force
 
 MAX_BODY_BYTES = 20_000
 TEXT = "Twelve words that we would like to have estimated, if we may. "
@@ -35,14 +35,8 @@ BODY = json.dumps(
 
 
 def make_service() -> ExtProcService:
-    config = Config()
-    router = build_router(config)
-    return ExtProcService(
-        router,
-        ExchangeSettings(),
-        build_sampler(config.feedback, router.policy),
-        Metrics(router.ratios.all),
-    )
+    settings = ExchangeSettings(max_body_bytes=MAX_BODY_BYTES)
+    return ExtProcService(make_in_force(settings=settings), Metrics())
 
 
 def make_api() -> Api:
@@ -289,7 +283,7 @@ def over_http(
             service.metrics.registry,
             lambda: True,
             dict,
-            lambda: Explainer(service.router, MAX_BODY_BYTES),
+            Explainer(service.in_force),
             MAX_BODY_BYTES,
             Api(service, MAX_BODY_BYTES) if enabled else None,
         )
@@ -326,13 +320,13 @@ def test_over_http_a_large_body_is_read_in_turns(
     async def run() -> None:
         nonlocal slices
         service = make_service()
-        explainer = NotedExplainer(service.router, len(LARGE_BODY))
+        explainer = NotedExplainer(service.in_force)
         admin = AdminServer(
             Address.parse("127.0.0.1:0"),
             service.metrics.registry,
             lambda: True,
             dict,
-            lambda: explainer,
+            explainer,
             len(LARGE_BODY),
             NotedApi(service, len(LARGE_BODY)),
         )

@@ -12,7 +12,6 @@ from prometheus_client import generate_latest
 
 from extproc.config import Config
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.bound import Bounded
 from extproc.routing.estimate import Prediction
 from extproc.routing.features import Features
@@ -26,6 +25,8 @@ from extproc.server.observe.metrics import Metrics
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.server.services.in_flight import InFlight
 from extproc.wire import ext_proc_pb2 as pb
+
+from ..in_force import make_in_force
 
 SECRET = "quetzalcoatlus"
 BODY = json.dumps(
@@ -49,19 +50,20 @@ class Server:
 
     router: Router = field(default_factory=lambda: build_router(Config()))
     sample: float = 1.0
-    loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None
+    loads: Callable[[], Mapping[str, PoolLoad]] = dict
     watchers: list[Any] = field(default_factory=list)
     deferred: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.router.ratios.all)
+        self.metrics = Metrics()
         self.service = ExtProcService(
-            self.router,
-            ExchangeSettings(),
-            FeedbackSampler(self.sample, adaptive=False),
+            make_in_force(
+                self.router,
+                sampler=FeedbackSampler(self.sample, adaptive=False),
+                loads=self.loads,
+            ),
             self.metrics,
             watchers=self.watchers,
-            loads=self.loads,
             defer=self.deferred.append,
         )
 
@@ -378,12 +380,9 @@ class Unwritable(Router):
 
 
 def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
-    server = Server(sample=0.0)
-    old = server.router
+    old = build_router(Config())
     broken = Unwritable(old.policy, old.estimator, old.ratios)
-    server.service.reconfigure(
-        broken, ExchangeSettings(), FeedbackSampler(0.0, adaptive=False)
-    )
+    server = Server(broken, sample=0.0)
     call = server.open()
     head = pb.ProcessingRequest.FromString(headers())
     head.protocol_config.request_body_mode = 4
@@ -399,12 +398,9 @@ def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
 
 
 def test_a_fault_in_writing_a_reply_leaves_the_request_to_envoy() -> None:
-    server = Server(sample=0.0)
-    old = server.router
+    old = build_router(Config())
     broken = Unwritable(old.policy, old.estimator, old.ratios)
-    server.service.reconfigure(
-        broken, ExchangeSettings(), FeedbackSampler(0.0, adaptive=False)
-    )
+    server = Server(broken, sample=0.0)
     call = server.open()
     call.receive(headers())
 

@@ -29,6 +29,8 @@ from extproc.server.services.ext_proc import (
 )
 from extproc.wire import ext_proc_pb2 as pb
 
+from ..in_force import make_in_force
+
 MIB = 1 << 20
 Calls = list[Callable[[], None]]
 
@@ -42,11 +44,13 @@ class Server:
         self.loop: Calls = []
         self.now_s = 0.0
         self.router = build_router(Config())
-        self.metrics = Metrics(self.router.ratios.all)
+        self.metrics = Metrics()
         self.service = ExtProcService(
-            self.router,
-            ExchangeSettings(max_body_bytes=16 * MIB),
-            FeedbackSampler(feedback, adaptive=False),
+            make_in_force(
+                self.router,
+                settings=ExchangeSettings(max_body_bytes=16 * MIB),
+                sampler=FeedbackSampler(feedback, adaptive=False),
+            ),
             self.metrics,
             new_exchange=new_exchange,
             defer=self.loop.append,

@@ -9,38 +9,36 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from extproc.config import Config
 from extproc.exchange.events import Observation
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
 from extproc.routing.request import Prompt, Request
 from extproc.routing.router import Outcome
 from extproc.server.admin.status import StatusReporter
-from extproc.server.build import build_router
 from extproc.server.observe.advising import Advisor
+from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import LAST_DECISIONS, RecentDecisions
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.workers.merge import MergedMetrics, merge_reports
+
+from ..in_force import make_in_force
 
 
 class Process:
     """One worker's inside: decides and learns."""
 
     def __init__(self) -> None:
-        router = self.router = build_router(Config())
-        self.metrics = Metrics(router.ratios.all)
-        history = RecentDecisions(time.time, router.ratios.bytes_per_token)
-        advisor = Advisor(router.policy)
+        in_force = make_in_force(sampler=FeedbackSampler(1.0, adaptive=False))
+        self.router = in_force.now.router
+        self.metrics = Metrics()
+        self.metrics.registry.register(InForceCollector(in_force))
+        history = RecentDecisions(in_force, time.time)
+        advisor = Advisor(in_force)
         self.service = ExtProcService(
-            router,
-            ExchangeSettings(),
-            FeedbackSampler(1.0, adaptive=False),
-            self.metrics,
-            watchers=[history, advisor],
+            in_force, self.metrics, watchers=[history, advisor]
         )
         self.status = StatusReporter(
-            router, self.metrics, history, advisor, lambda: True, time.time
+            in_force, self.metrics, history, advisor, lambda: True, time.time
         )
 
     def serve(self, times: int, text: bytes = b"Words and more words. " * 9) -> None:

@@ -1,0 +1,61 @@
+"""A configuration in force, made of the parts that a test is about."""
+
+from collections.abc import Callable, Mapping
+
+from extproc.config import Config
+from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.advice import budget_counts
+from extproc.routing.policy import PoolLoad
+from extproc.routing.router import Router
+from extproc.server.build import build_router, build_sampler
+from extproc.server.in_force import Generation, InForce
+from extproc.server.pools.watch import LoadWatch
+
+
+class FixedLoads(LoadWatch):
+    """Watches nothing; the loads are what a test says."""
+
+    def __init__(self, loads: Callable[[], Mapping[str, PoolLoad]]) -> None:
+        super().__init__((), Config().load)
+        self._fixed = loads
+
+    def current(self) -> Mapping[str, PoolLoad]:
+        return self._fixed()
+
+
+def make_generation(
+    router: Router | None = None,
+    *,
+    config: Config | None = None,
+    settings: ExchangeSettings | None = None,
+    sampler: FeedbackSampler | None = None,
+    loads: Callable[[], Mapping[str, PoolLoad]] = dict,
+) -> Generation:
+    """What ``config`` describes, but for what is given."""
+    config = config or Config()
+    router = router or build_router(config)
+    return Generation(
+        config,
+        router,
+        sampler or build_sampler(config.feedback, router.policy),
+        settings or ExchangeSettings(),
+        FixedLoads(loads),
+        budget_counts(router.policy),
+    )
+
+
+def make_in_force(
+    router: Router | None = None,
+    *,
+    config: Config | None = None,
+    settings: ExchangeSettings | None = None,
+    sampler: FeedbackSampler | None = None,
+    loads: Callable[[], Mapping[str, PoolLoad]] = dict,
+) -> InForce:
+    """The same, in force."""
+    return InForce(
+        make_generation(
+            router, config=config, settings=settings, sampler=sampler, loads=loads
+        )
+    )
