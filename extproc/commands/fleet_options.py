@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from extproc.fleet.hardware import (
     batch_defaults,
     fitting_tensor_parallel_size,
 )
-from extproc.fleet.hardware_profile import Profile, ProfileError
+from extproc.fleet.hardware_profile import Profile, ProfileError, warnings
 from extproc.fleet.model_config import read_model_config
 from extproc.fleet.models import MODELS, Model, check_tensor_parallel_size
+from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import (
@@ -137,13 +138,14 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-model-len",
         type=int,
-        default=DEFAULT_MAX_MODEL_LEN,
-        help=f"of the last pool; default {DEFAULT_MAX_MODEL_LEN}",
+        help="of the last pool; default: the profile's, or "
+        f"{DEFAULT_MAX_MODEL_LEN} or the model's if that is less",
     )
     group.add_argument(
         "--max-num-batched-tokens",
         type=int,
-        help="of every instance; default: as large as the TPOT promise lets it be",
+        help="of every instance; default: the profile's, or as large as the TPOT "
+        "promise lets it be",
     )
 
 
@@ -328,6 +330,56 @@ def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
         raise OptionError(f"--model: {path}: {error}") from error
 
 
+def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with the limits that were not given.
+
+    A profile's window, sequences and batch are those that it was measured with; without
+    one, the window is 65,536 tokens or the model's, and the sequences are vLLM's
+    default on the GPU. The default threshold is half of a window that it does not fit.
+
+    Raises:
+        OptionError: a profile or a model that cannot be read.
+    """
+    profile = read_profile(args.profile) if args.profile else None
+    window, batched = args.max_model_len, args.max_num_batched_tokens
+    if window is None and profile:
+        window = profile.max_model_len
+    elif window is None:
+        longest = read_model(args.model).max_position_embeddings
+        window = min(DEFAULT_MAX_MODEL_LEN, longest)
+    if batched is None and profile:
+        batched = profile.max_num_batched_tokens
+    seqs = args.max_num_seqs
+    if seqs is None:
+        seqs = read_batch_defaults(args).max_num_seqs
+    complete = argparse.Namespace(**vars(args))
+    complete.max_model_len, complete.max_num_batched_tokens = window, batched
+    complete.max_num_seqs = seqs
+    if "threshold" in vars(args) and not args.threshold:
+        complete.threshold = [min(DEFAULT_THRESHOLD, window // 2)]
+    return complete
+
+
+def warn_beyond_profile(
+    args: argparse.Namespace, limits: Sequence[SchedulerLimits], *, priced: bool
+) -> None:
+    """Print what a fleet of these limits takes from a profile that did not measure it.
+
+    Args:
+        priced: whether dollars are asked for, so that a missing price matters.
+    """
+    if not args.profile:
+        return
+    for warning in warnings(
+        read_profile(args.profile),
+        max_model_len=max(one.max_model_len for one in limits),
+        max_num_seqs=max(one.max_num_seqs for one in limits),
+        max_num_batched_tokens=max(one.max_num_batched_tokens for one in limits),
+        usd_per_gpu_hour=args.usd_per_gpu_hour if priced else 0.0,
+    ):
+        print(f"extproc: {args.profile}: {warning}", file=sys.stderr)
+
+
 def read_batch_defaults(args: argparse.Namespace) -> BatchDefaults:
     """``max_num_seqs`` and ``max_num_batched_tokens`` of a server started without them.
 
@@ -362,7 +414,7 @@ def _profiled(name: str, usd: float | None) -> Engine:
         profile.num_blocks,
         profile.block_size,
         profile.gpus,
-        0.0 if usd is None else usd,
+        usd if usd is not None else profile.usd_per_gpu_hour or 0.0,
     )
 
 

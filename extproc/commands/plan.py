@@ -31,12 +31,13 @@ from extproc.commands.fleet_options import (
     add_output_arguments,
     add_promise_arguments,
     add_traffic_arguments,
+    complete_limits,
     plain_json,
     read_arrivals,
-    read_batch_defaults,
     read_engine,
     read_slo,
     read_workload,
+    warn_beyond_profile,
 )
 from extproc.commands.text import wrap
 from extproc.fleet.cost import HOURS_PER_YEAR
@@ -134,9 +135,10 @@ def read_question(args: argparse.Namespace) -> Question:
     Raises:
         OptionError: one of them is out of range.
     """
+    args = complete_limits(args)
     workload = read_workload(args.workload)
     engine = read_engine(args)
-    thresholds = tuple(sorted(set(args.threshold or [DEFAULT_THRESHOLD])))
+    thresholds = tuple(sorted(set(args.threshold)))
     if thresholds[0] < 2 or thresholds[-1] >= args.max_model_len:
         raise OptionError(
             f"--threshold: {', '.join(map(str, thresholds))}, expected 2 or more, and "
@@ -161,6 +163,8 @@ def read_question(args: argparse.Namespace) -> Question:
         )
     except ValueError as error:
         raise OptionError(f"--max-model-len: {error}") from error
+    limits = engine.limits(args.max_model_len, args.max_num_seqs, budget)
+    warn_beyond_profile(args, [limits], priced=True)
     return Question(
         workload,
         engine,
@@ -170,7 +174,7 @@ def read_question(args: argparse.Namespace) -> Question:
         thresholds,
         args.max_model_len,
         budget,
-        args.max_num_seqs or read_batch_defaults(args).max_num_seqs,
+        args.max_num_seqs,
         Declared(args.declared),
         seed=args.seed,
         asked_requests=args.requests // 2,

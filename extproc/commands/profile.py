@@ -2,9 +2,9 @@
 
 Reads what the server says of itself (/v1/models, /metrics), then sends completions of
 random token ids: lone prompts of several lengths for the prefill, and batches of
-several sizes and contexts for the decoding step. The fit is checked against a load of
-another kind, mixed lengths arriving faster than they are served, which it predicts with
-the simulator.
+several sizes and contexts for the decoding step. The fit is checked against two loads
+of another kind, mixed lengths at 60 % and at 150 % of the capacity, which it predicts
+with the simulator.
 
 Nothing else should use the server meanwhile. max_num_seqs and max_num_batched_tokens
 are not published by vLLM: give them as it was started.
@@ -25,26 +25,33 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
+from msgspec.structs import replace
 
 from extproc.commands.fleet_options import Progress, plain_json
 from extproc.fleet.hardware_profile import (
+    Check,
     DecodeSample,
-    Outcome,
+    Measured,
     PrefillSample,
     Profile,
     ProfileError,
     Sent,
+    compare,
     fit,
+    outcome,
     predict,
     relative_error,
+    verdict,
 )
 
 # Ids that every vocabulary has, above the bytes and the special tokens of most.
 _FIRST_ID, _LAST_ID = 300, 2000
 _TIMEOUT_S = 600.0
+# Offered rates of the checks over the predicted capacity: what a fleet runs at, and
+# more than can be served.
+_ORDINARY_LOAD, _OVERLOAD = 0.6, 1.5
 
 
 class ServerError(Exception):
@@ -63,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the server; default 2048",
     )  # fmt: skip
     parser.add_argument("--gpus", type=int, default=1, help="of the server; default 1")
+    parser.add_argument(
+        "--usd-per-gpu-hour", type=float, help="price to keep; default: none given"
+    )
     parser.add_argument(
         "--largest-batch", type=int, default=32, help="to measure; default 32"
     )
@@ -194,16 +204,27 @@ async def _measure(args: argparse.Namespace) -> Profile:
             args.max_num_seqs,
             args.max_num_batched_tokens,
             args.gpus,
-            {
-                "fit_error": relative_error(step_time, request_s, decode, prefill),
-                "decode_samples": len(decode),
-                "prefill_samples": len(prefill),
-                "seed": args.seed,
-            },
+            Measured(
+                relative_error(step_time, request_s, decode, prefill),
+                len(decode),
+                len(prefill),
+                args.seed,
+                max_batch=max(sample.seqs for sample in decode),
+                max_context_tokens=max(
+                    round(sample.context_tokens / sample.seqs) for sample in decode
+                ),
+                max_prompt_tokens=max(sample.prompt_tokens for sample in prefill),
+            ),
+            args.usd_per_gpu_hour,
         )
-        if args.check_requests:
-            profile.measured["check"] = await _check(server, profile, args)
-        return profile
+        if not args.check_requests:
+            return profile
+        measured = replace(
+            profile.measured,
+            ordinary_check=await _check(server, profile, args, _ORDINARY_LOAD),
+            check=await _check(server, profile, args, _OVERLOAD),
+        )
+        return replace(profile, measured=measured)
 
 
 async def _identify(server: _Server, wanted: str | None) -> int:
@@ -304,47 +325,45 @@ async def _decode_once(
 
 
 async def _check(
-    server: _Server, profile: Profile, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Offer a mixed load of which a part has to queue; compare with the prediction."""
-    rng = random.Random(args.seed + 1)
-    load = _mixed_load(profile, args.check_requests, rng)
+    server: _Server, profile: Profile, args: argparse.Namespace, load: float
+) -> Check:
+    """Offer a mixed load, and compare it with the prediction.
+
+    Args:
+        load: offered rate over the capacity that the profile predicts.
+    """
+    rng = random.Random(f"{args.seed} {load}")
+    offered = _mixed_load(profile, args.check_requests, load, rng)
     before = await _preemptions(server)
     started_s = time.perf_counter()
     answers = await asyncio.gather(
-        *(_send_at(server, sent, started_s) for sent in load)
+        *(_send_at(server, sent, started_s) for sent in offered)
     )
     sent = [
         Sent(answer.sent_s - started_s, one.prompt_tokens, one.output_tokens)
-        for answer, one in zip(answers, load, strict=True)
+        for answer, one in zip(answers, offered, strict=True)
     ]
     sent.sort(key=lambda one: one.at_s)
-    span_s = max(a.token_s[-1] for a in answers) - min(a.sent_s for a in answers)
-    measured = Outcome(
-        len(load) / span_s,
-        statistics.fmean(a.token_s[0] - a.sent_s for a in answers),
+    measured = outcome(
+        max(a.token_s[-1] for a in answers) - min(a.sent_s for a in answers),
+        [a.token_s[0] - a.sent_s for a in answers],
+        [
+            (a.token_s[-1] - a.token_s[0]) / (len(a.token_s) - 1)
+            for a in answers
+            if len(a.token_s) > 1
+        ],
     )
-    predicted, preemptions = predict(profile, sent)
-    return {
-        "requests": len(load),
-        "measured": _as_dict(measured),
-        "predicted": _as_dict(predicted),
-        "throughput_error": predicted.requests_per_s / measured.requests_per_s - 1,
-        "mean_ttft_error": predicted.mean_ttft_s / measured.mean_ttft_s - 1,
-        "preemptions_measured": int(await _preemptions(server) - before),
-        "preemptions_predicted": preemptions,
-    }
+    preemptions = int(await _preemptions(server) - before)
+    predicted, predicted_preemptions = predict(profile, sent)
+    return compare(
+        load, measured, preemptions, predicted, predicted_preemptions, len(offered)
+    )
 
 
-def _as_dict(outcome: Outcome) -> dict[str, float]:
-    return {
-        "requests_per_s": outcome.requests_per_s,
-        "mean_ttft_s": outcome.mean_ttft_s,
-    }
-
-
-def _mixed_load(profile: Profile, n: int, rng: random.Random) -> list[Sent]:
-    """Mixed lengths, at half as much again as the profile says can be served."""
+def _mixed_load(
+    profile: Profile, n: int, load: float, rng: random.Random
+) -> list[Sent]:
+    """Mixed lengths, at ``load`` times what the profile says can be served."""
     window = profile.max_model_len
     sizes = [
         (
@@ -355,11 +374,12 @@ def _mixed_load(profile: Profile, n: int, rng: random.Random) -> list[Sent]:
     ]
     at_once = [Sent(0.0, prompt, output) for prompt, output in sizes]
     capacity = predict(profile, at_once)[0].requests_per_s
-    now_s, load = 0.0, []
+    now_s = 0.0
+    offered: list[Sent] = []
     for prompt, output in sizes:
-        load.append(Sent(now_s, prompt, output))
-        now_s += rng.expovariate(1.5 * capacity)
-    return load
+        offered.append(Sent(now_s, prompt, output))
+        now_s += rng.expovariate(load * capacity)
+    return offered
 
 
 async def _send_at(server: _Server, sent: Sent, started_s: float) -> _Answer:
@@ -376,18 +396,27 @@ def _print(profile: Profile, output: Path) -> None:
         f"sequence, {1e6 * step.token_s:.2f} us a prompt token, "
         f"{1e9 * step.context_s:.2f} ns a token of context; a request "
         f"{1e3 * profile.request_s:.1f} ms beside its steps\n"
-        f"error on its own samples {profile.measured['fit_error']:.1%}"
+        f"error on its own samples {profile.measured.fit_error:.1%}"
     )
-    check = profile.measured.get("check")
-    if check:
-        print(
-            f"another load, {check['requests']} requests: throughput "
-            f"{check['measured']['requests_per_s']:.2f} measured, "
-            f"{check['predicted']['requests_per_s']:.2f} predicted "
-            f"({check['throughput_error']:+.1%}); mean TTFT "
-            f"{check['measured']['mean_ttft_s']:.3f} s, "
-            f"{check['predicted']['mean_ttft_s']:.3f} s "
-            f"({check['mean_ttft_error']:+.1%}); preemptions "
-            f"{check['preemptions_measured']}, {check['preemptions_predicted']}"
-        )
+    for check in (profile.measured.ordinary_check, profile.measured.check):
+        if check is not None:
+            _print_check(check)
+    print(verdict(profile))
     print(f"written to {output}")
+
+
+def _print_check(check: Check) -> None:
+    measured, predicted = check.measured, check.predicted
+    print(
+        f"at {check.load:.0%} of its capacity, {check.requests} requests: throughput "
+        f"{measured.requests_per_s:.2f} measured, "
+        f"{predicted.requests_per_s:.2f} predicted ({check.throughput_error:+.1%}); "
+        f"preemptions {check.preemptions_measured}, {check.preemptions_predicted}"
+    )
+    titles = ("mean_ttft_s", "p50_ttft_s", "p90_ttft_s", "p50_tpot_s", "p90_tpot_s")
+    for name, error in check.errors().items():
+        if name in titles:
+            print(
+                f"  {name:12} {getattr(measured, name):.4f} measured, "
+                f"{getattr(predicted, name):.4f} predicted ({error:+.1%})"
+            )

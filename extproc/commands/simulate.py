@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from extproc.commands.fleet_options import (
-    DEFAULT_MAX_MODEL_LEN,
     DEFAULT_THRESHOLD,
     OptionError,
     Progress,
@@ -30,12 +29,13 @@ from extproc.commands.fleet_options import (
     add_output_arguments,
     add_promise_arguments,
     add_traffic_arguments,
+    complete_limits,
     plain_json,
     read_arrivals,
-    read_batch_defaults,
     read_engine,
     read_slo,
     read_workload,
+    warn_beyond_profile,
 )
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.simulation import TAUGHT, Declared, PoolSpec, Run, simulate
@@ -143,16 +143,19 @@ def _simulate(task: _Task) -> Result:
 
 
 def _read(args: argparse.Namespace) -> _Task:
+    args = complete_limits(args)
     for option in ("requests", "replications", "processes", "max_num_seqs"):
         value = getattr(args, option)
-        if value is not None and value < 1:
+        if value < 1:
             raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
     if args.variation < 0:
         raise OptionError(f"--variation: {args.variation}, expected >= 0")
     workload = read_workload(args.workload)
     slo = read_slo(args)
+    pools = _read_pools(args, read_engine(args), slo)
+    warn_beyond_profile(args, [pool.limits for pool in pools], priced=False)
     return _Task(
-        _read_pools(args, read_engine(args), slo),
+        pools,
         workload.lengths,
         read_arrivals(args, workload),
         StrategySpec(StrategyName(args.router), workload.mix, args.variation),
@@ -168,7 +171,6 @@ def _read(args: argparse.Namespace) -> _Task:
 def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[PoolSpec]:
     described = args.pool or _default_pools(args)
     budget = args.max_num_batched_tokens or token_budget(engine.step_time, slo)
-    max_num_seqs = args.max_num_seqs or read_batch_defaults(args).max_num_seqs
     pools: list[PoolSpec] = []
     for text in described:
         name, *numbers = text.split(":")
@@ -183,7 +185,7 @@ def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[Pool
             raise OptionError(f"--pool: {text}, expected increasing MAX_MODEL_LEN")
         try:
             limits = engine.limits(
-                max_model_len, seqs[0] if seqs else max_num_seqs, budget
+                max_model_len, seqs[0] if seqs else args.max_num_seqs, budget
             )
         except ValueError as error:
             raise OptionError(f"--pool: {text}: {error}") from error
@@ -205,9 +207,10 @@ def _default_pools(args: argparse.Namespace) -> list[str]:
     counts = args.instances.split(",")
     if len(counts) != 2 or not all(count.isdecimal() for count in counts):
         raise OptionError(f"--instances: {args.instances}, expected N,M")
+    threshold = min(DEFAULT_THRESHOLD, args.max_model_len // 2)
     return [
-        f"short:{DEFAULT_THRESHOLD}:{counts[0]}",
-        f"long:{max(args.max_model_len, DEFAULT_MAX_MODEL_LEN)}:{counts[1]}",
+        f"short:{threshold}:{counts[0]}",
+        f"long:{args.max_model_len}:{counts[1]}",
     ]
 
 

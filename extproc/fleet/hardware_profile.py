@@ -10,10 +10,11 @@ ones.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from extproc.fleet.instance import Instance, Job
 from extproc.fleet.scheduler import SchedulerLimits
@@ -42,15 +43,82 @@ class PrefillSample:
     ttft_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Outcome(msgspec.Struct, frozen=True):
+    """What a load came to, measured or predicted: seconds, over all its requests.
+
+    TTFT at the client; TPOT of a request is the time from its first token to its last
+    over the tokens after the first.
+    """
+
+    requests_per_s: float
+    mean_ttft_s: float
+    p50_ttft_s: float | None = None
+    p90_ttft_s: float | None = None
+    p50_tpot_s: float | None = None
+    p90_tpot_s: float | None = None
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A load that the fit has not seen, measured and predicted.
+
+    Attributes:
+        load: offered rate over the predicted capacity.
+        throughput_error, mean_ttft_error: predicted over measured, less 1.
+    """
+
+    requests: int
+    load: float
+    measured: Outcome
+    predicted: Outcome
+    throughput_error: float
+    mean_ttft_error: float
+    preemptions_measured: int
+    preemptions_predicted: int
+
+    def errors(self) -> dict[str, float]:
+        """Predicted over measured, less 1, of every figure that both have."""
+        pairs = {
+            name: (getattr(self.measured, name), getattr(self.predicted, name))
+            for name in Outcome.__struct_fields__
+        }
+        return {
+            name: theirs / ours - 1
+            for name, (ours, theirs) in pairs.items()
+            if ours and theirs is not None
+        }
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What a profile was fitted to, and how well it predicts what it was not.
+
+    Attributes:
+        fit_error: mean relative error on its own samples.
+        max_batch: the most sequences that decoded together.
+        max_context_tokens: the longest context of one of them.
+        max_prompt_tokens: the longest lone prompt.
+        check: a load above the capacity, of which a part has to queue.
+        ordinary_check: a load of 60 % of the capacity.
+    """
+
+    fit_error: float
+    decode_samples: int = 0
+    prefill_samples: int = 0
+    seed: int = 0
+    max_batch: int | None = None
+    max_context_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    check: Check | None = None
+    ordinary_check: Check | None = None
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One instance as measured.
 
     Attributes:
         request_s: what a request takes beside its steps, at the client.
         max_num_seqs, max_num_batched_tokens: as the server was started; it does not
-            tell.
-        measured: of what, when and how well the fit reproduces its own samples.
+            publish them.
+        usd_per_gpu_hour: what the operator pays; None if no price was given.
     """
 
     model: str
@@ -62,35 +130,132 @@ class Profile:
     max_num_seqs: int
     max_num_batched_tokens: int
     gpus: int
-    measured: dict[str, Any]
+    measured: Measured
+    usd_per_gpu_hour: float | None = None
 
-    def to_document(self) -> dict[str, Any]:
+    def to_document(self) -> dict[str, object]:
         """As JSON."""
-        return {"profile": 1, **asdict(self)}
+        return {"profile": 1, **msgspec.to_builtins(self)}
 
     @classmethod
-    def from_document(cls, document: Any) -> "Profile":
-        """From JSON.
+    def from_document(cls, document: object) -> "Profile":
+        """From JSON, of this release or an earlier one.
 
         Raises:
             ProfileError: not a profile, or a key is missing or of the wrong kind.
         """
         if not isinstance(document, dict) or document.get("profile") != 1:
-            raise ProfileError("profile: expected 1, as `extproc profile` writes it")
+            raise ProfileError(
+                "profile: missing; expected 1, as `extproc profile` writes it"
+            )
         fields = {key: value for key, value in document.items() if key != "profile"}
+        fields["measured"] = _without_older_check(fields.get("measured"))
         try:
-            step_time = Linear(**fields.pop("step_time"))
-            profile = cls(step_time=step_time, **fields)
-        except (KeyError, TypeError) as error:
+            profile = msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
             raise ProfileError(str(error)) from error
         if profile.num_blocks < 2 or profile.block_size < 1:
             raise ProfileError(
-                f"num_blocks: {profile.num_blocks}, block_size: {profile.block_size}, "
+                f"num_blocks: {profile.num_blocks}, block_size: {profile.block_size}; "
                 "expected at least 2 and 1"
             )
-        if step_time.base_s <= 0:
-            raise ProfileError(f"step_time.base_s: {step_time.base_s}, expected > 0")
+        if profile.step_time.base_s <= 0:
+            raise ProfileError(
+                f"step_time.base_s: {profile.step_time.base_s:g}; expected > 0"
+            )
         return profile
+
+
+def _without_older_check(measured: object) -> object:
+    """An earlier release's check says no load, and is left out."""
+    if not isinstance(measured, dict):
+        return measured
+    check = measured.get("check")
+    if isinstance(check, dict) and "load" not in check:
+        return {key: value for key, value in measured.items() if key != "check"}
+    return measured
+
+
+#: Errors of a check up to which a profile is good, and beyond which it is of no use.
+_USABLE_ERROR = 0.25
+
+
+def verdict(profile: Profile) -> str:
+    """What the checks say of the profile, in one line.
+
+    By the throughput above capacity, and at an ordinary load by the medians: means and
+    tails of a queue multiply what the throughput lacks.
+    """
+    errors: list[float] = []
+    if profile.measured.check:
+        errors.append(profile.measured.check.throughput_error)
+    if profile.measured.ordinary_check:
+        found = profile.measured.ordinary_check.errors()
+        errors += [found[name] for name in _JUDGED if name in found]
+    if not errors:
+        return "not checked"
+    worst = max(map(abs, errors))
+    if worst > _USABLE_ERROR:
+        return (
+            f"off by {worst:.0%}: the machine or the server was busy with something "
+            "else; measure again before using this profile"
+        )
+    return f"good to {5 * math.ceil(20 * worst)} %"
+
+
+_JUDGED = ("requests_per_s", "p50_ttft_s", "p50_tpot_s")
+
+
+def warnings(
+    profile: Profile,
+    *,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    usd_per_gpu_hour: float | None = None,
+) -> tuple[str, ...]:
+    """What a plan of these limits would take from a profile that did not measure it.
+
+    Args:
+        max_model_len: the longest window planned, in tokens.
+        max_num_seqs, max_num_batched_tokens: the most of any pool.
+        usd_per_gpu_hour: the operator's price, if given beside the profile's.
+    """
+    measured = profile.measured
+    planned = (
+        ("max_model_len", max_model_len, profile.max_model_len, "the server's is"),
+        ("max_num_seqs", max_num_seqs, profile.max_num_seqs, "the server's is"),
+        (
+            "max_num_batched_tokens",
+            max_num_batched_tokens,
+            profile.max_num_batched_tokens,
+            "the server's is",
+        ),
+        ("max_num_seqs", max_num_seqs, measured.max_batch, "batches measured up to"),
+        (
+            "max_model_len",
+            max_model_len,
+            measured.max_context_tokens,
+            "contexts of decoding measured up to",
+        ),
+        (
+            "max_num_batched_tokens",
+            max_num_batched_tokens,
+            measured.max_prompt_tokens,
+            "prompts of one step measured up to",
+        ),
+    )
+    found = [
+        f"{name}: {value:,}; {limit_is} {limit:,}: beyond it times are extrapolated"
+        for name, value, limit, limit_is in planned
+        if limit is not None and value > limit
+    ]
+    judged = verdict(profile)
+    if judged.startswith("off"):
+        found.append(f"check: {judged}")
+    if usd_per_gpu_hour is None and profile.usd_per_gpu_hour is None:
+        found.append("usd_per_gpu_hour: no price given; dollars are left out")
+    return tuple(found)
 
 
 def fit(
@@ -105,7 +270,7 @@ def fit(
     """
     if len(decode) < 3 or len(prefill) < 3:
         raise ProfileError(
-            f"{len(decode)} decode and {len(prefill)} prefill samples, expected 3 each"
+            f"{len(decode)} decode and {len(prefill)} prefill samples; expected 3 each"
         )
     rows = [[1.0, s.seqs, 0.0, s.context_tokens, 0.0, 0.0] for s in decode]
     rows += [[1.0, 0.0, s.prompt_tokens, 0.0, _pairs(s), 1.0] for s in prefill]
@@ -120,7 +285,9 @@ def _pairs(sample: PrefillSample) -> float:
     return sample.prompt_tokens * (sample.prompt_tokens + 1) / 2
 
 
-def _non_negative(rows: Any, times: Any) -> list[float]:
+def _non_negative(
+    rows: npt.NDArray[np.float64], times: npt.NDArray[np.float64]
+) -> list[float]:
     """Least squares with the active-set method: drop what comes out negative."""
     weighted = rows / times[:, None]
     scale = np.abs(weighted).max(axis=0)
@@ -176,14 +343,6 @@ class Sent:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a load came to, measured or predicted."""
-
-    requests_per_s: float
-    mean_ttft_s: float
-
-
 def predict(profile: Profile, load: Sequence[Sent]) -> tuple[Outcome, int]:
     """Simulate the load on the profiled instance; its preemptions too."""
     limits = SchedulerLimits(
@@ -199,9 +358,55 @@ def predict(profile: Profile, load: Sequence[Sent]) -> tuple[Outcome, int]:
         instance.add(Job(sent.at_s, sent.prompt_tokens, sent.output_tokens))
     instance.advance(math.inf)
     jobs = instance.finished
-    ttfts = [job.first_token_s - job.arrival_s + profile.request_s for job in jobs]
     span_s = max(job.finish_s for job in jobs) - load[0].at_s + profile.request_s
     return (
-        Outcome(len(jobs) / span_s, float(np.mean(ttfts))),
+        outcome(
+            span_s,
+            [job.first_token_s - job.arrival_s + profile.request_s for job in jobs],
+            [
+                (job.finish_s - job.first_token_s) / (job.output_tokens - 1)
+                for job in jobs
+                if job.output_tokens > 1
+            ],
+        ),
         instance.num_preemptions,
+    )
+
+
+def outcome(
+    span_s: float, ttfts_s: Sequence[float], tpots_s: Sequence[float]
+) -> Outcome:
+    """Summarize requests that took ``span_s`` from the first sent to the last token."""
+
+    def quantile(values: Sequence[float], q: float) -> float | None:
+        return float(np.quantile(values, q)) if len(values) else None
+
+    return Outcome(
+        len(ttfts_s) / span_s,
+        float(np.mean(ttfts_s)),
+        quantile(ttfts_s, 0.5),
+        quantile(ttfts_s, 0.9),
+        quantile(tpots_s, 0.5),
+        quantile(tpots_s, 0.9),
+    )
+
+
+def compare(
+    load: float,
+    measured: Outcome,
+    preemptions_measured: int,
+    predicted: Outcome,
+    preemptions_predicted: int,
+    requests: int,
+) -> Check:
+    """A check from its two outcomes."""
+    return Check(
+        requests,
+        load,
+        measured,
+        predicted,
+        predicted.requests_per_s / measured.requests_per_s - 1,
+        predicted.mean_ttft_s / measured.mean_ttft_s - 1,
+        preemptions_measured,
+        preemptions_predicted,
     )

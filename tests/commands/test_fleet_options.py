@@ -1,11 +1,22 @@
 """Files as the options of `plan` and `simulate` take them."""
 
+import argparse
 import gzip
+import json
 from pathlib import Path
 
 import pytest
 
-from extproc.commands.fleet_options import OptionError, read_workload
+from extproc.commands import plan, simulate
+from extproc.commands.fleet_options import (
+    OptionError,
+    complete_limits,
+    read_deployment,
+    read_engine,
+    read_workload,
+)
+from extproc.fleet.hardware_profile import Measured, Profile
+from extproc.fleet.steptime import Linear
 from extproc.fleet.workload import Recorded
 
 CSV = "ContextTokens,GeneratedTokens\n374,44\n396,109\n"
@@ -40,3 +51,96 @@ def test_a_file_of_other_columns_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text("a;b\n1;2\n")
     with pytest.raises(OptionError, match=r"--workload: log.csv: columns a, b; expec"):
         read_workload(str(path))
+
+
+def arguments(*given: str, command: str = "plan") -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    {"plan": plan, "simulate": simulate}[command].add_arguments(parser)
+    return parser.parse_args(given)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seqs"), [("A100-80GB", 256), ("L40S-48GB", 256), ("H100-80GB", 1024)]
+)
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_sequences_are_vllms_default_on_the_gpu(
+    gpu: str, seqs: int, command: str
+) -> None:
+    complete = complete_limits(arguments("--gpu", gpu, command=command))
+    assert (complete.max_num_seqs, complete.max_model_len) == (seqs, 65_536)
+    given = complete_limits(arguments("--gpu", gpu, "--max-num-seqs", "7"))
+    assert given.max_num_seqs == 7
+
+
+def test_the_window_is_the_models_if_that_is_less(tmp_path: Path) -> None:
+    config = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    complete = complete_limits(arguments("--model", str(tmp_path)))
+    assert (complete.max_model_len, complete.threshold) == (8192, [4096])
+    deployment = read_deployment(complete)
+    assert deployment.tensor_parallel_size == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--tensor-parallel-size", "3"), "--tensor-parallel-size: 3; expected a divi"),
+        (("--tensor-parallel-size", "0"), "--tensor-parallel-size: 0; expected a divi"),
+        (("--gpu-memory-utilization", "1.5"), "--gpu-memory-utilization: 1.5; expect"),
+        (("--tensor-parallel-size", "1"), "Llama-3-70B leaves no room for a KV cache"),
+        (("--model", "GPT-9"), "--model: GPT-9; expected one of Llama-3-70B"),
+    ],
+)
+def test_what_vllm_refuses_is_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        read_deployment(complete_limits(arguments(*given)))
+
+
+def write_profile(path: Path, usd: float | None) -> None:
+    profile = Profile(
+        "m",
+        Linear(5e-3, 2e-4, 3e-5),
+        0.004,
+        500,
+        16,
+        2048,
+        16,
+        512,
+        1,
+        Measured(0.05, max_batch=16, max_context_tokens=545, max_prompt_tokens=512),
+        usd,
+    )
+    path.write_text(json.dumps(profile.to_document()))
+
+
+def test_a_profile_sets_window_sequences_and_batch(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    write_profile(path, 1.25)
+    complete = complete_limits(arguments("--profile", str(path)))
+    assert complete.max_model_len == 2048
+    assert complete.max_num_seqs == 16
+    assert complete.max_num_batched_tokens == 512
+    assert complete.threshold == [1024]
+    assert read_engine(complete).usd_per_gpu_hour == 1.25
+
+
+def test_a_plan_beyond_a_profile_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.json"
+    write_profile(path, None)
+    plan.read_question(
+        arguments("--profile", str(path), "--rate", "3", "--max-num-seqs", "64")
+    )
+    said = capsys.readouterr().err
+    assert "max_num_seqs: 64; the server's is 16" in said
+    assert "contexts of decoding measured up to 545" in said
+    assert "no price given" in said
