@@ -21,9 +21,15 @@ from extproc.fleet.hardware import (
     batch_defaults,
     fitting_tensor_parallel_size,
 )
-from extproc.fleet.hardware_profile import Profile, ProfileError, warnings
+from extproc.fleet.hardware_profile import (
+    Profile,
+    warnings,
+)
 from extproc.fleet.model_config import read_model_config
 from extproc.fleet.models import MODELS, Model, check_tensor_parallel_size
+from extproc.fleet.profile_fit import (
+    ProfileError,
+)
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
@@ -33,11 +39,12 @@ from extproc.fleet.steptime import (
     Roofline,
     paper_step_time,
 )
-from extproc.fleet.usage_log import TraceFormatError, read_records
+from extproc.fleet.usage_log import LEAST_RECORDS, TraceFormatError, read_records
 from extproc.fleet.workload import (
     WORKLOADS,
     Arrivals,
     ModulatedArrivals,
+    Recorded,
     RenewalArrivals,
     ReplayedArrivals,
     Workload,
@@ -194,6 +201,22 @@ def read_workload(name: str) -> Workload:
     for note in records.notes:
         print(f"extproc: {path.name}: {note}", file=sys.stderr)
     return records.workload
+
+
+def require_records(workload: Workload) -> None:
+    """Refuse to plan for a file of so few requests that they carry no median.
+
+    Raises:
+        OptionError: fewer than 20 records.
+    """
+    if not isinstance(workload.lengths, Recorded):
+        return
+    records = len(workload.lengths.prompts)
+    if records < LEAST_RECORDS:
+        raise OptionError(
+            f"--workload: {records} usable records of {workload.name}; expected at "
+            f"least {LEAST_RECORDS}, and 1,000 for a P99"
+        )
 
 
 @contextmanager

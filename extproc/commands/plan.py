@@ -37,6 +37,7 @@ from extproc.commands.fleet_options import (
     read_engine,
     read_slo,
     read_workload,
+    require_records,
     warn_beyond_profile,
 )
 from extproc.commands.text import wrap
@@ -137,6 +138,7 @@ def read_question(args: argparse.Namespace) -> Question:
     """
     args = complete_limits(args)
     workload = read_workload(args.workload)
+    require_records(workload)
     engine = read_engine(args)
     thresholds = tuple(sorted(set(args.threshold)))
     if thresholds[0] < 2 or thresholds[-1] >= args.max_model_len:

@@ -32,18 +32,20 @@ from msgspec.structs import replace
 from extproc.commands.fleet_options import Progress, plain_json
 from extproc.fleet.hardware_profile import (
     Check,
-    DecodeSample,
     Measured,
-    PrefillSample,
     Profile,
-    ProfileError,
     Sent,
     compare,
-    fit,
     outcome,
     predict,
-    relative_error,
     verdict,
+)
+from extproc.fleet.profile_fit import (
+    DecodeSample,
+    PrefillSample,
+    ProfileError,
+    fit,
+    relative_error,
 )
 
 # Ids that every vocabulary has, above the bytes and the special tokens of most.

@@ -2,15 +2,20 @@
 
 Reads the keys that Hugging Face's configurations have (and Mistral's ``params.json``),
 of decoders with grouped, multi-query or latent attention, dense or with experts, some
-of their layers sliding; quantised by what ``quantization_config`` says.
+of their layers sliding; quantized by what ``quantization_config`` says.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from extproc.fleet.models import Model
+from extproc.fleet.quantization import (
+    ModelConfigError,
+    Quantization,
+    kv_element_bytes,
+    read_quantization,
+)
 
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -51,10 +56,6 @@ _UNSCALED = frozenset({"default", "llama3", "longrope", "su", "mrope", "proporti
 _STATES = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv"})
 
 
-class ModelConfigError(ValueError):
-    """A configuration that gives no model: the key, its value, what was expected."""
-
-
 class _Config:
     """One configuration's values under their many names."""
 
@@ -87,11 +88,11 @@ class _Config:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Parameters by what quantisation does to them, over all layers.
+    """Parameters by what quantization does to them, over all layers.
 
     Attributes:
         attention, mlp, experts: of the linear layers; experts are all routed ones.
-        plain: embeddings, head, routers, norms: 16 bits whatever the quantisation.
+        plain: embeddings, head, routers, norms: 16 bits whatever the quantization.
     """
 
     attention: float
@@ -102,22 +103,6 @@ class _Parts:
     @property
     def total(self) -> float:
         return self.attention + self.mlp + self.experts + self.plain
-
-
-@dataclass(frozen=True, slots=True)
-class _Quantisation:
-    """How linear layers are kept.
-
-    Attributes:
-        bytes_each: of a parameter, scales included.
-        attention, mlp, experts: which of them are quantised.
-    """
-
-    bytes_each: float = 2.0
-    fp8_compute: bool = False
-    attention: bool = True
-    mlp: bool = True
-    experts: bool = True
 
 
 def read_model_config(
@@ -136,17 +121,17 @@ def read_model_config(
     """
     if not isinstance(document, dict):
         raise ModelConfigError("config: no JSON object; expected a model's config.json")
-    quantisation = document.get("quantization_config")
+    quantization = document.get("quantization_config")
     values: Mapping[str, Any] = document
     for key in _TEXT:
         if isinstance(values.get(key), dict):
             values = {**values[key]}
-            quantisation = values.get("quantization_config") or quantisation
+            quantization = values.get("quantization_config") or quantization
             values.setdefault("model_type", document.get("model_type"))
     config = _Config(values)
     kinds = _layer_kinds(config)
     parts = _count_parts(config)
-    kept = _quantisation(quantisation)
+    kept = read_quantization(quantization)
     experts = _experts(config)
     per_token = min(config.count("experts_per_token", 1), experts)
     sliding = sum(kind == "sliding_attention" for kind in kinds)
@@ -169,7 +154,7 @@ def read_model_config(
         ),
         vocab_size=_vocabulary(config),
         weight_bytes=weights / parts.total,
-        kv_bytes=_kv_bytes(kv_cache_dtype, quantisation),
+        kv_bytes=kv_element_bytes(kv_cache_dtype, quantization),
         fp8_compute=kept.fp8_compute,
         num_experts=experts,
         experts_per_token=per_token,
@@ -305,9 +290,9 @@ def _shared_width(config: _Config, expert_width: int) -> int:
     return config.count("n_shared_experts", 0) * expert_width
 
 
-def _weight_bytes(parts: _Parts, kept: _Quantisation) -> float:
-    def linear(parameters: float, quantised: bool) -> float:
-        return parameters * (kept.bytes_each if quantised else 2.0)
+def _weight_bytes(parts: _Parts, kept: Quantization) -> float:
+    def linear(parameters: float, quantized: bool) -> float:
+        return parameters * (kept.bytes_each if quantized else 2.0)
 
     return (
         linear(parts.attention, kept.attention)
@@ -315,88 +300,6 @@ def _weight_bytes(parts: _Parts, kept: _Quantisation) -> float:
         + linear(parts.experts, kept.experts)
         + 2 * parts.plain
     )
-
-
-def _quantisation(document: Any) -> _Quantisation:
-    """What a ``quantization_config`` makes of linear layers.
-
-    Raises:
-        ModelConfigError: a method that is not known.
-    """
-    if not isinstance(document, dict):
-        return _Quantisation()
-    method = str(document.get("quant_method") or document.get("quant_algo") or "")
-    each, fp8 = _bytes_each(method.lower(), document)
-    skipped = " ".join(
-        str(module)
-        for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
-        for module in _listed(document.get(key))
-    )
-    return _Quantisation(
-        each,
-        fp8,
-        attention="self_attn" not in skipped and "attn" not in skipped.split(),
-        mlp=method != "mxfp4",
-    )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _bytes_each(method: str, document: Mapping[str, Any]) -> tuple[float, bool]:
-    """Bytes of a quantised parameter, and whether it is multiplied in 8 bits."""
-    algorithm = str(document.get("quant_algo") or method).lower()
-    if method in ("fp8", "fbgemm_fp8", "modelopt") and "fp4" not in algorithm:
-        block = document.get("weight_block_size")
-        scales = 4 / math.prod(block) if isinstance(block, list) and block else 0.0
-        return 1 + scales, True
-    if "fp4" in algorithm:
-        # Four bits and an 8-bit scale for 32 (MX) or 16 (NVIDIA's) of them.
-        return 0.5 + 1 / (32 if "mx" in algorithm else 16), False
-    if method == "compressed-tensors":
-        return _compressed(document)
-    if method in ("awq", "gptq", "gptq_marlin", "awq_marlin", "auto-round"):
-        bits = document.get("bits") or document.get("w_bit") or 4
-        group = document.get("group_size") or document.get("q_group_size") or 128
-        # A 16-bit scale and a zero point of the weights' own width for each group.
-        extra = (16 + bits) / group if group > 0 else 0.0
-        return (bits + extra) / 8, False
-    if method in ("bitsandbytes", "bnb"):
-        return (1.0 if document.get("load_in_8bit") else 0.5 + 1 / 16), False
-    if method == "":
-        return 2.0, False
-    raise ModelConfigError(
-        f"quantization_config.quant_method: {method}; expected fp8, awq, gptq, "
-        "compressed-tensors, modelopt, mxfp4 or bitsandbytes"
-    )
-
-
-def _compressed(document: Mapping[str, Any]) -> tuple[float, bool]:
-    """compressed-tensors: the first group's weights, and its activations if 8 bits."""
-    groups = document.get("config_groups")
-    group: Mapping[str, Any] = {}
-    if isinstance(groups, dict) and groups:
-        group = next(iter(groups.values()))
-    weights = group.get("weights") or {}
-    bits = weights.get("num_bits") or 8
-    size = weights.get("group_size") or 0
-    inputs = group.get("input_activations") or {}
-    return (bits + (16 / size if size > 0 else 0)) / 8, (
-        bits == 8 and inputs.get("num_bits") == 8
-    )
-
-
-def _kv_bytes(kv_cache_dtype: str, quantisation: Any) -> float:
-    """Bytes of an element of the KV cache."""
-    if kv_cache_dtype != "auto":
-        return 1.0 if kv_cache_dtype.startswith("fp8") else 2.0
-    if not isinstance(quantisation, dict):
-        return 2.0
-    scheme = quantisation.get("kv_cache_scheme")
-    bits = scheme.get("num_bits") if isinstance(scheme, dict) else None
-    algorithm = str(quantisation.get("kv_cache_quant_algo") or "").lower()
-    return 1.0 if bits == 8 or algorithm == "fp8" else 2.0
 
 
 def _max_positions(config: _Config) -> int:

@@ -51,6 +51,10 @@ class Records:
     notes: tuple[str, ...] = ()
 
 
+#: Records below which not even a median is carried: ten on each side of it.
+LEAST_RECORDS = 2 * RECORDS_BEYOND
+
+
 def few_records(records: int, quantile: float = 0.99) -> str | None:
     """Say that so many records cannot carry a quantile, or None if they can.
 
@@ -84,6 +88,7 @@ class _Columns:
         self.sessions: list[str | None] = []
         self.turns: list[tuple[str, str] | None] = []
         self.hashed = False
+        self.recorded = False
 
     def take(self, record: Sequence[Level]) -> bool:
         """Keep a record; False if it has no usable counts."""
@@ -100,6 +105,7 @@ class _Columns:
         self.hash_ids.append(find_hash_ids(record))
         self.sessions.append(find_session(record))
         self.turns.append(find_turn(record))
+        self.recorded |= "truncated" in record[0] and "attempts" in record[0]
         self.hashed |= any("inputlength" in level for level in record)
         return True
 
@@ -198,7 +204,10 @@ def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
         chained=any(turn is not None for turn in columns.turns),
     )
     seconds = values * unit.seconds
-    return seconds - seconds.min(), [f"instants: {unit.reason}"]
+    said = [f"instants: {unit.reason}"]
+    if columns.recorded:
+        said.append("instants: of the ends of the answers, as the server records them")
+    return seconds - seconds.min(), said
 
 
 def _complete(

@@ -144,3 +144,17 @@ def test_a_plan_beyond_a_profile_says_so(
     assert "max_num_seqs: 64; the server's is 16" in said
     assert "contexts of decoding measured up to 545" in said
     assert "no price given" in said
+
+
+@pytest.mark.parametrize(("records", "planned"), [(3, False), (19, False), (20, True)])
+def test_too_few_records_are_not_planned_for(
+    tmp_path: Path, records: int, planned: bool
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("prompt_tokens,output_tokens\n" + "700,30\n" * records)
+    options = arguments("--workload", str(path), "--rate", "3")
+    if planned:
+        assert plan.read_question(options).workload.name == "log.csv"
+        return
+    with pytest.raises(OptionError, match=f"{records} usable records of log.csv; exp"):
+        plan.read_question(options)

@@ -9,19 +9,21 @@ from msgspec.structs import replace
 
 from extproc.fleet.hardware_profile import (
     Check,
-    DecodeSample,
     Measured,
-    PrefillSample,
     Profile,
-    ProfileError,
     Sent,
     compare,
-    fit,
     outcome,
     predict,
-    relative_error,
     verdict,
     warnings,
+)
+from extproc.fleet.profile_fit import (
+    DecodeSample,
+    PrefillSample,
+    ProfileError,
+    fit,
+    relative_error,
 )
 from extproc.fleet.steptime import Linear
 

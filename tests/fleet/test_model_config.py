@@ -10,8 +10,9 @@ import pytest
 from extproc.commands.fleet_options import OptionError, read_model
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.hardware import Deployment
-from extproc.fleet.model_config import ModelConfigError, read_model_config
+from extproc.fleet.model_config import read_model_config
 from extproc.fleet.models import MODELS, check_tensor_parallel_size
+from extproc.fleet.quantization import ModelConfigError
 from extproc.fleet.steptime import Roofline
 
 LLAMA_70B = {
@@ -259,7 +260,7 @@ def test_the_longest_context_is_scaled_as_vllm_scales_it(
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "weights", "kv", "fp8"),
+    ("quantization", "weights", "kv", "fp8"),
     [
         ({"quant_method": "fp8"}, 1.0, 2, True),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, 1.0, 2, True),
@@ -301,10 +302,10 @@ def test_the_longest_context_is_scaled_as_vllm_scales_it(
         (None, 2.0, 2, False),
     ],
 )  # fmt: skip
-def test_quantisation_is_what_the_file_says(
-    quantisation: Any, weights: float, kv: float, fp8: bool
+def test_quantization_is_what_the_file_says(
+    quantization: Any, weights: float, kv: float, fp8: bool
 ) -> None:
-    model = read(LLAMA_70B | {"quantization_config": quantisation})
+    model = read(LLAMA_70B | {"quantization_config": quantization})
     plain = 2 * 128_256 * 8192 + 161 * 8192
     linear = (model.total_weight_bytes - 2 * plain) / (model.parameters - plain)
     assert linear == pytest.approx(weights, rel=1e-3)
