@@ -15,7 +15,7 @@ import msgspec
 
 from extproc.commands.text import wrap
 from extproc.exchange.events import Observation
-from extproc.exchange.observation_line import read_record
+from extproc.exchange.observation_line import read_line
 from extproc.routing.advice import BudgetCounts, advise, budget_counts
 from extproc.routing.evaluation import Evaluation
 from extproc.routing.misroute import Misroute, find_misroute
@@ -54,13 +54,13 @@ def read_recording(lines: Iterable[bytes]) -> Iterator[Recorded]:
         if not line.strip():
             continue
         try:
-            record = msgspec.json.decode(line)
-            yield Recorded(float(record["time"]), read_record(record))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            recorded = read_line(line)
+        except ValueError as error:
             raise RecordingError(
-                f"line {number}: {type(error).__name__}; accepted: a line that "
-                "recording.file got from the server"
+                f"line {number}: {error}; expected a line that the server wrote to "
+                "recording.file"
             ) from None
+        yield Recorded(recorded.time, recorded.observation)
 
 
 def score_recording(

@@ -1,9 +1,9 @@
-"""A decision, written down for whoever brings its outcome later.
+"""A decision as an opaque token, which comes back with the response's outcome.
 
-Gateways without ext_proc ask once before the request and come back after the response,
-perhaps to another process. What is needed to learn travels with them: numbers and the
-model's name, no text. A decision token is not signed: a caller that may send outcomes
-may also lie about them, so the port must not face clients.
+Gateways without ext_proc ask once before the request and report after the response,
+perhaps to another process. The token carries what learning needs: numbers and the
+model's name, no text. It is not signed: a caller that may report outcomes may also lie
+about them, so the port must not face clients.
 """
 
 from __future__ import annotations
@@ -13,48 +13,47 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec.structs import astuple
 
+from extproc.routing.decision import (
+    Count,
+    Decision,
+    DecisionFields,
+    Name,
+    decision_fields,
+)
 from extproc.routing.features import CLASSES, Counts, Features
-from extproc.routing.policy import Policy, Reason
-from extproc.routing.request import MAX_MODEL_CHARS
-from extproc.routing.router import Decision
+from extproc.routing.policy import Policy
 
-_VERSION = 1
+_VERSION = 2
 _PAIRS = CLASSES * CLASSES
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 _Pair = Annotated[int, msgspec.Meta(ge=0, lt=_PAIRS)]
-_Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
 
 
 class _Sparse(msgspec.Struct, array_like=True):
     pairs: Annotated[list[_Pair], msgspec.Meta(max_length=_PAIRS)]
-    counts: Annotated[list[_Count], msgspec.Meta(max_length=_PAIRS)]
+    counts: Annotated[list[Count], msgspec.Meta(max_length=_PAIRS)]
 
 
 class _Features(msgspec.Struct, array_like=True):
-    text_bytes: _Count
-    tools_bytes: _Count
-    messages: _Count
-    tools: _Count
+    text_bytes: Count
+    tools_bytes: Count
+    messages: Count
+    tools: Count
     pairs: _Sparse
     tools_pairs: _Sparse
+
+
+class _Fields(DecisionFields, array_like=True, frozen=True):
+    """Positions in place of names: a third of the bytes."""
 
 
 class _DecisionToken(msgspec.Struct, array_like=True):
     version: int
     classes: int
-    pool: _Name
-    reason: Reason
-    category: _Name
-    model: _Name
-    body_bytes: _Count
-    prompt_tokens: _Count
-    bound_tokens: _Count
-    output_tokens: _Count
-    declared: bool
-    prompts: _Count
-    sequences: _Count
+    decision: _Fields
+    model: Name
     usage_not_requested: bool
     features: _Features | None
 
@@ -69,17 +68,8 @@ def write_decision_token(decision: Decision) -> bytes:
         _DecisionToken(
             version=_VERSION,
             classes=CLASSES,
-            pool=decision.pool.name,
-            reason=decision.reason,
-            category=decision.category,
+            decision=_Fields(*astuple(decision_fields(decision))),
             model=decision.model,
-            body_bytes=decision.body_bytes,
-            prompt_tokens=decision.prompt_tokens,
-            bound_tokens=decision.bound_tokens,
-            output_tokens=decision.output_tokens,
-            declared=decision.declared,
-            prompts=decision.prompts,
-            sequences=decision.sequences,
             usage_not_requested=decision.usage_not_requested,
             features=None if features is None else _write_features(features),
         )
@@ -89,39 +79,31 @@ def write_decision_token(decision: Decision) -> bytes:
 def read_decision_token(
     decision_token: bytes, policy: Policy, categories: Collection[str]
 ) -> Decision | None:
-    """Read a decision back, or return None if its configuration is another.
+    """Read a decision back, or return None if it is of another configuration.
 
     Args:
-        decision token: untrusted bytes; never raises on them.
+        decision_token: untrusted bytes; never raises on them.
         policy: whose pools it may name.
         categories: those that it may name.
     """
     try:
-        read = _decode(decision_token)
+        token = _decode(decision_token)
     except (msgspec.MsgspecError, ValueError):
         return None
-    pool = policy.pool(read.pool)
-    known = read.version == _VERSION and read.classes == CLASSES
-    if not known or pool is None or read.category not in categories:
+    fields = token.decision
+    pool = policy.pool(fields.pool)
+    known = token.version == _VERSION and token.classes == CLASSES
+    if not known or pool is None or fields.category not in categories:
         return None
     features = None
-    if read.features is not None:
-        features = _read_features(read.features, read.body_bytes)
+    if token.features is not None:
+        features = _read_features(token.features, fields.body_bytes)
         if features is None:
             return None
-    return Decision(
-        pool=pool,
-        reason=read.reason,
-        category=read.category,
-        model=read.model,
-        body_bytes=read.body_bytes,
-        prompt_tokens=read.prompt_tokens,
-        bound_tokens=read.bound_tokens,
-        output_tokens=read.output_tokens,
-        declared=read.declared,
-        prompts=read.prompts,
-        sequences=read.sequences,
-        usage_not_requested=read.usage_not_requested,
+    return fields.decision(
+        pool,
+        model=token.model,
+        usage_not_requested=token.usage_not_requested,
         features=features,
     )
 

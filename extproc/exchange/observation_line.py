@@ -1,4 +1,4 @@
-"""One decision and what came of it, as a line that can be kept: numbers, no text.
+"""One decision and its outcome as a line of JSON: numbers, no text of a client.
 
 ``replay`` scores such lines at any threshold, ``plan`` and ``simulate`` read their
 ``time`` and ``usage`` as a workload.
@@ -6,93 +6,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import msgspec
+from msgspec.structs import astuple
 
 from extproc.exchange.events import Observation, Serving
-from extproc.routing.policy import Pool, Reason
-from extproc.routing.router import Decision, Outcome
+from extproc.routing.decision import Count, DecisionFields, Outcome, decision_fields
+from extproc.routing.policy import Pool
+
+_NOT_SERVED = msgspec.UNSET
 
 
-def write_record(observation: Observation, time_s: float) -> dict[str, Any]:
-    """Put an observation in plain values.
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: Count | None
+    completion_tokens: Count | None
+
+
+class _Decided(DecisionFields, frozen=True, kw_only=True):
+    """A decision's fields, and the limits that its pool had."""
+
+    max_model_len: Count
+    threshold_tokens: Count
+
+
+class ObservationLine(msgspec.Struct, frozen=True):
+    """One line of a recording."""
+
+    time: float
+    """When the outcome was known, in seconds since the epoch."""
+    status: int
+    usage: _Usage
+    truncated: bool
+    attempts: int
+    decision: _Decided
+    cluster: str | msgspec.UnsetType = _NOT_SERVED
+    """The cluster that answered; absent unless the access log said it."""
+    first_byte_s: float | msgspec.UnsetType | None = _NOT_SERVED
+
+    @property
+    def observation(self) -> Observation:
+        """The observation that the line was written from, without a model name."""
+        decided = self.decision
+        pool = Pool(decided.pool, decided.max_model_len, decided.threshold_tokens)
+        outcome = Outcome(
+            self.status,
+            self.usage.prompt_tokens,
+            self.usage.completion_tokens,
+            self.truncated,
+            self.attempts,
+        )
+        serving = None
+        if not isinstance(self.cluster, msgspec.UnsetType):
+            first_byte_s = self.first_byte_s
+            if isinstance(first_byte_s, msgspec.UnsetType):
+                first_byte_s = None
+            serving = Serving(self.cluster, first_byte_s)
+        return Observation(decided.decision(pool), outcome, serving)
+
+
+_decode = msgspec.json.Decoder(ObservationLine, strict=False).decode
+
+
+def write_line(observation: Observation, time_s: float) -> bytes:
+    """Write an observation as a line, its line feed included.
 
     Args:
         observation: a decision and its outcome.
         time_s: when the outcome was known, in seconds since the epoch.
     """
     decision, outcome = observation.decision, observation.outcome
-    return {
-        "time": round(time_s, 3),
-        "status": outcome.status,
-        "usage": {
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
-        },
-        "truncated": outcome.truncated,
-        "attempts": outcome.attempts,
-        **_write_serving(observation.serving),
-        "decision": {
-            "pool": decision.pool.name,
-            "max_model_len": decision.pool.max_model_len,
-            "threshold_tokens": decision.pool.threshold_tokens,
-            "reason": str(decision.reason),
-            "category": str(decision.category),
-            "body_bytes": decision.body_bytes,
-            "prompt_tokens": decision.prompt_tokens,
-            "bound_tokens": decision.bound_tokens,
-            "output_tokens": decision.output_tokens,
-            "declared": decision.declared,
-        },
-    }
-
-
-def _write_serving(serving: Serving | None) -> dict[str, Any]:
-    if serving is None:
-        return {}
-    first_byte_s = serving.first_byte_s
-    return {
-        "cluster": serving.cluster,
-        "first_byte_s": None if first_byte_s is None else round(first_byte_s, 6),
-    }
-
-
-def _read_serving(record: Mapping[str, Any]) -> Serving | None:
-    if "cluster" not in record:
-        return None
-    first_byte_s = record["first_byte_s"]
-    return Serving(
-        str(record["cluster"]), None if first_byte_s is None else float(first_byte_s)
+    serving = observation.serving
+    line = ObservationLine(
+        time=round(time_s, 3),
+        status=outcome.status,
+        usage=_Usage(outcome.prompt_tokens, outcome.completion_tokens),
+        truncated=outcome.truncated,
+        attempts=outcome.attempts,
+        decision=_Decided(
+            *astuple(decision_fields(decision)),
+            max_model_len=decision.pool.max_model_len,
+            threshold_tokens=decision.pool.threshold_tokens,
+        ),
     )
+    if serving is not None:
+        first_byte_s = serving.first_byte_s
+        line = msgspec.structs.replace(
+            line,
+            cluster=serving.cluster,
+            first_byte_s=None if first_byte_s is None else round(first_byte_s, 6),
+        )
+    return msgspec.json.encode(line) + b"\n"
 
 
-def read_record(record: Mapping[str, Any]) -> Observation:
-    """Read what ``write_record`` wrote.
+def read_line(line: bytes) -> ObservationLine:
+    """Read what ``write_line`` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not such a record.
+        ValueError: another line; the message names the key and what is expected.
     """
-    usage, decided = record["usage"], record["decision"]
-    decision = Decision(
-        pool=Pool(
-            str(decided["pool"]),
-            int(decided["max_model_len"]),
-            int(decided["threshold_tokens"]),
-        ),
-        reason=Reason(decided["reason"]),
-        category=str(decided["category"]),
-        body_bytes=int(decided["body_bytes"]),
-        prompt_tokens=int(decided["prompt_tokens"]),
-        bound_tokens=int(decided["bound_tokens"]),
-        output_tokens=int(decided["output_tokens"]),
-        declared=bool(decided["declared"]),
-    )
-    outcome = Outcome(
-        status=int(record["status"]),
-        prompt_tokens=usage["prompt_tokens"] and int(usage["prompt_tokens"]),
-        completion_tokens=usage["completion_tokens"]
-        and int(usage["completion_tokens"]),
-        truncated=bool(record["truncated"]),
-        attempts=int(record["attempts"]),
-    )
-    return Observation(decision, outcome, _read_serving(record))
+    try:
+        return _decode(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -67,6 +67,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
 
 
@@ -85,8 +86,8 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     bound_tokens: Count
     output_tokens: Count
     declared: bool
-    prompts: Count = 1
-    sequences: Count = 1
+    prompts: _Number = 1
+    sequences: _Number = 1
 
     @property
     def budget_tokens(self) -> int:

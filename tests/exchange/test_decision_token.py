@@ -1,5 +1,8 @@
 """A decision survives being written down; nothing else is read as one."""
 
+import functools
+import operator
+
 import msgspec
 import numpy as np
 import pytest
@@ -98,15 +101,17 @@ def test_a_damaged_decision_token_is_refused_or_stays_in_bounds(
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        (0, 2),
-        (1, 16),
-        (2, "unheard-of"),
-        (3, "because"),
-        (4, "invented"),
-        (7, -1),
-        (14, [10, 0, 1, 0, [[1, 1], [1, 1]], [[], []]]),
-        (14, [10, 0, 1, 0, [[1], [11]], [[], []]]),
-        (14, [10, 0, 1, 0, [[1024], [1]], [[], []]]),
+        ((0,), 1),
+        ((1,), 16),
+        ((2, 0), "unheard-of"),
+        ((2, 1), "because"),
+        ((2, 2), "invented"),
+        ((2, 5), -1),
+        ((2, 8), 0),
+        ((2, 9), 0),
+        ((5,), [10, 0, 1, 0, [[1, 1], [1, 1]], [[], []]]),
+        ((5,), [10, 0, 1, 0, [[1], [11]], [[], []]]),
+        ((5,), [10, 0, 1, 0, [[1024], [1]], [[], []]]),
     ],
     ids=[
         "another version",
@@ -115,14 +120,17 @@ def test_a_damaged_decision_token_is_refused_or_stays_in_bounds(
         "no such reason",
         "no such category",
         "negative",
+        "no prompts",
+        "no sequences",
         "a pair twice",
         "more pairs than text",
         "no such pair",
     ],
 )
-def test_refuses_what_does_not_add_up(index: int, value: object) -> None:
+def test_refuses_what_does_not_add_up(index: tuple[int, ...], value: object) -> None:
     fields = msgspec.msgpack.decode(write_decision_token(route(Prompt(b"hello you"))))
-    fields[index] = value
+    *path, last = index
+    functools.reduce(operator.getitem, path, fields)[last] = value
     assert read(msgspec.msgpack.encode(fields)) is None
 
 

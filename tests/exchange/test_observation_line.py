@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from extproc.exchange.events import Observation, Serving
-from extproc.exchange.observation_line import read_record, write_record
+from extproc.exchange.observation_line import read_line, write_line
 from extproc.fleet.usage_log import read_records
 from extproc.routing.policy import Pool, Reason
 from extproc.routing.router import Decision, Outcome
@@ -23,6 +23,7 @@ DECISION = Decision(
     bound_tokens=120,
     output_tokens=64,
     declared=True,
+    sequences=4,
 )
 
 
@@ -45,16 +46,18 @@ def test_reads_back_what_was_written(
 ) -> None:
     outcome = Outcome(status, prompt_tokens, completion_tokens, truncated, attempts)
     observation = Observation(DECISION, outcome, serving)
-    record = json.loads(json.dumps(write_record(observation, 1.5)))
-    assert "client text" not in str(record)
-    assert read_record(record) == replace(
+    line = write_line(observation, 1.5)
+    assert b"client text" not in line
+    read = read_line(line)
+    assert read.time == 1.5
+    assert read.observation == replace(
         observation, decision=replace(DECISION, model="")
     )
 
 
 def test_a_workload_can_be_read_from_records() -> None:
     lines = [
-        json.dumps(write_record(Observation(DECISION, Outcome(200, 91, 30)), time_s))
+        write_line(Observation(DECISION, Outcome(200, 91, 30)), time_s).decode()
         for time_s in (10.0, 11.0, 13.0)
     ]
     records = read_records(lines, "recording")
@@ -65,6 +68,7 @@ def test_a_workload_can_be_read_from_records() -> None:
     "change", [{"decision": 1}, {"usage": None}, {"status": "x"}, {"attempts": None}]
 )
 def test_says_what_is_no_record(change: dict[str, object]) -> None:
-    record = write_record(Observation(DECISION, Outcome(200, 91, 30)), 1.5)
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        read_record(record | change)
+    line = write_line(Observation(DECISION, Outcome(200, 91, 30)), 1.5)
+    (key,) = change
+    with pytest.raises(ValueError, match=f"`\\$.{key}"):
+        read_line(json.dumps(json.loads(line) | change).encode())

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import asdict
+
 from extproc.exchange.events import Observation
+from extproc.routing.decision import decision_fields
 from extproc.routing.router import Decision, Lesson
 from extproc.server.in_force import InForce
 
@@ -165,14 +168,7 @@ def _report_decision(
 ) -> dict[str, Any]:
     return {
         "time_s": round(time_s, 3),
-        "pool": decision.pool.name,
-        "category": str(decision.category),
-        "reason": str(decision.reason),
-        "body_bytes": decision.body_bytes,
-        "prompt_tokens": decision.prompt_tokens,
-        "bound_tokens": decision.bound_tokens,
-        "output_tokens": decision.output_tokens,
-        "declared": decision.declared,
+        **asdict(decision_fields(decision)),
         "budget_tokens": decision.budget_tokens,
         "counted_tokens": counted_tokens,
     }

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from extproc.exchange.events import Observation
-from extproc.exchange.observation_line import write_record
+from extproc.exchange.observation_line import write_line
 from extproc.routing.router import Decision, Lesson
 
 logger = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class Recording:
         """Append a line."""
         if self._file is None:
             return
-        line = msgspec.json.encode(write_record(observation, self._clock())) + b"\n"
+        line = write_line(observation, self._clock())
         size_bytes = os.fstat(self._file.fileno()).st_size
         if size_bytes + len(line) > self._max_bytes:
             self._end("recording_full")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import asdict
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -33,6 +34,7 @@ import extproc
 from extproc.exchange.events import Event, Observation, RequestHeaders, Step
 from extproc.exchange.machine import Exchange, ExchangeSettings
 from extproc.exchange.openai import CHAT, find_endpoint
+from extproc.routing.decision import decision_fields
 from extproc.routing.policy import Loads
 from extproc.routing.router import Decision, Lesson, Router
 
@@ -42,6 +44,16 @@ _SPAN_NAME = "choose_pool"
 
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
 """The convention's bounds of ``gen_ai.client.token.usage``: 1 to 67,108,864."""
+
+_ALWAYS = ("pool", "reason", "category", "body_bytes")
+_ESTIMATED = (
+    *_ALWAYS,
+    "prompt_tokens",
+    "bound_tokens",
+    "output_tokens",
+    "budget_tokens",
+)
+"""The decision's fields that a span has, the latter if there was an estimate."""
 
 Attributes = dict[str, str | int]
 
@@ -144,25 +156,19 @@ class Tracing:
 
 def _attributes(decision: Decision, path: str) -> Attributes:
     endpoint = find_endpoint(path) or CHAT
+    fields = asdict(decision_fields(decision)) | {
+        "budget_tokens": decision.budget_tokens
+    }
+    shown = _ALWAYS if decision.reason.failed_open else _ESTIMATED
     attributes: Attributes = {
         "gen_ai.operation.name": endpoint.operation,
         "gen_ai.provider.name": _PROVIDER,
-        "extproc.pool": decision.pool.name,
-        "extproc.reason": str(decision.reason),
-        "extproc.category": str(decision.category),
-        "extproc.body_bytes": decision.body_bytes,
+        **{f"extproc.{name}": fields[name] for name in shown},
     }
     if decision.model:
         attributes["gen_ai.request.model"] = decision.model
     if decision.declared and decision.output_tokens:
         attributes["gen_ai.request.max_tokens"] = decision.output_tokens
-    if not decision.reason.failed_open:
-        attributes |= {
-            "extproc.prompt_tokens": decision.prompt_tokens,
-            "extproc.bound_tokens": decision.bound_tokens,
-            "extproc.output_tokens": decision.output_tokens,
-            "extproc.budget_tokens": decision.budget_tokens,
-        }
     return attributes
 
 

@@ -16,9 +16,9 @@ from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import read_decision_token, write_decision_token
 from extproc.exchange.events import Observation
 from extproc.exchange.openai import DEFAULT_PATH
+from extproc.routing.decision import Decision, Outcome, decision_fields
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
-from extproc.routing.router import Decision, Outcome
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
@@ -79,14 +79,15 @@ class Api:
         )
         if decision_token:
             self._service.in_flight.began(decision_token, decision.pool.name)
+        fields = decision_fields(decision)
         return pb.DecideResponse(
-            pool=decision.pool.name,
-            reason=decision.reason,
-            category=decision.category,
-            prompt_tokens=min(decision.prompt_tokens, _UINT32),
-            bound_tokens=min(decision.bound_tokens, _UINT32),
-            output_tokens=min(decision.output_tokens, _UINT32),
-            budget_tokens=min(decision.budget_tokens, _UINT32),
+            pool=fields.pool,
+            reason=fields.reason,
+            category=fields.category,
+            prompt_tokens=min(fields.prompt_tokens, _UINT32),
+            bound_tokens=min(fields.bound_tokens, _UINT32),
+            output_tokens=min(fields.output_tokens, _UINT32),
+            budget_tokens=min(fields.budget_tokens, _UINT32),
             decision=decision_token,
         )
 
