@@ -227,7 +227,8 @@ class FeedbackConfig:
             lambda value: isinstance(value, str) or 0 <= value <= 1,
         ),
     )
-    """`auto`: every response of a category until it is known, then a thin sample."""
+    """`auto`: the first 200 responses of a model, and 20 of each of its categories,
+    then a thin sample that thickens near a pool's limit and when errors grow."""
     access_log: bool = False
     """Learn from Envoy's access log (envoy/access_log.yaml): of every response, and
     none is looked at as it passes, unless `sample` is `all` or a share."""

@@ -172,12 +172,6 @@ def _render_estimator(prompt: dict[str, Any]) -> Iterator[str]:
         yield _line("", f"{prompt['media_tokens']:,} of them for media")
 
 
-def _render_terms(terms: dict[str, dict[str, float]]) -> Iterator[str]:
-    for name, term in terms.items():
-        product = f"{term['count']:,.0f} x {term['tokens_each']:.3f}"
-        yield _line("", f"  {name:<24} {product:>16} = {term['tokens']:,.1f}")
-
-
 def _value(value: Any) -> str:
     match value:
         case bool():

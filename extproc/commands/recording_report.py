@@ -1,4 +1,4 @@
-"""What a recording of the server's own decisions (``recording.file``) tells.
+"""Scores for a recording of the server's own decisions (``recording.file``).
 
 In shadow mode: what they would do to a fleet, before anything is moved.
 """
@@ -178,7 +178,7 @@ def render_recording(report: dict[str, Any], name: str) -> Iterator[str]:
             f"{scores['bias_pct']:>+9}"
         )
     if report["advice"]:
-        yield "\n" + wrap(_tell_advice(report["advice"]))
+        yield "\n" + wrap(_describe_advice(report["advice"]))
     if rate and report["scored"]:
         yield "\nSized with hardware and promises, and beside one pool:"
         yield f"  extproc plan --workload {name} --rate {rate:.3g}"
@@ -200,8 +200,8 @@ def _render_pools(report: Mapping[str, Any], requests: int) -> Iterator[str]:
         )
 
 
-def _tell_advice(advice: Mapping[str, Any]) -> str:
-    def tell(prospect: Mapping[str, Any]) -> str:
+def _describe_advice(advice: Mapping[str, Any]) -> str:
+    def describe(prospect: Mapping[str, Any]) -> str:
         return (
             f"{100 * prospect['short_fraction']:.1f} % of the requests, "
             f"{100 * prospect['saving']:.1f} % of one pool's instances saved (at most "
@@ -209,10 +209,10 @@ def _tell_advice(advice: Mapping[str, Any]) -> str:
         )
 
     current, best = advice["current"], advice["best"]
-    told = (
+    text = (
         f"By the papers' formula and constants, a short pool of "
-        f"{current['threshold_tokens']:,}: {tell(current)}."
+        f"{current['threshold_tokens']:,}: {describe(current)}."
     )
     if best["threshold_tokens"] != current["threshold_tokens"]:
-        told += f" Of {best['threshold_tokens']:,}, which saves most: {tell(best)}."
-    return told
+        text += f" Of {best['threshold_tokens']:,}, which saves most: {describe(best)}."
+    return text

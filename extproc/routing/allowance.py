@@ -22,8 +22,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.bounded_table import BoundedTable
-from extproc.routing.mergeable import DecayedSums, Groups
+from extproc.routing.bounded_table import CATEGORIES, MODELS, BoundedTable
+from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 
 # Buckets of an eighth of a doubling, 9 % wide, up to 131,072 tokens.
 _PER_DOUBLING = 8
@@ -38,7 +38,6 @@ _DEFAULT_WEIGHT = 20.0
 # logarithm: conversation logs show 0.8 to 1.2.
 _ASSUMED_SIGMA = 1.0
 
-_CATEGORIES = 32
 _CATEGORY = "category."
 
 _Counts = npt.NDArray[np.float64]
@@ -60,7 +59,7 @@ class _Lengths:
 class _ModelLengths:
     all: _Lengths = field(default_factory=_Lengths)
     categories: BoundedTable[_Lengths] = field(
-        default_factory=lambda: BoundedTable(_Lengths, _CATEGORIES)
+        default_factory=lambda: BoundedTable(_Lengths, CATEGORIES)
     )
 
 
@@ -88,8 +87,8 @@ class OutputAllowance:
         default_tokens: int = 512,
         ceiling_tokens: int = 4096,
         *,
-        memory: float = 5000.0,
-        models: int = 64,
+        memory: float = MEMORY,
+        models: int = MODELS,
     ) -> None:
         if not 0.0 < quantile < 1.0:
             raise ValueError(f"quantile must be within 0 and 1, got {quantile}")

@@ -7,6 +7,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+MODELS = 64
+"""Served models that are learned apart; names beyond share what is learned."""
+
+CATEGORIES = 32
+"""Categories that are learned apart, of one model."""
+
 
 class BoundedTable(Generic[T]):
     """One value a key up to a limit; the keys beyond share one value.
@@ -22,7 +28,7 @@ class BoundedTable(Generic[T]):
     """
 
     def __init__(
-        self, make: Callable[[], T], limit: int = 64, idle_touches: int = 20_000
+        self, make: Callable[[], T], limit: int = MODELS, idle_touches: int = 20_000
     ) -> None:
         self._make = make
         self._limit = limit

@@ -28,6 +28,8 @@ class Category(StrEnum):
     __hash__ = str.__hash__
 
 
+_BUILT_IN = frozenset(str(category) for category in Category)
+
 # Shares of the text's bytes above which a kind of text rules; from the byte
 # histograms of prose, source code, JSON, CSV, hex dumps and eleven languages.
 _SCRIPT_SHARE = 0.45
@@ -43,6 +45,14 @@ _INDENT_SHARE = 0.05
 _SPACE_SPACE = CLASSES * ByteClass.SPACE + ByteClass.SPACE
 
 
+def accepts_hint(hint: str | None, hints: Collection[str] = ()) -> bool:
+    """Whether a hint names a built-in category or one of the configured ``hints``.
+
+    Any other hint is ignored, so that clients cannot invent labels.
+    """
+    return hint is not None and (hint in _BUILT_IN or hint in hints)
+
+
 def classify(
     features: Features, hint: str | None = None, hints: Collection[str] = ()
 ) -> str:
@@ -51,10 +61,9 @@ def classify(
     Args:
         features: the prompt's counts.
         hint: what the client or the route said, if anything.
-        hints: the hints accepted beside the built-in categories; any other hint is
-            ignored, so that clients cannot invent labels.
+        hints: the hints accepted beside the built-in categories.
     """
-    if hint is not None and (hint in hints or hint in Category._value2member_map_):
+    if hint is not None and accepts_hint(hint, hints):
         return hint
     if features.tools_bytes > features.text_bytes:
         return Category.STRUCTURED

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from extproc.routing.category import Category, classify
+from extproc.routing.category import accepts_hint, classify
 from extproc.routing.features import ByteClass, Features, measure
 from extproc.routing.policy import IDLE, Policy, PoolLoad, Reason
 from extproc.routing.request import Request
@@ -93,7 +93,7 @@ def _count_classes(features: Features) -> dict[str, int]:
 def _explain_category(
     features: Features, hint: str | None, hints: Collection[str]
 ) -> dict[str, Any]:
-    accepted = hint is not None and (hint in hints or hint in list(Category))
+    accepted = accepts_hint(hint, hints)
     of_text = classify(features)
     if accepted:
         source = "hint"

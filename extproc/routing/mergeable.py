@@ -17,6 +17,9 @@ import numpy as np
 
 from extproc.routing.arrays import Vector
 
+MEMORY = 5000.0
+"""Observations of a model over which what they taught fades to 1/e."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecayedSums:

@@ -24,7 +24,8 @@ class Reason(StrEnum):
     OVER_CAPACITY = "over_capacity"
     """Larger than every smaller pool's ``max_model_len``."""
     SPILLED = "spilled"
-    """The pool of choice is under pressure or down; a larger one took it."""
+    """The pool of choice is under pressure or down; another took it: a larger one, or
+    if no larger one is up, a smaller one that holds the whole budget."""
     UNPARSABLE = "unparsable"
     """Not a request that we understand; the backend will judge it."""
     TOO_LARGE = "too_large"
@@ -152,9 +153,14 @@ class Policy:
             loads: by pool name; a pool that is not in it counts as idle.
 
         The order is the papers' (arXiv 2604.08075, section 3): capacity, threshold,
-        load, and capacity again for the pool that load moved it to. Spilling only
-        goes upward, where whatever fits a smaller pool fits too, so the second check
-        is the same comparison; it stays for pools that are skipped over.
+        load, and capacity again for the pool that load moved the request to.
+
+        1. A pool that is up and not under pressure takes its own requests.
+        2. Else the next larger pool that is up, not under pressure and holds the
+           budget takes them.
+        3. If there is none and the pool is down, any pool that is up and holds the
+           budget does: a larger one first, though under pressure, then a smaller one.
+        4. If there is none either, the request stays with its pool.
         """
         chosen = self._first_fit(budget_tokens)
         reason = self._reason(chosen, budget_tokens)
@@ -197,8 +203,8 @@ class Policy:
     def _any_available(
         self, chosen: int, budget_tokens: int, loads: Mapping[str, PoolLoad]
     ) -> int:
-        # The pool of choice is down: a busy one is better than none, and a smaller
-        # one will do if it can hold the whole budget.
+        # A busy pool is better than none, and a smaller one will do if it holds the
+        # whole budget, whatever its threshold.
         others: list[int] = [
             *range(chosen + 1, len(self.pools)),
             *reversed(range(chosen)),

@@ -30,7 +30,7 @@ class PressureLimits:
 
     waiting_requests: float = 8.0
     kv_cache_usage: float = 0.97
-    relief: float = 0.8
+    relief: float = 0.5
     """Share of both limits at or below which pressure ends, 0 to 1."""
 
 

@@ -17,19 +17,13 @@ from typing import Any
 import numpy as np
 
 from extproc.routing.arrays import Vector
-from extproc.routing.bounded_table import BoundedTable
+from extproc.routing.bounded_table import MODELS, BoundedTable
 from extproc.routing.estimate import Prediction, fewest_tokens, most_tokens
 from extproc.routing.features import Features
-from extproc.routing.mergeable import DecayedSums, Groups
+from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
 from extproc.routing.regressors import TERMS, Weights, vectorize, weigh
-
-MODELS = 64
-"""Served models told apart; names beyond share one set of coefficients."""
-
-# Observations over which what was learned fades to 1/e.
-_MEMORY = 5000.0
 
 # Errors beyond this many expected deviations lose weight with their square: a wrong
 # count ten times off then pulls less than an honest one at the edge.
@@ -78,7 +72,7 @@ class _Learned:
 
 
 def _start(prior: Prior) -> _Learned:
-    return _Learned(Posterior(prior, _MEMORY))
+    return _Learned(Posterior(prior, MEMORY))
 
 
 class TextEstimator:

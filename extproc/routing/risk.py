@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from extproc.routing.arrays import Vector
-from extproc.routing.bounded_table import BoundedTable
-from extproc.routing.mergeable import DecayedSums, Groups
+from extproc.routing.bounded_table import CATEGORIES, MODELS, BoundedTable
+from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 
 _BINS = 320
 _BIN = 0.05
@@ -52,7 +52,6 @@ _ASSUMED_ABOVE = 2.0
 MAX_FACTOR = 4.0
 """A bound is at most this many times its point estimate."""
 _MAX_EXPONENT = math.log(MAX_FACTOR)
-_CATEGORIES = 32
 _OTHER = ""
 _BINS_KEY = "bins"
 _RATE = "rate"
@@ -154,7 +153,7 @@ class Margin:
     max_factor = MAX_FACTOR
 
     def __init__(
-        self, rate: float = 0.01, *, memory: float = 5000.0, models: int = 64
+        self, rate: float = 0.01, *, memory: float = MEMORY, models: int = MODELS
     ) -> None:
         if not 0.0 < rate < 0.5:
             raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
@@ -212,7 +211,7 @@ class Margin:
         scaled = deviation / errors.scale(category)
         squares = errors.squares.get(category)
         if squares is None:
-            if len(errors.squares) >= _CATEGORIES:
+            if len(errors.squares) >= CATEGORIES:
                 category = _OTHER
             squares = errors.squares.setdefault(category, _SquareSum())
         squares.total = keep * squares.total + min(deviation * deviation, _CLIP)
@@ -310,7 +309,7 @@ def _load(errors: _ErrorCounts, what: str, group: DecayedSums) -> None:
     elif (
         what.startswith(_SQUARES)
         and sums.shape == (2,)
-        and len(errors.squares) <= _CATEGORIES
+        and len(errors.squares) <= CATEGORIES
     ):
         total, count = np.maximum(sums, 0.0).tolist()
         category = what.removeprefix(_SQUARES)

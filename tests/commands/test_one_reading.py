@@ -13,7 +13,8 @@ from extproc.exchange.events import Release, RequestBody, RequestHeaders, Route
 from extproc.exchange.machine import Exchange, ExchangeSettings
 from extproc.routing.policy import Reason
 from extproc.server.admin.explain import Explainer
-from extproc.server.build import build_router
+from extproc.server.build import build_generation, build_router
+from extproc.server.in_force import InForce
 
 PATH = "/v1/chat/completions"
 CAP = Config().server.max_body_bytes
@@ -54,7 +55,7 @@ def reason_live(body: bytes, encoding: str) -> str:
 
 
 def reason_explained(body: bytes, encoding: str) -> str:
-    explainer = Explainer(build_router(Config()), CAP)
+    explainer = Explainer(InForce(build_generation(Config())))
     explained = explainer.explain(body, PATH, encoding=encoding)
     reason: str = explained["decision"]["reason"]
     return reason

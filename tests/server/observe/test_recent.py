@@ -78,6 +78,8 @@ def test_last_decisions_come_newest_first_and_without_text() -> None:
         "bound_tokens": 120,
         "output_tokens": 64,
         "declared": True,
+        "prompts": 1,
+        "sequences": 1,
         "budget_tokens": 118,
         "counted_tokens": None,
     }

@@ -171,4 +171,4 @@ def test_replay_names_the_line_that_is_wrong(
     with path.open("a") as file:
         file.write('{"decision": {}}\n')
     assert main(["replay", str(path)]) == 2
-    assert "line 2: KeyError; accepted:" in capsys.readouterr().err
+    assert "line 2: Object missing required field `pool`" in capsys.readouterr().err

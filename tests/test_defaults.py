@@ -1,0 +1,66 @@
+"""The defaults of the core are those of the configuration, and texts quote both."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from extproc.config import Config
+from extproc.exchange import feedback
+from extproc.exchange.body_parser import MAX_BODY_BYTES
+from extproc.exchange.machine import ExchangeSettings
+from extproc.routing.allowance import OutputAllowance
+from extproc.routing.pressure import PressureLimits
+from extproc.routing.ratio import Ema
+from extproc.routing.risk import Margin
+from extproc.routing.router import MediaTokens
+
+CONFIG = Config()
+
+
+def defaults(maker: Callable[..., Any], *names: str) -> dict[str, Any]:
+    """The default of each parameter, or of those named."""
+    parameters = inspect.signature(maker).parameters
+    return {name: parameters[name].default for name in names or parameters}
+
+
+def test_pressure() -> None:
+    load = CONFIG.load
+    assert PressureLimits() == PressureLimits(
+        load.waiting_requests, load.kv_cache_usage, load.relief
+    )
+
+
+def test_media() -> None:
+    media = CONFIG.media
+    assert MediaTokens() == MediaTokens(
+        media.image_tokens, media.audio_tokens, media.file_tokens
+    )
+
+
+def test_output_allowance() -> None:
+    names = ("quantile", "default_tokens", "ceiling_tokens")
+    assert defaults(OutputAllowance, *names) == dataclasses.asdict(CONFIG.output)
+
+
+def test_risk() -> None:
+    assert defaults(Margin, "rate") == {"rate": CONFIG.risk.under_estimate_rate}
+
+
+def test_the_papers_estimator() -> None:
+    estimator = CONFIG.estimator
+    assert defaults(Ema, "beta", "gamma") == {
+        "beta": estimator.beta,
+        "gamma": estimator.gamma,
+    }
+
+
+def test_exchange_settings() -> None:
+    settings = ExchangeSettings()
+    assert settings.max_body_bytes == MAX_BODY_BYTES == CONFIG.server.max_body_bytes
+    assert settings.category_header == CONFIG.category.header
+    assert settings.inject_usage == CONFIG.feedback.inject_usage
+
+
+def test_samples_are_as_documented() -> None:
+    assert (feedback.MODEL_SAMPLES, feedback.CATEGORY_SAMPLES) == (200, 20)
