@@ -11,9 +11,13 @@ twice.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ENVOY = Path(__file__).resolve().parents[1]
 
@@ -128,6 +132,34 @@ _ADMIN_CLUSTER = """
       endpoints:
       - lb_endpoints:
         - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+"""
+
+_CHART_HEAD = """\
+# token-budget-router, the Helm chart
+
+The router as a Deployment, and the routes and filters of the gateway that calls it; the objects are those of `envoy/kubernetes`, whose README says what each gateway can do.
+
+No registry has the image. From a checkout, with a registry of yours:
+
+    docker build -f extproc/Dockerfile --target server -t REGISTRY/token-budget-router:0.1.0 .
+    docker push REGISTRY/token-budget-router:0.1.0
+    helm install token-budget-router envoy/helm/token-budget-router -n llm --create-namespace \\
+      --set image.repository=REGISTRY/token-budget-router --set gateway.type=sidecar
+    helm test -n llm token-budget-router
+
+On one machine `kind load docker-image` or `minikube image load` takes the place of the push.
+
+- **Upgrade**: `helm upgrade`. Pods are replaced one at a time, and Envoy takes the default route while one is away. A change of `config` alone is in force within a minute; one of `server`, `state`, `api`, `recording` or `otel` restarts the pods, since `checksum/restart` changes. `helm rollback` undoes either.
+- **OpenShift**: `--set podSecurityContext.runAsUser=null --set podSecurityContext.runAsGroup=null --set podSecurityContext.fsGroup=null`, and `networkPolicy.dns` with port 5353 and the namespace `openshift-dns`.
+- **Istio injection** in the router's namespace: the network policy keeps the injected proxy from istiod. Set `podLabels."sidecar\\.istio\\.io/inject"="false"`, or allow port 15012 in `networkPolicy.egress`.
+- **Fixed replicas or KEDA**: `autoscaling.enabled=false`, `replicas`.
+
+## Values
+
+GENERATED from values.yaml and values.schema.json by envoy/kubernetes/generate.py.
+
+| value | default | |
+|---|---|---|
 """
 
 _RULE_HEAD = """\
@@ -302,6 +334,29 @@ def shared_state_config() -> str:
     return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _STATE_TAIL
 
 
+def chart_readme() -> str:
+    """The chart's README: its values, with defaults and descriptions."""
+    chart = ENVOY / "helm/token-budget-router"
+    schema = json.loads((chart / "values.schema.json").read_text())
+    defaults = yaml.safe_load((chart / "values.yaml").read_text())
+    rows = _value_rows("", schema["properties"], defaults)
+    return _CHART_HEAD + "".join(f"{row}\n" for row in rows)
+
+
+def _value_rows(
+    prefix: str, properties: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Iterator[str]:
+    for name, schema in properties.items():
+        if "description" in schema:
+            default = json.dumps(defaults[name]).replace("|", "\\|")
+            shown = f"`{default}`" if len(default) < 60 else "see values.yaml"
+            yield f"| `{prefix}{name}` | {shown} | {schema['description']} |"
+        elif "properties" in schema:
+            yield from _value_rows(
+                f"{prefix}{name}.", schema["properties"], defaults[name]
+            )
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "envoy-1.37.yaml": older_envoy,
     "kubernetes/overlays/sidecar/envoy.yaml": sidecar_envoy,
@@ -310,6 +365,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "kubernetes/components/sidecar-throughput/envoy.yaml": sidecar_envoy_throughput,
     "kubernetes/components/sidecar-throughput/extproc.yaml": access_log_config,
     "helm/token-budget-router/files/envoy-access-log.yaml": sidecar_envoy_access_log,
+    "helm/token-budget-router/README.md": chart_readme,
     "compose/envoy.yaml": compose_envoy,
     "compose/shared-state.yaml": compose_shared_state_config,
     "compose/throughput/envoy.yaml": compose_envoy_throughput,

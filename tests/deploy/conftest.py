@@ -171,7 +171,15 @@ def chart(tools: Path) -> Callable[..., list[Manifest]]:
             )
         ]
         return _run(
-            [tools / "helm/helm", "template", *RELEASE[:1], CHART, *RELEASE[1:], *sets]
+            [
+                tools / "helm/helm",
+                "template",
+                "--skip-tests",
+                *RELEASE[:1],
+                CHART,
+                *RELEASE[1:],
+                *sets,
+            ]
         )
 
     return render

@@ -115,7 +115,12 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
     ("values", "complaint"),
     [
         (["gateway.type=isto"], "gateway/type"),
-        (["replicas=3"], "replicas"),
+        (["replica=3"], "replica"),
+        (["image.pullPolicy=Sometimes"], "pullPolicy"),
+        (["image.digest=1234"], "digest"),
+        (["autoscaling.minReplicas=20"], "autoscaling.minReplicas: 20"),
+        (["gateway.type=gke", "tls.secret=certificate"], "tls.secret: certificate"),
+        (["gateway.pathPrefix=v1"], "pathPrefix"),
         (["gateway.messageTimeout=soon"], "messageTimeout"),
         (
             [
@@ -137,7 +142,8 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
         (["transport=http2"], "transport"),
     ],
     ids=[
-        *("gateway", "unknown", "duration", "backend", "sidecar-pools"),
+        *("gateway", "unknown", "pull-policy", "digest", "autoscaling", "tls", "path"),
+        *("duration", "backend", "sidecar-pools"),
         *("workers", "transport"),
     ],
 )

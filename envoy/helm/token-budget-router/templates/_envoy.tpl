@@ -109,10 +109,10 @@
 {{- range .Values.config.pools }}
 {{- $backend := include "router.backend" (dict "root" $ "pool" .name) | fromJson }}
 - matches:
-  - path: {type: PathPrefix, value: /v1}
+  - path: {type: PathPrefix, value: {{ $.Values.gateway.pathPrefix }}}
     {{- if ne .name $last.name }}
     headers:
-    - {name: x-llm-pool, value: {{ .name }}}
+    - {name: x-llm-pool, value: {{ .name | quote }}}
     {{- end }}
   backendRefs:
   {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .name $last.name) }}
@@ -138,6 +138,12 @@ metadata:
 spec:
   parentRefs:
   - name: {{ .Values.gateway.name }}
+    {{- with .Values.gateway.parentNamespace }}
+    namespace: {{ . }}
+    {{- end }}
+  {{- with .Values.gateway.hosts }}
+  hostnames: {{ toJson . }}
+  {{- end }}
   rules:
   {{- include "router.rules" . | nindent 2 }}
 {{- end }}

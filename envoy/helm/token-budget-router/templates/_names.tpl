@@ -1,5 +1,7 @@
+{{/* The name of the release's objects. */}}
 {{- define "router.name" -}}
-{{ .Release.Name | trunc 53 | trimSuffix "-" }}
+{{- $release := .Values.nameOverride | default .Release.Name }}
+{{- .Values.fullnameOverride | default $release | trunc 53 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "router.selector" -}}
@@ -13,6 +15,9 @@ app.kubernetes.io/part-of: llm-gateway
 
 {{- define "router.objectLabels" -}}
 {{ include "router.labels" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
@@ -35,7 +40,47 @@ labels:
 {{- end }}
 
 {{- define "router.host" -}}
-{{ include "router.name" . }}.{{ .Release.Namespace }}.svc.cluster.local
+{{ include "router.name" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
+{{- end }}
+
+{{- define "router.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "router.name" .) }}
+{{- end }}
+
+{{- define "router.image" -}}
+{{ .Values.image.repository }}
+{{- with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* The router's configuration, with what other values turn on in it. */}}
+{{- define "router.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- if .Values.state.secret }}
+{{- $_ := set $config "state" (merge (dict "store" "redis") ($config.state | default dict)) }}
+{{- end }}
+{{- if and .Values.envoy.accessLog (eq .Values.gateway.type "sidecar") }}
+{{- $_ := set $config "feedback" (merge (dict "access_log" true) ($config.feedback | default dict)) }}
+{{- end }}
+{{- if .Values.otel.endpoint }}
+{{- $_ := set $config "otel" (merge (dict "enabled" true) ($config.otel | default dict)) }}
+{{- end }}
+{{- if .Values.tls.secret }}
+{{- if not (eq .Values.gateway.type "none") }}
+{{- fail (printf "tls.secret: %s: gateway.type %s speaks to the router without TLS; expected none" .Values.tls.secret .Values.gateway.type) }}
+{{- end }}
+{{- $tls := dict "cert_file" "/etc/extproc-tls/tls.crt" "key_file" "/etc/extproc-tls/tls.key" }}
+{{- if .Values.tls.clientCa }}
+{{- $_ := set $tls "client_ca_file" "/etc/extproc-tls/ca.crt" }}
+{{- end }}
+{{- $_ := set $config "server" (merge (dict "tls" $tls) ($config.server | default dict)) }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{/* What a running router does not take over from a new configuration. */}}
+{{- define "router.restartChecksum" -}}
+{{- $config := include "router.config" . | fromYaml }}
+{{- pick $config "server" "state" "api" "recording" "otel" | toJson | sha256sum }}
 {{- end }}
 
 {{/* The backend of a pool: dict "root" $ "pool" NAME. */}}
