@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,8 +42,10 @@ from extproc.commands.fleet_options import (
 )
 from extproc.commands.text import wrap
 from extproc.fleet.cost import HOURS_PER_YEAR
+from extproc.fleet.declared import Declared
 from extproc.fleet.paper_claims import claims
 from extproc.fleet.planning import (
+    DEFAULT_HEADROOM,
     VERIFIED_REQUESTS,
     PolicyTask,
     Question,
@@ -54,7 +56,6 @@ from extproc.fleet.planning import (
 )
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
-from extproc.fleet.simulation import Declared
 from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import Prices, answer
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
@@ -91,11 +92,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hours-per-year", type=float, default=HOURS_PER_YEAR, help="default 8760"
     )
     parser.add_argument(
+        "--headroom",
+        type=float,
+        default=DEFAULT_HEADROOM,
+        metavar="SHARE",
+        help="share of each pool's saturated rate to keep free; default %(default)s",
+    )
+    parser.add_argument(
         "--requests",
         type=int,
         default=VERIFIED_REQUESTS,
-        help="simulated for each policy at the end; half as many are asked where they "
-        f"go, three tenths try each size; default {VERIFIED_REQUESTS}",
+        help="requests to measure for each policy at the end, once its fleet has "
+        "filled, at the least; half as many are asked where they go, three tenths try "
+        "each size; default %(default)s",
     )
     parser.add_argument(
         "--no-sweep", action="store_true", help="leave the other thresholds out"
@@ -152,6 +161,8 @@ def read_question(args: argparse.Namespace) -> Question:
         value = getattr(args, option, None)
         if value is not None and value < 1:
             raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
+    if not 0 <= args.headroom < 1:
+        raise OptionError(f"--headroom: {args.headroom}, expected 0 <= x < 1")
     arrivals = read_arrivals(args, workload)
     try:
         slo, budget = complete_slo(
@@ -182,6 +193,7 @@ def read_question(args: argparse.Namespace) -> Question:
         asked_requests=args.requests // 2,
         tried_requests=3 * args.requests // 10,
         verified_requests=args.requests,
+        headroom=args.headroom,
     )
 
 
@@ -256,6 +268,7 @@ def _paper(args: argparse.Namespace) -> dict[str, Any]:
                 DEFAULT_MAX_MODEL_LEN,
                 budget,
                 seed=args.seed,
+                headroom=args.headroom,
             )
             sized = _size(question, mapped)
             prices = Prices(engine.usd_per_gpu_hour, engine.gpus)
@@ -292,15 +305,7 @@ def _print_plan(document: dict[str, Any]) -> None:
     ):
         print(wrap(line))
     print()
-    header = ("pool", "instances", "max_model_len", "max_num_seqs", "share")
-    print("{:10} {:>9} {:>13} {:>12} {:>8}".format(*header), "P99 TTFT  P99 TPOT")
-    for pool in document["pools"]:
-        ttft, tpot = pool["p99_ttft_s"], pool["p99_tpot_s"]
-        print(
-            f"{pool['name']:10} {pool['instances']:9} {pool['max_model_len']:13} "
-            f"{pool['max_num_seqs']:12} {pool['share_of_requests']:8.2%} "
-            f"{_seconds(ttft):>8} {_seconds(tpot):>9}"
-        )
+    _print_pools(document)
     print()
     _print_policies(document)
     if document["sweep"]:
@@ -327,6 +332,37 @@ def _print_plan(document: dict[str, Any]) -> None:
     ):
         print(wrap(line))
     print(f"seed {document['seed']}, {document['wall_time_s']} s")
+
+
+def _print_pools(document: dict[str, Any]) -> None:
+    columns = (
+        ("pool", 8), ("instances", 10), ("max_model_len", 14), ("max_num_seqs", 13),
+        ("share", 9), ("used", 7), ("P99 TTFT", 18), ("P99 TPOT", 16),
+        ("measured", 10),
+    )  # fmt: skip
+    print("".join(f"{title:>{width}}" for title, width in columns))
+    for pool in document["pools"]:
+        cells = (
+            pool["name"],
+            f"{pool['instances']:,}",
+            f"{pool['max_model_len']:,}",
+            f"{pool['max_num_seqs']:,}",
+            f"{pool['share_of_requests']:.2%}",
+            "-" if pool["utilization"] is None else f"{pool['utilization']:.1%}",
+            _with_interval(pool, "p99_ttft_s"),
+            _with_interval(pool, "p99_tpot_s"),
+            f"{pool['requests_measured']:,}{'*' if pool['measured_alone'] else ''}",
+        )
+        row = zip(cells, columns, strict=True)
+        print("".join(f"{cell:>{width}}" for cell, (_, width) in row))
+    if any(pool["measured_alone"] for pool in document["pools"]):
+        print("* gets too few of the fleet's requests: measured by itself, longer")
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> str:
+    half = row["half_widths"][key]
+    text = _seconds(row[key])
+    return text if half is None else f"{text} +- {_seconds(half)}"
 
 
 def _print_policies(document: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """One fleet under traffic, in detail: latencies, queues, preemptions, misroutes.
 
 Without --pool it is the papers' pair, short (8,192) and long (65,536), with --instances
-for each. Replications run in parallel and give 95 % confidence intervals.
+for each. Figures are of the steady state: the fleet fills first, and is measured until
+two halves agree. 95 % intervals are by batch means, or, with --replications, by runs of
+other seeds, in parallel. A P99 of fewer than 1,000 requests is left out.
 
   extproc simulate --workload azure-conv --rate 100 --instances 23,2
   extproc simulate --workload my-log.jsonl --arrivals recorded --rate 40 \\
@@ -11,13 +13,11 @@ for each. Replications run in parallel and give 95 % confidence intervals.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,15 +37,22 @@ from extproc.commands.fleet_options import (
     read_workload,
     warn_beyond_profile,
 )
-from extproc.fleet.results import PoolResult, Result
-from extproc.fleet.simulation import TAUGHT, Declared, PoolSpec, Run, simulate
-from extproc.fleet.sizing import Engine
+from extproc.commands.text import wrap
+from extproc.fleet.declared import Declared
+from extproc.fleet.figures import (
+    PoolFigures,
+    fleet_figures,
+    intervals,
+    plain,
+    pool_figures,
+)
+from extproc.fleet.results import Result, State
+from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.sizing import Engine, Tier, saturated_rates
 from extproc.fleet.slo import Slo, token_budget
+from extproc.fleet.steady import TAUGHT, Run
 from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Arrivals, Lengths
-
-# Student's t at 97.5 % for 1 to 9 degrees of freedom (any table); 1.96 above.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from extproc.fleet.workload import Independent, Stream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_promise_arguments(parser)
     parser.add_argument(
-        "--requests", type=int, default=20_000, help="of a replication; default 20000"
+        "--requests",
+        type=int,
+        default=20_000,
+        help="requests to measure, after the fleet has filled, in each replication; "
+        "more if its halves do not agree; default %(default)s",
     )
     parser.add_argument(
         "--replications", type=int, default=1, help="seeds from --seed on; default 1"
@@ -127,15 +138,26 @@ def run(args: argparse.Namespace) -> int:
 @dataclass(frozen=True, slots=True)
 class _Task:
     pools: list[PoolSpec]
-    lengths: Lengths
-    arrivals: Arrivals
+    stream: Stream
     strategy: StrategySpec
     run: Run
 
     def simulate(self, progress: Callable[[int], None] | None = None) -> Result:
-        return simulate(
-            self.pools, self.lengths, self.arrivals, self.strategy, self.run, progress
+        return simulate(self.pools, self.stream, self.strategy, self.run, progress)
+
+    def saturated_rates(self) -> list[float]:
+        tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
+        rates = saturated_rates(
+            self.stream.lengths,
+            tiers,
+            self.pools[0].step_time,
+            self.strategy,
+            self.run.seed,
+            self.run.declared,
         )
+        return [
+            rate * pool.instances for rate, pool in zip(rates, self.pools, strict=True)
+        ]
 
 
 def _simulate(task: _Task) -> Result:
@@ -156,8 +178,7 @@ def _read(args: argparse.Namespace) -> _Task:
     warn_beyond_profile(args, [pool.limits for pool in pools], priced=False)
     return _Task(
         pools,
-        workload.lengths,
-        read_arrivals(args, workload),
+        Independent(workload.lengths, read_arrivals(args, workload)),
         StrategySpec(StrategyName(args.router), workload.mix, args.variation),
         Run(
             args.requests,
@@ -233,119 +254,117 @@ def _replicate(task: _Task, args: argparse.Namespace) -> list[Result]:
 
 
 def _document(
-    args: argparse.Namespace, task: _Task, results: list[Result]
+    args: argparse.Namespace, task: _Task, results: Sequence[Result]
 ) -> dict[str, Any]:
-    def measure(of: Callable[[Result], float]) -> dict[str, float | None]:
-        return _interval([of(result) for result in results])
-
     return {
         "workload": args.workload,
         "rate": args.rate,
         "router": str(args.router),
-        "requests": args.requests,
+        "requests": sum(result.measured for result in results),
+        "duration_s": plain(sum(result.duration_s for result in results)),
+        "fill_s": plain(max(result.fill_s for result in results)),
+        "state": str(_state(results)),
         "replications": len(results),
         "seeds": [result.seed for result in results],
-        "p50_ttft_s": measure(lambda r: r.ttft.quantile(0.5)),
-        "p99_ttft_s": measure(lambda r: r.ttft.quantile(0.99)),
-        "p99_tpot_s": measure(lambda r: r.tpot.quantile(0.99)),
-        "p99_wait_s": measure(lambda r: r.wait.quantile(0.99)),
-        "late_share": measure(lambda r: r.late_share),
-        "rejected_share": measure(lambda r: r.rejected / max(1, r.measured)),
-        "overflow_share": measure(lambda r: r.overflows / max(1, r.measured)),
-        "misrouted_short": measure(lambda r: r.misrouted_short),
-        "misrouted_long": measure(lambda r: r.misrouted_long),
+        **intervals(fleet_figures(results)),
         "pools": [
-            _pool(spec, [result.pools[index] for result in results])
-            for index, spec in enumerate(task.pools)
+            _pool(spec, pool_figures(results, index, rate))
+            | {
+                "overflows": sum(result.pools[index].overflows for result in results),
+                "truncated": sum(result.pools[index].truncated for result in results),
+            }
+            for index, (spec, rate) in enumerate(
+                zip(task.pools, task.saturated_rates(), strict=True)
+            )
         ],
     }
 
 
-def _pool(spec: PoolSpec, results: list[PoolResult]) -> dict[str, Any]:
-    def measure(of: Callable[[PoolResult], float]) -> dict[str, float | None]:
-        return _interval([of(result) for result in results])
+def _state(results: Sequence[Result]) -> State:
+    """The worst of the runs."""
+    order = (State.OVERLOADED, State.UNSETTLED, State.TRANSIENT, State.STEADY)
+    return min((result.state for result in results), key=order.index)
 
+
+def _pool(spec: PoolSpec, figures: PoolFigures) -> dict[str, Any]:
     return {
         "name": spec.name,
         "instances": spec.instances,
         "max_model_len": spec.limits.max_model_len,
         "max_num_seqs": spec.limits.max_num_seqs,
         "max_num_batched_tokens": spec.limits.max_num_batched_tokens,
-        "requests": sum(result.requests for result in results),
-        "p50_ttft_s": measure(lambda r: r.ttft.quantile(0.5)),
-        "p99_ttft_s": measure(lambda r: r.ttft.quantile(0.99)),
-        "p50_tpot_s": measure(lambda r: r.tpot.quantile(0.5)),
-        "p99_tpot_s": measure(lambda r: r.tpot.quantile(0.99)),
-        "p99_wait_s": measure(lambda r: r.wait.quantile(0.99)),
-        "p99_e2e_s": measure(lambda r: r.e2e.quantile(0.99)),
-        "preemption_rate": measure(lambda r: r.preemption_rate),
-        "overflows": sum(result.overflows for result in results),
-        "truncated": sum(result.truncated for result in results),
-        "busy_share": measure(lambda r: r.busy_share),
-        "mean_running": measure(lambda r: r.mean_running),
-        "mean_kv_cache_usage": measure(lambda r: r.mean_kv_cache_usage),
-        "peak_kv_cache_usage": measure(lambda r: r.peak_kv_cache_usage),
-        "tokens_per_s": measure(lambda r: r.tokens_per_s),
+        "requests": figures.requests,
+        **intervals(figures),
     }
 
 
-def _interval(values: list[float]) -> dict[str, float | None]:
-    """Mean of the replications and half the width of its 95 % interval."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return {"mean": None, "half_width": None}
-    mean = statistics.fmean(finite)
-    half_width = None
-    if len(finite) > 1:
-        freedom = len(finite) - 1
-        t = _T975[freedom - 1] if freedom <= len(_T975) else 1.96
-        half_width = t * statistics.stdev(finite) / math.sqrt(len(finite))
-    return {"mean": mean, "half_width": half_width}
+_STATES = {
+    State.STEADY: "steady: measured after the fleet had filled, and its halves agree",
+    State.OVERLOADED: "OVERLOADED: requests pile up, and every figure grows with the "
+    "run; it takes more instances",
+    State.UNSETTLED: "NOT SETTLED: the run ended before two halves of it agreed; take "
+    "more --requests",
+    State.TRANSIENT: "measured from the first request on",
+}
+
+
+_POOL_ROWS = (
+    ("requests measured", "requests", 1),
+    ("requests a second", "requests_per_s", 1),
+    ("utilization", "utilization", 1),
+    ("mean TTFT, ms", "mean_ttft_s", 1e3),
+    ("P50 TTFT, ms", "p50_ttft_s", 1e3),
+    ("P99 TTFT, ms", "p99_ttft_s", 1e3),
+    ("mean TPOT, ms", "mean_tpot_s", 1e3),
+    ("P50 TPOT, ms", "p50_tpot_s", 1e3),
+    ("P99 TPOT, ms", "p99_tpot_s", 1e3),
+    ("P99 queue wait, ms", "p99_wait_s", 1e3),
+    ("mean end to end, ms", "mean_e2e_s", 1e3),
+    ("P99 end to end, ms", "p99_e2e_s", 1e3),
+    ("preemptions a request", "preemption_rate", 1),
+    ("overflows", "overflows", 1),
+    ("truncated", "truncated", 1),
+    ("busy share", "busy_share", 1),
+    ("running an instance", "mean_running", 1),
+    ("in the pool", "mean_in_system", 1),
+    ("KV usage, mean", "mean_kv_cache_usage", 1),
+    ("KV usage, peak", "peak_kv_cache_usage", 1),
+    ("tokens a second", "tokens_per_s", 1),
+)
+_FLEET_ROWS = (
+    ("P99 TTFT, ms", "p99_ttft_s", 1e3),
+    ("P99 TPOT, ms", "p99_tpot_s", 1e3),
+    ("late", "late_share", 1),
+    ("rejected", "rejected_share", 1),
+    ("overflowed", "overflow_share", 1),
+    ("misrouted short", "misrouted_short", 1),
+    ("misrouted long", "misrouted_long", 1),
+)
 
 
 def _print(document: dict[str, Any]) -> None:
     print(
         f"{document['workload']} at {document['rate']:g} req/s, router "
-        f"{document['router']}, {document['requests']} requests, seeds "
-        f"{', '.join(map(str, document['seeds']))}\n"
+        f"{document['router']}, seeds {', '.join(map(str, document['seeds']))}"
     )
-    rows = {
-        "requests": "requests",
-        "P50 TTFT, s": "p50_ttft_s",
-        "P99 TTFT, s": "p99_ttft_s",
-        "P50 TPOT, ms": "p50_tpot_s",
-        "P99 TPOT, ms": "p99_tpot_s",
-        "P99 queue wait, s": "p99_wait_s",
-        "P99 end to end, s": "p99_e2e_s",
-        "preemptions a request": "preemption_rate",
-        "overflows": "overflows",
-        "truncated": "truncated",
-        "busy share": "busy_share",
-        "running, mean": "mean_running",
-        "KV usage, mean": "mean_kv_cache_usage",
-        "KV usage, peak": "peak_kv_cache_usage",
-        "tokens/s": "tokens_per_s",
-    }
+    print(
+        wrap(
+            f"{document['requests']} requests in {document['duration_s']:.0f} s after "
+            f"{document['fill_s']:.0f} s of filling; {_STATES[document['state']]}"
+        )
+        + "\n"
+    )
     names = [
         f"{pool['name']} x{pool['instances']} ({pool['max_model_len']})"
         for pool in document["pools"]
     ]
     print(f"{'':24}" + "".join(f"{name:>24}" for name in names))
-    for label, key in rows.items():
-        scale = 1e3 if "ms" in label else 1
+    for label, key, scale in _POOL_ROWS:
         cells = [_cell(pool[key], scale) for pool in document["pools"]]
         print(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
     print()
-    for label, key in (
-        ("P99 TTFT, s", "p99_ttft_s"),
-        ("P99 TPOT, s", "p99_tpot_s"),
-        ("late", "late_share"),
-        ("rejected", "rejected_share"),
-        ("overflowed", "overflow_share"),
-        ("misrouted short", "misrouted_short"),
-        ("misrouted long", "misrouted_long"),
-    ):
-        print(f"{'fleet: ' + label:24}{_cell(document[key], 1):>24}")
+    for label, key, scale in _FLEET_ROWS:
+        print(f"{'fleet: ' + label:24}{_cell(document[key], scale):>24}")
     print(f"{document['wall_time_s']} s")
 
 

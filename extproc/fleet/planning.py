@@ -18,13 +18,15 @@ From worst case to paged is what not sizing for the worst case saves. From paged
 split is what the split itself saves, or costs.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from extproc.fleet.declared import Declared
 from extproc.fleet.results import Result
-from extproc.fleet.simulation import Declared, PoolSpec, Run, simulate
+from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import (
     DEFAULT_MAX_NUM_SEQS,
     Assignment,
@@ -34,17 +36,29 @@ from extproc.fleet.sizing import (
     Tier,
     Traffic,
     assign,
+    is_kept,
+    simulate_alone,
     size_pool,
 )
 from extproc.fleet.slo import Slo, long_promise_s, token_budget
+from extproc.fleet.steady import Run
 from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Arrivals, Workload
+from extproc.fleet.workload import Arrivals, Independent, Workload
 
-_GROWTHS = 5
+#: Times that a pool grows which misses its promises: by 2 %, by 4 % more, and so on.
+_GROWTHS = 4
+#: Relative half width of the interval of a P99 that is precise enough: two runs then
+#: differ by less than 5 % as good as always.
+PRECISION = 0.025
+#: A pool that gets a smaller share of the requests to be measured is measured alone.
+_SHARE_TOGETHER = 0.25
+_MOST_TIMES = 10
 _DRAWS = 200_000
 
 
 VERIFIED_REQUESTS = 40_000
+#: Share of the saturated rate that stays free unless asked otherwise.
+DEFAULT_HEADROOM = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,8 @@ class Question:
         max_num_batched_tokens: of every instance.
         max_num_seqs: where it is not sized for the worst case.
         asked_requests, tried_requests, verified_requests: drawn to ask a strategy,
-            simulated for each size that is tried, and for the whole fleet at the end.
+            measured for each size that is tried, and of the whole fleet at the end.
+        headroom: share of each pool's saturated rate that stays free.
     """
 
     workload: Workload
@@ -77,6 +92,7 @@ class Question:
     asked_requests: int = 20_000
     tried_requests: int = 12_000
     verified_requests: int = VERIFIED_REQUESTS
+    headroom: float = DEFAULT_HEADROOM
 
 
 def complete_slo(
@@ -126,7 +142,10 @@ class SizedPolicy:
     Attributes:
         sizes: from :func:`extproc.fleet.sizing.size_pool`, before verification.
         instances: of each pool, after it.
-        slo_met: whether every pool keeps its promises in ``result``.
+        result: of the whole fleet, its router in the loop.
+        alone: of each pool that got too few of those requests, by itself; None for the
+            others.
+        kept: whether each pool keeps its promises.
     """
 
     policy: FleetPolicy
@@ -134,12 +153,29 @@ class SizedPolicy:
     sizes: list[PoolSize]
     instances: list[int]
     result: Result
-    slo_met: bool
+    alone: list[Result | None]
+    kept: list[bool] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         """Instances of all pools."""
         return sum(self.instances)
+
+    @property
+    def slo_met(self) -> bool:
+        """Whether every pool keeps its promises."""
+        return all(self.kept)
+
+    def measured(self, index: int) -> tuple[Result, int]:
+        """The result that has a pool's figures, and its position there."""
+        alone = self.alone[index]
+        return (self.result, index) if alone is None else (alone, 0)
+
+    def utilization(self, index: int) -> float:
+        """Requests a second over those of the saturated pool; NaN without traffic."""
+        result, position = self.measured(index)
+        saturated = self.sizes[index].instance_rate * self.instances[index]
+        return result.pools[position].rate / saturated
 
 
 POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
@@ -222,35 +258,76 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
         _pool_slo(question, tier, traffic)
         for tier, traffic in zip(policy.tiers, assignment.pools, strict=True)
     ]
-    sizes = [
-        size_pool(
-            SizingTask(
-                tier,
-                question.engine.step_time,
-                traffic,
-                question.arrivals,
-                question.rate * traffic.share,
-                slo,
-                question.seed,
-                question.tried_requests,
-            )
+    tasks = [
+        SizingTask(
+            tier,
+            question.engine.step_time,
+            traffic,
+            question.arrivals,
+            question.rate * traffic.share,
+            slo,
+            question.seed,
+            question.tried_requests,
+            question.headroom,
         )
         for tier, traffic, slo in zip(policy.tiers, assignment.pools, slos, strict=True)
     ]
+    sizes = [size_pool(task) for task in tasks]
     instances = [max(1, size.instances) for size in sizes]
-    for _ in range(_GROWTHS):
-        result = _verify(question, policy, instances, slos)
-        short = [
-            k
-            for k, pool in enumerate(result.pools)
-            if sizes[k].met and not pool.meets(slos[k])
-        ]
-        if not short:
+    for growth in range(_GROWTHS + 1):
+        sized = _verified(question, policy, assignment, tasks, sizes, instances)
+        short = [k for k, size in enumerate(sizes) if size.met and not sized.kept[k]]
+        if not short or growth == _GROWTHS:
             break
-        for k in short:
-            instances[k] += max(1, instances[k] // 50)
-    met = all(pool.meets(slo) for pool, slo in zip(result.pools, slos, strict=True))
-    return SizedPolicy(policy, assignment, sizes, instances, result, met)
+        instances = [
+            count + (max(1, (count << growth) // 50) if index in short else 0)
+            for index, count in enumerate(instances)
+        ]
+    return sized
+
+
+def _verified(
+    question: Question,
+    policy: FleetPolicy,
+    assignment: Assignment,
+    tasks: Sequence[SizingTask],
+    sizes: list[PoolSize],
+    instances: list[int],
+) -> SizedPolicy:
+    """Simulate the fleet, and by itself each pool that is rarely asked there."""
+    slos = [task.slo for task in tasks]
+    result = _verify(question, policy, instances, slos)
+    alone = [
+        _measure_alone(question, task, count)
+        if size.result is not None and not _gets_enough(question, result, index)
+        else None
+        for index, (task, size, count) in enumerate(
+            zip(tasks, sizes, instances, strict=True)
+        )
+    ]
+    sized = SizedPolicy(policy, assignment, sizes, instances, result, alone)
+    sized.kept = [is_kept(*sized.measured(k), slo) for k, slo in enumerate(slos)]
+    return sized
+
+
+def _gets_enough(question: Question, result: Result, index: int) -> bool:
+    """Whether a pool gets enough of the fleet's requests to be measured among them."""
+    fewest = _SHARE_TOGETHER * question.verified_requests
+    return result.pools[index].requests >= min(fewest, result.finished / 2)
+
+
+def _measure_alone(question: Question, task: SizingTask, instances: int) -> Result:
+    """A pool by itself, on requests of its own kind, until its figures are precise."""
+    requests = int(_SHARE_TOGETHER * question.verified_requests)
+    run = Run(
+        requests,
+        question.seed + 1,
+        most_requests=_MOST_TIMES * requests,
+        enough=Precise(0.0),
+        tick_s=10.0,
+        taught=0,
+    )
+    return simulate_alone(task, instances, instances, run)
 
 
 def _pool_slo(question: Question, tier: Tier, traffic: Traffic) -> Slo:
@@ -288,19 +365,41 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    # A minute of traffic, but no fewer requests than half of the most.
-    most = question.verified_requests
-    requests = int(min(max(most / 2, 60 * question.rate), most))
     return simulate(
         specs,
-        question.workload.lengths,
-        question.arrivals,
+        Independent(question.workload.lengths, question.arrivals),
         policy.strategy,
         # Traffic of its own: pools are not verified on the draws they were sized by.
         Run(
-            requests,
+            question.verified_requests,
             question.seed + 1,
             question.declared,
+            most_requests=_MOST_TIMES * question.verified_requests,
+            enough=Precise(_SHARE_TOGETHER * question.verified_requests),
             taught=question.verified_requests // 20,
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Precise:
+    """Whether every P99 of a pool is known to 2.5 %.
+
+    Attributes:
+        fewest: requests of a pool below which it does not matter here.
+    """
+
+    fewest: float
+
+    def __call__(self, result: Result) -> bool:
+        """Look at the intervals of first tokens and of further ones."""
+        return all(
+            interval.relative <= PRECISION
+            for index, pool in enumerate(result.pools)
+            if pool.requests >= self.fewest
+            for interval in (
+                result.p99(lambda pool: pool.ttft, index),
+                result.p99(lambda pool: pool.tpot, index),
+            )
+            if math.isfinite(interval.value)
+        )

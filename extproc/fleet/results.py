@@ -1,22 +1,50 @@
-"""What a simulated fleet did, by pool and in all; counted, not kept."""
+"""What a simulated fleet did, by pool and in all; counted, not kept.
 
-from dataclasses import dataclass, field
+A run is cut into batches that follow each other in time. Every batch counts the
+requests that finished in it and integrates over its own length, so that the batches
+which are measured add up to the result, and the spread between them gives the interval
+of every figure (batch means; Law, "Simulation Modeling and Analysis", section 9.5.3).
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Self
 
 from extproc.fleet.histogram import Histogram
 from extproc.fleet.instance import Job
 from extproc.fleet.slo import COVERED, Slo
 
+#: Fewer requests than this have no 99th percentile worth printing: ten above it.
+FEWEST_FOR_P99 = 1000
+#: Student's t at 97.5 % for 1 to 30 degrees of freedom (any table); 1.96 above.
+_T975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+#: Ten batches that correlate by more say little; the factor is then 3.
+_MOST_CORRELATION = 0.8
+
 
 @dataclass(slots=True)
 class PoolResult:
-    """What one pool did with the measured requests, by where they ended.
+    """What one pool did, by the requests that finished in it.
 
     ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds; TPOT leaves out the first
     token and requests with only one. ``wait`` ends when the first token is scheduled.
+    The ``_s`` integrals are over time: ``busy_s``, ``running_s`` (running requests) and
+    ``blocks_s`` (held KV blocks) are summed over instances, ``in_system_s`` is of the
+    requests in the pool, running and waiting.
     """
 
     name: str
     instances: int
+    usable_blocks: int = 1
+    arrivals: int = 0
     requests: int = 0
     preempted: int = 0
     preemptions: int = 0
@@ -32,18 +60,16 @@ class PoolResult:
     tpot: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
     e2e: Histogram = field(default_factory=Histogram)
-    busy_share: float = 0.0
-    """Share of the time in which an instance computes, on average."""
-    mean_running: float = 0.0
-    """Running requests an instance, on average."""
-    mean_kv_cache_usage: float = 0.0
+    duration_s: float = 0.0
+    in_system_s: float = 0.0
+    busy_s: float = 0.0
+    running_s: float = 0.0
+    blocks_s: float = 0.0
+    computed_tokens: int = 0
     peak_kv_cache_usage: float = 0.0
-    mean_in_system: float = 0.0
-    """Requests in the pool, sampled at every tick."""
-    tokens_per_s: float = 0.0
 
-    def count(self, jobs: list[Job], slo: Slo) -> None:
-        """Count measured requests that have finished here."""
+    def count(self, jobs: Sequence[Job], slo: Slo) -> None:
+        """Count requests that have finished here."""
         self.requests += len(jobs)
         for job in jobs:
             ttft_s = job.first_token_s - job.arrival_s
@@ -64,10 +90,67 @@ class PoolResult:
             if job.output_tokens > 1
         )
 
+    def merge(self, other: "PoolResult") -> None:
+        """Add what the same pool did in another stretch of time."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(mine, Histogram):
+                mine.merge(theirs)
+            elif each.name == "peak_kv_cache_usage":
+                self.peak_kv_cache_usage = max(mine, theirs)
+            elif each.name not in ("name", "instances", "usable_blocks"):
+                setattr(self, each.name, mine + theirs)
+
+    @property
+    def residence_s(self) -> float:
+        """Mean time in the pool, of those who left it or by Little's law.
+
+        The larger of the two: while a pool fills, few have left it yet, and those are
+        the short ones. NaN if nothing arrived.
+        """
+        if not self.arrivals:
+            return math.nan
+        by_law = self.in_system_s / self.arrivals
+        return max(by_law, self.e2e.mean) if self.requests else by_law
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that finished."""
+        return self.requests / self.duration_s if self.duration_s else math.nan
+
+    @property
+    def mean_in_system(self) -> float:
+        """Requests in the pool, running and waiting, on average over time."""
+        return self.in_system_s / self.duration_s if self.duration_s else math.nan
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time in which an instance computes, on average."""
+        return self._a_instance(self.busy_s)
+
+    @property
+    def mean_running(self) -> float:
+        """Running requests an instance, on average."""
+        return self._a_instance(self.running_s)
+
+    @property
+    def mean_kv_cache_usage(self) -> float:
+        """Share of the KV blocks that is held, on average."""
+        return self._a_instance(self.blocks_s) / self.usable_blocks
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens computed a second, of all instances."""
+        return self._a_instance(self.computed_tokens) * self.instances
+
     @property
     def preemption_rate(self) -> float:
         """Preemptions a request."""
         return self.preemptions / self.requests if self.requests else 0.0
+
+    def _a_instance(self, integral: float) -> float:
+        time_s = self.duration_s * self.instances
+        return integral / time_s if time_s else math.nan
 
     def meets(self, slo: Slo) -> bool:
         """Whether first tokens, further tokens and preemptions keep their promises.
@@ -87,36 +170,129 @@ class PoolResult:
         )
 
 
+class State(StrEnum):
+    """Whether the figures are those of a fleet that has settled."""
+
+    STEADY = "steady"
+    """Measured after the fleet had filled; its two halves agree."""
+    OVERLOADED = "overloaded"
+    """Requests pile up: the longer the run, the worse its figures."""
+    UNSETTLED = "unsettled"
+    """The run ended before two halves agreed."""
+    TRANSIENT = "transient"
+    """Measured from the first request on, as asked."""
+
+
 @dataclass(slots=True)
 class Result:
-    """What a fleet did.
+    """What a fleet did in a stretch of time.
 
     Attributes:
-        duration_s: simulated time from the first to the last arrival.
-        arrived: all arrivals; measured ones are ``requests`` and ``rejected``.
-        misrouted_short: share of measured requests that a smaller pool got and could
-            not hold, or should not have by its threshold; ``misrouted_long`` that a
-            larger one got without need. Spilled requests do not count.
+        start_s, duration_s: of the stretch, in simulated time.
+        measured: requests that arrived in it.
+        rejected: of them, those that no pool takes.
+        sent_short: of them, those that a smaller pool got and could not hold, or should
+            not have by its threshold; ``sent_long``: that a larger one got without
+            need. Spilled requests do not count.
+        batches: the stretches that it was made of, in order; none in a batch itself.
+        arrived, completed, in_flight: requests of the whole run, measured or not;
+            rejected ones are completed.
+        fill_s: seconds that were simulated before it.
     """
 
     pools: list[PoolResult]
-    seed: int
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    measured: int = 0
+    rejected: int = 0
+    sent_short: int = 0
+    sent_long: int = 0
+    seed: int = 0
+    batches: "tuple[Result, ...]" = ()
+    state: State = State.TRANSIENT
     arrived: int = 0
     completed: int = 0
-    rejected: int = 0
-    measured: int = 0
-    duration_s: float = 0.0
-    ttft: Histogram = field(default_factory=Histogram)
-    tpot: Histogram = field(default_factory=Histogram)
-    wait: Histogram = field(default_factory=Histogram)
-    misrouted_short: float = 0.0
-    misrouted_long: float = 0.0
+    in_flight: int = 0
+    fill_s: float = 0.0
+
+    @classmethod
+    def of(cls, stretches: "Sequence[Result]") -> Self:
+        """The sum of stretches that follow each other, at least one."""
+        pools = [
+            PoolResult(pool.name, pool.instances, pool.usable_blocks)
+            for pool in stretches[0].pools
+        ]
+        total = cls(pools, stretches[0].start_s)
+        for stretch in stretches:
+            for mine, theirs in zip(pools, stretch.pools, strict=True):
+                mine.merge(theirs)
+            total.duration_s += stretch.duration_s
+            total.measured += stretch.measured
+            total.rejected += stretch.rejected
+            total.sent_short += stretch.sent_short
+            total.sent_long += stretch.sent_long
+        return total
+
+    @property
+    def ttft(self) -> Histogram:
+        """Seconds to the first token, over all pools."""
+        return self.merged(lambda pool: pool.ttft)
+
+    @property
+    def tpot(self) -> Histogram:
+        """Seconds for each further token, over all pools."""
+        return self.merged(lambda pool: pool.tpot)
+
+    @property
+    def wait(self) -> Histogram:
+        """Seconds until the first token is scheduled, over all pools."""
+        return self.merged(lambda pool: pool.wait)
+
+    def merged(self, of: Callable[[PoolResult], Histogram]) -> Histogram:
+        """A histogram over all pools."""
+        merged = Histogram()
+        for pool in self.pools:
+            merged.merge(of(pool))
+        return merged
+
+    @property
+    def finished(self) -> int:
+        """Requests that finished in the stretch."""
+        return sum(pool.requests for pool in self.pools)
 
     @property
     def late_share(self) -> float:
         """Share of the requests whose first token broke its promise."""
         late = sum(pool.late + pool.late_long for pool in self.pools)
-        return late / self.ttft.count if self.ttft.count else 0.0
+        return late / self.finished if self.finished else 0.0
+
+    @property
+    def rejected_share(self) -> float:
+        """Share of the requests that no pool takes."""
+        return self._share(self.rejected)
+
+    @property
+    def misrouted_short(self) -> float:
+        """Share of the requests that were sent to a pool below their own."""
+        return self._share(self.sent_short)
+
+    @property
+    def misrouted_long(self) -> float:
+        """Share of the requests that were sent to a pool above their own."""
+        return self._share(self.sent_long)
+
+    @property
+    def overflow_share(self) -> float:
+        """Share of the requests that a pool refused and a larger one took."""
+        return self._share(self.overflows)
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of the requests whose output a pool's window cut off."""
+        return self._share(self.truncated)
+
+    def _share(self, count: int) -> float:
+        return count / self.measured if self.measured else 0.0
 
     @property
     def overflows(self) -> int:
@@ -132,3 +308,86 @@ class Result:
     def preemptions(self) -> int:
         """Preemptions of measured requests."""
         return sum(pool.preemptions for pool in self.pools)
+
+    def interval(self, of: "Callable[[Result], float]") -> "Interval":
+        """A figure of the whole, and how far another run's may be from it.
+
+        Args:
+            of: takes the figure from the whole and from each of its batches.
+        """
+        return Interval(
+            of(self), batch_half_width([of(batch) for batch in self.batches])
+        )
+
+    def pool_interval(
+        self, index: int, of: Callable[[PoolResult], float]
+    ) -> "Interval":
+        """The same of one pool."""
+        return self.interval(lambda result: of(result.pools[index]))
+
+    def p99(
+        self, of: Callable[[PoolResult], Histogram], index: int | None = None
+    ) -> "Interval":
+        """A 99th percentile of one pool, or of all; NaN of too few requests."""
+
+        def histogram(result: Result) -> Histogram:
+            if index is None:
+                return result.merged(of)
+            return of(result.pools[index])
+
+        if histogram(self).count < FEWEST_FOR_P99:
+            return Interval(math.nan)
+        return self.interval(lambda result: histogram(result).quantile(COVERED))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure, and half the width of its 95 % confidence interval.
+
+    Attributes:
+        value: NaN of too few requests.
+        half_width: None if there are too few batches to say.
+    """
+
+    value: float
+    half_width: float | None = None
+
+    @property
+    def relative(self) -> float:
+        """Half width over value; infinite if there is none."""
+        if self.half_width is None or not self.value:
+            return math.inf
+        return abs(self.half_width / self.value)
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the 95 % confidence interval of a mean of independent values.
+
+    Student's t times the standard error; values that are not finite are left out.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return None
+    freedom = len(finite) - 1
+    t = _T975[freedom - 1] if freedom <= len(_T975) else 1.96
+    return t * statistics.stdev(finite) / math.sqrt(len(finite))
+
+
+def batch_half_width(values: Sequence[float]) -> float | None:
+    """The same of the means of batches, which remember the one before.
+
+    Widened by ``sqrt((1 + r) / (1 - r))``, the factor of a first-order autoregressive
+    series whose neighbors correlate by r; r as estimated, from 0 to 0.8.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    half = half_width(finite)
+    if half is None or len(finite) < 3:
+        return half
+    mean = statistics.fmean(finite)
+    deviations = [value - mean for value in finite]
+    squares = math.fsum(deviation * deviation for deviation in deviations)
+    if not squares:
+        return 0.0
+    products = math.fsum(a * b for a, b in itertools.pairwise(deviations))
+    correlation = min(max(products / squares, 0.0), _MOST_CORRELATION)
+    return half * math.sqrt((1 + correlation) / (1 - correlation))

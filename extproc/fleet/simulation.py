@@ -13,14 +13,14 @@ taken: vLLM cuts the answer at the window, whatever limit was declared
 (``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as
 truncated.
 
-The first share of the requests warms the fleet up and the last winds it down; neither
-is measured. Nothing is kept of a request once it is counted.
+Requests are counted in the batch in which they finish, so a run ends without draining;
+:mod:`extproc.fleet.steady` says which batches are measured and when they are enough.
+Nothing is kept of a request once it is counted.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
@@ -28,26 +28,11 @@ from extproc.fleet.instance import Instance, Job
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.slo import Slo
+from extproc.fleet.steady import Measurement, Run
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strategy
-from extproc.fleet.workload import BLOCK, Arrivals, Lengths, Seconds
+from extproc.fleet.workload import Lengths, Stream
 from extproc.routing.policy import IDLE, Pool, PoolLoad
-
-#: Requests after which a router is no longer new.
-TAUGHT = 2000
-
-
-class Declared(StrEnum):
-    """What clients say of the output they want; traces do not tell."""
-
-    EXACT = "exact"
-    """The limit is the output's length: what the papers assume."""
-    ABSENT = "absent"
-    """No limit."""
-
-    def limit(self, output_tokens: int) -> int | None:
-        """The limit that a client sets whose output will be so long."""
-        return output_tokens if self is Declared.EXACT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +55,6 @@ class PoolSpec:
     slo: Slo = field(default_factory=Slo)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """How much to simulate.
-
-    Attributes:
-        requests: arrivals in all.
-        warm_up_share, wind_down_share: of them, not measured.
-        tick_s: how late, at most, the router learns of a response and of pressure.
-        taught: requests that the router has learned from before the first arrival; 0
-            for one that starts cold.
-    """
-
-    requests: int
-    seed: int
-    declared: Declared = Declared.EXACT
-    warm_up_share: float = 0.2
-    wind_down_share: float = 0.05
-    tick_s: float = 1.0
-    taught: int = TAUGHT
-
-
 @dataclass(slots=True)
 class _Ticket:
     """What is remembered of a request in flight."""
@@ -98,12 +62,22 @@ class _Ticket:
     prompt_tokens: int
     output_tokens: int
     kept: object
-    measured: bool
 
 
 def _ticket(job: Job) -> _Ticket:
     assert isinstance(job.tag, _Ticket)
     return job.tag
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over a pool's instances, or over its requests, since the start."""
+
+    in_system_s: float
+    busy_s: float
+    running_s: float
+    blocks_s: float
+    computed_tokens: int
 
 
 class _Pool:
@@ -114,10 +88,16 @@ class _Pool:
         self.instances = [
             Instance(spec.limits, spec.step_time) for _ in range(spec.instances)
         ]
-        self.result = PoolResult(spec.name, spec.instances)
-        self._ticks = 0
-        self._in_system = 0
-        self._peak_usage = 0.0
+        self.result = self._fresh()
+        self.in_system = 0
+        # Sum of the finishing times less sum of the arrival times.
+        self._ends_s = 0.0
+        self._since = _Sums(0.0, 0.0, 0.0, 0.0, 0)
+        self._since_s = 0.0
+
+    def _fresh(self) -> PoolResult:
+        usable = self.spec.limits.usable_blocks
+        return PoolResult(self.spec.name, self.spec.instances, usable)
 
     def submit(self, job: Job, first: float, second: float) -> None:
         """Give the job to the less loaded of two instances, drawn by two uniforms."""
@@ -133,23 +113,33 @@ class _Pool:
             if len(other) < len(chosen):
                 chosen = other
         chosen.add(job)
+        self.in_system += 1
+        self.result.arrivals += 1
+        self._ends_s -= job.arrival_s
 
     def advance(self, now_s: float) -> list[Job]:
-        """Bring every instance to this time and take what finished."""
+        """Bring every instance to this time; take and count what has finished by it."""
         finished: list[Job] = []
         for instance in self.instances:
             instance.advance(now_s)
-            if instance.finished:
-                finished += instance.finished
-                instance.finished = []
+            done = instance.finished
+            if not done:
+                continue
+            # The last step that started may end later.
+            count = len(done)
+            while count and done[count - 1].finish_s > now_s:
+                count -= 1
+            finished += done[:count]
+            instance.finished = done[count:]
+        self.in_system -= len(finished)
+        self._ends_s += sum(job.finish_s for job in finished)
+        self.result.count(finished, self.spec.slo)
         return finished
 
     def sample(self) -> PoolLoad:
         """Note how full the pool is; say whether it is under pressure."""
-        self._ticks += 1
-        self._in_system += sum(map(len, self.instances))
         usage = max(instance.kv_cache_usage for instance in self.instances)
-        self._peak_usage = max(self._peak_usage, usage)
+        self.result.peak_kv_cache_usage = max(self.result.peak_kv_cache_usage, usage)
         if self.spec.spill_waiting is None:
             return IDLE
         waiting = sum(len(instance.waiting) for instance in self.instances)
@@ -157,20 +147,24 @@ class _Pool:
             under_pressure=waiting / len(self.instances) > self.spec.spill_waiting
         )
 
-    def finish(self, busy_until_s: float) -> PoolResult:
-        """Averages over instances and time."""
-        result = self.result
-        time_s = len(self.instances) * busy_until_s
-        if time_s > 0:
-            usable = self.spec.limits.usable_blocks
-            result.busy_share = sum(i.busy_s for i in self.instances) / time_s
-            result.mean_running = sum(i.running_s for i in self.instances) / time_s
-            held = sum(i.blocks_s for i in self.instances)
-            result.mean_kv_cache_usage = held / time_s / usable
-            computed = sum(i.computed_tokens for i in self.instances)
-            result.tokens_per_s = computed / time_s * len(self.instances)
-        result.peak_kv_cache_usage = self._peak_usage
-        result.mean_in_system = self._in_system / self._ticks if self._ticks else 0.0
+    def cut(self, now_s: float) -> PoolResult:
+        """End a batch: what the pool did since the last one ended."""
+        sums = _Sums(
+            self._ends_s + self.in_system * now_s,
+            sum(instance.busy_s for instance in self.instances),
+            sum(instance.running_s for instance in self.instances),
+            sum(instance.blocks_s for instance in self.instances),
+            sum(instance.computed_tokens for instance in self.instances),
+        )
+        since, result = self._since, self.result
+        result.duration_s = now_s - self._since_s
+        result.in_system_s = sums.in_system_s - since.in_system_s
+        result.busy_s = sums.busy_s - since.busy_s
+        result.running_s = sums.running_s - since.running_s
+        result.blocks_s = sums.blocks_s - since.blocks_s
+        result.computed_tokens = sums.computed_tokens - since.computed_tokens
+        self._since, self._since_s = sums, now_s
+        self.result = self._fresh()
         return result
 
 
@@ -181,108 +175,121 @@ class Simulation:
         self.run = run
         self.pools = [_Pool(spec) for spec in pools]
         self.strategy = strategy
-        self.result = Result([pool.result for pool in self.pools], run.seed)
-        self.loads: dict[str, PoolLoad] = {}
+        self.arrived = self.completed = 0
+        self.measurement = Measurement(run)
+        self._loads: dict[str, PoolLoad] = {}
         self._next_tick_s = run.tick_s
-        self._first_measured = int(run.requests * run.warm_up_share)
-        self._last_measured = int(run.requests * (1 - run.wind_down_share))
-        self._short = self._long = 0
+        self._batch = Result([])
+        self._thresholds = [spec.threshold_tokens for spec in pools]
 
-    def offer(self, at_s: float, arrival: Arrival, first: float, second: float) -> None:
-        """One request arrives; ``first`` and ``second`` are uniform draws."""
+    def offer(
+        self, at_s: float, arrival: Arrival, first: float, second: float
+    ) -> Result | None:
+        """One request arrives; ``first`` and ``second`` are uniform draws.
+
+        Returns:
+            The result of the requests before it, as soon as that is settled.
+        """
         while self._next_tick_s <= at_s:
             self._tick(self._next_tick_s)
             self._next_tick_s += self.run.tick_s
-        result = self.result
-        measured = self._first_measured <= result.arrived < self._last_measured
-        result.arrived += 1
-        result.measured += measured
-        result.duration_s = at_s
-        position, kept = self.strategy.choose(arrival, self.loads)
-        if measured and not self.loads:
+        settled = None
+        if self._batch.measured >= self.measurement.batch_requests:
+            self._account(at_s)
+            self._cut(at_s)
+            if self.run.fill:
+                settled = self.measurement.settled()
+        self.arrived += 1
+        self._batch.measured += 1
+        position, kept = self.strategy.choose(arrival, self._loads)
+        if not self._loads:
             self._judge(position, arrival)
-        taker = self._taker(position, arrival, measured)
+        taker = self._taker(position, arrival)
         if taker is None:
-            result.rejected += measured
-            result.completed += 1
-            return
+            self._batch.rejected += 1
+            self.completed += 1
+            return settled
         window = taker.spec.limits.max_model_len - arrival.prompt_tokens
         output_tokens = min(arrival.output_tokens, window)
-        if measured and output_tokens < arrival.output_tokens:
-            taker.result.truncated += 1
-        ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept, measured)
+        taker.result.truncated += output_tokens < arrival.output_tokens
+        ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept)
         job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket)
         taker.submit(job, first, second)
+        return settled
 
-    def close(self) -> Result:
-        """Drain everything and close the books."""
-        busy_until_s = self.result.duration_s
-        results = [pool.finish(busy_until_s) for pool in self.pools]
-        self._account(math.inf)
-        result = self.result
-        for pool in results:
-            result.ttft.merge(pool.ttft)
-            result.tpot.merge(pool.tpot)
-            result.wait.merge(pool.wait)
-        if result.measured:
-            result.misrouted_short = self._short / result.measured
-            result.misrouted_long = self._long / result.measured
+    def close(self, at_s: float) -> Result:
+        """End the run at the last arrival; without filling, after the last answer."""
+        if self.run.fill:
+            self._account(at_s)
+            self._cut(at_s)
+        else:
+            self._account(math.inf)
+            ends = [i.now_s for pool in self.pools for i in pool.instances]
+            self._cut(max(at_s, *ends))
+        return self.measurement.last()
+
+    def finish(self, result: Result) -> Result:
+        """Say of the result what the whole run came to."""
+        result.seed = self.run.seed
+        result.arrived, result.completed = self.arrived, self.completed
+        result.in_flight = sum(pool.in_system for pool in self.pools)
         return result
 
-    def _taker(self, position: int, arrival: Arrival, measured: bool) -> _Pool | None:
+    def _cut(self, at_s: float) -> None:
+        """End the batch and start the next one."""
+        self._batch.duration_s = at_s - self._batch.start_s
+        self._batch.pools = [pool.cut(at_s) for pool in self.pools]
+        self.measurement.add(self._batch)
+        self._batch = Result([], start_s=at_s)
+
+    def _taker(self, position: int, arrival: Arrival) -> _Pool | None:
         """The first pool from this one on that vLLM's front end accepts it in."""
         for pool in self.pools[position:]:
             if arrival.prompt_tokens < pool.spec.limits.max_model_len:
                 return pool
-            pool.result.overflows += measured
+            pool.result.overflows += 1
         return None
 
     def _judge(self, position: int, arrival: Arrival) -> None:
         """Compare with the smallest pool whose threshold holds the true budget."""
         needed = arrival.prompt_tokens + arrival.output_tokens
-        last = len(self.pools) - 1
-        right = next(
-            (
-                index
-                for index, pool in enumerate(self.pools)
-                if needed <= pool.spec.threshold_tokens
-            ),
-            last,
-        )
-        self._short += position < right
-        self._long += position > right
+        right = right_pool(self._thresholds, needed)
+        self._batch.sent_short += position < right
+        self._batch.sent_long += position > right
 
     def _tick(self, now_s: float) -> None:
         self._account(now_s)
         for pool in self.pools:
             load = pool.sample()
             if pool.spec.spill_waiting is not None:
-                self.loads[pool.spec.name] = load
+                self._loads[pool.spec.name] = load
 
     def _account(self, until_s: float) -> None:
         """Count and learn from what finished, in order of finishing."""
-        finished: list[Job] = []
-        for pool in self.pools:
-            jobs = pool.advance(until_s)
-            finished += jobs
-            measured = [job for job in jobs if _ticket(job).measured]
-            pool.result.count(measured, pool.spec.slo)
+        finished = [job for pool in self.pools for job in pool.advance(until_s)]
         finished.sort(key=lambda job: job.finish_s)
-        self.result.completed += len(finished)
+        self.completed += len(finished)
         for job in finished:
             ticket = _ticket(job)
             self.strategy.learn(ticket.kept, ticket.prompt_tokens, ticket.output_tokens)
 
 
+def right_pool(thresholds: list[int], tokens: int) -> int:
+    """Position of the smallest pool whose threshold holds so many, or of the last."""
+    for position, threshold in enumerate(thresholds):
+        if tokens <= threshold:
+            return position
+    return len(thresholds) - 1
+
+
 def simulate(
     pools: list[PoolSpec],
-    lengths: Lengths,
-    arrivals: Arrivals,
+    stream: Stream,
     strategy: StrategySpec,
     run: Run,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
-    """Simulate ``run.requests`` arrivals (fewer, if the arrivals end before).
+    """Simulate until the fleet has settled and ``run.requests`` are measured.
 
     Args:
         pools: in increasing order of ``max_model_len``.
@@ -296,29 +303,29 @@ def simulate(
         for spec in pools
     ]
     router = build_strategy(strategy, routing_pools, text)
-    _teach(router, lengths, past, run)
+    _teach(router, stream.lengths, past, run)
     simulation = Simulation(pools, router, run)
-    left = run.requests
-    for block in _blocks(arrivals(instants)):
-        times = block[:left]
-        count = len(times)
-        prompts, outputs = lengths.draw(traffic, count)
-        draws = balancing.random((count, 2))
+    left = run.limit
+    at_s = 0.0
+    for times, prompts, outputs in stream(instants, traffic):
+        draws = balancing.random((len(times), 2))
         for at_s, prompt, output, (first, second) in zip(
-            times.tolist(),
-            prompts.tolist(),
-            outputs.tolist(),
-            draws.tolist(),
+            times[:left].tolist(),
+            prompts[:left].tolist(),
+            outputs[:left].tolist(),
+            draws[:left].tolist(),
             strict=True,
         ):
             arrival = Arrival(prompt, output, run.declared.limit(output))
-            simulation.offer(at_s, arrival, first, second)
-        left -= count
+            settled = simulation.offer(at_s, arrival, first, second)
+            if settled is not None:
+                return simulation.finish(settled)
+        left -= len(times)
         if progress is not None:
-            progress(run.requests - left)
-        if left == 0:
+            progress(simulation.arrived)
+        if left <= 0:
             break
-    return simulation.close()
+    return simulation.finish(simulation.close(at_s))
 
 
 def _teach(
@@ -329,9 +336,3 @@ def _teach(
         arrival = Arrival(prompt, output, run.declared.limit(output))
         _, kept = strategy.choose(arrival, {})
         strategy.learn(kept, prompt, output)
-
-
-def _blocks(drawn: Iterator[Seconds]) -> Iterator[Seconds]:
-    for instants in drawn:
-        for start in range(0, len(instants), BLOCK):
-            yield instants[start : start + BLOCK]

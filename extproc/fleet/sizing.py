@@ -16,21 +16,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from extproc.fleet.cost import Demand
+from extproc.fleet.declared import Declared
 from extproc.fleet.instance import Instance, Job
-from extproc.fleet.results import PoolResult
+from extproc.fleet.results import PoolResult, Result, State
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.simulation import Declared, PoolSpec, Run, simulate
-from extproc.fleet.slo import Slo
+from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.slo import COVERED, Slo
+from extproc.fleet.steady import Run
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, StrategyName, StrategySpec, build_strategy
-from extproc.fleet.workload import Arrivals, Lengths, Recorded, Thinned, Tokens
+from extproc.fleet.workload import (
+    Arrivals,
+    Independent,
+    Lengths,
+    Recorded,
+    Thinned,
+    Tokens,
+)
 from extproc.routing.policy import Pool
 
 SUBPOOL = 8
 #: Sizes are tried up to so many times what throughput alone asks for.
 MOST_TIMES = 4
-_SATURATING_REQUESTS = 2000
+_SATURATING_REQUESTS = 4000
+#: A try that stays unclear ends after so many times the requests it is given.
+_MOST_TIMES = 4
 _FEW = 1000
+#: Requests that a strategy is asked about to learn where they go.
+_ASKED = 10_000
+#: Requests of its kind that such a pool is given instead.
+_OF_A_KIND = 20_000
 #: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
 DEFAULT_MAX_NUM_SEQS = 256
 
@@ -155,7 +170,7 @@ def assign(
         prompts, outputs = lengths.draw(traffic, 1_000_000)
         near = prompts + outputs > 0.7 * tiers[k - 1].threshold_tokens
         weight = float(near.mean())
-        prompts, outputs = prompts[near][: 4 * _FEW], outputs[near][: 4 * _FEW]
+        prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
         if not len(prompts):
             continue
         placed = desk.place(prompts, outputs)
@@ -260,26 +275,47 @@ def saturated_rate(
     return (last - first) / (ends[last] - ends[first])
 
 
+def saturated_rates(
+    lengths: Lengths,
+    tiers: Sequence[Tier],
+    step_time: StepTime,
+    strategy: StrategySpec,
+    seed: int,
+    declared: Declared,
+) -> list[float]:
+    """Requests a second of a saturated instance of each pool; NaN without traffic."""
+    asked = assign(lengths, tiers, strategy, seed, declared, _ASKED, _ASKED // 10)
+    fitting = [
+        _that_fit(pool.lengths, tier.limits.max_model_len)
+        for tier, pool in zip(tiers, asked.pools, strict=True)
+    ]
+    return [
+        saturated_rate(tier.limits, step_time, lengths, seed)
+        if len(lengths.prompts)
+        else math.nan
+        for tier, lengths in zip(tiers, fitting, strict=True)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSize:
     """A sized pool.
 
     Attributes:
         instances: the fewest found to meet the SLO; if ``MOST_TIMES`` the guess does
-            not, those that keep utilisation under 0.9.
-        guess: from the saturated rate alone, rounded up.
+            not, those that keep utilization under ``1 - headroom``.
+        guess: from the saturated rate and the headroom alone, rounded up.
         instance_rate: requests a second of a saturated instance on this traffic.
-        met: whether the SLO holds; if not, the figures below are those of the largest
-            size that was tried.
+        met: whether the SLO holds.
+        result: of the pool alone, of that size or of the largest that was tried; None
+            for a pool without traffic.
     """
 
     instances: int
     guess: int
     instance_rate: float
     met: bool
-    p99_ttft_s: float
-    p99_tpot_s: float
-    preemption_rate: float
+    result: Result | None
 
 
 @dataclass(slots=True)
@@ -319,37 +355,72 @@ class SizingTask:
     slo: Slo
     seed: int
     requests: int = 12_000
+    headroom: float = 0.0
 
 
 def size_pool(task: SizingTask) -> PoolSize:
     """Find the fewest instances, by widening steps and then by bisection."""
     lengths = _that_fit(task.traffic.lengths, task.tier.limits.max_model_len)
     if not len(lengths.prompts):
-        return PoolSize(0, 0, math.nan, True, math.nan, math.nan, 0.0)
+        return PoolSize(0, 0, math.nan, True, None)
     task = replace(task, traffic=replace(task.traffic, lengths=lengths))
     rate = saturated_rate(task.tier.limits, task.step_time, lengths, task.seed)
-    guess = max(1, math.ceil(task.rate / rate))
-    tried: dict[int, PoolResult] = {}
+    guess = max(1, Demand(task.rate, rate).instances(1 - task.headroom))
+    tried: dict[int, Result] = {}
 
     def meets(instances: int) -> bool:
         if instances not in tried:
             tried[instances] = _try(task, instances)
-        return tried[instances].meets(task.slo)
+        return is_kept(tried[instances], 0, task.slo)
 
     instances = fewest(meets, guess, guess, MOST_TIMES * guess + 16)
+    met = meets(instances)
     result = tried[instances]
-    if not result.meets(task.slo):
+    if not met:
         # More instances might, but nobody would pay for them: by throughput alone.
-        instances = Demand(task.rate, rate).instances(max_utilization=0.9)
-    return PoolSize(
-        instances,
-        guess,
-        rate,
-        result.meets(task.slo),
-        result.ttft.quantile(0.99),
-        result.tpot.quantile(0.99),
-        result.preemption_rate,
-    )
+        instances = guess
+    return PoolSize(instances, guess, rate, met, result)
+
+
+def is_kept(result: Result, index: int, slo: Slo) -> bool:
+    """Whether a pool keeps its promises, and will for as long as it runs."""
+    return result.state is not State.OVERLOADED and result.pools[index].meets(slo)
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Whether the only pool of a result is clearly within or beyond its promises."""
+
+    slo: Slo
+
+    def __call__(self, result: Result) -> bool:
+        """Compare each interval with its limit; one that is beyond is enough."""
+        ttft = result.interval(lambda whole: _late_share(whole.pools[0]))
+        tpot = result.p99(lambda pool: pool.tpot, 0)
+        margins = [
+            (limit - interval.value, interval.half_width or 0.0)
+            for interval, limit in (
+                (ttft, 1 - COVERED),
+                (tpot, self.slo.p99_tpot_s),
+            )
+            if math.isfinite(interval.value)
+        ]
+        if any(margin < -half for margin, half in margins):
+            return True
+        return all(margin > half for margin, half in margins)
+
+
+def _late_share(pool: PoolResult) -> float:
+    """The larger of the late shares of long and of other requests, as judged."""
+    shares = [
+        late / count
+        for count, late in (
+            (pool.requests - pool.long, pool.late),
+            (pool.long, pool.late_long),
+        )
+        if count and count >= 0.1 * pool.requests
+    ]
+    return max(shares, default=0.0)
 
 
 def _that_fit(lengths: Recorded, max_model_len: int) -> Recorded:
@@ -382,9 +453,26 @@ def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> i
     return high
 
 
-def _try(task: SizingTask, instances: int) -> PoolResult:
-    """Simulate the pool, or a part of it, at a size."""
-    simulated = min(instances, SUBPOOL)
+def _try(task: SizingTask, instances: int) -> Result:
+    """Simulate a pool of a size, or a part of it, until its promises are clear."""
+    lengths = task.traffic.lengths
+    tokens = float((lengths.prompts + lengths.outputs).mean())
+    requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
+    run = Run(
+        requests,
+        task.seed,
+        most_requests=_MOST_TIMES * requests,
+        enough=Clear(task.slo),
+        tick_s=10.0,
+        taught=0,
+    )
+    return simulate_alone(task, instances, min(instances, SUBPOOL), run)
+
+
+def simulate_alone(
+    task: SizingTask, instances: int, simulated: int, run: Run
+) -> Result:
+    """Simulate a pool without its router: so many of its instances and their share."""
     limits = task.tier.limits
     spec = PoolSpec(
         task.tier.name,
@@ -395,14 +483,10 @@ def _try(task: SizingTask, instances: int) -> PoolResult:
         slo=task.slo,
     )
     share = task.traffic.share * simulated / instances
-    lengths = task.traffic.lengths
-    tokens = float((lengths.prompts + lengths.outputs).mean())
-    requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
-    result = simulate(
+    arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
+    return simulate(
         [spec],
-        _InOrder(lengths),
-        Thinned(task.arrivals, share) if share < 1 else task.arrivals,
+        Independent(_InOrder(task.traffic.lengths), arrivals),
         StrategySpec(StrategyName.ORACLE, {"prose": 1.0}),
-        Run(requests, task.seed, tick_s=10.0, taught=0),
+        run,
     )
-    return result.pools[0]

@@ -1,6 +1,5 @@
 """The answer to a plan's question, as one document and as a sentence."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from extproc.fleet.cost import HOURS_PER_YEAR, formula_saving, saving, usd_per_year
+from extproc.fleet.figures import named, plain, pool_figures
 from extproc.fleet.planning import Question, SizedPolicy
 from extproc.fleet.sensitivity import SweepPoint
 
@@ -61,6 +61,7 @@ def answer(
         "gpus_per_instance": prices.gpus_per_instance,
         "pools": _pools(split),
         "instances": total,
+        "headroom": question.headroom,
         "gpus": total * prices.gpus_per_instance,
         "slo_met": split.slo_met,
         "baselines": {
@@ -68,10 +69,10 @@ def answer(
             for name, policy in sized.items()
             if name != SPLIT
         },
-        "alpha": _plain(alpha),
-        "routed_short_fraction": _plain(1 - split.assignment.pools[-1].share),
-        "rho": _plain(rho),
-        "rho_without_worst_case": _plain(
+        "alpha": plain(alpha),
+        "routed_short_fraction": plain(1 - split.assignment.pools[-1].share),
+        "rho": plain(rho),
+        "rho_without_worst_case": plain(
             split.sizes[0].instance_rate / paged.sizes[0].instance_rate
         ),
         "formula_saving_pct": _percent(formula_saving(alpha, rho)),
@@ -88,15 +89,15 @@ def answer(
         "usd_per_gpu_hour": prices.usd_per_gpu_hour,
         "hours_per_year": prices.hours_per_year,
         "verdict": verdict(sized),
-        "misrouted_short": _plain(split.result.misrouted_short),
-        "misrouted_long": _plain(split.result.misrouted_long),
-        "overflow_share": _plain(split.result.overflows / split.result.measured),
-        "truncated_share": _plain(split.result.truncated / split.result.measured),
+        "misrouted_short": plain(split.result.misrouted_short),
+        "misrouted_long": plain(split.result.misrouted_long),
+        "overflow_share": plain(split.result.overflow_share),
+        "truncated_share": plain(split.result.truncated_share),
         "sweep": [
-            {key: _plain(value) for key, value in asdict(point).items()}
+            {key: plain(value) for key, value in asdict(point).items()}
             for point in sweep
         ],
-        "slo": {key: _plain(value) for key, value in asdict(question.slo).items()},
+        "slo": {key: plain(value) for key, value in asdict(question.slo).items()},
         "declared": str(question.declared),
         "seed": question.seed,
     }
@@ -110,53 +111,64 @@ def _short_fraction(question: Question) -> float:
     return float((prompts + outputs <= question.thresholds[0]).mean())
 
 
-def _pools(split: SizedPolicy) -> list[dict[str, Any]]:
+def _pools(policy: SizedPolicy) -> list[dict[str, Any]]:
     return [
         {
             "name": tier.name,
-            "instances": instances,
+            "instances": policy.instances[index],
             "max_model_len": tier.limits.max_model_len,
             "max_num_seqs": tier.limits.max_num_seqs,
             "max_num_batched_tokens": tier.limits.max_num_batched_tokens,
             "threshold_tokens": tier.threshold_tokens,
-            "share_of_requests": _plain(traffic.share),
-            "instance_rate_at_saturation": _plain(size.instance_rate),
-            "p50_ttft_s": _plain(result.ttft.quantile(0.5)),
-            "p99_ttft_s": _plain(result.ttft.quantile(0.99)),
-            "p99_tpot_s": _plain(result.tpot.quantile(0.99)),
-            "p99_wait_s": _plain(result.wait.quantile(0.99)),
-            "preemption_rate": _plain(result.preemption_rate),
-            "mean_running": _plain(result.mean_running),
-            "busy_share": _plain(result.busy_share),
-            "mean_kv_cache_usage": _plain(result.mean_kv_cache_usage),
+            "share_of_requests": plain(policy.assignment.pools[index].share),
+            "instance_rate_at_saturation": plain(policy.sizes[index].instance_rate),
+            "slo_met": policy.kept[index],
+            **_figures(policy, index),
         }
-        for tier, instances, traffic, size, result in zip(
-            split.policy.tiers,
-            split.instances,
-            split.assignment.pools,
-            split.sizes,
-            split.result.pools,
-            strict=True,
-        )
+        for index, tier in enumerate(policy.policy.tiers)
     ]
+
+
+def _figures(policy: SizedPolicy, index: int) -> dict[str, Any]:
+    """Figures of a pool, and the half widths of their 95 % intervals."""
+    result, position = policy.measured(index)
+    saturated = policy.sizes[index].instance_rate * policy.instances[index]
+    figures = pool_figures([result], position, saturated)
+    values = named(figures)
+    return {
+        **{name: plain(each.value) for name, each in values.items()},
+        "half_widths": {name: plain(each.half_width) for name, each in values.items()},
+        "requests_measured": figures.requests,
+        "measured_s": plain(result.duration_s),
+        "fill_s": plain(result.fill_s),
+        "state": str(result.state),
+        "measured_alone": policy.alone[index] is not None,
+    }
 
 
 def _baseline(policy: SizedPolicy, ours: int) -> dict[str, Any]:
     result = policy.result
+    ttft, tpot = result.p99(lambda p: p.ttft), result.p99(lambda p: p.tpot)
     return {
         "title": policy.policy.title,
         "instances": policy.total,
         "saving_pct": _percent(saving(policy.total, ours)),
         "max_num_seqs": [tier.limits.max_num_seqs for tier in policy.policy.tiers],
         "slo_met": policy.slo_met,
-        "rejected_share": _plain(policy.assignment.rejected),
-        "p99_ttft_s": _plain(result.ttft.quantile(0.99)),
-        "p99_tpot_s": _plain(result.tpot.quantile(0.99)),
+        "state": str(result.state),
+        "rejected_share": plain(policy.assignment.rejected),
+        "p99_ttft_s": plain(ttft.value),
+        "p99_tpot_s": plain(tpot.value),
+        "half_widths": {
+            "p99_ttft_s": plain(ttft.half_width),
+            "p99_tpot_s": plain(tpot.half_width),
+        },
+        "requests_measured": result.measured,
         "preemptions": result.preemptions,
-        "truncated_share": _plain(result.truncated / result.measured),
-        "overflow_share": _plain(result.overflows / result.measured),
-        "misrouted_short": _plain(result.misrouted_short),
-        "misrouted_long": _plain(result.misrouted_long),
+        "truncated_share": plain(result.truncated_share),
+        "overflow_share": plain(result.overflow_share),
+        "misrouted_short": plain(result.misrouted_short),
+        "misrouted_long": plain(result.misrouted_long),
     }
 
 
@@ -197,13 +209,6 @@ def verdict(sized: Mapping[str, SizedPolicy]) -> str:
     if not split.slo_met:
         parts.append("The split misses the SLO at the size shown.")
     return " ".join(parts)
-
-
-def _plain(value: float) -> float | int | None:
-    """A number as JSON has it: six digits, and None for what is not one."""
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _percent(share: float) -> float:

@@ -23,10 +23,20 @@ BLOCK = 8192
 
 
 class Lengths(Protocol):
-    """A joint distribution of prompt and output tokens."""
+    """A joint distribution of prompt and output tokens.
+
+    Draws are stratified: ``n`` of them hold one of each n-th part of the distribution,
+    in random order. Runs then differ by the order of their requests, not by how many
+    long ones they happened to get, and their figures by less.
+    """
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
         """Draw ``n`` prompts and outputs, each at least one token."""
+
+
+def _ranks(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    """Ranks in [0, 1), one in each n-th of it, in random order."""
+    return (rng.permutation(n) + rng.random(n)) / max(n, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class Recorded:
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
         """Draw rows, so that a prompt keeps its own output."""
-        rows = rng.integers(len(self.prompts), size=n)
+        rows = (_ranks(rng, n) * len(self.prompts)).astype(int)
         return self.prompts[rows], self.outputs[rows]
 
 
@@ -51,7 +61,7 @@ class QuantileTable:
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
         """Draw by inverse transform, interpolating between quantiles."""
-        rank = rng.random(n)
+        rank = _ranks(rng, n)
         prompts = np.interp(rank, traces.PROMPT_PROBABILITIES, self.prompts)
         group = np.minimum(
             (rank * len(self.outputs)).astype(int), len(self.outputs) - 1
@@ -83,7 +93,7 @@ class TotalTable:
         """Draw totals log-linearly between the points, then split each."""
         shares = np.array([0.0] + [share for _, share in self.points])
         logs = np.log([2.0] + [float(tokens) for tokens, _ in self.points])
-        totals = _whole(np.exp(np.interp(rng.random(n), shares, logs)))
+        totals = _whole(np.exp(np.interp(_ranks(rng, n), shares, logs)))
         outputs = _whole(
             np.minimum(totals * self.output_share, float(self.max_output_tokens))
         )
@@ -321,3 +331,40 @@ class Thinned:
             kept = instants[rng.random(len(instants)) < self.share]
             if len(kept):
                 yield kept
+
+
+#: Instants, prompt tokens and output tokens of requests that follow each other.
+Block = tuple[Seconds, Tokens, Tokens]
+
+
+class Stream(Protocol):
+    """Requests as they come: instants and lengths together."""
+
+    @property
+    def lengths(self) -> Lengths:
+        """The lengths, without their instants."""
+
+    def __call__(
+        self, instants: np.random.Generator, lengths: np.random.Generator
+    ) -> Iterator[Block]:
+        """Draw blocks of at most ``BLOCK`` requests, in order of their instants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Independent:
+    """Lengths that do not depend on the instant, nor on each other."""
+
+    lengths: Lengths
+    arrivals: Arrivals
+
+    def __call__(
+        self, instants: np.random.Generator, lengths: np.random.Generator
+    ) -> Iterator[Block]:
+        """Draw instants and lengths from generators of their own.
+
+        So two runs of one seed have the same lengths at any rate.
+        """
+        for drawn in self.arrivals(instants):
+            for start in range(0, len(drawn), BLOCK):
+                block = drawn[start : start + BLOCK]
+                yield (block, *self.lengths.draw(lengths, len(block)))

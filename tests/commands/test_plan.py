@@ -12,7 +12,7 @@ from extproc.commands.plan import _dollars
 
 SMALL = [
     *("plan", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB", "--processes", "1"),
-    *("--rate", "4", "--no-sweep", "--requests", "2000"),
+    *("--rate", "4", "--no-sweep", "--requests", "1000"),
 ]
 
 

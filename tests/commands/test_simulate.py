@@ -9,7 +9,7 @@ from extproc.cli import main
 
 SMALL = [
     *("simulate", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB"),
-    *("--rate", "10", "--requests", "300", "--instances", "3,1"),
+    *("--rate", "10", "--requests", "1200", "--instances", "3,1"),
 ]
 
 
@@ -49,7 +49,9 @@ def test_one_object_with_every_pool(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(captured.out)
     assert [pool["instances"] for pool in document["pools"]] == [3, 1]
     assert document["p99_ttft_s"]["mean"] > 0
-    assert document["p99_ttft_s"]["half_width"] is None
+    assert document["p99_ttft_s"]["half_width"] > 0
+    assert document["state"] == "steady"
+    assert document["pools"][0]["p99_ttft_s"]["mean"] > 0
 
 
 def test_replications_give_an_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,9 +43,9 @@ def question(workload: str, rate: float) -> Question:
         32_768,
         budget,
         seed=1,
-        asked_requests=3000,
-        tried_requests=2000,
-        verified_requests=4000,
+        asked_requests=2000,
+        tried_requests=1000,
+        verified_requests=1500,
     )
 
 

@@ -3,28 +3,32 @@
 import numpy as np
 import pytest
 
+from extproc.fleet.declared import Declared
+from extproc.fleet.results import Result
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.simulation import Declared, PoolSpec, Run, simulate
+from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.steady import Run
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Recorded, RenewalArrivals
+from extproc.fleet.workload import Independent, Recorded, RenewalArrivals
 
 STEP = Linear(base_s=0.01, seq_s=0.0)
 SHORT = PoolSpec("short", 2, SchedulerLimits(8, 512, 1000, 4000), STEP, 1000)
 LONG = PoolSpec("long", 2, SchedulerLimits(8, 512, 4000, 4000), STEP, 4000)
 ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
-RUN = Run(requests=400, seed=1, warm_up_share=0, wind_down_share=0, taught=0)
+BLIND = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
+RUN = Run(requests=400, seed=1, fill=0, taught=0)
 
 
-def lengths(*pairs: tuple[int, int]) -> Recorded:
+def traffic(rate: float, *pairs: tuple[int, int]) -> Independent:
+    """Poisson arrivals of these prompts and outputs in equal parts."""
     prompts, outputs = zip(*pairs, strict=True)
-    return Recorded(np.array(prompts), np.array(outputs))
+    lengths = Recorded(np.array(prompts), np.array(outputs))
+    return Independent(lengths, RenewalArrivals(rate))
 
 
 def test_an_oracle_sends_everything_where_it_fits() -> None:
-    result = simulate(
-        [SHORT, LONG], lengths((100, 10), (2000, 10)), RenewalArrivals(5), ORACLE, RUN
-    )
+    result = simulate([SHORT, LONG], traffic(5, (100, 10), (2000, 10)), ORACLE, RUN)
     assert {pool.name: pool.requests for pool in result.pools} == {
         "short": pytest.approx(200, abs=40),
         "long": pytest.approx(200, abs=40),
@@ -36,9 +40,8 @@ def test_an_oracle_sends_everything_where_it_fits() -> None:
 def test_an_overflow_is_taken_by_the_next_pool() -> None:
     """A rule that counts bytes takes some prompts of 1,005 tokens for less than 1,000."""
     short = PoolSpec("short", 2, SHORT.limits, STEP, 1000)
-    tight = Recorded(np.array([1005]), np.array([1]))
     low = StrategySpec(StrategyName.BYTES_PER_4, {"cjk": 1.0}, variation_factor=3.0)
-    result = simulate([short, LONG], tight, RenewalArrivals(5), low, RUN)
+    result = simulate([short, LONG], traffic(5, (1005, 1)), low, RUN)
     assert 0 < result.overflows < 400
     assert result.pools[0].overflows == result.overflows
     assert result.pools[0].requests == 0
@@ -47,20 +50,15 @@ def test_an_overflow_is_taken_by_the_next_pool() -> None:
 
 
 def test_what_no_pool_holds_is_rejected() -> None:
-    result = simulate(
-        [SHORT, LONG], lengths((4000, 1)), RenewalArrivals(5), ORACLE, RUN
-    )
+    result = simulate([SHORT, LONG], traffic(5, (4000, 1)), ORACLE, RUN)
     assert result.rejected == 400
     assert result.ttft.count == 0
 
 
 @pytest.mark.parametrize("declared", Declared)
 def test_an_output_that_outgrows_the_window_is_cut_off(declared: Declared) -> None:
-    blind = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
-    run = Run(400, 1, declared, 0, 0)
-    result = simulate(
-        [SHORT, LONG], lengths((600, 600)), RenewalArrivals(2), blind, run
-    )
+    run = Run(400, 1, declared, fill=0)
+    result = simulate([SHORT, LONG], traffic(2, (600, 600)), BLIND, run)
     assert result.pools[0].truncated == result.truncated == 400
     assert result.overflows == 0
     assert result.misrouted_short == 1
@@ -71,9 +69,7 @@ def test_pressure_spills_to_the_larger_pool() -> None:
         tight = PoolSpec(
             "short", 1, SchedulerLimits(1, 512, 1000, 4000), STEP, 1000, spill_waiting
         )
-        result = simulate(
-            [tight, LONG], lengths((100, 50)), RenewalArrivals(4), ORACLE, RUN
-        )
+        result = simulate([tight, LONG], traffic(4, (100, 50)), ORACLE, RUN)
         return result.pools[1].requests
 
     assert run(None) == 0
@@ -86,10 +82,9 @@ def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
     def run(factor: float) -> tuple[float, float]:
         result = simulate(
             [SHORT, LONG],
-            lengths((850, 10), (1100, 10)),
-            RenewalArrivals(20),
+            traffic(20, (850, 10), (1100, 10)),
             StrategySpec(StrategyName.ROUTER, {"cjk": 1.0}, variation_factor=factor),
-            Run(requests=1500, seed=3, taught=1200),
+            Run(requests=1500, seed=3, fill=0, taught=1200),
         )
         return result.misrouted_short, result.misrouted_long
 
@@ -101,21 +96,21 @@ def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
     assert steady_over < over
 
 
-def test_warm_up_and_wind_down_are_not_measured() -> None:
-    result = simulate(
-        [LONG],
-        lengths((100, 10)),
-        RenewalArrivals(5),
-        ORACLE,
-        Run(requests=1000, seed=1, warm_up_share=0.2, wind_down_share=0.1),
-    )
-    assert result.arrived == result.completed == 1000
-    assert result.measured == result.ttft.count == 700
+def test_what_fills_the_fleet_is_not_measured() -> None:
+    result = steady(traffic(5, (100, 100)))
+    residence_s = result.pools[0].e2e.mean
+    assert result.fill_s >= 5 * residence_s
+    assert result.measured >= 1000
+    assert result.arrived == result.completed + result.in_flight
+    # What finished while it was measured, which is not what arrived.
+    assert result.finished == pytest.approx(result.measured, abs=20)
+
+
+def steady(stream: Independent) -> Result:
+    return simulate([SHORT, LONG], stream, BLIND, Run(1000, seed=1, taught=0))
 
 
 def test_progress_is_reported() -> None:
     seen: list[int] = []
-    simulate(
-        [LONG], lengths((10, 1)), RenewalArrivals(5), ORACLE, RUN, progress=seen.append
-    )
+    simulate([LONG], traffic(5, (10, 1)), ORACLE, RUN, progress=seen.append)
     assert seen[-1] == 400

@@ -1,0 +1,171 @@
+"""A fleet is measured after it has filled, and figures do not depend on the run."""
+
+import math
+
+import numpy as np
+import pytest
+
+from extproc.fleet.results import (
+    FEWEST_FOR_P99,
+    PoolResult,
+    Result,
+    State,
+    batch_half_width,
+    half_width,
+)
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.steady import Measurement, Run, agree
+from extproc.fleet.steptime import Linear
+from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.workload import Independent, Recorded, RenewalArrivals, Tokens
+
+# A decoding step of 10 ms and 0.2 ms more for each sequence: the fuller, the slower.
+STEP = Linear(base_s=0.01, seq_s=2e-4, token_s=2e-5)
+ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
+
+
+def answers(count: int = 5000) -> Recorded:
+    """Lognormal answers of mean 2,000 tokens, as a reasoning model's."""
+    rng = np.random.default_rng(7)
+    outputs: Tokens = np.maximum(
+        1, rng.lognormal(np.log(2000) - 0.32, 0.8, count).astype(int)
+    )
+    prompts: Tokens = np.maximum(1, rng.lognormal(5, 1, count).astype(int))
+    return Recorded(prompts, np.minimum(outputs, 15_000))
+
+
+def run(requests: int, rate: float = 5.0, instances: int = 4, seed: int = 1) -> Result:
+    limits = SchedulerLimits(256, 512, 65_536, 40_000)
+    return simulate(
+        [PoolSpec("all", instances, limits, STEP, 65_536)],
+        Independent(answers(), RenewalArrivals(rate)),
+        ORACLE,
+        Run(requests, seed=seed, tick_s=10, taught=0),
+    )
+
+
+def test_long_answers_are_measured_after_the_fleet_has_filled() -> None:
+    """Two thousand requests arrive in 400 s; a request lives for forty."""
+    result = run(2000)
+    pool = result.pools[0]
+    assert result.state is State.STEADY
+    assert result.fill_s >= 5 * pool.e2e.mean
+    first, *_, last = [batch.pools[0].mean_in_system for batch in result.batches]
+    assert first == pytest.approx(last, rel=0.2)
+
+
+def test_ten_times_the_requests_move_no_figure_by_five_per_cent() -> None:
+    few, many = run(2000).pools[0], run(20_000).pools[0]
+    assert many.requests >= 9 * few.requests
+    for figure in (
+        lambda pool: pool.ttft.quantile(0.99),
+        lambda pool: pool.tpot.quantile(0.99),
+        lambda pool: pool.e2e.mean,
+        lambda pool: pool.mean_running,
+        lambda pool: pool.mean_kv_cache_usage,
+        lambda pool: pool.mean_in_system,
+    ):
+        assert figure(few) == pytest.approx(figure(many), rel=0.05)
+
+
+def test_little_holds_on_the_figures() -> None:
+    pool = run(4000).pools[0]
+    assert pool.mean_in_system == pytest.approx(pool.rate * pool.e2e.mean, rel=0.02)
+    served_s = pool.e2e.mean - pool.wait.mean
+    running = pool.mean_running * pool.instances
+    assert running == pytest.approx(pool.rate * served_s, rel=0.02)
+
+
+def test_a_fleet_that_is_asked_too_much_is_overloaded() -> None:
+    """One instance serves two requests a second of these at the most."""
+    result = run(1000, rate=20.0, instances=2)
+    assert result.state is State.OVERLOADED
+    assert result.in_flight > 1000
+
+
+def batch(start_s: float, in_system: float) -> Result:
+    pool = PoolResult("all", 1, requests=200, duration_s=10.0)
+    pool.arrivals = 2000
+    pool.in_system_s = pool.running_s = 10 * in_system
+    pool.e2e.add([1.0] * 200)
+    return Result([pool], start_s=start_s, duration_s=10.0, measured=200)
+
+
+def measured(counts: list[float], requests: int = 2000) -> Measurement:
+    measurement = Measurement(Run(requests, seed=1))
+    for index, count in enumerate(counts):
+        measurement.add(batch(10.0 * index, count))
+    return measurement
+
+
+def test_halves_that_do_not_agree_are_not_settled() -> None:
+    rising = [float(n) for n in range(100, 120)]
+    assert measured(rising).settled() is None
+    assert measured(rising).last().state is State.OVERLOADED
+    level = [100.0, 101.0] * 10
+    settled = measured(level).settled()
+    assert settled is not None
+    assert settled.state is State.STEADY
+    assert measured([100.0] * 3).settled() is None
+
+
+def test_the_first_half_counts_as_filling_once_the_halves_differ() -> None:
+    measurement = measured([10.0] * 7 + [100.0] * 6)
+    assert measurement.settled() is None
+    for index in range(13, 26):
+        measurement.add(batch(10.0 * index, 100.0))
+    settled = measurement.settled()
+    assert settled is not None
+    assert settled.pools[0].mean_in_system == 100.0
+
+
+def test_neighbors_are_merged_when_there_are_many() -> None:
+    measurement = measured([100.0] * 64)
+    assert measurement.batch_requests == 2 * (2000 // 20)
+    settled = measurement.settled()
+    assert settled is not None
+    assert len(settled.batches) == 10
+    assert sum(batch.measured for batch in settled.batches) == settled.measured
+
+
+def test_halves_agree_within_their_noise() -> None:
+    def pools(*counts: float) -> list[PoolResult]:
+        return [batch(0.0, count).pools[0] for count in counts]
+
+    assert agree(pools(100, 101, 101, 100))
+    assert agree(pools(80, 120, 95, 118))
+    assert not agree(pools(80, 81, 119, 120))
+
+
+def test_a_99th_percentile_takes_a_thousand_requests() -> None:
+    result = run(2 * FEWEST_FOR_P99)
+    assert result.p99(lambda pool: pool.ttft).value > 0
+    few = run(200)
+    assert few.finished < FEWEST_FOR_P99
+    assert math.isnan(few.p99(lambda pool: pool.ttft).value)
+
+
+def test_half_widths_are_students() -> None:
+    """Mean 2, deviation 1, three values: 4.303 / sqrt(3)."""
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
+    assert half_width([1.0]) is None
+    assert half_width([1.0, float("nan")]) is None
+
+
+def test_batches_that_remember_widen_the_interval() -> None:
+    alternating, rising = [1.0, 2.0] * 5, [1.0 + k / 9 for k in range(10)]
+    assert batch_half_width(alternating) == half_width(alternating)
+    assert (batch_half_width(rising) or 0) > 2 * (half_width(rising) or 0)
+    assert batch_half_width([1.0] * 5) == 0.0
+
+
+def test_an_interval_holds_what_other_seeds_come_to() -> None:
+    results = [run(4000, seed=seed) for seed in range(6)]
+    intervals = [result.p99(lambda pool: pool.tpot, 0) for result in results]
+    middle = sum(interval.value for interval in intervals) / len(intervals)
+    held = sum(
+        abs(interval.value - middle) <= (interval.half_width or 0.0)
+        for interval in intervals
+    )
+    assert held >= 5
