@@ -19,6 +19,9 @@ class BodyMode(IntEnum):
     BUFFERED_PARTIAL = 3
     FULL_DUPLEX_STREAMED = 4
 
+    # Enum's own hashes the name, in Python, and every request looks its mode up.
+    __hash__ = int.__hash__
+
 
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """The request's headers, keys in lower case."""
@@ -151,10 +154,28 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     """None where the response was looked at as it passed."""
 
 
+class Decided(msgspec.Struct, frozen=True, gc=False):
+    """A decision when it is made, with everything that depends on it."""
+
+    decision: Decision
+    headers: Mapping[str, str]
+    """The headers of its request that were read, ``:path`` among them."""
+    follows_response: bool = False
+    """Whether the stream stays open to observe the response."""
+    body: bytes | None = None
+    """The request body that asks for usage in the client's place; None: it stays."""
+    decision_token: bytes = b""
+    """The decision, to come back in the access log; empty: it does not."""
+
+
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """What one event leads to."""
+    """Everything that one event leads to."""
 
     reply: Reply
     end: bool = False
     """Whether we end the stream after this reply: Envoy goes on without us."""
     observation: Observation | None = None
+    decided: Decided | None = None
+    """The decision, in the step that makes it."""
+    fault: Exception | None = None
+    """An internal error; the reply lets the request go on regardless."""

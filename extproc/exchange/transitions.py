@@ -1,6 +1,9 @@
-"""In which order ext_proc's messages come: the states of an exchange and their moves.
+"""The states of an exchange and their moves: all state that decides what happens next.
 
-States are named for what we wait for. ``TRANSITIONS`` holds every legal move.
+``State`` is the order in which Envoy sends its messages, named for the message that we
+wait for; ``TRANSITIONS`` holds every legal move of it. What we did so far decides how
+a message is answered: ``RequestStage`` and ``ResponseStage``. As in h11, every state
+that affects a transition is in this file; the classes that answer list the rest.
 """
 
 from __future__ import annotations
@@ -82,3 +85,74 @@ def after(state: State, event: Event) -> State:
             f"{type(event).__name__} (end_of_stream={event.end_of_stream}) "
             f"while waiting for {state.value}"
         ) from None
+
+
+class RequestStage(Enum):
+    """What became of the request."""
+
+    UNDECIDED = "undecided"
+    """Its body is collected for the decision."""
+    SETTLED = "settled"
+    """A decision was made, or none will be: the rest of it passes."""
+    OVERTAKEN = "overtaken"
+    """Its response began first: no decision will be made."""
+
+
+class ResponseStage(Enum):
+    """What happens to the response."""
+
+    IGNORED = "ignored"
+    """Nothing, or nothing more."""
+    AWAITED = "awaited"
+    """It was chosen to be observed, and has not begun."""
+    OBSERVED = "observed"
+    """Its body is read as it passes."""
+
+
+class Progress:
+    """Where an exchange stands.
+
+    Attributes:
+        state: the message that we wait for.
+        request: what became of the request.
+        response: what happens to the response.
+        request_echoed: whether the request body is sent in full duplex.
+        response_echoed: whether the response body is sent in full duplex.
+    """
+
+    __slots__ = ("request", "request_echoed", "response", "response_echoed", "state")
+
+    def __init__(self) -> None:
+        self.state = State.REQUEST_HEADERS
+        self.request = RequestStage.UNDECIDED
+        self.response = ResponseStage.IGNORED
+        self.request_echoed = False
+        self.response_echoed = False
+
+    @property
+    def owes_bodies(self) -> bool:
+        """Whether ending the stream early would lose body bytes.
+
+        Envoy keeps no copy of a body that it sends in full duplex.
+        """
+        return self.request_echoed or self.response_echoed
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the stream may end with the request: its response is not needed."""
+        return self.response is ResponseStage.IGNORED and not self.response_echoed
+
+    def settle(self, follows_response: bool = False) -> None:
+        """Note that a decision was made, or that none will be."""
+        self.request = RequestStage.SETTLED
+        if follows_response:
+            self.response = ResponseStage.AWAITED
+
+    def ignore_response(self) -> None:
+        """Observe the response no more."""
+        self.response = ResponseStage.IGNORED
+
+    def respond(self) -> None:
+        """Note that the response has begun."""
+        if self.request is RequestStage.UNDECIDED:
+            self.request = RequestStage.OVERTAKEN

@@ -21,7 +21,7 @@ from extproc.config import (
     StateStore,
 )
 from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import budget_counts
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
@@ -112,6 +112,7 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
         config.feedback.inject_usage,
         config.mode is Mode.SHADOW,
         config.feedback.access_log,
+        config.otel.enabled,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from extproc.config import Config
+from extproc.exchange.deciding import Decider
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import BudgetCounts
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Router
@@ -25,6 +26,14 @@ class Generation:
     watch: LoadWatch
     budgets: BudgetCounts
     """The budgets decided and the tokens needed, between candidate thresholds."""
+    decider: Decider = field(init=False)
+    """Decides about the requests of ext_proc's streams."""
+
+    def __post_init__(self) -> None:
+        decider = Decider(
+            self.router, self.settings, self.sampler.wants, self.watch.current
+        )
+        object.__setattr__(self, "decider", decider)
 
     def loads(self) -> Mapping[str, PoolLoad]:
         """Return the known load of each pool that has endpoints."""

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from extproc.config import Config, Mode
-from extproc.exchange.events import Observation
 from extproc.routing.mergeable import DecayedSums, Mergeable
-from extproc.routing.router import Decision, Lesson, Router
+from extproc.routing.router import Decision, Router
 from extproc.schema import keep_until_restart
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.status import StatusReporter
@@ -20,8 +19,9 @@ from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 from extproc.server.services.cooperative import TimeSlices
-from extproc.server.services.ext_proc import ExtProcService, Watcher, plain_exchange
+from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.services.in_flight import InFlight
+from extproc.server.services.watchers import ObservationWatcher
 
 Known = Callable[[str], Mapping[str, DecayedSums]]
 """Gives what is stored of a component that nobody here has learned into."""
@@ -48,15 +48,17 @@ class Runtime:
         recent = RecentDecisions(in_force, time.time)
         advisor = Advisor(in_force)
         requests = RequestsByPool(in_force)
-        watchers: list[Watcher] = [recent, advisor, requests]
-        watchers += [w for w in (parts.recording, parts.tracing) if w is not None]
+        observation_watchers: list[ObservationWatcher] = [recent, advisor]
+        if parts.recording is not None:
+            observation_watchers.append(parts.recording)
+        if parts.tracing is not None:
+            observation_watchers.append(parts.tracing)
         self.service = ExtProcService(
             in_force,
             self.metrics,
-            watchers=watchers,
-            new_exchange=parts.tracing.new_exchange
-            if parts.tracing
-            else plain_exchange,
+            decision_watchers=[recent, advisor, requests],
+            observation_watchers=observation_watchers,
+            tracer=parts.tracing,
             defer=defer,
             in_flight=InFlight(requests.ended),
             slices=TimeSlices(defer),
@@ -131,9 +133,6 @@ class RequestsByPool:
         now = self._in_force.now
         if now.config.mode is Mode.ROUTE:
             now.watch.landed(pool)
-
-    def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Ignore what a response taught."""
 
 
 def _teach(router: Router, previous: Router, known: Known) -> Iterator[None]:

@@ -9,8 +9,11 @@ import pytest
 
 from extproc.cli import main
 from extproc.config import Config
-from extproc.exchange.events import Release, RequestBody, RequestHeaders, Route
-from extproc.exchange.machine import Exchange, ExchangeSettings
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.deciding import Decider
+from extproc.exchange.events import Release, RequestBody, RequestHeaders, Route, Step
+from extproc.exchange.machine import Exchange
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.policy import Reason
 from extproc.server.admin.explain import Explainer
 from extproc.server.build import build_generation, build_router
@@ -42,13 +45,15 @@ BODIES = {
 
 def reason_live(body: bytes, encoding: str) -> str:
     router = build_router(Config())
-    exchange = Exchange(router, ExchangeSettings(CAP), lambda decision: False)
+    exchange = Exchange(Decider(router, ExchangeSettings(CAP), lambda decision: False))
     headers = {":method": "POST", ":path": PATH, "content-length": str(len(body))}
     if encoding:
         headers["content-encoding"] = encoding
     step = exchange.receive(RequestHeaders(headers))
+    assert isinstance(step, Step)
     if not isinstance(step.reply, Route):
-        step = exchange.receive(RequestBody(body, end_of_stream=True))
+        result = exchange.receive(RequestBody(body, end_of_stream=True))
+        step = exchange.resume() if isinstance(result, BodyParser) else result
     assert isinstance(step.reply, Route | Release)
     assert step.reply.decision is not None
     return step.reply.decision.reason

@@ -11,6 +11,8 @@ import brotli
 import zstandard
 from hypothesis import strategies as st
 
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.deciding import Decider
 from extproc.exchange.events import (
     BodyMode,
     Echo,
@@ -22,10 +24,8 @@ from extproc.exchange.events import (
     Route,
     Step,
 )
-from extproc.exchange.machine import (
-    Exchange,
-    ExchangeSettings,
-)
+from extproc.exchange.machine import Exchange
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool, PoolLoad
 from extproc.routing.ratio import TextEma, TextRatios
@@ -50,7 +50,7 @@ def exchange(
     loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
 ) -> Exchange:
     router = Router(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
-    return Exchange(router, settings, lambda decision: watch, loads)
+    return Exchange(Decider(router, settings, lambda decision: watch, loads))
 
 
 def chat(text: str = "Hello", **more: Any) -> bytes:
@@ -89,8 +89,14 @@ def response(
     return ResponseHeaders(all_headers, end)
 
 
+def send(machine: Exchange, event: Event) -> Step:
+    """One event, whose body is read at once if it takes long."""
+    result = machine.receive(event)
+    return machine.resume() if isinstance(result, BodyParser) else result
+
+
 def play(machine: Exchange, *events: Event) -> list[Step]:
-    return [machine.receive(event) for event in events]
+    return [send(machine, event) for event in events]
 
 
 def split(body: bytes, cuts: Iterable[int]) -> list[bytes]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extproc.exchange.deciding import Decider
 from extproc.exchange.events import (
     BodyMode,
     Continue,
@@ -19,9 +20,7 @@ from extproc.exchange.events import (
     Step,
     Withhold,
 )
-from extproc.exchange.machine import (
-    Exchange,
-)
+from extproc.exchange.machine import Exchange
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Reason
 from extproc.routing.ratio import TextEma, TextRatios
@@ -44,6 +43,7 @@ from .messages import (
     request,
     response,
     routed,
+    send,
     sent_on,
     split,
 )
@@ -91,7 +91,7 @@ class Broken(Router):
 
 def broken() -> Exchange:
     router = Broken(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
-    return Exchange(router, SETTINGS, lambda decision: True)
+    return Exchange(Decider(router, SETTINGS, lambda decision: True))
 
 
 @given(
@@ -110,23 +110,25 @@ def test_a_fault_in_full_duplex_loses_no_byte(
     events.append(RequestTrailers() if trailers else RequestBody(b"", True))
     steps = play(machine, request(None, mode=DUPLEX, response_mode=response_mode))
     steps += play(machine, *events)
+    (fault,) = [step.fault for step in steps if step.fault is not None]
+    (decided,) = [step.decided for step in steps if step.decided is not None]
     sent = [step.reply.body for step in steps if isinstance(step.reply, Release | Echo)]
     assert b"".join(sent) == body
-    assert isinstance(machine.fault, ZeroDivisionError)
-    assert machine.decision is not None
-    assert machine.decision.reason is Reason.FAULT
-    assert not machine.follows_response
+    assert isinstance(fault, ZeroDivisionError)
+    assert decided.decision.reason is Reason.FAULT
+    assert decided.decision is machine.decision
+    assert not decided.follows_response
     if both:
-        assert machine.receive(response()).reply == Continue()
-        step = machine.receive(ResponseBody(b"answer", True))
+        assert send(machine, response()).reply == Continue()
+        step = send(machine, ResponseBody(b"answer", True))
         assert step.reply == Echo(b"answer", True)
 
 
 def test_a_fault_elsewhere_ends_the_exchange() -> None:
     machine = broken()
-    machine.receive(request(chat()))
+    send(machine, request(chat()))
     with pytest.raises(ZeroDivisionError):
-        machine.receive(RequestBody(chat(), True))
+        send(machine, RequestBody(chat(), True))
 
 
 @pytest.mark.parametrize("response_mode", [BodyMode.NONE, DUPLEX])
@@ -242,7 +244,7 @@ def test_a_response_in_full_duplex_is_echoed_whatever_it_is(
     )
     parts = split(body, cuts)
     steps = [
-        machine.receive(ResponseBody(part, i == len(parts) - 1))
+        send(machine, ResponseBody(part, i == len(parts) - 1))
         for i, part in enumerate(parts)
     ]
 

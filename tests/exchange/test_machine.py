@@ -18,9 +18,7 @@ from extproc.exchange.events import (
     Route,
     Step,
 )
-from extproc.exchange.machine import (
-    HEADERS_READ,
-)
+from extproc.exchange.settings import HEADERS_READ
 from extproc.exchange.transitions import State
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, PoolLoad, Reason
@@ -45,6 +43,7 @@ from .messages import (
     request,
     response,
     routed,
+    send,
     sent_on,
     split,
 )
@@ -54,24 +53,24 @@ from .messages import (
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "", "/v1/chat/completions/"])
 def test_a_path_that_is_not_ours_goes_on_without_us(path: str) -> None:
-    assert exchange().receive(request(path=path)) == Step(Continue(), end=True)
+    assert send(exchange(), request(path=path)) == Step(Continue(), end=True)
 
 
 def test_a_method_other_than_post_goes_on_without_us() -> None:
-    assert exchange().receive(request(method="GET")) == Step(Continue(), end=True)
+    assert send(exchange(), request(method="GET")) == Step(Continue(), end=True)
 
 
 @pytest.mark.parametrize("mode", [None, *BodyMode])
 def test_a_request_without_a_body_goes_on_without_us(mode: BodyMode | None) -> None:
     machine = exchange(watch=True)
 
-    assert machine.receive(request(end=True, mode=mode)) == Step(Continue(), end=True)
+    assert send(machine, request(end=True, mode=mode)) == Step(Continue(), end=True)
     assert machine.decision is None
 
 
 @pytest.mark.parametrize("length", [0, 1, CAP])
 def test_a_body_within_the_cap_is_asked_for(length: int) -> None:
-    assert exchange().receive(request(length)) == Step(AskRequestBody())
+    assert send(exchange(), request(length)) == Step(AskRequestBody())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_a_body_within_the_cap_is_asked_for(length: int) -> None:
 def test_a_body_that_cannot_be_asked_for_goes_to_the_default_pool_at_once(
     length: str, reason: Reason
 ) -> None:
-    step = exchange(watch=True).receive(request(None, content_length=length))
+    step = send(exchange(watch=True), request(None, content_length=length))
 
     assert step.end
     assert (routed(step).pool, routed(step).reason) == (LONG, reason)
@@ -99,13 +98,13 @@ def test_a_body_that_cannot_be_asked_for_goes_to_the_default_pool_at_once(
 
 
 def test_leading_zeros_do_not_make_a_length_large() -> None:
-    step = exchange().receive(request(None, content_length="0" * 40 + "7"))
+    step = send(exchange(), request(None, content_length="0" * 40 + "7"))
 
     assert step.reply == AskRequestBody()
 
 
 def test_a_request_that_does_not_say_its_length_is_not_read() -> None:
-    step = exchange().receive(request(None))
+    step = send(exchange(), request(None))
 
     assert routed(step).reason is Reason.LENGTH_UNKNOWN
 
@@ -201,7 +200,7 @@ def test_a_fault_of_ours_goes_to_the_default_pool_and_is_told() -> None:
 
         assert (routed(step).pool, routed(step).reason) == (LONG, Reason.FAULT)
         assert step.end
-        assert isinstance(machine.fault, ZeroDivisionError)
+        assert isinstance(step.fault, ZeroDivisionError)
 
 
 # Streamed bodies, as configured by the operator or where the override is not allowed.
@@ -239,9 +238,9 @@ def test_a_repeated_end_of_the_body_is_answered_and_decides_nothing_anew() -> No
     play(machine, request(body, mode=BodyMode.STREAMED), RequestBody(body, True))
     decision = machine.decision
 
-    assert machine.receive(RequestBody(b"", True)) == Step(Continue())
-    assert machine.receive(RequestBody(b"")) == Step(Continue())
-    assert machine.receive(RequestTrailers()) == Step(Continue())
+    assert send(machine, RequestBody(b"", True)) == Step(Continue())
+    assert send(machine, RequestBody(b"")) == Step(Continue())
+    assert send(machine, RequestTrailers()) == Step(Continue())
     assert machine.decision is decision
 
 
@@ -408,7 +407,7 @@ def test_in_shadow_mode_the_decision_is_marked_and_all_else_is_the_same(
 
 def test_in_shadow_mode_what_is_not_read_is_marked_too() -> None:
     machine = exchange(settings=dataclasses.replace(SETTINGS, shadow=True))
-    step = machine.receive(request(SETTINGS.max_body_bytes + 1))
+    step = send(machine, request(SETTINGS.max_body_bytes + 1))
     assert isinstance(step.reply, Route)
     assert step.reply.shadow
 

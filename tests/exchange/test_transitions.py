@@ -16,6 +16,7 @@ from extproc.exchange.events import (
     ResponseHeaders,
     ResponseTrailers,
 )
+from extproc.exchange.machine import Exchange
 from extproc.exchange.transitions import TRANSITIONS, ProtocolError, State
 
 from .messages import (
@@ -28,6 +29,7 @@ from .messages import (
     exchange,
     request,
     response,
+    send,
 )
 
 EVENTS: dict[type[Event], Callable[[bool], Event]] = {
@@ -39,6 +41,26 @@ EVENTS: dict[type[Event], Callable[[bool], Event]] = {
     ResponseTrailers: ResponseTrailers,
 }
 MOVES = list(itertools.product(State, EVENTS, [False, True]))
+MODES = [BodyMode.NONE, BodyMode.STREAMED, BodyMode.BUFFERED_PARTIAL, DUPLEX]
+
+WAY: list[Callable[[BodyMode], Event]] = [
+    lambda mode: request(chat(), mode=mode, response_mode=mode),
+    lambda mode: RequestBody(chat(), True),
+    lambda mode: response(),
+    lambda mode: ResponseBody(ANSWER, True),
+]
+"""The events of an exchange, each of which leads to the next state."""
+
+
+def at(state: State, mode: BodyMode, *, watch: bool) -> Exchange:
+    """An exchange that waits for what its state says."""
+    machine = exchange(watch=watch)
+    for event, reached in zip(WAY, State, strict=False):
+        if reached is state:
+            break
+        send(machine, event(mode))
+    assert machine.state is state
+    return machine
 
 
 @pytest.mark.parametrize("watch", [False, True])
@@ -50,18 +72,18 @@ MOVES = list(itertools.product(State, EVENTS, [False, True]))
 def test_moves_are_those_of_the_table_and_no_others(
     state: State, kind: type[Event], end: bool, watch: bool
 ) -> None:
-    machine = exchange(watch=watch)
-    machine.state = state
-    event = EVENTS[kind](end)
+    for mode in MODES:
+        machine = at(state, mode, watch=watch)
+        event = EVENTS[kind](end)
 
-    if (state, kind, end) in TRANSITIONS:
-        step = machine.receive(event)
-        assert machine.state is TRANSITIONS[state, kind, end]
-        assert isinstance(step.reply, Reply)
-    else:
-        with pytest.raises(ProtocolError, match=f"{kind.__name__}.*{state.value}"):
-            machine.receive(event)
-        assert machine.state is state
+        if (state, kind, end) in TRANSITIONS:
+            step = send(machine, event)
+            assert machine.state is TRANSITIONS[state, kind, end]
+            assert isinstance(step.reply, Reply)
+        else:
+            with pytest.raises(ProtocolError, match=f"{kind.__name__}.*{state.value}"):
+                send(machine, event)
+            assert machine.state is state
 
 
 def test_every_state_is_reached_and_left() -> None:
@@ -124,18 +146,36 @@ FIRST = st.builds(
 
 @settings(max_examples=200)
 @given(first=FIRST, events=st.lists(ANY_EVENT, max_size=8), watch=st.booleans())
-def test_one_reply_for_each_message_and_at_most_one_observation(
+def test_one_reply_for_each_message_and_at_most_one_decision_and_observation(
     first: RequestHeaders, events: list[Event], watch: bool
 ) -> None:
     machine = exchange(watch=watch, settings=INJECTING)
-    observations = 0
+    steps = []
     for event in (first, *events):
         try:
-            step = machine.receive(event)
+            steps.append(send(machine, event))
         except ProtocolError:
             continue
-        assert isinstance(step.reply, Reply)
-        observations += step.observation is not None
 
-    assert observations <= 1
-    assert machine.fault is None
+    assert all(isinstance(step.reply, Reply) for step in steps)
+    assert not any(step.fault for step in steps)
+    decided = [step.decided for step in steps if step.decided is not None]
+    assert [one.decision for one in decided] == [machine.decision] * len(decided)
+    assert len(decided) <= 1
+    assert sum(step.observation is not None for step in steps) <= 1
+    if not any(one.follows_response for one in decided):
+        assert not any(step.observation for step in steps)
+
+
+def test_an_exchange_shows_where_it_stands() -> None:
+    machine = exchange(watch=True)
+    assert repr(machine) == (
+        "<Exchange waits for request_headers, request undecided, response ignored, "
+        "decision none>"
+    )
+    send(machine, request(chat()))
+    send(machine, RequestBody(chat(), True))
+    assert repr(machine) == (
+        "<Exchange BufferedRequest StreamedResponse waits for response_headers, "
+        "request settled, response awaited, decision short (within_threshold)>"
+    )

@@ -20,10 +20,8 @@ from extproc.exchange.events import (
     Route,
     Step,
 )
-from extproc.exchange.machine import (
-    Exchange,
-    ExchangeSettings,
-)
+from extproc.exchange.machine import Exchange
+from extproc.exchange.settings import ExchangeSettings
 from extproc.exchange.usage_tap import MAX_ENCODED_RESPONSE_BYTES
 from extproc.routing.router import Outcome
 
@@ -42,6 +40,7 @@ from .messages import (
     request,
     response,
     routed,
+    send,
     split,
 )
 
@@ -76,8 +75,8 @@ def test_the_usage_of_a_stream_is_observed_at_its_own_last_event() -> None:
     machine = watched()
     play(machine, response(kind="text/event-stream"))
 
-    first = machine.receive(ResponseBody(STREAM[:50]))
-    last = machine.receive(ResponseBody(STREAM[50:]))
+    first = send(machine, ResponseBody(STREAM[:50]))
+    last = send(machine, ResponseBody(STREAM[50:]))
 
     assert first == Step(Continue())
     assert outcome(last) == Outcome(200, 12, 34)
@@ -88,7 +87,7 @@ def test_a_stream_cut_off_before_its_end_is_observed_if_it_ended_for_envoy() -> 
     machine = watched()
     play(machine, response(kind="text/event-stream"))
 
-    step = machine.receive(ResponseBody(b'data: {"choices": []}\n\n', True))
+    step = send(machine, ResponseBody(b'data: {"choices": []}\n\n', True))
 
     assert outcome(step) == Outcome(200, None, None)
 
@@ -104,10 +103,10 @@ def test_a_client_that_goes_away_leaves_no_observation() -> None:
 @given(cuts=CUTS, kind=st.sampled_from(["application/json", "text/event-stream"]))
 def test_any_split_of_a_response_is_observed_once(cuts: list[int], kind: str) -> None:
     machine = watched()
-    machine.receive(response(kind=kind))
+    send(machine, response(kind=kind))
     parts = split(ANSWER if kind == "application/json" else STREAM, cuts)
     steps = [
-        machine.receive(ResponseBody(part, i == len(parts) - 1))
+        send(machine, ResponseBody(part, i == len(parts) - 1))
         for i, part in enumerate(parts)
     ]
 
@@ -140,7 +139,7 @@ def test_trailers_end_a_response() -> None:
 def test_a_response_without_usage_is_observed_by_its_status(
     headers: ResponseHeaders, status: int
 ) -> None:
-    step = watched().receive(headers)
+    step = send(watched(), headers)
 
     assert step.reply == Continue()
     assert step.end
@@ -159,9 +158,9 @@ def test_upstream_attempts_are_observed() -> None:
 @pytest.mark.parametrize("count", ["", "0", "-1", "x", "9" * 50])
 def test_an_odd_attempt_count_does_no_harm(count: str) -> None:
     machine = watched()
-    machine.receive(response(x_envoy_attempt_count=count))
+    send(machine, response(x_envoy_attempt_count=count))
 
-    step = machine.receive(ResponseBody(ANSWER, True))
+    step = send(machine, ResponseBody(ANSWER, True))
 
     assert outcome(step).attempts >= 1
 
@@ -173,8 +172,8 @@ def test_what_is_not_watched_ends_before_the_response() -> None:
     assert route.end
 
     # Were Envoy to send it all the same:
-    assert machine.receive(response()) == Step(Continue(), end=True)
-    assert machine.receive(ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
+    assert send(machine, response()) == Step(Continue(), end=True)
+    assert send(machine, ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
 
 
 @pytest.mark.parametrize("end", [False, True])
@@ -186,7 +185,7 @@ def test_a_local_reply_before_the_request_body_ends(status: int, end: bool) -> N
     assert step == Step(Continue(), end=True)
     assert machine.decision is None
     if not end:
-        assert machine.receive(RequestBody(b"rest", True)) == Step(Continue())
+        assert send(machine, RequestBody(b"rest", True)) == Step(Continue())
 
 
 @pytest.mark.parametrize("encoding", ENCODERS)
@@ -217,10 +216,10 @@ def test_usage_is_read_from_an_encoded_response(encoding: str, kind: str) -> Non
 )
 def test_an_encoded_response_that_cannot_be_read_teaches_nothing(body: bytes) -> None:
     machine = watched()
-    machine.receive(response(content_encoding="gzip"))
-    machine.receive(ResponseBody(body))
+    send(machine, response(content_encoding="gzip"))
+    send(machine, ResponseBody(body))
 
-    step = machine.receive(ResponseBody(b"", True))
+    step = send(machine, ResponseBody(b"", True))
 
     assert outcome(step) == Outcome(200)
     assert step.reply == Continue()
@@ -242,8 +241,8 @@ def test_usage_is_asked_for_and_its_chunk_taken_out() -> None:
     assert route.reply.body is not None
     assert json.loads(route.reply.body)["stream_options"] == {"include_usage": True}
 
-    machine.receive(response(kind="text/event-stream"))
-    step = machine.receive(ResponseBody(STREAM))
+    send(machine, response(kind="text/event-stream"))
+    step = send(machine, ResponseBody(STREAM))
 
     assert step.reply == Rewrite(STREAM.replace(USAGE_EVENT, b""))
     assert outcome(step) == Outcome(200, 12, 34)
@@ -253,11 +252,11 @@ def test_usage_is_asked_for_and_its_chunk_taken_out() -> None:
 @given(cuts=CUTS)
 def test_what_the_client_gets_after_an_injection_is_the_rest(cuts: list[int]) -> None:
     machine, _ = inject()
-    machine.receive(response(kind="text/event-stream"))
+    send(machine, response(kind="text/event-stream"))
     parts = split(STREAM, cuts)
     got = b""
     for i, part in enumerate(parts):
-        step = machine.receive(ResponseBody(part, i == len(parts) - 1))
+        step = send(machine, ResponseBody(part, i == len(parts) - 1))
         got += step.reply.body if isinstance(step.reply, Rewrite) else part
 
     assert got == STREAM.replace(USAGE_EVENT, b"")
@@ -267,8 +266,8 @@ def test_a_client_that_asked_keeps_its_usage_chunk() -> None:
     machine, route = inject(stream_options={"include_usage": True})
     assert route.reply == Route(routed(route))
 
-    machine.receive(response(kind="text/event-stream"))
-    step = machine.receive(ResponseBody(STREAM))
+    send(machine, response(kind="text/event-stream"))
+    step = send(machine, ResponseBody(STREAM))
 
     assert step.reply == Continue()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS, ask_for_usage
+from extproc.exchange.settings import ExchangeSettings
 from extproc.exchange.usage import MAX_KEPT_BYTES, Usage, UsageReader, usage_reader
 from extproc.routing.category import classify
 from extproc.routing.features import measure
@@ -27,7 +27,7 @@ from extproc.server.learned.document import encode as encode_document
 from extproc.server.learned.store import UnreadableDocument
 from extproc.server.observe.metrics import Metrics
 from extproc.server.pools.vllm import parse_max_model_len, parse_metrics
-from extproc.server.services.codec import UnknownMessageError, decode
+from extproc.server.services.codec import UnknownMessageError, decode, decode_any
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.wire import ext_proc_pb2 as pb
 
@@ -124,7 +124,8 @@ def fuzz_injection(data: bytes) -> None:
 def fuzz_codec(data: bytes) -> None:
     """One gRPC message."""
     try:
-        decode(data)
+        decode(data, ExchangeSettings().headers_read)
+        decode_any(data)
     except UnknownMessageError:
         return
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from extproc.config import Config
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import budget_counts
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Router

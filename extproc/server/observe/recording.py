@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from extproc.exchange.events import Observation
 from extproc.exchange.observation_line import write_line
-from extproc.routing.router import Decision, Lesson
+from extproc.routing.router import Lesson
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ class Recording:
         self._clock = clock
         self._file: BinaryIO | None = path.open("ab", buffering=0)
         self._max_bytes = max_bytes
-
-    def decided(self, decision: Decision) -> None:
-        """Nothing to keep yet."""
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Append a line."""

@@ -15,10 +15,9 @@ OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from msgspec.structs import asdict
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -31,12 +30,10 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import extproc
-from extproc.exchange.events import Event, Observation, RequestHeaders, Step
-from extproc.exchange.machine import Exchange, ExchangeSettings
+from extproc.exchange.events import Decided, Observation
 from extproc.exchange.openai import CHAT, find_endpoint
 from extproc.routing.decision import decision_fields
-from extproc.routing.policy import Loads
-from extproc.routing.router import Decision, Lesson, Router
+from extproc.routing.router import Decision, Lesson
 
 _SCOPE = "extproc"
 _PROVIDER = "vllm"
@@ -97,42 +94,28 @@ class Tracing:
         )
         self._propagator = TraceContextTextMapPropagator()
 
-    def new_exchange(
-        self,
-        metadata: Mapping[str, str],
-        router: Router,
-        settings: ExchangeSettings,
-        wants_feedback: Callable[[Decision], bool],
-        loads: Loads,
-        /,
-    ) -> Exchange:
-        """Make an exchange that records the span of its decision."""
-        return TracedExchange(self, metadata, router, settings, wants_feedback, loads)
-
-    def context(
-        self, metadata: Mapping[str, str], headers: Mapping[str, str]
-    ) -> Context:
-        """The trace to go on with: Envoy's own, else the client's."""
-        carrier = metadata if "traceparent" in metadata else headers
-        return self._propagator.extract(carrier)
-
     def record(
-        self, decision: Decision, path: str, context: Context, began_ns: int
+        self, decided: Decided, metadata: Mapping[str, str], elapsed_s: float
     ) -> None:
-        """Make the span of a decision that was made just now."""
+        """Record the span of a decision that was made just now.
+
+        It continues the trace of Envoy's own stream, else the client's.
+
+        Args:
+            decided: the decision and its request's headers.
+            metadata: the gRPC stream's.
+            elapsed_s: seconds since the stream was opened.
+        """
+        carrier = metadata if "traceparent" in metadata else decided.headers
+        now_ns = time.time_ns()
         span = self._tracer.start_span(
             _SPAN_NAME,
-            context,
+            self._propagator.extract(carrier),
             SpanKind.SERVER,
-            attributes=_attributes(decision, path),
-            start_time=began_ns,
+            attributes=_attributes(decided.decision, decided.headers.get(":path", "")),
+            start_time=now_ns - round(elapsed_s * 1e9),
         )
-        span.end()
-
-    # What a watcher of the service is told.
-
-    def decided(self, decision: Decision) -> None:
-        """Nothing: the exchange records its own span."""
+        span.end(now_ns)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Count the tokens of a response, by type."""
@@ -170,41 +153,3 @@ def _attributes(decision: Decision, path: str) -> Attributes:
     if decision.declared and decision.output_tokens:
         attributes["gen_ai.request.max_tokens"] = decision.output_tokens
     return attributes
-
-
-class TracedExchange(Exchange):
-    """An exchange that records the span of its decision.
-
-    Args:
-        tracing: where to.
-        metadata: of the gRPC stream.
-        router, settings, wants_feedback, loads: an exchange's own.
-    """
-
-    def __init__(
-        self,
-        tracing: Tracing,
-        metadata: Mapping[str, str],
-        router: Router,
-        settings: ExchangeSettings,
-        wants_feedback: Callable[[Decision], bool],
-        loads: Loads,
-    ) -> None:
-        super().__init__(router, settings, wants_feedback, loads)
-        self._tracing = tracing
-        self._metadata = metadata
-        self._context = Context()
-        self._began_ns = 0
-
-    def receive(self, event: Event) -> Step:
-        """Advance as an exchange does, and note when it decides."""
-        if isinstance(event, RequestHeaders):
-            self._began_ns = time.time_ns()
-            self._context = self._tracing.context(self._metadata, event.headers)
-        undecided = self.decision is None
-        step = super().receive(event)
-        if undecided and self.decision is not None:
-            self._tracing.record(
-                self.decision, self._path, self._context, self._began_ns
-            )
-        return step

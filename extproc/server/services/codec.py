@@ -32,7 +32,7 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
-from extproc.server.services.fast_decode import Wanted, read_body, read_headers
+from extproc.server.services.fast_decode import Wanted, fast_body, fast_headers
 from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"
@@ -52,44 +52,33 @@ class UnknownMessageError(Exception):
     """A message that ext_proc does not have, or that is not protobuf."""
 
 
-def decode(data: bytes, wanted: Wanted | None = None) -> Event:
-    """Read one ``ProcessingRequest``.
+def decode(data: bytes, wanted: Wanted) -> Event:
+    """Read one ``ProcessingRequest``, fast if it is one of the usual ones.
 
     Args:
         data: the serialized message.
-        wanted: the headers that will be asked for; None: all.
+        wanted: the headers to read. Those of an unusual message are all read.
 
     Raises:
         UnknownMessageError: not protobuf, or none of the six phases.
     """
-    if wanted is not None:
-        quickly = read_headers(data, wanted)
-        if quickly is not None:
-            return quickly
-    body_quickly = read_body(data)
-    if body_quickly is not None:
-        return body_quickly
+    return fast_headers(data, wanted) or fast_body(data) or decode_any(data)
+
+
+def decode_any(data: bytes) -> Event:
+    """Read any ``ProcessingRequest``: the specification of the fast readers.
+
+    Raises:
+        UnknownMessageError: not protobuf, or none of the six phases.
+    """
     try:
         message = pb.ProcessingRequest.FromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise UnknownMessageError("not a ProcessingRequest") from error
-    match message.WhichOneof("request"):
-        case "request_headers":
-            return _decode_request_headers(message)
-        case "request_body":
-            body = message.request_body
-            return RequestBody(body.body, body.end_of_stream)
-        case "response_headers":
-            headers = message.response_headers
-            return ResponseHeaders(_headers(headers), headers.end_of_stream)
-        case "response_body":
-            body = message.response_body
-            return ResponseBody(body.body, body.end_of_stream)
-        case "request_trailers":
-            return RequestTrailers()
-        case "response_trailers":
-            return ResponseTrailers()
-    raise UnknownMessageError("a ProcessingRequest of no known phase")
+    phase = message.WhichOneof("request")
+    if phase is None:
+        raise UnknownMessageError("a ProcessingRequest of no known phase")
+    return _DECODERS[phase](message)
 
 
 def _decode_request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
@@ -102,6 +91,28 @@ def _decode_request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
         _headers(headers), headers.end_of_stream, request_mode, response_mode
     )
 
+
+def _decode_request_body(message: pb.ProcessingRequest) -> RequestBody:
+    return RequestBody(message.request_body.body, message.request_body.end_of_stream)
+
+
+def _decode_response_headers(message: pb.ProcessingRequest) -> ResponseHeaders:
+    headers = message.response_headers
+    return ResponseHeaders(_headers(headers), headers.end_of_stream)
+
+
+def _decode_response_body(message: pb.ProcessingRequest) -> ResponseBody:
+    return ResponseBody(message.response_body.body, message.response_body.end_of_stream)
+
+
+_DECODERS: dict[str, Callable[[pb.ProcessingRequest], Event]] = {
+    "request_headers": _decode_request_headers,
+    "request_body": _decode_request_body,
+    "request_trailers": lambda message: RequestTrailers(),
+    "response_headers": _decode_response_headers,
+    "response_body": _decode_response_body,
+    "response_trailers": lambda message: ResponseTrailers(),
+}
 
 _BODY_MODES = frozenset(BodyMode)
 
@@ -125,16 +136,16 @@ def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
 def encode(event: Event, reply: Reply) -> Sequence[bytes]:
     """Write a reply to an event: one message, or in full duplex none or several."""
     match reply:
-        case Continue():
-            return _CONTINUE[type(event)]
+        case Route():
+            return (_encode_route(event, reply),)
         case AskRequestBody():
             return _ASK_REQUEST_BODY
+        case Continue():
+            return _CONTINUE[type(event)]
         case AskResponseBody():
             return _ASK_RESPONSE_BODY
         case Withhold():
             return ()
-        case Route():
-            return (_encode_route(event, reply),)
         case Release():
             return _encode_release(reply)
         case Rewrite():

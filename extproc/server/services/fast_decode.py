@@ -23,6 +23,7 @@ from extproc.exchange.events import (
 # and ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY = 0x12, 0x1A, 0x22
 _METADATA_CONTEXT, _ATTRIBUTES, _PROTOCOL_CONFIG = 0x42, 0x4A, 0x5A
+_HEADERS_PHASES = (bytes((_REQUEST_HEADERS,)), bytes((_RESPONSE_HEADERS,)))
 _HEADERS, _END_OF_STREAM = 0x0A, 0x18
 _HEADER = _KEY = 0x0A
 _RAW_VALUE = 0x1A
@@ -51,7 +52,7 @@ class _UnusualError(Exception):
     """Not as a protobuf writer has it."""
 
 
-def read_headers(
+def fast_headers(
     data: bytes, wanted: Wanted
 ) -> RequestHeaders | ResponseHeaders | None:
     """Read a ``ProcessingRequest`` of one of the two headers phases.
@@ -64,13 +65,15 @@ def read_headers(
         None for what the general reader must look at: another phase, an unusual
         encoding, or no message at all.
     """
+    if data[:1] not in _HEADERS_PHASES:
+        return None
     try:
         return _read_headers(data, wanted)
     except (IndexError, _UnusualError):
         return None
 
 
-def read_body(data: bytes) -> RequestBody | None:
+def fast_body(data: bytes) -> RequestBody | None:
     """Read a ``ProcessingRequest`` whose phase is the request body.
 
     Args:
@@ -88,12 +91,7 @@ def read_body(data: bytes) -> RequestBody | None:
         return None
 
 
-def _read_headers(
-    data: bytes, wanted: Wanted
-) -> RequestHeaders | ResponseHeaders | None:
-    phase = data[0]
-    if phase not in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
-        return None
+def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeaders:
     position, end = _span(data, 1)
     headers: dict[str, str] = {}
     if position < end and data[position] == _HEADERS:
@@ -109,7 +107,7 @@ def _read_headers(
     if position != end:
         raise _UnusualError
     request_mode, response_mode = _modes(data, end)
-    if phase == _RESPONSE_HEADERS:
+    if data[0] == _RESPONSE_HEADERS:
         return ResponseHeaders(headers, end_of_stream)
     return RequestHeaders(headers, end_of_stream, request_mode, response_mode)
 

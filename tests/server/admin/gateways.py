@@ -12,7 +12,7 @@ from aiohttp import web
 
 from extproc.address import Address
 from extproc.demo.stack.process import free_ports
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 from extproc.server.observe.metrics import Metrics

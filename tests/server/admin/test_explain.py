@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from extproc.address import Address
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 

@@ -32,7 +32,6 @@ def observe(
         output_tokens=100,
         declared=True,
     )
-    recording.decided(decision)
     recording.observed(Observation(decision, Outcome(status, counted, 40)), Lesson())
 
 

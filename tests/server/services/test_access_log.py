@@ -19,7 +19,7 @@ from extproc.config import Config, FeedbackConfig, PoolConfig
 from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Observation, RequestBody, Route, Serving
 from extproc.exchange.feedback import FeedbackSampler
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.routing.router import Decision, Outcome

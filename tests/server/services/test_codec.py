@@ -35,6 +35,7 @@ from extproc.server.services.codec import (
     METADATA_NAMESPACE,
     UnknownMessageError,
     decode,
+    decode_any,
     encode,
 )
 from extproc.wire import ext_proc_pb2 as pb
@@ -307,7 +308,7 @@ def test_a_body_is_echoed_in_chunks(
 def test_upstreams_requests_are_read(name: str, upstream: dict[str, Any]) -> None:
     data = base64.b64decode(upstream["requests"][name])
 
-    assert decode(data) == REQUESTS[name][1]
+    assert decode_any(data) == REQUESTS[name][1]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_upstreams_requests_are_read(name: str, upstream: dict[str, Any]) -> Non
 )
 def test_what_is_no_request_is_told(data: bytes) -> None:
     with pytest.raises(UnknownMessageError):
-        decode(data)
+        decode(data, {})
 
 
 @pytest.mark.parametrize("number", [-1, 5, 6, 1 << 30])
@@ -332,7 +333,7 @@ def test_a_body_mode_of_a_later_envoy_is_none(number: int) -> None:
     )
     message.request_headers.SetInParent()
 
-    event = decode(message.SerializeToString())
+    event = decode_any(message.SerializeToString())
 
     assert event == RequestHeaders({}, False, None, BodyMode.NONE)
 

@@ -13,7 +13,7 @@ import pytest
 from extproc.address import Address
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.json_elider import CHUNK_BYTES
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.rpc.call import Call, RpcError, Service, StatusCode
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer

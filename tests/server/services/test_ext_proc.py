@@ -11,7 +11,9 @@ from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from extproc.config import Config
+from extproc.exchange.events import Decided
 from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.bound import Bounded
 from extproc.routing.estimate import Prediction
 from extproc.routing.features import Features
@@ -24,6 +26,7 @@ from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.server.services.in_flight import InFlight
+from extproc.server.services.watchers import Tracer
 from extproc.wire import ext_proc_pb2 as pb
 
 from ..in_force import make_in_force
@@ -52,6 +55,7 @@ class Server:
     sample: float = 1.0
     loads: Callable[[], Mapping[str, PoolLoad]] = dict
     watchers: list[Any] = field(default_factory=list)
+    tracer: Tracer | None = None
     deferred: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,11 +63,14 @@ class Server:
         self.service = ExtProcService(
             make_in_force(
                 self.router,
+                settings=ExchangeSettings(traced=self.tracer is not None),
                 sampler=FeedbackSampler(self.sample, adaptive=False),
                 loads=self.loads,
             ),
             self.metrics,
-            watchers=self.watchers,
+            decision_watchers=self.watchers,
+            observation_watchers=self.watchers,
+            tracer=self.tracer,
             defer=self.deferred.append,
         )
 
@@ -263,6 +270,42 @@ def test_a_fault_of_a_watcher_costs_no_decision() -> None:
 
     assert pool_of(call.receive(body())) == "short"
     assert server.metric("extproc_faults_total") == 1
+
+
+@dataclass
+class Spans:
+    """What a tracer is given."""
+
+    broken: bool = False
+    seen: list[tuple[Decided, Mapping[str, str], float]] = field(default_factory=list)
+
+    def record(
+        self, decided: Decided, metadata: Mapping[str, str], elapsed_s: float
+    ) -> None:
+        if self.broken:
+            raise KeyError(SECRET)
+        self.seen.append((decided, metadata, elapsed_s))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_decision_is_traced_once_and_a_fault_of_the_tracer_costs_none(
+    broken: bool,
+) -> None:
+    tracer = Spans(broken)
+    server = Server(tracer=tracer)
+    call = server.open()
+    for message in (headers(traceparent="from-the-client"), body()):
+        replies = call.receive(message)
+    assert pool_of(replies) == "short"
+    call.receive(headers("response_headers"))
+
+    assert server.metric("extproc_faults_total") == broken
+    for decided, metadata, elapsed_s in tracer.seen:
+        assert decided.headers["traceparent"] == "from-the-client"
+        assert decided.headers[":path"] == "/v1/chat/completions"
+        assert metadata == {}
+        assert elapsed_s >= 0
+    assert len(tracer.seen) == (not broken)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])

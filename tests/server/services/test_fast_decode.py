@@ -12,8 +12,8 @@ from extproc.exchange.events import (
     RequestHeaders,
     ResponseHeaders,
 )
-from extproc.server.services.codec import UnknownMessageError, decode
-from extproc.server.services.fast_decode import LARGE_BYTES, read_body, read_headers
+from extproc.server.services.codec import UnknownMessageError, decode, decode_any
+from extproc.server.services.fast_decode import LARGE_BYTES, fast_body, fast_headers
 from extproc.wire import ext_proc_pb2 as pb
 
 NAMES = (":path", ":method", "content-length", "x-llm-category", ":status")
@@ -76,10 +76,10 @@ def test_reads_what_protobuf_reads(
 ) -> None:
     data = with_context(message, context)
 
-    general = decode(data)
+    general = decode_any(data)
 
     assert isinstance(general, RequestHeaders | ResponseHeaders)
-    assert read_headers(data, WANTED) in (wanted_of(general), None)
+    assert fast_headers(data, WANTED) in (wanted_of(general), None)
     quick = decode(data, WANTED)
     assert isinstance(quick, RequestHeaders | ResponseHeaders)
     assert wanted_of(quick) == wanted_of(general)
@@ -100,11 +100,11 @@ def test_reads_damaged_messages_alike_or_not_at_all(
         else:
             damaged[at] = data.draw(st.integers(0, 255))
 
-    quick = read_headers(bytes(damaged), WANTED)
+    quick = fast_headers(bytes(damaged), WANTED)
 
     if quick is not None:
         try:
-            general = decode(bytes(damaged))
+            general = decode_any(bytes(damaged))
         except UnknownMessageError:
             return  # it looks less closely at the headers that nobody asked for
         assert isinstance(general, RequestHeaders | ResponseHeaders)
@@ -167,14 +167,14 @@ END = b"\x18\x01"
     ],
 )
 def test_leaves_what_is_odd_to_protobuf(data: bytes) -> None:
-    assert read_headers(data, WANTED) is None
+    assert fast_headers(data, WANTED) is None
 
 
 def test_reads_no_message_that_is_cut_off() -> None:
     whole = field(0x12, field(0x0A, PATH + header(b":method", b"POST")))
-    assert read_headers(whole, WANTED) is not None
+    assert fast_headers(whole, WANTED) is not None
     for length in range(len(whole)):
-        assert read_headers(whole[:length], WANTED) is None
+        assert fast_headers(whole[:length], WANTED) is None
 
 
 def test_does_what_it_is_for() -> None:
@@ -185,7 +185,7 @@ def test_does_what_it_is_for() -> None:
         header.key, header.raw_value = key, b"v" * 150
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
 
-    event = read_headers(with_context(message, b"\x42\x00"), WANTED)
+    event = fast_headers(with_context(message, b"\x42\x00"), WANTED)
 
     assert event == RequestHeaders(
         dict.fromkeys(NAMES, "v" * 150), False, BodyMode.BUFFERED, BodyMode.NONE
@@ -198,7 +198,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
     header = message.request_headers.headers.headers.add()
     header.key, header.raw_value = ":path", b"/" * size
 
-    event = read_headers(message.SerializeToString(), WANTED)
+    event = fast_headers(message.SerializeToString(), WANTED)
 
     assert event == RequestHeaders({":path": "/" * size}, False)
 
@@ -218,7 +218,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
     ],
 )
 def test_leaves_the_rest_to_protobuf(data: bytes) -> None:
-    assert read_headers(data, WANTED) is None
+    assert fast_headers(data, WANTED) is None
 
 
 def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
@@ -241,7 +241,7 @@ def test_reads_a_large_body_without_a_copy(
 ) -> None:
     data = body_message(b"x" * size, end_of_stream).SerializeToString() + tail
 
-    event = read_body(data)
+    event = fast_body(data)
 
     assert event is not None
     assert isinstance(event.body, memoryview)
@@ -267,7 +267,7 @@ LARGE = body_message(b"x" * LARGE_BYTES, True)
     ids=["nothing", "small", "another field", "cut off", "twice", "a response"],
 )
 def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
-    assert read_body(data) is None
+    assert fast_body(data) is None
 
 
 @given(
@@ -282,21 +282,23 @@ def test_reads_nothing_that_the_general_reader_reads_otherwise(
     changed[min(at, len(changed) - 1)] = octet
     data = bytes(changed[: len(changed) - cut])
 
-    event = read_body(data)
+    event = fast_body(data)
 
     if event is not None:
         message = pb.ProcessingRequest.FromString(data)
         assert message.WhichOneof("request") == "request_body"
         assert bytes(event.body) == message.request_body.body
         assert event.end_of_stream == message.request_body.end_of_stream
-        assert decode(data) == event
+        assert decode(data, WANTED) == event
     else:
         with contextlib.suppress(UnknownMessageError):
-            assert not isinstance(getattr(decode(data), "body", None), memoryview)
+            assert not isinstance(
+                getattr(decode(data, WANTED), "body", None), memoryview
+            )
 
 
 def test_the_codec_uses_it() -> None:
-    event = decode(LARGE.SerializeToString())
+    event = decode(LARGE.SerializeToString(), WANTED)
 
     assert isinstance(event, RequestBody)
     assert isinstance(event.body, memoryview)

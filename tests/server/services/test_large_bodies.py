@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from extproc.config import Config
-from extproc.exchange import machine
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.json_elider import CHUNK_BYTES, DIRECT_BYTES
-from extproc.exchange.machine import ExchangeSettings
 from extproc.exchange.openai import Source
+from extproc.exchange.settings import ExchangeSettings
 from extproc.rpc.call import Call, Replies, RpcError, StatusCode
 from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import (
-    MAX_HELD_MESSAGES,
     PROCESS,
     ExtProcService,
-    NewExchange,
-    plain_exchange,
 )
+from extproc.server.services.ext_proc_stream import MAX_HELD_MESSAGES
 from extproc.wire import ext_proc_pb2 as pb
 
 from ..in_force import make_in_force
@@ -38,9 +34,7 @@ Calls = list[Callable[[], None]]
 class Server:
     """A service, a turn of whose event loop comes when it is asked for."""
 
-    def __init__(
-        self, new_exchange: NewExchange = plain_exchange, feedback: float = 0.0
-    ) -> None:
+    def __init__(self, feedback: float = 0.0) -> None:
         self.loop: Calls = []
         self.now_s = 0.0
         self.router = build_router(Config())
@@ -52,7 +46,6 @@ class Server:
                 sampler=FeedbackSampler(feedback, adaptive=False),
             ),
             self.metrics,
-            new_exchange=new_exchange,
             defer=self.loop.append,
             clock=lambda: self.now_s,
             slices=TimeSlices(self.loop.append),
@@ -302,7 +295,7 @@ def test_few_messages_wait() -> None:
     message = pb.ProcessingRequest()
     message.response_headers.SetInParent()
 
-    for _ in range(MAX_HELD_MESSAGES - 1):
+    for _ in range(MAX_HELD_MESSAGES):
         client.tell(message)
     with pytest.raises(RpcError, match="RESOURCE_EXHAUSTED"):
         client.tell(message)
@@ -345,21 +338,14 @@ def test_what_cannot_be_read_goes_to_the_default_pool(body: bytes, reason: str) 
     assert client.reason == reason
 
 
-class BrokenReading(BodyParser):
-    def _parse(self, source: Source) -> None:
+def test_a_fault_while_reading_is_counted_and_costs_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(parser: BodyParser, source: Source) -> None:
         raise ZeroDivisionError
 
-
-class Exchange(machine.Exchange):
-    def _new_reading(self, body: bytes | bytearray | memoryview) -> BodyParser:
-        return BrokenReading("", bytes(body), "", 16 * MIB)
-
-
-def test_a_fault_while_reading_is_counted_and_costs_no_request() -> None:
-    def new_exchange(metadata: Mapping[str, str], *needs: Any) -> Exchange:
-        return Exchange(*needs)
-
-    server = Server(new_exchange)
+    monkeypatch.setattr(BodyParser, "_parse", fail)
+    server = Server()
     client = Client(server)
 
     assert client.send_body(LARGE) == ((), False)
@@ -368,3 +354,30 @@ def test_a_fault_while_reading_is_counted_and_costs_no_request() -> None:
     assert client.ended is True
     assert client.reason == "fault"
     assert server.metrics.registry.get_sample_value("extproc_faults_total") == 1
+
+
+def test_a_stream_shows_where_it_stands() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+    client.send_body(b"")
+
+    assert repr(client.call) == (
+        "<ExtProcStream <Exchange BufferedRequest StreamedResponse waits for "
+        "request_body, request undecided, response ignored, decision none>, "
+        "1 messages held>"
+    )
+
+
+def test_a_stream_that_closes_while_its_body_is_parsed_ended_in_the_request() -> None:
+    server = Server()
+    client = Client(server)
+    client.send_body(LARGE)
+    client.call.closed(True)
+    server.run()
+
+    assert len(client.answers) == 1
+    ended = server.metrics.registry.get_sample_value(
+        "extproc_exchanges_ended_total", {"state": "request_body"}
+    )
+    assert ended == 1

@@ -35,7 +35,10 @@ class Process:
         history = RecentDecisions(in_force, time.time)
         advisor = Advisor(in_force)
         self.service = ExtProcService(
-            in_force, self.metrics, watchers=[history, advisor]
+            in_force,
+            self.metrics,
+            decision_watchers=[history, advisor],
+            observation_watchers=[history, advisor],
         )
         self.status = StatusReporter(
             in_force, self.metrics, history, advisor, lambda: True, time.time

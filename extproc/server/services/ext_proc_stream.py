@@ -1,0 +1,245 @@
+"""One ``Process`` stream: the messages of an exchange, in order, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.deciding import Decider
+from extproc.exchange.events import (
+    Decided,
+    Event,
+    Observation,
+    Release,
+    Reply,
+    RequestBody,
+    RequestHeaders,
+    RequestTrailers,
+    ResponseBody,
+    ResponseHeaders,
+    ResponseTrailers,
+    Step,
+)
+from extproc.exchange.machine import Exchange
+from extproc.exchange.transitions import ProtocolError
+from extproc.routing.router import Decision
+from extproc.rpc.call import Replies, RpcError, Send, StatusCode
+from extproc.server.observe.metrics import Metrics
+from extproc.server.services.codec import UnknownMessageError, decode, encode
+from extproc.server.services.cooperative import TimeSlices
+from extproc.server.services.in_flight import InFlight
+from extproc.server.services.watchers import Tracer
+
+MAX_HELD_MESSAGES = 16
+"""Messages a stream may queue while its body is parsed. Envoy sends one or two at most,
+as it waits for the answer to each phase before the next."""
+
+_PHASES: dict[type[Event], str] = {
+    RequestHeaders: "request_headers",
+    RequestBody: "request_body",
+    RequestTrailers: "request_trailers",
+    ResponseHeaders: "response_headers",
+    ResponseBody: "response_body",
+    ResponseTrailers: "response_trailers",
+}
+
+
+class Host(Protocol):
+    """What a stream needs of its service."""
+
+    metrics: Metrics
+    in_flight: InFlight
+    slices: TimeSlices | None
+    clock: Callable[[], float]
+    tracer: Tracer | None
+
+    def decided(self, decision: Decision) -> None:
+        """Tell those who watch of a decision; never raises."""
+
+    def trace(
+        self, decided: Decided, metadata: Mapping[str, str], opened_s: float
+    ) -> None:
+        """Record the span of a decision; never raises."""
+
+    def learn_later(self, observation: Observation) -> None:
+        """Learn from a response once nobody waits for a reply; never raises."""
+
+    def fault(self, error: Exception) -> None:
+        """Count and log an internal error."""
+
+    def protocol_error(self, error: Exception) -> None:
+        """Count and log a message that Envoy should not have sent."""
+
+
+class ExtProcStream:
+    """One ``Process`` stream.
+
+    Args:
+        service: the stream's.
+        decider: decides about its request.
+        metadata: the stream's own headers.
+        send: for answers that are not ready when their message comes.
+    """
+
+    __slots__ = (
+        "_exchange",
+        "_half_closed",
+        "_headers_read",
+        "_held",
+        "_metadata",
+        "_opened_s",
+        "_send",
+        "_service",
+    )
+
+    def __init__(
+        self,
+        service: Host,
+        decider: Decider,
+        metadata: Mapping[str, str],
+        send: Send,
+    ) -> None:
+        self._service = service
+        self._exchange = Exchange(decider)
+        self._headers_read = decider.settings.headers_read
+        self._metadata = metadata
+        self._send = send
+        self._opened_s = service.clock()
+        self._held: list[tuple[bytes, float]] | None = None
+        """Messages that wait until a body is parsed, and when they came; None: no body
+        is being parsed."""
+        self._half_closed = False
+
+    def __repr__(self) -> str:
+        held = "" if self._held is None else f", {len(self._held)} messages held"
+        closed = ", half-closed" if self._half_closed else ""
+        return f"<ExtProcStream {self._exchange!r}{held}{closed}>"
+
+    def receive(self, message: bytes) -> Replies:
+        """Answer one message.
+
+        Raises:
+            RpcError: the stream cannot go on, and a clean end would lose body bytes; or
+                too many messages came at once.
+        """
+        received_s = self._service.clock()
+        if self._held is None:
+            return self._receive(message, received_s)
+        if len(self._held) == MAX_HELD_MESSAGES:
+            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, "too many messages at once")
+        self._held.append((message, received_s))
+        return (), False
+
+    def _receive(self, message: bytes, received_s: float) -> Replies:
+        try:
+            event = decode(message, self._headers_read)
+            step = self._exchange.receive(event)
+            if isinstance(step, Step):
+                return self._answer(event, step, received_s)
+            if self._service.slices is None:
+                return self._answer(event, self._exchange.resume(), received_s)
+        except Exception as error:
+            return self._end(error)
+        self._held = []
+        resume = partial(self._resume, event, received_s)
+        self._service.slices.add(partial(self._parse, step), resume)
+        return (), False
+
+    def _parse(self, parser: BodyParser) -> bool:
+        return self._held is not None and parser.step()
+
+    def _resume(self, event: Event, received_s: float) -> None:
+        """Answer the event whose body was parsed, then the messages after it."""
+        if self._held is None:
+            return  # closed in the meantime
+        held, self._held = self._held, None
+        try:
+            replies, end = self._resumed(event, received_s)
+            self._send(replies, end)
+            for place, (message, came_s) in enumerate(held, 1):
+                if end:
+                    return
+                replies, end = self._receive(message, came_s)
+                if self._held is not None:  # a second body is being parsed
+                    self._held += held[place:]
+                    return
+                self._send(replies, end)
+        except RpcError as error:
+            self._send((), error)
+            return
+        if self._half_closed and not end:
+            self._send((), True)
+
+    def _resumed(self, event: Event, received_s: float) -> Replies:
+        try:
+            return self._answer(event, self._exchange.resume(), received_s)
+        except Exception as error:
+            return self._end(error)
+
+    def _answer(self, event: Event, step: Step, received_s: float) -> Replies:
+        """Report what a step says, and write its reply."""
+        service, decided = self._service, step.decided
+        if step.fault is not None:
+            service.fault(step.fault)
+        if decided is not None:
+            service.decided(decided.decision)
+            if service.tracer is not None:
+                service.trace(decided, self._metadata, self._opened_s)
+            key = self._exchange if decided.follows_response else decided.decision_token
+            if key:  # its end will be known
+                service.in_flight.began(key, decided.decision.pool.name)
+        if step.observation is not None:
+            service.learn_later(step.observation)
+        try:
+            messages = encode(event, step.reply)
+        except Exception as error:
+            if not self._exchange.owes_bodies:
+                raise
+            service.fault(error)
+            messages = encode(event, _without_decision(step.reply))
+        seconds = service.clock() - received_s
+        service.metrics.message_seconds.add(seconds, _PHASES[type(event)])
+        return messages, step.end
+
+    def _end(self, error: Exception) -> Replies:
+        """End the stream after an error.
+
+        Raises:
+            RpcError: a clean end would lose body bytes.
+        """
+        if isinstance(error, ProtocolError | UnknownMessageError):
+            self._service.protocol_error(error)
+        else:
+            self._service.fault(error)
+        if self._exchange.owes_bodies:
+            # In full duplex a clean end means that the rest of the body is empty: the
+            # backend would get half a request, or the client half an answer.
+            raise RpcError(
+                StatusCode.INTERNAL,
+                "internal error: a full-duplex stream cannot go on without losing data",
+            ) from None
+        # A clean end lets Envoy go on without us; an error status would be a 500 for
+        # the client if failure_mode_allow is off.
+        return (), True
+
+    def half_closed(self) -> Replies:
+        """Envoy half-closed the stream; end ours too, once its body is answered."""
+        self._half_closed = True
+        return (), self._held is None
+
+    def closed(self, cancelled: bool) -> None:
+        """Count the state in which the stream ended, by either side."""
+        self._service.in_flight.ended(self._exchange)
+        self._held = None
+        metrics = self._service.metrics
+        metrics.streams_inflight -= 1
+        metrics.ended.add(self._exchange.state.value)
+
+
+def _without_decision(reply: Reply) -> Reply:
+    """Return what must not be lost of a reply that cannot be written: the body."""
+    if isinstance(reply, Release):
+        return Release(None, reply.body, reply.end_of_stream, reply.trailers)
+    return reply
