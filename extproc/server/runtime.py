@@ -63,9 +63,7 @@ class Runtime:
             in_flight=InFlight(requests.ended),
             slices=TimeSlices(defer),
         )
-        self.status = StatusReporter(
-            in_force, self.metrics, recent, advisor, ready, time.time
-        )
+        self.status = StatusReporter(in_force, self.metrics, recent, ready, time.time)
         self.explainer = Explainer(in_force)
 
     def learners(self) -> list[Mergeable]:

@@ -89,9 +89,9 @@ def test_all_that_knows_the_pools_knows_the_new_ones():
             assert sampler.history is history  # it has counted; it goes on
             assert sampler.limits == live.in_force.now.router.policy.thresholds != ()
             report = live.status.report()
-            assert report["pools"][0]["threshold_tokens"] == 20
-            assert report["mode"] == "shadow"
-            assert 20 in report["budgets"]["thresholds"]
+            assert report.pools[0].threshold_tokens == 20
+            assert report.mode == "shadow"
+            assert 20 in report.budgets.thresholds
 
     asyncio.run(scenario())
 

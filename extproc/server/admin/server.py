@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -14,6 +14,7 @@ from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS
 from extproc.server.admin.decide_http import HttpApi
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
+from extproc.server.observe.report import StatusReport
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import Api
 
@@ -36,7 +37,7 @@ class AdminServer:
         address: Address,
         registry: CollectorRegistry,
         ready: Callable[[], bool],
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[], StatusReport],
         explainer: Explainer,
         max_body_bytes: int,
         api: Api | None = None,
@@ -100,7 +101,8 @@ class AdminServer:
         return web.Response(text="draining\n", status=503)
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._status())
+        body = msgspec.json.encode(self._status())
+        return web.Response(body=body, content_type="application/json")
 
     async def _post_explain(self, request: web.Request) -> web.Response:
         """Explain the request in the body; ?path= and ?hint= say how it would come."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
 from extproc.exchange.events import Observation
-from extproc.routing.advice import Advice, advise
+from extproc.routing.advice import Advice, BudgetCounts, advise
 from extproc.routing.router import Decision, Lesson
 from extproc.server.in_force import Generation, InForce
+from extproc.server.observe.report import BudgetsReport
 
 
 def advise_now(generation: Generation) -> Advice | None:
@@ -17,7 +15,7 @@ def advise_now(generation: Generation) -> Advice | None:
 
 
 class Advisor:
-    """Watches budgets and needs; advises when asked.
+    """Counts the budgets decided and the tokens needed, for ``advise_now``.
 
     Args:
         in_force: whose pools' limits are in question, and whose budgets are counted.
@@ -35,15 +33,8 @@ class Advisor:
         budgets = self._in_force.now.budgets
         budgets.observed(observation.decision, observation.outcome)
 
-    def report(self) -> dict[str, Any]:
-        """The budgets' distribution and the advice, as plain values."""
-        now = self._in_force.now
-        advice = advise_now(now)
-        return {
-            "budgets": {
-                "thresholds": now.budgets.thresholds,
-                "shares": [round(share, 4) for share in now.budgets.shares()],
-                "requests": round(now.budgets.requests, 1),
-            },
-            "advice": None if advice is None else asdict(advice),
-        }
+
+def report_budgets(counts: BudgetCounts) -> BudgetsReport:
+    """Report the distribution of the budgets decided."""
+    shares = [round(share, 4) for share in counts.shares()]
+    return BudgetsReport(counts.thresholds, shares, round(counts.requests, 1))

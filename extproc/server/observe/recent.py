@@ -7,16 +7,21 @@ size is fixed by the number of categories. A decision costs one append.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from msgspec.structs import asdict
+from msgspec.structs import astuple
 
 from extproc.exchange.events import Observation
 from extproc.routing.decision import decision_fields
 from extproc.routing.router import Decision, Lesson
 from extproc.server.in_force import InForce
+from extproc.server.observe.report import (
+    CategoryReport,
+    CurveReport,
+    DecisionReport,
+    RiskReport,
+)
 
 LAST_DECISIONS = 50
 CURVE_POINTS = 64
@@ -51,12 +56,10 @@ class Curve:
             self._points.append(value)
         self._seen += 1
 
-    def report(self) -> dict[str, Any]:
-        """The points, and how many values lie from one to the next."""
-        return {
-            "spacing": self._spacing,
-            "points": [float(f"{value:.4g}") for value in self._points],
-        }
+    def report(self) -> CurveReport:
+        """Report the points, to four digits."""
+        points = [float(f"{value:.4g}") for value in self._points]
+        return CurveReport(self._spacing, points)
 
 
 @dataclass(slots=True)
@@ -127,48 +130,53 @@ class RecentDecisions:
     def _ratio(self, category: str) -> float | None:
         return self._in_force.now.router.ratios.bytes_per_token(category)
 
-    def learning(self) -> dict[str, Any]:
-        """How each category's estimates and ratio went; errors are ratios."""
+    def categories(self, decisions: Mapping[str, int]) -> dict[str, CategoryReport]:
+        """Report each category that was decided or learned.
+
+        Args:
+            decisions: by category.
+        """
         return {
-            name: self._report_category(name, category)
-            for name, category in sorted(self._categories.items())
+            name: self._report_category(name, decisions.get(name, 0))
+            for name in sorted({*decisions, *self._categories})
         }
 
-    def last_decisions(self) -> list[dict[str, Any]]:
-        """The newest first, each with its counted tokens where they are known."""
+    def last_decisions(self) -> list[DecisionReport]:
+        """The newest first, each with its counted tokens if they are known."""
         counted = {id(decision): tokens for decision, tokens in self._counted}
         return [
             _report_decision(time_s, decision, counted.get(id(decision)))
             for time_s, decision in reversed(self._last)
         ]
 
-    def achieved_risk(self) -> dict[str, Any]:
-        """The share of recently counted prompts that exceeded their bound."""
+    def risk(self, stated: float | None) -> RiskReport:
+        """Report the share of recently counted prompts that exceeded their bound."""
         observed = len(self._exceeded)
         exceeded = sum(self._exceeded)
-        return {
-            "observed": observed,
-            "exceeded": exceeded,
-            "achieved": exceeded / observed if observed else None,
-        }
+        achieved = exceeded / observed if observed else None
+        return RiskReport(stated, observed, exceeded, achieved)
 
-    def _report_category(self, name: str, category: _Category) -> dict[str, Any]:
-        return {
-            "observed": category.observed,
-            "bytes_per_token": self._ratio(name),
-            "mean_absolute_error": category.absolute_error.value,
-            "bias": category.bias.value,
-            "bytes_per_token_curve": category.ratio_curve.report(),
-            "error_curve": category.error_curve.report(),
-        }
+    def _report_category(self, name: str, decisions: int) -> CategoryReport:
+        category = self._categories.get(name)
+        if category is None:
+            return CategoryReport(decisions)
+        return CategoryReport(
+            decisions,
+            category.observed,
+            self._ratio(name),
+            category.absolute_error.value,
+            category.bias.value,
+            category.ratio_curve.report(),
+            category.error_curve.report(),
+        )
 
 
 def _report_decision(
     time_s: float, decision: Decision, counted_tokens: int | None
-) -> dict[str, Any]:
-    return {
-        "time_s": round(time_s, 3),
-        **asdict(decision_fields(decision)),
-        "budget_tokens": decision.budget_tokens,
-        "counted_tokens": counted_tokens,
-    }
+) -> DecisionReport:
+    return DecisionReport(
+        *astuple(decision_fields(decision)),
+        time_s=round(time_s, 3),
+        budget_tokens=decision.budget_tokens,
+        counted_tokens=counted_tokens,
+    )

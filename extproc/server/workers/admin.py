@@ -10,15 +10,23 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import web
+from msgspec import Struct
+from msgspec.structs import replace
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from extproc.address import Address
 from extproc.config import ServerConfig
+from extproc.server.observe.report import (
+    NoWorkerReport,
+    StatusReport,
+    WorkerReport,
+)
 from extproc.server.workers.merge import MergedMetrics, merge_reports
 from extproc.server.workers.worker import Worker
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _POLL_S = 0.05
+_STATUS = msgspec.json.Decoder(StatusReport)
 _OWN_HEADERS = frozenset(
     {"connection", "content-length", "date", "server", "transfer-encoding"}
 )
@@ -127,26 +135,28 @@ class WorkersAdmin:
 
     async def _get_status(self, request: web.Request) -> web.Response:
         answers = await self._ask_all("/status")
-        reports = [answer and _parse(answer) for answer in answers]
-        known = [report for report in reports if report]
-        merged: dict[str, Any] = merge_reports(known) if known else {}
-        merged["ready"] = (
-            len(known) == len(reports) and merged["ready"] and not self._draining()
-        )
-        first = Address.parse(self._server.listen)
-        merged["workers"] = [
-            {
-                "worker": i,
-                "listen": str(first.nth(i)),
-                "pid": self._pids[i],
-                "restarts": self._restarts[i],
-                "ready": bool(report and report["ready"]),
-                "uptime_s": report["uptime_s"] if report else None,
-                "decisions": report["decisions"] if report else None,
-            }
-            for i, report in enumerate(reports)
+        reports = [
+            None if answer is None else _STATUS.decode(answer) for answer in answers
         ]
-        return web.json_response(merged, status=200 if known else 503)
+        workers = [self._report_worker(*each) for each in enumerate(reports)]
+        known = [report for report in reports if report is not None]
+        if not known:
+            return _answer(NoWorkerReport(workers), status=503)
+        merged = merge_reports(known)
+        all_ready = len(known) == len(reports) and merged.ready
+        ready = all_ready and not self._draining()
+        return _answer(replace(merged, ready=ready, workers=workers))
+
+    def _report_worker(self, worker: int, report: StatusReport | None) -> WorkerReport:
+        return WorkerReport(
+            worker,
+            str(Address.parse(self._server.listen).nth(worker)),
+            self._pids[worker],
+            self._restarts[worker],
+            ready=report is not None and report.ready,
+            uptime_s=None if report is None else report.uptime_s,
+            decisions=None if report is None else report.decisions,
+        )
 
     async def _pass_on(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -185,6 +195,6 @@ async def _asked(
         yield response
 
 
-def _parse(answer: bytes) -> dict[str, Any]:
-    report: dict[str, Any] = msgspec.json.decode(answer)
-    return report
+def _answer(report: Struct, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(report)
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -8,16 +8,26 @@ their instance.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from extproc.routing.advice import Advice
 from extproc.server.observe.recent import LAST_DECISIONS
+from extproc.server.observe.report import (
+    BudgetsReport,
+    CategoryReport,
+    PoolReport,
+    RiskReport,
+    StatusReport,
+)
 
 _SUMMED_GAUGES = frozenset({"extproc_streams_inflight"})
 _SAME_GAUGES = frozenset({"extproc_build_info"})
@@ -125,128 +135,140 @@ def _order(item: tuple[_Key, float]) -> tuple[str, list[tuple[str, str]], str, f
     return name, rest, sample, 0.0 if bound is None else float(bound)
 
 
-def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What /status says, of several workers in one.
+def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
+    """Merge the reports of several workers into one.
 
     Args:
-        reports: at least one, each as ``Status.report`` gives it.
+        reports: at least one.
     """
-    first = reports[0]
-    decisions = sum(report["decisions"] for report in reports)
-    return {
-        **first,
-        "ready": all(report["ready"] for report in reports),
-        "uptime_s": max(report["uptime_s"] for report in reports),
-        "decisions": decisions,
-        "pools": [
-            _merge_pools([report["pools"][i] for report in reports], decisions)
-            for i in range(min(len(report["pools"]) for report in reports))
+    decisions = sum(report.decisions for report in reports)
+    return replace(
+        reports[0],
+        ready=all(report.ready for report in reports),
+        uptime_s=max(report.uptime_s for report in reports),
+        decisions=decisions,
+        # Workers have the same pools, but for a moment while they reload.
+        pools=[
+            _merge_pools(pools, decisions)
+            for pools in zip(*(report.pools for report in reports), strict=False)
         ],
-        "reasons": _sums(reports, "reasons"),
-        "categories": _merge_categories([report["categories"] for report in reports]),
-        "bytes_per_token": _merge_ratios(reports),
-        "risk": _merge_risks([report["risk"] for report in reports]),
-        "observations": _sums(reports, "observations"),
-        "misroutes": _sums(reports, "misroutes"),
-        "overflow_retries": sum(report["overflow_retries"] for report in reports),
-        "budgets": _merge_budgets([report["budgets"] for report in reports]),
-        "advice": _merge_advice([report["advice"] for report in reports]),
-        "last_decisions": sorted(
-            (each for report in reports for each in report["last_decisions"]),
-            key=lambda decision: -decision["time_s"],
+        reasons=_sums(report.reasons for report in reports),
+        categories=_merge_categories([report.categories for report in reports]),
+        bytes_per_token=_merge_ratios(reports),
+        risk=_merge_risks([report.risk for report in reports]),
+        observations=_sums(report.observations for report in reports),
+        misroutes=_sums(report.misroutes for report in reports),
+        overflow_retries=sum(report.overflow_retries for report in reports),
+        budgets=_merge_budgets([report.budgets for report in reports]),
+        advice=_merge_advice([report.advice for report in reports]),
+        last_decisions=sorted(
+            (each for report in reports for each in report.last_decisions),
+            key=lambda decision: -decision.time_s,
         )[:LAST_DECISIONS],
-    }
+    )
 
 
-def _merge_budgets(budgets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Shares weigh by their requests.
+def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
+    """Weigh shares by their requests.
 
-    Of those whose bins are the first's: workers have the same pools, but for the moment
-    in which they take others.
+    Only reports with the thresholds of the first: workers have the same pools, but for
+    a moment while they reload.
     """
-    thresholds = budgets[0]["thresholds"]
-    alike = [each for each in budgets if each["thresholds"] == thresholds]
-    requests = sum(each["requests"] for each in alike)
-    weighed = [[share * each["requests"] for share in each["shares"]] for each in alike]
+    thresholds = budgets[0].thresholds
+    alike = [each for each in budgets if each.thresholds == thresholds]
+    requests = sum(each.requests for each in alike)
+    weighed = [[share * each.requests for share in each.shares] for each in alike]
     columns = zip(*weighed, strict=True)
     shares = [sum(column) / requests if requests else 0.0 for column in columns]
-    return {**budgets[0], "shares": shares, "requests": requests}
+    return BudgetsReport(thresholds, shares, requests)
 
 
-def _merge_advice(advices: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The advice of the worker that saw most: what it rests on is all of theirs."""
+def _merge_advice(advices: Sequence[Advice | None]) -> Advice | None:
+    """Take the advice of the worker with the most requests."""
     given = [advice for advice in advices if advice is not None]
     if not given:
         return None
-    busiest = max(given, key=lambda advice: advice["requests"])
-    return {**busiest, "requests": sum(advice["requests"] for advice in given)}
+    busiest = max(given, key=lambda advice: advice.requests)
+    requests = sum(advice.requests for advice in given)
+    return dataclasses.replace(busiest, requests=requests)
 
 
-def _sums(reports: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:
+def _sums(tables: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
     total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report[key])
-    return dict(total)
+    for table in tables:
+        total.update(table)
+    return total
 
 
-def _merge_pools(pools: Sequence[Mapping[str, Any]], decisions: int) -> dict[str, Any]:
-    here = sum(pool["decisions"] for pool in pools)
-    return {
-        **pools[0],
-        "decisions": here,
-        "share": here / decisions if decisions else None,
-        "available": any(pool["available"] for pool in pools),
-        "under_pressure": any(pool["under_pressure"] for pool in pools),
-    }
+def _merge_pools(pools: Sequence[PoolReport], decisions: int) -> PoolReport:
+    here = sum(pool.decisions for pool in pools)
+    return replace(
+        pools[0],
+        decisions=here,
+        share=here / decisions if decisions else None,
+        available=any(pool.available for pool in pools),
+        under_pressure=any(pool.under_pressure for pool in pools),
+    )
 
 
-def _merge_categories(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_categories(
+    tables: Sequence[Mapping[str, CategoryReport]],
+) -> Mapping[str, CategoryReport]:
     return {
         name: _merge_category([table[name] for table in tables if name in table])
         for name in sorted({name for table in tables for name in table})
     }
 
 
-def _merge_category(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts add up, errors are weighed by them; the curves are the busiest worker's.
+def _merge_category(categories: Sequence[CategoryReport]) -> CategoryReport:
+    """Add counts up and weigh errors by them; the curves are the busiest worker's.
 
-    What is learned is shared, so that one worker's course is everyone's, nearly.
+    What is learned is shared, so one worker's course is nearly everyone's.
     """
-    busiest = max(categories, key=_observed)
-    merged = dict(busiest)
-    merged["decisions"] = sum(each["decisions"] for each in categories)
+    merged = replace(
+        max(categories, key=_observed),
+        decisions=sum(each.decisions for each in categories),
+    )
     learned = [each for each in categories if _observed(each)]
     if not learned:
         return merged
-    observed = sum(map(_observed, learned))
-    merged["observed"] = observed
-    for key in ("mean_absolute_error", "bias"):
-        weighed = (each[key] * each["observed"] for each in learned)
-        merged[key] = sum(weighed) / observed
-    return merged
+    return replace(
+        merged,
+        observed=sum(map(_observed, learned)),
+        mean_absolute_error=_mean(learned, lambda each: each.mean_absolute_error),
+        bias=_mean(learned, lambda each: each.bias),
+    )
 
 
-def _observed(category: Mapping[str, Any]) -> int:
-    return int(category.get("observed", 0))
+def _mean(
+    categories: Sequence[CategoryReport],
+    read: Callable[[CategoryReport], float | UnsetType | None],
+) -> float:
+    """Return the mean of a value, weighed by the responses observed."""
+    weighed = ((read(each) or 0.0) * _observed(each) for each in categories)
+    return sum(weighed) / sum(map(_observed, categories))
 
 
-def _merge_ratios(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _observed(category: CategoryReport | None) -> int:
+    if category is None or category.observed is UNSET:
+        return 0
+    return category.observed
+
+
+def _merge_ratios(reports: Sequence[StatusReport]) -> Mapping[str, float]:
+    """Take each category's ratio from the worker that observed the most of it."""
     ratios: dict[str, float] = {}
     most: dict[str, int] = {}
     for report in reports:
-        for name, ratio in report["bytes_per_token"].items():
-            observed = _observed(report["categories"].get(name, {}))
+        for name, ratio in report.bytes_per_token.items():
+            observed = _observed(report.categories.get(name))
             if name not in ratios or observed > most[name]:
                 ratios[name], most[name] = ratio, observed
     return dict(sorted(ratios.items()))
 
 
-def _merge_risks(risks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    observed = sum(risk["observed"] for risk in risks)
-    exceeded = sum(risk["exceeded"] for risk in risks)
-    return {
-        **risks[0],
-        "observed": observed,
-        "exceeded": exceeded,
-        "achieved": exceeded / observed if observed else None,
-    }
+def _merge_risks(risks: Sequence[RiskReport]) -> RiskReport:
+    observed = sum(risk.observed for risk in risks)
+    exceeded = sum(risk.exceeded for risk in risks)
+    achieved = exceeded / observed if observed else None
+    return RiskReport(risks[0].stated, observed, exceeded, achieved)

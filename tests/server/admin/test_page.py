@@ -18,7 +18,6 @@ from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
 from extproc.server.admin.server import AdminServer
 from extproc.server.admin.status import StatusReporter
-from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 
@@ -61,7 +60,6 @@ def make_admin() -> AdminServer:
         in_force,
         metrics,
         history,
-        Advisor(in_force),
         lambda: True,
         lambda: 1_700_000_000.0,
     )

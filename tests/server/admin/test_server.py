@@ -74,7 +74,7 @@ def test_alive_is_told_whether_ready_or_not() -> None:
 def test_the_status_is_json() -> None:
     async def use(ask: Ask) -> None:
         status, kind, text = await ask("/status")
-        assert (status, text) == (200, '{"pools": ["short"]}')
+        assert (status, text) == (200, '{"pools":["short"]}')
         assert kind.startswith("application/json")
 
     served(use)

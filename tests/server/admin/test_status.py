@@ -1,6 +1,6 @@
 """/status adds up: counts from the metrics, shares, loads, what was learned."""
 
-import json
+import msgspec
 
 from extproc.config import Config
 from extproc.exchange.body_parser import parse_request
@@ -13,9 +13,9 @@ from extproc.routing.risk import Margin
 from extproc.routing.router import Outcome, Router
 from extproc.server.admin.status import StatusReporter
 from extproc.server.build import build_router
-from extproc.server.observe.advising import Advisor
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
+from extproc.server.observe.report import CategoryReport, StatusReport
 
 from ..in_force import make_in_force
 
@@ -33,12 +33,10 @@ def test_report_of_a_short_life() -> None:
     loads = {"short": PoolLoad(under_pressure=True)}
     in_force = make_in_force(router, loads=lambda: loads)
     history = RecentDecisions(in_force, lambda: 100.0)
-    status = StatusReporter(
-        in_force, metrics, history, Advisor(in_force), lambda: True, lambda: now_s
-    )
+    status = StatusReporter(in_force, metrics, history, lambda: True, lambda: now_s)
     empty = status.report()
-    assert empty["decisions"] == 0
-    assert [pool["share"] for pool in empty["pools"]] == [None, None]
+    assert empty.decisions == 0
+    assert [pool.share for pool in empty.pools] == [None, None]
     body = b'{"messages": [{"role": "user", "content": "A short question."}]}'
     request = parse_request(PATH, body)
     assert request is not None
@@ -56,20 +54,20 @@ def test_report_of_a_short_life() -> None:
         history.observed(Observation(decision, outcome), lesson)
     now_s = 160.52
     told = status.report()
-    assert told["uptime_s"] == 60.5
-    assert told["decisions"] == 4
-    assert [(p["name"], p["decisions"], p["share"]) for p in told["pools"]] == [
+    assert told.uptime_s == 60.5
+    assert told.decisions == 4
+    assert [(p.name, p.decisions, p.share) for p in told.pools] == [
         ("short", 3, 0.75),
         ("long", 1, 0.25),
     ]
-    assert told["pools"][0]["under_pressure"]
-    assert told["reasons"] == {"within_threshold": 3, "too_large": 1}
-    assert told["categories"]["prose"]["decisions"] == 3
-    assert told["categories"]["prose"]["observed"] == 3
-    assert told["categories"]["unknown"] == {"decisions": 1}
-    assert told["observations"] == {"learned": 3, "failed_open": 1}
-    assert told["risk"]["stated"] == 0.02
-    assert told["risk"]["observed"] == 3
-    assert len(told["last_decisions"]) == 4
-    assert set(told["bytes_per_token"]) == {"prose"}
-    json.dumps(told, allow_nan=False)
+    assert told.pools[0].under_pressure
+    assert told.reasons == {"within_threshold": 3, "too_large": 1}
+    assert told.categories["prose"].decisions == 3
+    assert told.categories["prose"].observed == 3
+    assert told.categories["unknown"] == CategoryReport(1)
+    assert told.observations == {"learned": 3, "failed_open": 1}
+    assert told.risk.stated == 0.02
+    assert told.risk.observed == 3
+    assert len(told.last_decisions) == 4
+    assert set(told.bytes_per_token) == {"prose"}
+    assert msgspec.json.decode(msgspec.json.encode(told), type=StatusReport) == told

@@ -1,6 +1,5 @@
 """The advisor counts what passes, and its advice reaches status and metrics."""
 
-import json
 from collections.abc import Mapping
 
 import pytest
@@ -12,7 +11,7 @@ from extproc.routing.policy import Policy, Pool, Reason
 from extproc.routing.ratio import TextEma, TextRatios
 from extproc.routing.router import Decision, Lesson, Outcome, Router, Skipped
 from extproc.server.in_force import InForce
-from extproc.server.observe.advising import Advisor
+from extproc.server.observe.advising import Advisor, advise_now, report_budgets
 from extproc.server.observe.gauges import InForceCollector
 
 from ..in_force import make_in_force
@@ -44,32 +43,35 @@ def watch(advisor: Advisor, bound_tokens: int, counted: int, number: int) -> Non
 
 
 def test_advises_once_it_has_seen_enough() -> None:
-    advisor = Advisor(in_force_of(SHORT, LONG))
-    assert advisor.report()["advice"] is None
+    in_force = in_force_of(SHORT, LONG)
+    advisor = Advisor(in_force)
+    assert advise_now(in_force.now) is None
     watch(advisor, 300, 290, 400)
     watch(advisor, 900, 2000, 100)
-    advice = advisor.report()["advice"]
-    assert advice["best"]["threshold_tokens"] == 1024
-    assert advice["best"]["under_rate"] == pytest.approx(0.2, abs=0.01)
-    assert advice["current"]["under_rate"] == pytest.approx(0, abs=1e-9)
-    json.dumps(advisor.report(), allow_nan=False)
+    advice = advise_now(in_force.now)
+    assert advice is not None
+    assert advice.best.threshold_tokens == 1024
+    assert advice.best.under_rate == pytest.approx(0.2, abs=0.01)
+    assert advice.current.under_rate == pytest.approx(0, abs=1e-9)
 
 
 def test_what_was_not_estimated_or_learned_does_not_count() -> None:
-    advisor = Advisor(in_force_of(SHORT, LONG))
+    in_force = in_force_of(SHORT, LONG)
+    advisor = Advisor(in_force)
     for _ in range(300):
         advisor.decided(Decision(LONG, Reason.TOO_LARGE))
         observation = Observation(make_decision(100), Outcome(503))
         advisor.observed(observation, Lesson(Skipped.STATUS))
-    assert advisor.report()["advice"] is None
-    assert sum(advisor.report()["budgets"]["shares"]) == 0
+    assert advise_now(in_force.now) is None
+    assert sum(report_budgets(in_force.now.budgets).shares) == 0
 
 
 def test_one_pool_has_nothing_to_split() -> None:
-    advisor = Advisor(in_force_of(LONG))
+    in_force = in_force_of(LONG)
+    advisor = Advisor(in_force)
     watch(advisor, 300, 290, 300)
-    assert advisor.report()["advice"] is None
-    assert max(advisor.report()["budgets"]["shares"]) == 1
+    assert advise_now(in_force.now) is None
+    assert max(report_budgets(in_force.now.budgets).shares) == 1
 
 
 def test_metrics_hold_the_advice() -> None:

@@ -1,6 +1,7 @@
 """The last decisions, the course of learning, the achieved risk."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from extproc.server.observe.recent import (
     Curve,
     RecentDecisions,
 )
+from extproc.server.observe.report import CurveReport, DecisionReport, RiskReport
 
 from ..in_force import make_in_force
 
@@ -54,7 +56,7 @@ def test_a_curve_spans_everything_in_bounded_room(values: list[float]) -> None:
     for value in values:
         curve.add(value)
     report = curve.report()
-    points, spacing = report["points"], report["spacing"]
+    points, spacing = report.points, report.spacing
     assert len(points) <= 2 * CURVE_POINTS
     expected = values[::spacing]
     assert np.allclose(points, expected, rtol=1e-3)
@@ -67,22 +69,20 @@ def test_last_decisions_come_newest_first_and_without_text() -> None:
         history.decided(make_decision(prompt_tokens=number))
     told = history.last_decisions()
     assert len(told) == LAST_DECISIONS
-    assert [entry["prompt_tokens"] for entry in told[:2]] == [54, 53]
-    assert told[0] == {
-        "time_s": 1000.0,
-        "pool": "short",
-        "category": "prose",
-        "reason": "within_threshold",
-        "body_bytes": 400,
-        "prompt_tokens": 54,
-        "bound_tokens": 120,
-        "output_tokens": 64,
-        "declared": True,
-        "prompts": 1,
-        "sequences": 1,
-        "budget_tokens": 118,
-        "counted_tokens": None,
-    }
+    assert [entry.prompt_tokens for entry in told[:2]] == [54, 53]
+    assert told[0] == DecisionReport(
+        time_s=1000.0,
+        pool="short",
+        category="prose",
+        reason=Reason.WITHIN_THRESHOLD,
+        body_bytes=400,
+        prompt_tokens=54,
+        bound_tokens=120,
+        output_tokens=64,
+        declared=True,
+        budget_tokens=118,
+        counted_tokens=None,
+    )
 
 
 def test_a_response_completes_its_own_decision() -> None:
@@ -91,7 +91,7 @@ def test_a_response_completes_its_own_decision() -> None:
     history.decided(first)
     history.decided(second)
     history.observed(Observation(first, Outcome(200, 91)), Lesson(error_ratio=0.1))
-    assert [e["counted_tokens"] for e in history.last_decisions()] == [None, 91]
+    assert [e.counted_tokens for e in history.last_decisions()] == [None, 91]
 
 
 def test_learning_holds_ratio_and_error_by_category() -> None:
@@ -99,22 +99,23 @@ def test_learning_holds_ratio_and_error_by_category() -> None:
     for error in (0.5, -0.1):
         observation = Observation(make_decision(), Outcome(200, 91))
         history.observed(observation, Lesson(error_ratio=error))
-    prose = history.learning()["prose"]
-    assert prose["observed"] == 2
-    assert prose["bytes_per_token"] == 4.25
-    assert prose["bytes_per_token_curve"] == {"spacing": 1, "points": [4.25, 4.25]}
-    first, second = prose["error_curve"]["points"]
+    prose = history.categories({})["prose"]
+    assert prose.observed == 2
+    assert prose.bytes_per_token == 4.25
+    assert prose.bytes_per_token_curve == CurveReport(1, [4.25, 4.25])
+    assert isinstance(prose.error_curve, CurveReport)
+    first, second = prose.error_curve.points
     assert first == 0.5
     assert 0.29 < second < 0.31
-    assert 0.18 < prose["bias"] < 0.21
+    assert prose.bias == pytest.approx(0.197, abs=0.01)
 
 
 def test_risk_counts_only_what_could_be_judged() -> None:
     history = make_history()
-    assert history.achieved_risk()["achieved"] is None
+    assert history.risk(0.01).achieved is None
     judged = Observation(make_decision(), Outcome(200, 130))
     for exceeded in (True, False, False, False):
         history.observed(judged, Lesson(error_ratio=0.0, under_estimated=exceeded))
     failed = Observation(make_decision(), Outcome(503))
     history.observed(failed, Lesson(Skipped.STATUS))
-    assert history.achieved_risk() == {"observed": 4, "exceeded": 1, "achieved": 0.25}
+    assert history.risk(0.01) == RiskReport(0.01, 4, 1, 0.25)

@@ -3,9 +3,10 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,6 +19,7 @@ from extproc.server.observe.advising import Advisor
 from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import LAST_DECISIONS, RecentDecisions
+from extproc.server.observe.report import BudgetsReport, StatusReport
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.workers.merge import MergedMetrics, merge_reports
 
@@ -41,7 +43,7 @@ class Process:
             observation_watchers=[history, advisor],
         )
         self.status = StatusReporter(
-            in_force, self.metrics, history, advisor, lambda: True, time.time
+            in_force, self.metrics, history, lambda: True, time.time
         )
 
     def serve(self, times: int, text: bytes = b"Words and more words. " * 9) -> None:
@@ -168,24 +170,24 @@ def test_reports_add_up() -> None:
     second.serve(3, b"31415926535 8979 " * 30)
     reports = [first.status.report(), second.status.report()]
     merged = merge_reports(reports)
-    assert merged["decisions"] == 63
-    assert sum(pool["decisions"] for pool in merged["pools"]) == 63
-    assert sum(pool["share"] for pool in merged["pools"]) == pytest.approx(1)
-    assert merged["categories"]["prose"]["decisions"] == 60
-    assert merged["categories"]["prose"]["observed"] == 60
-    assert merged["categories"]["digits"]["observed"] == 3
-    assert set(merged["bytes_per_token"]) == {"prose", "digits"}
-    assert merged["observations"] == {"learned": 63}
-    assert merged["risk"]["observed"] == 63
-    times = [decision["time_s"] for decision in merged["last_decisions"]]
+    assert merged.decisions == 63
+    assert sum(pool.decisions for pool in merged.pools) == 63
+    assert sum(pool.share for pool in merged.pools) == pytest.approx(1)
+    assert merged.categories["prose"].decisions == 60
+    assert merged.categories["prose"].observed == 60
+    assert merged.categories["digits"].observed == 3
+    assert set(merged.bytes_per_token) == {"prose", "digits"}
+    assert merged.observations == {"learned": 63}
+    assert merged.risk.observed == 63
+    times = [decision.time_s for decision in merged.last_decisions]
     assert len(times) == LAST_DECISIONS
     assert times == sorted(times, reverse=True)
     assert shape(merged) == shape(reports[0])
 
 
-def shape(report: Any) -> Any:
+def shape(report: StatusReport) -> dict[str, type]:
     """What the page finds where."""
-    document = json.loads(json.dumps(report))
+    document = json.loads(msgspec.json.encode(report))
     return {name: type(value) for name, value in document.items()}
 
 
@@ -195,20 +197,20 @@ def test_budgets_and_advice_are_those_of_all() -> None:
     second.serve(100, b"Many words. " * 2000)
     reports = [first.status.report(), second.status.report()]
     merged = merge_reports(reports)
-    shares = [report["budgets"]["shares"] for report in reports]
+    shares = [report.budgets.shares for report in reports]
     assert shares[0] != shares[1]
-    assert merged["budgets"]["shares"] == pytest.approx(
+    assert merged.budgets.shares == pytest.approx(
         [0.75 * a + 0.25 * b for a, b in zip(*shares, strict=True)], abs=0.01
     )
-    assert reports[1]["advice"] is None  # too few to advise on
-    assert merged["advice"] == reports[0]["advice"]
+    assert reports[1].advice is None  # too few to advise on
+    assert merged.advice == reports[0].advice
 
 
 def test_reports_of_idle_workers_add_up_too() -> None:
     merged = merge_reports([Process().status.report(), Process().status.report()])
-    assert merged["decisions"] == 0
-    assert merged["risk"]["achieved"] is None
-    assert [pool["share"] for pool in merged["pools"]] == [None, None]
+    assert merged.decisions == 0
+    assert merged.risk.achieved is None
+    assert [pool.share for pool in merged.pools] == [None, None]
 
 
 def test_a_worker_that_has_other_pools_for_a_moment_is_left_out_of_the_budgets() -> (
@@ -219,9 +221,10 @@ def test_a_worker_that_has_other_pools_for_a_moment_is_left_out_of_the_budgets()
     first.serve(30)
     second.serve(10)
     reports = [first.status.report(), second.status.report()]
-    budgets = reports[1]["budgets"]
-    budgets["thresholds"] = [*budgets["thresholds"], 1 << 20]
-    budgets["shares"] = [*budgets["shares"], 0.0]
-    merged = merge_reports(reports)
-    assert merged["budgets"] == reports[0]["budgets"]
-    assert merged["decisions"] == 40
+    budgets = reports[1].budgets
+    others = BudgetsReport(
+        [*budgets.thresholds, 1 << 20], [*budgets.shares, 0.0], budgets.requests
+    )
+    merged = merge_reports([reports[0], replace(reports[1], budgets=others)])
+    assert merged.budgets == reports[0].budgets
+    assert merged.decisions == 40

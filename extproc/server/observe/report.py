@@ -1,0 +1,124 @@
+"""The documents of /status: what one server reports, and several workers merged.
+
+Shares, ratios and errors are fractions, tokens and bytes are counts. Numbers and names
+of the configuration only: no text of a request, no model name that a client wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import UNSET, Struct, UnsetType
+
+from extproc.routing.advice import Advice
+from extproc.routing.decision import DecisionFields
+
+
+class CurveReport(Struct, frozen=True):
+    """A value's course since the start, in evenly spaced points."""
+
+    spacing: int
+    """Values from one point to the next."""
+    points: Sequence[float]
+
+
+class CategoryReport(Struct, frozen=True):
+    """What was decided and learned of a category; unset: nothing was learned of it."""
+
+    decisions: int
+    observed: int | UnsetType = UNSET
+    """Responses that were learned from."""
+    bytes_per_token: float | UnsetType | None = UNSET
+    mean_absolute_error: float | UnsetType | None = UNSET
+    """Of (estimated - counted) / counted prompt tokens, decayed."""
+    bias: float | UnsetType | None = UNSET
+    """The mean of the same with its sign."""
+    bytes_per_token_curve: CurveReport | UnsetType = UNSET
+    error_curve: CurveReport | UnsetType = UNSET
+
+
+class RiskReport(Struct, frozen=True):
+    """Prompts above their bound: the stated share, and the recent one."""
+
+    stated: float | None
+    """None for an estimator that states no risk."""
+    observed: int
+    exceeded: int
+    achieved: float | None
+    """``exceeded / observed``; None if nothing was observed."""
+
+
+class PoolReport(Struct, frozen=True):
+    """A pool, its share of the decisions and its load."""
+
+    name: str
+    max_model_len: int
+    threshold_tokens: int
+    decisions: int
+    share: float | None
+    available: bool
+    under_pressure: bool
+
+
+class BudgetsReport(Struct, frozen=True):
+    """The distribution of the budgets decided."""
+
+    thresholds: Sequence[int]
+    shares: Sequence[float]
+    """Of the budgets up to each threshold, then above the last."""
+    requests: float
+    """Decayed."""
+
+
+class DecisionReport(DecisionFields, frozen=True, gc=False, kw_only=True):
+    """One recent decision."""
+
+    time_s: float
+    """Seconds since the epoch."""
+    budget_tokens: int
+    counted_tokens: int | None
+    """Prompt tokens by the backend's count; None until a response was observed."""
+
+
+class WorkerReport(Struct, frozen=True):
+    """One of several workers; None: it gave no answer."""
+
+    worker: int
+    listen: str
+    pid: int | None
+    restarts: int
+    ready: bool
+    uptime_s: float | None
+    decisions: int | None
+
+
+class StatusReport(Struct, frozen=True):
+    """The state of a server."""
+
+    version: str
+    ready: bool
+    mode: str
+    uptime_s: float
+    estimator: str
+    decisions: int
+    pools: Sequence[PoolReport]
+    reasons: Mapping[str, int]
+    categories: Mapping[str, CategoryReport]
+    bytes_per_token: Mapping[str, float]
+    risk: RiskReport
+    observations: Mapping[str, int]
+    misroutes: Mapping[str, int]
+    overflow_retries: int
+    budgets: BudgetsReport
+    advice: Advice | None
+    last_decisions: Sequence[DecisionReport]
+    """The newest first."""
+    workers: Sequence[WorkerReport] | UnsetType = UNSET
+    """Set if several workers were merged."""
+
+
+class NoWorkerReport(Struct, frozen=True):
+    """The report while no worker answers."""
+
+    workers: Sequence[WorkerReport]
+    ready: bool = False
