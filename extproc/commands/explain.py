@@ -11,17 +11,26 @@ with it a running server's, with all that it has learned. The text is not kept.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from msgspec import UNSET
 
 from extproc.commands.check_config import read_config
 from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS
+from extproc.routing.explanation import (
+    DecisionExplanation,
+    Explanation,
+    FailedOpenExplanation,
+    PoolExplanation,
+    PromptExplanation,
+    RequestExplanation,
+)
 from extproc.server.admin.explain import Explainer
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
@@ -59,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.server:
         try:
-            told = _ask(args.server, body, args.path, args.hint)
+            explanation = _ask(args.server, body, args.path, args.hint)
         except (OSError, ValueError) as error:
             print(f"extproc: {args.server}: {error}", file=sys.stderr)
             return 1
@@ -68,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
         if config is None:
             return 2
         explainer = Explainer(InForce(build_generation(config)))
-        told = explainer.explain(body, args.path, args.hint)
+        explanation = explainer.explain(body, args.path, args.hint)
     if args.json:
-        print(json.dumps(told))
+        print(msgspec.json.encode(explanation).decode())
     else:
-        for line in render(told):
+        for line in render(explanation):
             print(line)
     return 0
 
@@ -81,7 +90,9 @@ def _read_body(name: str) -> bytes:
     return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
 
 
-def _ask(server: str, body: bytes, path: str, hint: str | None) -> Any:
+def _ask(
+    server: str, body: bytes, path: str, hint: str | None
+) -> Explanation | FailedOpenExplanation:
     if not server.startswith(("http://", "https://")):
         raise ValueError("http://HOST:PORT of the admin port is accepted")
     query = {"path": path} | ({"hint": hint} if hint else {})
@@ -93,86 +104,94 @@ def _ask(server: str, body: bytes, path: str, hint: str | None) -> Any:
     # An admin port is inside: no proxy of the environment stands before it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_SERVER_TIMEOUT_S) as response:
-        return json.load(response)
+        answer = response.read()
+    try:
+        return msgspec.json.decode(answer, type=Explanation)
+    except msgspec.ValidationError:
+        return msgspec.json.decode(answer, type=FailedOpenExplanation)
 
 
-def render(told: dict[str, Any]) -> Iterator[str]:
+def render(explanation: Explanation | FailedOpenExplanation) -> Iterator[str]:
     """Lay an explanation out for people, a line at a time."""
-    request = told["request"]
-    yield _line("request", f"{told['path']}, {request['body_bytes']:,} B")
-    if "budget" in told:
-        yield from _render_request(request)
-        yield from _render_estimate(told)
+    size = f"{explanation.request.body_bytes:,} B"
+    yield _line("request", f"{explanation.path or DEFAULT_PATH}, {size}")
+    if isinstance(explanation, Explanation):
+        yield from _render_request(explanation.request)
+        yield from _render_estimate(explanation)
     yield ""
-    yield from _render_pools(told["pools"])
+    yield from _render_pools(explanation.pools)
     yield ""
-    yield _line("decision", _render_decision(told["decision"]))
+    yield _line("decision", _render_decision(explanation.decision))
 
 
 def _line(label: str, text: str) -> str:
     return f"{label:<10} {text}".rstrip()
 
 
-def _render_request(request: dict[str, Any]) -> Iterator[str]:
+def _render_request(request: RequestExplanation) -> Iterator[str]:
     parts = [
-        f"{key.replace('_', ' ')} {request[key]:,}"
-        for key in ("messages", "tools", "images", "audios", "files", "token_ids")
-        if request[key]
+        f"{label} {count:,}"
+        for label, count in (
+            ("messages", request.messages),
+            ("tools", request.tools),
+            ("images", request.images),
+            ("audios", request.audios),
+            ("files", request.files),
+            ("token ids", request.token_ids),
+        )
+        if count
     ]
-    if request["prompts"] > 1:
-        parts.append(f"the longest of {request['prompts']} prompts")
-    if request["sequences"] > 1:
-        parts.append(f"{request['sequences']} sequences side by side")
-    yield _line("", ", ".join([f"model {request['model'] or '(none)'}", *parts]))
-    tools = f", tools {request['tools_bytes']:,} B" if request["tools_bytes"] else ""
-    yield _line("text", f"{request['text_bytes']:,} B decoded{tools}")
+    if request.prompts > 1:
+        parts.append(f"the longest of {request.prompts} prompts")
+    if request.sequences > 1:
+        parts.append(f"{request.sequences} sequences side by side")
+    yield _line("", ", ".join([f"model {request.model or '(none)'}", *parts]))
+    tools = f", tools {request.tools_bytes:,} B" if request.tools_bytes else ""
+    yield _line("text", f"{request.text_bytes:,} B decoded{tools}")
 
 
 _CLASSES_SHOWN = 5
 
 
-def _render_estimate(told: dict[str, Any]) -> Iterator[str]:
-    total = max(1, told["request"]["text_bytes"])
-    classes = list(told["byte_classes"].items())[:_CLASSES_SHOWN]
+def _render_estimate(explanation: Explanation) -> Iterator[str]:
+    total = max(1, explanation.request.text_bytes)
+    classes = list(explanation.byte_classes.items())[:_CLASSES_SHOWN]
     shares = (f"{name} {100 * count / total:.1f} %" for name, count in classes)
     yield _line("", ", ".join(shares))
-    category = told["category"]
-    source = f"from the {category['source']}"
-    if category["hint"] is not None and not category["hint_accepted"]:
+    category = explanation.category
+    source = f"from the {category.source}"
+    if category.hint is not None and not category.hint_accepted:
         source += "; the hint is not a known category"
-    yield _line("category", f"{category['name']} ({source})")
-    prompt = told["prompt"]
-    bound = f"bound {prompt['bound_tokens']:,}"
-    yield _line("prompt", f"{prompt['tokens']:,} tokens, {bound}")
+    yield _line("category", f"{category.name} ({source})")
+    prompt = explanation.prompt
+    bound = f"bound {prompt.bound_tokens:,}"
+    yield _line("prompt", f"{prompt.tokens:,} tokens, {bound}")
     yield from _render_estimator(prompt)
-    output = told["output"]
-    whose = "the client's limit" if output["declared"] else "none declared: allowance"
-    yield _line("output", f"{output['tokens']:,} tokens ({whose})")
-    budget = told["budget"]
-    yield _line(
-        "budget",
-        f"{budget['tokens']:,} tokens; {budget['bound_tokens']:,} are held against "
-        "the limits",
-    )
+    output = explanation.output
+    whose = "the client's limit" if output.declared else "none declared: allowance"
+    yield _line("output", f"{output.tokens:,} tokens ({whose})")
+    budget = explanation.budget
+    held = f"{budget.bound_tokens:,} are held against the limits"
+    yield _line("budget", f"{budget.tokens:,} tokens; {held}")
 
 
-def _render_estimator(prompt: dict[str, Any]) -> Iterator[str]:
-    if prompt["estimator"] is None:
+def _render_estimator(prompt: PromptExplanation) -> Iterator[str]:
+    if prompt.estimator is None:
         yield _line("", "counted by the client: token ids")
     else:
-        yield _line("", f"by {prompt['estimator']}")
-    for name, value in prompt.get("made_of", {}).items():
+        yield _line("", f"by {prompt.estimator}")
+    for name, value in (prompt.made_of or {}).items():
         if isinstance(value, dict):
             for term, parts in value.items():
                 yield _line("", f"    {term}: {_value(parts)}")
         else:
             label = "" if name == "formula" else f"{name}: "
             yield _line("", f"  {label}{_value(value)}")
-    if prompt["media_tokens"]:
-        yield _line("", f"{prompt['media_tokens']:,} of them for media")
+    if prompt.media_tokens:
+        yield _line("", f"{prompt.media_tokens:,} of them for media")
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     match value:
         case bool():
             return "yes" if value else "no"
@@ -187,28 +206,28 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _render_pools(pools: list[dict[str, Any]]) -> Iterator[str]:
-    width = max(4, *(len(pool["name"]) for pool in pools))
+def _render_pools(pools: Sequence[PoolExplanation]) -> Iterator[str]:
+    width = max(4, *(len(pool.name) for pool in pools))
     yield f"{'pool':<{width}} {'threshold':>10} {'max_model_len':>14}  load"
     for pool in pools:
-        load = "under pressure" if pool["under_pressure"] else "fine"
-        load = load if pool["available"] else "down"
-        mark = "  <- chosen" if pool["chosen"] else ""
+        load = "under pressure" if pool.under_pressure else "fine"
+        load = load if pool.available else "down"
+        mark = "  <- chosen" if pool.chosen else ""
         yield (
-            f"{pool['name']:<{width}} {pool['threshold_tokens']:>10,} "
-            f"{pool['max_model_len']:>14,}  {load}{mark}"
+            f"{pool.name:<{width}} {pool.threshold_tokens:>10,} "
+            f"{pool.max_model_len:>14,}  {load}{mark}"
         )
 
 
-def _render_decision(decision: dict[str, Any]) -> str:
-    head = f"{decision['pool']}: {decision['reason']}"
-    by = decision["decided_by"]
+def _render_decision(decision: DecisionExplanation) -> str:
+    head = f"{decision.pool}: {decision.reason}"
+    by = decision.decided_by
     if by is None:
         return head
-    if by["limit"] == "load":
-        return f"{head} ({by['pool']} would hold it)"
-    sign = "<=" if by["within"] else ">"
+    if by.within is UNSET:
+        return f"{head} ({by.pool} would hold it)"
+    sign = "<=" if by.within else ">"
     return (
-        f"{head} ({by['budget_tokens']:,} {sign} {by['limit_tokens']:,}, "
-        f"{by['limit']} of {by['pool']})"
+        f"{head} ({by.budget_tokens:,} {sign} {by.limit_tokens:,}, "
+        f"{by.limit} of {by.pool})"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from extproc.routing.estimate import Prediction
+from extproc.routing.estimate import EstimateTerms, Prediction
 from extproc.routing.features import Features
 
 # Relative standard deviation about the counts: their mean errors are 17 % and more.
@@ -31,7 +30,7 @@ class BytesOverFour:
         """Learn nothing."""
         return self.predict(model, category, features)
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """Return the rule."""
         return {"formula": "body_bytes / 4"}
 
@@ -95,7 +94,7 @@ class SemanticRouterRule:
             )
         self._samples += 1
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """Return the calibrated ratio."""
         return {
             "formula": "max(text_bytes / bytes_per_token, floor)",

@@ -8,11 +8,16 @@ papers' own can do without (``risk.NoMargin``).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
-from extproc.routing.estimate import Estimate, Estimator, Prediction, most_tokens
+from extproc.routing.estimate import (
+    Estimate,
+    EstimateTerms,
+    Estimator,
+    Prediction,
+    most_tokens,
+)
 from extproc.routing.features import Features
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.risk import Margin, NoMargin
@@ -87,7 +92,7 @@ class Bounded:
             prompt_tokens > bounded.bound_tokens,
         )
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """Return the numbers behind ``estimate`` of the same arguments, by name."""
         predicted = self.estimator.predict(model, category, features)
         return {

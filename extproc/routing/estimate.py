@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -16,6 +17,11 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
     """The point estimate, at least 1."""
     bound_tokens: int
     """The upper bound that routing to a smaller pool uses, >= the point estimate."""
+
+
+EstimateTerms = Mapping[str, object]
+"""An estimator's own numbers, by name: numbers, texts that no client wrote, and lists
+and mappings of them."""
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -53,11 +59,8 @@ class Estimator(Protocol):
             The prediction for this prompt before it was learned from.
         """
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
-        """Return the numbers behind ``predict`` of the same arguments, by name.
-
-        Plain values: numbers, texts that no client wrote, lists and mappings of them.
-        """
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
+        """Return the numbers behind ``predict`` of the same arguments, by name."""
 
 
 def fewest_tokens(features: Features) -> float:

@@ -1,14 +1,15 @@
-"""Every number of one decision, as plain values for people and for JSON.
+"""Every number of one decision, as documents for people and for JSON.
 
-What is told is what routing used: the decision comes from ``Router.route`` itself, and
-the numbers around it from the same objects. No text of the request is in it, except
-the model's name and the hint, which whoever asks has just sent.
+The numbers are those that routing used: the decision comes from ``Router.route``
+itself, and the rest from the same objects. No text of the request is in them, except
+the model's name and the hint, which come from the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+
+from msgspec import UNSET, Struct, UnsetType
 
 from extproc.routing.category import accepts_hint, classify
 from extproc.routing.features import ByteClass, Features, measure
@@ -17,13 +18,133 @@ from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
 
 
+class RequestSize(Struct, frozen=True):
+    """What is known of a request that was not read."""
+
+    body_bytes: int
+
+
+class RequestExplanation(Struct, frozen=True):
+    """What was read of a request."""
+
+    model: str
+    body_bytes: int
+    text_bytes: int
+    tools_bytes: int
+    messages: int
+    tools: int
+    images: int
+    audios: int
+    files: int
+    token_ids: int
+    prompts: int
+    sequences: int
+    stream: bool
+
+
+class CategoryExplanation(Struct, frozen=True):
+    """A request's category and its source: hint, tools, text or nothing to read."""
+
+    name: str
+    source: str
+    of_text: str
+    hint: str | None
+    hint_accepted: bool
+
+
+class PromptExplanation(Struct, frozen=True):
+    """A prompt's estimate."""
+
+    estimator: str | None
+    """None if the client counted the prompt: token ids."""
+    token_ids: int
+    media_tokens: int
+    tokens: int
+    bound_tokens: int
+    learned_from: bool
+    """Whether the response teaches the estimator."""
+    made_of: Mapping[str, object] | UnsetType = UNSET
+    """The estimator's own numbers, by name; see ``Estimator.explain``."""
+
+
+class OutputExplanation(Struct, frozen=True):
+    """The output allowance; declared: it is the client's limit."""
+
+    tokens: int
+    declared: bool
+
+
+class BudgetExplanation(Struct, frozen=True):
+    """Prompt plus output; the bound is held against the limits of the pools."""
+
+    tokens: int
+    bound_tokens: int
+
+
+class PoolExplanation(Struct, frozen=True):
+    """A pool as the decision found it."""
+
+    name: str
+    threshold_tokens: int
+    max_model_len: int
+    available: bool
+    under_pressure: bool
+    chosen: bool
+
+
+class Comparison(Struct, frozen=True):
+    """The one comparison whose other result would have led to another pool."""
+
+    pool: str
+    limit: str
+    """``threshold_tokens``, ``max_model_len``, or ``load`` without a number."""
+    limit_tokens: int | UnsetType = UNSET
+    budget_tokens: int | UnsetType = UNSET
+    within: bool | UnsetType = UNSET
+
+
+class DecisionExplanation(Struct, frozen=True):
+    """The pool chosen, and why."""
+
+    pool: str
+    reason: str
+    decided_by: Comparison | None
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Every number of a decision."""
+
+    request: RequestExplanation
+    byte_classes: Mapping[str, int]
+    """Bytes of text in each class that occurs, the most frequent first."""
+    category: CategoryExplanation
+    prompt: PromptExplanation
+    output: OutputExplanation
+    budget: BudgetExplanation
+    pools: Sequence[PoolExplanation]
+    decision: DecisionExplanation
+    path: str | UnsetType = UNSET
+    routed: bool | UnsetType = UNSET
+    """Whether requests to ``path`` are routed."""
+
+
+class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
+    """A decision that was made without reading the request."""
+
+    request: RequestSize
+    pools: Sequence[PoolExplanation]
+    decision: DecisionExplanation
+    path: str | UnsetType = UNSET
+    routed: bool | UnsetType = UNSET
+
+
 def explain(
     router: Router,
     request: Request,
     hint: str | None = None,
     loads: Mapping[str, PoolLoad] | None = None,
-) -> dict[str, Any]:
-    """Decide as ``Router.route`` does, and tell every number of it.
+) -> Explanation:
+    """Decide as ``Router.route`` does, and return every number of it.
 
     Args:
         router: its estimator is read, not taught.
@@ -33,58 +154,55 @@ def explain(
     """
     decision = router.route(request, hint, loads)
     features = measure(request.prompt, request.body_bytes)
-    return {
-        "request": _describe_request(request, features),
-        "byte_classes": _count_classes(features),
-        "category": _explain_category(features, hint, router.hints),
-        "prompt": _explain_prompt(router, request, decision, features),
-        "output": {
-            "tokens": decision.output_tokens,
-            "declared": decision.declared,
-        },
-        "budget": {
-            "tokens": decision.budget_tokens,
-            "bound_tokens": decision.bound_budget_tokens,
-        },
-        **_explain_choice(router.policy, decision, loads or {}),
-    }
+    return Explanation(
+        request=_explain_request(request, features),
+        byte_classes=_count_classes(features),
+        category=_explain_category(features, hint, router.hints),
+        prompt=_explain_prompt(router, request, decision, features),
+        output=OutputExplanation(decision.output_tokens, decision.declared),
+        budget=BudgetExplanation(decision.budget_tokens, decision.bound_budget_tokens),
+        pools=_explain_pools(router.policy, decision, loads or {}),
+        decision=_explain_decision(router.policy, decision),
+    )
 
 
-def explain_failure(router: Router, reason: Reason, body_bytes: int) -> dict[str, Any]:
-    """Tell a decision that was made without reading the request.
+def explain_failure(
+    router: Router, reason: Reason, body_bytes: int
+) -> FailedOpenExplanation:
+    """Explain a decision that was made without reading the request.
 
     Args:
         reason: one that failed open.
-        body_bytes: size of the body as it came.
+        body_bytes: size of the body on the wire.
     """
     decision = router.fail_open(reason, body_bytes)
-    return {
-        "request": {"body_bytes": body_bytes},
-        **_explain_choice(router.policy, decision, {}),
-    }
+    return FailedOpenExplanation(
+        request=RequestSize(body_bytes),
+        pools=_explain_pools(router.policy, decision, {}),
+        decision=_explain_decision(router.policy, decision),
+    )
 
 
-def _describe_request(request: Request, features: Features) -> dict[str, Any]:
+def _explain_request(request: Request, features: Features) -> RequestExplanation:
     prompt = request.prompt
-    return {
-        "model": request.model,
-        "body_bytes": request.body_bytes,
-        "text_bytes": features.text_bytes,
-        "tools_bytes": features.tools_bytes,
-        "messages": prompt.messages,
-        "tools": prompt.tools,
-        "images": prompt.images,
-        "audios": prompt.audios,
-        "files": prompt.files,
-        "token_ids": prompt.token_ids,
-        "prompts": request.prompts,
-        "sequences": request.sequences,
-        "stream": request.stream,
-    }
+    return RequestExplanation(
+        model=request.model,
+        body_bytes=request.body_bytes,
+        text_bytes=features.text_bytes,
+        tools_bytes=features.tools_bytes,
+        messages=prompt.messages,
+        tools=prompt.tools,
+        images=prompt.images,
+        audios=prompt.audios,
+        files=prompt.files,
+        token_ids=prompt.token_ids,
+        prompts=request.prompts,
+        sequences=request.sequences,
+        stream=request.stream,
+    )
 
 
 def _count_classes(features: Features) -> dict[str, int]:
-    """Bytes of text in each class that occurs, the most frequent first."""
     counts = features.classes()
     named = {cls.name.lower(): int(counts[cls]) for cls in ByteClass if counts[cls]}
     return dict(sorted(named.items(), key=lambda item: -item[1]))
@@ -92,70 +210,65 @@ def _count_classes(features: Features) -> dict[str, int]:
 
 def _explain_category(
     features: Features, hint: str | None, hints: Collection[str]
-) -> dict[str, Any]:
+) -> CategoryExplanation:
     accepted = accepts_hint(hint, hints)
-    of_text = classify(features)
     if accepted:
         source = "hint"
     elif features.tools_bytes > features.text_bytes:
         source = "tools"
     else:
         source = "text" if features.text_bytes else "nothing to read"
-    return {
-        "name": str(classify(features, hint, hints)),
-        "source": source,
-        "of_text": str(of_text),
-        "hint": hint,
-        "hint_accepted": accepted,
-    }
+    return CategoryExplanation(
+        name=str(classify(features, hint, hints)),
+        source=source,
+        of_text=str(classify(features)),
+        hint=hint,
+        hint_accepted=accepted,
+    )
 
 
 def _explain_prompt(
     router: Router, request: Request, decision: Decision, features: Features
-) -> dict[str, Any]:
-    exact = bool(request.prompt.token_ids) and not request.prompt.text
-    told: dict[str, Any] = {"estimator": None if exact else router.estimator.name}
-    if not exact:
-        told["made_of"] = router.estimator.explain(
-            request.model, decision.category, features
-        )
-    return {
-        **told,
-        "token_ids": request.prompt.token_ids,
-        "media_tokens": router.media_tokens.of(request.prompt),
-        "tokens": decision.prompt_tokens,
-        "bound_tokens": decision.bound_tokens,
-        "learned_from": decision.features is not None,
-    }
+) -> PromptExplanation:
+    estimator, exact = router.estimator, request.prompt.is_counted
+    return PromptExplanation(
+        estimator=None if exact else estimator.name,
+        token_ids=request.prompt.token_ids,
+        media_tokens=router.media_tokens.of(request.prompt),
+        tokens=decision.prompt_tokens,
+        bound_tokens=decision.bound_tokens,
+        learned_from=decision.features is not None,
+        made_of=UNSET
+        if exact
+        else estimator.explain(request.model, decision.category, features),
+    )
 
 
-def _explain_choice(
+def _explain_pools(
     policy: Policy, decision: Decision, loads: Mapping[str, PoolLoad]
-) -> dict[str, Any]:
-    return {
-        "pools": [
-            {
-                "name": pool.name,
-                "threshold_tokens": pool.threshold_tokens,
-                "max_model_len": pool.max_model_len,
-                "available": loads.get(pool.name, IDLE).available,
-                "under_pressure": loads.get(pool.name, IDLE).under_pressure,
-                "chosen": pool.name == decision.pool.name,
-            }
-            for pool in policy.pools
-        ],
-        "decision": {
-            "pool": decision.pool.name,
-            "reason": str(decision.reason),
-            "decided_by": _decided_by(policy, decision),
-        },
-    }
+) -> list[PoolExplanation]:
+    return [
+        PoolExplanation(
+            name=pool.name,
+            threshold_tokens=pool.threshold_tokens,
+            max_model_len=pool.max_model_len,
+            available=loads.get(pool.name, IDLE).available,
+            under_pressure=loads.get(pool.name, IDLE).under_pressure,
+            chosen=pool.name == decision.pool.name,
+        )
+        for pool in policy.pools
+    ]
 
 
-def _decided_by(policy: Policy, decision: Decision) -> dict[str, Any] | None:
-    """The one comparison that would have to turn out otherwise for another pool."""
+def _explain_decision(policy: Policy, decision: Decision) -> DecisionExplanation:
+    compared = _compare(policy, decision)
+    return DecisionExplanation(decision.pool.name, str(decision.reason), compared)
+
+
+def _compare(policy: Policy, decision: Decision) -> Comparison | None:
     if len(policy.pools) == 1:
         return None
+    budget_tokens = decision.bound_budget_tokens
     match decision.reason:
         case Reason.WITHIN_THRESHOLD:
             pool, limit = decision.pool, "threshold_tokens"
@@ -164,15 +277,9 @@ def _decided_by(policy: Policy, decision: Decision) -> dict[str, Any] | None:
         case Reason.OVER_CAPACITY:
             pool, limit = policy.pools[-2], "max_model_len"
         case Reason.SPILLED:
-            pool = policy.choose(decision.bound_budget_tokens).pool
-            return {"pool": pool.name, "limit": "load"}
+            return Comparison(policy.choose(budget_tokens).pool.name, "load")
         case _:
             return None
     limit_tokens: int = getattr(pool, limit)
-    return {
-        "pool": pool.name,
-        "limit": limit,
-        "limit_tokens": limit_tokens,
-        "budget_tokens": decision.bound_budget_tokens,
-        "within": decision.bound_budget_tokens <= limit_tokens,
-    }
+    within = budget_tokens <= limit_tokens
+    return Comparison(pool.name, limit, limit_tokens, budget_tokens, within)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from extproc.routing.estimate import Prediction
+from extproc.routing.estimate import EstimateTerms, Prediction
 from extproc.routing.features import Features
 from extproc.routing.mergeable import DecayedSums, Groups
 
@@ -90,7 +89,7 @@ class Ema:
         conservative = ratio.bytes_per_token - self._gamma * ratio.deviation
         return max(conservative, MIN_BYTES_PER_TOKEN)
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """The ratio of the category, and what is taken off it."""
         learned = self._learned.get(category)
         ratio = learned or _Published(DEFAULT_BYTES_PER_TOKEN)
@@ -239,7 +238,7 @@ class TextEma:
         text_bytes = features.text_bytes + features.tools_bytes
         return max(1.0, template_tokens(features) + math.ceil(text_bytes / ratio))
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """The ratio of the category, and the template's share."""
         ratio = self._ratios.bytes_per_token(category)
         return {

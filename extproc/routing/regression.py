@@ -12,13 +12,17 @@ import math
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from extproc.routing.arrays import Vector
 from extproc.routing.bounded_table import MODELS, BoundedTable
-from extproc.routing.estimate import Prediction, fewest_tokens, most_tokens
+from extproc.routing.estimate import (
+    EstimateTerms,
+    Prediction,
+    fewest_tokens,
+    most_tokens,
+)
 from extproc.routing.features import Features
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 from extproc.routing.posterior import Posterior
@@ -117,7 +121,7 @@ class TextEstimator:
         self._challenge(learned, features, x, prompt_tokens)
         return prediction
 
-    def explain(self, model: str, category: str, features: Features) -> dict[str, Any]:
+    def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """Return the terms with the most tokens."""
         learned = self._of(model)
         mean = learned.posterior.mean

@@ -39,6 +39,11 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """The same of ``tools_text``."""
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the client counted it: token ids alone."""
+        return bool(self.token_ids) and not self.text
+
+    @property
     def has_media(self) -> bool:
         """Whether parts other than text are there; their tokens are not learned."""
         return bool(self.images or self.audios or self.files)

@@ -136,7 +136,7 @@ class Router:
             not prompt.has_media and not prompt.token_ids and request.prompts == 1
         )
         estimate = None
-        if prompt.token_ids and not prompt.text:
+        if prompt.is_counted:
             estimate, approximate = _NOTHING, False
         elif approximate and learnable:
             estimate = self._quick_estimate(

@@ -61,9 +61,7 @@ def reason_live(body: bytes, encoding: str) -> str:
 
 def reason_explained(body: bytes, encoding: str) -> str:
     explainer = Explainer(InForce(build_generation(Config())))
-    explained = explainer.explain(body, PATH, encoding=encoding)
-    reason: str = explained["decision"]["reason"]
-    return reason
+    return explainer.explain(body, PATH, encoding=encoding).decision.reason
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,20 @@
 """The explanation says what routing did: same numbers, same pool, same reason."""
 
-import json
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.bound import Bounded
-from extproc.routing.explanation import explain, explain_failure
+from extproc.routing.explanation import (
+    Comparison,
+    DecisionExplanation,
+    Explanation,
+    PromptExplanation,
+    RequestSize,
+    explain,
+    explain_failure,
+)
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
@@ -44,17 +51,15 @@ def test_numbers_are_those_of_the_decision(
     loads = {"short": PoolLoad(available=not down, under_pressure=pressed)}
     told = explain(router, request, None, loads)
     decision = router.route(request, None, loads)
-    assert told["decision"]["pool"] == decision.pool.name
-    assert told["decision"]["reason"] == decision.reason
-    assert told["prompt"]["tokens"] == decision.prompt_tokens
-    assert told["prompt"]["bound_tokens"] == decision.bound_tokens
-    assert told["budget"]["bound_tokens"] == decision.bound_budget_tokens
-    assert told["category"]["name"] == decision.category
-    assert sum(told["byte_classes"].values()) == len(request.prompt.text)
-    assert [pool["name"] for pool in told["pools"] if pool["chosen"]] == [
-        decision.pool.name
-    ]
-    json.dumps(told, allow_nan=False)
+    assert told.decision.pool == decision.pool.name
+    assert told.decision.reason == decision.reason
+    assert told.prompt.tokens == decision.prompt_tokens
+    assert told.prompt.bound_tokens == decision.bound_tokens
+    assert told.budget.bound_tokens == decision.bound_budget_tokens
+    assert told.category.name == decision.category
+    assert sum(told.byte_classes.values()) == len(request.prompt.text)
+    assert [pool.name for pool in told.pools if pool.chosen] == [decision.pool.name]
+    assert msgspec.json.decode(msgspec.json.encode(told), type=Explanation)
 
 
 @pytest.mark.parametrize(
@@ -69,29 +74,29 @@ def test_deciding_comparison(
     max_tokens: int, reason: str, limit: str, limit_tokens: int, within: bool
 ) -> None:
     told = explain(make_router(), make_request(max_tokens=max_tokens))
-    decision = told["decision"]
-    assert decision["reason"] == reason
-    by = decision["decided_by"]
-    assert (by["pool"], by["limit"], by["limit_tokens"], by["within"]) == (
+    decision = told.decision
+    assert decision.reason == reason
+    by = decision.decided_by
+    assert (by.pool, by.limit, by.limit_tokens, by.within) == (
         "short",
         limit,
         limit_tokens,
         within,
     )
-    assert by["budget_tokens"] == told["budget"]["bound_tokens"]
+    assert by.budget_tokens == told.budget.bound_tokens
 
 
 def test_load_decides_when_the_pool_of_choice_is_under_pressure() -> None:
     loads = {"short": PoolLoad(under_pressure=True)}
     told = explain(make_router(), make_request(max_tokens=10), None, loads)
-    assert told["decision"]["pool"] == "long"
-    assert told["decision"]["decided_by"] == {"pool": "short", "limit": "load"}
-    assert told["pools"][0]["under_pressure"]
+    assert told.decision.pool == "long"
+    assert told.decision.decided_by == Comparison("short", "load")
+    assert told.pools[0].under_pressure
 
 
 def test_one_pool_leaves_nothing_to_compare() -> None:
     router = Router(Policy([LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
-    assert explain(router, make_request())["decision"]["decided_by"] is None
+    assert explain(router, make_request()).decision.decided_by is None
 
 
 @pytest.mark.parametrize(
@@ -106,31 +111,31 @@ def test_one_pool_leaves_nothing_to_compare() -> None:
 def test_category_says_where_it_came_from(
     hint: str | None, name: str, source: str, accepted: bool
 ) -> None:
-    category = explain(make_router(), make_request(), hint)["category"]
-    assert category["name"] == name
-    assert category["source"] == source
-    assert category["hint_accepted"] is accepted
-    assert category["of_text"] == "prose"
+    category = explain(make_router(), make_request(), hint).category
+    assert category.name == name
+    assert category.source == source
+    assert category.hint_accepted is accepted
+    assert category.of_text == "prose"
 
 
 def test_category_of_tools_and_of_nothing() -> None:
     tools = make_request(prompt=Prompt(b"hi", tools_text=b"[{}, {}]", tools=2))
     empty = make_request(prompt=Prompt(b""))
-    assert explain(make_router(), tools)["category"]["source"] == "tools"
-    assert explain(make_router(), empty)["category"]["source"] == "nothing to read"
+    assert explain(make_router(), tools).category.source == "tools"
+    assert explain(make_router(), empty).category.source == "nothing to read"
 
 
 def test_token_ids_need_no_estimator() -> None:
     told = explain(make_router(), make_request(prompt=Prompt(b"", token_ids=77)))
-    assert told["prompt"]["estimator"] is None
-    assert told["prompt"]["tokens"] == told["prompt"]["token_ids"] == 77
-    assert not told["prompt"]["learned_from"]
+    assert told.prompt.estimator is None
+    assert told.prompt.tokens == told.prompt.token_ids == 77
+    assert not told.prompt.learned_from
 
 
 def test_media_are_counted_apart() -> None:
     told = explain(make_router(), make_request(prompt=Prompt(b"what?", images=2)))
-    assert told["prompt"]["media_tokens"] == 2048
-    assert told["prompt"]["tokens"] > 2048
+    assert told.prompt.media_tokens == 2048
+    assert told.prompt.tokens > 2048
 
 
 @pytest.mark.parametrize("estimator", [Ema(), TextEma()], ids=lambda e: e.name)
@@ -139,27 +144,27 @@ def test_estimators_name_coefficients_that_give_the_estimate(
 ) -> None:
     router = make_router(Bounded(estimator, NoMargin()))
     request = make_request("All of it, word for word. " * 40)
-    assert explain(router, request)["prompt"]["made_of"]["learned"] is False
+    assert explain(router, request).prompt.made_of["learned"] is False
     for _ in range(20):
         router.learn(router.route(request), Outcome(200, 210, 1))
-    told = explain(router, request)["prompt"]
-    made_of = told["made_of"]
+    told = explain(router, request).prompt
+    made_of = told.made_of
     assert made_of["learned"] is True
     if estimator.name == "ema":
         expected = request.body_bytes / made_of["divisor"]
     else:
         text = len(request.prompt.text) / made_of["bytes_per_token"]
         expected = made_of["template_tokens"] + text
-    assert told["tokens"] == pytest.approx(expected, abs=1)
+    assert told.tokens == pytest.approx(expected, abs=1)
 
 
 def test_the_text_estimator_names_its_heaviest_terms() -> None:
     router = make_router(Bounded(TextEstimator()))
     request = make_request("All of it. ")
-    assert explain(router, request)["prompt"]["made_of"]["learned"] is False
+    assert explain(router, request).prompt.made_of["learned"] is False
     router.learn(router.route(request), Outcome(200, 21, 1))
-    prompt = explain(router, request)["prompt"]
-    made_of = prompt["made_of"]
+    prompt = explain(router, request).prompt
+    made_of = prompt.made_of
     assert made_of["learned"] is True
     assert made_of["observed"] == 1
     terms = made_of["terms"]
@@ -169,12 +174,12 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
         assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
     # Fewer terms occur in so short a text than are told, so they are the whole of it.
     assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
-        prompt["tokens"], abs=0.6
+        prompt.tokens, abs=0.6
     )
-    assert prompt["bound_tokens"] == pytest.approx(
-        prompt["tokens"] * made_of["factor"], abs=2
+    assert prompt.bound_tokens == pytest.approx(
+        prompt.tokens * made_of["factor"], abs=2
     )
-    json.dumps(prompt, allow_nan=False)
+    assert msgspec.json.decode(msgspec.json.encode(prompt), type=PromptExplanation)
 
 
 def test_explaining_teaches_nothing() -> None:
@@ -186,10 +191,5 @@ def test_explaining_teaches_nothing() -> None:
 
 def test_what_was_not_read_has_a_reason_and_no_budget() -> None:
     told = explain_failure(make_router(), Reason.UNPARSABLE, 12)
-    assert told["request"] == {"body_bytes": 12}
-    assert told["decision"] == {
-        "pool": "long",
-        "reason": "unparsable",
-        "decided_by": None,
-    }
-    assert "budget" not in told
+    assert told.request == RequestSize(12)
+    assert told.decision == DecisionExplanation("long", "unparsable", None)

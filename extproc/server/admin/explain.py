@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.openai import DEFAULT_PATH, find_endpoint
-from extproc.routing.explanation import explain, explain_failure
+from extproc.routing.explanation import (
+    Explanation,
+    FailedOpenExplanation,
+    explain,
+    explain_failure,
+)
 from extproc.routing.policy import Reason
 from extproc.server.in_force import InForce
 
@@ -37,7 +42,7 @@ class Explainer:
         hint: str | None = None,
         encoding: str = "",
         reading: BodyParser | None = None,
-    ) -> dict[str, Any]:
+    ) -> Explanation | FailedOpenExplanation:
         """Explain one request, as the live exchange would have read it.
 
         Args:
@@ -47,10 +52,13 @@ class Explainer:
             encoding: its ``content-encoding``.
             reading: of the same; None: it is read here, in one go.
         """
-        told: dict[str, Any] = {"path": path, "routed": find_endpoint(path) is not None}
         reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
         now = self._in_force.now
         if isinstance(request, Reason):
-            return told | explain_failure(now.router, request, len(body))
-        return told | explain(now.router, request, hint, now.loads())
+            explanation: Explanation | FailedOpenExplanation
+            explanation = explain_failure(now.router, request, len(body))
+        else:
+            explanation = explain(now.router, request, hint, now.loads())
+        routed = find_endpoint(path) is not None
+        return replace(explanation, path=path, routed=routed)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from extproc.address import Address
@@ -101,8 +102,7 @@ class AdminServer:
         return web.Response(text="draining\n", status=503)
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        body = msgspec.json.encode(self._status())
-        return web.Response(body=body, content_type="application/json")
+        return _json(self._status())
 
     async def _post_explain(self, request: web.Request) -> web.Response:
         """Explain the request in the body; ?path= and ?hint= say how it would come."""
@@ -114,5 +114,10 @@ class AdminServer:
         reading = self._explainer.begin_parsing(body, path)
         await self._slices.finish(reading.step)
         hint = request.query.get("hint")
-        told = self._explainer.explain(body, path, hint, reading=reading)
-        return web.json_response(told)
+        explanation = self._explainer.explain(body, path, hint, reading=reading)
+        return _json(explanation)
+
+
+def _json(document: Struct) -> web.Response:
+    body = msgspec.json.encode(document)
+    return web.Response(body=body, content_type="application/json")

@@ -82,4 +82,4 @@ def test_refuses_what_it_cannot_explain() -> None:
 def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
     explainer = Explainer(make_in_force(settings=ExchangeSettings(max_body_bytes=10)))
     told = explainer.explain(json.dumps(BODY).encode())
-    assert told["decision"]["reason"] == "too_large"
+    assert told.decision.reason == "too_large"
