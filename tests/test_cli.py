@@ -61,3 +61,31 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     reader.stdin.close()
+
+
+def test_a_module_of_an_extra_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    for name in [name for name in sys.modules if name.startswith("extproc.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "extproc.commands.demo", raising=False)
+
+    assert main(["demo", "--count", "1"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "tiktoken is not installed; pip install 'token-budget-router[demo]'"
+    )
+
+
+def test_an_interrupt_while_a_command_is_imported_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extproc.cli.importlib.import_module", interrupted)
+
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == ""

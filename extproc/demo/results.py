@@ -355,9 +355,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def added_latency(with_s: Sequence[float], without_s: Sequence[float]) -> Latency:
-    """The difference of two sets of times at their percentiles, in milliseconds."""
+    """The difference of two sets of times at their percentiles, in milliseconds.
+
+    A negative difference is noise, and becomes 0.
+    """
     p50, p99 = (
-        1000 * (percentile(with_s, share) - percentile(without_s, share))
+        1000 * max(0.0, percentile(with_s, share) - percentile(without_s, share))
         for share in (0.5, 0.99)
     )
     return Latency(p50, p99)

@@ -212,3 +212,7 @@ def test_the_bar_is_for_terminals(tty: bool, shown: bool) -> None:
     bar.advance()
     assert ("2/2\n" in out.written) is shown
     assert bool(out.written) is shown
+
+
+def test_a_negative_difference_of_latencies_is_noise() -> None:
+    assert added_latency([0.001], [0.002]) == added_latency([0.002], [0.002])
