@@ -34,12 +34,16 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
+    """A part of the request's body, or all of it."""
+
     body: bytes | memoryview
     """A view where it is large; of octets that do not change."""
     end_of_stream: bool = False
 
 
 class RequestTrailers(msgspec.Struct, frozen=True, gc=False):
+    """The end of a request whose body trailers follow."""
+
     end_of_stream: bool = True
 
 
@@ -51,11 +55,15 @@ class ResponseHeaders(msgspec.Struct, frozen=True, gc=False):
 
 
 class ResponseBody(msgspec.Struct, frozen=True, gc=False):
+    """A part of the response's body."""
+
     body: bytes
     end_of_stream: bool = False
 
 
 class ResponseTrailers(msgspec.Struct, frozen=True, gc=False):
+    """The end of a response whose body trailers follow."""
+
     end_of_stream: bool = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -95,6 +95,15 @@ class _Pool:
             self.pressure.kv_cache_usage,
             self.differing() is not None,
         )
+
+
+def reconcile(
+    known: Collection[str | None], wanted: Collection[str | None]
+) -> tuple[list[str | None], list[str | None]]:
+    """Return the known addresses that are gone, and the new ones."""
+    gone = [address for address in known if address not in wanted]
+    new = [address for address in wanted if address not in known]
+    return gone, new
 
 
 class LoadWatch:
@@ -224,32 +233,35 @@ class LoadWatch:
             await self._look_up(pool, url)
 
     async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
-        """Have an endpoint for each address of a URL's name."""
-        addresses: Sequence[str | None] = []
-        try:
-            async with asyncio.timeout(_FIRST_TIMEOUT_S):
-                addresses = await self._resolve(URL(url))
-        except TimeoutError:
-            pass  # as if it were not known
-        except Exception:
-            logger.exception("name_lookup_failed")
+        """Keep one endpoint for each address behind a URL's name."""
+        addresses: Sequence[str | None] = await self._addresses(url)
         if not addresses:
             if not first:
                 return  # no answer is no news
             addresses = [None]
         known = {e.address: e for e in pool.endpoints if e.url == url}
-        for address, endpoint in known.items():
-            if address not in addresses:
-                task = pool.endpoints.pop(endpoint)
-                if task is not None:
-                    task.cancel()
-        for address in addresses:
-            if address not in known:
-                self._add(pool, url, address, asks=not first)
-        if not first and set(addresses) != known.keys():
+        gone, new = reconcile(known, addresses)
+        for address in gone:
+            task = pool.endpoints.pop(known[address])
+            if task is not None:
+                task.cancel()
+        for address in new:
+            self._add(pool, url, address, asks=not first)
+        if not first and (gone or new):
             fields = {"pool": pool.config.name, "url": url, "servers": len(addresses)}
             logger.info("endpoints_changed", extra={"fields": fields})
             self._measure(pool)
+
+    async def _addresses(self, url: str) -> Sequence[str]:
+        """Return the addresses behind a URL's name; none if they are not known."""
+        try:
+            async with asyncio.timeout(_FIRST_TIMEOUT_S):
+                return await self._resolve(URL(url))
+        except TimeoutError:
+            return ()
+        except Exception:
+            logger.exception("name_lookup_failed")
+            return ()
 
     def _add(self, pool: _Pool, url: str, address: str | None, *, asks: bool) -> None:
         assert self._session is not None
