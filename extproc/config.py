@@ -11,6 +11,7 @@ from typing import Literal
 
 import yaml
 
+from extproc import strict_yaml
 from extproc.address import Address
 from extproc.schema import RESTART, ConfigError, as_document, build, check
 
@@ -364,13 +365,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     Raises:
         ConfigError: not YAML, an unknown key, or a value that is not accepted.
     """
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
-    document = {} if document is None else document
-    if not isinstance(document, dict):
-        raise ConfigError(f"a mapping of settings is accepted, got {document!r}")
+    document = _read_document(text)
     for variable, (section, key) in ENVIRONMENT.items():
         value = environment.get(variable)
         if value:
@@ -394,6 +389,19 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
                 f"category.hints: {hint!r}; accepted: {_NAME['accepted']}"
             )
     return config
+
+
+def _read_document(text: str) -> dict[str, object]:
+    try:
+        document = strict_yaml.load(text)
+    except strict_yaml.DuplicateKeyError as error:
+        raise ConfigError(str(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
+    document = {} if document is None else document
+    if not isinstance(document, dict):
+        raise ConfigError(f"a mapping of settings is accepted, got {document!r}")
+    return document
 
 
 def _read_variable(key: str, value: str) -> str | int:

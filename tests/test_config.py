@@ -149,3 +149,12 @@ def test_an_empty_section_is_its_defaults(section: str) -> None:
     assert load_config(text, {}) == Config()
     override = {"EXTPROC_LISTEN": "127.0.0.1:1"}
     assert load_config(text, override).server.listen == "127.0.0.1:1"
+
+
+def test_a_merge_key_may_repeat_what_it_overrides() -> None:
+    text = """
+pools:
+- &pool {name: short, max_model_len: 8192}
+- {<<: *pool, name: long, max_model_len: 65536}
+"""
+    assert [pool.name for pool in load_config(text, {}).pools] == ["short", "long"]

@@ -86,3 +86,29 @@ def test_an_unknown_command_is_status_2_and_names_the_near_one(
 ) -> None:
     assert main(["chek-config"]) == 2
     assert "did you mean 'check-config'?" in capsys.readouterr().err
+
+
+def test_files_that_do_not_exist_are_named_with_their_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there.pem"
+    there.write_text("PEM")
+    path = written(
+        tmp_path,
+        f"""
+server: {{tls: {{cert_file: {there}, key_file: /nowhere/key.pem}}}}
+pools: [{{name: a, max_model_len: 1, api_key_file: /nowhere/key}}]
+recording: {{file: /nowhere/recording.jsonl}}
+state: {{store: directory, path: {tmp_path}/state}}
+""",
+    )
+
+    assert main(["check-config", path]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in lines] == [
+        "pools[0].api_key_file",
+        "server.tls.key_file",
+        "recording.file",
+    ]
+    assert all("/nowhere/" in line and "expected" in line for line in lines)
