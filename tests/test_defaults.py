@@ -8,7 +8,7 @@ from typing import Any
 from extproc.config import Config
 from extproc.exchange import feedback
 from extproc.exchange.body_parser import MAX_BODY_BYTES
-from extproc.exchange.machine import ExchangeSettings
+from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.pressure import PressureLimits
 from extproc.routing.ratio import Ema
