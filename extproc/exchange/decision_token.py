@@ -22,8 +22,9 @@ from extproc.routing.decision import (
     Name,
     decision_fields,
 )
-from extproc.routing.features import CLASSES, Counts, Features
+from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
 from extproc.routing.policy import Policy
+from extproc.routing.request import OptionalKind
 
 _VERSION = 2
 _PAIRS = CLASSES * CLASSES
@@ -36,6 +37,12 @@ class _Sparse(msgspec.Struct, array_like=True):
     counts: Annotated[list[Count], msgspec.Meta(max_length=_PAIRS)]
 
 
+class _Optional(msgspec.Struct, array_like=True):
+    kind: OptionalKind
+    text_bytes: Count
+    pairs: _Sparse
+
+
 class _Features(msgspec.Struct, array_like=True):
     text_bytes: Count
     tools_bytes: Count
@@ -43,6 +50,7 @@ class _Features(msgspec.Struct, array_like=True):
     tools: Count
     pairs: _Sparse
     tools_pairs: _Sparse
+    optional: list[_Optional]
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
@@ -116,6 +124,10 @@ def _write_features(features: Features) -> _Features:
         tools=features.tools,
         pairs=_sparse(features.pairs),
         tools_pairs=_sparse(features.tools_pairs),
+        optional=[
+            _Optional(part.kind, part.text_bytes, _sparse(part.pairs))
+            for part in features.optional
+        ],
     )
 
 
@@ -129,6 +141,14 @@ def _read_features(read: _Features, body_bytes: int) -> Features | None:
     tools_pairs = _dense(read.tools_pairs, read.tools_bytes)
     if pairs is None or tools_pairs is None:
         return None
+    optional = []
+    for part in read.optional:
+        optional_pairs = _dense(part.pairs, part.text_bytes)
+        if optional_pairs is None:
+            return None
+        optional.append(OptionalFeatures(part.kind, part.text_bytes, optional_pairs))
+    if len({part.kind for part in optional}) < len(optional):
+        return None
     return Features(
         body_bytes=body_bytes,
         text_bytes=read.text_bytes,
@@ -137,6 +157,7 @@ def _read_features(read: _Features, body_bytes: int) -> Features | None:
         tools=read.tools,
         pairs=pairs,
         tools_pairs=tools_pairs,
+        optional=tuple(optional),
     )
 
 

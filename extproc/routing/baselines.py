@@ -67,19 +67,19 @@ class SemanticRouterRule:
         calibrated = self._samples >= self._MIN_SAMPLES
         ratio = self._bytes_per_token if calibrated else self._DEFAULT_BYTES_PER_TOKEN
         floor = (
-            math.ceil(features.text_bytes / 4)
+            math.ceil(_text_bytes(features) / 4)
             + features.tools_bytes
             + 4 * features.messages
             + 8 * features.tools
         )
-        return max(1.0, math.ceil(features.text_bytes / ratio), floor)
+        return max(1.0, math.ceil(_text_bytes(features) / ratio), floor)
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
         """Move the ratio towards that of a prompt without tools."""
         prediction = self.predict(model, category, features)
-        if not features.tools and features.text_bytes:
+        if features.text_bytes and not (features.tools or features.optional):
             self._calibrate(features, prompt_tokens)
         return prediction
 
@@ -101,3 +101,7 @@ class SemanticRouterRule:
             "learned": self._samples >= self._MIN_SAMPLES,
             "bytes_per_token": self._bytes_per_token,
         }
+
+
+def _text_bytes(features: Features) -> int:
+    return features.text_bytes + features.optional_bytes

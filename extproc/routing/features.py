@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.request import Prompt
+from extproc.routing.request import OptionalKind, OptionalText, Prompt
 
 
 class ByteClass(IntEnum):
@@ -117,6 +117,15 @@ _NO_PAIRS: Counts = np.zeros(CLASSES * CLASSES, dtype=np.int64)
 _NO_PAIRS.flags.writeable = False
 
 
+class OptionalFeatures(msgspec.Struct, frozen=True, gc=False):
+    """The features of text that a template may leave out."""
+
+    kind: OptionalKind
+    text_bytes: int
+    pairs: Counts
+    """As ``Features.pairs``."""
+
+
 class Features(msgspec.Struct, frozen=True, gc=False):
     """What the estimators know of a prompt; no text is kept."""
 
@@ -130,6 +139,13 @@ class Features(msgspec.Struct, frozen=True, gc=False):
     text, which is taken to follow a newline."""
     tools_pairs: Counts = msgspec.field(default_factory=lambda: _NO_PAIRS)
     """The same of the tool definitions' JSON."""
+    optional: tuple[OptionalFeatures, ...] = ()
+    """Of each kind of text that the template may leave out."""
+
+    @property
+    def optional_bytes(self) -> int:
+        """Bytes of text that the template may leave out."""
+        return sum(part.text_bytes for part in self.optional)
 
     def classes(self) -> list[int]:
         """Bytes of text in each class, at the class's number."""
@@ -156,6 +172,15 @@ def measure(prompt: Prompt, body_bytes: int) -> Features:
         tools=prompt.tools,
         pairs=_count_pairs(prompt.text, prompt.missing_bytes),
         tools_pairs=tools_pairs,
+        optional=tuple(map(_measure_optional, prompt.optional)),
+    )
+
+
+def _measure_optional(part: OptionalText) -> OptionalFeatures:
+    return OptionalFeatures(
+        part.kind,
+        len(part.text) + part.missing_bytes,
+        _count_pairs(part.text, part.missing_bytes),
     )
 
 

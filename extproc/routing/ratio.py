@@ -176,13 +176,15 @@ class TextRatios:
         return {c: s.text_bytes / s.text_tokens for c, s in self._sums.items()}
 
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
-        """Fold in one counted prompt; one without text teaches nothing.
+        """Fold in one counted prompt.
+
+        One without text teaches nothing, nor one with text that may not be counted.
 
         A sample's ratio is clamped to what text can have, so that a lying backend or
         client moves the quotient by no more than an extreme text would.
         """
         text_bytes = features.text_bytes + features.tools_bytes
-        if text_bytes == 0:
+        if text_bytes == 0 or features.optional:
             return
         text_tokens = max(1, prompt_tokens - template_tokens(features))
         ratio = clamp_ratio(text_bytes / text_tokens)
@@ -236,6 +238,7 @@ class TextEma:
         """Return the estimate alone."""
         ratio = self._ratios.bytes_per_token(category) or DEFAULT_BYTES_PER_TOKEN
         text_bytes = features.text_bytes + features.tools_bytes
+        text_bytes += features.optional_bytes  # as if all of it were rendered
         return max(1.0, template_tokens(features) + math.ceil(text_bytes / ratio))
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:

@@ -28,6 +28,7 @@ from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
 from extproc.routing.regressors import TERMS, Weights, vectorize, weigh
+from extproc.routing.rendering import SHARE_TERMS, optional_tokens, with_shares
 
 # Errors beyond this many expected deviations lose weight with their square: a wrong
 # count ten times off then pulls less than an honest one at the edge.
@@ -50,7 +51,7 @@ _TRIAL_OBSERVATIONS = 12
 _TRIAL_ENDS_AFTER = 256
 
 _TERMS_EXPLAINED = 12
-_TERMS_CHECKSUM = zlib.crc32("\n".join(TERMS).encode())
+_TERMS_CHECKSUM = zlib.crc32("\n".join((*TERMS, *SHARE_TERMS)).encode())
 
 
 @dataclass(slots=True)
@@ -71,12 +72,31 @@ class _Learned:
         """The posterior mean, laid out by pair."""
         mean = self.posterior.mean
         if self._weights is None or self._weighed is not mean:
-            self._weights, self._weighed = weigh(mean), mean
+            self._weights, self._weighed = weigh(mean[: len(TERMS)]), mean
         return self._weights
+
+    def vectorize(self, features: Features) -> Vector:
+        """Return the counts of ``_ALL_TERMS``; shares count the model's own tokens."""
+        vector = vectorize(features, room=len(SHARE_TERMS))
+        if features.optional:
+            tokens = optional_tokens(features, self.weights.text_pairs)
+            vector[len(TERMS) :] = tokens
+        return vector
+
+    def tokens(self, features: Features) -> float:
+        """Return the tokens that the posterior mean expects."""
+        tokens = self.weights.total(features)
+        if features.optional:
+            shares = self.posterior.mean[len(TERMS) :]
+            tokens += float(optional_tokens(features, self.weights.text_pairs) @ shares)
+        return tokens
 
 
 def _start(prior: Prior) -> _Learned:
     return _Learned(Posterior(prior, MEMORY))
+
+
+_ALL_TERMS = (*TERMS, *SHARE_TERMS)
 
 
 class TextEstimator:
@@ -95,13 +115,14 @@ class TextEstimator:
     def __init__(self, prior: Prior | None = None, *, models: int = MODELS) -> None:
         # Not a method: an estimator that refers to itself would stay in memory, with
         # all its matrices, until the garbage collector looks for such cycles.
-        self._start = partial(_start, prior or known_families())
+        self._start = partial(_start, with_shares(prior or known_families()))
         self._models = BoundedTable(self._start, models)
         self._untaught = self._start()
 
     def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the prompt tokens of a request for a served model."""
-        return _predict(self._of(model), features, vectorize(features))
+        learned = self._of(model)
+        return _predict(learned, features, learned.vectorize(features))
 
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the point estimate alone."""
@@ -115,17 +136,17 @@ class TextEstimator:
     ) -> Prediction:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
         learned = self._models.touch(model)
-        x = vectorize(features)
+        x = learned.vectorize(features)
         prediction = _predict(learned, features, x)
         _learn(learned, x, prompt_tokens, prediction)
-        self._challenge(learned, features, x, prompt_tokens)
+        self._challenge(learned, features, prompt_tokens)
         return prediction
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
         """Return the terms with the most tokens."""
         learned = self._of(model)
         mean = learned.posterior.mean
-        x = vectorize(features)
+        x = learned.vectorize(features)
         tokens = x * mean
         heaviest = np.argsort(-np.abs(tokens))[:_TERMS_EXPLAINED]
         return {
@@ -133,7 +154,7 @@ class TextEstimator:
             "learned": learned is not self._untaught,
             "observed": round(learned.posterior.observed, 1),
             "terms": {
-                TERMS[i]: {
+                _ALL_TERMS[i]: {
                     "count": float(x[i]),
                     "tokens_each": float(mean[i]),
                     "tokens": float(tokens[i]),
@@ -144,7 +165,7 @@ class TextEstimator:
         }
 
     def _challenge(
-        self, learned: _Learned, features: Features, x: Vector, prompt_tokens: int
+        self, learned: _Learned, features: Features, prompt_tokens: int
     ) -> None:
         challenger = learned.challenger
         if challenger is None:
@@ -152,6 +173,7 @@ class TextEstimator:
                 learned.challenger = self._start()
                 learned.error = 0.0
             return
+        x = challenger.vectorize(features)
         prediction = _predict(challenger, features, x)
         _learn(challenger, x, prompt_tokens, prediction)
         if challenger.posterior.observed < _TRIAL_OBSERVATIONS:
@@ -185,7 +207,7 @@ class TextEstimator:
 
 
 def _point(learned: _Learned, features: Features) -> float:
-    tokens = learned.weights.total(features)
+    tokens = learned.tokens(features)
     return min(max(tokens, fewest_tokens(features)), most_tokens(features))
 
 

@@ -167,14 +167,20 @@ def weigh(coefficients: Vector) -> Weights:
     )
 
 
-def vectorize(features: Features) -> Vector:
-    """Return the counts of ``TERMS`` in a prompt."""
+def vectorize(features: Features, room: int = 0) -> Vector:
+    """Return the counts of ``TERMS`` in a prompt.
+
+    Args:
+        features: of the prompt.
+        room: zeros to append, for terms of the caller's own.
+    """
+    size = len(TERMS) + room
     vector: Vector = np.bincount(
-        _TEXT_INDEX, weights=features.pairs, minlength=len(TERMS)
+        _TEXT_INDEX, weights=features.pairs, minlength=size
     ).astype(np.float64, copy=False)
     if features.tools_bytes:
         vector += np.bincount(
-            _TOOLS_INDEX, weights=features.tools_pairs, minlength=len(TERMS)
+            _TOOLS_INDEX, weights=features.tools_pairs, minlength=size
         )
     vector[0] = 1.0
     vector[1] = features.messages

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Final
 
 import msgspec
+
+
+class OptionalKind(IntEnum):
+    """Text that a chat template may leave out, by what is kept or dropped together.
+
+    The numbers are written in decision tokens.
+    """
+
+    EARLIER_REASONING = 0
+    """Reasoning of the answers before the last one that the user has replied to."""
+    LAST_REASONING = 1
+    """Reasoning of the last answer that the user has replied to."""
+    CURRENT_REASONING = 2
+    """Reasoning since the user's last message, between calls of tools."""
+    DOCUMENTS = 3
+    """The ``documents`` of retrieval, which some templates render."""
+    OTHER = 4
+    """Fields of which it is not known whether any template renders them."""
+
+
+class OptionalText(msgspec.Struct, frozen=True, gc=False):
+    """Text of one kind that a template may leave out."""
+
+    kind: OptionalKind
+    text: bytes
+    """UTF-8; of a large body it may be a sample, as ``Prompt.text``."""
+    missing_bytes: int = 0
+
 
 MAX_MODEL_CHARS: Final = 1024
 """Of a model's name; what exceeds it is cut off. What is learned of a model is kept
@@ -37,6 +66,11 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What ``text`` lacks, where it is a sample in ``sample_windows``."""
     missing_tools_bytes: int = 0
     """The same of ``tools_text``."""
+    optional: tuple[OptionalText, ...] = ()
+    """Text that the template may leave out, each kind at most once."""
+    opaque: bool = False
+    """Whether something replaces or adds tokens that cannot be estimated: a chat
+    template of the request's own, embeddings. Such a prompt teaches nothing."""
 
     @property
     def is_counted(self) -> bool:

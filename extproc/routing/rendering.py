@@ -1,0 +1,52 @@
+"""Text that a chat template may leave out, and the share of it that each model renders.
+
+Templates drop the reasoning of earlier turns, keep all of it, or keep the latest; some
+render ``documents``; a field that nobody documents may be rendered too. How much of
+each kind reaches the prompt is a coefficient for each served model, learned beside
+those of the text: the kind's tokens, priced by the model's own coefficients of text,
+times a share that is about 0 or 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from extproc.routing.arrays import Vector
+from extproc.routing.features import Features
+from extproc.routing.prior import Prior
+from extproc.routing.request import OptionalKind
+
+_SHARE = 0.5
+_SHARE_SPREAD = 0.4
+"""Between dropped and kept: one standard deviation and a half either way."""
+
+
+SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
+"""Names of the coefficients, in the kinds' order."""
+
+
+def with_shares(prior: Prior) -> Prior:
+    """Append the shares to a prior of text coefficients, independent of those."""
+    size, shares = len(prior.mean), len(OptionalKind)
+    covariance = np.zeros((size + shares, size + shares))
+    covariance[:size, :size] = prior.covariance
+    precision = np.zeros_like(covariance)
+    precision[:size, :size] = prior.precision
+    at = np.arange(size, size + shares)
+    covariance[at, at] = _SHARE_SPREAD**2
+    precision[at, at] = 1 / _SHARE_SPREAD**2
+    mean: Vector = np.append(prior.mean, np.full(shares, _SHARE))
+    return Prior(mean, covariance, precision)
+
+
+def optional_tokens(features: Features, text_pairs: Vector) -> Vector:
+    """Return the tokens of each kind's text, if all of it were rendered.
+
+    Args:
+        features: of a prompt.
+        text_pairs: a model's tokens for each pair of byte classes of text.
+    """
+    tokens = np.zeros(len(OptionalKind))
+    for part in features.optional:
+        tokens[part.kind] = max(0.0, float(part.pairs.astype(np.float64) @ text_pairs))
+    return tokens
