@@ -1,18 +1,16 @@
-"""What ``plan`` and ``simulate`` have in common: traffic, hardware, promises."""
+"""What ``plan`` and ``simulate`` have in common: hardware, promises, output."""
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from extproc.commands.traffic_options import OptionError
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.hardware import (
     GPU_MEMORY_UTILIZATION,
@@ -39,62 +37,12 @@ from extproc.fleet.steptime import (
     Roofline,
     paper_step_time,
 )
-from extproc.fleet.usage_log import LEAST_RECORDS, TraceFormatError, read_records
-from extproc.fleet.workload import (
-    WORKLOADS,
-    Arrivals,
-    ModulatedArrivals,
-    Recorded,
-    RenewalArrivals,
-    ReplayedArrivals,
-    Workload,
-)
 
 #: The papers' pools.
 DEFAULT_THRESHOLD = 8192
 DEFAULT_MAX_MODEL_LEN = 65_536
-ARRIVALS = ("poisson", "bursty", "recorded")
 STEP_TIMES = ("roofline", "paper")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "fp8")
-
-
-class OptionError(Exception):
-    """The operator's mistake: one line of option, value and what is accepted."""
-
-
-def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what arrives."""
-    group = parser.add_argument_group("traffic")
-    group.add_argument(
-        "--workload",
-        default="azure-conv",
-        metavar="NAME|FILE",
-        help=f"{', '.join(WORKLOADS)}; or a file of requests with token counts: CSV, "
-        "JSON lines or a JSON document, as public traces, load generators, gateways "
-        "and access logs write them; .gz as well; default azure-conv",
-    )
-    group.add_argument(
-        "--rate", type=float, default=1000.0, help="requests a second; default 1000"
-    )
-    group.add_argument(
-        "--arrivals",
-        choices=ARRIVALS,
-        default="poisson",
-        help="bursty: three times the quiet rate in a tenth of the time; recorded: the "
-        "instants of the file, stretched to --rate",
-    )
-    group.add_argument(
-        "--cv",
-        type=float,
-        default=1.0,
-        help="coefficient of variation of the gaps; 1 is Poisson",
-    )
-    group.add_argument(
-        "--declared",
-        choices=("exact", "absent"),
-        default="exact",
-        help="what clients say of their output: its length, or nothing",
-    )
 
 
 def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,85 +120,6 @@ def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="preemptions a request; default 0.01",
     )
-
-
-def read_workload(name: str) -> Workload:
-    """A named workload, or the records of a file.
-
-    Raises:
-        OptionError: neither a name nor a file that can be read.
-    """
-    if name in WORKLOADS:
-        return WORKLOADS[name]
-    path = Path(name)
-    if not path.is_file():
-        raise OptionError(
-            f"--workload: {name}, expected a file or one of {', '.join(WORKLOADS)}"
-        )
-    try:
-        with open_text(path) as lines:
-            records = read_records(lines, path.name)
-    except (OSError, UnicodeError, TraceFormatError) as error:
-        raise OptionError(f"--workload: {error}") from error
-    if records.skipped:
-        print(
-            f"extproc: {path.name}: {records.skipped} of {records.read} records have "
-            "no usable token counts and are left out",
-            file=sys.stderr,
-        )
-    for note in records.notes:
-        print(f"extproc: {path.name}: {note}", file=sys.stderr)
-    return records.workload
-
-
-def require_records(workload: Workload) -> None:
-    """Refuse to plan for a file of so few requests that they carry no median.
-
-    Raises:
-        OptionError: fewer than 20 records.
-    """
-    if not isinstance(workload.lengths, Recorded):
-        return
-    records = len(workload.lengths.prompts)
-    if records < LEAST_RECORDS:
-        raise OptionError(
-            f"--workload: {records} usable records of {workload.name}; expected at "
-            f"least {LEAST_RECORDS}, and 1,000 for a P99"
-        )
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file, gunzipping what is gzipped whatever its name."""
-    with path.open("rb") as raw:
-        packed = raw.peek(2)[:2] == b"\x1f\x8b"
-        with gzip.open(raw) if packed else raw as binary:
-            # Spreadsheets write "Unicode text" as UTF-16, with a byte order mark.
-            marked = binary.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
-            encoding = "utf-16" if marked else "utf-8-sig"
-            yield io.TextIOWrapper(binary, encoding=encoding, newline="")
-
-
-def read_arrivals(args: argparse.Namespace, workload: Workload) -> Arrivals:
-    """The arrival process that the arguments ask for.
-
-    Raises:
-        OptionError: a rate or variation out of range, or nothing recorded.
-    """
-    if args.rate <= 0:
-        raise OptionError(f"--rate: {args.rate}, expected > 0")
-    if args.cv <= 0:
-        raise OptionError(f"--cv: {args.cv}, expected > 0")
-    if args.arrivals == "bursty":
-        return ModulatedArrivals(args.rate)
-    if args.arrivals == "recorded":
-        if workload.arrivals is None:
-            raise OptionError(
-                f"--arrivals: recorded, expected a --workload file with times, "
-                f"{workload.name} has none"
-            )
-        return ReplayedArrivals(workload.arrivals, args.rate)
-    return RenewalArrivals(args.rate, args.cv)
 
 
 def read_engine(args: argparse.Namespace) -> Engine:

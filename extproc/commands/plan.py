@@ -6,7 +6,7 @@ need no download. --paper derives the numbers of the papers that can be derived,
 sizes their setting.
 
   extproc plan --workload azure-conv --rate 1000
-  extproc plan --workload my.csv.gz --rate 40 --gpu H100-80GB --report p.html
+  extproc plan --workload my.csv.gz --gpu H100-80GB --report p.html
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from typing import Any
 from extproc.commands.fleet_options import (
     DEFAULT_MAX_MODEL_LEN,
     DEFAULT_THRESHOLD,
-    OptionError,
     Progress,
     add_hardware_arguments,
     add_output_arguments,
     add_promise_arguments,
-    add_traffic_arguments,
     complete_limits,
     plain_json,
-    read_arrivals,
     read_engine,
     read_slo,
-    read_workload,
-    require_records,
     warn_beyond_profile,
 )
 from extproc.commands.text import wrap
+from extproc.commands.traffic_options import (
+    OptionError,
+    add_traffic_arguments,
+    read_traffic,
+    require_records,
+)
 from extproc.fleet.cost import HOURS_PER_YEAR
 from extproc.fleet.declared import Declared
 from extproc.fleet.paper_claims import claims
@@ -146,24 +147,12 @@ def read_question(args: argparse.Namespace) -> Question:
         OptionError: one of them is out of range.
     """
     args = complete_limits(args)
-    workload = read_workload(args.workload)
+    traffic = read_traffic(args)
+    workload = traffic.workload
     require_records(workload)
     engine = read_engine(args)
     thresholds = tuple(sorted(set(args.threshold)))
-    if thresholds[0] < 2 or thresholds[-1] >= args.max_model_len:
-        raise OptionError(
-            f"--threshold: {', '.join(map(str, thresholds))}, expected 2 or more, and "
-            f"less than --max-model-len ({args.max_model_len})"
-        )
-    if args.requests < 1000:
-        raise OptionError(f"--requests: {args.requests}, expected >= 1000")
-    for option in ("max_num_seqs", "max_num_batched_tokens", "processes"):
-        value = getattr(args, option, None)
-        if value is not None and value < 1:
-            raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
-    if not 0 <= args.headroom < 1:
-        raise OptionError(f"--headroom: {args.headroom}, expected 0 <= x < 1")
-    arrivals = read_arrivals(args, workload)
+    _check(args, thresholds)
     try:
         slo, budget = complete_slo(
             read_slo(args),
@@ -181,8 +170,8 @@ def read_question(args: argparse.Namespace) -> Question:
     return Question(
         workload,
         engine,
-        args.rate,
-        arrivals,
+        traffic.rate,
+        traffic.arrivals,
         slo,
         thresholds,
         args.max_model_len,
@@ -194,7 +183,24 @@ def read_question(args: argparse.Namespace) -> Question:
         tried_requests=3 * args.requests // 10,
         verified_requests=args.requests,
         headroom=args.headroom,
+        traffic=traffic.said,
     )
+
+
+def _check(args: argparse.Namespace, thresholds: tuple[int, ...]) -> None:
+    if thresholds[0] < 2 or thresholds[-1] >= args.max_model_len:
+        raise OptionError(
+            f"--threshold: {', '.join(map(str, thresholds))}; expected 2 or more, and "
+            f"less than --max-model-len ({args.max_model_len})"
+        )
+    if args.requests < 1000:
+        raise OptionError(f"--requests: {args.requests}; expected >= 1000")
+    for option in ("max_num_seqs", "max_num_batched_tokens", "processes"):
+        value = getattr(args, option, None)
+        if value is not None and value < 1:
+            raise OptionError(f"--{option.replace('_', '-')}: {value}; expected >= 1")
+    if not 0 <= args.headroom < 1:
+        raise OptionError(f"--headroom: {args.headroom}; expected 0 <= x < 1")
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
@@ -298,7 +304,7 @@ def _print_plan(document: dict[str, Any]) -> None:
     synthetic = ", synthetic" if document["synthetic"] else ""
     for line in (
         f"{document['workload']} ({document['source']}{synthetic}) at "
-        f"{document['rate']:g} req/s on {document['engine']}",
+        f"{document['rate']:.4g} req/s on {document['engine']}; {document['traffic']}",
         f"promised: P99 TTFT {slo['p99_ttft_s']:g} s ({slo['long_ttft_s']:.3g} s over "
         f"{slo['long_tokens']:,} tokens), P99 TPOT {1e3 * slo['p99_tpot_s']:g} ms, "
         f"preemptions {slo['preemption_rate']:g} a request",

@@ -6,7 +6,7 @@ two halves agree. 95 % intervals are by batch means, or, with --replications, by
 other seeds, in parallel. A P99 of fewer than 1,000 requests is left out.
 
   extproc simulate --workload azure-conv --rate 100 --instances 23,2
-  extproc simulate --workload my-log.jsonl --arrivals recorded --rate 40 \\
+  extproc simulate --workload my-log.jsonl --rate 40 \\
       --pool short:8192:12 --pool long:65536:4 --router bytes/4 --json
 """
 
@@ -23,21 +23,24 @@ from typing import Any
 
 from extproc.commands.fleet_options import (
     DEFAULT_THRESHOLD,
-    OptionError,
     Progress,
     add_hardware_arguments,
     add_output_arguments,
     add_promise_arguments,
-    add_traffic_arguments,
     complete_limits,
     plain_json,
-    read_arrivals,
     read_engine,
     read_slo,
-    read_workload,
     warn_beyond_profile,
 )
 from extproc.commands.text import wrap
+from extproc.commands.traffic_options import (
+    OptionError,
+    Traffic,
+    add_traffic_arguments,
+    read_traffic,
+)
+from extproc.fleet.assignment import Inquiry, Tier, assign
 from extproc.fleet.declared import Declared
 from extproc.fleet.figures import (
     PoolFigures,
@@ -46,13 +49,18 @@ from extproc.fleet.figures import (
     plain,
     pool_figures,
 )
+from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result, State
 from extproc.fleet.simulation import PoolSpec, simulate
-from extproc.fleet.sizing import Engine, Tier, saturated_rates
+from extproc.fleet.sizing import Engine, fitting, in_rounds, saturated_rate
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, Run
 from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Independent, Stream
+
+#: Requests that the router is asked about to learn what each pool gets.
+_ASKED = 10_000
+#: Rounds of a replayed file that are measured at the least.
+_FEWEST_ROUNDS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,26 +145,32 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
+    traffic: Traffic
     pools: list[PoolSpec]
-    stream: Stream
     strategy: StrategySpec
     run: Run
 
     def simulate(self, progress: Callable[[int], None] | None = None) -> Result:
-        return simulate(self.pools, self.stream, self.strategy, self.run, progress)
+        return simulate(
+            self.pools, self.traffic.stream, self.strategy, self.run, progress
+        )
 
     def saturated_rates(self) -> list[float]:
+        """Requests a second that each whole pool serves at most."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
-        rates = saturated_rates(
-            self.stream.lengths,
-            tiers,
-            self.pools[0].step_time,
-            self.strategy,
-            self.run.seed,
-            self.run.declared,
+        inquiry = Inquiry(
+            tiers, self.strategy, self.run.seed, self.run.declared, _ASKED, _ASKED // 10
         )
+        asked = assign(self.traffic.stream.lengths, inquiry)
         return [
-            rate * pool.instances for rate, pool in zip(rates, self.pools, strict=True)
+            pool.instances
+            * saturated_rate(
+                pool.limits,
+                pool.step_time,
+                fitting(traffic.lengths, pool.limits.max_model_len),
+                self.run.seed,
+            )
+            for pool, traffic in zip(self.pools, asked.pools, strict=True)
         ]
 
 
@@ -172,20 +186,24 @@ def _read(args: argparse.Namespace) -> _Task:
             raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
     if args.variation < 0:
         raise OptionError(f"--variation: {args.variation}, expected >= 0")
-    workload = read_workload(args.workload)
+    traffic = read_traffic(args)
     slo = read_slo(args)
     pools = _read_pools(args, read_engine(args), slo)
     warn_beyond_profile(args, [pool.limits for pool in pools], priced=False)
+    run = Run(
+        args.requests,
+        args.seed,
+        Declared(args.declared),
+        taught=0 if args.cold_start else TAUGHT,
+    )
+    if isinstance(traffic.arrivals, Replay):
+        rounds = -(-args.requests // max(1, traffic.arrivals.requests))
+        run = in_rounds(run, traffic.arrivals, max(_FEWEST_ROUNDS, rounds))
     return _Task(
+        traffic,
         pools,
-        Independent(workload.lengths, read_arrivals(args, workload)),
-        StrategySpec(StrategyName(args.router), workload.mix, args.variation),
-        Run(
-            args.requests,
-            args.seed,
-            Declared(args.declared),
-            taught=0 if args.cold_start else TAUGHT,
-        ),
+        StrategySpec(StrategyName(args.router), traffic.workload.mix, args.variation),
+        run,
     )
 
 
@@ -237,7 +255,7 @@ def _default_pools(args: argparse.Namespace) -> list[str]:
 
 def _replicate(task: _Task, args: argparse.Namespace) -> list[Result]:
     if args.replications == 1:
-        progress = Progress("simulating", args.requests)
+        progress = Progress("simulating", task.run.requests)
         return [task.simulate(progress.show)]
     tasks = [
         replace(task, run=replace(task.run, seed=args.seed + index))
@@ -258,7 +276,8 @@ def _document(
 ) -> dict[str, Any]:
     return {
         "workload": args.workload,
-        "rate": args.rate,
+        "rate": task.traffic.rate,
+        "traffic": task.traffic.said,
         "router": str(args.router),
         "requests": sum(result.measured for result in results),
         "duration_s": plain(sum(result.duration_s for result in results)),
@@ -344,8 +363,10 @@ _FLEET_ROWS = (
 
 def _print(document: dict[str, Any]) -> None:
     print(
-        f"{document['workload']} at {document['rate']:g} req/s, router "
-        f"{document['router']}, seeds {', '.join(map(str, document['seeds']))}"
+        wrap(
+            f"{document['workload']}: {document['traffic']}; router "
+            f"{document['router']}, seeds {', '.join(map(str, document['seeds']))}"
+        )
     )
     print(
         wrap(

@@ -24,26 +24,32 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from extproc.fleet.assignment import (
+    Assignment,
+    Inquiry,
+    PoolTraffic,
+    Tier,
+    assign,
+    assign_replay,
+)
 from extproc.fleet.declared import Declared
+from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import (
     DEFAULT_MAX_NUM_SEQS,
-    Assignment,
     Engine,
     PoolSize,
     SizingTask,
-    Tier,
-    Traffic,
-    assign,
+    in_rounds,
     is_kept,
     simulate_alone,
     size_pool,
 )
 from extproc.fleet.slo import Slo, long_promise_s, token_budget
-from extproc.fleet.steady import Run
+from extproc.fleet.steady import Run, always
 from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Arrivals, Independent, Workload
+from extproc.fleet.workload import Arrivals, Independent, Stream, Workload
 
 #: Times that a pool grows which misses its promises: by 2 %, by 4 % more, and so on.
 _GROWTHS = 4
@@ -53,6 +59,8 @@ PRECISION = 0.025
 #: A pool that gets a smaller share of the requests to be measured is measured alone.
 _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
+#: Rounds of a replayed file that are measured.
+_ROUNDS = 4
 _DRAWS = 200_000
 
 
@@ -67,6 +75,7 @@ class Question:
 
     Attributes:
         rate: requests a second, on average, of ``arrivals``.
+        arrivals: instants that lengths do not depend on, or a file replayed.
         thresholds: limits of the pools below the last, increasing; each pool takes
             budgets up to its own.
         max_model_len: of the last pool, and of homogeneous ones.
@@ -75,12 +84,13 @@ class Question:
         asked_requests, tried_requests, verified_requests: drawn to ask a strategy,
             measured for each size that is tried, and of the whole fleet at the end.
         headroom: share of each pool's saturated rate that stays free.
+        traffic: how the arrivals were chosen, in a sentence for the operator.
     """
 
     workload: Workload
     engine: Engine
     rate: float
-    arrivals: Arrivals
+    arrivals: Arrivals | Replay
     slo: Slo
     thresholds: tuple[int, ...]
     max_model_len: int
@@ -93,6 +103,14 @@ class Question:
     tried_requests: int = 12_000
     verified_requests: int = VERIFIED_REQUESTS
     headroom: float = DEFAULT_HEADROOM
+    traffic: str = ""
+
+    @property
+    def stream(self) -> Stream:
+        """Instants and lengths together."""
+        if isinstance(self.arrivals, Replay):
+            return self.arrivals
+        return Independent(self.workload.lengths, self.arrivals)
 
 
 def complete_slo(
@@ -245,8 +263,7 @@ def policies(question: Question) -> list[FleetPolicy]:
 def size_policy(task: PolicyTask) -> SizedPolicy:
     """Size every pool of a policy, then simulate the whole and grow what is short."""
     question, policy = task.question, task.policy
-    assignment = assign(
-        question.workload.lengths,
+    inquiry = Inquiry(
         policy.tiers,
         policy.strategy,
         question.seed,
@@ -254,6 +271,10 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
         question.asked_requests,
         question.asked_requests // 10,
     )
+    if isinstance(question.arrivals, Replay):
+        assignment = assign_replay(question.arrivals, inquiry)
+    else:
+        assignment = assign(question.workload.lengths, inquiry)
     slos = [
         _pool_slo(question, tier, traffic)
         for tier, traffic in zip(policy.tiers, assignment.pools, strict=True)
@@ -263,7 +284,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
             tier,
             question.engine.step_time,
             traffic,
-            question.arrivals,
+            traffic.replay or question.arrivals,
             question.rate * traffic.share,
             slo,
             question.seed,
@@ -299,7 +320,9 @@ def _verified(
     result = _verify(question, policy, instances, slos)
     alone = [
         _measure_alone(question, task, count)
-        if size.result is not None and not _gets_enough(question, result, index)
+        if size.result is not None
+        and not isinstance(question.arrivals, Replay)
+        and not _gets_enough(question, result, index)
         else None
         for index, (task, size, count) in enumerate(
             zip(tasks, sizes, instances, strict=True)
@@ -330,7 +353,7 @@ def _measure_alone(question: Question, task: SizingTask, instances: int) -> Resu
     return simulate_alone(task, instances, instances, run)
 
 
-def _pool_slo(question: Question, tier: Tier, traffic: Traffic) -> Slo:
+def _pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
     """The promises that a pool's own requests have.
 
     A last pool of several also gets some that should have gone before it; they share
@@ -365,20 +388,18 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    return simulate(
-        specs,
-        Independent(question.workload.lengths, question.arrivals),
-        policy.strategy,
-        # Traffic of its own: pools are not verified on the draws they were sized by.
-        Run(
-            question.verified_requests,
-            question.seed + 1,
-            question.declared,
-            most_requests=_MOST_TIMES * question.verified_requests,
-            enough=Precise(_SHARE_TOGETHER * question.verified_requests),
-            taught=question.verified_requests // 20,
-        ),
+    # Traffic of its own: pools are not verified on the draws they were sized by.
+    run = Run(
+        question.verified_requests,
+        question.seed + 1,
+        question.declared,
+        most_requests=_MOST_TIMES * question.verified_requests,
+        enough=Precise(_SHARE_TOGETHER * question.verified_requests),
+        taught=question.verified_requests // 20,
     )
+    if isinstance(question.arrivals, Replay):
+        run = replace(in_rounds(run, question.arrivals, _ROUNDS), enough=always)
+    return simulate(specs, question.stream, policy.strategy, run)
 
 
 @dataclass(frozen=True, slots=True)

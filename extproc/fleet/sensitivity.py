@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from extproc.fleet.assignment import Inquiry, Tier, assign
 from extproc.fleet.cost import formula_saving
 from extproc.fleet.planning import Question
-from extproc.fleet.sizing import Tier, assign, saturated_rate
+from extproc.fleet.sizing import saturated_rate
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Recorded
 
@@ -137,16 +138,8 @@ def misroutes(
     for strategy in strategies:
         for factor in factors:
             spec = StrategySpec(strategy, question.workload.mix, factor)
-            asked = assign(
-                pool,
-                tiers,
-                spec,
-                question.seed,
-                question.declared,
-                n,
-                n // 4,
-                fill=False,
-            )
+            inquiry = Inquiry(tiers, spec, question.seed, question.declared, n, n // 4)
+            asked = assign(pool, inquiry, fill=False)
             points.append(
                 MisroutePoint(
                     strategy, factor, weight * asked.under, weight * asked.over

@@ -194,9 +194,9 @@ class Simulation:
             self._tick(self._next_tick_s)
             self._next_tick_s += self.run.tick_s
         settled = None
-        if self._batch.measured >= self.measurement.batch_requests:
-            self._account(at_s)
-            self._cut(at_s)
+        while (end_s := self.measurement.end_s(self._batch, at_s)) is not None:
+            self._account(end_s)
+            self._cut(end_s)
             if self.run.fill:
                 settled = self.measurement.settled()
         self.arrived += 1

@@ -1,39 +1,38 @@
 """The fewest instances that meet an SLO: a guess from throughput, then simulation.
 
-A pool is sized by its own requests. Which requests those are, the strategy decides: it
-is asked about a sample of the workload first, with learning, and what it sends to each
-pool becomes that pool's traffic (:func:`assign`). The guess is the rate over the
-throughput of one saturated instance. Then the pool is simulated at different sizes; a
-pool of more than ``SUBPOOL`` instances by that many of them with their share of the
-traffic, since instances are exchangeable and the balancer looks at two at a time.
+A pool is sized by its own requests, which :mod:`extproc.fleet.assignment` finds. The
+guess is the rate over the throughput of one saturated instance, less the headroom. Then
+the pool is simulated at different sizes; a pool of more than ``SUBPOOL`` instances by
+that many of them with their share of the traffic, since instances are exchangeable and
+the balancer looks at two at a time. A replayed file is not thinned, for its bursts
+would be: there the whole pool is simulated.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from extproc.fleet.assignment import PoolTraffic, Tier
 from extproc.fleet.cost import Demand
-from extproc.fleet.declared import Declared
 from extproc.fleet.instance import Instance, Job
+from extproc.fleet.replay import Replay
 from extproc.fleet.results import PoolResult, Result, State
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.slo import COVERED, Slo
 from extproc.fleet.steady import Run
 from extproc.fleet.steptime import StepTime
-from extproc.fleet.strategy import Arrival, StrategyName, StrategySpec, build_strategy
+from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import (
     Arrivals,
     Independent,
-    Lengths,
     Recorded,
+    Stream,
     Thinned,
     Tokens,
 )
-from extproc.routing.policy import Pool
 
 SUBPOOL = 8
 #: Sizes are tried up to so many times what throughput alone asks for.
@@ -41,11 +40,10 @@ MOST_TIMES = 4
 _SATURATING_REQUESTS = 4000
 #: A try that stays unclear ends after so many times the requests it is given.
 _MOST_TIMES = 4
-_FEW = 1000
-#: Requests that a strategy is asked about to learn where they go.
-_ASKED = 10_000
-#: Requests of its kind that such a pool is given instead.
-_OF_A_KIND = 20_000
+#: Rounds of a replayed file that a try measures.
+_ROUNDS = 2
+#: A run of a replayed file gives up after so many times the rounds it is to measure.
+_MOST_ROUNDS = 4
 #: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
 DEFAULT_MAX_NUM_SEQS = 256
 
@@ -95,161 +93,6 @@ class Engine:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """A pool before it is sized."""
-
-    name: str
-    limits: SchedulerLimits
-    threshold_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What reaches one pool.
-
-    Attributes:
-        share: of all requests.
-        refused: share of all requests that the pool's front end turned away, because
-            the prompt alone does not fit.
-    """
-
-    share: float
-    lengths: Recorded
-    refused: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """Which requests go where, by one strategy.
-
-    Attributes:
-        rejected: share of requests that no pool holds.
-        under, over: share that the strategy sent below or above the smallest pool
-            whose threshold holds their true budget.
-    """
-
-    pools: tuple[Traffic, ...]
-    rejected: float
-    under: float
-    over: float
-
-
-def assign(
-    lengths: Lengths,
-    tiers: Sequence[Tier],
-    strategy: StrategySpec,
-    seed: int,
-    declared: Declared = Declared.EXACT,
-    n: int = 20_000,
-    learning_lag: int = 2000,
-    fill: bool = True,
-) -> Assignment:
-    """Ask the strategy about ``n`` requests; it learns ``learning_lag`` requests later.
-
-    It has been asked about twice the lag before, so that it is no longer new.
-    With ``fill``, a pool that gets few of them is given more of the kind: further draws
-    over 0.7 of the threshold below it, weighted by how rare those are.
-    """
-    text, traffic = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
-    )
-    desk = _Desk(tiers, strategy, text, declared, learning_lag)
-    desk.place(*lengths.draw(traffic, 2 * learning_lag))
-    desk.reset()
-    prompts, outputs = lengths.draw(traffic, n)
-    placed = desk.place(prompts, outputs)
-    shares = [float((placed == k).mean()) for k in range(len(tiers))]
-    refused = [count / n for count in desk.refused]
-    rejected = float((placed == len(tiers)).mean())
-    under, over = desk.under / n, desk.over / n
-    samples = [(prompts[placed == k], outputs[placed == k]) for k in range(len(tiers))]
-    for k in range(1, len(tiers)):
-        if not fill or len(samples[k][0]) >= _FEW:
-            continue
-        prompts, outputs = lengths.draw(traffic, 1_000_000)
-        near = prompts + outputs > 0.7 * tiers[k - 1].threshold_tokens
-        weight = float(near.mean())
-        prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
-        if not len(prompts):
-            continue
-        placed = desk.place(prompts, outputs)
-        shares[k] = weight * float((placed == k).mean())
-        samples[k] = (prompts[placed == k], outputs[placed == k])
-    # Some went up from below that; the pools share what is not rejected.
-    scale = (1 - rejected) / sum(shares) if sum(shares) else 0.0
-    shares = [scale * share for share in shares]
-    return Assignment(
-        tuple(
-            Traffic(share, Recorded(*sample), refused_share)
-            for share, sample, refused_share in zip(
-                shares, samples, refused, strict=True
-            )
-        ),
-        rejected,
-        under,
-        over,
-    )
-
-
-class _Desk:
-    """Places requests by a strategy, as :mod:`extproc.fleet.simulation` would."""
-
-    def __init__(
-        self,
-        tiers: Sequence[Tier],
-        strategy: StrategySpec,
-        rng: np.random.Generator,
-        declared: Declared,
-        learning_lag: int,
-    ) -> None:
-        pools = [
-            Pool(tier.name, tier.limits.max_model_len, tier.threshold_tokens)
-            for tier in tiers
-        ]
-        self._windows = [tier.limits.max_model_len for tier in tiers]
-        self._strategy = build_strategy(strategy, pools, rng)
-        self._declared = declared
-        self._lag = learning_lag
-        self._thresholds = [tier.threshold_tokens for tier in tiers]
-        self._pending: deque[tuple[object, int, int]] = deque()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the counts, not what was learned."""
-        self.refused = [0] * len(self._windows)
-        self.under = self.over = 0
-
-    def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
-        """Position of the pool that takes each request; one past the last for none."""
-        placed = np.empty(len(prompts), np.int64)
-        for index, (prompt, output) in enumerate(
-            zip(prompts.tolist(), outputs.tolist(), strict=True)
-        ):
-            declared = self._declared.limit(output)
-            position, kept = self._strategy.choose(
-                Arrival(prompt, output, declared), {}
-            )
-            right = self._right(prompt + output)
-            self.under += position < right
-            self.over += position > right
-            while position < len(self._windows) and prompt >= self._windows[position]:
-                self.refused[position] += 1
-                position += 1
-            placed[index] = position
-            self._pending.append((kept, prompt, output))
-            if len(self._pending) > self._lag:
-                self._strategy.learn(*self._pending.popleft())
-        return placed
-
-    def _right(self, tokens: int) -> int:
-        last = len(self._thresholds) - 1
-        for position, threshold in enumerate(self._thresholds):
-            if tokens <= threshold:
-                return position
-        return last
-
-
 def saturated_rate(
     limits: SchedulerLimits,
     step_time: StepTime,
@@ -259,8 +102,11 @@ def saturated_rate(
 ) -> float:
     """Requests a second of one instance that never runs out of them.
 
-    Measured between the first and the last fifth to finish, when it is full.
+    Measured between the first and the last fifth to finish, when it is full; NaN if
+    there are no lengths.
     """
+    if not len(lengths.prompts):
+        return math.nan
     rng = np.random.default_rng(seed)
     instance = Instance(limits, step_time)
     prompts, outputs = lengths.draw(rng, n)
@@ -273,28 +119,6 @@ def saturated_rate(
     if ends[last] <= ends[first]:
         return n / ends[-1]
     return (last - first) / (ends[last] - ends[first])
-
-
-def saturated_rates(
-    lengths: Lengths,
-    tiers: Sequence[Tier],
-    step_time: StepTime,
-    strategy: StrategySpec,
-    seed: int,
-    declared: Declared,
-) -> list[float]:
-    """Requests a second of a saturated instance of each pool; NaN without traffic."""
-    asked = assign(lengths, tiers, strategy, seed, declared, _ASKED, _ASKED // 10)
-    fitting = [
-        _that_fit(pool.lengths, tier.limits.max_model_len)
-        for tier, pool in zip(tiers, asked.pools, strict=True)
-    ]
-    return [
-        saturated_rate(tier.limits, step_time, lengths, seed)
-        if len(lengths.prompts)
-        else math.nan
-        for tier, lengths in zip(tiers, fitting, strict=True)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,15 +166,16 @@ class SizingTask:
 
     Attributes:
         rate: requests a second that reach the pool.
-        arrivals: of the whole fleet; ``share`` of them reach the pool.
+        arrivals: of the whole fleet, of which ``traffic.share`` reach the pool; or the
+            pool's own requests, if a file is replayed.
         requests: simulated for each size that is tried, if they are of 2,000 tokens;
             of longer ones, fewer, down to a quarter.
     """
 
     tier: Tier
     step_time: StepTime
-    traffic: Traffic
-    arrivals: Arrivals
+    traffic: PoolTraffic
+    arrivals: Arrivals | Replay
     rate: float
     slo: Slo
     seed: int
@@ -360,7 +185,7 @@ class SizingTask:
 
 def size_pool(task: SizingTask) -> PoolSize:
     """Find the fewest instances, by widening steps and then by bisection."""
-    lengths = _that_fit(task.traffic.lengths, task.tier.limits.max_model_len)
+    lengths = fitting(task.traffic.lengths, task.tier.limits.max_model_len)
     if not len(lengths.prompts):
         return PoolSize(0, 0, math.nan, True, None)
     task = replace(task, traffic=replace(task.traffic, lengths=lengths))
@@ -423,7 +248,7 @@ def _late_share(pool: PoolResult) -> float:
     return max(shares, default=0.0)
 
 
-def _that_fit(lengths: Recorded, max_model_len: int) -> Recorded:
+def fitting(lengths: Recorded, max_model_len: int) -> Recorded:
     """What vLLM takes, with outputs cut at the window."""
     fits = lengths.prompts < max_model_len
     prompts = lengths.prompts[fits]
@@ -466,7 +291,21 @@ def _try(task: SizingTask, instances: int) -> Result:
         tick_s=10.0,
         taught=0,
     )
+    if isinstance(task.arrivals, Replay):
+        rounds = in_rounds(run, task.arrivals)
+        return simulate_alone(task, instances, instances, rounds)
     return simulate_alone(task, instances, min(instances, SUBPOOL), run)
+
+
+def in_rounds(run: Run, replay: Replay, rounds: int = _ROUNDS) -> Run:
+    """The run in whole rounds of a replayed file, so many of them measured."""
+    return replace(
+        run,
+        requests=1,
+        period_s=replay.period_s,
+        batches=rounds,
+        most_requests=_MOST_ROUNDS * rounds * max(1, replay.requests),
+    )
 
 
 def simulate_alone(
@@ -482,11 +321,13 @@ def simulate_alone(
         limits.max_model_len,
         slo=task.slo,
     )
-    share = task.traffic.share * simulated / instances
-    arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
+    stream: Stream
+    if isinstance(task.arrivals, Replay):
+        stream = task.arrivals
+    else:
+        share = task.traffic.share * simulated / instances
+        arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
+        stream = Independent(_InOrder(task.traffic.lengths), arrivals)
     return simulate(
-        [spec],
-        Independent(_InOrder(task.traffic.lengths), arrivals),
-        StrategySpec(StrategyName.ORACLE, {"prose": 1.0}),
-        run,
+        [spec], stream, StrategySpec(StrategyName.ORACLE, {"prose": 1.0}), run
     )

@@ -58,6 +58,9 @@ class Run:
         most_requests: simulated at the most; None for 20 times ``requests``, or 200,000
             if that is more.
         enough: of a steady result, whether it is precise enough to stop.
+        period_s: of a stream that repeats itself; whole periods are batches then. 0 for
+            one that does not.
+        batches: measured at the least.
         tick_s: how late, at most, the router learns of a response and of pressure.
         taught: requests that the router has learned from before the first arrival; 0
             for one that starts cold.
@@ -69,6 +72,8 @@ class Run:
     fill: float = FILL_RESIDENCES
     most_requests: int | None = None
     enough: Callable[[Result], bool] = always
+    period_s: float = 0.0
+    batches: int = BATCHES
     tick_s: float = 1.0
     taught: int = TAUGHT
 
@@ -100,10 +105,13 @@ class Measurement:
         self._merged = 1
         self._least_fill_s = 0.0
 
-    @property
-    def batch_requests(self) -> int:
-        """Requests of the next batch."""
-        return self._run.batch_requests * self._merged
+    def end_s(self, batch: Result, at_s: float) -> float | None:
+        """When the batch ends that is at ``at_s`` now; None if it goes on."""
+        if self._run.period_s:
+            end_s = batch.start_s + self._merged * self._run.period_s
+            return end_s if end_s <= at_s else None
+        enough = batch.measured >= self._run.batch_requests * self._merged
+        return at_s if enough else None
 
     def add(self, batch: Result) -> None:
         """Take the next batch."""
@@ -123,7 +131,7 @@ class Measurement:
         first = self._first_measured()
         measured = self._batches[first:]
         requests = sum(batch.measured for batch in measured)
-        if requests < self._run.requests or len(measured) < BATCHES:
+        if requests < self._run.requests or len(measured) < self._run.batches:
             return None
         result = self._result(first, State.STEADY)
         if result.duration_s < _MEASURED_RESIDENCES * self._residence_s():
@@ -138,7 +146,7 @@ class Measurement:
         if not self._run.fill:
             return self._result(0, State.TRANSIENT)
         first = self._first_measured()
-        if len(self._batches) - first < BATCHES:
+        if len(self._batches) - first < self._run.batches:
             first = len(self._batches) // 2
             state = State.UNSETTLED
         else:
@@ -233,15 +241,19 @@ def agree(pools: list[PoolResult]) -> bool:
     their means: a run of independent batches passes 98 times of 100.
     """
     first, second = _halves(pools)
-    if len(first) < 2 or len(second) < 2:
+    if not first or not second:
         return False
     before, after = statistics.fmean(first), statistics.fmean(second)
-    error = math.sqrt(
-        statistics.variance(first) / len(first)
-        + statistics.variance(second) / len(second)
-    )
+    error = math.sqrt(_error_squared(first) + _error_squared(second))
     difference = abs(after - before)
     return difference <= max(_CLOSE * (before + after) / 2, _ERRORS * error)
+
+
+def _error_squared(values: list[float]) -> float:
+    """Square of the standard error of a mean; of one value, 2 % of it."""
+    if len(values) < 2:
+        return (_CLOSE * values[0]) ** 2
+    return statistics.variance(values) / len(values)
 
 
 def _is_growing(pools: list[PoolResult]) -> bool:

@@ -1,8 +1,9 @@
 """What arrives: lengths and instants of requests.
 
 Lengths come from the tables of public traces or from an operator's own records, always
-prompt and output together, so that their dependence is kept. Instants are Poisson,
-bursty (Gamma renewals, or a Markov-modulated Poisson process) or those recorded.
+prompt and output together, so that their dependence is kept. Instants are Poisson
+or bursty (Gamma renewals, or a Markov-modulated Poisson process); those of a file are
+replayed by :mod:`extproc.fleet.replay`.
 Everything is drawn in blocks from a generator that the caller seeds.
 """
 
@@ -221,7 +222,7 @@ class Arrivals(Protocol):
     """Instants of requests."""
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw blocks of increasing seconds, without end unless replayed."""
+        """Draw blocks of increasing seconds, without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,23 +300,6 @@ class ModulatedArrivals:
             now, bursting = now + length_s, not bursting
             if len(instants):
                 yield instants
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayedArrivals:
-    """Recorded instants, in order, stretched to a mean ``rate`` if one is given."""
-
-    instants: Seconds
-    rate: float | None = None
-
-    def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Yield them once; nothing is drawn."""
-        ordered = np.sort(self.instants) - self.instants.min()
-        span_s = float(ordered[-1])
-        if self.rate is not None and span_s > 0:
-            ordered = ordered * (len(ordered) / span_s / self.rate)
-        for start in range(0, len(ordered), BLOCK):
-            yield ordered[start : start + BLOCK]
 
 
 @dataclass(frozen=True, slots=True)

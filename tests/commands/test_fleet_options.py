@@ -9,12 +9,11 @@ import pytest
 
 from extproc.commands import plan, simulate
 from extproc.commands.fleet_options import (
-    OptionError,
     complete_limits,
     read_deployment,
     read_engine,
-    read_workload,
 )
+from extproc.commands.traffic_options import OptionError, read_workload
 from extproc.fleet.hardware_profile import Measured, Profile
 from extproc.fleet.steptime import Linear
 from extproc.fleet.workload import Recorded

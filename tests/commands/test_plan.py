@@ -12,29 +12,29 @@ from extproc.commands.plan import _dollars
 
 SMALL = [
     *("plan", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB", "--processes", "1"),
-    *("--rate", "4", "--no-sweep", "--requests", "1000"),
+    *("--no-sweep", "--requests", "1000"),
 ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rate", "0"], "--rate: 0.0, expected > 0"),
-        (["--cv", "-1"], "--cv: -1.0, expected > 0"),
+        (["--rate", "0"], "--rate: 0.0; expected > 0"),
+        (["--cv", "-1"], "--cv: -1.0; expected > 0"),
         (
             ["--workload", "none"],
             "--workload: none, expected a file or one of azure-code",
         ),
-        (["--threshold", "70000"], "--threshold: 70000, expected 2 or more, and less"),
+        (["--threshold", "70000"], "--threshold: 70000; expected 2 or more, and less"),
         (["--slo-ttft", "0"], "--slo-ttft: 0.0, expected > 0"),
         (["--slo-preemption-rate", "-1"], "--slo-preemption-rate: -1.0, expected >= 0"),
-        (["--max-num-seqs", "0"], "--max-num-seqs: 0, expected >= 1"),
-        (["--requests", "10"], "--requests: 10, expected >= 1000"),
-        (["--processes", "0"], "--processes: 0, expected >= 1"),
+        (["--max-num-seqs", "0"], "--max-num-seqs: 0; expected >= 1"),
+        (["--requests", "10"], "--requests: 10; expected >= 1000"),
+        (["--processes", "0"], "--processes: 0; expected >= 1"),
         (["--max-model-len", "2000000"], "--max-model-len: max_model_len: 2000000"),
         (
             ["--arrivals", "recorded"],
-            "--arrivals: recorded, expected a --workload file",
+            "--arrivals: recorded; expected a --workload file",
         ),
         (["--profile", "nowhere.json"], "--profile: nowhere.json: "),
         (
@@ -94,6 +94,10 @@ def test_a_plan_of_ones_own_trace(
     document: dict[str, Any] = json.loads(captured.out)
     assert captured.out.count("\n") == 1
     assert document["workload"] == "mine.csv"
+    assert document["rate"] == pytest.approx(4.0, rel=0.01)
+    assert document["traffic"].startswith(
+        "recorded arrivals: the whole file, 60 s, 240"
+    )
     assert [pool["name"] for pool in document["pools"]] == ["short", "long"]
     assert document["instances"] == sum(p["instances"] for p in document["pools"])
     assert document["seed"] == 42
@@ -105,6 +109,17 @@ def test_a_plan_of_ones_own_trace(
     for key in ("rho", "formula_saving_pct", "dollars_per_year_saved", "wall_time_s"):
         assert isinstance(document[key], int | float)
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_file_without_times_has_no_rate_to_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text("prompt_tokens,completion_tokens\n" + "100,10\n" * 30)
+    assert main([*SMALL, "--workload", str(path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("extproc plan: --rate: missing; expected requests a second")
+    assert "lengths.csv has no times" in error
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from extproc.commands.fleet_options import OptionError, read_model
+from extproc.commands.fleet_options import read_model
+from extproc.commands.traffic_options import OptionError
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.hardware import Deployment
 from extproc.fleet.model_config import read_model_config

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
+from extproc.fleet.assignment import Inquiry, PoolTraffic, Tier, assign
 from extproc.fleet.results import State
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.sizing import (
     Engine,
     SizingTask,
-    Tier,
-    Traffic,
-    assign,
     fewest,
     saturated_rate,
     size_pool,
@@ -89,7 +87,8 @@ def tiers() -> list[Tier]:
 def test_an_oracle_assigns_by_the_threshold() -> None:
     workload = WORKLOADS["azure-heavy"]
     found = assign(
-        workload.lengths, tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1
+        workload.lengths,
+        Inquiry(tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1),
     )
     short, long = found.pools
     assert short.share == pytest.approx(0.92, abs=0.01)
@@ -103,7 +102,8 @@ def test_a_rare_pool_is_given_a_sample_of_its_kind() -> None:
     """5 requests in 100,000 of the conversation trace exceed 8,192 tokens."""
     workload = WORKLOADS["azure-conv"]
     found = assign(
-        workload.lengths, tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1
+        workload.lengths,
+        Inquiry(tiers(), StrategySpec(StrategyName.ORACLE, workload.mix), 1),
     )
     long = found.pools[1]
     assert long.share == pytest.approx(1e-4, abs=6e-5)
@@ -113,7 +113,8 @@ def test_a_rare_pool_is_given_a_sample_of_its_kind() -> None:
 def test_prompt_length_routing_sends_long_answers_short() -> None:
     lengths = Recorded(np.array([8000]), np.array([1000]))
     found = assign(
-        lengths, tiers(), StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0}), 1
+        lengths,
+        Inquiry(tiers(), StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0}), 1),
     )
     assert found.pools[0].share == 1
     assert found.under == 1
@@ -125,7 +126,7 @@ def task(rate: float, slo: Slo, requests: int = 3000) -> SizingTask:
     return SizingTask(
         Tier("all", ENGINE.limits(65_536, 64, 512), 65_536),
         STEP,
-        Traffic(1.0, Recorded(prompts, outputs)),
+        PoolTraffic(1.0, Recorded(prompts, outputs)),
         RenewalArrivals(rate),
         rate,
         slo,
@@ -161,6 +162,6 @@ def test_a_promise_that_cannot_be_kept_is_not_met() -> None:
 def test_a_pool_without_traffic_needs_no_instance() -> None:
     empty = Recorded(np.array([], int), np.array([], int))
     nothing = SizingTask(
-        tiers()[0], STEP, Traffic(0.0, empty), RenewalArrivals(1), 0.0, Slo(), 1
+        tiers()[0], STEP, PoolTraffic(0.0, empty), RenewalArrivals(1), 0.0, Slo(), 1
     )
     assert size_pool(nothing).instances == 0

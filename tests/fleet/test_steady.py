@@ -122,7 +122,10 @@ def test_the_first_half_counts_as_filling_once_the_halves_differ() -> None:
 
 def test_neighbors_are_merged_when_there_are_many() -> None:
     measurement = measured([100.0] * 64)
-    assert measurement.batch_requests == 2 * (2000 // 20)
+    short = Result([], start_s=640.0, measured=150)
+    long = Result([], start_s=640.0, measured=200)
+    assert measurement.end_s(short, 700.0) is None
+    assert measurement.end_s(long, 700.0) == 700.0
     settled = measurement.settled()
     assert settled is not None
     assert len(settled.batches) == 10

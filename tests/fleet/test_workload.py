@@ -13,7 +13,6 @@ from extproc.fleet.workload import (
     ModulatedArrivals,
     Recorded,
     RenewalArrivals,
-    ReplayedArrivals,
     Thinned,
     Workload,
     describe,
@@ -113,14 +112,6 @@ def test_modulated_arrivals_have_their_rate_and_their_bursts() -> None:
     assert per_second.mean() == pytest.approx(200, rel=0.07)
     # Poisson counts would have a ratio of variance to mean of 1.
     assert per_second.var() / per_second.mean() > 20
-
-
-def test_replayed_arrivals_are_those_recorded_or_stretched_to_a_rate() -> None:
-    recorded = np.array([10.0, 11.0, 14.0, 20.0])
-    (as_is,) = ReplayedArrivals(recorded)(np.random.default_rng(0))
-    assert as_is.tolist() == [0, 1, 4, 10]
-    (faster,) = ReplayedArrivals(recorded, rate=4)(np.random.default_rng(0))
-    assert faster.tolist() == pytest.approx([0, 0.1, 0.4, 1.0])
 
 
 def test_arrivals_out_of_range_are_refused() -> None:

@@ -1,0 +1,225 @@
+"""The traffic that ``plan`` and ``simulate`` are about: lengths, rate and instants."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from extproc.fleet.replay import LONGEST_S, Replay, busiest, span_s
+from extproc.fleet.usage_log import LEAST_RECORDS, TraceFormatError, read_records
+from extproc.fleet.workload import (
+    WORKLOADS,
+    Arrivals,
+    Independent,
+    ModulatedArrivals,
+    Recorded,
+    RenewalArrivals,
+    Stream,
+    Workload,
+)
+
+ARRIVALS = ("poisson", "bursty", "recorded")
+#: Requests a second of a named workload, as in the papers.
+DEFAULT_RATE = 1000.0
+
+
+class OptionError(Exception):
+    """The operator's mistake: one line of option, value and what is accepted."""
+
+
+def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what arrives."""
+    group = parser.add_argument_group("traffic")
+    group.add_argument(
+        "--workload",
+        default="azure-conv",
+        metavar="NAME|FILE",
+        help=f"{', '.join(WORKLOADS)}; or a file of requests with token counts: CSV, "
+        "JSON lines or a JSON document, as public traces, load generators, gateways "
+        "and access logs write them; .gz as well; default azure-conv",
+    )
+    group.add_argument(
+        "--rate",
+        type=float,
+        help="requests a second; default: the file's own in its busiest hour, "
+        f"{DEFAULT_RATE:g} for a named workload",
+    )
+    group.add_argument(
+        "--arrivals",
+        choices=ARRIVALS,
+        help="recorded: the requests of the file's busiest hour at their own instants, "
+        "in shifted copies if --rate is higher; bursty: three times the quiet rate in "
+        "a tenth of the time; default: recorded for a file with times, else poisson",
+    )
+    group.add_argument(
+        "--cv",
+        type=float,
+        default=1.0,
+        help="coefficient of variation of the gaps between poisson arrivals; 1 is "
+        "Poisson; default %(default)s",
+    )
+    group.add_argument(
+        "--declared",
+        choices=("exact", "absent"),
+        default="exact",
+        help="what clients say of their output: its length, or nothing",
+    )
+
+
+def read_workload(name: str) -> Workload:
+    """A named workload, or the records of a file.
+
+    Raises:
+        OptionError: neither a name nor a file that can be read.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise OptionError(
+            f"--workload: {name}, expected a file or one of {', '.join(WORKLOADS)}"
+        )
+    try:
+        with open_text(path) as lines:
+            records = read_records(lines, path.name)
+    except (OSError, UnicodeError, TraceFormatError) as error:
+        raise OptionError(f"--workload: {error}") from error
+    if records.skipped:
+        print(
+            f"extproc: {path.name}: {records.skipped} of {records.read} records have "
+            "no usable token counts and are left out",
+            file=sys.stderr,
+        )
+    for note in records.notes:
+        print(f"extproc: {path.name}: {note}", file=sys.stderr)
+    return records.workload
+
+
+def require_records(workload: Workload) -> None:
+    """Refuse to plan for a file of so few requests that they carry no median.
+
+    Raises:
+        OptionError: fewer than 20 records.
+    """
+    if not isinstance(workload.lengths, Recorded):
+        return
+    records = len(workload.lengths.prompts)
+    if records < LEAST_RECORDS:
+        raise OptionError(
+            f"--workload: {records} usable records of {workload.name}; expected at "
+            f"least {LEAST_RECORDS}, and 1,000 for a P99"
+        )
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a text file, gunzipping what is gzipped whatever its name."""
+    with path.open("rb") as raw:
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"
+        with gzip.open(raw) if packed else raw as binary:
+            # Spreadsheets write "Unicode text" as UTF-16, with a byte order mark.
+            marked = binary.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+            encoding = "utf-16" if marked else "utf-8-sig"
+            yield io.TextIOWrapper(binary, encoding=encoding, newline="")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What arrives.
+
+    Attributes:
+        rate: requests a second, on average.
+        arrivals: instants that lengths do not depend on, or a file replayed.
+        said: in a sentence for the operator.
+    """
+
+    workload: Workload
+    rate: float
+    arrivals: Arrivals | Replay
+    said: str
+
+    @property
+    def stream(self) -> Stream:
+        """Instants and lengths together."""
+        if isinstance(self.arrivals, Replay):
+            return self.arrivals
+        return Independent(self.workload.lengths, self.arrivals)
+
+
+def read_traffic(args: argparse.Namespace) -> Traffic:
+    """The workload, its rate and its arrivals.
+
+    Raises:
+        OptionError: a workload that cannot be read, a rate or variation out of range,
+            a file without times and no rate, or nothing recorded.
+    """
+    workload = read_workload(args.workload)
+    if args.rate is not None and args.rate <= 0:
+        raise OptionError(f"--rate: {args.rate}; expected > 0")
+    if args.cv <= 0:
+        raise OptionError(f"--cv: {args.cv}; expected > 0")
+    hour = _busiest_hour(workload)
+    if args.arrivals == "recorded" and hour is None:
+        raise OptionError(
+            f"--arrivals: recorded; expected a --workload file with times, "
+            f"{workload.name} has none"
+        )
+    if hour is not None and args.cv == 1 and args.arrivals in (None, "recorded"):
+        return _replayed(workload, args.rate)
+    rate = args.rate or (hour.rate if hour is not None else None)
+    if rate is None and workload.name not in WORKLOADS:
+        raise OptionError(
+            f"--rate: missing; expected requests a second, for {workload.name} has no "
+            "times to take it from"
+        )
+    rate = rate or DEFAULT_RATE
+    if args.arrivals == "bursty":
+        said = f"bursts at three times the quiet rate, {rate:.4g} req/s on average"
+        return Traffic(workload, rate, ModulatedArrivals(rate), said)
+    kind = "Poisson" if args.cv == 1 else f"gaps of variation {args.cv:g}"
+    said = f"{kind} arrivals at {rate:.4g} req/s"
+    return Traffic(workload, rate, RenewalArrivals(rate, args.cv), said)
+
+
+def _busiest_hour(workload: Workload) -> Replay | None:
+    if workload.arrivals is None or not isinstance(workload.lengths, Recorded):
+        return None
+    return busiest(workload.arrivals, workload.lengths, most_requests=None)
+
+
+def _replayed(workload: Workload, rate: float | None) -> Traffic:
+    """The busiest stretch of a file, and how it was chosen, in a sentence."""
+    assert workload.arrivals is not None
+    assert isinstance(workload.lengths, Recorded)
+    hour = _busiest_hour(workload)
+    assert hour is not None
+    replayed = busiest(workload.arrivals, workload.lengths, rate)
+    whole_s = span_s(workload.arrivals)
+    part = "the whole file" if replayed.period_s >= whole_s else "its busiest"
+    said = f"recorded arrivals: {part}, {_lasting(replayed.period_s)}"
+    if replayed.period_s < whole_s:
+        said += f" from {_lasting(replayed.start_s)} on, of {_lasting(whole_s)}"
+    said += f", {len(replayed.instants):,} requests, {replayed.own_rate:.4g} req/s"
+    if hour.period_s < whole_s and replayed.period_s < LONGEST_S:
+        said += f" (its busiest hour has {hour.own_rate:.4g})"
+    if replayed.copies > 1:
+        said += f"; {replayed.copies:.4g} copies laid over each other, each shifted"
+        said += f" by up to a minute, make {replayed.rate:.4g} req/s"
+    elif replayed.copies < 1:
+        said += f"; of them {replayed.copies:.2%}, at random: {replayed.rate:.4g} req/s"
+    return Traffic(workload, replayed.rate, replayed, said)
+
+
+def _lasting(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

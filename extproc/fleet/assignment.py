@@ -1,0 +1,213 @@
+"""Which requests go to which pool: a strategy is asked, and learns on the way."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from extproc.fleet.declared import Declared
+from extproc.fleet.replay import Replay
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.simulation import right_pool
+from extproc.fleet.strategy import Arrival, StrategySpec, build_strategy
+from extproc.fleet.workload import Lengths, Recorded, Tokens
+from extproc.routing.policy import Pool
+
+#: A pool that gets fewer of the requests asked about is given more of its kind,
+_FEW = 1000
+#: up to so many.
+_OF_A_KIND = 20_000
+_DRAWN = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A pool before it is sized."""
+
+    name: str
+    limits: SchedulerLimits
+    threshold_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTraffic:
+    """What reaches one pool.
+
+    Attributes:
+        share: of all requests.
+        refused: share of all requests that the pool's front end turned away, because
+            the prompt alone does not fit.
+        replay: the requests at their own instants, if a file is replayed.
+    """
+
+    share: float
+    lengths: Recorded
+    refused: float = 0.0
+    replay: Replay | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which requests go where, by one strategy.
+
+    Attributes:
+        rejected: share of requests that no pool holds.
+        under, over: share that the strategy sent below or above the smallest pool
+            whose threshold holds their true budget.
+    """
+
+    pools: tuple[PoolTraffic, ...]
+    rejected: float
+    under: float
+    over: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """How a strategy is asked where requests go.
+
+    Attributes:
+        requests: that it is asked about.
+        learning_lag: requests after which it learns of one. It is asked about twice as
+            many before, so that it is no longer new.
+    """
+
+    tiers: Sequence[Tier]
+    strategy: StrategySpec
+    seed: int
+    declared: Declared = Declared.EXACT
+    requests: int = 20_000
+    learning_lag: int = 2000
+
+
+def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:
+    """Ask the strategy about drawn requests.
+
+    With ``fill``, a pool that gets few of them is given more of the kind: further draws
+    over 0.7 of the threshold below it, weighted by how rare those are.
+    """
+    desk_rng, traffic = _generators(inquiry)
+    desk = _Desk(inquiry, lengths, desk_rng)
+    prompts, outputs = lengths.draw(traffic, inquiry.requests)
+    placed = desk.place(prompts, outputs)
+    asked = _assignment(inquiry, desk, placed, prompts, outputs)
+    if not fill:
+        return asked
+    pools = [
+        _more_of_its_kind(inquiry, desk, lengths, traffic, index)
+        if index and len(pool.lengths.prompts) < _FEW
+        else pool
+        for index, pool in enumerate(asked.pools)
+    ]
+    # Some went up from below that; the pools share what is not rejected.
+    whole = sum(pool.share for pool in pools)
+    scale = (1 - asked.rejected) / whole if whole else 0.0
+    scaled = [replace(pool, share=scale * pool.share) for pool in pools]
+    return replace(asked, pools=tuple(scaled))
+
+
+def assign_replay(replay: Replay, inquiry: Inquiry) -> Assignment:
+    """Ask the strategy about every request of a stretch, in order."""
+    desk_rng, _ = _generators(inquiry)
+    desk = _Desk(inquiry, replay.lengths, desk_rng)
+    placed = desk.place(replay.prompts, replay.outputs)
+    asked = _assignment(inquiry, desk, placed, replay.prompts, replay.outputs)
+    pools = [
+        replace(pool, replay=replay.only(placed == index))
+        for index, pool in enumerate(asked.pools)
+    ]
+    return replace(asked, pools=tuple(pools))
+
+
+def _generators(
+    inquiry: Inquiry,
+) -> tuple[np.random.Generator, np.random.Generator]:
+    """One for the strategy, one for the traffic: it is the same for every strategy."""
+    seeds = np.random.SeedSequence(inquiry.seed).spawn(2)
+    return np.random.default_rng(seeds[0]), np.random.default_rng(seeds[1])
+
+
+def _assignment(
+    inquiry: Inquiry, desk: "_Desk", placed: Tokens, prompts: Tokens, outputs: Tokens
+) -> Assignment:
+    count = len(placed)
+    pools = [
+        PoolTraffic(
+            float((placed == index).mean()),
+            Recorded(prompts[placed == index], outputs[placed == index]),
+            desk.refused[index] / count,
+        )
+        for index in range(len(inquiry.tiers))
+    ]
+    rejected = float((placed == len(inquiry.tiers)).mean())
+    return Assignment(tuple(pools), rejected, desk.under / count, desk.over / count)
+
+
+def _more_of_its_kind(
+    inquiry: Inquiry,
+    desk: "_Desk",
+    lengths: Lengths,
+    rng: np.random.Generator,
+    index: int,
+) -> PoolTraffic:
+    """Traffic of a pool that is rarely chosen, from requests near or above it."""
+    prompts, outputs = lengths.draw(rng, _DRAWN)
+    near = prompts + outputs > 0.7 * inquiry.tiers[index - 1].threshold_tokens
+    prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
+    desk.reset()
+    placed = desk.place(prompts, outputs) == index
+    share = float(near.mean()) * float(placed.mean()) if len(placed) else 0.0
+    refused = desk.refused[index] / max(1, len(placed)) * float(near.mean())
+    return PoolTraffic(share, Recorded(prompts[placed], outputs[placed]), refused)
+
+
+class _Desk:
+    """Places requests by a strategy, as :mod:`extproc.fleet.simulation` would."""
+
+    def __init__(
+        self, inquiry: Inquiry, lengths: Lengths, rng: np.random.Generator
+    ) -> None:
+        tiers = inquiry.tiers
+        pools = [
+            Pool(tier.name, tier.limits.max_model_len, tier.threshold_tokens)
+            for tier in tiers
+        ]
+        text, past = rng.spawn(2)
+        self._windows = [tier.limits.max_model_len for tier in tiers]
+        self._strategy = build_strategy(inquiry.strategy, pools, text)
+        self._declared = inquiry.declared
+        self._lag = inquiry.learning_lag
+        self._thresholds = [tier.threshold_tokens for tier in tiers]
+        self._pending: deque[tuple[object, int, int]] = deque()
+        self.reset()
+        # So that it is no longer new.
+        self.place(*lengths.draw(past, 2 * self._lag))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the counts, not what was learned."""
+        self.refused = [0] * len(self._windows)
+        self.under = self.over = 0
+
+    def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
+        """Position of the pool that takes each request; one past the last for none."""
+        placed = np.empty(len(prompts), np.int64)
+        for index, (prompt, output) in enumerate(
+            zip(prompts.tolist(), outputs.tolist(), strict=True)
+        ):
+            declared = self._declared.limit(output)
+            position, kept = self._strategy.choose(
+                Arrival(prompt, output, declared), {}
+            )
+            right = right_pool(self._thresholds, prompt + output)
+            self.under += position < right
+            self.over += position > right
+            while position < len(self._windows) and prompt >= self._windows[position]:
+                self.refused[position] += 1
+                position += 1
+            placed[index] = position
+            self._pending.append((kept, prompt, output))
+            if len(self._pending) > self._lag:
+                self._strategy.learn(*self._pending.popleft())
+        return placed
