@@ -154,6 +154,23 @@ class PoolConfig:
 DEFAULT_POOLS = (PoolConfig("short", 8192), PoolConfig("long", 65536))
 
 
+class UnknownLength(StrEnum):
+    """What happens to a request whose headers do not give its body's length."""
+
+    READ = "read"
+    DEFAULT_POOL = "default_pool"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsConfig:
+    """Which requests are read."""
+
+    unknown_length: UnknownLength = UnknownLength.READ
+    """A body without `content-length` (chunked, or HTTP/2): `read` asks Envoy for it,
+    which answers 413 if it is above `request_body_buffer_limit`. `default_pool` sends
+    it there unread, at any length."""
+
+
 @dataclass(frozen=True, slots=True)
 class CategoryConfig:
     """Where a request's category may be hinted."""
@@ -330,6 +347,7 @@ class Config:
     request on the route that it has."""
     server: ServerConfig = ServerConfig()
     pools: tuple[PoolConfig, ...] = DEFAULT_POOLS
+    requests: RequestsConfig = RequestsConfig()
     category: CategoryConfig = CategoryConfig()
     estimator: EstimatorConfig = EstimatorConfig()
     output: OutputConfig = OutputConfig()

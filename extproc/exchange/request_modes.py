@@ -3,9 +3,13 @@
 Measured on Envoy 1.40::
 
     headers  path not ours, no body         Continue, end
-             over the cap, length unknown   Route to the default pool, end
+             over the cap                   Route to the default pool, end
              else                           AskRequestBody
     body     complete                       Route, end unless the response is observed
+
+A body without a length is asked for like any other: in each split and delay tried its
+BUFFERED message came whole and its route was taken. Above Envoy's own limit such a
+request is a 413 before it is seen here.
 
 Full duplex cannot end early, and Envoy keeps no copy of the body: the reply to the
 headers is withheld until the body is here, then released with it.
@@ -224,9 +228,12 @@ class StreamedRequest(_ReadRequest):
 
     def headers(self) -> Step:
         length = _length(self._head.headers.get("content-length", ""))
+        settings = self._decider.settings
         if length is None:
+            if settings.reads_unknown_length:
+                return Step(AskRequestBody())
             return self._leave_unread_at_headers(Reason.LENGTH_UNKNOWN, 0)
-        if length > self._decider.settings.max_body_bytes:
+        if length > settings.max_body_bytes:
             return self._leave_unread_at_headers(Reason.TOO_LARGE, length)
         return Step(AskRequestBody())
 

@@ -29,6 +29,8 @@ class ExchangeSettings:
     max_body_bytes: int = MAX_BODY_BYTES
     """Bodies above this are not read. Must not exceed Envoy's buffer limit, or the
     request hangs there."""
+    reads_unknown_length: bool = True
+    """Ask for a body whose length the headers do not give."""
     category_header: str = "x-llm-category"
     inject_usage: bool = False
     """Ask for usage in the place of a stream's client that did not."""

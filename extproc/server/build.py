@@ -19,6 +19,7 @@ from extproc.config import (
     RecordingConfig,
     StateConfig,
     StateStore,
+    UnknownLength,
 )
 from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
 from extproc.exchange.settings import ExchangeSettings
@@ -107,12 +108,13 @@ def build_generation(config: Config, previous: Generation | None = None) -> Gene
 def build_exchange_settings(config: Config) -> ExchangeSettings:
     """The settings that all exchanges share."""
     return ExchangeSettings(
-        config.server.max_body_bytes,
-        config.category.header,
-        config.feedback.inject_usage,
-        config.mode is Mode.SHADOW,
-        config.feedback.access_log,
-        config.otel.enabled,
+        max_body_bytes=config.server.max_body_bytes,
+        reads_unknown_length=config.requests.unknown_length is UnknownLength.READ,
+        category_header=config.category.header,
+        inject_usage=config.feedback.inject_usage,
+        shadow=config.mode is Mode.SHADOW,
+        decision_tokens=config.feedback.access_log,
+        traced=config.otel.enabled,
     )
 
 

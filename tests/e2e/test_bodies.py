@@ -77,22 +77,14 @@ def test_a_body_that_is_not_what_it_says_goes_to_the_long_pool(
     )
 
 
-def test_a_chunked_body_goes_to_the_long_pool(client: Any) -> None:
-    raw = chat_body("Hello")
-    response = client.post(PATH, iter([raw[:10], raw[10:]]))
-    record = client.record(response)
-    assert (response.status, response.served_by) == (200, "vllm_long")
-    assert (record.pool, record.reason) == ("long", "length_unknown")
-
-
-def test_a_chunked_body_with_trailers_arrives(client: Any) -> None:
+def test_a_chunked_body_with_trailers_is_routed(client: Any) -> None:
     raw = chat_body("Hello")
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\ntrailer: x-checksum\r\nconnection: close\r\n\r\n"
     answer = client.raw(
         head.encode() + b"%x\r\n%s\r\n0\r\nx-checksum: 1\r\n\r\n" % (len(raw), raw)
     )
     assert answer.startswith(b"HTTP/1.1 200")
-    assert b"x-llm-served-by: vllm_long" in answer
+    assert b"x-llm-served-by: vllm_short" in answer
 
 
 @pytest.mark.parametrize("megabytes", [2, 12])

@@ -18,7 +18,7 @@ from extproc.exchange.events import (
     Route,
     Step,
 )
-from extproc.exchange.settings import HEADERS_READ
+from extproc.exchange.settings import HEADERS_READ, ExchangeSettings
 from extproc.exchange.transitions import State
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, PoolLoad, Reason
@@ -80,14 +80,9 @@ def test_a_body_within_the_cap_is_asked_for(length: int) -> None:
         ("9" * 400, Reason.TOO_LARGE),
         ("9" * 5000, Reason.TOO_LARGE),
         ("0" * 40 + str(CAP + 1), Reason.TOO_LARGE),
-        ("", Reason.LENGTH_UNKNOWN),
-        ("-1", Reason.LENGTH_UNKNOWN),
-        ("1e3", Reason.LENGTH_UNKNOWN),
-        ("٣", Reason.LENGTH_UNKNOWN),
-        ("5, 5", Reason.LENGTH_UNKNOWN),
     ],
 )
-def test_a_body_that_cannot_be_asked_for_goes_to_the_default_pool_at_once(
+def test_a_body_that_is_too_large_goes_to_the_default_pool_at_once(
     length: str, reason: Reason
 ) -> None:
     step = send(exchange(watch=True), request(None, content_length=length))
@@ -97,16 +92,48 @@ def test_a_body_that_cannot_be_asked_for_goes_to_the_default_pool_at_once(
     assert routed(step).features is None
 
 
+NO_LENGTH = ["", "-1", "1e3", "٣", "5, 5"]
+
+
+@pytest.mark.parametrize("length", NO_LENGTH)
+def test_a_body_of_unknown_length_is_asked_for(length: str) -> None:
+    body = chat(max_tokens=10)
+
+    ask, route = play(
+        exchange(), request(None, content_length=length), RequestBody(body, True)
+    )
+
+    assert ask == Step(AskRequestBody())
+    assert (routed(route).pool, route.end) == (SHORT, True)
+
+
+@pytest.mark.parametrize("length", NO_LENGTH)
+def test_a_body_of_unknown_length_goes_to_the_default_pool_if_so_configured(
+    length: str,
+) -> None:
+    unread = ExchangeSettings(CAP, reads_unknown_length=False)
+
+    step = send(exchange(settings=unread), request(None, content_length=length))
+
+    assert step.end
+    assert (routed(step).pool, routed(step).reason) == (LONG, Reason.LENGTH_UNKNOWN)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_length_is_no_matter_in_full_duplex(reads: bool) -> None:
+    settings = ExchangeSettings(CAP, reads_unknown_length=reads)
+    body = chat(max_tokens=10)
+    _, step = play(
+        exchange(settings=settings), request(None, mode=DUPLEX), RequestBody(body, True)
+    )
+
+    assert routed(step).pool == SHORT
+
+
 def test_leading_zeros_do_not_make_a_length_large() -> None:
     step = send(exchange(), request(None, content_length="0" * 40 + "7"))
 
     assert step.reply == AskRequestBody()
-
-
-def test_a_request_that_does_not_say_its_length_is_not_read() -> None:
-    step = send(exchange(), request(None))
-
-    assert routed(step).reason is Reason.LENGTH_UNKNOWN
 
 
 # Buffered bodies.

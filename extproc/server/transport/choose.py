@@ -15,8 +15,10 @@ from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer, new_event_loop
 from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
 
-_RESPONSE_CHUNK_BYTES = 4 << 20
-"""Envoy's streamed response chunks are at most its buffer limit, 1 MiB by default."""
+_ENVOY_BYTES = 32 << 20
+"""The most that Envoy holds of one request as shipped (`request_body_buffer_limit`): a
+body without a length comes up to it. Parts of responses are smaller: 16 MiB is Envoy's
+default HTTP/2 window, and an answer of 8 MB came in parts above 4 MiB."""
 
 _ENVELOPE_BYTES = 64 * 1024
 """What a message has beside the body: headers, attributes, metadata."""
@@ -41,8 +43,8 @@ class Transport(Protocol):
 
 
 def max_message_bytes(server: ServerConfig) -> int:
-    """The largest gRPC message to accept: a body, or a chunk of a response."""
-    return max(_RESPONSE_CHUNK_BYTES, server.max_body_bytes + _ENVELOPE_BYTES)
+    """The largest gRPC message to accept: a body, or a part of a response."""
+    return max(_ENVOY_BYTES, server.max_body_bytes) + _ENVELOPE_BYTES
 
 
 def build_transport(

@@ -1,0 +1,131 @@
+"""Requests that do not give their body's length: HTTP/1.1 chunked, and HTTP/2."""
+
+import http.client
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+
+import h2.config
+import h2.connection
+import h2.events
+
+from ..patience import PATIENCE_S
+from .outside import Client, Response
+
+PATH = "/v1/chat/completions"
+Between = Callable[[], None]
+
+
+def send_chunked(
+    client: Client, pieces: Sequence[bytes], between: Between = lambda: None
+) -> Response:
+    """Send a body in chunks; ``between`` is called before each."""
+    request_id = str(uuid.uuid4())
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", client.envoy.port, timeout=PATIENCE_S
+    )
+    connection.putrequest("POST", PATH)
+    for name, value in _headers(request_id).items():
+        connection.putheader(name, value)
+    connection.putheader("transfer-encoding", "chunked")
+    connection.endheaders()
+    try:
+        for piece in pieces:
+            between()
+            connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+        between()
+        connection.send(b"0\r\n\r\n")
+    except OSError:
+        pass  # refused before its end: the answer says why
+    response = connection.getresponse()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    content = response.read()
+    connection.close()
+    return Response(response.status, headers, content, request_id)
+
+
+def send_http2(
+    client: Client, pieces: Sequence[bytes], between: Between = lambda: None
+) -> Response:
+    """Send a body over HTTP/2 without a content-length."""
+    peer = _Http2(client.envoy.port)
+    try:
+        return peer.send(pieces, between)
+    finally:
+        peer.close()
+
+
+class _Http2:
+    """One request on a connection of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+        config = h2.config.H2Configuration(header_encoding="utf-8")
+        self._h2 = h2.connection.H2Connection(config)
+        self._h2.initiate_connection()
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = b""
+        self._ended = False
+
+    def send(self, pieces: Sequence[bytes], between: Between) -> Response:
+        request_id = str(uuid.uuid4())
+        head = {
+            ":method": "POST",
+            ":path": PATH,
+            ":scheme": "http",
+            ":authority": "x",
+        }
+        self._h2.send_headers(1, list((head | _headers(request_id)).items()))
+        self._flush()
+        for piece in pieces:
+            between()
+            self._send_data(piece)
+        between()
+        if not self._ended:
+            self._h2.end_stream(1)
+            self._flush()
+        while not self._ended:
+            self._receive()
+        return Response(self._status, self._headers, self._body, request_id)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send_data(self, data: bytes) -> None:
+        while data and not self._ended:
+            room = min(
+                self._h2.local_flow_control_window(1),
+                self._h2.max_outbound_frame_size,
+            )
+            if not room:
+                self._receive()
+                continue
+            self._h2.send_data(1, data[:room])
+            self._flush()
+            data = data[room:]
+
+    def _flush(self) -> None:
+        self._socket.sendall(self._h2.data_to_send())
+
+    def _receive(self) -> None:
+        data = self._socket.recv(65536)
+        assert data, "Envoy closed the connection"
+        for event in self._h2.receive_data(data):
+            if isinstance(event, h2.events.ResponseReceived):
+                self._headers = dict(event.headers)
+                self._status = int(self._headers[":status"])
+            elif isinstance(event, h2.events.DataReceived):
+                self._body += event.data
+                self._h2.acknowledge_received_data(event.flow_controlled_length, 1)
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                self._ended = True
+        self._flush()
+
+
+def _headers(request_id: str) -> dict[str, str]:
+    return {
+        "host": "x",
+        "content-type": "application/json",
+        "x-request-id": request_id,
+    }
