@@ -323,7 +323,8 @@ class OtelConfig:
 
     enabled: bool = False
     """A span a decision, and token usage. The SDK's variables say where to and how
-    many: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME."""
+    many: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (`grpc` or
+    `http/protobuf`), OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -383,8 +383,12 @@ def parse_source(path: str, source: Source) -> Request | None:
         request = endpoint.parse(source)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
-    if request is not None and request.stream and not endpoint.stream_options:
-        return replace(request, asks_usage=True)
+    if request is None:
+        return None
+    if request.stream and not endpoint.stream_options:
+        request = replace(request, asks_usage=True)
+    if request.operation != endpoint.operation:
+        request = replace(request, operation=endpoint.operation)
     return request
 
 

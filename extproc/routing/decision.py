@@ -37,6 +37,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Prompts in the request; the numbers are of the longest, the usage of all."""
     sequences: int = 1
     """Completions of each prompt; the usage sums them up."""
+    operation: str = "chat"
+    """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
     features: Features | None = None
@@ -88,6 +90,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     declared: bool
     prompts: _Number = 1
     sequences: _Number = 1
+    operation: Name = "chat"
 
     @property
     def budget_tokens(self) -> int:
@@ -122,6 +125,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
             declared=self.declared,
             prompts=self.prompts,
             sequences=self.sequences,
+            operation=self.operation,
             usage_not_requested=usage_not_requested,
             features=features,
         )
@@ -140,4 +144,5 @@ def decision_fields(decision: Decision) -> DecisionFields:
         declared=decision.declared,
         prompts=decision.prompts,
         sequences=decision.sequences,
+        operation=decision.operation,
     )

@@ -103,3 +103,5 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     stream: bool = False
     asks_usage: bool = False
     """Whether a stream's client asked for ``include_usage``."""
+    operation: str = "chat"
+    """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""

@@ -160,6 +160,7 @@ class Router:
             declared=request.max_tokens is not None or not request.generates,
             prompts=request.prompts,
             sequences=request.sequences,
+            operation=request.operation,
             usage_not_requested=request.stream and not request.asks_usage,
             features=features if learnable else None,
         )

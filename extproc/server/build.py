@@ -199,16 +199,19 @@ def build_tracing(config: OtelConfig) -> Tracing | None:
     """The tracing that a configuration asks for, if it does.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed.
+        ConfigError: OpenTelemetry is not installed, or one of its variables is wrong.
     """
     if not config.enabled:
         return None
     try:
         from extproc.server.observe.tracing import Tracing
+
+        return Tracing(os.environ)
     except ImportError:
         extra = "pip install 'token-budget-router[otel]'"
         raise ConfigError(f"otel.enabled: true; needs: {extra}") from None
-    return Tracing(os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def build_recording(config: RecordingConfig) -> Recording | None:

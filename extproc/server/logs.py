@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
@@ -86,6 +88,34 @@ def configure_logging(config: LogConfig) -> None:
     handler.setFormatter(_JsonFormatter() if json_wanted else _TextFormatter())
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     logging.getLogger(WIRE).setLevel(logging.DEBUG if config.wire else logging.INFO)
+
+
+class OncePerInterval(logging.Handler):
+    """Passes one record an interval on to another logger, and drops the others.
+
+    Args:
+        target: logs what passes.
+        interval_s: seconds from one record to the next.
+        clock: seconds that never jump.
+    """
+
+    def __init__(
+        self,
+        target: logging.Logger,
+        interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._target = target
+        self._interval_s = interval_s
+        self._clock = clock
+        self._next_s = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now_s = self._clock()
+        if now_s >= self._next_s and self._target.isEnabledFor(record.levelno):
+            self._next_s = now_s + self._interval_s
+            self._target.handle(record)
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

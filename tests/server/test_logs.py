@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from extproc.config import LogConfig, LogFormat, LogLevel
-from extproc.server.logs import WIRE, configure_logging, log_loop_error
+from extproc.server.logs import WIRE, OncePerInterval, configure_logging, log_loop_error
 
 logger = logging.getLogger("extproc.server.test")
 
@@ -145,3 +145,21 @@ def test_the_level_is_the_configurations(
     levels = list(LogLevel)
     events = [line.split()[2] for line in logged(capsys).splitlines()]
     assert events == [f"at_{name}" for name in levels[levels.index(level) :]]
+
+
+def test_one_record_an_interval_passes(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 5.0
+    source, target = logging.getLogger("noisy"), logging.getLogger("quiet")
+    source.propagate = False
+    handler = OncePerInterval(target, 60.0, lambda: now_s)
+    source.addHandler(handler)
+    try:
+        for second in (5.0, 6.0, 64.9, 65.0, 66.0):
+            now_s = second
+            source.warning("collector is away, at %s", second)
+    finally:
+        source.removeHandler(handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "collector is away, at 5.0",
+        "collector is away, at 65.0",
+    ]

@@ -3,37 +3,43 @@
 Imported only where ``otel.enabled`` is on; without it nothing here is loaded and no
 exchange does more. The span continues the trace of the stream itself (measured: an
 Envoy 1.40 that traces puts its own span's ``traceparent`` into the call's metadata),
-else the request's own W3C context, and ends with the decision: it holds what the router
-added to the request. Names are those of the GenAI semantic conventions
-(open-telemetry/semantic-conventions-genai); ours begin with ``extproc.``. No text of a
-request is in them; the served model's name is.
+else the request's own W3C context, and ends with the decision: its duration is the time
+that the router added to the request. The router makes no inference, so its span has no
+``gen_ai`` attribute: tools that count inferences by them would count each request
+twice. The metric follows the GenAI semantic conventions
+(open-telemetry/semantic-conventions-genai). No text of a request is in either; the
+served model's name is.
 
-Where it goes, and what is sampled, say the SDK's own variables: OTEL_SERVICE_NAME,
-OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and the rest.
+The SDK's own variables name the collector and the sampling: OTEL_SERVICE_NAME,
+OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (``grpc`` or
+``http/protobuf``), OTEL_TRACES_SAMPLER and the rest.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec.structs import asdict
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import extproc
 from extproc.exchange.events import Decided, Observation
-from extproc.exchange.openai import CHAT, find_endpoint
 from extproc.routing.decision import decision_fields
 from extproc.routing.router import Decision, Lesson
+from extproc.server.logs import OncePerInterval
 
 _SCOPE = "extproc"
 _PROVIDER = "vllm"
@@ -42,7 +48,19 @@ _SPAN_NAME = "choose_pool"
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
 """The convention's bounds of ``gen_ai.client.token.usage``: 1 to 67,108,864."""
 
-_ALWAYS = ("pool", "reason", "category", "body_bytes")
+_PROTOCOLS = {"grpc": "grpc", "http/protobuf": "http"}
+"""OTEL_EXPORTER_OTLP_PROTOCOL, and the package of the exporter that speaks it."""
+
+_LOG_INTERVAL_S = 60.0
+"""Between two lines of the SDK: a collector that is away gives one each second."""
+
+MAX_MODELS = 64
+"""Model names in the metric. Only names that a backend answered count; any further one
+is ``other``."""
+
+OTHER_MODEL = "other"
+
+_ALWAYS = ("pool", "reason", "category", "operation", "body_bytes")
 _ESTIMATED = (
     *_ALWAYS,
     "prompt_tokens",
@@ -62,20 +80,26 @@ class Tracing:
     answer costs spans, never requests.
 
     Args:
-        environment: none of the SDK's variables but OTEL_SERVICE_NAME is looked up
-            here; the SDK reads its own.
+        environment: OTEL_SERVICE_NAME and OTEL_EXPORTER_OTLP_PROTOCOL are read from
+            it; the SDK reads its other variables itself.
+
+    Raises:
+        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names another protocol.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        spans, metrics = _exporters(environment)
+        _quiet_the_sdk()
+        self._models: set[str] = set()
         service = environment.get("OTEL_SERVICE_NAME") or "token-budget-router"
         resource = Resource.create(
             {SERVICE_NAME: service, SERVICE_VERSION: extproc.__version__}
         )
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracers.add_span_processor(BatchSpanProcessor(spans()))
         self._tracer = self._tracers.get_tracer(_SCOPE, extproc.__version__)
         self._meters = MeterProvider(
-            [PeriodicExportingMetricReader(OTLPMetricExporter())],
+            [PeriodicExportingMetricReader(metrics())],
             resource,
             shutdown_on_exit=False,
             views=[
@@ -111,8 +135,8 @@ class Tracing:
         span = self._tracer.start_span(
             _SPAN_NAME,
             self._propagator.extract(carrier),
-            SpanKind.SERVER,
-            attributes=_attributes(decided.decision, decided.headers.get(":path", "")),
+            SpanKind.INTERNAL,
+            attributes=_attributes(decided.decision),
             start_time=now_ns - round(elapsed_s * 1e9),
         )
         span.end(now_ns)
@@ -121,7 +145,9 @@ class Tracing:
         """Count the tokens of a response, by type."""
         outcome = observation.outcome
         common = {
+            "gen_ai.operation.name": observation.decision.operation,
             "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.request.model": self._model(observation),
             "extproc.pool": observation.decision.pool.name,
         }
         for kind, tokens in (
@@ -131,25 +157,61 @@ class Tracing:
             if tokens:
                 self._usage.record(tokens, {**common, "gen_ai.token.type": kind})
 
+    def _model(self, observation: Observation) -> str:
+        """Return the model's name, if the metric may have it.
+
+        Names are text of clients; a backend answers those that it serves.
+        """
+        name = observation.decision.model
+        if name not in self._models:
+            answered = observation.outcome.status == 200
+            if not answered or not name or len(self._models) >= MAX_MODELS:
+                return OTHER_MODEL
+            self._models.add(name)
+        return name
+
     def close(self) -> None:
         """Hand over what is left, waiting for the collector if need be; blocks."""
         self._tracers.shutdown()
         self._meters.shutdown()
 
 
-def _attributes(decision: Decision, path: str) -> Attributes:
-    endpoint = find_endpoint(path) or CHAT
+def _attributes(decision: Decision) -> Attributes:
     fields = asdict(decision_fields(decision)) | {
         "budget_tokens": decision.budget_tokens
     }
     shown = _ALWAYS if decision.reason.failed_open else _ESTIMATED
-    attributes: Attributes = {
-        "gen_ai.operation.name": endpoint.operation,
-        "gen_ai.provider.name": _PROVIDER,
-        **{f"extproc.{name}": fields[name] for name in shown},
-    }
+    attributes: Attributes = {f"extproc.{name}": fields[name] for name in shown}
     if decision.model:
-        attributes["gen_ai.request.model"] = decision.model
+        attributes["extproc.model"] = decision.model
     if decision.declared and decision.output_tokens:
-        attributes["gen_ai.request.max_tokens"] = decision.output_tokens
+        attributes["extproc.max_tokens"] = decision.output_tokens
     return attributes
+
+
+def _exporters(
+    environment: Mapping[str, str],
+) -> tuple[Callable[[], SpanExporter], Callable[[], MetricExporter]]:
+    """Return the classes that export spans and metrics.
+
+    Raises:
+        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names another protocol.
+    """
+    variable = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    protocol = environment.get(variable) or "grpc"
+    package = _PROTOCOLS.get(protocol)
+    if package is None:
+        accepted = " or ".join(_PROTOCOLS)
+        raise ValueError(f"{variable}: {protocol!r}; expected {accepted}")
+    root = f"opentelemetry.exporter.otlp.proto.{package}"
+    spans = importlib.import_module(f"{root}.trace_exporter").OTLPSpanExporter
+    metrics = importlib.import_module(f"{root}.metric_exporter").OTLPMetricExporter
+    return spans, metrics
+
+
+def _quiet_the_sdk() -> None:
+    """Let the SDK log one line a minute: its exporters retry each second."""
+    logger = logging.getLogger("opentelemetry")
+    if not any(isinstance(each, OncePerInterval) for each in logger.handlers):
+        logger.addHandler(OncePerInterval(logging.getLogger(), _LOG_INTERVAL_S))
+        logger.propagate = False

@@ -1,11 +1,13 @@
 """OpenTelemetry against a real OTLP receiver, from a server in a process of its own."""
 
+import gzip
 import json
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import grpc
 import pytest
 
 from extproc.config import ConfigError, OtelConfig
+from extproc.exchange.events import Observation
+from extproc.routing.decision import Decision, Outcome
+from extproc.routing.policy import Pool, Reason
 from extproc.server.build import build_tracing
 from extproc.wire import ext_proc_pb2 as pb
 
@@ -52,7 +57,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Receiver:
-    """An OTLP/gRPC receiver for traces and metrics."""
+    """An OTLP receiver for traces and metrics, over gRPC and over HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -85,8 +90,44 @@ class Receiver:
             "trace": trace_service.ExportTraceServiceResponse,
             "metrics": metrics_service.ExportMetricsServiceResponse,
         }
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        grpc_port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
+        self._http = ThreadingHTTPServer(
+            ("127.0.0.1", 0),
+            self._handler(
+                {
+                    "/v1/traces": (
+                        trace_service.ExportTraceServiceRequest,
+                        self._take_trace,
+                    ),
+                    "/v1/metrics": (
+                        metrics_service.ExportMetricsServiceRequest,
+                        self._take_metrics,
+                    ),
+                }
+            ),
+        )
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self.ports = {"grpc": grpc_port, "http/protobuf": self._http.server_port}
+
+    def _handler(self, takers: dict[str, Any]) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                message, take = takers[self.path]
+                answer = take(message.FromString(body), None).SerializeToString()
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
 
     def _take_trace(self, request: Any, context: Any) -> Any:
         for resource in request.resource_spans:
@@ -104,6 +145,8 @@ class Receiver:
 
     def stop(self) -> None:
         self._server.stop(None).wait()
+        self._http.shutdown()
+        self._http.server_close()
 
 
 @pytest.fixture
@@ -113,8 +156,10 @@ def receiver() -> Iterator[Receiver]:
     receiver.stop()
 
 
-@pytest.fixture
-def server(receiver: Receiver, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=["grpc", "http/protobuf"])
+def server(
+    receiver: Receiver, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[subprocess.Popen[str]]:
     pytest.importorskip("opentelemetry.sdk.trace", reason="pip install '.[otel]'")
     config = tmp_path / "extproc.yaml"
     config.write_text(
@@ -128,7 +173,10 @@ def server(receiver: Receiver, tmp_path: Path) -> Iterator[subprocess.Popen[str]
         cwd=PROJECT,
         env={
             "PYTHONPATH": str(PROJECT),
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": request.param,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": (
+                f"http://127.0.0.1:{receiver.ports[request.param]}"
+            ),
             "OTEL_SERVICE_NAME": "the-router",
         },
         stderr=subprocess.PIPE,
@@ -210,9 +258,11 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
     attributes = {
         a.key: a.value.string_value or a.value.int_value for a in from_client.attributes
     }
-    assert attributes["gen_ai.operation.name"] == "chat"
-    assert attributes["gen_ai.request.model"] == "a-model"
-    assert attributes["gen_ai.request.max_tokens"] == 77
+    # The router makes no inference: nothing that tools take for one.
+    assert not [name for name in attributes if name.startswith("gen_ai.")]
+    assert attributes["extproc.operation"] == "chat"
+    assert attributes["extproc.model"] == "a-model"
+    assert attributes["extproc.max_tokens"] == 77
     assert attributes["extproc.pool"] == "short"
     assert attributes["extproc.reason"] == "within_threshold"
     assert attributes["extproc.budget_tokens"] > 77
@@ -229,5 +279,38 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
         for point in usage.histogram.data_points
     }
     assert sums == {"input": 27, "output": 12}
+    for point in usage.histogram.data_points:
+        labels = {a.key: a.value.string_value for a in point.attributes}
+        assert labels["gen_ai.operation.name"] == "chat"
+        assert labels["gen_ai.request.model"] == "a-model"
+        assert labels["gen_ai.provider.name"] == "vllm"
     assert usage.unit == "{token}"
     assert list(usage.histogram.data_points[0].explicit_bounds)[:3] == [1, 4, 16]
+
+
+def test_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.sdk.trace", reason="pip install '.[otel]'")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+    with pytest.raises(ConfigError, match=r"'http/json'; expected grpc or http/proto"):
+        build_tracing(OtelConfig(enabled=True))
+
+
+def test_a_client_s_names_are_no_labels_until_a_backend_answers_them() -> None:
+    tracing_module = pytest.importorskip("extproc.server.observe.tracing")
+    tracing = tracing_module.Tracing({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"})
+
+    def model(name: str, status: int) -> str:
+        decision = Decision(
+            Pool("short", 8192, 8192), Reason.WITHIN_THRESHOLD, model=name
+        )
+        answer: str = tracing._model(Observation(decision, Outcome(status)))
+        return answer
+
+    assert model("made-up", 404) == tracing_module.OTHER_MODEL
+    names = [f"model-{n}" for n in range(tracing_module.MAX_MODELS + 1)]
+    assert [model(name, 200) for name in names] == [
+        *names[:-1],
+        tracing_module.OTHER_MODEL,
+    ]
+    assert model(names[0], 500) == names[0]
+    assert model("", 200) == tracing_module.OTHER_MODEL

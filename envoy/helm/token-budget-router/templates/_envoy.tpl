@@ -69,6 +69,8 @@
             - exact: content-length
             - exact: content-encoding
             - exact: x-request-id
+            - exact: traceparent
+            - exact: tracestate
             - exact: x-llm-category
             - exact: ":status"
             - exact: transfer-encoding
