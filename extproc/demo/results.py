@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -148,7 +147,7 @@ class Results:
     duration_s: float
     measured: Measured
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """One object of plain values."""
         return {
             "requests": self.requests,

@@ -10,7 +10,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from extproc.config import Config, PoolConfig, as_document
 from extproc.demo.client import send_all, time_alternately
@@ -44,6 +45,12 @@ _TIMED_ROUNDS = 200
 _WARM_UP_REQUESTS = MODEL_SAMPLES + 1
 # Ten times an A100: the queues are as long as in earnest, the wait is not.
 _SPEED = 10.0
+
+
+class RouterStatus(msgspec.Struct, frozen=True):
+    """The part of the router's ``/status`` that the demo shows."""
+
+    bytes_per_token: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +93,18 @@ class Demo:
             self.stack.envoy.access_log, [reply.request_id for reply in replies]
         )
         measured = Measured(
-            learned_bytes_per_token=self.status()["bytes_per_token"],
+            learned_bytes_per_token=self.status().bytes_per_token,
             latency=self._latency() if self.settings.measure_latency else None,
             overflow=self._overflow(),
         )
         sent = join(self.config, replies, records)
         return judge(self.config, sent, duration_s, measured)
 
-    def status(self) -> dict[str, Any]:
-        """What the router says of itself."""
+    def status(self) -> RouterStatus:
+        """Fetch the router's own status."""
         url = f"{self.stack.router.admin_url}/status"
         with urllib.request.urlopen(url, timeout=30) as response:
-            status: dict[str, Any] = json.load(response)
-        return status
+            return msgspec.json.decode(response.read(), type=RouterStatus)
 
     def _requests(self) -> list[DemoRequest]:
         if self.settings.requests is not None:

@@ -18,7 +18,6 @@ import sysconfig
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from extproc.demo.phrases import CJK, OTHER_SCRIPTS, compose
 
@@ -67,7 +66,7 @@ def _other_script(size_bytes: int, rng: random.Random) -> str:
 
 
 def _structured(size_bytes: int, rng: random.Random) -> str:
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, object]] = []
     written = 0
     while written < size_bytes:
         records.append(_record(len(records), rng))
@@ -112,7 +111,7 @@ _WRITERS: dict[Kind, Callable[[int, random.Random], str]] = {
 }
 
 
-def _record(number: int, rng: random.Random) -> dict[str, Any]:
+def _record(number: int, rng: random.Random) -> dict[str, object]:
     return {
         "id": number,
         "name": f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}",
@@ -127,11 +126,14 @@ _ADJECTIVES = ("quiet", "green", "early", "plain", "northern", "second", "open")
 _NOUNS = ("harbour", "ledger", "signal", "garden", "engine", "archive", "window")
 
 
-def _as_csv(records: list[dict[str, Any]]) -> str:
+def _as_csv(records: list[dict[str, object]]) -> str:
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**record, "tags": ";".join(record["tags"])} for record in records)
+    for record in records:
+        tags = record["tags"]
+        assert isinstance(tags, list)
+        writer.writerow({**record, "tags": ";".join(tags)})
     return sheet.getvalue()
 
 

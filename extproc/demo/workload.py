@@ -8,7 +8,6 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from extproc.demo.standin.request import ServedApi
 from extproc.demo.texts import Kind, write
@@ -102,18 +101,19 @@ def _size_bytes(kind: Kind, rng: random.Random) -> int:
 def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoRequest:
     api = rng.choices(tuple(_API_WEIGHTS), weights=tuple(_API_WEIGHTS.values()))[0]
     stream = rng.random() < 0.5
-    body: dict[str, Any] = {"model": target.model}
+    body: dict[str, object] = {"model": target.model}
     if stream:
         body["stream"] = True
     limit = rng.choice((16, 32, 64, 128, 256)) if rng.random() < 0.6 else None
     limit = target.longest_answer or limit
     match api:
         case ServedApi.CHAT:
-            body["messages"] = _messages(text, rng)
+            messages = _messages(text, rng)
+            body["messages"] = messages
             if rng.random() < 0.15:
                 body["tools"] = _tools(rng)
             if rng.random() < 0.02 and target.images:
-                _attach_image(body["messages"][-1], rng)
+                _attach_image(messages[-1], rng)
             if stream and rng.random() < 0.7:
                 body["stream_options"] = {"include_usage": True}
             _set(body, rng.choice(("max_tokens", "max_completion_tokens")), limit)
@@ -132,15 +132,15 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
     return DemoRequest(api, raw.encode(), kind, stream)
 
 
-def _set(body: dict[str, Any], name: str, value: int | None) -> None:
+def _set(body: dict[str, object], name: str, value: int | None) -> None:
     if value is not None:
         body[name] = value
 
 
 def _messages(
     text: str, rng: random.Random, *, system: bool = True
-) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
+) -> list[dict[str, object]]:
+    messages: list[dict[str, object]] = []
     if system and rng.random() < 0.5:
         messages.append({"role": "system", "content": "You are a careful assistant."})
     if rng.random() < 0.3:
@@ -153,7 +153,7 @@ def _messages(
     return messages
 
 
-def _tools(rng: random.Random) -> list[dict[str, Any]]:
+def _tools(rng: random.Random) -> list[dict[str, object]]:
     names = rng.sample(("find_file", "run_query", "send_mail", "book_room"), 2)
     return [
         {
@@ -175,7 +175,7 @@ def _tools(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def _attach_image(message: dict[str, Any], rng: random.Random) -> None:
+def _attach_image(message: dict[str, object], rng: random.Random) -> None:
     """Add a picture as clients do: base64 in the body, some above a megabyte."""
     picture = base64.b64encode(rng.randbytes(rng.choice((_MIB // 8, _MIB)))).decode()
     message["content"] = [
@@ -209,7 +209,7 @@ def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
             yield _bare_request(record, line, number)
 
 
-def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
+def _logged_request(record: dict[str, object], number: int) -> DemoRequest:
     path = record.get("path", ServedApi.CHAT)
     body = record["body"]
     headers = record.get("headers", {})
@@ -233,7 +233,7 @@ def _logged_request(record: dict[str, Any], number: int) -> DemoRequest:
     )
 
 
-def _bare_request(body: dict[str, Any], line: str, number: int) -> DemoRequest:
+def _bare_request(body: dict[str, object], line: str, number: int) -> DemoRequest:
     for name, api in (
         ("messages", ServedApi.CHAT),
         ("prompt", ServedApi.COMPLETIONS),

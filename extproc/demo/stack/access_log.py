@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 _POLL_S = 0.02
 
@@ -35,17 +35,38 @@ class Record:
     budget_tokens: int | None
 
 
+class _Decision(msgspec.Struct):
+    """``envoy.yaml``'s field `decision`: numbers of dynamic metadata are floats."""
+
+    category: str | None = None
+    reason: str | None = None
+    prompt_tokens: float | None = None
+    budget_tokens: float | None = None
+
+
+class _Line(msgspec.Struct):
+    request_id: str | None = None
+    status: int | None = None
+    pool: str | None = None
+    cluster: str | None = None
+    attempts: int | None = None
+    duration_ms: float | None = None
+    decision: _Decision | None = None
+
+
+_lines = msgspec.json.Decoder(_Line)
+
+
 def read_records(path: Path) -> dict[str, Record]:
-    """All whole lines so far, by request id; what is not one of ours is left out."""
+    """Return the records of all whole lines so far by request id."""
     records = {}
     for line in path.read_text(errors="replace").splitlines():
         if not line.startswith("{"):
             continue
         try:
-            entry = json.loads(line)
-        except ValueError:
+            record = _record(_lines.decode(line))
+        except msgspec.MsgspecError:
             continue  # the last line, half written
-        record = _record(entry)
         records[record.request_id] = record
     return records
 
@@ -66,19 +87,19 @@ def wait_for_records(
         time.sleep(_POLL_S)
 
 
-def _record(entry: dict[str, Any]) -> Record:
-    decision = entry.get("decision") or {}
+def _record(line: _Line) -> Record:
+    decision = line.decision or _Decision()
     return Record(
-        request_id=entry.get("request_id") or "",
-        status=entry.get("status") or 0,
-        pool=entry.get("pool"),
-        cluster=entry.get("cluster") or "",
-        attempts=entry.get("attempts") or 0,
-        duration_ms=entry.get("duration_ms") or 0.0,
-        category=decision.get("category"),
-        reason=decision.get("reason"),
-        prompt_tokens=_whole(decision.get("prompt_tokens")),
-        budget_tokens=_whole(decision.get("budget_tokens")),
+        request_id=line.request_id or "",
+        status=line.status or 0,
+        pool=line.pool,
+        cluster=line.cluster or "",
+        attempts=line.attempts or 0,
+        duration_ms=line.duration_ms or 0.0,
+        category=decision.category,
+        reason=decision.reason,
+        prompt_tokens=_whole(decision.prompt_tokens),
+        budget_tokens=_whole(decision.budget_tokens),
     )
 
 

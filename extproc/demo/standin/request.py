@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.exchange import openai
@@ -44,7 +43,7 @@ class RequestRefusedError(Exception):
         self.kind = kind
         self.parameter = parameter
 
-    def body(self, endpoint: ServedApi) -> dict[str, Any]:
+    def body(self, endpoint: ServedApi) -> dict[str, object]:
         """The JSON body; Anthropic's shape on Anthropic's path."""
         if endpoint is ServedApi.MESSAGES:
             return {
@@ -128,7 +127,7 @@ def read_job(
     )
 
 
-def _limit(endpoint: ServedApi, body: Mapping[str, Any]) -> tuple[str, int | None]:
+def _limit(endpoint: ServedApi, body: Mapping[str, object]) -> tuple[str, int | None]:
     names = {
         ServedApi.CHAT: ("max_completion_tokens", "max_tokens"),
         ServedApi.RESPONSES: ("max_output_tokens",),
@@ -141,7 +140,7 @@ def _limit(endpoint: ServedApi, body: Mapping[str, Any]) -> tuple[str, int | Non
     return "max_tokens", None
 
 
-def _integer(body: Mapping[str, Any], name: str, *, at_least: int) -> int | None:
+def _integer(body: Mapping[str, object], name: str, *, at_least: int) -> int | None:
     value = body.get(name)
     if value is None:
         return None
@@ -177,17 +176,17 @@ def _check_window(prompt_tokens: int, max_model_len: int, *, generates: bool) ->
 
 
 def _count_prompts(
-    endpoint: ServedApi, body: Mapping[str, Any], tokenizer: Tokenizer
+    endpoint: ServedApi, body: Mapping[str, object], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
     match endpoint:
         case ServedApi.CHAT:
             messages = _list_of_objects(body, "messages")
-            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+            return (tokenizer.count_chat(messages, _tools(body)),)
         case ServedApi.MESSAGES:
             messages = _list_of_objects(body, "messages")
             if system := body.get("system"):
                 messages = [{"role": "system", "content": system}, *messages]
-            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+            return (tokenizer.count_chat(messages, _tools(body)),)
         case ServedApi.RESPONSES:
             given = body.get("input")
             messages = (
@@ -197,14 +196,18 @@ def _count_prompts(
             )
             if instructions := body.get("instructions"):
                 messages = [{"role": "system", "content": instructions}, *messages]
-            return (tokenizer.count_chat(messages, body.get("tools") or ()),)
+            return (tokenizer.count_chat(messages, _tools(body)),)
         case ServedApi.COMPLETIONS:
             return _count_texts(body, "prompt", tokenizer)
         case ServedApi.EMBEDDINGS:
             return _count_texts(body, "input", tokenizer)
 
 
-def _list_of_objects(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _tools(body: Mapping[str, object]) -> Sequence[Mapping[str, object]]:
+    return _list_of_objects(body, "tools") if body.get("tools") else ()
+
+
+def _list_of_objects(body: Mapping[str, object], name: str) -> list[dict[str, object]]:
     value = body.get(name)
     if not isinstance(value, list) or not value:
         raise RequestRefusedError(f"{name}: Field required", parameter=name)
@@ -216,7 +219,7 @@ def _list_of_objects(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]
 
 
 def _count_texts(
-    body: Mapping[str, Any], name: str, tokenizer: Tokenizer
+    body: Mapping[str, object], name: str, tokenizer: Tokenizer
 ) -> tuple[int, ...]:
     """Count a text, a list of texts, a list of token ids, or a list of those."""
     value = body.get(name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from extproc.demo.standin.request import Job, ServedApi
 from extproc.demo.standin.tokenizer import WORDS
@@ -76,7 +75,7 @@ class Responder:
                     "completion_tokens": completion,
                 }
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The whole response, where the client did not ask for a stream."""
         match self.job.endpoint:
             case ServedApi.CHAT:
@@ -148,7 +147,7 @@ class Responder:
                     yield self._chunk(kind, [], usage=self.usage())
                 yield b"data: [DONE]\n\n"
 
-    def _openai(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _openai(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
         return {
             "id": self.response_id,
             "object": kind,
@@ -158,7 +157,7 @@ class Responder:
             "usage": self.usage(),
         }
 
-    def _chat_choices(self) -> list[dict[str, Any]]:
+    def _chat_choices(self) -> list[dict[str, object]]:
         return [
             {
                 "index": answer.index,
@@ -172,7 +171,7 @@ class Responder:
             for answer in self.answers
         ]
 
-    def _completion_choices(self) -> list[dict[str, Any]]:
+    def _completion_choices(self) -> list[dict[str, object]]:
         return [
             {
                 "index": answer.index,
@@ -183,8 +182,8 @@ class Responder:
             for answer in self.answers
         ]
 
-    def _response(self, status: str) -> dict[str, Any]:
-        output: list[dict[str, Any]] = []
+    def _response(self, status: str) -> dict[str, object]:
+        output: list[dict[str, object]] = []
         if status == "completed":
             answer = self.answers[0]
             content = {
@@ -216,7 +215,7 @@ class Responder:
             "usage": self.usage() if output else None,
         }
 
-    def _message(self, answer: Answer | None) -> dict[str, Any]:
+    def _message(self, answer: Answer | None) -> dict[str, object]:
         """Anthropic's message; without an answer, the one that begins a stream."""
         content = (
             []
@@ -234,7 +233,7 @@ class Responder:
             "usage": self.usage(),
         }
 
-    def _embeddings(self) -> dict[str, Any]:
+    def _embeddings(self) -> dict[str, object]:
         vectors = [
             {
                 "object": "embedding",
@@ -264,10 +263,10 @@ class Responder:
     def _chunk(
         self,
         kind: str,
-        choices: list[dict[str, Any]],
+        choices: list[dict[str, object]],
         usage: dict[str, int] | None = None,
     ) -> bytes:
-        chunk: dict[str, Any] = {
+        chunk: dict[str, object] = {
             "id": self.response_id,
             "object": kind,
             "created": self.created,
@@ -285,7 +284,7 @@ def _stop_reason(answer: Answer) -> str:
     return "max_tokens" if answer.cut else "end_turn"
 
 
-def _named(event: str, payload: dict[str, Any]) -> bytes:
+def _named(event: str, payload: Mapping[str, object]) -> bytes:
     data = _json({"type": event, **payload})
     return b"event: " + event.encode() + b"\ndata: " + data + b"\n\n"
 

@@ -13,7 +13,6 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 
@@ -60,8 +59,8 @@ class Tokenizer:
 
     def count_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] = (),
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
     ) -> int:
         """Tokens of a conversation in Mistral's instruct template.
 
@@ -81,7 +80,7 @@ class Tokenizer:
             total += 2 + self.count(json.dumps(list(tools), ensure_ascii=False))
         return total + sum(self._count_message(message) for message in messages)
 
-    def _count_message(self, message: Mapping[str, Any]) -> int:
+    def _count_message(self, message: Mapping[str, object]) -> int:
         match message.get("role"):
             case "system" | "developer":
                 return 0
@@ -105,7 +104,7 @@ def _vocabulary_path() -> Path:
     return Path(package.submodule_search_locations[0]) / _VOCABULARY
 
 
-def _text(message: Mapping[str, Any]) -> str:
+def _text(message: Mapping[str, object]) -> str:
     """The text of a message whose content is a string, parts or nothing."""
     content = message.get("content")
     if isinstance(content, str):
@@ -123,7 +122,7 @@ def _text(message: Mapping[str, Any]) -> str:
     return "\n".join(texts)
 
 
-def _images(message: Mapping[str, Any]) -> int:
+def _images(message: Mapping[str, object]) -> int:
     content = message.get("content")
     if not isinstance(content, list):
         return 0
