@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extproc.commands.traffic_options import OptionError
+from extproc.fleet.emit import Serving
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.hardware import (
     GPU_MEMORY_UTILIZATION,
@@ -108,10 +109,25 @@ def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what users are promised."""
     group = parser.add_argument_group("promises")
     group.add_argument(
-        "--slo-ttft", type=float, default=2.0, metavar="S", help="P99; default 2.0"
+        "--slo-ttft",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="P99 of the time to the first token; default %(default)s",
     )
     group.add_argument(
-        "--slo-tpot", type=float, default=0.08, metavar="S", help="P99; default 0.08"
+        "--slo-tpot",
+        type=float,
+        default=0.08,
+        metavar="S",
+        help="P99 of the time for each further token; default %(default)s",
+    )
+    group.add_argument(
+        "--slo-long-ttft",
+        type=float,
+        metavar="S",
+        help="P99 of requests above the last threshold; default: twice the time that "
+        "they take on an idle instance",
     )
     group.add_argument(
         "--slo-preemption-rate",
@@ -193,6 +209,29 @@ def read_deployment(args: argparse.Namespace) -> Deployment:
             f"room for a KV cache on {size} x {gpu.name}"
         )
     return deployment
+
+
+def read_serving(args: argparse.Namespace) -> Serving:
+    """How an instance is started, for the command lines of a plan.
+
+    Raises:
+        OptionError: as :func:`read_deployment`.
+    """
+    if args.profile:
+        profile = read_profile(args.profile)
+        return Serving(profile.model, profile.gpus)
+    path = Path(args.model)
+    model = None
+    if path.exists():
+        model = str(path.parent if path.name == "config.json" else path)
+    if args.step_time == "paper":
+        return Serving(model, 1)
+    return Serving(
+        model,
+        read_deployment(args).tensor_parallel_size,
+        args.gpu_memory_utilization,
+        args.kv_cache_dtype,
+    )
 
 
 def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
@@ -316,10 +355,10 @@ def read_slo(args: argparse.Namespace) -> Slo:
     Raises:
         OptionError: one out of range.
     """
-    for option in ("slo_ttft", "slo_tpot"):
+    for option in ("slo_ttft", "slo_tpot", "slo_long_ttft"):
         value = getattr(args, option)
-        if value <= 0:
-            raise OptionError(f"--{option.replace('_', '-')}: {value}, expected > 0")
+        if value is not None and value <= 0:
+            raise OptionError(f"--{option.replace('_', '-')}: {value}; expected > 0")
     if args.slo_preemption_rate < 0:
         raise OptionError(
             f"--slo-preemption-rate: {args.slo_preemption_rate}, expected >= 0"

@@ -1,4 +1,4 @@
-"""What a split into pools would save, beside what it would save without one.
+"""What a split into pools would save, and what one setting saves without it.
 
 Sizes the fleet for a workload, a rate, hardware and an SLO: the split with the shipped
 router, and every baseline the same way, by simulating vLLM's scheduler. Named workloads
@@ -16,9 +16,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from extproc.commands.fleet_options import (
     complete_limits,
     plain_json,
     read_engine,
+    read_serving,
     read_slo,
     warn_beyond_profile,
 )
+from extproc.commands.plan_text import print_plan, print_policies
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import (
     OptionError,
@@ -44,7 +46,9 @@ from extproc.commands.traffic_options import (
 )
 from extproc.fleet.cost import HOURS_PER_YEAR
 from extproc.fleet.declared import Declared
+from extproc.fleet.emit import files
 from extproc.fleet.paper_claims import claims
+from extproc.fleet.plan_document import Plan, Prices, answer, as_json
 from extproc.fleet.planning import (
     DEFAULT_HEADROOM,
     VERIFIED_REQUESTS,
@@ -58,7 +62,6 @@ from extproc.fleet.planning import (
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
 from extproc.fleet.strategy import StrategyName
-from extproc.fleet.verdict import Prices, answer
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # The papers' two traces, as far as they can be had: their Azure tail is not public.
@@ -115,6 +118,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="one page")
     parser.add_argument(
+        "--emit",
+        type=Path,
+        metavar="DIR",
+        help="write vLLM's command lines and the router's configuration there",
+    )
+    parser.add_argument(
+        "--emit-deployments",
+        action="store_true",
+        help="patches for Kubernetes Deployments too",
+    )
+    parser.add_argument(
         "--processes", type=int, default=min(4, os.cpu_count() or 1), help="at most"
     )
     add_output_arguments(parser)
@@ -125,18 +139,43 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.report is not None and not args.report.parent.is_dir():
             raise OptionError(
-                f"--report: {args.report}, expected a file in a folder that is there"
+                f"--report: {args.report}; expected a file in a folder that is there"
             )
-        document = _paper(args) if args.paper else _plan(args)
+        if args.emit is not None and args.emit.exists() and not args.emit.is_dir():
+            raise OptionError(f"--emit: {args.emit}; expected a directory")
+        return _run_paper(args) if args.paper else _run_plan(args)
     except OptionError as error:
         print(f"extproc plan: {error}", file=sys.stderr)
         return 2
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    plan, page = _plan(args)
+    serving = read_serving(complete_limits(args))
+    if args.report is not None:
+        args.report.write_text(page, "utf-8")
+        print(f"report: {args.report}", file=sys.stderr)
+    if args.emit is not None:
+        args.emit.mkdir(parents=True, exist_ok=True)
+        for name, text in files(
+            plan, serving, deployments=args.emit_deployments
+        ).items():
+            (args.emit / name).write_text(text, "utf-8")
+        print(f"emitted: {args.emit}", file=sys.stderr)
     if args.json:
-        print(plain_json(document))
-    elif args.paper:
-        _print_paper(document)
+        print(plain_json(as_json(plan)))
     else:
-        _print_plan(document)
+        print_plan(plan, serving)
+    return 0
+
+
+def _run_paper(args: argparse.Namespace) -> int:
+    document = _paper(args)
+    if args.json:
+        document["simulated"] = [as_json(plan) for plan in document["simulated"]]
+        print(plain_json(document))
+    else:
+        _print_paper(document)
     return 0
 
 
@@ -162,6 +201,7 @@ def read_question(args: argparse.Namespace) -> Question:
             args.max_model_len,
             args.max_num_batched_tokens,
             args.seed,
+            args.slo_long_ttft,
         )
     except ValueError as error:
         raise OptionError(f"--max-model-len: {error}") from error
@@ -184,6 +224,7 @@ def read_question(args: argparse.Namespace) -> Question:
         verified_requests=args.requests,
         headroom=args.headroom,
         traffic=traffic.said,
+        long_promise_given=args.slo_long_ttft is not None,
     )
 
 
@@ -203,7 +244,8 @@ def _check(args: argparse.Namespace, thresholds: tuple[int, ...]) -> None:
         raise OptionError(f"--headroom: {args.headroom}; expected 0 <= x < 1")
 
 
-def _plan(args: argparse.Namespace) -> dict[str, Any]:
+def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
+    """The plan, and its page if one is wanted."""
     started = time.monotonic()
     question = read_question(args)
     prices = Prices(
@@ -212,18 +254,18 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     with _mapper(args.processes) as mapped:
         sized = _size(question, mapped)
     points = [] if args.no_sweep else sweep(question, THRESHOLDS)
-    document = answer(question, sized, prices, points)
-    document["wall_time_s"] = round(time.monotonic() - started, 1)
-    if args.report is not None:
-        errors = misroutes(
-            question,
-            sized["split"].policy.tiers,
-            (StrategyName.ROUTER, StrategyName.EMA, StrategyName.BYTES_PER_4),
-            n=args.requests // 20,
-        )
-        args.report.write_text(render(question, sized, document, errors), "utf-8")
-        print(f"report: {args.report}", file=sys.stderr)
-    return document
+    plan = answer(question, sized, prices, points)
+    if args.report is None:
+        return replace(plan, wall_time_s=round(time.monotonic() - started, 1)), ""
+    errors = misroutes(
+        question,
+        sized["split"].policy.tiers,
+        (StrategyName.ROUTER, StrategyName.EMA, StrategyName.BYTES_PER_4),
+        n=args.requests // 20,
+    )
+    plan = replace(plan, wall_time_s=round(time.monotonic() - started, 1))
+    serving = read_serving(complete_limits(args))
+    return plan, render(question, sized, plan, errors, serving)
 
 
 @contextmanager
@@ -294,108 +336,6 @@ def _print_paper(document: dict[str, Any]) -> None:
         print(f"{mark:4} {claim['what']:42} {claim['theirs']:>15} {claim['ours']:>15}")
         print(wrap(claim["note"], indent=5))
     for plan in document["simulated"]:
-        print(f"\n{plan['workload']} in the papers' setting, simulated:")
-        _print_policies(plan)
+        print(f"\n{plan.workload} in the papers' setting, simulated:")
+        print_policies(plan.policies)
     print(f"\nseed {document['seed']}, {document['wall_time_s']} s")
-
-
-def _print_plan(document: dict[str, Any]) -> None:
-    slo = document["slo"]
-    synthetic = ", synthetic" if document["synthetic"] else ""
-    for line in (
-        f"{document['workload']} ({document['source']}{synthetic}) at "
-        f"{document['rate']:.4g} req/s on {document['engine']}; {document['traffic']}",
-        f"promised: P99 TTFT {slo['p99_ttft_s']:g} s ({slo['long_ttft_s']:.3g} s over "
-        f"{slo['long_tokens']:,} tokens), P99 TPOT {1e3 * slo['p99_tpot_s']:g} ms, "
-        f"preemptions {slo['preemption_rate']:g} a request",
-    ):
-        print(wrap(line))
-    print()
-    _print_pools(document)
-    print()
-    _print_policies(document)
-    if document["sweep"]:
-        print("\nby throughput alone, saving against the papers' baseline:")
-        print(" threshold   alpha     rho   formula  worst-case split  paged split")
-        for point in document["sweep"]:
-            print(
-                f"{point['threshold_tokens']:10,} {point['short_fraction']:7.3f} "
-                f"{point['throughput_gain']:7.2f} {point['formula']:9.1%} "
-                f"{point['worst_case_saving']:17.1%} {point['paged_saving']:12.1%}"
-            )
-    print()
-    for line in (
-        f"alpha {document['alpha']:.4f}, rho {document['rho']:.2f}: formula "
-        f"{document['formula_saving_pct']} %, simulated {document['saving_pct']} %: "
-        f"{document['saving_from_not_sizing_for_the_worst_case_pct']} from not sizing "
-        f"for the worst case, {document['saving_from_the_split_pct']} from the split",
-        f"{_dollars(document['dollars_per_year_saved'])} a year at "
-        f"${document['usd_per_gpu_hour']:g} a GPU-hour and "
-        f"{document['hours_per_year']:,.0f} h; "
-        f"{_dollars(document['dollars_per_year_saved_against_paged'])} of it from "
-        "the split",
-        document["verdict"],
-    ):
-        print(wrap(line))
-    print(f"seed {document['seed']}, {document['wall_time_s']} s")
-
-
-def _print_pools(document: dict[str, Any]) -> None:
-    columns = (
-        ("pool", 8), ("instances", 10), ("max_model_len", 14), ("max_num_seqs", 13),
-        ("share", 9), ("used", 7), ("P99 TTFT", 18), ("P99 TPOT", 16),
-        ("measured", 10),
-    )  # fmt: skip
-    print("".join(f"{title:>{width}}" for title, width in columns))
-    for pool in document["pools"]:
-        cells = (
-            pool["name"],
-            f"{pool['instances']:,}",
-            f"{pool['max_model_len']:,}",
-            f"{pool['max_num_seqs']:,}",
-            f"{pool['share_of_requests']:.2%}",
-            "-" if pool["utilization"] is None else f"{pool['utilization']:.1%}",
-            _with_interval(pool, "p99_ttft_s"),
-            _with_interval(pool, "p99_tpot_s"),
-            f"{pool['requests_measured']:,}{'*' if pool['measured_alone'] else ''}",
-        )
-        row = zip(cells, columns, strict=True)
-        print("".join(f"{cell:>{width}}" for cell, (_, width) in row))
-    if any(pool["measured_alone"] for pool in document["pools"]):
-        print("* gets too few of the fleet's requests: measured by itself, longer")
-
-
-def _with_interval(row: Mapping[str, Any], key: str) -> str:
-    half = row["half_widths"][key]
-    text = _seconds(row[key])
-    return text if half is None else f"{text} +- {_seconds(half)}"
-
-
-def _print_policies(document: dict[str, Any]) -> None:
-    print(
-        f"{'':23} {'':>9} {'saved by':>9} {'P99':>7} {'P99':>6} {'re-':>7} {'cut':>7}\n"
-        f"{'policy':23} {'instances':>9} {'the split':>9} {'TTFT':>7} {'TPOT':>6} "
-        f"{'jected':>7} {'off':>7}  SLO"
-    )
-    rows = {"split": None, **document["baselines"]}
-    for name, row in rows.items():
-        if row is None:
-            met = "met" if document["slo_met"] else "missed"
-            print(f"{name:23} {document['instances']:9} {'':9} {'':30}  {met}")
-            continue
-        print(
-            f"{name:23} {row['instances']:9} {row['saving_pct']:8.1f}% "
-            f"{_seconds(row['p99_ttft_s']):>7} {_seconds(row['p99_tpot_s']):>6} "
-            f"{row['rejected_share']:7.3%} {row['truncated_share']:7.3%}  "
-            f"{'met' if row['slo_met'] else 'missed'}"
-        )
-
-
-def _dollars(amount: float) -> str:
-    return f"{'-' if amount < 0 else ''}${abs(amount):,}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.0f} ms"

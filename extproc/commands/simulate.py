@@ -49,6 +49,7 @@ from extproc.fleet.figures import (
     plain,
     pool_figures,
 )
+from extproc.fleet.planning import complete_slo
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result, State
 from extproc.fleet.simulation import PoolSpec, simulate
@@ -187,8 +188,21 @@ def _read(args: argparse.Namespace) -> _Task:
     if args.variation < 0:
         raise OptionError(f"--variation: {args.variation}, expected >= 0")
     traffic = read_traffic(args)
-    slo = read_slo(args)
-    pools = _read_pools(args, read_engine(args), slo)
+    slo, engine = read_slo(args), read_engine(args)
+    pools = _read_pools(args, engine, slo)
+    window = pools[-1].limits.max_model_len
+    promised, _ = complete_slo(
+        slo,
+        traffic.workload,
+        engine,
+        [pool.threshold_tokens for pool in pools[:-1]]
+        or [min(DEFAULT_THRESHOLD, window // 2)],
+        window,
+        pools[-1].limits.max_num_batched_tokens,
+        args.seed,
+        args.slo_long_ttft,
+    )
+    pools = [replace(pool, slo=promised) for pool in pools]
     warn_beyond_profile(args, [pool.limits for pool in pools], priced=False)
     run = Run(
         args.requests,

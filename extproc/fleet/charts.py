@@ -1,6 +1,8 @@
-"""Line and bar charts as SVG text.
+"""Line charts as SVG text, bars and legends as HTML.
 
-Colours are names of CSS variables (``--a`` ...), set by the page for light and dark.
+A chart is as wide as a phone, so that its text stays legible there; bars and legends
+are laid out by the page, which breaks their lines if it must. Colors are names of CSS
+variables (``--a`` ...), set by the page for light and dark.
 """
 
 import math
@@ -8,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_WIDTH, _HEIGHT = 520.0, 320.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 54.0, 44.0
+_WIDTH, _HEIGHT = 400.0, 270.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 40.0, 44.0
 _DASHES = ' stroke-dasharray="5 4"'
 
 
@@ -56,7 +58,7 @@ class Series:
 
     title: str
     points: Sequence[tuple[float, float]]
-    colour: str
+    color: str
     filled: bool = False
     dashed: bool = False
 
@@ -69,7 +71,7 @@ class Chart:
     y: Axis
     _series: list[Series] = field(default_factory=list)
     _marks: list[tuple[float, str]] = field(default_factory=list)
-    _levels: list[float] = field(default_factory=list)
+    _levels: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, series: Series) -> None:
         """Draw a series over those before it."""
@@ -79,9 +81,9 @@ class Chart:
         """Draw a vertical line at an x value."""
         self._marks.append((value, label))
 
-    def level(self, value: float) -> None:
+    def level(self, value: float, title: str) -> None:
         """Draw a dotted horizontal line at a y value."""
-        self._levels.append(value)
+        self._levels.append((value, title))
 
     def svg(self) -> str:
         """The chart, as an element."""
@@ -92,9 +94,24 @@ class Chart:
         parts += self._grid()
         parts += [self._line(series) for series in self._series if series.points]
         parts += self._annotations()
-        parts += self._legend()
         parts.append("</svg>")
         return "\n".join(parts)
+
+    def legend(self) -> str:
+        """What each line is, as a list; empty if no line has a title."""
+        entries = []
+        for series in self._series:
+            style = "dashed" if series.dashed else "solid"
+            if series.title:
+                entries.append((series.title, f"var(--{series.color})", style))
+        entries += [(title, "var(--text)", "dotted") for _, title in self._levels]
+        if not entries:
+            return ""
+        items = "".join(
+            f'<li><i style="border-top: 3px {style} {color}"></i>{escape(title)}</li>'
+            for title, color, style in entries
+        )
+        return f"<ul class=legend>{items}</ul>"
 
     def _px(self, value: float) -> float:
         return _LEFT + self.x.share(value) * (_WIDTH - _LEFT - _RIGHT)
@@ -135,22 +152,22 @@ class Chart:
         points = " ".join(
             f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in series.points
         )
-        colour = f"var(--{series.colour})"
+        color = f"var(--{series.color})"
         if series.filled:
             left, right = series.points[0][0], series.points[-1][0]
             floor = self._py(self.y.low)
             return (
                 f'<polygon points="{self._px(left):.1f},{floor:.1f} {points} '
-                f'{self._px(right):.1f},{floor:.1f}" fill="{colour}" opacity="0.8"/>'
+                f'{self._px(right):.1f},{floor:.1f}" fill="{color}" opacity="0.8"/>'
             )
         return (
-            f'<polyline points="{points}" fill="none" stroke="{colour}" '
+            f'<polyline points="{points}" fill="none" stroke="{color}" '
             f'stroke-width="2"{_DASHES if series.dashed else ""}/>'
         )
 
     def _annotations(self) -> list[str]:
         parts = []
-        for value in self._levels:
+        for value, _ in self._levels:
             y = self._py(value)
             parts.append(
                 f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
@@ -168,19 +185,6 @@ class Chart:
             )
         return parts
 
-    def _legend(self) -> list[str]:
-        parts, x = [], 4.0
-        for series in self._series:
-            if not series.title:
-                continue
-            parts.append(
-                f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="26" y2="26" '
-                f'stroke="var(--{series.colour})" stroke-width="3"/>'
-                f'<text x="{x + 21:.0f}" y="30">{escape(series.title)}</text>'
-            )
-            x += 7.2 * len(series.title) + 38
-        return parts
-
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -188,30 +192,24 @@ class Bar:
 
     label: str
     value: float
-    colour: str
+    color: str
     note: str = ""
 
 
 def bar_chart(bars: Sequence[Bar]) -> str:
-    """Horizontal bars from a common zero."""
-    width, row, left = 1000.0, 28.0, 200.0
+    """Horizontal bars from a common zero, each with its label, value and note."""
     longest = max([bar.value for bar in bars] + [1.0])
-    height = row * len(bars)
-    parts = [f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="GPUs">']
-    for index, bar in enumerate(bars):
-        y = index * row
-        length = max(1.0, bar.value / longest * (width - left - 260))
-        note = f" ({escape(bar.note)})" if bar.note else ""
-        parts.append(
-            f'<text class="strong" x="{left - 10}" y="{y + 18}" text-anchor="end">'
-            f"{escape(bar.label)}</text>"
-            f'<rect x="{left}" y="{y + 5}" width="{length:.1f}" height="18" rx="2" '
-            f'fill="var(--{bar.colour})"/>'
-            f'<text x="{left + length + 8:.1f}" y="{y + 18}">{bar.value:,.0f}{note}'
-            "</text>"
+    rows = []
+    for bar in bars:
+        share = 100 * bar.value / longest
+        note = f" <span class=muted>{escape(bar.note)}</span>" if bar.note else ""
+        rows.append(
+            f"<div class=bar><span>{escape(bar.label)}</span>"
+            f'<span class=track><span class=fill style="width: {share:.1f}%; '
+            f'background: var(--{bar.color})"></span></span>'
+            f"<span>{bar.value:,.0f}{note}</span></div>"
         )
-    parts.append("</svg>")
-    return "\n".join(parts)
+    return f"<div class=bars>{''.join(rows)}</div>"
 
 
 def _number(value: float) -> str:

@@ -85,6 +85,8 @@ class Question:
             measured for each size that is tried, and of the whole fleet at the end.
         headroom: share of each pool's saturated rate that stays free.
         traffic: how the arrivals were chosen, in a sentence for the operator.
+        long_promise_given: whether ``slo.long_ttft_s`` is the operator's; if not, the
+            last pool's is made from its own requests.
     """
 
     workload: Workload
@@ -104,6 +106,7 @@ class Question:
     verified_requests: int = VERIFIED_REQUESTS
     headroom: float = DEFAULT_HEADROOM
     traffic: str = ""
+    long_promise_given: bool = False
 
     @property
     def stream(self) -> Stream:
@@ -121,9 +124,17 @@ def complete_slo(
     max_model_len: int,
     max_num_batched_tokens: int | None,
     seed: int,
+    long_ttft_s: float | None = None,
 ) -> tuple[Slo, int]:
-    """Fill in what follows from the rest: the long promise and the token budget."""
+    """Fill in what follows from the rest: the long promise and the token budget.
+
+    Args:
+        long_ttft_s: the long promise, if it is given.
+    """
     budget = max_num_batched_tokens or token_budget(engine.step_time, slo)
+    if long_ttft_s is not None:
+        given = replace(slo, long_tokens=thresholds[-1], long_ttft_s=long_ttft_s)
+        return given, budget
     prompts, outputs = workload.lengths.draw(np.random.default_rng(seed), _DRAWS)
     long = prompts + outputs > thresholds[-1]
     promise_s = long_promise_s(
@@ -164,6 +175,8 @@ class SizedPolicy:
         alone: of each pool that got too few of those requests, by itself; None for the
             others.
         kept: whether each pool keeps its promises.
+        rejected: share of the requests that it rejects and a pool of the question's
+            ``max_model_len`` would take.
     """
 
     policy: FleetPolicy
@@ -173,6 +186,7 @@ class SizedPolicy:
     result: Result
     alone: list[Result | None]
     kept: list[bool] = field(default_factory=list)
+    rejected: float = 0.0
 
     @property
     def total(self) -> int:
@@ -222,15 +236,20 @@ def policies(question: Question) -> list[FleetPolicy]:
 
     oracle = strategy(StrategyName.ORACLE)
     longest, shortest = question.max_model_len, question.thresholds[-1]
+    worst = tier("all", longest, None)
     found = [
         FleetPolicy(
             "homogeneous-worst-case",
-            "one pool, max_num_seqs for the worst case",
-            (tier("all", longest, None),),
+            f"one pool, max_num_seqs {worst.limits.max_num_seqs}, as many as fit with "
+            f"{longest:,} tokens each",
+            (worst,),
             oracle,
         ),
         FleetPolicy(
-            "split", "pools by token budget", tiers(seqs), strategy(StrategyName.ROUTER)
+            "split",
+            f"pools by token budget, max_num_seqs {seqs}",
+            tiers(seqs),
+            strategy(StrategyName.ROUTER),
         ),
         FleetPolicy(
             "homogeneous-paged",
@@ -240,7 +259,7 @@ def policies(question: Question) -> list[FleetPolicy]:
         ),
         FleetPolicy(
             "homogeneous-short-limit",
-            f"one pool, max_model_len {shortest}",
+            f"one pool, max_num_seqs {seqs}, max_model_len {shortest:,}",
             (tier("all", shortest, seqs),),
             oracle,
         ),
@@ -330,6 +349,8 @@ def _verified(
     ]
     sized = SizedPolicy(policy, assignment, sizes, instances, result, alone)
     sized.kept = [is_kept(*sized.measured(k), slo) for k, slo in enumerate(slos)]
+    if policy.tiers[-1].limits.max_model_len < question.max_model_len:
+        sized.rejected = assignment.rejected
     return sized
 
 
@@ -361,6 +382,8 @@ def _pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
     """
     if tier.limits.max_model_len < question.max_model_len or traffic.share > 0.5:
         return question.slo
+    if question.long_promise_given:
+        return replace(question.slo, p99_ttft_s=question.slo.long_ttft_s)
     promise_s = long_promise_s(
         traffic.lengths.prompts,
         tier.limits,

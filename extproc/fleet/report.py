@@ -1,19 +1,21 @@
 """A plan as one page: no script to load, no image, no font; light and dark.
 
-Plots are SVG drawn here, on axes that say their unit. Colours come from variables that
+Plots are SVG drawn here, on axes that say their unit. Colors come from variables that
 the page sets for either scheme, so the page needs no second set of plots.
 """
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from extproc.fleet.charts import Axis, Bar, Chart, Series, bar_chart
+from extproc.fleet.emit import Serving, pools_yaml
+from extproc.fleet.plan_document import Plan, PolicyRow
 from extproc.fleet.planning import Question, SizedPolicy
 from extproc.fleet.sensitivity import MisroutePoint
 from extproc.fleet.strategy import StrategyName
+from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 
 _DRAWS = 50_000
 _TITLES = {
@@ -51,49 +53,66 @@ svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--muted); }
 svg .strong { fill: var(--text); }
 .scroll { overflow-x: auto; }
-.scroll svg { min-width: 420px; } .wide .scroll svg { min-width: 640px; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; list-style: none;
+  margin: 6px 0 0; padding: 0; font-size: 13px; color: var(--muted); }
+.legend i { display: inline-block; margin-right: 6px; vertical-align: 4px;
+  width: 20px; }
+.bar { display: grid; align-items: center; gap: 0 10px; margin: 5px 0;
+  grid-template-columns: 190px 1fr 260px; font-variant-numeric: tabular-nums; }
+.track { display: block; height: 16px; }
+.fill { border-radius: 2px; display: block; height: 16px; min-width: 1px; }
+pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px;
+  font-size: 13px; margin: 0 0 10px; overflow-x: auto; padding: 10px 12px;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 8px; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } th { vertical-align: bottom; }
 th { font-weight: 600; color: var(--muted); } th:first-child, td:first-child {
   text-align: left; } tr.ours td { font-weight: 600; } .missed { color: var(--bad); }
-@media (max-width: 540px) { body { padding: 16px 12px 48px; } }
+@media (max-width: 640px) { body { padding: 16px 12px 48px; }
+  .bar { grid-template-columns: 1fr; margin: 0 0 10px; } section { padding: 12px; } }
 """
 
 
 def render(
     question: Question,
     sized: Mapping[str, SizedPolicy],
-    document: Mapping[str, Any],
+    plan: Plan,
     misroutes: Sequence[MisroutePoint],
+    serving: Serving,
 ) -> str:
     """The page, as HTML.
 
     Args:
-        document: what :func:`extproc.fleet.verdict.answer` says of them.
+        plan: what :func:`extproc.fleet.plan_document.answer` says of them.
     """
-    name = escape(document["workload"])
-    synthetic = " Synthetic lengths." if document["synthetic"] else ""
+    name = escape(plan.workload)
+    synthetic = " Synthetic lengths." if plan.synthetic else ""
+    sections = [
+        _section("GPUs by policy", _gpus(plan), wide=True),
+        _section("What to apply", _apply(plan, serving), wide=True),
+        _section("Pools of the split", _pools_table(plan), wide=True),
+        _section("Requests by length", _lengths(question)),
+        _section("Time to the first token", _first_tokens(question, sized)),
+    ]
+    if plan.sweep:
+        sections.append(_section("Saving by threshold", _savings(plan)))
+    sections += [
+        _section("What the router gets wrong", _misroutes(misroutes)),
+        _section("Every policy", _policies_table(plan), wide=True),
+    ]
     return (
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
         '<meta name=viewport content="width=device-width, initial-scale=1">\n'
         f"<title>{name}: what a split would save</title>\n<style>{_STYLE}</style>\n"
         "</head>\n<body>\n"
-        f"<h1>{name} at {document['rate']:g} requests a second</h1>\n"
-        f"<p class=muted>{escape(document['source'])}.{synthetic} "
-        f"{escape(document['engine'])}. {_promises(document)}</p>\n"
-        f"<p class=verdict>{escape(document['verdict'])}</p>\n"
-        f"{_figures(document)}"
-        '<div class="plots">\n'
-        f"{_section('GPUs by policy', _gpus(document), wide=True)}"
-        f"{_section('Requests by length', _lengths(question))}"
-        f"{_section('Saving by threshold', _savings(document))}"
-        f"{_section('Time to the first token', _first_tokens(question, sized))}"
-        f"{_section('What the router gets wrong', _misroutes(misroutes))}"
-        f"{_section('Pools', _pools_table(document), wide=True)}"
-        f"{_section('Every policy', _policies_table(document), wide=True)}"
-        "</div>\n"
-        f"{_method(document)}"
+        f"<h1>{name} at {plan.rate:.4g} requests a second</h1>\n"
+        f"<p class=muted>{escape(plan.source)}.{synthetic} {escape(plan.traffic)}. "
+        f"{escape(plan.engine)}. {_promises(plan)}</p>\n"
+        f"<p class=verdict>{escape(plan.verdict)}</p>\n"
+        f"{_figures(plan)}"
+        f'<div class="plots">\n{"".join(sections)}</div>\n'
+        f"{_method(plan)}"
         "</body>\n</html>\n"
     )
 
@@ -103,64 +122,100 @@ def _section(title: str, content: tuple[str, str], *, wide: bool = False) -> str
     kind = " class=wide" if wide else ""
     return (
         f"<section{kind}>\n<h2>{escape(title)}</h2>\n<p class=muted>{note}</p>\n"
-        # Where there is no room for it; with the keyboard too.
+        # If there is no room for it; with the keyboard too.
         f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
         f"{body}</div>\n</section>\n"
     )
 
 
-def _promises(document: Mapping[str, Any]) -> str:
-    slo = document["slo"]
+def _promises(plan: Plan) -> str:
+    slo = plan.slo
     return (
-        f"Promised at P99: first token in {slo['p99_ttft_s']:g} s "
-        f"({slo['long_ttft_s']:.3g} s over {slo['long_tokens']:,} tokens), "
-        f"{1e3 * slo['p99_tpot_s']:g} ms for each further one."
+        f"Promised at P99: first token in {slo.p99_ttft_s:g} s "
+        f"({slo.long_ttft_s:.3g} s over {slo.long_tokens:,} tokens), "
+        f"{1e3 * slo.p99_tpot_s:g} ms for each further one; "
+        f"{plan.headroom:.0%} of each pool's saturated rate kept free."
     )
 
 
-def _figures(document: Mapping[str, Any]) -> str:
-    worst = document["baselines"]["homogeneous-worst-case"]["instances"]
-    figures = (
-        (f"{document['gpus']:,}", "GPUs with the split"),
-        (f"{worst * document['gpus_per_instance']:,}", "with the papers' baseline"),
+def _figures(plan: Plan) -> str:
+    figures = [
+        (f"{plan.policies[name].gpus:,}{_mark(plan.policies[name])}", label)
+        for name, label in (
+            (BASELINE, "GPUs today, max_num_seqs sized for the worst case"),
+            (PAGED, "GPUs with max_num_seqs mended, no router"),
+            (SPLIT, "GPUs with the split"),
+        )
+    ]
+    for amount, label in (
+        (plan.dollars_per_year_saved, "a year, the split against today"),
         (
-            f"{document['saving_from_not_sizing_for_the_worst_case_pct']:g} %",
-            "saved by not sizing for the worst case",
+            plan.dollars_per_year_saved_against_paged,
+            "a year, the split against one pool mended",
         ),
-        (
-            f"{document['saving_from_the_split_pct']:g} %",
-            "saved by the split itself",
-        ),
-        (
-            f"${document['dollars_per_year_saved'] / 1e6:,.2f}M",
-            "a year against the papers' baseline",
-        ),
-    )
+    ):
+        if amount is not None:
+            verb = "saved" if amount >= 0 else "more"
+            figures.append((f"${abs(amount) / 1e6:,.2f}M {verb}", label))
+    if plan.usd_per_gpu_hour is None:
+        figures.append(("no price given", "--usd-per-gpu-hour adds dollars"))
     cells = "".join(
         f"<div class=figure><b>{value}</b>{label}</div>" for value, label in figures
     )
-    return f"<div class=figures>{cells}</div>\n"
+    marked = any(_mark(row) for row in plan.policies.values())
+    note = "<p class=muted>* misses its promises or rejects requests.</p>\n"
+    return f"<div class=figures>{cells}</div>\n{note if marked else ''}"
 
 
-def _gpus(document: Mapping[str, Any]) -> tuple[str, str]:
-    gpus = document["gpus_per_instance"]
-    rows = {"split": None, **document["baselines"]}
+def _mark(row: PolicyRow) -> str:
+    return "" if row.slo_met and not row.rejected_share else "*"
+
+
+def _gpus(plan: Plan) -> tuple[str, str]:
     bars = []
-    for name, row in rows.items():
-        count = document["instances"] if row is None else row["instances"]
-        met = document["slo_met"] if row is None else row["slo_met"]
-        notes = [] if met else ["misses the SLO"]
-        for verb, key in (("rejects", "rejected_share"), ("cuts", "truncated_share")):
-            if row is not None and row[key] > 0:
-                notes.append(f"{verb} {row[key]:.3%}")
+    for name, row in plan.policies.items():
+        notes = [] if row.slo_met else ["misses its promises"]
+        for verb, share in (
+            ("rejects", row.rejected_share),
+            ("cuts", row.truncated_share),
+        ):
+            if share >= 0.000005:
+                notes.append(f"{verb} {share:.3%}")
         bars.append(
-            Bar(name, count * gpus, "a" if row is None else "c", ", ".join(notes))
+            Bar(name, row.gpus, "a" if name == SPLIT else "c", ", ".join(notes))
         )
     note = (
         "All sized by simulation for the same promises. One that misses them at any "
         "sensible size is counted by throughput alone."
     )
     return note, bar_chart(bars)
+
+
+def _apply(plan: Plan, serving: Serving) -> tuple[str, str]:
+    """Lines to paste: an instance of each pool, and the router's pools."""
+    commands = "".join(
+        f"<p>{pool.instances:,} of <b>{escape(pool.name)}</b></p>"
+        f"<pre>{escape(serving.command(pool))}</pre>"
+        for pool in plan.pools
+    )
+    last = plan.pools[-1]
+    yaml = pools_yaml(
+        [
+            (p.name, p.max_model_len, None if p is last else p.threshold_tokens)
+            for p in plan.pools
+        ]
+    )
+    advice = ""
+    if plan.advice is not None and plan.advice.split:
+        advice = (
+            f" By throughput alone {plan.advice.threshold_tokens:,} is the best "
+            f"threshold: {plan.advice.saving_pct:g} % fewer instances than one pool."
+        )
+    note = (
+        "<code>extproc plan --emit DIR</code> writes these, and patches for "
+        f"Deployments if asked.{advice}"
+    )
+    return note, f"{commands}<p>The router's configuration</p><pre>{escape(yaml)}</pre>"
 
 
 def _lengths(question: Question) -> tuple[str, str]:
@@ -189,42 +244,36 @@ def _lengths(question: Question) -> tuple[str, str]:
         f"{under:.2%} of the requests, and {tokens:.1%} of the tokens, are in requests "
         f"of up to {question.thresholds[-1]:,}."
     )
-    return note, chart.svg()
+    return note, chart.svg() + chart.legend()
 
 
-def _savings(document: Mapping[str, Any]) -> tuple[str, str]:
-    points = document["sweep"]
+def _savings(plan: Plan) -> tuple[str, str]:
+    points = plan.sweep
     note = (
-        "Against one pool sized for the worst case, by throughput alone, routed "
-        "without error. The dotted line is what that pool saves alone with paged KV."
+        "Of the instances of today's fleet, by throughput alone and routed without "
+        "error."
     )
-    if not points:
-        return "Not swept.", ""
-    kinds = (
-        ("alpha (1 - 1/rho)", "formula", "d"),
-        ("split, worst-case max_num_seqs", "worst_case_saving", "b"),
-        ("split, paged", "paged_saving", "a"),
+    lines = (
+        ("alpha (1 - 1/rho)", [p.formula for p in points], "d"),
+        ("split, worst-case max_num_seqs", [p.worst_case_saving for p in points], "b"),
+        ("split", [p.paged_saving for p in points], "a"),
     )
-    values = [100 * p[key] for p in points for _, key, _ in kinds]
-    alone = 100 * points[0]["unsplit_paged_saving"]
+    values = [100 * value for _, column, _ in lines for value in column]
+    alone = 100 * points[0].unsplit_paged_saving
     low = min(0.0, *values, alone)
+    first, last = points[0].threshold_tokens, points[-1].threshold_tokens
     chart = Chart(
-        Axis(
-            "threshold, tokens",
-            points[0]["threshold_tokens"],
-            max(points[-1]["threshold_tokens"], 2 * points[0]["threshold_tokens"]),
-            log=True,
-        ),
+        Axis("threshold, tokens", first, max(last, 2 * first), log=True),
         Axis("% of instances saved", low, max(*values, alone, 10) * 1.08),
     )
-    for title, key, colour in kinds:
-        chart.add(
-            Series(
-                title, [(p["threshold_tokens"], 100 * p[key]) for p in points], colour
-            )
-        )
-    chart.level(alone)
-    return note, chart.svg()
+    for title, column, color in lines:
+        pairs = [
+            (float(point.threshold_tokens), 100 * value)
+            for point, value in zip(points, column, strict=True)
+        ]
+        chart.add(Series(title, pairs, color))
+    chart.level(alone, "one pool, max_num_seqs mended")
+    return note, chart.svg() + chart.legend()
 
 
 def _first_tokens(
@@ -240,44 +289,47 @@ def _first_tokens(
         Axis("seconds to the first token", 0.01, max(longest, 1.0), log=True),
         Axis("% of requests", 0, 100),
     )
-    for name, colour in shown:
+    for name, color in shown:
         points = [
             (max(seconds, 0.01), 100 * share)
             for seconds, share in sized[name].result.ttft.cumulative()
             if seconds <= longest
         ]
-        chart.add(Series(name, points, colour))
+        chart.add(Series(name, points, color))
     chart.mark(question.slo.p99_ttft_s, f"{question.slo.p99_ttft_s:g} s")
-    return "Share of requests that have it by then, at the sizes above.", chart.svg()
+    note = "Share of the requests that have it by then, at the sizes above."
+    return note, chart.svg() + chart.legend()
 
 
 def _misroutes(points: Sequence[MisroutePoint]) -> tuple[str, str]:
     note = (
-        "Requests sent to a pool below (solid) or above (dashed) their own, as bytes a "
-        "token vary between requests more or less than they do (1)."
+        "Requests sent to a pool below (solid) or above (dashed) their own, if bytes a "
+        "token vary between requests more or less than they do (1). The shipped router "
+        "routes by a bound that one prompt in a hundred exceeds: it sends more of them "
+        "too long, so that few are sent too short."
     )
     highest = max([100 * max(p.under, p.over) for p in points] + [0.1])
     chart = Chart(
         Axis("variation of bytes a token, times measured", 0, 3),
         Axis("% of requests", 0, highest * 1.1),
     )
-    for strategy, colour in zip(
+    for strategy, color in zip(
         dict.fromkeys(p.strategy for p in points), "abd", strict=False
     ):
         own = [p for p in points if p.strategy is strategy]
         title = _TITLES.get(strategy, strategy)
         chart.add(
-            Series(title, [(p.variation_factor, 100 * p.under) for p in own], colour)
+            Series(title, [(p.variation_factor, 100 * p.under) for p in own], color)
         )
         chart.add(
             Series(
-                "",
+                f"{title}, above",
                 [(p.variation_factor, 100 * p.over) for p in own],
-                colour,
+                color,
                 dashed=True,
             )
         )
-    return note, chart.svg()
+    return note, chart.svg() + chart.legend()
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -292,87 +344,119 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
     return f"<table><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
-def _pools_table(document: Mapping[str, Any]) -> tuple[str, str]:
-    rows = [
-        (
-            "",
-            (
-                escape(pool["name"]),
-                f"{pool['instances']:,}",
-                f"{pool['max_model_len']:,}",
-                f"{pool['max_num_seqs']:,}",
-                f"{pool['max_num_batched_tokens']:,}",
-                f"{pool['share_of_requests']:.2%}",
-                _seconds(pool["p50_ttft_s"]),
-                _seconds(pool["p99_ttft_s"]),
-                _seconds(pool["p99_tpot_s"]),
-                f"{pool['mean_running']:.1f}",
-                f"{pool['mean_kv_cache_usage']:.1%}",
-                f"{pool['preemption_rate']:.3f}",
-            ),
-        )
-        for pool in document["pools"]
-    ]
-    head = (
-        "pool", "instances", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-        "requests", "P50 TTFT", "P99 TTFT", "P99 TPOT", "running", "KV used",
-        "preemptions a request",
-    )  # fmt: skip
-    return "The split with the shipped router, as simulated.", _table(head, rows)
-
-
-def _policies_table(document: Mapping[str, Any]) -> tuple[str, str]:
+def _pools_table(plan: Plan) -> tuple[str, str]:
     rows = []
-    for name, row in document["baselines"].items():
-        met = "met" if row["slo_met"] else "<span class=missed>missed</span>"
+    for pool in plan.pools:
+        values = pool.figures
         rows.append(
             (
                 "",
                 (
+                    escape(pool.name),
+                    f"{pool.instances:,}",
+                    f"{pool.max_model_len:,}",
+                    f"{pool.max_num_seqs:,}",
+                    f"{pool.share_of_requests:.2%}",
+                    _share(values["utilization"]),
+                    _interval(pool.figures, pool.half_widths, "mean_ttft_s"),
+                    _interval(pool.figures, pool.half_widths, "p99_ttft_s"),
+                    _interval(pool.figures, pool.half_widths, "p99_tpot_s"),
+                    _number(values["mean_running"]),
+                    _share(values["mean_kv_cache_usage"]),
+                    _number(values["preemption_rate"], 3),
+                    f"{pool.requests_measured:,}{'*' if pool.measured_alone else ''}",
+                ),
+            )
+        )
+    head = (
+        "pool", "instances", "max_model_len", "max_num_seqs", "requests", "used",
+        "mean TTFT", "P99 TTFT", "P99 TPOT", "running an instance", "KV used",
+        "preemptions a request", "measured",
+    )  # fmt: skip
+    note = (
+        "With the shipped router, in the steady state: after the fleet has filled, and "
+        "until two halves agree. Used: share of the saturated rate. &#177;: half of a "
+        "95 % interval. *: gets too few of the fleet's requests and was measured by "
+        "itself, for longer."
+    )
+    return note, _table(head, rows)
+
+
+def _policies_table(plan: Plan) -> tuple[str, str]:
+    rows = []
+    for name, row in plan.policies.items():
+        met = "kept" if row.slo_met else "<span class=missed>missed</span>"
+        saved = "-" if row.saving_pct is None else f"{row.saving_pct:g} %"
+        figures = {"p99_ttft_s": row.p99_ttft_s, "p99_tpot_s": row.p99_tpot_s}
+        rows.append(
+            (
+                " class=ours" if name == SPLIT else "",
+                (
                     escape(name),
-                    f"{row['instances']:,}",
-                    f"{row['saving_pct']:g} %",
-                    _seconds(row["p99_ttft_s"]),
-                    _seconds(row["p99_tpot_s"]),
-                    f"{row['rejected_share']:.3%}",
-                    f"{row['misrouted_short']:.3%}",
-                    f"{row['misrouted_long']:.3%}",
-                    f"{row['preemptions']:,}",
+                    f"{row.instances:,}",
+                    saved,
+                    _interval(figures, row.half_widths, "p99_ttft_s"),
+                    _interval(figures, row.half_widths, "p99_tpot_s"),
+                    f"{row.rejected_share:.3%}",
+                    f"{row.truncated_share:.3%}",
+                    f"{row.misrouted_short:.3%}",
+                    f"{row.misrouted_long:.3%}",
+                    f"{row.preemptions:,}",
                     met,
                 ),
             )
         )
-    met = "met" if document["slo_met"] else "<span class=missed>missed</span>"
-    ours = ("split", f"{document['instances']:,}", "", "", "", "",
-            f"{document['misrouted_short']:.3%}", f"{document['misrouted_long']:.3%}",
-            "", met)  # fmt: skip
     head = (
         "policy", "instances", "saved by the split", "P99 TTFT", "P99 TPOT", "rejected",
-        "sent too short", "sent too long", "preemptions", "SLO",
+        "cut off", "sent too short", "sent too long", "preemptions", "promises",
     )  # fmt: skip
     titles = "".join(
-        f"<b>{escape(name)}</b>: {escape(row['title'])}. "
-        for name, row in document["baselines"].items()
+        f"<b>{escape(name)}</b>: {escape(row.title)}. "
+        for name, row in plan.policies.items()
     )
-    return titles, _table(head, [(" class=ours", ours), *rows])
+    return titles, _table(head, rows)
 
 
-def _method(document: Mapping[str, Any]) -> str:
+def _method(plan: Plan) -> str:
+    price = "no price given"
+    if plan.usd_per_gpu_hour is not None:
+        price = (
+            f"${plan.usd_per_gpu_hour:g} a GPU-hour, {plan.hours_per_year:,.0f} hours "
+            "a year"
+        )
     return (
         "<p class=muted>Simulated with the decisions of vLLM's v1 scheduler "
         "(0.32.0: chunked prefill, paged KV, preemption by recompute; no prefix "
         "caching, no speculative decoding). Step times are a roofline of data sheets "
         "unless a profile was given: measure yours with <code>extproc profile</code>. "
-        f"Seed {document['seed']}; client limits {escape(document['declared'])}; "
-        f"${document['usd_per_gpu_hour']:g} a GPU-hour, "
-        f"{document['hours_per_year']:,.0f} hours a year; "
-        f"alpha {document['alpha']:.4f}, rho {document['rho']:.2f}, formula "
-        f"{document['formula_saving_pct']} %; {document['wall_time_s']} s to compute."
-        "</p>\n"
+        f"Seed {plan.seed}; client limits {escape(plan.declared)}; {price}. In the "
+        "papers' terms alpha, the share of the requests under the threshold, is "
+        f"{plan.alpha:.4f}; rho, the gain of a short instance over one of today's, "
+        f"{plan.rho:.2f}; and alpha (1 - 1/rho), an upper bound of the saving, "
+        f"{plan.formula_saving_pct:g} %. {plan.wall_time_s} s to compute.</p>\n"
     )
+
+
+def _interval(
+    figures: Mapping[str, float | None], halves: Mapping[str, float | None], key: str
+) -> str:
+    value, half = figures[key], halves[key]
+    if value is None or half is None:
+        return _seconds(value)
+    return f"{_seconds(value)} <span class=muted>&#177; {_seconds(half)}</span>"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.0f} ms"
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"

@@ -99,6 +99,23 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
     return points
 
 
+def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
+    """The threshold that saves most against one pool with the same ``max_num_seqs``.
+
+    Returns:
+        Its point and the share of that pool's instances that it saves, below 0 if it
+        costs some; None of an empty sweep.
+    """
+    if not sweep:
+        return None
+
+    def own_saving(point: SweepPoint) -> float:
+        return 1 - (1 - point.paged_saving) / (1 - point.unsplit_paged_saving)
+
+    best = max(sweep, key=own_saving)
+    return best, own_saving(best)
+
+
 @dataclass(frozen=True, slots=True)
 class MisroutePoint:
     """What a strategy gets wrong when bytes a token vary more or less than they do.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.cli import main
-from extproc.commands.plan import _dollars
+from extproc.commands.plan_text import dollars
 
 SMALL = [
     *("plan", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB", "--processes", "1"),
@@ -26,8 +26,11 @@ SMALL = [
             "--workload: none, expected a file or one of azure-code",
         ),
         (["--threshold", "70000"], "--threshold: 70000; expected 2 or more, and less"),
-        (["--slo-ttft", "0"], "--slo-ttft: 0.0, expected > 0"),
+        (["--slo-ttft", "0"], "--slo-ttft: 0.0; expected > 0"),
         (["--slo-preemption-rate", "-1"], "--slo-preemption-rate: -1.0, expected >= 0"),
+        (["--slo-long-ttft", "-1"], "--slo-long-ttft: -1.0; expected > 0"),
+        (["--headroom", "1"], "--headroom: 1.0; expected 0 <= x < 1"),
+        (["--emit", __file__], f"--emit: {__file__}; expected a directory"),
         (["--max-num-seqs", "0"], "--max-num-seqs: 0; expected >= 1"),
         (["--requests", "10"], "--requests: 10; expected >= 1000"),
         (["--processes", "0"], "--processes: 0; expected >= 1"),
@@ -39,7 +42,7 @@ SMALL = [
         (["--profile", "nowhere.json"], "--profile: nowhere.json: "),
         (
             ["--report", "no/such/folder.html"],
-            "--report: no/such/folder.html, expected",
+            "--report: no/such/folder.html; expected",
         ),
         (
             [
@@ -88,7 +91,13 @@ def test_a_plan_of_ones_own_trace(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "plan.html"
-    status = main([*SMALL, "--workload", str(trace), "--json", "--report", str(page)])
+    where = tmp_path / "apply"
+    status = main(
+        [
+            *(*SMALL, "--workload", str(trace), "--json"),
+            *("--report", str(page), "--emit", str(where)),
+        ]
+    )
     assert status == 0
     captured = capsys.readouterr()
     document: dict[str, Any] = json.loads(captured.out)
@@ -106,9 +115,15 @@ def test_a_plan_of_ones_own_trace(
     assert {"homogeneous-worst-case", "homogeneous-paged", "split-oracle"} <= set(
         document["baselines"]
     )
-    for key in ("rho", "formula_saving_pct", "dollars_per_year_saved", "wall_time_s"):
+    for key in ("rho", "formula_saving_pct", "dollars_per_year", "wall_time_s"):
         assert isinstance(document[key], int | float)
     assert page.read_text().startswith("<!doctype html>")
+    assert {path.name for path in where.iterdir()} == {
+        "vllm-short.sh",
+        "vllm-long.sh",
+        "router.yaml",
+    }
+    assert "--tensor-parallel-size 1" in (where / "vllm-short.sh").read_text()
 
 
 def test_a_file_without_times_has_no_rate_to_take(
@@ -126,4 +141,4 @@ def test_a_file_without_times_has_no_rate_to_take(
     ("amount", "told"), [(1_234_567, "$1,234,567"), (-35_215, "-$35,215"), (0, "$0")]
 )
 def test_dollars_have_their_sign_before_them(amount: int, told: str) -> None:
-    assert _dollars(amount) == told
+    assert dollars(amount) == told

@@ -1,5 +1,6 @@
 """Axes with round ticks, and drawings that are well formed."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -32,14 +33,22 @@ def test_a_chart_is_well_formed_and_escapes_its_titles() -> None:
     chart.add(Series('"quoted"', [(0, 0), (1, 1)], "a", dashed=True))
     chart.add(Series("", [(0, 0), (1, 1)], "b", filled=True))
     chart.mark(0.5, "half")
-    chart.level(0.5)
+    chart.level(0.5, "half > none")
     drawn = ElementTree.fromstring(chart.svg())
     assert "a < b" in "".join(drawn.itertext())
+    legend = ElementTree.fromstring(chart.legend().replace("class=legend", ""))
+    assert [item.text or item[0].tail for item in legend] == ['"quoted"', "half > none"]
+    styles = [item[0].attrib["style"] for item in legend]
+    assert "dashed var(--a)" in styles[0]
+    assert "dotted" in styles[1]
+
+
+def test_a_chart_without_titles_has_no_legend() -> None:
+    assert Chart(Axis("x", 0, 1), Axis("y", 0, 1)).legend() == ""
 
 
 def test_the_longest_bar_is_the_largest() -> None:
-    drawn = ElementTree.fromstring(
-        bar_chart([Bar("x", 10, "a"), Bar("y", 40, "b", "note")])
-    )
-    widths = [float(rect.attrib["width"]) for rect in drawn.iter("rect")]
-    assert widths[1] == pytest.approx(4 * widths[0], rel=1e-3)
+    drawn = bar_chart([Bar("x", 10, "a"), Bar("y", 40, "b", "a < b")])
+    widths = [float(width) for width in re.findall(r"width: ([0-9.]+)%", drawn)]
+    assert widths == [25, 100]
+    assert "a &lt; b" in drawn

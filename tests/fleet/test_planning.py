@@ -2,11 +2,23 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+from extproc.cli import main
+from extproc.fleet.emit import Serving, files
+from extproc.fleet.plan_document import (
+    Prices,
+    _fractions,
+    _overall_gain,
+    answer,
+    as_json,
+)
 from extproc.fleet.planning import (
     PolicyTask,
     Question,
@@ -21,7 +33,7 @@ from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName
-from extproc.fleet.verdict import Prices, answer, verdict
+from extproc.fleet.verdict import verdict
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # A small engine: 9 sequences of 8,192 tokens, 2 of 32,768.
@@ -91,39 +103,101 @@ def test_three_thresholds_make_four_pools(asked: Question) -> None:
 def test_the_answer_has_what_it_should_and_adds_up(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    document = answer(asked, sized, Prices(1.5, 2))
+    plan = answer(asked, sized, Prices(1.5, 2))
+    document = as_json(plan)
     json.dumps(document, allow_nan=False)
-    assert document["instances"] == sum(p["instances"] for p in document["pools"])
+    assert plan.instances == sum(pool.instances for pool in plan.pools)
     for pool in document["pools"]:
         assert {
             "name",
             "max_model_len",
             "max_num_seqs",
+            "max_num_batched_tokens",
+            "utilization",
+            "requests_measured",
             "p99_ttft_s",
             "p99_tpot_s",
+            "mean_ttft_s",
+            "half_widths",
         } <= set(pool)
-    worst = document["baselines"]["homogeneous-worst-case"]["instances"]
-    paged = document["baselines"]["homogeneous-paged"]["instances"]
+        assert pool["utilization"] <= 1 - asked.headroom + 0.02
+    worst = plan.baselines["homogeneous-worst-case"].instances
+    paged = plan.baselines["homogeneous-paged"].instances
     assert worst > paged
-    assert document["saving_pct"] == pytest.approx(
-        document["saving_from_the_split_pct"]
-        + document["saving_from_not_sizing_for_the_worst_case_pct"],
-        abs=0.11,
+    first = plan.saving_from_not_sizing_for_the_worst_case_pct
+    second = plan.saving_from_the_split_pct
+    assert first is not None
+    assert second is not None
+    assert plan.saving_pct == pytest.approx(first + second, abs=0.11)
+    assert plan.dollars_per_year_saved == round(
+        (worst - plan.instances) * 2 * 1.5 * 8760
     )
-    assert document["dollars_per_year_saved"] == round(
-        (worst - document["instances"]) * 2 * 1.5 * 8760
-    )
-    assert document["alpha"] == pytest.approx(0.98, abs=0.01)
-    assert document["slo_met"]
+    assert plan.alpha == pytest.approx(0.98, abs=0.01)
+    assert plan.slo_met
+    assert document["split"]["p99_ttft_s"] > 0
+    assert document["split"]["instances_by_pool"] == [p.instances for p in plan.pools]
+
+
+def test_without_a_price_there_are_no_dollars(
+    asked: Question, sized: dict[str, SizedPolicy]
+) -> None:
+    plan = answer(asked, sized, Prices(None, 2))
+    assert plan.usd_per_gpu_hour is plan.dollars_per_year is None
+    assert plan.dollars_per_year_saved is None
 
 
 def test_the_verdict_tells_the_split_from_the_worst_case(
     sized: dict[str, SizedPolicy],
 ) -> None:
-    sentence = verdict(sized)
-    assert "not sizing max_num_seqs for the worst case" in sentence
+    assert "raise it to 256 first" in verdict(sized, 2)
     costly = sized | {"split": replace_instances(sized["split"], 3)}
-    assert "does not pay" in verdict(costly)
+    assert "does not pay" in verdict(costly, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["split", "homogeneous-paged", "homogeneous-worst-case"]
+)
+@pytest.mark.parametrize("why", ["misses", "rejects"])
+def test_no_saving_is_claimed_with_a_fleet_that_misses_or_rejects(
+    asked: Question, sized: dict[str, SizedPolicy], name: str, why: str
+) -> None:
+    policy = sized[name]
+    if why == "misses":
+        broken = replace(policy, kept=[False] * len(policy.kept))
+    else:
+        broken = replace(policy, rejected=0.07)
+    plan = answer(asked, sized | {name: broken}, Prices(1.5, 2))
+    own = plan.saving_from_the_split_pct
+    against_today = plan.dollars_per_year_saved
+    against_mended = plan.dollars_per_year_saved_against_paged
+    assert own is None
+    if name == "split":
+        assert "no saving is claimed" in plan.verdict
+        assert against_today is against_mended is None
+        assert all(row.saving_pct is None for row in plan.policies.values())
+    elif name == "homogeneous-paged":
+        assert "Only the split will do" in plan.verdict
+        assert against_mended is None
+        assert plan.baselines[name].saving_pct is None
+    else:
+        assert plan.saving_pct is against_today is None
+        assert against_mended is not None
+
+
+def test_more_pools_have_figures_of_their_own(
+    asked: Question, sized: dict[str, SizedPolicy]
+) -> None:
+    """The formula over pools is the sum of each one's part."""
+    plan = answer(asked, sized, Prices(1.5, 2))
+    parts = sum(pool.alpha * (1 - 1 / pool.rho) for pool in plan.pools[:-1])
+    assert plan.formula_saving_pct == pytest.approx(100 * parts, abs=0.06)
+    assert sum(pool.alpha for pool in plan.pools) == pytest.approx(1)
+    wider = replace(asked, thresholds=(512, 4096))
+    fractions = _fractions(wider)
+    assert len(fractions) == 3
+    assert sum(fractions) == pytest.approx(1)
+    overall = _overall_gain([0.5, 0.3], [4.0, 2.0])
+    assert 0.8 * (1 - 1 / overall) == pytest.approx(0.5 * 0.75 + 0.3 * 0.5)
 
 
 def replace_instances(policy: SizedPolicy, factor: int) -> SizedPolicy:
@@ -150,18 +224,66 @@ def test_more_variation_means_more_misroutes(asked: Question) -> None:
     assert points[1].under + points[1].over > points[0].under + points[0].over
 
 
+SERVING = Serving("org/model", 2, 0.92)
+
+
 def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -> None:
     """Well-formed SVG, nothing loaded from anywhere, every plot there."""
     points = sweep(asked, (1024, 4096))
-    document = answer(asked, sized, Prices(1.5, 2), points) | {"wall_time_s": 1.0}
+    plan = answer(asked, sized, Prices(1.5, 2), points)
     errors = misroutes(
         asked, sized["split"].policy.tiers, (StrategyName.ROUTER,), (0.0, 1.0), n=300
     )
-    page = render(asked, sized, document, errors)
+    page = render(asked, sized, plan, errors, SERVING)
     assert not re.search(r"(src|href)=|url\(|@import|<script", page)
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 5
+    assert len(drawings) == 4
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert "nan" not in drawing
-    assert document["verdict"] in page.replace("&#x27;", "'")
+    assert plan.verdict in page.replace("&#x27;", "'")
+    assert "one pool, max_num_seqs mended" in page
+    assert "vllm serve org/model --max-model-len 4096" in page
+    assert "&#177;" in page
+    bare = answer(asked, sized, Prices(None, 2))
+    without = render(asked, sized, bare, errors, SERVING)
+    assert "Saving by threshold" not in without
+    assert "no price given" in without
+
+
+def test_a_plan_is_emitted_as_files_that_the_router_takes(
+    asked: Question, sized: dict[str, SizedPolicy], tmp_path: Path
+) -> None:
+    plan = answer(asked, sized, Prices(1.5, 2))
+    found = files(plan, SERVING, deployments=True)
+    assert set(found) == {
+        "vllm-short.sh",
+        "vllm-long.sh",
+        "router.yaml",
+        "deployment-short.yaml",
+        "deployment-long.yaml",
+    }
+    config = yaml.safe_load(found["router.yaml"])
+    assert [pool["max_model_len"] for pool in config["pools"]] == [4096, 32_768]
+    assert config["pools"][0]["threshold_tokens"] == 4096
+    path = tmp_path / "router.yaml"
+    path.write_text(found["router.yaml"])
+    assert main(["check-config", str(path)]) == 0
+    for pool in plan.pools:
+        line = found[f"vllm-{pool.name}.sh"].splitlines()[-1]
+        words = shlex.split(line)
+        assert words[:4] == ["exec", "vllm", "serve", "org/model"]
+        assert words[words.index("--max-num-batched-tokens") + 1] == str(
+            pool.max_num_batched_tokens
+        )
+        patch = yaml.safe_load(found[f"deployment-{pool.name}.yaml"])
+        assert patch["spec"]["replicas"] == pool.instances
+        (container,) = patch["spec"]["template"]["spec"]["containers"]
+        assert container["args"][0] == "org/model"
+        assert f"--max-num-seqs={pool.max_num_seqs}" in container["args"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert set(files(plan, SERVING, deployments=False)) == {
+        "vllm-short.sh",
+        "vllm-long.sh",
+        "router.yaml",
+    }

@@ -1,0 +1,234 @@
+"""A plan on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from extproc.commands.text import wrap
+from extproc.fleet.emit import Serving, pools_yaml
+from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
+from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
+
+_POOL_COLUMNS = (
+    ("pool", 8), ("instances", 10), ("max_model_len", 14), ("max_num_seqs", 13),
+    ("share", 9), ("used", 7), ("P99 TTFT", 17), ("P99 TPOT", 15), ("measured", 10),
+)  # fmt: skip
+
+#: The terms of the papers, once.
+TERMS = (
+    "alpha is the share of the requests under the threshold; rho the requests a second "
+    "of a saturated short instance over those of one in today's fleet; the papers' "
+    "formula is alpha (1 - 1/rho), an upper bound. Used is the share of the saturated "
+    "rate."
+)
+
+
+def print_plan(plan: Plan, serving: Serving) -> None:
+    """Print the whole plan, the verdict first."""
+    print(wrap(plan.verdict) + "\n")
+    _print_counts(plan)
+    print()
+    for line in _setting(plan):
+        print(wrap(line))
+    print()
+    print_pools(plan.pools)
+    print()
+    for pool in plan.pools:
+        print(wrap(f"{pool.name}: {serving.command(pool)}"))
+    print()
+    print_policies(plan.policies)
+    if plan.sweep:
+        _print_sweep(plan)
+    print()
+    for line in _papers(plan):
+        print(wrap(line))
+    print(f"seed {plan.seed}, {plan.wall_time_s} s")
+
+
+def _print_counts(plan: Plan) -> None:
+    """GPUs today, mended and with the split, in three lines."""
+    for label, name in (
+        ("GPUs today", BASELINE),
+        ("GPUs, max_num_seqs mended", PAGED),
+        ("GPUs with the split", SPLIT),
+    ):
+        row = plan.policies[name]
+        notes = [row.title]
+        if row.usd_per_year is not None:
+            notes.append(f"{dollars(row.usd_per_year)} a year")
+        notes += faults(row)
+        print(f"{label:26}{row.gpus:>8,}  {'; '.join(notes)}")
+
+
+def faults(row: PolicyRow) -> list[str]:
+    """What keeps a policy from being run, and what it does to some requests."""
+    found = [] if row.slo_met else ["MISSES ITS PROMISES"]
+    if row.state != "steady":
+        found.append(row.state)
+    if row.rejected_share:
+        found.append(f"rejects {row.rejected_share:.2%}")
+    if row.truncated_share >= 0.00005:
+        found.append(f"cuts {row.truncated_share:.2%} off")
+    return found
+
+
+def _setting(plan: Plan) -> list[str]:
+    slo = plan.slo
+    synthetic = ", synthetic" if plan.synthetic else ""
+    return [
+        f"{plan.workload} ({plan.source}{synthetic}) at {plan.rate:.4g} req/s on "
+        f"{plan.engine}; {plan.traffic}",
+        f"promised: P99 TTFT {slo.p99_ttft_s:g} s ({slo.long_ttft_s:.3g} s over "
+        f"{slo.long_tokens:,} tokens), P99 TPOT {1e3 * slo.p99_tpot_s:g} ms, "
+        f"preemptions {slo.preemption_rate:g} a request; {plan.headroom:.0%} of each "
+        "pool's saturated rate kept free",
+    ]
+
+
+def print_pools(pools: list[PoolRow]) -> None:
+    """The split's pools, each P99 with its 95 % interval."""
+    print("".join(f"{title:>{width}}" for title, width in _POOL_COLUMNS))
+    for pool in pools:
+        used = pool.figures["utilization"]
+        cells = (
+            pool.name,
+            f"{pool.instances:,}",
+            f"{pool.max_model_len:,}",
+            f"{pool.max_num_seqs:,}",
+            f"{pool.share_of_requests:.2%}",
+            "-" if used is None else f"{used:.1%}",
+            with_interval(pool.figures, pool.half_widths, "p99_ttft_s"),
+            with_interval(pool.figures, pool.half_widths, "p99_tpot_s"),
+            f"{pool.requests_measured:,}{'*' if pool.measured_alone else ''}",
+        )
+        row = zip(cells, _POOL_COLUMNS, strict=True)
+        print("".join(f"{cell:>{width}}" for cell, (_, width) in row))
+    if any(pool.measured_alone for pool in pools):
+        print("* gets too few of the fleet's requests: measured by itself, for longer")
+
+
+def print_policies(policies: Mapping[str, PolicyRow]) -> None:
+    """Every policy in a row, the split first."""
+    print(
+        f"{'':23} {'':>9} {'saved by':>9} {'P99':>8} {'P99':>7} {'re-':>8} {'cut':>7}\n"
+        f"{'policy':23} {'instances':>9} {'the split':>9} {'TTFT':>8} {'TPOT':>7} "
+        f"{'jected':>8} {'off':>7}  promises"
+    )
+    for name, row in policies.items():
+        saved = "-" if row.saving_pct is None else f"{row.saving_pct:.1f}%"
+        print(
+            f"{name:23} {row.instances:9,} {saved:>9} "
+            f"{seconds(row.p99_ttft_s):>8} {seconds(row.p99_tpot_s):>7} "
+            f"{row.rejected_share:8.3%} {row.truncated_share:7.3%}  "
+            f"{'kept' if row.slo_met else 'MISSED'}"
+        )
+
+
+def _print_sweep(plan: Plan) -> None:
+    print("\nother thresholds, by throughput alone, saving against today's fleet:")
+    print(" threshold   alpha     rho   formula  worst-case split        split")
+    for point in plan.sweep:
+        print(
+            f"{point.threshold_tokens:10,} {point.short_fraction:7.3f} "
+            f"{point.throughput_gain:7.2f} {point.formula:9.1%} "
+            f"{point.worst_case_saving:17.1%} {point.paged_saving:12.1%}"
+        )
+    advice = plan.advice
+    if advice is None:
+        return
+    if not advice.split:
+        print("No threshold saves anything by throughput: keep one pool.")
+        return
+    print(
+        wrap(
+            f"Best by throughput: {advice.threshold_tokens:,}, "
+            f"{advice.saving_pct:g} % fewer instances than one pool; plan it with "
+            f"--threshold {advice.threshold_tokens} before you use it:"
+        )
+    )
+    last = plan.pools[-1].max_model_len
+    print(
+        pools_yaml(
+            (
+                ("short", advice.threshold_tokens, advice.threshold_tokens),
+                ("long", last, None),
+            ),
+            endpoints=False,
+        ),
+        end="",
+    )
+
+
+def _papers(plan: Plan) -> list[str]:
+    """The savings in the papers' terms."""
+    lines = [TERMS]
+    if len(plan.pools) > 2:
+        each = "; ".join(
+            f"{pool.name} alpha {pool.alpha:.4f}, rho {pool.rho:.2f}"
+            for pool in plan.pools
+        )
+        lines.append(f"Of each pool: {each}.")
+    saved = "no saving is claimed"
+    if plan.saving_pct is not None:
+        saved = f"simulated {plan.saving_pct:g} %"
+    first, second = (
+        plan.saving_from_not_sizing_for_the_worst_case_pct,
+        plan.saving_from_the_split_pct,
+    )
+    if first is not None and second is not None:
+        verb = "saves" if second >= 0 else "costs"
+        saved += (
+            f": mending max_num_seqs saves {first:g}, and the split on top of that "
+            f"{verb} {abs(second):g}"
+        )
+    lines.append(
+        f"alpha {plan.alpha:.4f}, rho {plan.rho:.2f}: formula "
+        f"{plan.formula_saving_pct:g} %, {saved}."
+    )
+    lines.append(_money(plan))
+    return lines
+
+
+def _money(plan: Plan) -> str:
+    if plan.usd_per_gpu_hour is None:
+        return "No price given: --usd-per-gpu-hour adds dollars."
+    price = f"at ${plan.usd_per_gpu_hour:g} a GPU-hour and {plan.hours_per_year:,.0f} h"
+    against = []
+    for amount, what in (
+        (plan.dollars_per_year_saved, "today's fleet"),
+        (
+            plan.dollars_per_year_saved_against_paged,
+            "one pool with max_num_seqs mended",
+        ),
+    ):
+        if amount is not None:
+            verb = "saves" if amount >= 0 else "costs"
+            against.append(f"{verb} {dollars(abs(amount))} a year against {what}")
+    if not against:
+        return f"No saving is claimed, {price}."
+    return f"The split {', and '.join(against)}, {price}."
+
+
+def with_interval(
+    figures: Mapping[str, float | None],
+    half_widths: Mapping[str, float | None],
+    key: str,
+) -> str:
+    """A duration and half the width of its interval, if it has one."""
+    value, half = figures[key], half_widths[key]
+    text = seconds(value)
+    return text if half is None or value is None else f"{text} +- {seconds(half)}"
+
+
+def dollars(amount: float) -> str:
+    """An amount with its sign before the dollar's."""
+    return f"{'-' if amount < 0 else ''}${abs(amount):,}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds from one on, milliseconds below."""
+    if value is None:
+        return "-"
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"

@@ -1,0 +1,397 @@
+"""A plan as a document: every policy, its pools, what it saves, and the advice.
+
+Savings are claimed between fleets that keep their promises and reject nothing; if one
+of the two does not, the field is None. All of it is typed, and :func:`as_json` makes
+the one JSON object of ``extproc plan --json``.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from extproc.fleet.cost import (
+    HOURS_PER_YEAR,
+    formula_saving,
+    saving,
+    usd_per_year,
+)
+from extproc.fleet.figures import named, plain, pool_figures
+from extproc.fleet.planning import Question, SizedPolicy
+from extproc.fleet.sensitivity import SweepPoint, best_point
+from extproc.fleet.slo import Slo
+from extproc.fleet.verdict import BASELINE, PAGED, SPLIT, is_usable, verdict
+
+_DRAWS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What an instance costs.
+
+    Attributes:
+        usd_per_gpu_hour: None if no price was given.
+        hours_per_year: 8,760; the first paper multiplies by 8,640 in one place.
+    """
+
+    usd_per_gpu_hour: float | None
+    gpus_per_instance: int
+    hours_per_year: float = HOURS_PER_YEAR
+
+    def usd_per_year(self, instances: float | None) -> int | None:
+        """Dollars a year of so many instances; None without a price or a count."""
+        if not self.usd_per_gpu_hour or instances is None:
+            return None
+        return round(
+            usd_per_year(
+                instances,
+                self.gpus_per_instance,
+                self.usd_per_gpu_hour,
+                self.hours_per_year,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """One pool of a policy, as it is to be run and as it was simulated.
+
+    Attributes:
+        share_of_requests: that reach it.
+        alpha: share of the requests whose true budget belongs here.
+        rho: requests a second of a saturated instance over those of one in today's
+            fleet, which is one pool sized for the worst case.
+        figures: of :class:`extproc.fleet.figures.PoolFigures`, by name; None for one
+            that too few requests were measured for.
+        half_widths: of their 95 % intervals.
+        measured_alone: by itself, since it gets too few of the fleet's requests.
+    """
+
+    name: str
+    instances: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    threshold_tokens: int
+    share_of_requests: float
+    alpha: float
+    rho: float
+    instance_rate_at_saturation: float
+    slo_met: bool
+    figures: dict[str, float | int | None]
+    half_widths: dict[str, float | int | None]
+    requests_measured: int
+    measured_s: float
+    fill_s: float
+    state: str
+    measured_alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One policy.
+
+    Attributes:
+        max_num_seqs: of each pool.
+        saving_pct: that the split saves against it; None for the split itself, and
+            where one of the two misses its promises or rejects requests.
+        p99_ttft_s, p99_tpot_s: of all its pools together.
+    """
+
+    title: str
+    instances: int
+    gpus: int
+    instances_by_pool: list[int]
+    max_num_seqs: list[int]
+    saving_pct: float | None
+    slo_met: bool
+    state: str
+    rejected_share: float
+    p99_ttft_s: float | None
+    p99_tpot_s: float | None
+    half_widths: dict[str, float | int | None]
+    requests_measured: int
+    preemptions: int
+    truncated_share: float
+    overflow_share: float
+    misrouted_short: float
+    misrouted_long: float
+    usd_per_year: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The threshold that the sweep recommends.
+
+    Attributes:
+        saving_pct: against one pool with the same ``max_num_seqs``, by throughput.
+        split: whether to split at all.
+    """
+
+    threshold_tokens: int
+    saving_pct: float
+    split: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole answer.
+
+    Attributes:
+        policies: by name, the split among them.
+        instances, gpus, pools, slo_met: of the split.
+        alpha: share of the requests under the last threshold; ``rho``: the gain that
+            makes the papers' formula hold for all pools below the last.
+        saving_pct: of the split against today's fleet; the next two add up to it.
+        sweep: other thresholds, by throughput alone; empty if not asked for.
+    """
+
+    workload: str
+    source: str
+    synthetic: bool
+    rate: float
+    traffic: str
+    engine: str
+    gpus_per_instance: int
+    headroom: float
+    pools: list[PoolRow]
+    policies: dict[str, PolicyRow]
+    instances: int
+    gpus: int
+    slo_met: bool
+    alpha: float
+    routed_short_fraction: float
+    rho: float
+    rho_without_worst_case: float
+    formula_saving_pct: float
+    saving_pct: float | None
+    saving_from_not_sizing_for_the_worst_case_pct: float | None
+    saving_from_the_split_pct: float | None
+    dollars_per_year: int | None
+    dollars_per_year_saved: int | None
+    dollars_per_year_saved_against_paged: int | None
+    usd_per_gpu_hour: float | None
+    hours_per_year: float
+    verdict: str
+    advice: Advice | None
+    sweep: list[SweepPoint]
+    slo: Slo
+    declared: str
+    seed: int
+    wall_time_s: float = 0.0
+
+    @property
+    def baselines(self) -> dict[str, PolicyRow]:
+        """Every policy but the split."""
+        return {name: row for name, row in self.policies.items() if name != SPLIT}
+
+
+def answer(
+    question: Question,
+    sized: Mapping[str, SizedPolicy],
+    prices: Prices,
+    sweep: Sequence[SweepPoint] = (),
+) -> Plan:
+    """Everything about the sized policies."""
+    split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
+    alphas = _fractions(question)
+    rhos = [size.instance_rate / worst.sizes[0].instance_rate for size in split.sizes]
+    alpha = 1 - alphas[-1]
+    rho = _overall_gain(alphas[:-1], rhos[:-1])
+    from_paging = _points(worst, paged, worst.total - paged.total)
+    from_split = _points(paged, split, paged.total - split.total, of=worst)
+    return Plan(
+        workload=question.workload.name,
+        source=question.workload.source,
+        synthetic=question.workload.synthetic,
+        rate=question.rate,
+        traffic=question.traffic,
+        engine=question.engine.name,
+        gpus_per_instance=prices.gpus_per_instance,
+        headroom=question.headroom,
+        pools=_pools(split, alphas, rhos),
+        policies={
+            name: _policy(policy, split, prices) for name, policy in _ordered(sized)
+        },
+        instances=split.total,
+        gpus=split.total * prices.gpus_per_instance,
+        slo_met=split.slo_met,
+        alpha=alpha,
+        routed_short_fraction=1 - split.assignment.pools[-1].share,
+        rho=rho,
+        rho_without_worst_case=(
+            split.sizes[0].instance_rate / paged.sizes[0].instance_rate
+        ),
+        formula_saving_pct=percent(formula_saving(alpha, rho)),
+        saving_pct=_points(worst, split, worst.total - split.total),
+        saving_from_not_sizing_for_the_worst_case_pct=from_paging,
+        saving_from_the_split_pct=from_split,
+        dollars_per_year=prices.usd_per_year(split.total),
+        dollars_per_year_saved=prices.usd_per_year(_saved(worst, split)),
+        dollars_per_year_saved_against_paged=prices.usd_per_year(_saved(paged, split)),
+        usd_per_gpu_hour=prices.usd_per_gpu_hour or None,
+        hours_per_year=prices.hours_per_year,
+        verdict=verdict(sized, prices.gpus_per_instance),
+        advice=_advice(sweep),
+        sweep=list(sweep),
+        slo=question.slo,
+        declared=str(question.declared),
+        seed=question.seed,
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """One JSON object; numbers to six digits, and None for what is not a number.
+
+    A pool's figures stand beside its settings; ``baselines`` are all policies but the
+    split, whose row is ``split``.
+    """
+    document: dict[str, Any] = _plain(dataclasses.asdict(plan))
+    policies = document.pop("policies")
+    document["split"] = policies.pop(SPLIT)
+    document["baselines"] = policies
+    document["pools"] = [pool | pool.pop("figures") for pool in document["pools"]]
+    for key in ("misrouted_short", "misrouted_long"):
+        document[key] = document["split"][key]
+    for key in ("overflow_share", "truncated_share"):
+        document[key] = document["split"][key]
+    return document
+
+
+def percent(share: float) -> float:
+    """A share as a percentage, to a tenth."""
+    return round(100 * share, 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return plain(value)
+    return value
+
+
+def _ordered(sized: Mapping[str, SizedPolicy]) -> list[tuple[str, SizedPolicy]]:
+    return [(SPLIT, sized[SPLIT])] + [
+        (name, policy) for name, policy in sized.items() if name != SPLIT
+    ]
+
+
+def _saved(before: SizedPolicy, after: SizedPolicy) -> int | None:
+    """Instances saved; None if one of the two is no fleet that could be run."""
+    if not is_usable(before) or not is_usable(after):
+        return None
+    return before.total - after.total
+
+
+def _points(
+    before: SizedPolicy,
+    after: SizedPolicy,
+    saved: int,
+    of: SizedPolicy | None = None,
+) -> float | None:
+    """Per cent of ``of``, or of the fleet before, if all of them could be run."""
+    whole = of or before
+    if not all(map(is_usable, (before, after, whole))):
+        return None
+    return percent(saved / whole.total)
+
+
+def _fractions(question: Question) -> list[float]:
+    """Share of the requests whose true budget belongs to each pool."""
+    prompts, outputs = question.workload.lengths.draw(
+        np.random.default_rng(question.seed), _DRAWS
+    )
+    under = [
+        float((prompts + outputs <= threshold).mean())
+        for threshold in question.thresholds
+    ]
+    return [
+        after - before
+        for before, after in zip([0.0, *under], [*under, 1.0], strict=True)
+    ]
+
+
+def _overall_gain(alphas: Sequence[float], rhos: Sequence[float]) -> float:
+    """The one rho with which the formula gives what these pools give together."""
+    alpha = sum(alphas)
+    needed = sum(a / r for a, r in zip(alphas, rhos, strict=True) if a)
+    return alpha / needed if needed > 0 else 1.0
+
+
+def _pools(
+    policy: SizedPolicy, alphas: Sequence[float], rhos: Sequence[float]
+) -> list[PoolRow]:
+    rows = []
+    for index, tier in enumerate(policy.policy.tiers):
+        result, position = policy.measured(index)
+        saturated = policy.sizes[index].instance_rate * policy.instances[index]
+        figures = pool_figures([result], position, saturated)
+        values = named(figures)
+        rows.append(
+            PoolRow(
+                name=tier.name,
+                instances=policy.instances[index],
+                max_model_len=tier.limits.max_model_len,
+                max_num_seqs=tier.limits.max_num_seqs,
+                max_num_batched_tokens=tier.limits.max_num_batched_tokens,
+                threshold_tokens=tier.threshold_tokens,
+                share_of_requests=policy.assignment.pools[index].share,
+                alpha=alphas[index],
+                rho=rhos[index],
+                instance_rate_at_saturation=policy.sizes[index].instance_rate,
+                slo_met=policy.kept[index],
+                figures={name: plain(each.value) for name, each in values.items()},
+                half_widths={k: plain(each.half_width) for k, each in values.items()},
+                requests_measured=figures.requests,
+                measured_s=result.duration_s,
+                fill_s=result.fill_s,
+                state=str(result.state),
+                measured_alone=policy.alone[index] is not None,
+            )
+        )
+    return rows
+
+
+def _policy(policy: SizedPolicy, split: SizedPolicy, prices: Prices) -> PolicyRow:
+    result = policy.result
+    ttft, tpot = result.p99(lambda p: p.ttft), result.p99(lambda p: p.tpot)
+    saved = None
+    if policy is not split and is_usable(policy) and is_usable(split):
+        saved = percent(saving(policy.total, split.total))
+    return PolicyRow(
+        title=policy.policy.title,
+        instances=policy.total,
+        gpus=policy.total * prices.gpus_per_instance,
+        instances_by_pool=policy.instances,
+        max_num_seqs=[tier.limits.max_num_seqs for tier in policy.policy.tiers],
+        saving_pct=saved,
+        slo_met=policy.slo_met,
+        state=str(result.state),
+        rejected_share=policy.assignment.rejected,
+        p99_ttft_s=plain(ttft.value),
+        p99_tpot_s=plain(tpot.value),
+        half_widths={
+            "p99_ttft_s": plain(ttft.half_width),
+            "p99_tpot_s": plain(tpot.half_width),
+        },
+        requests_measured=result.measured,
+        preemptions=result.preemptions,
+        truncated_share=result.truncated_share,
+        overflow_share=result.overflow_share,
+        misrouted_short=result.misrouted_short,
+        misrouted_long=result.misrouted_long,
+        usd_per_year=prices.usd_per_year(policy.total),
+    )
+
+
+def _advice(sweep: Sequence[SweepPoint]) -> Advice | None:
+    best = best_point(sweep)
+    if best is None:
+        return None
+    point, own = best
+    return Advice(point.threshold_tokens, percent(own), own > 0)
