@@ -40,6 +40,16 @@ class RpcError(Exception):
         self.message = message
 
 
+def unknown_method(path: str) -> RpcError:
+    """Return the error that ends a stream whose method no service knows."""
+    return RpcError(StatusCode.UNIMPLEMENTED, f"unknown method {path}")
+
+
+def internal_error() -> RpcError:
+    """Return the error that ends a stream after an exception that is not one."""
+    return RpcError(StatusCode.INTERNAL, "internal error")
+
+
 class Send(Protocol):
     """Sends replies on one stream outside of :meth:`Call.receive`.
 

@@ -9,18 +9,23 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
 
 from extproc.rpc import frames as f
-from extproc.rpc.call import Drainable, Replies, RpcError, Service, StatusCode
+from extproc.rpc.call import (
+    Drainable,
+    Replies,
+    RpcError,
+    Service,
+    StatusCode,
+    internal_error,
+    unknown_method,
+)
 from extproc.rpc.frames import ErrorCode
 from extproc.rpc.headers import CallHeaders
 from extproc.rpc.limits import Limits
 from extproc.rpc.outbound import Outbound
 from extproc.rpc.responses import OK_TRAILERS, trailers, trailers_only
 from extproc.rpc.stream import Incoming, Stream
-
-_METHOD_UNKNOWN: Final = trailers_only(StatusCode.UNIMPLEMENTED, "unknown method")
 
 
 class Calls:
@@ -109,7 +114,8 @@ class Calls:
             self._failed(stream, f"open {head.path}", error)
             return
         if call is None:
-            self._end(stream, _METHOD_UNKNOWN)
+            unknown = unknown_method(head.path)
+            self._end(stream, trailers_only(unknown.status, unknown.message))
             return
         stream.call = call
         if stream.ended:  # by ``send``, before there was a call to close
@@ -257,11 +263,10 @@ class Calls:
         self._wake()
 
     def _failed(self, stream: Stream, where: str, error: Exception) -> None:
-        if isinstance(error, RpcError):
-            self._refuse(stream, error.status, error.message)
-        else:
+        if not isinstance(error, RpcError):
             self._report(where, error)
-            self._refuse(stream, StatusCode.INTERNAL, "internal error")
+            error = internal_error()
+        self._refuse(stream, error.status, error.message)
 
     def _refuse(self, stream: Stream, status: StatusCode, message: str) -> None:
         """End a stream with a status other than OK; drops what it has queued."""

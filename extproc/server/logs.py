@@ -118,6 +118,11 @@ class OncePerInterval(logging.Handler):
             self._target.handle(record)
 
 
+def log_failure(where: str, error: BaseException) -> None:
+    """Log an exception that a call raised, and where it did."""
+    logger.error("call_failed", extra={"fields": {"where": where}}, exc_info=error)
+
+
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what nobody took of the event loop's errors: its exception handler."""
     what = context["message"].partition("(")[0]  # a callback's arguments follow

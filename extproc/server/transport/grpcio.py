@@ -11,8 +11,17 @@ from typing import Any
 import grpc
 
 from extproc.address import Address
-from extproc.rpc.call import Call, Drainable, Replies, RpcError, Service, StatusCode
+from extproc.rpc.call import (
+    Call,
+    Drainable,
+    Replies,
+    RpcError,
+    Service,
+    internal_error,
+    unknown_method,
+)
 from extproc.rpc.limits import Limits
+from extproc.server.logs import log_failure
 
 logger = logging.getLogger(__name__)
 
@@ -90,22 +99,36 @@ class GrpcioServer:
             for key, value in context.invocation_metadata() or ()
             if isinstance(value, str)
         }
-        call = self._service.open(path, headers, stream.send)
+        try:
+            call = self._service.open(path, headers, stream.send)
+        except Exception as error:  # the application's, whatever it is
+            return _ending(f"open {path}", error)
         if call is None:
-            return RpcError(StatusCode.UNIMPLEMENTED, f"no method {path}")
+            return unknown_method(path)
         stream.call = call
         self._calls.add(stream)
         cancelled = True
         try:
-            error = await stream.run()
-            cancelled = error is not None
-            return error
+            ending = await stream.run()
+            cancelled = ending is not None
+            return ending
         finally:  # a client that goes away cancels the handler
             self._calls.discard(stream)
-            # It knows ``send``: both would stay until a collection of garbage, and with
-            # them all that the call knows of.
+            # Break the cycle of call and ``send``, so that both are freed at once.
             stream.call = None
-            call.closed(cancelled)
+            try:
+                call.closed(cancelled)
+            except Exception as error:  # the application's, whatever it is
+                log_failure("closed", error)
+
+
+def _ending(where: str, error: BaseException) -> RpcError:
+    """The error to end a stream with after an exception of its call."""
+    if not isinstance(error, RpcError):
+        log_failure(where, error)
+        error = internal_error()
+    # Drop the traceback: its frames keep the call alive.
+    return error.with_traceback(None)
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -178,10 +201,8 @@ class _OpenCall:
         error = answering.exception()
         if self._over.done():
             return
-        if isinstance(error, RpcError):
-            self._end(error)
-        elif error is not None:
-            self._over.set_exception(error)
+        if error is not None:
+            self._end(_ending("receive", error))
         elif answering.result():
             self._end(True)
 
@@ -198,11 +219,9 @@ class _OpenCall:
     def _end(self, how: bool | RpcError) -> None:
         if self._over.done():
             return
-        if isinstance(how, RpcError):
-            # Its traceback knows of us.
-            self._over.set_result(how.with_traceback(None))
-        else:
-            self._over.set_result(None)
+        # Drop the traceback: its frames keep this object alive.
+        error = how.with_traceback(None) if isinstance(how, RpcError) else None
+        self._over.set_result(error)
 
     async def _flush(self) -> None:
         try:

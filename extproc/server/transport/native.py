@@ -22,7 +22,7 @@ from extproc.address import Address
 from extproc.rpc.call import Service
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
-from extproc.server.logs import WIRE
+from extproc.server.logs import WIRE, log_failure
 
 logger = logging.getLogger(__name__)
 wire_logger = logging.getLogger(WIRE)
@@ -189,7 +189,7 @@ class _Peer(asyncio.BufferedProtocol):
         self.machine = Connection(
             server.service,
             server.limits,
-            _report,
+            log_failure,
             self._flush,
             self._log_frame if wire_logger.isEnabledFor(logging.DEBUG) else None,
         )
@@ -327,8 +327,3 @@ def _keep_alive(sock: Any) -> None:
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _report(where: str, error: Exception) -> None:
-    fields = {"where": where}
-    logger.error("call_failed", extra={"fields": fields}, exc_info=error)
