@@ -2,22 +2,33 @@
 
 It decides exactly as :class:`extproc.fleet.scheduler.Scheduler` does (the tests hold
 the two, and the recordings of vLLM, against each other) but does not visit every
-sequence at every step. That works because, without ``long_prefill_token_threshold``, at
+request at every step. That works because, without ``long_prefill_token_threshold``, at
 most one running request has part of its prompt left, the one admitted last; every other
 running request computes exactly one token a step. So a decoding request is two numbers,
-the count of steps at which it will finish and how its computed tokens relate to that
+the count of steps at which it will end and how its computed tokens relate to that
 count; KV demand is a histogram of positions within a block; context is a sum. A stretch
 of steps in which nothing is admitted, evicted or finished is then one jump, with its
 duration in closed form (:class:`extproc.fleet.steptime.StepTime` is linear in context).
+
+With asynchronous scheduling, a step is scheduled when the one before it starts, and the
+output of that one is taken when the next one has been scheduled. So a request that
+arrives joins the step after the next, and one that ends is in one more step: it
+computes one more token if it ends by an end-of-sequence token, and none otherwise.
 """
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from extproc.fleet.prefix_cache import Found, Holding, Prefix, PrefixCache
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.steptime import StepTime
+
+#: More than the admissions of an instance: cached after all else that a step caches.
+_LATE = 1 << 60
+_NOTHING = Found()
 
 
 @dataclass(slots=True, eq=False)
@@ -28,19 +39,26 @@ class Job:
         arrival_s: when it reached the instance.
         prompt_tokens, output_tokens: both at least 1; together at most
             ``max_model_len``.
+        tag: whatever the caller wants to find again.
+        prefix: what its tokens have in common with others'; None for nothing.
+        is_open_ended: whether it ends by an end-of-sequence token, which a scheduler
+            that is a step ahead does not foresee, rather than at its ``max_tokens``.
         first_step_s: start of the first step that computed a token of it; NaN before.
         first_token_s: end of the step that produced its first output token.
         finish_s: end of the step that produced its last one.
-        tag: whatever the caller wants to find again.
+        cached_tokens: of the prompt, found in the prefix cache when it was admitted.
     """
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
     tag: object = None
+    prefix: Prefix | None = None
+    is_open_ended: bool = False
     first_step_s: float = math.nan
     first_token_s: float = math.nan
     finish_s: float = math.nan
+    cached_tokens: int = 0
     num_preemptions: int = 0
     # Known tokens (prompt and output so far) and computed ones, while not decoding.
     known: int = 0
@@ -49,13 +67,20 @@ class Job:
     offset: int = 0
     # Entries of the finish heap that carry another value are stale.
     admission: int = 0
+    holding: Holding | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer."""
+        return self.prompt_tokens + self.output_tokens
 
 
 class Instance:
     """Queues, KV blocks and clock of one instance.
 
-    ``now_s`` is the end of the last step; while requests are in, the next starts there.
-    Finished jobs gather in ``finished`` until the caller takes them.
+    ``now_s`` is when the next step is scheduled while requests are in: at the end of
+    the last step or, with asynchronous scheduling, at its start. Finished jobs gather
+    in ``finished`` until the caller takes them.
 
     Raises:
         ValueError: for limits that break the premise above.
@@ -80,12 +105,20 @@ class Instance:
         self.running_s = 0.0  # running requests, integrated over time
         self.blocks_s = 0.0  # held KV blocks, integrated over time
         self.computed_tokens = 0
+        self._end_s = 0.0  # of the last step scheduled
         self._partial: Job | None = None
+        # Whose last token is computed but not known: a place and blocks, no tokens.
+        self._ending: dict[Job, None] = {}
+        self._evicted_at_end: list[Job] = []
         self._phases = [0] * limits.block_size
         self._offsets = 0
         self._finishes: list[tuple[int, int, Job]] = []
         self._admissions = 0
         self._watermark_blocks = int(limits.watermark * limits.num_blocks)
+        self._async = limits.async_scheduling
+        self._cache = (
+            PrefixCache(limits.block_size) if limits.enable_prefix_caching else None
+        )
 
     def __len__(self) -> int:
         """Requests in the instance, running and waiting."""
@@ -102,7 +135,7 @@ class Instance:
         Raises:
             ValueError: it does not fit ``max_model_len``.
         """
-        if job.prompt_tokens + job.output_tokens > self.limits.max_model_len:
+        if job.tokens > self.limits.max_model_len:
             raise ValueError(
                 f"{job.prompt_tokens} + {job.output_tokens} tokens, expected at most "
                 f"max_model_len ({self.limits.max_model_len})"
@@ -110,28 +143,37 @@ class Instance:
         if not self.running and not self.waiting:
             self.now_s = max(self.now_s, job.arrival_s)
         job.known = job.prompt_tokens
+        if self._cache is not None:
+            job.holding = self._cache.enter(job.prefix)
         self.waiting.append(job)
 
     def advance(self, until_s: float) -> None:
-        """Run every step that starts before ``until_s``."""
+        """Run every step that is scheduled before ``until_s``."""
         while self.now_s < until_s and (self.running or self.waiting):
             if self._partial is None and self._is_head_held_back():
                 self._decode(until_s)
             else:
-                self._step()
+                self.step()
 
     def _is_head_held_back(self) -> bool:
         """Whether nothing can be admitted until a running request ends."""
+        if self._ending:
+            return False
         if not self.waiting:
             return True
         if not self.running:
             return False
         if len(self.running) >= self.limits.max_num_seqs:
             return True
-        tokens = self.waiting[0].known
+        job = self.waiting[0]
+        found = self._find(job, self._cached_step - 1)
+        if not found.is_final:
+            return False
+        tokens = job.known
         if not self.limits.scheduler_reserve_full_isl:
-            tokens = min(tokens, self.limits.max_num_batched_tokens - len(self.running))
-        needed = self.limits.blocks_for(tokens) + self._watermark_blocks
+            budget = self.limits.max_num_batched_tokens - len(self.running)
+            tokens = min(tokens, found.blocks * self.limits.block_size + budget)
+        needed = self.limits.blocks_for(tokens) - found.held + self._watermark_blocks
         return needed > self.free_blocks
 
     def _decode(self, until_s: float) -> None:
@@ -142,24 +184,32 @@ class Instance:
         if self.free_blocks < seqs * (steps // block_size + 1):
             steps = min(steps, self._steps_to_full())
             if steps == 0:
-                self._step()
+                self.step()
                 return
         step_time = self.step_time
         context_s = step_time.context_s
         first_s = step_time.fixed_s(0, seqs) + context_s * self._context(seqs)
         growth_s = context_s * seqs
         duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
-        if self.now_s + duration_s > until_s:
-            steps = _steps_until(until_s - self.now_s, first_s, growth_s, steps)
+        # The step after the first is scheduled when the first ends or, if steps are
+        # scheduled a step ahead, when it starts.
+        ahead = int(self._async)
+        span_s = until_s - max(self.now_s, self._end_s)
+        if steps > ahead and duration_s > span_s:
+            left = steps - ahead
+            steps = ahead
+            if span_s > 0:
+                steps += _steps_until(span_s, first_s, growth_s, left)
             duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
         # Each sequence needs a block every block_size steps, and the rest by phase.
         cycles, rest = divmod(steps, block_size)
         start = self.num_steps
-        self.free_blocks -= cycles * seqs + sum(
-            self._phases[-(start + step) % block_size] for step in range(rest)
+        self._take_blocks(
+            cycles * seqs
+            + sum(self._phases[-(start + step) % block_size] for step in range(rest))
         )
         self.computed_tokens += seqs * steps
-        self._elapse(duration_s, steps, seqs)
+        self._elapse(duration_s, steps, seqs, first_s + growth_s * (steps - 1))
         self._end_finished()
 
     def _steps_to_finish(self) -> int:
@@ -184,17 +234,17 @@ class Instance:
         """Computed tokens of the ``seqs`` requests that decode."""
         return seqs * self.num_steps + self._offsets
 
-    def _step(self) -> None:
-        """Take one step, whatever it holds."""
-        seqs = len(self.running) - (self._partial is not None)
+    def step(self) -> None:
+        """Schedule and run one step, whatever it holds."""
+        seqs = len(self.running) - len(self._ending) - (self._partial is not None)
         demand = self._phases[-self.num_steps % self.limits.block_size]
         chunks: list[tuple[Job, int]] = []
         evicted = False
         if demand > self.free_blocks:
             evicted = self._evict_for_decoding(chunks)
-            seqs = len(self.running) - (self._partial is not None)
+            seqs = len(self.running) - len(self._ending) - (self._partial is not None)
         else:
-            self.free_blocks -= demand
+            self._take_blocks(demand)
             budget = self.limits.max_num_batched_tokens - seqs
             if self._partial is not None:
                 budget, evicted = self._continue_partial(chunks, budget)
@@ -205,27 +255,56 @@ class Instance:
         for job, chunk in chunks:
             tokens += chunk
             pairs += chunk * (job.computed + (chunk + 1) / 2)
-        if tokens + seqs == 0:
+        if tokens + seqs:
+            duration_s = (
+                self.step_time.fixed_s(tokens, seqs)
+                + self.step_time.context_s * self._context(seqs)
+                + self.step_time.pair_s * pairs
+            )
+            self.computed_tokens += tokens + seqs
+            self._elapse(duration_s, 1, seqs + len(chunks), duration_s)
+        elif self._ending or self._evicted_at_end:
+            self._elapse(0.0, 1, 0, 0.0)
+        else:
             return
-        duration_s = (
-            self.step_time.fixed_s(tokens, seqs)
-            + self.step_time.context_s * self._context(seqs)
-            + self.step_time.pair_s * pairs
-        )
-        self.computed_tokens += tokens + seqs
-        self._elapse(duration_s, 1, seqs + len(chunks))
         self._partial = None
-        for job, chunk in chunks:
-            self._complete_chunk(job, chunk)
-        self._end_finished()
+        self._end_finished(chunks)
 
-    def _elapse(self, duration_s: float, steps: int, seqs: int) -> None:
-        self.now_s += duration_s
+    def _elapse(self, duration_s: float, steps: int, seqs: int, last_s: float) -> None:
+        """Let steps pass, of which the last one takes ``last_s``."""
+        started_s = max(self.now_s, self._end_s)
+        self._end_s = started_s + duration_s
+        if not self._async:
+            self.now_s = self._end_s
+        else:
+            self.now_s = started_s if steps == 1 else self._end_s - last_s
         self.num_steps += steps
         self.busy_s += duration_s
         self.running_s += seqs * duration_s
         held = self.limits.usable_blocks - self.free_blocks
         self.blocks_s += held * duration_s
+
+    def _take_blocks(self, count: int) -> None:
+        self.free_blocks -= count
+        if self._cache is not None:
+            self._cache.trim(self.free_blocks)
+
+    def _free(self, job: Job, computed: int) -> None:
+        """Give back the blocks of so many tokens, but for those that others hold."""
+        blocks = self.limits.blocks_for(computed)
+        if self._cache is not None:
+            assert job.holding is not None
+            blocks -= job.holding.hashed
+            blocks += self._cache.release(job.holding)
+        self.free_blocks += blocks
+
+    def _find(self, job: Job, step: int) -> Found:
+        """What is cached of a waiting job; its last token has to be computed."""
+        if self._cache is None:
+            return _NOTHING
+        assert job.holding is not None
+        most = (job.known - 1) // self.limits.block_size
+        return self._cache.find(job.holding, most, step)
 
     def _continue_partial(
         self, chunks: list[tuple[Job, int]], budget: int
@@ -238,7 +317,7 @@ class Instance:
         if needed > self.free_blocks:
             self._evict(job)
             return budget, True
-        self.free_blocks -= needed
+        self._take_chunk(job, chunk, needed)
         chunks.append((job, chunk))
         return budget - chunk, False
 
@@ -246,78 +325,139 @@ class Instance:
         blocks_for = self.limits.blocks_for
         return blocks_for(job.computed + chunk) - blocks_for(job.computed)
 
+    def _take_chunk(self, job: Job, chunk: int, blocks: int) -> None:
+        """Allocate for a chunk, whose full blocks are cached at once."""
+        self._take_blocks(blocks)
+        if self._cache is not None:
+            assert job.holding is not None
+            full = (job.computed + chunk) // self.limits.block_size
+            self._cache.store(job.holding, full, (self._cached_step, job.admission))
+
+    @property
+    def _cached_step(self) -> int:
+        """The count with which jobs have cached what they decode in this step.
+
+        A token in flight is not known, and so its block is not cached.
+        """
+        return self.num_steps + (not self._async)
+
     def _admit(self, chunks: list[tuple[Job, int]], budget: int) -> None:
         limits = self.limits
         while self.waiting and budget > 0 and len(self.running) < limits.max_num_seqs:
             job = self.waiting[0]
-            chunk = min(job.known, budget)
-            needed = limits.blocks_for(chunk)
-            whole = job.known if limits.scheduler_reserve_full_isl else chunk
+            found = self._find(job, self._cached_step)
+            computed = found.blocks * limits.block_size
+            chunk = min(job.known - computed, budget)
+            whole = job.known if limits.scheduler_reserve_full_isl else computed + chunk
             spare_blocks = self._watermark_blocks if self.running else 0
-            if limits.blocks_for(whole) + spare_blocks > self.free_blocks:
+            needed = limits.blocks_for(whole) - found.held
+            if needed + spare_blocks > self.free_blocks:
                 break
             self.waiting.popleft()
             self.running[job] = None
+            self._admissions += 1
+            job.admission = self._admissions
+            if self._cache is not None:
+                assert job.holding is not None
+                job.holding.admission = job.admission
+                if found.blocks:
+                    self._cache.hold(job.holding, found)
+                    self.free_blocks -= found.blocks - found.held
             if job.first_step_s != job.first_step_s:
-                job.first_step_s = self.now_s
-            self.free_blocks -= needed
+                job.first_step_s = max(self.now_s, self._end_s)
+                job.cached_tokens = computed
+            job.computed = computed
+            self._take_chunk(job, chunk, self._blocks_for_chunk(job, chunk))
             chunks.append((job, chunk))
             budget -= chunk
 
     def _complete_chunk(self, job: Job, chunk: int) -> None:
-        """A chunk ran: sample if it was the last, and then decode or end."""
+        """A chunk ran: sample if it was the last, and decode from now on."""
         job.computed += chunk
         if job.computed < job.known:
             self._partial = job
             return
         job.known += 1
         if job.first_token_s != job.first_token_s:
-            job.first_token_s = self.now_s
-        left = job.prompt_tokens + job.output_tokens - job.known
-        if left == 0:
-            self._end(job, job.computed)
-            return
+            job.first_token_s = self._end_s
+        left = job.tokens - job.known
+        if self._async and job.is_open_ended and job.tokens < self.limits.max_model_len:
+            left += 1
         job.offset = job.computed - self.num_steps
         self._offsets += job.offset
         self._phases[job.offset % self.limits.block_size] += 1
-        self._admissions += 1
-        job.admission = self._admissions
+        if self._cache is not None and left:
+            assert job.holding is not None
+            self._cache.grow(job.holding, job.offset)
         heappush(self._finishes, (self.num_steps + left, job.admission, job))
 
-    def _end_finished(self) -> None:
+    def _end_finished(self, chunks: Iterable[tuple[Job, int]] = ()) -> None:
+        """Take the output: of the steps that ran or, a step ahead, of those before."""
+        ended = [*self._ending, *self._evicted_at_end]
+        self._ending.clear()
+        for job in self._evicted_at_end:
+            if job.finish_s != job.finish_s:
+                job.finish_s = self.now_s
+        self._evicted_at_end.clear()
+        for job, chunk in chunks:
+            self._complete_chunk(job, chunk)
         finishes = self._finishes
         while finishes and finishes[0][0] <= self.num_steps:
             _, admission, job = heappop(finishes)
             if job.admission == admission:
-                computed = self.num_steps + job.offset
                 self._stop_decoding(job)
-                self._end(job, computed)
+                if self._async and job.computed < job.tokens:
+                    job.finish_s = self._end_s
+                    self._ending[job] = None
+                else:
+                    job.finish_s = self.now_s
+                    ended.append(job)
+        if len(ended) > 1:
+            ended.sort(key=lambda job: job.admission)
+        for job in ended:
+            self._end(job)
 
-    def _end(self, job: Job, computed: int) -> None:
-        self.free_blocks += self.limits.blocks_for(computed)
-        job.finish_s = self.now_s
-        del self.running[job]
+    def _end(self, job: Job) -> None:
+        if job in self.running:
+            if self._cache is not None:
+                assert job.holding is not None
+                # The last token is never computed, or never cached.
+                full = (job.tokens - 1) // self.limits.block_size
+                order = (self.num_steps - 1, _LATE + job.admission)
+                self._cache.store(job.holding, full, order)
+            self._free(job, job.computed)
+            del self.running[job]
         self.finished.append(job)
 
     def _stop_decoding(self, job: Job) -> None:
+        job.computed = self.num_steps + job.offset
         self._offsets -= job.offset
         self._phases[job.offset % self.limits.block_size] -= 1
-        job.admission = 0
+        if self._cache is not None:
+            assert job.holding is not None
+            cached = job.computed - self._async
+            self._cache.stop(job.holding, cached // self.limits.block_size)
 
     def _evict(self, job: Job) -> None:
         """Preempt: forget what is computed, and wait at the head of the queue."""
         if job is self._partial:
             self._partial = None
+        elif job in self._ending:
+            del self._ending[job]
+            job.known = job.tokens
         else:
-            job.computed = self.num_steps + job.offset
-            job.known = job.computed + 1
             self._stop_decoding(job)
-        self.free_blocks += self.limits.blocks_for(job.computed)
+            job.known = job.computed + 1
+        self._free(job, job.computed)
         job.computed = 0
+        job.admission = 0
         job.num_preemptions += 1
         self.num_preemptions += 1
         del self.running[job]
-        self.waiting.appendleft(job)
+        if job.known < job.tokens:
+            self.waiting.appendleft(job)
+        else:
+            self._evicted_at_end.append(job)
 
     def _evict_for_decoding(self, chunks: list[tuple[Job, int]]) -> bool:
         """Give blocks in order of admission, taking from the tail what is missing."""
@@ -327,6 +467,9 @@ class Instance:
         served = 0
         while served < len(order):
             job = order[served]
+            served += 1
+            if job in self._ending:
+                continue
             chunk = 1
             if job is self._partial:
                 chunk = min(job.known - job.computed, budget)
@@ -338,11 +481,12 @@ class Instance:
                 self._evict(victim)
                 if victim is job:
                     return True
-            self.free_blocks -= needed
             budget -= chunk
             if job is self._partial:
+                self._take_chunk(job, chunk, needed)
                 chunks.append((job, chunk))
-            served += 1
+            else:
+                self._take_blocks(needed)
         return True
 
 

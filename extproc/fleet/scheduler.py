@@ -9,19 +9,35 @@ blocks are freed, its computed tokens forgotten, and it goes to the head of the
 waiting queue to be computed again. Then, if nothing was preempted, waiting requests
 are admitted, first come first served, until the head of the queue does not fit.
 
+With prefix caching, a request that is admitted, for the first time or after a
+preemption, takes over the cached blocks of its longest known prefix of full blocks,
+never of its last token; a found block that nobody holds counts as needed in the check
+of free blocks, like a new one. Its own full blocks enter the cache when they are
+allocated, before they are computed, and those of its answer as they fill up.
+
+With asynchronous scheduling, a step is scheduled before the tokens of the last one are
+known. Each token in flight counts as known, but its block does not enter the cache, and
+a request that ends keeps its place and its blocks while one more step is scheduled.
+That step computes one more token for it if it ends by an end-of-sequence token, which
+nobody could foresee, and none if it reaches ``max_tokens``.
+
 Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output``),
-``vllm/v1/core/kv_cache_manager.py`` (``allocate_slots``) and
-``vllm/v1/core/sched/utils.py`` (``check_stop``) of vLLM 0.32.0, for a dense
-full-attention model with prefix caching, speculative decoding, pipeline parallelism
-and asynchronous scheduling off. ``tests/fleet`` replays recordings of that code.
+``vllm/v1/core/sched/async_scheduler.py``, ``vllm/v1/core/kv_cache_manager.py``
+(``get_computed_blocks``, ``allocate_slots``), ``vllm/v1/core/sched/utils.py``
+(``check_stop``) and ``vllm/v1/engine/core.py`` (``step_with_batch_queue``) of vLLM
+0.32.0, for a dense full-attention model without speculative decoding and pipeline
+parallelism. ``tests/fleet`` replays recordings of that code.
 
 Not thread-safe; nothing here reads a clock. How long a step takes is the caller's
 business (see :mod:`extproc.fleet.hardware`).
 """
 
 from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+
+from extproc.fleet.block_pool import Block, BlockPool
+from extproc.fleet.scheduled import Request, Status, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,8 @@ class SchedulerLimits:
         scheduler_reserve_full_isl: whether a request is admitted only if blocks for
             all its known tokens are free, not only for its first chunk.
         enable_chunked_prefill: whether a prompt may be split over several steps.
+        enable_prefix_caching: whether KV blocks are kept for requests that begin alike.
+        async_scheduling: whether a step is scheduled while the last one runs.
 
     Raises:
         ValueError: naming the limit, its value and what is accepted.
@@ -56,6 +74,8 @@ class SchedulerLimits:
     watermark: float = 0.0
     scheduler_reserve_full_isl: bool = True
     enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True
 
     def __post_init__(self) -> None:
         accepted = {
@@ -98,68 +118,19 @@ class SchedulerLimits:
         return -(-tokens // self.block_size)
 
 
-class Status(Enum):
-    """Where a sequence stands."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    PREEMPTED = "preempted"
-    FINISHED = "finished"
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request inside the scheduler.
-
-    Attributes:
-        request_id: unique among those that are not finished.
-        prompt_tokens: tokens of the prompt (> 0).
-        output_tokens: tokens after which it stops by itself (> 0): the smaller of
-            ``max_tokens`` and the length the model would have given it.
-        num_output_tokens: output tokens so far; they survive a preemption.
-        num_computed_tokens: tokens whose keys and values are in the cache.
-        num_blocks: KV blocks held.
-        num_preemptions: times evicted.
-    """
-
-    request_id: str
-    prompt_tokens: int
-    output_tokens: int
-    num_output_tokens: int = 0
-    num_computed_tokens: int = 0
-    num_blocks: int = 0
-    num_preemptions: int = 0
-    status: Status = Status.WAITING
-
-    @property
-    def num_tokens(self) -> int:
-        """Known tokens: the prompt and the output so far."""
-        return self.prompt_tokens + self.num_output_tokens
-
-
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What one step did.
+class _Share:
+    """A request's part of a step.
 
     Attributes:
-        scheduled: tokens computed for each request, in the order of scheduling.
-        context_tokens: tokens in the cache of the scheduled requests before the
-            step, which attention has to read.
-        preempted: requests evicted before the step ran.
-        sampled: requests that produced one output token.
-        finished: requests that ended with that token.
+        samples: whether the step gives it an output token.
+        num_preemptions: those before the step; one more since makes its output stale.
     """
 
-    scheduled: dict[str, int]
-    context_tokens: int
-    preempted: tuple[str, ...]
-    sampled: tuple[str, ...]
-    finished: tuple[str, ...]
-
-    @property
-    def num_scheduled_tokens(self) -> int:
-        """Tokens of the whole step."""
-        return sum(self.scheduled.values())
+    request: Request
+    tokens: int
+    samples: bool
+    num_preemptions: int
 
 
 class Scheduler:
@@ -170,144 +141,175 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
-        self.free_blocks = limits.usable_blocks
-        self._sequences: dict[str, Sequence] = {}
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self.pool = BlockPool(limits.usable_blocks)
+        self._requests: dict[str, Request] = {}
+        self._in_flight: list[_Share] = []
         self._watermark_blocks = int(limits.watermark * limits.num_blocks)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds, in the prefix cache or not."""
+        return self.pool.num_free
 
     @property
     def kv_cache_usage(self) -> float:
         """Share of the usable KV blocks that is held, 0 to 1."""
         return 1.0 - self.free_blocks / self.limits.usable_blocks
 
-    def get(self, request_id: str) -> Sequence | None:
-        """Return the unfinished sequence of that name, if there is one."""
-        return self._sequences.get(request_id)
+    def get(self, request_id: str) -> Request | None:
+        """Return the unfinished request of that name, if there is one."""
+        return self._requests.get(request_id)
 
-    def add(self, request_id: str, prompt_tokens: int, output_tokens: int) -> Sequence:
+    def add(
+        self,
+        request_id: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        max_tokens: int | None = None,
+        block_hashes: Sequence[Hashable] = (),
+    ) -> Request:
         """Queue a request.
 
         A prompt of ``max_model_len`` or more tokens is what vLLM's front end answers
         with a 400, and it bounds ``max_tokens`` by the rest; the scheduler itself
         ends a request at ``max_model_len`` tokens.
 
+        Args:
+            max_tokens: None for ``output_tokens``; more if it ends by an
+                end-of-request token.
+            block_hashes: see :class:`extproc.fleet.scheduled.Request`.
+
         Raises:
-            ValueError: the name is taken, or a count is below 1.
+            ValueError: the name is taken, or a count is below what is allowed.
         """
-        if request_id in self._sequences:
+        if request_id in self._requests:
             raise ValueError(f"request_id: {request_id!r} is already queued")
         if prompt_tokens < 1 or output_tokens < 1:
             raise ValueError(
                 f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} "
                 "output tokens, expected at least 1 of each"
             )
-        sequence = Sequence(request_id, prompt_tokens, output_tokens)
-        self._sequences[request_id] = sequence
-        self.waiting.append(sequence)
-        return sequence
+        limit = output_tokens if max_tokens is None else max_tokens
+        if limit < output_tokens:
+            raise ValueError(
+                f"max_tokens: {max_tokens}, expected >= output_tokens ({output_tokens})"
+            )
+        request = Request(request_id, prompt_tokens, output_tokens, limit, block_hashes)
+        self._requests[request_id] = request
+        self.waiting.append(request)
+        return request
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks; False if it is not here."""
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
+        request = self._requests.get(request_id)
+        if request is None:
             return False
-        if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
-        self._finish(sequence)
+        self._finish(request)
         return True
 
     def step(self) -> Step:
         """Schedule once, run the step and take its output.
 
-        With nothing to do, or with a head of the queue that can never fit, the step
-        has no scheduled tokens.
+        With asynchronous scheduling, take the output of the step before instead. With
+        nothing to do, or with a head of the queue that can never fit, the step has no
+        scheduled tokens.
         """
-        scheduled: list[tuple[Sequence, int]] = []
-        preempted: list[Sequence] = []
+        scheduled: list[tuple[Request, int]] = []
+        preempted: list[Request] = []
+        cached: dict[str, int] = {}
         budget = self._schedule_running(scheduled, preempted)
         if not preempted:
-            self._schedule_waiting(scheduled, budget)
-        context_tokens = sum(sequence.num_computed_tokens for sequence, _ in scheduled)
-        sampled, finished = self._complete(scheduled)
+            self._schedule_waiting(scheduled, cached, budget)
+        context_tokens = sum(request.num_computed_tokens for request, _ in scheduled)
+        shares = [self._advance(request, tokens) for request, tokens in scheduled]
+        done = self._in_flight if self.limits.async_scheduling else shares
+        self._in_flight = shares
+        sampled, finished = self._complete(done)
         return Step(
-            scheduled={sequence.request_id: n for sequence, n in scheduled},
+            scheduled={request.request_id: n for request, n in scheduled},
             context_tokens=context_tokens,
-            preempted=tuple(sequence.request_id for sequence in preempted),
+            preempted=tuple(request.request_id for request in preempted),
             sampled=tuple(sampled),
             finished=tuple(finished),
+            cached=cached,
         )
 
     def _schedule_running(
-        self, scheduled: list[tuple[Sequence, int]], preempted: list[Sequence]
+        self, scheduled: list[tuple[Request, int]], preempted: list[Request]
     ) -> int:
         """Give running requests their tokens; return what is left of the budget."""
         budget = self.limits.max_num_batched_tokens
         longest_chunk = self._longest_chunk()
         index = 0
         while index < len(self.running) and budget > 0:
-            sequence = self.running[index]
+            request = self.running[index]
+            index += 1
+            if request.is_complete:
+                continue
             tokens = min(
-                sequence.num_tokens - sequence.num_computed_tokens,
+                request.num_tokens
+                + request.num_output_placeholders
+                - request.num_computed_tokens,
                 longest_chunk,
                 budget,
                 # One position is kept for the token that the step will sample.
-                self.limits.max_model_len - 1 - sequence.num_computed_tokens,
+                self.limits.max_model_len - 1 - request.num_computed_tokens,
             )
             if tokens > 0:
-                if not self._make_room(sequence, tokens, preempted):
+                if not self._make_room(request, tokens, preempted):
                     break
-                scheduled.append((sequence, tokens))
+                scheduled.append((request, tokens))
                 budget -= tokens
-            index += 1
         return budget
 
     def _make_room(
-        self, sequence: Sequence, tokens: int, preempted: list[Sequence]
+        self, request: Request, tokens: int, preempted: list[Request]
     ) -> bool:
         """Allocate for a running request, preempting from the tail of the queue.
 
         False if the request itself had to go.
         """
-        while not self._allocate(sequence, tokens, spare_blocks=0):
+        while not self._allocate(request, tokens):
             victim = self.running.pop()
             self._free(victim)
             victim.num_computed_tokens = 0
+            victim.num_output_placeholders = 0
             victim.num_preemptions += 1
             victim.status = Status.PREEMPTED
             self.waiting.appendleft(victim)
             preempted.append(victim)
-            if victim is sequence:
+            if victim is request:
                 return False
         return True
 
     def _schedule_waiting(
-        self, scheduled: list[tuple[Sequence, int]], budget: int
+        self,
+        scheduled: list[tuple[Request, int]],
+        cached: dict[str, int],
+        budget: int,
     ) -> None:
         """Admit from the head of the waiting queue while everything fits."""
         longest_chunk = self._longest_chunk()
         while (
             self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs
         ):
-            sequence = self.waiting[0]
-            tokens = min(sequence.num_tokens, longest_chunk)
+            request = self.waiting[0]
+            found = self._find(request)
+            found_tokens = len(found) * self.limits.block_size
+            tokens = min(request.num_tokens - found_tokens, longest_chunk)
             if tokens > budget and not self.limits.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
-            spare_blocks = self._watermark_blocks if self.running else 0
-            if self.limits.scheduler_reserve_full_isl:
-                whole = min(sequence.num_tokens, self.limits.max_model_len)
-                needed_blocks = self.limits.blocks_for(whole)
-                if needed_blocks + spare_blocks > self.free_blocks:
-                    break
-            if not self._allocate(sequence, tokens, spare_blocks):
+            if not self._admit(request, found, tokens):
                 break
             self.waiting.popleft()
-            sequence.status = Status.RUNNING
-            self.running.append(sequence)
-            scheduled.append((sequence, tokens))
+            request.status = Status.RUNNING
+            self.running.append(request)
+            scheduled.append((request, tokens))
+            cached[request.request_id] = found_tokens
             budget -= tokens
 
     def _longest_chunk(self) -> int:
@@ -317,43 +319,96 @@ class Scheduler:
             return threshold
         return self.limits.max_num_batched_tokens
 
-    def _allocate(self, sequence: Sequence, tokens: int, spare_blocks: int) -> bool:
-        """Take the blocks for ``tokens`` more tokens, if so many are free."""
-        slots = min(sequence.num_computed_tokens + tokens, self.limits.max_model_len)
-        blocks = max(self.limits.blocks_for(slots) - sequence.num_blocks, 0)
-        if blocks + spare_blocks > self.free_blocks:
+    def _find(self, request: Request) -> list[Block]:
+        """The cached blocks of a waiting request; its last token has to be computed."""
+        if not self.limits.enable_prefix_caching:
+            return []
+        most = (request.num_tokens - 1) // self.limits.block_size
+        return self.pool.find(map(request.block_hash, range(most)))
+
+    def _admit(self, request: Request, found: list[Block], tokens: int) -> bool:
+        """Take the found blocks and those for ``tokens`` more, if so many are free."""
+        limits = self.limits
+        found_tokens = len(found) * limits.block_size
+        must_fit = found_tokens + tokens
+        if limits.scheduler_reserve_full_isl:
+            must_fit = request.num_tokens
+        held = sum(block.holders > 0 for block in found)
+        needed = limits.blocks_for(min(must_fit, limits.max_model_len)) - held
+        spare = self._watermark_blocks if self.running else 0
+        if needed + spare > self.free_blocks:
             return False
-        self.free_blocks -= blocks
-        sequence.num_blocks += blocks
+        self.pool.hold(found)
+        request.blocks = found
+        request.num_hashed_blocks = len(found)
+        request.num_computed_tokens = found_tokens
+        return self._allocate(request, tokens)
+
+    def _allocate(self, request: Request, tokens: int) -> bool:
+        """Take the blocks for ``tokens`` more tokens, if so many are free."""
+        limits = self.limits
+        computed = request.num_computed_tokens + tokens
+        slots = min(computed, limits.max_model_len)
+        count = max(limits.blocks_for(slots) - request.num_blocks, 0)
+        if count > self.free_blocks:
+            return False
+        request.blocks += self.pool.take(count)
+        self._cache(request, min(computed, request.num_tokens))
         return True
 
-    def _free(self, sequence: Sequence) -> None:
-        self.free_blocks += sequence.num_blocks
-        sequence.num_blocks = 0
+    def _cache(self, request: Request, tokens: int) -> None:
+        """Put the full blocks of the first ``tokens`` tokens into the cache."""
+        if not self.limits.enable_prefix_caching:
+            return
+        full = tokens // self.limits.block_size
+        for index in range(request.num_hashed_blocks, full):
+            self.pool.cache(request.blocks[index], request.block_hash(index))
+        request.num_hashed_blocks = max(request.num_hashed_blocks, full)
 
-    def _finish(self, sequence: Sequence) -> None:
-        self._free(sequence)
-        sequence.status = Status.FINISHED
-        del self._sequences[sequence.request_id]
+    def _free(self, request: Request) -> None:
+        self.pool.free(request.blocks)
+        request.blocks = []
+        request.num_hashed_blocks = 0
 
-    def _complete(
-        self, scheduled: list[tuple[Sequence, int]]
-    ) -> tuple[list[str], list[str]]:
-        """Advance what was scheduled, sample where it caught up, end what is done."""
+    def _finish(self, request: Request) -> None:
+        if request.status is Status.RUNNING:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+        self._free(request)
+        request.status = Status.FINISHED
+        del self._requests[request.request_id]
+
+    def _advance(self, request: Request, tokens: int) -> _Share:
+        """Count the tokens of a step as computed, and its output as in flight."""
+        request.num_computed_tokens += tokens
+        samples = (
+            request.num_computed_tokens
+            >= request.num_tokens + request.num_output_placeholders
+        )
+        request.num_output_placeholders += samples
+        return _Share(request, tokens, samples, request.num_preemptions)
+
+    def _complete(self, shares: list[_Share]) -> tuple[list[str], list[str]]:
+        """Take the output of a step, and end what is done."""
         sampled: list[str] = []
         finished: list[str] = []
-        for sequence, tokens in scheduled:
-            sequence.num_computed_tokens += tokens
-            if sequence.num_computed_tokens < sequence.num_tokens:
+        for share in shares:
+            request = share.request
+            if request.status is Status.FINISHED or not share.samples:
                 continue
-            sequence.num_output_tokens += 1
-            sampled.append(sequence.request_id)
+            request.num_output_tokens += 1
+            sampled.append(request.request_id)
+            if share.num_preemptions == request.num_preemptions:
+                request.num_output_placeholders -= 1
+                self._cache(
+                    request,
+                    request.num_computed_tokens - request.num_output_placeholders,
+                )
             if (
-                sequence.num_output_tokens >= sequence.output_tokens
-                or sequence.num_tokens >= self.limits.max_model_len
+                request.num_output_tokens >= request.output_tokens
+                or request.num_tokens >= self.limits.max_model_len
             ):
-                finished.append(sequence.request_id)
-                self._finish(sequence)
-        if finished:
-            self.running = [s for s in self.running if s.status is Status.RUNNING]
+                finished.append(request.request_id)
+                self._finish(request)
         return sampled, finished

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from extproc.fleet.scheduler import SchedulerLimits
 
 OWN_RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -40,3 +43,13 @@ def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
     text = gzip.decompress(packed) if path.suffix == ".gz" else packed
     loaded: dict[str, Any] = json.loads(text)
     return loaded
+
+
+@pytest.fixture
+def recorded_limits(recording: dict[str, Any]) -> SchedulerLimits:
+    """The limits of a recording, which may say neither of vLLM's two switches."""
+    known = {field.name for field in fields(SchedulerLimits)}
+    switches = {"enable_prefix_caching": False, "async_scheduling": False}
+    return SchedulerLimits(
+        **switches | {k: v for k, v in recording.items() if k in known}
+    )

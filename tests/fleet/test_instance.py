@@ -1,7 +1,8 @@
 """The fast instance decides as the step-by-step scheduler does, and so as vLLM does."""
 
 import math
-from dataclasses import fields
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,8 +10,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.fleet.instance import Instance, Job
-from extproc.fleet.scheduler import Scheduler, SchedulerLimits, Step
+from extproc.fleet.prefix_cache import Prefix
+from extproc.fleet.scheduled import Step
+from extproc.fleet.scheduler import Scheduler, SchedulerLimits
 from extproc.fleet.steptime import Linear
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A request whose tokens are alike with others' up to the ends of equal keys."""
+
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    keys: tuple[Hashable, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    def block_hashes(self, block_size: int) -> list[Hashable]:
+        hashes: list[Hashable] = []
+        for key, end in zip(self.keys, self.ends, strict=True):
+            hashes += [(key, index) for index in range(len(hashes), end // block_size)]
+        return hashes
+
+    def job(self, at_s: float, tag: object) -> Job:
+        return Job(
+            at_s,
+            self.prompt_tokens,
+            self.output_tokens,
+            tag,
+            Prefix(self.keys, self.ends),
+            is_open_ended=self.max_tokens > self.output_tokens,
+        )
+
 
 # Terms of very different size, so that no two mistakes can cancel.
 STEP_TIME = Linear(base_s=1.0, seq_s=0.01, token_s=0.003, context_s=1e-5, pair_s=1e-7)
@@ -23,15 +54,23 @@ class Reference:
         self.scheduler = Scheduler(limits)
         self.step_time = step_time
         self.now_s = 0.0
+        self.end_s = 0.0
         self.first_token_s: dict[str, float] = {}
         self.finish_s: dict[str, float] = {}
         self.preemptions: dict[str, int] = {}
+        self.cached: dict[str, int] = {}
         self.decoding: set[str] = set()
 
-    def add(self, name: str, at_s: float, prompt: int, output: int) -> None:
+    def add(self, name: str, at_s: float, request: Drawn) -> None:
         if not self.scheduler.running and not self.scheduler.waiting:
             self.now_s = max(self.now_s, at_s)
-        self.scheduler.add(name, prompt, output)
+        self.scheduler.add(
+            name,
+            request.prompt_tokens,
+            request.output_tokens,
+            max_tokens=request.max_tokens,
+            block_hashes=request.block_hashes(self.scheduler.limits.block_size),
+        )
 
     def advance(self, until_s: float) -> None:
         scheduler = self.scheduler
@@ -40,14 +79,29 @@ class Reference:
                 s.request_id: s.num_computed_tokens
                 for s in (*scheduler.running, *scheduler.waiting)
             }
+            known = {
+                s.request_id: s.num_tokens
+                for s in (*scheduler.running, *scheduler.waiting)
+            }
+            before_s = self.end_s
             step = scheduler.step()
             self.decoding -= set(step.preempted)
-            self.now_s += self.duration_s(step, computed)
-            self.decoding |= set(step.sampled)
+            for name, tokens in step.cached.items():
+                computed[name] = tokens
+                self.cached.setdefault(name, tokens)
+            started_s = max(self.now_s, self.end_s)
+            self.end_s = started_s + self.duration_s(step, computed)
+            if scheduler.limits.async_scheduling:
+                self.now_s, output_s = started_s, max(self.now_s, before_s)
+            else:
+                self.now_s = output_s = self.end_s
+            for name, tokens in step.scheduled.items():
+                if computed[name] + tokens >= known[name]:
+                    self.decoding.add(name)
             for name in step.sampled:
-                self.first_token_s.setdefault(name, self.now_s)
+                self.first_token_s.setdefault(name, output_s)
             for name in step.finished:
-                self.finish_s[name] = self.now_s
+                self.finish_s[name] = output_s
             for name in step.preempted:
                 self.preemptions[name] = self.preemptions.get(name, 0) + 1
 
@@ -70,19 +124,17 @@ class Reference:
         )
 
 
-def compare(
-    limits: SchedulerLimits, requests: list[tuple[float, int, int]]
-) -> Instance:
+def compare(limits: SchedulerLimits, requests: list[tuple[float, Drawn]]) -> Instance:
     """Run both; every time, count and queue must agree at every arrival."""
     reference = Reference(limits, STEP_TIME)
     instance = Instance(limits, STEP_TIME)
     jobs: dict[str, Job] = {}
-    for index, (at_s, prompt, output) in enumerate(requests):
+    for index, (at_s, request) in enumerate(requests):
         reference.advance(at_s)
         instance.advance(at_s)
         agree(reference, instance)
-        reference.add(f"r{index}", at_s, prompt, output)
-        jobs[f"r{index}"] = Job(at_s, prompt, output, tag=index)
+        reference.add(f"r{index}", at_s, request)
+        jobs[f"r{index}"] = request.job(at_s, index)
         instance.add(jobs[f"r{index}"])
     reference.advance(math.inf)
     instance.advance(math.inf)
@@ -93,6 +145,7 @@ def compare(
         assert job.first_token_s == pytest.approx(reference.first_token_s[name])
         assert job.finish_s == pytest.approx(reference.finish_s[name])
         assert job.num_preemptions == reference.preemptions.get(name, 0)
+        assert job.cached_tokens == reference.cached[name]
         assert job.arrival_s <= job.first_step_s < job.first_token_s <= job.finish_s
     return instance
 
@@ -108,40 +161,80 @@ def agree(reference: Reference, instance: Instance) -> None:
     ]
 
 
-def test_as_the_recordings_of_vllm(recording: dict[str, Any]) -> None:
-    """One step lasts one second here, so a request of step n arrives at n seconds."""
+def test_as_the_recordings_of_vllm(
+    recording: dict[str, Any], recorded_limits: SchedulerLimits
+) -> None:
     if recording.get("aborts") or recording.get("long_prefill_token_threshold"):
         pytest.skip("aborts and prefill thresholds are the scheduler's alone")
-    known = {field.name for field in fields(SchedulerLimits)}
-    limits = SchedulerLimits(**{k: v for k, v in recording.items() if k in known})
-    instance = Instance(limits, Linear(base_s=1.0, seq_s=0.0))
+    limits = recorded_limits
+    instance = Instance(limits, STEP_TIME)
     arrivals = sorted(recording["requests"], key=lambda r: r["step"])
-    finished_at: dict[str, int] = {}
+    jobs: dict[str, Job] = {}
     preemptions = 0
     for now, expected in enumerate(recording["steps"]):
         while arrivals and arrivals[0]["step"] <= now:
             r = arrivals.pop(0)
-            output = min(r["output_tokens"], limits.max_model_len - r["prompt_tokens"])
-            instance.add(Job(now, r["prompt_tokens"], output, tag=r["id"]))
-        instance.advance(now + 0.5)
+            jobs[r["id"]] = drawn(r, limits).job(instance.now_s, r["id"])
+            instance.add(jobs[r["id"]])
+        instance.step()
         assert len(instance.running) == expected["running"], f"step {now}"
         assert len(instance.waiting) == expected["waiting"], f"step {now}"
         assert instance.free_blocks == expected["free_blocks"], f"step {now}"
         preemptions += len(expected["preempted"])
         assert instance.num_preemptions == preemptions, f"step {now}"
-        finished_at |= dict.fromkeys(expected["finished"], now)
-    assert {job.tag: job.finish_s - 1 for job in instance.finished} == finished_at
+        finished = sorted(str(job.tag) for job in instance.finished)
+        assert finished == expected["finished"], f"step {now}"
+        instance.finished = []
+        for name, tokens in expected.get("cached", {}).items():
+            if jobs[name].num_preemptions == 0:
+                assert jobs[name].cached_tokens == tokens, f"step {now}"
+
+
+def drawn(recorded: dict[str, Any], limits: SchedulerLimits) -> Drawn:
+    """A recorded request; each block is a key."""
+    prompt = recorded["prompt_tokens"]
+    output = min(recorded["output_tokens"], limits.max_model_len - prompt)
+    limit = recorded.get("max_tokens", recorded["output_tokens"])
+    blocks = recorded.get("blocks", ())
+    size = limits.block_size
+    return Drawn(
+        prompt,
+        output,
+        output if limit == recorded["output_tokens"] else limit,
+        tuple(blocks),
+        tuple(size * (index + 1) for index in range(len(blocks))),
+    )
+
+
+def test_as_the_scheduler_on_recorded_workloads(
+    recording: dict[str, Any], recorded_limits: SchedulerLimits
+) -> None:
+    """Here with jumps: what arrives by the number of steps arrives by the second."""
+    if recording.get("long_prefill_token_threshold"):
+        pytest.skip("prefill thresholds are the scheduler's alone")
+    limits = recorded_limits
+    compare(
+        limits,
+        [
+            (float(r["step"]), drawn(r, limits))
+            for r in sorted(recording["requests"], key=lambda r: r["step"])
+        ],
+    )
 
 
 LIMITS = st.builds(
-    lambda seqs, extra, model_len, block, spare, watermark, reserve: SchedulerLimits(
-        max_num_seqs=seqs,
-        max_num_batched_tokens=seqs + extra,
-        max_model_len=model_len,
-        num_blocks=1 + -(-model_len // block) + spare,
-        block_size=block,
-        watermark=watermark,
-        scheduler_reserve_full_isl=reserve,
+    lambda seqs, extra, model_len, block, spare, watermark, reserve, cache, ahead: (
+        SchedulerLimits(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=seqs + extra,
+            max_model_len=model_len,
+            num_blocks=1 + -(-model_len // block) + spare,
+            block_size=block,
+            watermark=watermark,
+            scheduler_reserve_full_isl=reserve,
+            enable_prefix_caching=cache,
+            async_scheduling=ahead,
+        )
     ),
     st.integers(1, 12),
     st.integers(0, 100),
@@ -150,26 +243,48 @@ LIMITS = st.builds(
     st.integers(0, 20),
     st.sampled_from([0.0, 0.0, 0.1]),
     st.booleans(),
-)
-REQUESTS = st.lists(
-    st.tuples(st.floats(0, 40), st.integers(1, 148), st.integers(1, 60)),
-    min_size=1,
-    max_size=25,
+    st.sampled_from([True, True, False]),
+    st.booleans(),
 )
 
 
-@settings(max_examples=100, deadline=None)
-@given(LIMITS, REQUESTS)
-def test_as_the_scheduler_for_any_workload(
-    limits: SchedulerLimits, requests: list[tuple[float, int, int]]
-) -> None:
+@st.composite
+def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Drawn]]:
+    """Requests that begin like earlier ones, for some or all of their tokens."""
+    requests: list[tuple[float, Drawn]] = []
     now_s = 0.0
-    fitted = []
-    for gap_s, prompt, output in requests:
-        now_s += gap_s
-        prompt = min(prompt, limits.max_model_len - 1)
-        fitted.append((now_s, prompt, min(output, limits.max_model_len - prompt)))
-    compare(limits, fitted)
+    for index in range(draw(st.integers(1, 25))):
+        now_s += draw(st.sampled_from([0.0, 0.3, 1.0, 5.0, 40.0]))
+        prompt = min(draw(st.integers(1, 148)), limits.max_model_len - 1)
+        output = draw(st.integers(1, 60))
+        output = min(output, limits.max_model_len - prompt)
+        keys: tuple[Hashable, ...] = ()
+        ends: tuple[int, ...] = ()
+        if requests and draw(st.booleans()):
+            like = requests[draw(st.integers(0, len(requests) - 1))][1]
+            shared = draw(st.integers(0, len(like.keys)))
+            keys, ends = like.keys[:shared], like.ends[:shared]
+            if draw(st.booleans()):
+                prompt, output = like.prompt_tokens, like.output_tokens
+        total = prompt + output
+        ends = tuple(end for end in ends if end <= total)
+        keys = keys[: len(ends)]
+        for _ in range(draw(st.integers(0, 3))):
+            start = ends[-1] if ends else 0
+            if start < total:
+                ends += (draw(st.integers(start + 1, total)),)
+                keys += ((index, len(keys)),)
+        limit = output + draw(st.sampled_from([0, 0, 7]))
+        requests.append((now_s, Drawn(prompt, output, limit, keys, ends)))
+    return requests
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), LIMITS)
+def test_as_the_scheduler_for_any_workload(
+    data: st.DataObject, limits: SchedulerLimits
+) -> None:
+    compare(limits, data.draw(workloads(limits)))
 
 
 def test_a_lone_request_takes_its_prefill_and_its_steps() -> None:

@@ -26,6 +26,8 @@ def servers(count: int) -> SchedulerLimits:
         max_num_batched_tokens=64,
         max_model_len=1 << 20,
         num_blocks=1 << 24,
+        # A step ahead, each request would hold its server for a step more.
+        async_scheduling=False,
     )
 
 

@@ -11,10 +11,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from extproc.fleet.scheduler import Scheduler, SchedulerLimits, Step
+from extproc.fleet.scheduled import Step
+from extproc.fleet.scheduler import Scheduler, SchedulerLimits
 
 _CATCH_UP_S = 0.005
 
@@ -95,8 +96,9 @@ class Engine:
                 f"num_blocks: {limits.num_blocks}, expected enough for one request of "
                 f"max_model_len {limits.max_model_len}"
             )
-        self.limits = limits
-        self.scheduler = Scheduler(limits)
+        # A step's tokens are delivered when it ends, before the next is scheduled.
+        self.limits = replace(limits, async_scheduling=False)
+        self.scheduler = Scheduler(self.limits)
         self.totals = EngineTotals()
         self._step_time = step_time
         self._clock = clock

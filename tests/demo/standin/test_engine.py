@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from extproc.demo.standin.engine import Engine, StepTime
-from extproc.fleet.scheduler import SchedulerLimits, Step
+from extproc.fleet.scheduled import Step
+from extproc.fleet.scheduler import SchedulerLimits
 
 FAST = StepTime(speed=1e6)
 
