@@ -78,6 +78,12 @@ _HEADER = check(
     "a header name in lower case",
     lambda value: re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", value),
 )
+_PREFIXES = check(
+    'a list of paths like /openai/v1, or ""',
+    lambda values: (
+        bool(values) and all(re.fullmatch(r"(/[^\s/?#]+)*/?", path) for path in values)
+    ),
+)
 _NAME = check(
     "letters, digits, - and _, at most 63",
     lambda value: re.fullmatch(r"[A-Za-z0-9_-]{1,63}", value),
@@ -169,6 +175,9 @@ class RequestsConfig:
     """A body without `content-length` (chunked, or HTTP/2): `read` asks Envoy for it,
     which answers 413 if it is above `request_body_buffer_limit`. `default_pool` sends
     it there unread, at any length."""
+    path_prefixes: tuple[str, ...] | None = field(default=None, metadata=_PREFIXES)
+    """What stands before the path of an API, with or without its `/v1`; `""` is
+    nothing. Unset: any prefix, as in `/team/v1/chat/completions`."""
 
 
 @dataclass(frozen=True, slots=True)

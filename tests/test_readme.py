@@ -16,6 +16,8 @@ import yaml
 import extproc
 from extproc.cli import COMMANDS
 from extproc.config import Config, load_config
+from extproc.exchange.openai import ENDPOINTS
+from extproc.exchange.paths import UNREAD
 from extproc.routing.policy import Reason
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
@@ -140,6 +142,16 @@ def test_every_metric_is_in_the_table_and_nothing_else() -> None:
     table = {name.strip("`"): text for name, text in rows(OPERATING, "## Metrics")}
 
     assert table == metrics()
+
+
+def test_every_api_is_in_the_table_and_nothing_else() -> None:
+    read = {
+        path: columns[1] == "yes"
+        for columns in rows(OPERATING, "## APIs and paths")
+        for path in re.findall(r"`([^`]+)`", columns[0])
+    }
+
+    assert read == dict.fromkeys(ENDPOINTS, True) | dict.fromkeys(UNREAD, False)
 
 
 def test_every_alert_has_its_advice() -> None:

@@ -50,13 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--path",
-        choices=tuple(ENDPOINTS),
+        choices=_Suggested(ENDPOINTS),
         default=DEFAULT_PATH,
         metavar="PATH",
-        help=f"one of {', '.join(ENDPOINTS)}; default: %(default)s",
+        help="request path, with any prefix; default: %(default)s",
     )
     parser.add_argument("--hint", metavar="CATEGORY", help="as if its header said so")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+class _Suggested(tuple[str, ...]):
+    """Values that a shell completes; any other is accepted, too."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,6 +122,8 @@ def render(explanation: Explanation | FailedOpenExplanation) -> Iterator[str]:
     """Lay an explanation out for people, a line at a time."""
     size = f"{explanation.request.body_bytes:,} B"
     yield _line("request", f"{explanation.path or DEFAULT_PATH}, {size}")
+    if explanation.routed is False:
+        yield _line("", "not routed: the path is no API's, or has another prefix")
     if isinstance(explanation, Explanation):
         yield from _render_request(explanation.request)
         yield from _render_estimate(explanation)

@@ -6,6 +6,8 @@ read by it, and so give one reason for one body.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from extproc.exchange.encoding import Decoding, decode_in_steps
 from extproc.exchange.json_elider import (
     DIRECT_BYTES,
@@ -14,8 +16,9 @@ from extproc.exchange.json_elider import (
     is_large,
 )
 from extproc.exchange.openai import Source, Whole, parse_source
+from extproc.exchange.paths import ANY_PREFIX, Target
 from extproc.routing.policy import Reason
-from extproc.routing.request import Request
+from extproc.routing.request import MAX_MODEL_CHARS, Request
 
 MAX_BODY_BYTES = 1 << 20
 """The largest body that is read unless a caller says otherwise."""
@@ -38,14 +41,15 @@ def parse_request(
     Returns:
         The request, or ``UNDECODABLE``, ``UNPARSABLE`` or ``TOO_LARGE``.
     """
-    return BodyParser(path, body, encoding, max_body_bytes).finish()
+    target = ANY_PREFIX.find(path)
+    return BodyParser(target, body, encoding, max_body_bytes).finish()
 
 
 class BodyParser:
     """A body that is read in steps, none of which takes more than a few milliseconds.
 
     Args:
-        path: request path, query string and all.
+        target: what the request's path asks for; None gives ``UNPARSABLE``.
         body: as received.
         encoding: the ``content-encoding`` header; empty for none.
         max_body_bytes: the most that the body may hold, as received and decoded.
@@ -56,13 +60,13 @@ class BodyParser:
         "_decoding",
         "_elider",
         "_fault",
-        "_path",
+        "_target",
         "result",
     )
 
     def __init__(
         self,
-        path: str,
+        target: Target | None,
         body: bytes | memoryview,
         encoding: str,
         max_body_bytes: int,
@@ -70,7 +74,7 @@ class BodyParser:
         self.result: Request | Reason | None = None
         """The request once it is read, or why there is none: ``UNDECODABLE``,
         ``UNPARSABLE`` or ``TOO_LARGE``."""
-        self._path = path
+        self._target = target
         self._body = body
         self._decoding: Decoding | None = None
         if len(body) > max_body_bytes:
@@ -138,4 +142,9 @@ class BodyParser:
         return self.result is None
 
     def _parse(self, source: Source) -> None:
-        self.result = parse_source(self._path, source) or Reason.UNPARSABLE
+        request = None
+        if self._target is not None:
+            request = parse_source(self._target.endpoint.path, source)
+            if request is not None and self._target.model and not request.model:
+                request = replace(request, model=self._target.model[:MAX_MODEL_CHARS])
+        self.result = request or Reason.UNPARSABLE

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import write_decision_token
-from extproc.exchange.events import Decided, RequestHeaders
-from extproc.exchange.openai import ask_for_usage, find_endpoint
+from extproc.exchange.events import Decided, RequestHead
+from extproc.exchange.openai import ask_for_usage
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.request import Request
@@ -43,17 +43,17 @@ class Decider:
         self._wants_feedback = wants_feedback
         self._loads = loads
 
-    def parser(self, head: RequestHeaders, body: Body) -> BodyParser:
+    def parser(self, head: RequestHead, body: Body) -> BodyParser:
         """Return the parser of a request's whole body."""
         return BodyParser(
-            head.headers.get(":path", ""),
+            head.target,
             bytes(body) if isinstance(body, bytearray) else body,
             head.headers.get("content-encoding", ""),
             self.settings.max_body_bytes,
         )
 
     def decide(
-        self, head: RequestHeaders, parser: BodyParser, body: Body, *, replaceable: bool
+        self, head: RequestHead, parser: BodyParser, body: Body, *, replaceable: bool
     ) -> Decided:
         """Decide about a request whose whole body is here.
 
@@ -80,43 +80,47 @@ class Decider:
         if self._wants_feedback(decision):
             decision = self._router.with_bound(decision)
             asking = ask_for_usage(bytes(body)) if may_inject else None
-            return Decided(decision, head.headers, True, asking)
+            return Decided(decision, head, True, asking)
         if settings.decision_tokens:
             decision = self._router.with_bound(decision)
             token = write_decision_token(decision)
-            return Decided(decision, head.headers, False, None, token)
+            return Decided(decision, head, False, None, token)
         decision = replace(decision, features=None)  # 8 kB that nobody will read
-        return Decided(decision, head.headers)
+        return Decided(decision, head)
 
-    def fail_open(
-        self, head: RequestHeaders, reason: Reason, body_bytes: int
-    ) -> Decided:
+    def fail_open(self, head: RequestHead, reason: Reason, body_bytes: int) -> Decided:
         """Decide about a request whose body is not read."""
         decision = self._router.fail_open(reason, body_bytes, self._loads())
-        return Decided(decision, head.headers, decision_token=self._token(decision))
+        return Decided(
+            decision,
+            head,
+            decision_token=self._token(decision),
+        )
 
-    def after_fault(self, head: RequestHeaders, body_bytes: int) -> Decided:
+    def after_fault(self, head: RequestHead, body_bytes: int) -> Decided:
         """Decide after an internal error; the pools' load is not asked for again."""
         decision = self._router.fail_open(Reason.FAULT, body_bytes)
-        return Decided(decision, head.headers, decision_token=self._token(decision))
+        return Decided(
+            decision,
+            head,
+            decision_token=self._token(decision),
+        )
 
-    def last_resort(self, head: RequestHeaders, body_bytes: int) -> Decided:
+    def last_resort(self, head: RequestHead, body_bytes: int) -> Decided:
         """Decide if not even the router can be asked."""
         default = self._router.policy.default
         decision = Decision(default, Reason.FAULT, body_bytes=body_bytes)
-        return Decided(decision, head.headers)
+        return Decided(decision, head)
 
     def _token(self, decision: Decision) -> bytes:
         return write_decision_token(decision) if self.settings.decision_tokens else b""
 
 
-def _may_inject(head: RequestHeaders, request: Request) -> bool:
+def _may_inject(head: RequestHead, request: Request) -> bool:
     """Return whether a request can be made to ask for usage."""
-    endpoint = find_endpoint(head.headers.get(":path", ""))
     return (
         request.stream
         and not request.asks_usage
         and not head.headers.get("content-encoding")
-        and endpoint is not None
-        and endpoint.stream_options
+        and head.target.endpoint.stream_options
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
+from extproc.exchange.paths import Target
 from extproc.routing.router import Decision, Outcome
 
 
@@ -79,6 +80,18 @@ Event = (
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
     """Go on; nothing changes."""
+
+
+class NotRouted(StrEnum):
+    """Why no decision is made about a request."""
+
+    METHOD = "method"
+    """Not a POST."""
+    PATH = "path"
+    """No API's path, or one under a prefix that is not configured."""
+    UNREAD = "unread"
+    """The path of an API whose requests are not read."""
+    NO_BODY = "no_body"
 
 
 class AskRequestBody(msgspec.Struct, frozen=True, gc=False):
@@ -162,12 +175,20 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     """None where the response was looked at as it passed."""
 
 
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """What the headers of a request that is routed say."""
+
+    headers: Mapping[str, str]
+    """Those that were read, ``:path`` among them."""
+    target: Target
+    """What its path asks for."""
+
+
 class Decided(msgspec.Struct, frozen=True, gc=False):
     """A decision when it is made, with everything that depends on it."""
 
     decision: Decision
-    headers: Mapping[str, str]
-    """The headers of its request that were read, ``:path`` among them."""
+    head: RequestHead
     follows_response: bool = False
     """Whether the stream stays open to observe the response."""
     body: bytes | None = None
@@ -187,3 +208,5 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """The decision, in the step that makes it."""
     fault: Exception | None = None
     """An internal error; the reply lets the request go on regardless."""
+    not_routed: NotRouted | None = None
+    """Why no decision will be made, in the step that settles it."""

@@ -23,7 +23,6 @@ from extproc.exchange.events import (
     ResponseTrailers,
     Step,
 )
-from extproc.exchange.openai import find_endpoint
 from extproc.exchange.request_modes import RequestSide, Unread, request_side
 from extproc.exchange.response_modes import ResponseSide, response_side
 from extproc.exchange.transitions import Progress, State, after
@@ -136,15 +135,8 @@ class Exchange:
         return self._advance(after(self._progress.state, unread.event), step)
 
     def _request_headers(self, event: RequestHeaders) -> Step:
-        headers = event.headers
-        routed = (
-            headers.get(":method") == "POST"
-            and find_endpoint(headers.get(":path", "")) is not None
-        )
         self._response = response_side(event, self._progress)
-        self._request = request_side(
-            self._decider, event, self._progress, routed=routed
-        )
+        self._request = request_side(self._decider, event, self._progress)
         return self._request.headers()
 
     def _advance(self, state: State, step: Step) -> Step:

@@ -30,8 +30,10 @@ from extproc.exchange.events import (
     Continue,
     Decided,
     Echo,
+    NotRouted,
     Release,
     RequestBody,
+    RequestHead,
     RequestHeaders,
     RequestTrailers,
     Route,
@@ -59,21 +61,15 @@ class RequestSide(ABC):
     """Answers the events of one request.
 
     Args:
-        decider: decides; shared by all exchanges.
-        head: the request's headers.
         progress: the exchange's; the only state that decides what is answered.
     """
 
-    __slots__ = ("_decider", "_head", "_progress")
+    __slots__ = ("_progress",)
 
     echoes = False
     """Whether Envoy keeps no copy of the body."""
 
-    def __init__(
-        self, decider: Decider, head: RequestHeaders, progress: Progress
-    ) -> None:
-        self._decider = decider
-        self._head = head
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     @abstractmethod
@@ -94,13 +90,20 @@ class RequestSide(ABC):
 
 
 class UnreadRequest(RequestSide):
-    """A request without a body, or of another path: it passes without us."""
+    """A request that is not routed: it passes without us.
 
-    __slots__ = ()
+    Beside ``progress``, it holds the reason, to report it once.
+    """
+
+    __slots__ = ("_reason",)
+
+    def __init__(self, progress: Progress, reason: NotRouted) -> None:
+        super().__init__(progress)
+        self._reason = reason
 
     def headers(self) -> Step:
         self._progress.settle()
-        return Step(Continue(), end=True)
+        return Step(Continue(), end=True, not_routed=self._reason)
 
     def body(self, event: RequestBody) -> Step:
         return Step(Continue())
@@ -113,14 +116,14 @@ class UnreadRequest(RequestSide):
 
 
 class EchoedRequest(UnreadRequest):
-    """A request of another path in full duplex: its body is to be echoed."""
+    """A request that is not routed, in full duplex: its body is to be echoed."""
 
     __slots__ = ()
     echoes = True
 
     def headers(self) -> Step:
         self._progress.settle()
-        return Step(Continue())
+        return Step(Continue(), not_routed=self._reason)
 
     def body(self, event: RequestBody) -> Step:
         over = event.end_of_stream and self._progress.may_end
@@ -135,17 +138,22 @@ class _ReadRequest(RequestSide):
 
     Beside ``progress``, it holds the body received so far: its size decides whether
     the body is over the cap, and nothing else.
+
+    Args:
+        decider: decides; shared by all exchanges.
+        head: what the request's headers say.
+        progress: the exchange's.
     """
 
-    __slots__ = ("_received",)
+    __slots__ = ("_decider", "_head", "_received")
 
     replaceable = False
     """Whether Envoy takes another body in the place of the one that came."""
 
-    def __init__(
-        self, decider: Decider, head: RequestHeaders, progress: Progress
-    ) -> None:
-        super().__init__(decider, head, progress)
+    def __init__(self, decider: Decider, head: RequestHead, progress: Progress) -> None:
+        super().__init__(progress)
+        self._decider = decider
+        self._head = head
         self._received: Body = b""
 
     def body(self, event: RequestBody) -> Step | Unread:
@@ -339,35 +347,35 @@ class FullDuplexRequest(_ReadRequest):
 
 
 def request_side(
-    decider: Decider, head: RequestHeaders, progress: Progress, *, routed: bool
+    decider: Decider, event: RequestHeaders, progress: Progress
 ) -> RequestSide:
-    """Choose how a request's body is read, by its headers and mode.
-
-    Args:
-        decider: decides; shared by all exchanges.
-        head: the request's headers.
-        progress: the exchange's.
-        routed: whether a request of its path is decided upon.
-    """
-    if head.end_of_stream:
-        side: type[RequestSide] = UnreadRequest
-    elif routed:
-        side = _READ.get(head.request_mode, StreamedRequest)
+    """Choose how a request is answered, by its headers and its body's mode."""
+    headers = event.headers
+    path = headers.get(":path", "")
+    target = decider.settings.paths.find(path)
+    if headers.get(":method") != "POST":
+        reason = NotRouted.METHOD
+    elif target is None:
+        unread = decider.settings.paths.is_unread(path)
+        reason = NotRouted.UNREAD if unread else NotRouted.PATH
+    elif event.end_of_stream:
+        reason = NotRouted.NO_BODY
     else:
-        side = _PASSED.get(head.request_mode, UnreadRequest)
-    progress.request_echoed = side.echoes
-    return side(decider, head, progress)
+        side = _READ.get(event.request_mode, StreamedRequest)
+        progress.request_echoed = side.echoes
+        return side(decider, RequestHead(headers, target), progress)
+    duplex = event.request_mode is BodyMode.FULL_DUPLEX_STREAMED
+    passed = EchoedRequest if duplex and not event.end_of_stream else UnreadRequest
+    progress.request_echoed = passed.echoes
+    return passed(progress, reason)
 
 
-_READ: dict[BodyMode | None, type[RequestSide]] = {
+_READ: dict[BodyMode | None, type[_ReadRequest]] = {
     BodyMode.NONE: BufferedRequest,  # the mode that its headers' reply asks for
     BodyMode.BUFFERED: BufferedRequest,
     BodyMode.BUFFERED_PARTIAL: PartialRequest,
     BodyMode.STREAMED: StreamedRequest,
     BodyMode.FULL_DUPLEX_STREAMED: FullDuplexRequest,
-}
-_PASSED: dict[BodyMode | None, type[RequestSide]] = {
-    BodyMode.FULL_DUPLEX_STREAMED: EchoedRequest,
 }
 
 

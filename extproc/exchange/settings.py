@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from extproc.exchange.body_parser import MAX_BODY_BYTES
+from extproc.exchange.paths import ANY_PREFIX, PathTable
 
 HEADERS_READ = (
     ":method",
@@ -29,6 +30,8 @@ class ExchangeSettings:
     max_body_bytes: int = MAX_BODY_BYTES
     """Bodies above this are not read. Must not exceed Envoy's buffer limit, or the
     request hangs there."""
+    paths: PathTable = ANY_PREFIX
+    """The request paths that are routed."""
     reads_unknown_length: bool = True
     """Ask for a body whose length the headers do not give."""
     category_header: str = "x-llm-category"

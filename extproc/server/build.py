@@ -22,6 +22,7 @@ from extproc.config import (
     UnknownLength,
 )
 from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
+from extproc.exchange.paths import PathTable
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import budget_counts
 from extproc.routing.allowance import OutputAllowance
@@ -109,6 +110,7 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
     """The settings that all exchanges share."""
     return ExchangeSettings(
         max_body_bytes=config.server.max_body_bytes,
+        paths=PathTable(config.requests.path_prefixes),
         reads_unknown_length=config.requests.unknown_length is UnknownLength.READ,
         category_header=config.category.header,
         inject_usage=config.feedback.inject_usage,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.paths import ANY_PREFIX
 
 CHAT, COMPLETIONS, EMBEDDINGS = (
     f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings")
@@ -59,7 +60,7 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
 
 def read(path: str, body: bytes, encoding: str) -> tuple[float, float, int, str]:
     """CPU ms of it all and of the longest step, steps, and what came of it."""
-    reading = BodyParser(path, body, encoding, 64 * MIB)
+    reading = BodyParser(ANY_PREFIX.find(path), body, encoding, 64 * MIB)
     took = []
     while reading.result is None:
         began = time.thread_time()

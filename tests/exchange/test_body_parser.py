@@ -6,6 +6,7 @@ import pytest
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.openai import Source
+from extproc.exchange.paths import ANY_PREFIX
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 
@@ -17,7 +18,7 @@ PATH = "/v1/chat/completions"
     ("body", "encoding"), [(BODY, ""), (gzip.compress(BODY, mtime=0), "gzip")]
 )
 def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> None:
-    request = BodyParser(PATH, body, encoding, 1000).finish()
+    request = BodyParser(ANY_PREFIX.find(PATH), body, encoding, 1000).finish()
     assert isinstance(request, Request)
     assert request.prompt.text == b"hello"
     assert request.body_bytes == len(BODY)
@@ -42,7 +43,7 @@ def test_reads_the_text_whatever_the_encoding(body: bytes, encoding: str) -> Non
 def test_says_why_there_is_no_request(
     path: str, body: bytes, encoding: str, reason: Reason
 ) -> None:
-    reading = BodyParser(path, body, encoding, 1000)
+    reading = BodyParser(ANY_PREFIX.find(path), body, encoding, 1000)
     assert reading.finish() is reason
     assert not reading.step()
 

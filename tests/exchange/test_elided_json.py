@@ -24,6 +24,7 @@ from extproc.exchange.json_elider import (
     is_large,
 )
 from extproc.exchange.openai import Source, Whole, parse_source
+from extproc.exchange.paths import ANY_PREFIX
 from extproc.routing.features import SAMPLE_BYTES, measure
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
@@ -246,7 +247,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 def test_a_flood_of_elements_is_not_gathered(flood: bytes) -> None:
-    reading = BodyParser(CHAT, flood, "", 2 << 20)
+    reading = BodyParser(ANY_PREFIX.find(CHAT), flood, "", 2 << 20)
     steps = 1
     while reading.step():
         steps += 1
@@ -296,7 +297,7 @@ def test_what_is_parsed_of_a_long_text_does_not_grow(
     text *= 1_000_000 // len(text)
     body = json.dumps(chat(text), ensure_ascii=ascii_only).encode()
 
-    reading = BodyParser(CHAT, body, "", len(body))
+    reading = BodyParser(ANY_PREFIX.find(CHAT), body, "", len(body))
     steps = 1
     while reading.step():
         steps += 1

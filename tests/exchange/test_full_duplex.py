@@ -13,6 +13,7 @@ from extproc.exchange.events import (
     Continue,
     Echo,
     Event,
+    NotRouted,
     Release,
     RequestBody,
     RequestTrailers,
@@ -199,7 +200,7 @@ def test_a_path_that_is_not_ours_is_echoed_too() -> None:
     )
 
     assert steps == [
-        Step(Continue()),
+        Step(Continue(), not_routed=NotRouted.UNREAD),
         Step(Echo(b"one", False)),
         Step(Echo(b"two", True), end=True),
     ]

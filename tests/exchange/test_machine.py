@@ -12,12 +12,14 @@ from extproc.exchange.events import (
     AskRequestBody,
     BodyMode,
     Continue,
+    NotRouted,
     Release,
     RequestBody,
     RequestTrailers,
     Route,
     Step,
 )
+from extproc.exchange.paths import PathTable
 from extproc.exchange.settings import HEADERS_READ, ExchangeSettings
 from extproc.exchange.transitions import State
 from extproc.routing.bound import Bounded
@@ -29,6 +31,7 @@ from extproc.routing.router import Router
 from .messages import (
     BUFFERING_MODES,
     CAP,
+    CHAT,
     CUTS,
     DUPLEX,
     ENCODERS,
@@ -51,20 +54,64 @@ from .messages import (
 # Request headers.
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/health", "", "/v1/chat/completions/"])
-def test_a_path_that_is_not_ours_goes_on_without_us(path: str) -> None:
-    assert send(exchange(), request(path=path)) == Step(Continue(), end=True)
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/v1/models", NotRouted.PATH),
+        ("/health", NotRouted.PATH),
+        ("", NotRouted.PATH),
+        ("/team/v1/tokenize", NotRouted.UNREAD),
+        ("/v1/audio/transcriptions", NotRouted.UNREAD),
+    ],
+)
+def test_a_path_that_is_not_routed_goes_on_without_us(
+    path: str, reason: NotRouted
+) -> None:
+    step = send(exchange(), request(path=path))
+
+    assert step == Step(Continue(), end=True, not_routed=reason)
 
 
 def test_a_method_other_than_post_goes_on_without_us() -> None:
-    assert send(exchange(), request(method="GET")) == Step(Continue(), end=True)
+    step = send(exchange(), request(method="GET"))
+
+    assert step == Step(Continue(), end=True, not_routed=NotRouted.METHOD)
+
+
+def test_a_path_under_a_prefix_is_routed() -> None:
+    body = chat(max_tokens=10)
+    head = request(body, path="/team/v1/chat/completions/?x=1")
+
+    _, route = play(exchange(), head, RequestBody(body, True))
+
+    assert routed(route).pool == SHORT
+
+
+def test_a_prefix_that_is_not_configured_is_not_routed() -> None:
+    only = ExchangeSettings(CAP, PathTable(["/team"]))
+
+    for path, reason in (
+        (f"/team{CHAT}", None),
+        (CHAT, NotRouted.PATH),
+    ):
+        step = send(exchange(settings=only), request(b"{}", path=path))
+        assert step.not_routed is reason
+
+
+def test_the_model_in_a_path_is_that_of_a_body_without_one() -> None:
+    path = "/openai/deployments/mine/chat/completions"
+    for body, model in ((chat(), "m"), (chat(model=None), "mine")):
+        _, route = play(exchange(), request(body, path=path), RequestBody(body, True))
+        assert routed(route).model == model
 
 
 @pytest.mark.parametrize("mode", [None, *BodyMode])
 def test_a_request_without_a_body_goes_on_without_us(mode: BodyMode | None) -> None:
     machine = exchange(watch=True)
 
-    assert send(machine, request(end=True, mode=mode)) == Step(Continue(), end=True)
+    step = send(machine, request(end=True, mode=mode))
+
+    assert step == Step(Continue(), end=True, not_routed=NotRouted.NO_BODY)
     assert machine.decision is None
 
 

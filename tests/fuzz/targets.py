@@ -12,6 +12,7 @@ from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.encoding import decode_content
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.openai import DEFAULT_PATH, ENDPOINTS, ask_for_usage
+from extproc.exchange.paths import ANY_PREFIX
 from extproc.exchange.settings import ExchangeSettings
 from extproc.exchange.usage import MAX_KEPT_BYTES, Usage, UsageReader, usage_reader
 from extproc.routing.category import classify
@@ -65,7 +66,9 @@ def fuzz_encoding(data: bytes) -> None:
     encoding = ENCODINGS[data[0] % len(ENCODINGS)]
     decoded = decode_content(data[1:], encoding, LIMIT_BYTES)
     assert decoded is None or len(decoded) <= LIMIT_BYTES
-    read = BodyParser(DEFAULT_PATH, data[1:], encoding, LIMIT_BYTES).finish()
+    read = BodyParser(
+        ANY_PREFIX.find(DEFAULT_PATH), data[1:], encoding, LIMIT_BYTES
+    ).finish()
     assert isinstance(read, Request | Reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser
-from extproc.exchange.openai import DEFAULT_PATH, find_endpoint
+from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.explanation import (
     Explanation,
     FailedOpenExplanation,
@@ -32,8 +32,9 @@ class Explainer:
         self, body: bytes, path: str = DEFAULT_PATH, encoding: str = ""
     ) -> BodyParser:
         """Begin to read a request, which may take long; see ``explain``."""
-        limit_bytes = self._in_force.now.settings.max_body_bytes
-        return BodyParser(path, body, encoding, limit_bytes)
+        settings = self._in_force.now.settings
+        target = settings.paths.find(path)
+        return BodyParser(target, body, encoding, settings.max_body_bytes)
 
     def explain(
         self,
@@ -60,5 +61,5 @@ class Explainer:
             explanation = explain_failure(now.router, request, len(body))
         else:
             explanation = explain(now.router, request, hint, now.loads())
-        routed = find_endpoint(path) is not None
+        routed = now.settings.paths.find(path) is not None
         return replace(explanation, path=path, routed=routed)

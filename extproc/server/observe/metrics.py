@@ -112,7 +112,13 @@ class Metrics:
             _LATENCY_BUCKETS,
             ["phase"],
         )
+        self.not_routed = FastCounter(
+            "extproc_not_routed_total",
+            "Requests without a decision, by the reason",
+            ["reason"],
+        )
         for hot in (
+            self.not_routed,
             self.decisions,
             self.budget_tokens,
             self.observations,

@@ -130,7 +130,7 @@ class Tracing:
             metadata: the gRPC stream's.
             elapsed_s: seconds since the stream was opened.
         """
-        carrier = metadata if "traceparent" in metadata else decided.headers
+        carrier = metadata if "traceparent" in metadata else decided.head.headers
         now_ns = time.time_ns()
         span = self._tracer.start_span(
             _SPAN_NAME,

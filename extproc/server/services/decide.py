@@ -50,8 +50,11 @@ class Api:
 
     def begin_parsing(self, asked: pb.DecideRequest) -> BodyParser:
         """Begin to read the body that a question brings, which may take long."""
-        path, encoding = asked.path or DEFAULT_PATH, asked.content_encoding
-        return BodyParser(path, asked.body, encoding, self._max_body_bytes)
+        paths = self._service.in_force.now.settings.paths
+        target = paths.find(asked.path or DEFAULT_PATH)
+        return BodyParser(
+            target, asked.body, asked.content_encoding, self._max_body_bytes
+        )
 
     def decide(
         self, asked: pb.DecideRequest, reading: BodyParser | None = None

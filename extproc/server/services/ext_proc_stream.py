@@ -190,6 +190,8 @@ class ExtProcStream:
             key = self._exchange if decided.follows_response else decided.decision_token
             if key:  # its end will be known
                 service.in_flight.began(key, decided.decision.pool.name)
+        elif step.not_routed is not None:
+            service.metrics.not_routed.add(step.not_routed)
         if step.observation is not None:
             service.learn_later(step.observation)
         try:

@@ -65,11 +65,21 @@ def test_explains_with_path_and_hint(caplog: pytest.LogCaptureFixture) -> None:
     assert "secret" not in caplog.text
 
 
+def test_says_whether_requests_of_a_path_are_routed() -> None:
+    async def calls(session: aiohttp.ClientSession, url: str) -> None:
+        for path, routed in (
+            ("/v2/x", False),
+            ("/team/v1/chat/completions/", True),
+        ):
+            query = f"{url}/explain?path={path}"
+            async with session.post(query, json=BODY) as response:
+                assert (await response.json())["routed"] is routed
+
+    ask(calls)
+
+
 def test_refuses_what_it_cannot_explain() -> None:
     async def calls(session: aiohttp.ClientSession, url: str) -> None:
-        async with session.post(f"{url}/explain?path=/v2/x", json=BODY) as response:
-            assert response.status == 400
-            assert "/v1/chat/completions" in await response.text()
         large = b"x" * (2 * MAX_BODY_BYTES + 1)
         async with session.post(f"{url}/explain", data=large) as response:
             assert response.status == 413

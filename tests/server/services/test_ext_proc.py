@@ -186,6 +186,26 @@ def test_a_message_out_of_order_ends_the_stream_cleanly(
     assert [record.getMessage() for record in caplog.records] == ["protocol_error"]
 
 
+def test_requests_without_a_decision_are_counted_by_the_reason() -> None:
+    server = Server()
+    for asked in (
+        {"_path": "/v1/models"},
+        {"_path": "/v1/tokenize"},
+        {"_method": "GET"},
+        {"_method": "DELETE"},
+    ):
+        message = headers(
+            **{key.replace("_", ":"): value for key, value in asked.items()}
+        )
+        assert server.open().receive(message)[1]
+
+    counted = {
+        reason: server.metric("extproc_not_routed_total", reason=reason)
+        for reason in ("method", "path", "unread", "no_body")
+    }
+    assert counted == {"method": 2, "path": 1, "unread": 1, "no_body": 0}
+
+
 # Faults of ours.
 
 
@@ -301,8 +321,8 @@ def test_a_decision_is_traced_once_and_a_fault_of_the_tracer_costs_none(
 
     assert server.metric("extproc_faults_total") == broken
     for decided, metadata, elapsed_s in tracer.seen:
-        assert decided.headers["traceparent"] == "from-the-client"
-        assert decided.headers[":path"] == "/v1/chat/completions"
+        assert decided.head.headers["traceparent"] == "from-the-client"
+        assert decided.head.headers[":path"] == "/v1/chat/completions"
         assert metadata == {}
         assert elapsed_s >= 0
     assert len(tracer.seen) == (not broken)

@@ -1,0 +1,168 @@
+"""From a request's path to the API that it asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from extproc.exchange.openai import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    ENDPOINTS,
+    Endpoint,
+)
+
+MAX_PATH_CHARS = 2048
+"""A longer path, query aside, is no API's."""
+
+UNREAD = frozenset(
+    {
+        "/classify",
+        "/detokenize",
+        "/invocations",
+        "/pooling",
+        "/tokenize",
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/files",
+        "/v1/images/edits",
+        "/v1/images/generations",
+        "/v1/messages/count_tokens",
+        "/v1/moderations",
+    }
+)
+"""Paths of vLLM and of OpenAI whose requests are not read: no budget is in them, or
+their bodies are files. They keep the route that they have."""
+
+_DEPLOYMENTS = "/openai/deployments/"
+_MAX_SEGMENTS = 3
+"""Of the longest path of an API."""
+
+_ESCAPED_UNRESERVED = re.compile(
+    "%(2D|2E|5F|7E|3[0-9]|[46][1-9A-F]|[57][0-9A])", re.IGNORECASE
+)
+"""Escapes of characters that need none (RFC 3986, section 2.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request path asks for."""
+
+    endpoint: Endpoint
+    model: str = ""
+    """The model that the path names, as in Azure's deployments; empty: the body's."""
+
+
+_TARGETS = {path: Target(endpoint) for path, endpoint in ENDPOINTS.items()}
+
+_UNVERSIONED = {
+    each.path.removeprefix("/v1"): Target(each)
+    for each in (CHAT, COMPLETIONS, EMBEDDINGS)
+}
+"""For clients whose base URL lacks the version, which a gateway adds, and for Azure's
+deployments. The other APIs' last segments alone are too common to go by."""
+
+
+class PathTable:
+    """The request paths whose requests are routed by budget.
+
+    Args:
+        prefixes: what may stand before the path of an API, its ``/v1`` included or not;
+            None: anything.
+    """
+
+    def __init__(self, prefixes: Sequence[str] | None = None) -> None:
+        self._any_prefix = prefixes is None
+        self._prefixes = frozenset(p.rstrip("/") for p in prefixes or ())
+        self._targets: Mapping[str, Target] = _TARGETS
+        if prefixes is not None:
+            self._targets = {
+                prefix + path: target
+                for prefix in self._prefixes
+                for path, target in _paths_under(prefix)
+            }
+
+    def find(self, path: str) -> Target | None:
+        """Return what a request path asks for, or None.
+
+        Args:
+            path: as it came, query string and all.
+        """
+        return self._targets.get(path) or self._find_normalized(normalize(path))
+
+    def _find_normalized(self, path: str) -> Target | None:
+        if len(path) > MAX_PATH_CHARS:
+            return None
+        target = self._targets.get(path) or self._find_deployment(path)
+        if target is None and self._any_prefix:
+            target = _find_tail(path, _TARGETS) or _find_tail(path, _UNVERSIONED)
+        return target
+
+    def _find_deployment(self, path: str) -> Target | None:
+        """Find Azure's ``/openai/deployments/MODEL/API``."""
+        prefix, found, rest = path.partition(_DEPLOYMENTS)
+        if not found or not (self._any_prefix or prefix in self._prefixes):
+            return None
+        model, slash, tail = rest.partition("/")
+        target = _UNVERSIONED.get(slash + tail)
+        return None if target is None else Target(target.endpoint, unquote(model))
+
+    def is_unread(self, path: str) -> bool:
+        """Whether a path is one of ``UNREAD``, at any prefix."""
+        return any(tail in UNREAD for tail in _tails(normalize(path)))
+
+
+def normalize(path: str) -> str:
+    """Return a path as Envoy's ``normalize_path`` and ``merge_slashes`` have it.
+
+    Without query and fragment, and without a slash at the end. An escaped slash stays
+    one (``path_with_escaped_slashes_action: KEEP_UNCHANGED``).
+    """
+    path = path.partition("?")[0].partition("#")[0]
+    if len(path) > MAX_PATH_CHARS:
+        return path
+    if "%" in path:
+        path = _ESCAPED_UNRESERVED.sub(lambda found: unquote(found[0]), path)
+    if "//" in path or "/." in path or path.endswith("/"):
+        path = _without_dots(path)
+    return path
+
+
+def _without_dots(path: str) -> str:
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del kept[-1:]
+        elif segment not in ("", "."):
+            kept.append(segment)
+    return "/" + "/".join(kept)
+
+
+def _paths_under(prefix: str) -> Iterator[tuple[str, Target]]:
+    for path, target in _TARGETS.items():
+        yield path, target
+        if prefix:
+            yield path.removeprefix("/v1"), target
+
+
+def _tails(path: str) -> Iterator[str]:
+    """Yield the last segments of a path: three, two, one."""
+    segments = path.rsplit("/", _MAX_SEGMENTS)
+    for first in range(1, len(segments)):
+        yield "/" + "/".join(segments[first:])
+
+
+def _find_tail(path: str, targets: Mapping[str, Target]) -> Target | None:
+    for tail in _tails(path):
+        target = targets.get(tail)
+        if target is not None:
+            return target
+    return None
+
+
+ANY_PREFIX = PathTable()
+"""The table unless prefixes are configured."""
