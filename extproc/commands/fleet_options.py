@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -372,13 +374,21 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="default 42")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # pragma: no cover  macOS
+
+
 class Progress:
-    """A bar on standard error, if somebody is looking."""
+    """A bar on standard error with the time left, if it is a terminal."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
         self._total = max(1, total)
         self._shown = sys.stderr.isatty()
+        self._started_s = time.monotonic()
         self.show(0)
 
     def show(self, done: int) -> None:
@@ -387,13 +397,25 @@ class Progress:
             return
         filled = 30 * min(done, self._total) // self._total
         bar = "#" * filled + "." * (30 - filled)
+        passed_s = time.monotonic() - self._started_s
         end = "\n" if done >= self._total else ""
         print(
-            f"\r{self._label} [{bar}] {done}/{self._total}",
+            f"\r{self._label} [{bar}] {done}/{self._total}"
+            f"{time_left(passed_s, done, self._total):24}",
             end=end,
             file=sys.stderr,
             flush=True,
         )
+
+
+def time_left(passed_s: float, done: int, total: int) -> str:
+    """What is said of the time that the rest takes, at the pace so far."""
+    if not 0 < done < total:
+        return ""
+    left_s = passed_s * (total - done) / done
+    if left_s < 90:
+        return f", about {left_s:.0f} s left"
+    return f", about {left_s / 60:.0f} min left"
 
 
 def plain_json(document: dict[str, Any]) -> str:

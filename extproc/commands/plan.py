@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from extproc.commands.fleet_options import (
     read_engine,
     read_serving,
     read_slo,
+    usable_cores,
     warn_beyond_profile,
 )
 from extproc.commands.plan_text import print_plan, print_policies
@@ -129,7 +129,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="patches for Kubernetes Deployments too",
     )
     parser.add_argument(
-        "--processes", type=int, default=min(4, os.cpu_count() or 1), help="at most"
+        "--processes",
+        type=int,
+        default=usable_cores(),
+        help="processes at the most; default: the usable cores, here %(default)s",
     )
     add_output_arguments(parser)
 
@@ -270,22 +273,26 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
-    """An ``imap`` over processes, or in this one."""
+    """A map over processes, or in this one, that yields whatever is done first."""
     if processes == 1:
         yield map
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield pool.imap
+        yield pool.imap_unordered
 
 
 def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
     tasks = [PolicyTask(question, policy) for policy in policies(question)]
+    # The longest first, so that the last ones to end are short.
+    longest_first = sorted(
+        tasks, key=lambda task: not task.policy.strategy.reads_bodies
+    )
     progress = Progress("sizing", len(tasks))
     sized = {}
-    for done, policy in enumerate(mapped(size_policy, tasks), 1):
+    for done, policy in enumerate(mapped(size_policy, longest_first), 1):
         sized[policy.policy.name] = policy
         progress.show(done)
-    return sized
+    return {task.policy.name: sized[task.policy.name] for task in tasks}
 
 
 def _paper(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 
 _POOL_COLUMNS = (
     ("pool", 8), ("instances", 10), ("max_model_len", 14), ("max_num_seqs", 13),
-    ("share", 9), ("used", 7), ("P99 TTFT", 17), ("P99 TPOT", 15), ("measured", 10),
+    ("share", 9), ("used", 7), ("P99 TTFT", 18), ("P99 TPOT", 18), ("measured", 10),
 )  # fmt: skip
 
 #: The terms of the papers, once.
@@ -57,7 +57,8 @@ def _print_counts(plan: Plan) -> None:
         if row.usd_per_year is not None:
             notes.append(f"{dollars(row.usd_per_year)} a year")
         notes += faults(row)
-        print(f"{label:26}{row.gpus:>8,}  {'; '.join(notes)}")
+        print(f"{label:26}{row.gpus:>8,}")
+        print(wrap("; ".join(notes), indent=4))
 
 
 def faults(row: PolicyRow) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from extproc.commands.fleet_options import (
     plain_json,
     read_engine,
     read_slo,
+    usable_cores,
     warn_beyond_profile,
 )
 from extproc.commands.text import wrap
@@ -121,7 +121,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--usd-per-gpu-hour", type=float, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--processes", type=int, default=min(4, os.cpu_count() or 1), help="at most"
+        "--processes",
+        type=int,
+        default=usable_cores(),
+        help="processes at the most; default: the usable cores, here %(default)s",
     )
     add_output_arguments(parser)
 

@@ -58,7 +58,7 @@ svg .strong { fill: var(--text); }
 .legend i { display: inline-block; margin-right: 6px; vertical-align: 4px;
   width: 20px; }
 .bar { display: grid; align-items: center; gap: 0 10px; margin: 5px 0;
-  grid-template-columns: 190px 1fr 260px; font-variant-numeric: tabular-nums; }
+  grid-template-columns: 210px 1fr 250px; font-variant-numeric: tabular-nums; }
 .track { display: block; height: 16px; }
 .fill { border-radius: 2px; display: block; height: 16px; min-width: 1px; }
 pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px;
@@ -156,13 +156,13 @@ def _figures(plan: Plan) -> str:
     ):
         if amount is not None:
             verb = "saved" if amount >= 0 else "more"
-            figures.append((f"${abs(amount) / 1e6:,.2f}M {verb}", label))
+            figures.append((f"{_dollars(abs(amount))} {verb}", label))
     if plan.usd_per_gpu_hour is None:
         figures.append(("no price given", "--usd-per-gpu-hour adds dollars"))
     cells = "".join(
         f"<div class=figure><b>{value}</b>{label}</div>" for value, label in figures
     )
-    marked = any(_mark(row) for row in plan.policies.values())
+    marked = any(_mark(plan.policies[name]) for name in (BASELINE, PAGED, SPLIT))
     note = "<p class=muted>* misses its promises or rejects requests.</p>\n"
     return f"<div class=figures>{cells}</div>\n{note if marked else ''}"
 
@@ -352,10 +352,8 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
             (
                 "",
                 (
-                    escape(pool.name),
+                    f"{escape(pool.name)}, {pool.max_model_len:,}",
                     f"{pool.instances:,}",
-                    f"{pool.max_model_len:,}",
-                    f"{pool.max_num_seqs:,}",
                     f"{pool.share_of_requests:.2%}",
                     _share(values["utilization"]),
                     _interval(pool.figures, pool.half_widths, "mean_ttft_s"),
@@ -369,8 +367,7 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
             )
         )
     head = (
-        "pool", "instances", "max_model_len", "max_num_seqs", "requests", "used",
-        "mean TTFT", "P99 TTFT", "P99 TPOT", "running an instance", "KV used",
+        "pool, window", "instances", "requests", "used", "mean TTFT", "P99 TTFT", "P99 TPOT", "running an instance", "KV used",
         "preemptions a request", "measured",
     )  # fmt: skip
     note = (
@@ -444,6 +441,10 @@ def _interval(
     if value is None or half is None:
         return _seconds(value)
     return f"{_seconds(value)} <span class=muted>&#177; {_seconds(half)}</span>"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount / 1e6:,.2f}M" if amount >= 1e6 else f"${amount:,.0f}"
 
 
 def _share(value: float | None) -> str:

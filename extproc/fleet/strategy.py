@@ -147,6 +147,11 @@ class StrategySpec:
     default_output_tokens: int = 512
     under_estimate_rate: float = 0.01
 
+    @property
+    def reads_bodies(self) -> bool:
+        """Whether it looks at bytes, which takes most of a simulation's time."""
+        return self.name not in (StrategyName.ORACLE, StrategyName.PROMPT_LENGTH)
+
 
 def build_strategy(
     spec: StrategySpec, pools: Sequence[Pool], rng: np.random.Generator

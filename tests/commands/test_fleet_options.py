@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from extproc.commands.fleet_options import (
     complete_limits,
     read_deployment,
     read_engine,
+    time_left,
+    usable_cores,
 )
 from extproc.commands.traffic_options import OptionError, read_workload
 from extproc.fleet.hardware_profile import Measured, Profile
@@ -157,3 +160,20 @@ def test_too_few_records_are_not_planned_for(
         return
     with pytest.raises(OptionError, match=f"{records} usable records of log.csv; exp"):
         plan.read_question(options)
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "done", "said"),
+    [
+        (0.0, 0, ""),
+        (10.0, 2, ", about 30 s left"),
+        (100.0, 2, ", about 5 min left"),
+        (10.0, 8, ""),
+    ],
+)
+def test_the_time_left_follows_the_pace(passed_s: float, done: int, said: str) -> None:
+    assert time_left(passed_s, done, 8) == said
+
+
+def test_the_cores_that_may_be_used_are_counted() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
