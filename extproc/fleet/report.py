@@ -367,8 +367,9 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
             )
         )
     head = (
-        "pool, window", "instances", "requests", "used", "mean TTFT", "P99 TTFT", "P99 TPOT", "running an instance", "KV used",
-        "preemptions a request", "measured",
+        "pool, window", "instances", "requests", "used", "mean TTFT", "P99 TTFT",
+        "P99 TPOT", "running an instance", "KV used", "preemptions a request",
+        "measured",
     )  # fmt: skip
     note = (
         "With the shipped router, in the steady state: after the fleet has filled, and "
