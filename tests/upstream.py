@@ -88,7 +88,7 @@ def _known(message: external_processor_pb2.ProcessingResponse) -> bytes:
     return message.SerializeToString()
 
 
-def write(document: object) -> str:
+def write(document: dict[str, Any]) -> str:
     message = json_format.ParseDict(
         document, external_processor_pb2.ProcessingRequest()
     )

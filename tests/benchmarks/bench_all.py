@@ -148,6 +148,7 @@ def by_connections(results: Results) -> None:
         for server in servers:
             load = found[server, connections]
             table.add(connections, server, *costs_of(load), *added(load, bare))
+    rates: dict[str, list[tuple[float, float]]]
     rates = {s: [(c, found[s, c].rps) for c in CONNECTIONS] for s in servers[1:]}
     results.draw(Axis("connections", 1, 256, log=True), "req/s", rates)
 

@@ -45,7 +45,7 @@ def exchange(body: str) -> list[bytes]:
         "content-length": str(len(body)),
     }.items():
         headers.request_headers.headers.headers.add(key=key, raw_value=value.encode())
-    headers.protocol_config.request_body_mode = 0
+    headers.protocol_config.request_body_mode = pb.ProcessingMode.NONE
     sent.request_body.body = body.encode()
     sent.request_body.end_of_stream = True
     return [headers.SerializeToString(), sent.SerializeToString()]

@@ -11,6 +11,7 @@ import gzip
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.paths import ANY_PREFIX
@@ -24,7 +25,7 @@ CODE = 'def f(x):\n    return {"a": [1, 2], "b": "c"}\n'
 SIZES = (220_000, MIB, 4 * MIB, 16 * MIB)
 
 
-def chat(content: object, **how: bool) -> bytes:
+def chat(content: object, **how: Any) -> bytes:
     body = {"model": "m", "messages": [{"role": "user", "content": content}]}
     return json.dumps(body, **how).encode()
 

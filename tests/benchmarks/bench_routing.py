@@ -17,6 +17,7 @@ from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
 from extproc.routing.features import measure
 from extproc.routing.regression import TextEstimator
+from extproc.routing.request import Request
 
 _PATH = "/v1/chat/completions"
 _SENTENCE = "The quick brown fox jumps over 13 lazy dogs; it is “typographic”.\n"
@@ -46,7 +47,7 @@ def time_size(estimator: Bounded, size: int) -> list[float]:
     """Return the microseconds of each step for a body of ``size`` bytes."""
     body = make_body(size)
     request = parse_request(_PATH, body)
-    assert request is not None
+    assert isinstance(request, Request)
     prompt = request.prompt
     features = measure(prompt, len(body))
     category = classify(features)

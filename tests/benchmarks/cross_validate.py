@@ -37,6 +37,7 @@ from extproc.routing.features import Features, measure
 from extproc.routing.prior import FAMILIES, Prior, from_coefficients, known_families
 from extproc.routing.regression import TextEstimator
 from extproc.routing.regressors import vectorize
+from extproc.routing.request import Request
 from extproc.routing.risk import Margin
 
 THRESHOLD = 8192
@@ -90,7 +91,7 @@ def read_rows(corpora: Path) -> list[Row]:
 def _read_row(raw: dict[str, Any], rng: random.Random) -> Row:
     body = {key: raw[key] for key in ("messages", "tools") if raw.get(key)}
     request = parse_request("/v1/chat/completions", json.dumps(body).encode())
-    assert request is not None, raw["id"]
+    assert isinstance(request, Request), raw["id"]
     features = measure(request.prompt, request.body_bytes)
     source = f"{raw['source'].partition(':')[0]} {raw['lang']}"
     return Row(

@@ -27,6 +27,7 @@ from extproc.exchange.body_parser import parse_request
 from extproc.routing.features import measure
 from extproc.routing.prior import FAMILIES, relative_variance
 from extproc.routing.regressors import TERMS, vectorize
+from extproc.routing.request import Request
 
 Matrix = npt.NDArray[np.float64]
 
@@ -52,7 +53,7 @@ def vectorize_request(row: dict[str, Any]) -> Matrix:
     """Return the terms of one corpus line."""
     body = {key: row[key] for key in ("messages", "tools") if row.get(key)}
     request = parse_request("/v1/chat/completions", json.dumps(body).encode())
-    assert request is not None, row["id"]
+    assert isinstance(request, Request), row["id"]
     return vectorize(measure(request.prompt, request.body_bytes))
 
 

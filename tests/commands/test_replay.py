@@ -237,7 +237,8 @@ def test_a_log_of_real_requests(
         pytest.skip("no corpora beside the project")
     log = tmp_path / "log.jsonl"
     with log.open("wb") as lines:
-        command = [sys.executable, tool, SHARED / "data/corpora", "--limit", "300"]
+        corpora = str(SHARED / "data/corpora")
+        command = [sys.executable, str(tool), corpora, "--limit", "300"]
         subprocess.run(command, check=True, stdout=lines)
 
     assert main(["replay", str(log), "--estimator", estimator, "--json"]) == 0

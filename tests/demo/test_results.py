@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from extproc.demo.results import (
 from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.body_parser import parse_request
+from extproc.routing.request import Request
 from extproc.server.build import build_router
 
 CONFIG = Config(pools=(PoolConfig("short", 100), PoolConfig("long", 1000)))
@@ -131,7 +133,9 @@ def test_errors_are_of_the_last_half() -> None:
     assert results.errors.bytes_over_four_pct == pytest.approx(
         10 * (len(body) // 4 - 10)
     )
-    cold = build_router(CONFIG).route(parse_request("/v1/chat/completions", body))
+    request = parse_request("/v1/chat/completions", body)
+    assert isinstance(request, Request)
+    cold = build_router(CONFIG).route(request)
     assert results.errors.before_pct == pytest.approx(10 * abs(cold.prompt_tokens - 10))
 
 
@@ -150,7 +154,7 @@ def test_the_true_ratio_is_over_all_requests() -> None:
 def test_failures_are_kept() -> None:
     results = judged(exchange(1), exchange(2, status=503))
     assert [reply.request_id for reply in results.failed] == ["2"]
-    printed = results.as_json()
+    printed: Any = results.as_json()
     assert printed["failed"] == 1
     assert [failure["status"] for failure in printed["failures"]] == [503]
 
@@ -189,19 +193,13 @@ def test_the_table_has_a_row_a_category_and_a_sum() -> None:
     assert len({len(line) for line in lines[2:5:2]}) == 1
 
 
-class Terminal:
+class Terminal(io.StringIO):
     def __init__(self, tty: bool) -> None:
+        super().__init__()
         self.tty = tty
-        self.written = ""
 
     def isatty(self) -> bool:
         return self.tty
-
-    def write(self, text: str) -> None:
-        self.written += text
-
-    def flush(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize(("tty", "shown"), [(True, True), (False, False)])
@@ -210,8 +208,8 @@ def test_the_bar_is_for_terminals(tty: bool, shown: bool) -> None:
     bar = ProgressBar("sending", 2, out)
     bar.advance()
     bar.advance()
-    assert ("2/2\n" in out.written) is shown
-    assert bool(out.written) is shown
+    assert ("2/2\n" in out.getvalue()) is shown
+    assert bool(out.getvalue()) is shown
 
 
 def test_a_negative_difference_of_latencies_is_noise() -> None:

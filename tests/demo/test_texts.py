@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_equal_seeds_write_equal_texts(kind: Kind) -> None:
 @pytest.mark.parametrize(
     "language", [*CJK.values(), *OTHER_SCRIPTS.values()], ids=[*CJK, *OTHER_SCRIPTS]
 )
-def test_a_language_is_in_its_own_script(language: object) -> None:
+def test_a_language_is_in_its_own_script(language: Any) -> None:
     text = language.sentence(random.Random(1))
     letters = [char for char in text if char.isalpha()]
     assert not any(char.isascii() for char in letters)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ def run_pod(
         for mount in container["volumeMounts"]
     }
     for volume in spec["volumes"]:
-        folder = mounts[volume["name"]]
-        folder.mkdir(parents=True)
+        place = mounts[volume["name"]]
+        place.mkdir(parents=True)
         if "configMap" in volume:
-            project(folder, _patient(maps[volume["configMap"]["name"]]["data"]))
+            project(place, _patient(maps[volume["configMap"]["name"]]["data"]))
     pod = Pod(
         {},
         spec,
@@ -116,7 +117,7 @@ def run_pod(
         )
         pod.containers[container["name"]] = started.enter_context(child)
     for name, child in pod.containers.items():
-        child.wait_ready(lambda name=name: pod.probe(name, "startupProbe"), PATIENCE_S)
+        child.wait_ready(partial(pod.probe, name, "startupProbe"), PATIENCE_S)
     return pod
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,7 +185,7 @@ def test_state_and_recordings_have_a_volume(up: ComposeProject):
 
 
 def test_redis_keeps_what_was_learned(up: ComposeProject):
-    redis = {"EXTPROC_CONFIG": "shared-state.yaml"}
+    redis: dict[str, Any] = {"EXTPROC_CONFIG": "shared-state.yaml"}
     up.run("--profile=redis", "up", "-d", "--wait", **redis)
     wait_until(lambda: is_routed(up))
     with clients(up) as load:

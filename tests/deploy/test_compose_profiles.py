@@ -70,7 +70,7 @@ def test_compose_accepts_all_together(more: tuple[str, ...]):
 def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
     """And what it comes to: four workers, an endpoint each, and the access log."""
     more = MORE["throughput/docker-compose.yaml"]
-    files = ["-f", ROOT / "docker-compose.yaml", "-f", more]
+    files = ["-f", str(ROOT / "docker-compose.yaml"), "-f", str(more)]
     done = subprocess.run(
         [program("docker-compose"), *files, "config"],
         cwd=ROOT,
@@ -225,7 +225,7 @@ def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
 @pytest.mark.parametrize("name", ["envoy.yaml", "throughput/envoy.yaml"])
 def test_envoy_takes_the_file(name: str, envoy_program: str):
     path = ROOT / "envoy/compose" / name
-    command = [envoy_program, "--mode", "validate", "--config-path", path]
+    command = [envoy_program, "--mode", "validate", "--config-path", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -339,7 +339,7 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
 
 
 def test_files_made_from_others_are_current(envoy_folder: Path):
-    command = [sys.executable, envoy_folder / "kubernetes" / "generate.py", "--check"]
+    command = [sys.executable, str(envoy_folder / "kubernetes/generate.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -251,7 +251,7 @@ class _CaseLoader(yaml.SafeLoader):
     """YAML with ``!repeat [text, count]``."""
 
 
-def _repeat(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+def _repeat(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> str:
     text, count = loader.construct_sequence(node)
     return str(text) * int(count)
 

@@ -31,8 +31,8 @@ class Freezing:
         match request.WhichOneof("request"):
             case "request_headers":
                 reply.request_headers.SetInParent()
-                reply.mode_override.response_header_mode = 1  # SEND
-                reply.mode_override.response_body_mode = 1  # STREAMED
+                reply.mode_override.response_header_mode = pb.ProcessingMode.SEND
+                reply.mode_override.response_body_mode = pb.ProcessingMode.STREAMED
             case "response_headers":
                 reply.response_headers.SetInParent()
             case "response_body":

@@ -112,7 +112,9 @@ def test_the_openai_client(vllm_client: Any) -> None:
             stream=True,
             stream_options={"include_usage": True},
         )
-        assert list(stream)[-1].usage.completion_tokens <= 5
+        usage = list(stream)[-1].usage
+        assert usage is not None
+        assert usage.completion_tokens <= 5
 
 
 def test_the_anthropic_client(vllm_client: Any) -> None:

@@ -113,7 +113,7 @@ class _Http2:
         assert data, "Envoy closed the connection"
         for event in self._h2.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived):
-                self._headers = dict(event.headers)
+                self._headers = {str(k): str(v) for k, v in event.headers}
                 self._status = int(self._headers[":status"])
             elif isinstance(event, h2.events.DataReceived):
                 self._body += event.data

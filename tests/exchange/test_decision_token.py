@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,8 +26,8 @@ def make_router() -> Router:
     return Router(POLICY, Bounded(TextEma(), NoMargin()), TextRatios())
 
 
-def route(prompt: Prompt, **fields: object) -> Decision:
-    request = Request(prompt, len(prompt.text) + 50, **fields)  # type: ignore[arg-type]
+def route(prompt: Prompt, **fields: Any) -> Decision:
+    request = Request(prompt, len(prompt.text) + 50, **fields)
     return make_router().route(request)
 
 
@@ -39,7 +40,7 @@ def as_values(decision: Decision) -> object:
     if features is None:
         return decision
     arrays = (features.pairs.tolist(), features.tools_pairs.tolist())
-    plain = structs.replace(features, pairs=None, tools_pairs=None)  # type: ignore[arg-type]
+    plain = structs.replace(features, pairs=None, tools_pairs=None)
     return structs.replace(decision, features=plain), arrays
 
 

@@ -63,6 +63,7 @@ def test_the_usage_of_a_json_answer_is_observed() -> None:
 
     headers, body = play(machine, response(), ResponseBody(ANSWER, True))
 
+    assert machine.decision is not None
     assert headers == Step(AskResponseBody())
     assert body.reply == Continue()
     assert body.end

@@ -164,7 +164,7 @@ def random_workload(
     while len(texts) < 36:
         texts += _alike(draw, draw.choice(list(kinds)), model_len, block)
     chain: dict[tuple[int, ...], int] = {}
-    requests = []
+    requests: list[dict[str, Any]] = []
     for index, (step, text, prompt, limit) in enumerate(texts):
         hashes = []
         parent = 0

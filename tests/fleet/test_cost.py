@@ -82,7 +82,7 @@ def test_sensitivity_is_the_formula_over_a_grid() -> None:
         lambda: cost.erlang_c(0, 1),
     ],
 )
-def test_arguments_out_of_range_are_refused(call) -> None:  # type: ignore[no-untyped-def]
+def test_arguments_out_of_range_are_refused(call) -> None:
     with pytest.raises(ValueError, match="expected"):
         call()
 

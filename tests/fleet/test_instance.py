@@ -260,7 +260,7 @@ def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Dra
         output = min(output, limits.max_model_len - prompt)
         keys: tuple[Hashable, ...] = ()
         ends: tuple[int, ...] = ()
-        if requests and draw(st.booleans()):
+        if requests and bool(draw(st.booleans())):
             like = requests[draw(st.integers(0, len(requests) - 1))][1]
             shared = draw(st.integers(0, len(like.keys)))
             keys, ends = like.keys[:shared], like.ends[:shared]

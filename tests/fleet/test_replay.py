@@ -98,7 +98,7 @@ def test_a_strategy_places_every_request_at_its_own_instant() -> None:
         Tier("short", SchedulerLimits(8, 512, 500, 4000), 500),
         Tier("long", SchedulerLimits(8, 512, 2000, 4000), 2000),
     ]
-    replay = busiest(np.arange(1000.0), lengths(1000))
+    replay = busiest(np.arange(1000, dtype=np.float64), lengths(1000))
     found = assign_replay(replay, Inquiry(tiers, ORACLE, 1, learning_lag=100))
     parts = [pool.replay for pool in found.pools]
     assert [len(part.instants) for part in parts if part is not None] == [

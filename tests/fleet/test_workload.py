@@ -90,7 +90,7 @@ def test_tables_agree_with_the_published_file(name: str) -> None:
     assert records.workload.arrivals[0] == 0
 
 
-def gaps(arrivals, blocks: int = 30):  # type: ignore[no-untyped-def]
+def gaps(arrivals, blocks: int = 30):
     drawn = arrivals(np.random.default_rng(3))
     instants = np.concatenate([next(drawn) for _ in range(blocks)])
     assert (np.diff(instants) >= 0).all()

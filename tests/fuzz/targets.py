@@ -201,8 +201,12 @@ def message_of(choices: Bytes) -> bytes:
                 raw = choices.take(pick >> 5) if pick & 16 else value.encode()
                 headers.headers.headers.add(key=name, raw_value=raw)
             mode = choices.number()
-            message.protocol_config.request_body_mode = mode % 6
-            message.protocol_config.response_body_mode = mode // 8 % 6
+            message.protocol_config.request_body_mode = (
+                mode % 6  # type: ignore[assignment]  # any number
+            )
+            message.protocol_config.response_body_mode = (
+                mode // 8 % 6  # type: ignore[assignment]  # any number
+            )
         case 2 | 3:
             body = message.request_body if kind % 8 == 2 else message.response_body
             body.body = choices.take(4 * choices.number())
@@ -286,7 +290,7 @@ def fuzz_http2(data: bytes) -> None:
     """A connection to the native transport."""
     reported: list[object] = []
     connection = Connection(
-        _EchoService(),  # type: ignore[arg-type]
+        _EchoService(),
         _LIMITS,
         lambda where, error: reported.append(error),
         lambda: None,

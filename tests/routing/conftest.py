@@ -139,6 +139,6 @@ def _read_row(line: str) -> CorpusRow:
         body["max_tokens"] = row["max_tokens"]
     encoded = json.dumps(body, ensure_ascii=False).encode()
     request = parse_request("/v1/chat/completions", encoded)
-    assert request is not None, row["id"]
+    assert isinstance(request, Request), row["id"]
     features = measure(request.prompt, request.body_bytes)
     return CorpusRow(request, features, classify(features), row["tokens"])

@@ -85,7 +85,7 @@ def test_one_request_in_three_encodings_has_the_same_features(
         vectors = []
         for encoding in encodings:
             request = parse_request("/v1/chat/completions", encoding.encode())
-            assert request is not None
+            assert isinstance(request, Request)
             vectors.append(vectorize(measure(request.prompt, 0)).tolist())
         assert vectors[0] == vectors[1] == vectors[2]
 

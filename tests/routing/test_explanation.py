@@ -1,9 +1,12 @@
 """The explanation says what routing did: same numbers, same pool, same reason."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from extproc.routing.bound import Bounded
 from extproc.routing.explanation import (
@@ -77,6 +80,7 @@ def test_deciding_comparison(
     decision = told.decision
     assert decision.reason == reason
     by = decision.decided_by
+    assert by is not None
     assert (by.pool, by.limit, by.limit_tokens, by.within) == (
         "short",
         limit,
@@ -138,36 +142,42 @@ def test_media_are_counted_apart() -> None:
     assert told.prompt.tokens > 2048
 
 
+def made_of(router: Router, request: Request) -> Any:
+    found = explain(router, request).prompt.made_of
+    assert found is not UNSET
+    return found
+
+
 @pytest.mark.parametrize("estimator", [Ema(), TextEma()], ids=lambda e: e.name)
 def test_estimators_name_coefficients_that_give_the_estimate(
     estimator: Ema | TextEma,
 ) -> None:
     router = make_router(Bounded(estimator, NoMargin()))
     request = make_request("All of it, word for word. " * 40)
-    assert explain(router, request).prompt.made_of["learned"] is False
+    assert made_of(router, request)["learned"] is False
     for _ in range(20):
         router.learn(router.route(request), Outcome(200, 210, 1))
     told = explain(router, request).prompt
-    made_of = told.made_of
-    assert made_of["learned"] is True
+    numbers = made_of(router, request)
+    assert numbers["learned"] is True
     if estimator.name == "ema":
-        expected = request.body_bytes / made_of["divisor"]
+        expected = request.body_bytes / numbers["divisor"]
     else:
-        text = len(request.prompt.text) / made_of["bytes_per_token"]
-        expected = made_of["template_tokens"] + text
+        text = len(request.prompt.text) / numbers["bytes_per_token"]
+        expected = numbers["template_tokens"] + text
     assert told.tokens == pytest.approx(expected, abs=1)
 
 
 def test_the_text_estimator_names_its_heaviest_terms() -> None:
     router = make_router(Bounded(TextEstimator()))
     request = make_request("All of it. ")
-    assert explain(router, request).prompt.made_of["learned"] is False
+    assert made_of(router, request)["learned"] is False
     router.learn(router.route(request), Outcome(200, 21, 1))
     prompt = explain(router, request).prompt
-    made_of = prompt.made_of
-    assert made_of["learned"] is True
-    assert made_of["observed"] == 1
-    terms = made_of["terms"]
+    numbers = made_of(router, request)
+    assert numbers["learned"] is True
+    assert numbers["observed"] == 1
+    terms = numbers["terms"]
     assert "template" in terms
     assert len(terms) <= 12
     for term in terms.values():
@@ -177,7 +187,7 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
         prompt.tokens, abs=0.6
     )
     assert prompt.bound_tokens == pytest.approx(
-        prompt.tokens * made_of["factor"], abs=2
+        prompt.tokens * numbers["factor"], abs=2
     )
     assert msgspec.json.decode(msgspec.json.encode(prompt), type=PromptExplanation)
 

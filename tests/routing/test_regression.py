@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.bound import Bounded
+from extproc.routing.bounded_table import MODELS
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import DecayedSums, merge, snapshot
 from extproc.routing.prior import known_families
-from extproc.routing.regression import MODELS, TextEstimator
+from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Prompt
 from extproc.routing.risk import Margin
 
@@ -139,19 +140,20 @@ def test_models_are_told_apart(
         estimator.observe("one", one.category, one.features, one.prompt_tokens)
         estimator.observe("other", one.category, one.features, other.prompt_tokens)
     digits = measure(Prompt(b"12345678 " * 100), 0)
-    one = estimator.estimate("one", "digits", digits).prompt_tokens
-    other = estimator.estimate("other", "digits", digits).prompt_tokens
-    assert other > 1.8 * one
+    few = estimator.estimate("one", "digits", digits).prompt_tokens
+    many = estimator.estimate("other", "digits", digits).prompt_tokens
+    assert many > 1.8 * few
 
 
 def test_invented_model_names_share_and_do_not_displace(samples: list[Sample]) -> None:
-    estimator = Bounded(TextEstimator(models=4))
+    learner = TextEstimator(models=4)
+    estimator = Bounded(learner)
     learn(estimator, samples[:300])
     before = mean_error(estimator, samples[300:400])
     for n, sample in enumerate(samples[:200]):
         estimator.observe(f"invented {n}", sample.category, sample.features, 7)
     assert mean_error(estimator, samples[300:400]) == before
-    assert len(snapshot(estimator.estimator)) == 4
+    assert len(snapshot(learner)) == 4
     assert MODELS >= 16
 
 
@@ -242,6 +244,7 @@ def test_a_changed_model_reaches_the_other_processes(
     learn(two, samples[300:303])
     restore(two, merge_all(base, copy_out(two), copy_out(one)))
     assert mean_error(two, other_samples[400:500]) < 0.06
+    assert isinstance(two.estimator, TextEstimator)
     assert snapshot(two.estimator)["m"].epoch == 1
 
 
@@ -271,9 +274,12 @@ def test_what_others_learned_is_solved_when_it_is_asked_for(
     groups = copy_out(estimator)
     solutions = []
     invert = np.linalg.inv
-    monkeypatch.setattr(
-        np.linalg, "inv", lambda matrix: solutions.append(1) or invert(matrix)
-    )
+
+    def counted(matrix: Any) -> Any:
+        solutions.append(1)
+        return invert(matrix)
+
+    monkeypatch.setattr(np.linalg, "inv", counted)
     restore(other, groups)
     assert len(solutions) == 0
     for model, sample in zip("aab", samples, strict=False):
@@ -297,7 +303,7 @@ def test_explains_an_estimate_by_its_terms(samples: list[Sample]) -> None:
     estimator = Bounded(TextEstimator())
     learn(estimator, samples[:100])
     sample = samples[100]
-    told = estimator.explain("m", sample.category, sample.features)
+    told: Any = estimator.explain("m", sample.category, sample.features)
     estimate = estimator.estimate("m", sample.category, sample.features)
     tokens = [term["tokens"] for term in told["terms"].values()]
     assert sum(tokens) == pytest.approx(estimate.prompt_tokens, rel=0.2)

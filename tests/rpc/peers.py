@@ -1,6 +1,8 @@
 """A service of small calls, and python-hyper/h2 as the client that checks our bytes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -12,7 +14,7 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
-from h2.settings import Settings
+from h2.settings import SettingCodes, Settings
 
 from extproc.rpc.call import RpcError, StatusCode
 from extproc.rpc.connection import Connection
@@ -26,6 +28,13 @@ HEADERS = {
     "te": "trailers",
     "content-type": "application/grpc",
 }
+
+
+Seen = TypeVar("Seen", bound=Event)
+
+
+def as_text(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in headers}
 
 
 def framed(*messages: bytes) -> bytes:
@@ -51,7 +60,7 @@ class TestCall:
 
     path: str
     headers: dict[str, str]
-    send: object
+    send: Any
     received: list[bytes] = field(default_factory=list)
     closed_with: list[bool] = field(default_factory=list)
 
@@ -178,7 +187,9 @@ class H2Peer:
             H2Configuration(client_side=True, header_encoding="utf-8")
         )
         if settings:
-            self.client.local_settings = Settings(True, settings)
+            self.client.local_settings = Settings(
+                True, {SettingCodes(k): v for k, v in settings.items()}
+            )
         self.events: list[Event] = []
         self.responses: dict[int, Response] = {}
         self.acknowledge = acknowledge
@@ -203,7 +214,7 @@ class H2Peer:
         response = self.responses.setdefault(stream_id, Response())
         match event:
             case ResponseReceived():
-                response.headers = dict(event.headers)
+                response.headers = as_text(event.headers)
             case DataReceived():
                 response.data += event.data
                 if self.acknowledge and event.flow_controlled_length:
@@ -211,7 +222,7 @@ class H2Peer:
                         event.flow_controlled_length, stream_id
                     )
             case TrailersReceived():
-                response.trailers = dict(event.headers)
+                response.trailers = as_text(event.headers)
             case StreamEnded():
                 response.ended = True
             case StreamReset():
@@ -240,5 +251,5 @@ class H2Peer:
     def response(self, stream_id: int) -> Response:
         return self.responses.setdefault(stream_id, Response())
 
-    def has(self, kind: type[Event]) -> list[Event]:
+    def has(self, kind: type[Seen]) -> list[Seen]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -123,7 +123,7 @@ def test_a_request_that_ends_inside_a_message_is_an_error():
 @pytest.mark.parametrize(("announced", "reset"), [(6, None), (7, 1), (5, 1)])
 def test_content_length_must_add_up(announced, reset):
     peer = H2Peer()
-    headers = {"content-length": str(announced)}
+    headers: dict[str, str | None] = {"content-length": str(announced)}
     stream = peer.client.get_next_available_stream_id()
     peer.client.config.validate_outbound_headers = False
     peer.request("/test.Test/Silent", headers=headers)

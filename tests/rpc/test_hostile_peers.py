@@ -36,7 +36,7 @@ from .frame_bytes import (
 from .peers import Machine, framed
 
 
-def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int] | None:
+def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int | None] | None:
     """Feed a machine: how the last error that it announced reads."""
     machine = Machine(limits)
     machine.connection.take()

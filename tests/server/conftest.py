@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ class RedisServer:
             *("redis-server", "--port", "0", "--unixsocket", str(self.socket)),
             *("--dir", str(directory), "--save", "", "--appendonly", "no"),
         ]
-        self._process = None
+        self._process: Any = None
 
     def start(self):
         self._process = subprocess.Popen(

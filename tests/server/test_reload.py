@@ -149,14 +149,9 @@ def replace(server, text, known=lambda component: {}):
 def teach(server):
     text = b"some text to learn from " * 10
     features = measure(Prompt(text=text), len(text))
-    for learner in (
-        server.in_force.now.router.ratios,
-        server.in_force.now.router.estimator,
-    ):
-        arguments = ("prose", features, 60)
-        if learner is server.in_force.now.router.estimator:
-            arguments = ("m", *arguments)
-        learner.observe(*arguments)
+    router = server.in_force.now.router
+    router.ratios.observe("prose", features, 60)
+    router.estimator.observe("m", "prose", features, 60)
 
 
 def test_new_pools_keep_what_was_learned():

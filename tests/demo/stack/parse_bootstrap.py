@@ -7,6 +7,7 @@ many of its keys were misspelled in turn, and which of those went unnoticed.
 import importlib
 import json
 import sys
+from typing import Any
 
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import json_format
@@ -28,7 +29,7 @@ for _module in (
 _FREE = {"json_format", "typed_extension_protocol_options", "typed_per_filter_config"}
 
 
-def error_of(document: object) -> str | None:
+def error_of(document: Any) -> str | None:
     try:
         json_format.ParseDict(document, Bootstrap())
     except json_format.ParseError as error:

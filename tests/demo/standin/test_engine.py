@@ -10,8 +10,8 @@ from extproc.fleet.scheduler import SchedulerLimits
 FAST = StepTime(speed=1e6)
 
 
-def limits(**changes: int) -> SchedulerLimits:
-    values = {
+def limits(**changes: Any) -> SchedulerLimits:
+    values: dict[str, Any] = {
         "max_num_seqs": 4,
         "max_num_batched_tokens": 64,
         "max_model_len": 128,
@@ -59,8 +59,8 @@ def test_preemption_loses_no_token() -> None:
     engine = Engine(limits(num_blocks=10), FAST)
 
     async def two() -> list[list[int]]:
-        return await asyncio.gather(
-            drain(engine, [(60, 60)]), drain(engine, [(60, 60)])
+        return list(
+            await asyncio.gather(drain(engine, [(60, 60)]), drain(engine, [(60, 60)]))
         )
 
     assert [len(each) for each in run_with(engine, two)] == [60, 60]

@@ -119,7 +119,8 @@ def test_what_does_not_fit_is_refused_in_vllm_s_words(
         read(
             ServedApi.COMPLETIONS, {"prompt": list(range(tokens)), "max_tokens": limit}
         )
-    assert caught.value.body(ServedApi.COMPLETIONS)["error"]["param"] == parameter
+    answer: Any = caught.value.body(ServedApi.COMPLETIONS)
+    assert answer["error"]["param"] == parameter
 
 
 def test_what_fits_only_without_its_answer_is_taken(read: Any) -> None:

@@ -20,6 +20,7 @@ from extproc.server.services.decide import Api
 from extproc.server.services.ext_proc import ExtProcService
 
 from ..in_force import make_in_force
+from .reports import status_report
 
 CONFIGURATIONS = Path(__file__).parents[3] / "envoy" / "gateways"
 MAX_BODY_BYTES = 1 << 20
@@ -84,7 +85,7 @@ def make_admin() -> AdminServer:
         Address.parse("127.0.0.1:0"),
         metrics.registry,
         lambda: True,
-        dict,
+        status_report,
         Explainer(in_force),
         MAX_BODY_BYTES,
         Api(service, MAX_BODY_BYTES),

@@ -15,6 +15,7 @@ from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 
 from ..in_force import make_in_force
+from .reports import status_report
 
 MAX_BODY_BYTES = 4096
 BODY = {"messages": [{"role": "user", "content": "A secret text."}]}
@@ -33,7 +34,7 @@ def ask(
             Address.parse("127.0.0.1:0"),
             CollectorRegistry(),
             lambda: True,
-            dict,
+            status_report,
             explainer,
             MAX_BODY_BYTES,
         )

@@ -13,6 +13,7 @@ from extproc.address import Address
 from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import Observation
 from extproc.routing.policy import PoolLoad
+from extproc.routing.request import Request
 from extproc.routing.router import Outcome
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.page import load_page
@@ -70,7 +71,7 @@ def make_admin() -> AdminServer:
             "max_tokens": limit,
         }
         request = parse_request("/v1/chat/completions", json.dumps(body).encode())
-        assert request is not None
+        assert isinstance(request, Request)
         decision = router.route(request)
         outcome = Outcome(200, 95, 10)
         for watcher in (metrics, history):

@@ -3,14 +3,17 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import aiohttp
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from extproc.address import Address
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
+from extproc.server.observe.report import StatusReport
 
 from ..in_force import make_in_force
+from .reports import status_report
 
 Ask = Callable[[str], Awaitable[tuple[int, str, str]]]
 
@@ -31,7 +34,7 @@ def served(
             Address.parse(f"{host}:0"),
             registry,
             ready,
-            lambda: {"pools": ["short"]},
+            status_report,
             explainer,
             1000,
         )
@@ -74,7 +77,8 @@ def test_alive_is_told_whether_ready_or_not() -> None:
 def test_the_status_is_json() -> None:
     async def use(ask: Ask) -> None:
         status, kind, text = await ask("/status")
-        assert (status, text) == (200, '{"pools":["short"]}')
+        assert status == 200
+        assert msgspec.json.decode(text, type=StatusReport) == status_report()
         assert kind.startswith("application/json")
 
     served(use)
@@ -106,7 +110,7 @@ def test_a_port_in_use_is_an_error() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = Address("127.0.0.1", taken.getsockname()[1])
             admin = AdminServer(
-                address, CollectorRegistry(), bool, dict, explainer, 1000
+                address, CollectorRegistry(), bool, status_report, explainer, 1000
             )
             with pytest.raises(OSError, match="in use"):
                 await admin.start()

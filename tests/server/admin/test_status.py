@@ -9,6 +9,7 @@ from extproc.routing.bound import Bounded
 from extproc.routing.policy import PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
+from extproc.routing.request import Request
 from extproc.routing.risk import Margin
 from extproc.routing.router import Outcome, Router
 from extproc.server.admin.status import StatusReporter
@@ -39,7 +40,7 @@ def test_report_of_a_short_life() -> None:
     assert [pool.share for pool in empty.pools] == [None, None]
     body = b'{"messages": [{"role": "user", "content": "A short question."}]}'
     request = parse_request(PATH, body)
-    assert request is not None
+    assert isinstance(request, Request)
     for decision in (
         router.route(request),
         router.route(request),

@@ -164,6 +164,7 @@ def test_the_writers_that_are_remembered_are_bounded():
         process = Process(store)
         process.learner.teach(1.0)
         process.sync()
+    assert store.document is not None
     assert len(decode(store.document).writers) == 256
 
 

@@ -126,6 +126,7 @@ def test_a_store_that_lost_what_others_learned_gets_that_too():
     process.sync()
     store.document = None
     process.sync()
+    assert store.document is not None
     assert set(decode(store.document).components) == {"sums.1", "another.2"}
 
 

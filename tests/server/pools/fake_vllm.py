@@ -1,6 +1,7 @@
 """A server that answers as vLLM does, or not."""
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
@@ -35,7 +36,7 @@ class FakeVllm:
         self.max_model_len = max_model_len
         self.metrics_status = 200
         self.health_status = 200
-        self._runner = None
+        self._runner: Any = None
         self.url = None
 
     async def is_asked(self, times, path="/metrics"):

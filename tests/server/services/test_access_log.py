@@ -123,7 +123,7 @@ def test_an_entry_is_a_decision_and_its_outcome() -> None:
     ],
 )
 def test_counts_in_either_vocabulary(
-    usage: dict[str, float], counted: tuple[int | None, int | None]
+    usage: dict[str, Any], counted: tuple[int | None, int | None]
 ) -> None:
     outcome = outcome_of(entry(token_of(decide()), **usage))
     assert (outcome.prompt_tokens, outcome.completion_tokens) == counted

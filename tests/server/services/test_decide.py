@@ -26,6 +26,7 @@ from extproc.server.transport.grpcio import GrpcioServer
 from extproc.server.transport.native import NativeServer
 from extproc.wire import router_pb2 as pb
 
+from ..admin.reports import status_report
 from ..in_force import make_in_force
 
 MAX_BODY_BYTES = 20_000
@@ -283,7 +284,7 @@ def over_http(
             Address.parse("127.0.0.1:0"),
             service.metrics.registry,
             lambda: True,
-            dict,
+            status_report,
             Explainer(service.in_force),
             MAX_BODY_BYTES,
             Api(service, MAX_BODY_BYTES) if enabled else None,
@@ -326,7 +327,7 @@ def test_over_http_a_large_body_is_read_in_turns(
             Address.parse("127.0.0.1:0"),
             service.metrics.registry,
             lambda: True,
-            dict,
+            status_report,
             explainer,
             len(LARGE_BODY),
             NotedApi(service, len(LARGE_BODY)),

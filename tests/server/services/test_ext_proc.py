@@ -36,6 +36,7 @@ BODY = json.dumps(
     {"model": "m", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 9}
 ).encode()
 ANSWER = b'{"usage": {"prompt_tokens": 20, "completion_tokens": 5}}'
+FULL_DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
 class Broken(TextEma):
@@ -100,7 +101,7 @@ def headers(phase: str = "request_headers", **more: str) -> bytes:
 
 def body(phase: str = "request_body", data: bytes = BODY, end: bool = True) -> bytes:
     chunk = pb.HttpBody(body=data, end_of_stream=end)
-    return pb.ProcessingRequest(**{phase: chunk}).SerializeToString()
+    return pb.ProcessingRequest(**{phase: chunk}).SerializeToString()  # type: ignore[arg-type]
 
 
 def replied(replies: tuple[Any, bool]) -> pb.ProcessingResponse:
@@ -213,7 +214,7 @@ def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
     """A clean end would give the backend an empty body in place of the withheld one."""
     call = Server().open()
     first = pb.ProcessingRequest.FromString(headers())
-    first.protocol_config.request_body_mode = 4  # FULL_DUPLEX_STREAMED
+    first.protocol_config.request_body_mode = FULL_DUPLEX
     call.receive(first.SerializeToString())
     call.receive(body(end=False))
 
@@ -221,7 +222,7 @@ def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
         call.receive(headers())
 
 
-def fail(*args: object) -> None:
+def fail(*args: object) -> Any:
     raise KeyError(SECRET)
 
 
@@ -252,7 +253,7 @@ def test_a_fault_is_counted_once_however_long_its_stream_goes_on() -> None:
     server = Server(loads=fail)
     call = server.open()
     head = pb.ProcessingRequest.FromString(headers())
-    head.protocol_config.response_body_mode = 4  # FULL_DUPLEX_STREAMED
+    head.protocol_config.response_body_mode = FULL_DUPLEX
     call.receive(head.SerializeToString())
     assert pool_of(call.receive(body())) == "long"
 
@@ -448,7 +449,7 @@ def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
     server = Server(broken, sample=0.0)
     call = server.open()
     head = pb.ProcessingRequest.FromString(headers())
-    head.protocol_config.request_body_mode = 4
+    head.protocol_config.request_body_mode = FULL_DUPLEX
     call.receive(head.SerializeToString())
 
     replies, _ = call.receive(body())

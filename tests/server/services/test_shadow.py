@@ -1,5 +1,7 @@
 """Shadow mode on the wire: the metadata of a decision, and nothing that moves anything."""
 
+from typing import Any
+
 import pytest
 
 from extproc.exchange.events import (
@@ -41,7 +43,7 @@ def test_only_metadata_is_set(event: Event, reply: Reply, phase: str) -> None:
     message = pb.ProcessingResponse.FromString(encode(event, reply)[0])
     assert message.WhichOneof("response") == phase
     assert not getattr(message, phase).HasField("response")
-    metadata = message.dynamic_metadata[METADATA_NAMESPACE]
+    metadata: Any = message.dynamic_metadata[METADATA_NAMESPACE]
     assert metadata["pool"] == "short"
     assert metadata["budget_tokens"] == 170
 

@@ -112,7 +112,7 @@ def test_limits_reach_the_wire(run):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await channel.unary_unary("/test.Test/Once")(b"x" * 1025)
             assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "exceeds 1024" in raised.value.details()
+            assert "exceeds 1024" in str(raised.value.details())
 
     run(test())
 
@@ -183,6 +183,7 @@ def test_the_system_looks_after_peers_that_vanish(run):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             await until(lambda: len(server.peers) == 1)
             (peer,) = server.peers
+            assert peer._transport is not None
             sock = peer._transport.get_extra_info("socket")
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60

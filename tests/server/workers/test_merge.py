@@ -172,7 +172,7 @@ def test_reports_add_up() -> None:
     merged = merge_reports(reports)
     assert merged.decisions == 63
     assert sum(pool.decisions for pool in merged.pools) == 63
-    assert sum(pool.share for pool in merged.pools) == pytest.approx(1)
+    assert sum(pool.share or 0 for pool in merged.pools) == pytest.approx(1)
     assert merged.categories["prose"].decisions == 60
     assert merged.categories["prose"].observed == 60
     assert merged.categories["digits"].observed == 3

@@ -1,0 +1,16 @@
+"""The status report of a server that has done nothing."""
+
+from extproc.server.admin.status import StatusReporter
+from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.recent import RecentDecisions
+from extproc.server.observe.report import StatusReport
+
+from ..in_force import make_in_force
+
+
+def status_report() -> StatusReport:
+    in_force = make_in_force()
+    recent = RecentDecisions(in_force, lambda: 100.0)
+    return StatusReporter(
+        in_force, Metrics(), recent, lambda: True, lambda: 100.0
+    ).report()
