@@ -92,6 +92,7 @@ class App:
             transport = build_transport(server, WithHealth(service, health), listen)
             await transport.start()
             health.set_all(True)
+            _run_until_stopped(stack, self._runtime.timeline.run())
             await self._start_admin(stack, api)
             stopping = self._handle_signals(stack, state)
             self._ready.set()

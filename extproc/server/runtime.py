@@ -18,6 +18,7 @@ from extproc.server.observe.advising import Advisor
 from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
+from extproc.server.observe.timeline import Timeline
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.services.in_flight import InFlight
@@ -63,7 +64,10 @@ class Runtime:
             in_flight=InFlight(requests.ended),
             slices=TimeSlices(defer),
         )
-        self.status = StatusReporter(in_force, self.metrics, recent, ready, time.time)
+        self.timeline = Timeline(self.metrics, recent, time.time)
+        self.status = StatusReporter(
+            in_force, self.metrics, recent, self.timeline, ready, time.time
+        )
         self.explainer = Explainer(in_force)
 
     def learners(self) -> list[Mergeable]:

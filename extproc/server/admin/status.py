@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client.registry import Collector
 
@@ -13,7 +13,9 @@ from extproc.server.in_force import InForce
 from extproc.server.observe.advising import advise_now, report_budgets
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
-from extproc.server.observe.report import PoolReport, StatusReport
+from extproc.server.observe.report import EndpointReport, PoolReport, StatusReport
+from extproc.server.observe.timeline import Timeline
+from extproc.server.pools.watch import EndpointStatus
 
 
 class StatusReporter:
@@ -23,6 +25,7 @@ class StatusReporter:
         in_force: its pools, estimator and ratios are reported.
         metrics: where the counts are read.
         recent: the last decisions, and how learning went.
+        timeline: the last fifteen minutes.
         ready: whether new streams are welcome.
         clock: seconds since the epoch; read once now, for the uptime.
     """
@@ -32,12 +35,14 @@ class StatusReporter:
         in_force: InForce,
         metrics: Metrics,
         recent: RecentDecisions,
+        timeline: Timeline,
         ready: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._in_force = in_force
         self._metrics = metrics
         self._recent = recent
+        self._timeline = timeline
         self._ready = ready
         self._clock = clock
         self._started_s = clock()
@@ -48,6 +53,7 @@ class StatusReporter:
         router = now.router
         by_pool = _counts(metrics.decisions, "pool")
         loads = now.loads()
+        endpoints = now.watch.endpoints()
         return StatusReport(
             version=extproc.__version__,
             ready=self._ready(),
@@ -56,7 +62,12 @@ class StatusReporter:
             estimator=router.estimator.name,
             decisions=by_pool.total(),
             pools=[
-                _report_pool(pool, loads.get(pool.name, IDLE), by_pool)
+                _report_pool(
+                    pool,
+                    loads.get(pool.name, IDLE),
+                    by_pool,
+                    endpoints.get(pool.name, ()),
+                )
                 for pool in router.policy.pools
             ],
             reasons=_counts(metrics.decisions, "reason"),
@@ -69,10 +80,17 @@ class StatusReporter:
             budgets=report_budgets(now.budgets),
             advice=advise_now(now),
             last_decisions=self._recent.last_decisions(),
+            router=self._timeline.router(),
+            intervals=self._timeline.intervals(),
         )
 
 
-def _report_pool(pool: Pool, load: PoolLoad, decisions: Counter[str]) -> PoolReport:
+def _report_pool(
+    pool: Pool,
+    load: PoolLoad,
+    decisions: Counter[str],
+    endpoints: Sequence[EndpointStatus],
+) -> PoolReport:
     total = decisions.total()
     return PoolReport(
         name=pool.name,
@@ -82,6 +100,17 @@ def _report_pool(pool: Pool, load: PoolLoad, decisions: Counter[str]) -> PoolRep
         share=decisions[pool.name] / total if total else None,
         available=load.available,
         under_pressure=load.under_pressure,
+        endpoints=[
+            EndpointReport(
+                name=each.name,
+                healthy=each.healthy,
+                waiting=each.waiting,
+                running=each.running,
+                kv_cache_usage=each.kv_cache_usage,
+                max_model_len=each.max_model_len,
+            )
+            for each in endpoints
+        ],
     )
 
 

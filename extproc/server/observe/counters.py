@@ -8,6 +8,7 @@ lock; a scrape runs on the same loop.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -35,6 +36,18 @@ class FastCounter(Collector):
     def add(self, *values: str) -> None:
         """Count one."""
         self.counts[values] = self.counts.get(values, 0) + 1
+
+    def total(self) -> int:
+        """Return the count over all label values."""
+        return sum(self.counts.values())
+
+    def by(self, label: str) -> Counter[str]:
+        """Return the counts by one label."""
+        position = self._labels.index(label)
+        found: Counter[str] = Counter()
+        for values, count in self.counts.items():
+            found[values[position]] += count
+        return found
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """One sample for each combination of values that occurred."""
@@ -65,7 +78,7 @@ class FastHistogram(Collector):
     ) -> None:
         self._name = name
         self._documentation = documentation
-        self._bounds = list(bounds)
+        self.bounds = list(bounds)
         self._labels = list(labels)
         self._names = [f"{bound:g}" for bound in bounds] + ["+Inf"]
         self._counts: dict[tuple[str, ...], list[float]] = {}
@@ -76,8 +89,16 @@ class FastHistogram(Collector):
         counts = self._counts.get(values)
         if counts is None:
             counts = self._counts[values] = [0] * (len(self._names) + 1)
-        counts[bisect_left(self._bounds, value)] += 1
+        counts[bisect_left(self.bounds, value)] += 1
         counts[-1] += value
+
+    def counts_of(self, *values: str) -> list[int]:
+        """Return the values in each bucket, summed over values of the first label."""
+        found = [0] * len(self._names)
+        for labels, counts in self._counts.items():
+            if labels[0] in values:
+                found = [a + int(b) for a, b in zip(found, counts, strict=False)]
+        return found
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The buckets, cumulative as Prometheus has them, and the sum."""

@@ -88,6 +88,18 @@ class _Category:
     error_curve: Curve = field(default_factory=Curve)
 
 
+@dataclass(frozen=True, slots=True)
+class LearningTotals:
+    """Sums since the start."""
+
+    observed: int = 0
+    """Prompts whose error is known."""
+    absolute_error: float = 0.0
+    """Sum of |estimated - counted| / counted."""
+    exceeded: int = 0
+    """Prompts above their bound."""
+
+
 class RecentDecisions:
     """Watches decisions and observations.
 
@@ -103,6 +115,7 @@ class RecentDecisions:
         self._last: deque[tuple[float, Decision]] = deque(maxlen=LAST_DECISIONS)
         self._counted: deque[tuple[Decision, int]] = deque(maxlen=LAST_DECISIONS)
         self._exceeded: deque[bool] = deque(maxlen=RISK_WINDOW)
+        self.totals = LearningTotals()
 
     def decided(self, decision: Decision) -> None:
         """Take note of a decision."""
@@ -116,6 +129,11 @@ class RecentDecisions:
             self._counted.append((decision, counted))
         if lesson.error_ratio is not None:
             self._exceeded.append(lesson.under_estimated)
+            self.totals = LearningTotals(
+                self.totals.observed + 1,
+                self.totals.absolute_error + abs(lesson.error_ratio),
+                self.totals.exceeded + lesson.under_estimated,
+            )
             self._learned(decision.category, lesson.error_ratio)
 
     def _learned(self, name: str, error_ratio: float) -> None:

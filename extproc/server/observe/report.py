@@ -48,6 +48,51 @@ class RiskReport(Struct, frozen=True):
     """``exceeded / observed``; None if nothing was observed."""
 
 
+class IntervalReport(Struct, frozen=True):
+    """Counts of one interval, and quantiles of the time to answer a message."""
+
+    time_s: float
+    """The end, in seconds since the epoch."""
+    pools: Mapping[str, int]
+    """Decisions by pool."""
+    spilled: int
+    failed_open: int
+    observed: int
+    """Prompts whose error is known."""
+    absolute_error: float
+    """Sum of |estimated - counted| / counted over ``observed``."""
+    exceeded: int
+    """Prompts above their bound."""
+    p50_s: float | None
+    p99_s: float | None
+
+
+class RouterReport(Struct, frozen=True):
+    """The server's own work."""
+
+    streams: int
+    """ext_proc streams that are open."""
+    faults: int
+    protocol_errors: int
+    p50_s: float | None
+    p99_s: float | None
+    """Of the time to answer a message, over the last fifteen minutes."""
+
+
+class EndpointReport(Struct, frozen=True):
+    """One vLLM server of a pool."""
+
+    name: str
+    healthy: bool
+    waiting: float | None
+    """Requests in its queue; None without a fresh answer, as the next two."""
+    running: float | None
+    kv_cache_usage: float | None
+    """0 to 1."""
+    max_model_len: int | None
+    """As the server reports it."""
+
+
 class PoolReport(Struct, frozen=True):
     """A pool, its share of the decisions and its load."""
 
@@ -58,6 +103,7 @@ class PoolReport(Struct, frozen=True):
     share: float | None
     available: bool
     under_pressure: bool
+    endpoints: Sequence[EndpointReport] = ()
 
 
 class BudgetsReport(Struct, frozen=True):
@@ -113,6 +159,9 @@ class StatusReport(Struct, frozen=True):
     advice: Advice | None
     last_decisions: Sequence[DecisionReport]
     """The newest first."""
+    router: RouterReport
+    intervals: Sequence[IntervalReport]
+    """The last fifteen minutes, the oldest first."""
     workers: Sequence[WorkerReport] | UnsetType = UNSET
     """Set if several workers were merged."""
 

@@ -55,6 +55,29 @@ class _Endpoint:
     def healthy(self) -> bool:
         return self.failures < _UNHEALTHY_AFTER
 
+    def status(self, oldest_s: float) -> EndpointStatus:
+        fresh = self.load if self.healthy and self.measured_s >= oldest_s else None
+        return EndpointStatus(
+            self.vllm.name,
+            self.healthy,
+            None if fresh is None else fresh.waiting,
+            None if fresh is None else fresh.running,
+            None if fresh is None else fresh.kv_cache_usage,
+            self.max_model_len,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """The last answer of one vLLM server; None without a fresh one."""
+
+    name: str
+    healthy: bool
+    waiting: float | None
+    running: float | None
+    kv_cache_usage: float | None
+    max_model_len: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
@@ -166,6 +189,14 @@ class LoadWatch:
     def statuses(self) -> list[PoolStatus]:
         """Every watched pool."""
         return [pool.status() for pool in self._pools.values()]
+
+    def endpoints(self) -> dict[str, list[EndpointStatus]]:
+        """Return the servers of every watched pool, by the pool's name."""
+        oldest_s = self._clock() - self._config.stale_after_s
+        return {
+            name: [endpoint.status(oldest_s) for endpoint in pool.endpoints]
+            for name, pool in self._pools.items()
+        }
 
     async def start(self) -> None:
         """Ask every endpoint once, then go on asking in the background.

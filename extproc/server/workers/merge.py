@@ -24,10 +24,13 @@ from extproc.server.observe.recent import LAST_DECISIONS
 from extproc.server.observe.report import (
     BudgetsReport,
     CategoryReport,
+    IntervalReport,
     PoolReport,
     RiskReport,
+    RouterReport,
     StatusReport,
 )
+from extproc.server.observe.timeline import INTERVALS
 
 _SUMMED_GAUGES = frozenset({"extproc_streams_inflight"})
 _SAME_GAUGES = frozenset({"extproc_build_info"})
@@ -161,11 +164,52 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
         overflow_retries=sum(report.overflow_retries for report in reports),
         budgets=_merge_budgets([report.budgets for report in reports]),
         advice=_merge_advice([report.advice for report in reports]),
+        router=_merge_routers([report.router for report in reports]),
+        intervals=_merge_intervals([report.intervals for report in reports]),
         last_decisions=sorted(
             (each for report in reports for each in report.last_decisions),
             key=lambda decision: -decision.time_s,
         )[:LAST_DECISIONS],
     )
+
+
+def _merge_routers(routers: Sequence[RouterReport]) -> RouterReport:
+    """Add counts up; of a quantile, take the slowest worker's."""
+    return RouterReport(
+        streams=sum(each.streams for each in routers),
+        faults=sum(each.faults for each in routers),
+        protocol_errors=sum(each.protocol_errors for each in routers),
+        p50_s=_largest(each.p50_s for each in routers),
+        p99_s=_largest(each.p99_s for each in routers),
+    )
+
+
+def _merge_intervals(
+    lists: Sequence[Sequence[IntervalReport]],
+) -> list[IntervalReport]:
+    """Add up the intervals that end at the same time."""
+    by_time: dict[float, list[IntervalReport]] = {}
+    for intervals in lists:
+        for each in intervals:
+            by_time.setdefault(each.time_s, []).append(each)
+    return [
+        IntervalReport(
+            time_s=time_s,
+            pools=_sums(each.pools for each in same),
+            spilled=sum(each.spilled for each in same),
+            failed_open=sum(each.failed_open for each in same),
+            observed=sum(each.observed for each in same),
+            absolute_error=sum(each.absolute_error for each in same),
+            exceeded=sum(each.exceeded for each in same),
+            p50_s=_largest(each.p50_s for each in same),
+            p99_s=_largest(each.p99_s for each in same),
+        )
+        for time_s, same in sorted(by_time.items())[-INTERVALS:]
+    ]
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((each for each in values if each is not None), default=None)
 
 
 def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:

@@ -21,6 +21,7 @@ from extproc.server.admin.server import AdminServer
 from extproc.server.admin.status import StatusReporter
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
+from extproc.server.observe.timeline import Timeline
 
 from ..in_force import make_in_force
 from .browser import CHROMIUM, WAIT_S, Tab, open_tab
@@ -57,10 +58,13 @@ def make_admin() -> AdminServer:
     router = in_force.now.router
     metrics = Metrics()
     history = RecentDecisions(in_force, lambda: 1_700_000_000.0)
+    times = iter(range(1_700_000_000, 1_700_001_000, 10))
+    timeline = Timeline(metrics, history, lambda: float(next(times)))
     status = StatusReporter(
         in_force,
         metrics,
         history,
+        timeline,
         lambda: True,
         lambda: 1_700_000_000.0,
     )
@@ -79,6 +83,8 @@ def make_admin() -> AdminServer:
         lesson = router.learn(decision, outcome)
         for watcher in (metrics, history):
             watcher.observed(Observation(decision, outcome), lesson)
+        metrics.message_seconds.add(0.0003, "request_body")
+        timeline.sample()
     return AdminServer(
         Address.parse("127.0.0.1:0"),
         metrics.registry,

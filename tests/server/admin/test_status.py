@@ -17,6 +17,7 @@ from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 from extproc.server.observe.report import CategoryReport, StatusReport
+from extproc.server.observe.timeline import Timeline
 
 from ..in_force import make_in_force
 
@@ -34,7 +35,10 @@ def test_report_of_a_short_life() -> None:
     loads = {"short": PoolLoad(under_pressure=True)}
     in_force = make_in_force(router, loads=lambda: loads)
     history = RecentDecisions(in_force, lambda: 100.0)
-    status = StatusReporter(in_force, metrics, history, lambda: True, lambda: now_s)
+    timeline = Timeline(metrics, history, lambda: now_s)
+    status = StatusReporter(
+        in_force, metrics, history, timeline, lambda: True, lambda: now_s
+    )
     empty = status.report()
     assert empty.decisions == 0
     assert [pool.share for pool in empty.pools] == [None, None]

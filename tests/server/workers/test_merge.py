@@ -20,6 +20,7 @@ from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import LAST_DECISIONS, RecentDecisions
 from extproc.server.observe.report import BudgetsReport, StatusReport
+from extproc.server.observe.timeline import Timeline
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.workers.merge import MergedMetrics, merge_reports
 
@@ -42,8 +43,9 @@ class Process:
             decision_watchers=[history, advisor],
             observation_watchers=[history, advisor],
         )
+        timeline = Timeline(self.metrics, history, time.time)
         self.status = StatusReporter(
-            in_force, self.metrics, history, lambda: True, time.time
+            in_force, self.metrics, history, timeline, lambda: True, time.time
         )
 
     def serve(self, times: int, text: bytes = b"Words and more words. " * 9) -> None:

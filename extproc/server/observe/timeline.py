@@ -1,0 +1,138 @@
+"""The last fifteen minutes in intervals of ten seconds, for the page.
+
+The counters are read once an interval and subtracted, so that a request costs nothing.
+Intervals end at multiples of ten seconds, so that those of several workers add up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from extproc.routing.policy import Reason
+from extproc.server.observe.metrics import Metrics
+from extproc.server.observe.recent import LearningTotals, RecentDecisions
+from extproc.server.observe.report import IntervalReport, RouterReport
+
+INTERVAL_S: Final = 10.0
+INTERVALS: Final = 90
+_DECISION_PHASES = ("request_headers", "request_body")
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The counters at one time."""
+
+    time_s: float
+    pools: Counter[str]
+    reasons: Counter[str]
+    learning: LearningTotals
+    seconds: Sequence[int]
+    """Messages answered, by bucket of ``extproc_message_seconds``."""
+
+
+class Timeline:
+    """Reads the counters of the last fifteen minutes.
+
+    Args:
+        metrics: the counters of decisions and times.
+        recent: the totals of what was learned.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, metrics: Metrics, recent: RecentDecisions, clock: Callable[[], float]
+    ) -> None:
+        self._metrics = metrics
+        self._recent = recent
+        self._clock = clock
+        self._snapshots: deque[_Snapshot] = deque(maxlen=INTERVALS + 1)
+        self.sample()
+
+    async def run(self) -> None:
+        """Sample at the end of each interval, until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S - self._clock() % INTERVAL_S)
+            self.sample()
+
+    def sample(self) -> None:
+        """Read the counters now."""
+        self._snapshots.append(self._snapshot())
+
+    def intervals(self) -> list[IntervalReport]:
+        """Report the intervals, the oldest first; the one under way is left out."""
+        return list(self._intervals())
+
+    def router(self) -> RouterReport:
+        """Report the server's own work: of the last fifteen minutes, and in all."""
+        metrics = self._metrics
+        times = _difference(self._snapshots[0].seconds, self._snapshot().seconds)
+        bounds = metrics.message_seconds.bounds
+        return RouterReport(
+            streams=metrics.streams_inflight,
+            faults=metrics.faults.total(),
+            protocol_errors=metrics.protocol_errors.total(),
+            p50_s=quantile(bounds, times, 0.5),
+            p99_s=quantile(bounds, times, 0.99),
+        )
+
+    def _intervals(self) -> Iterator[IntervalReport]:
+        bounds = self._metrics.message_seconds.bounds
+        for before, after in pairwise(self._snapshots):
+            reasons = after.reasons - before.reasons
+            times = _difference(before.seconds, after.seconds)
+            yield IntervalReport(
+                time_s=round(after.time_s / INTERVAL_S) * INTERVAL_S,
+                pools=dict(after.pools - before.pools),
+                spilled=reasons[Reason.SPILLED],
+                failed_open=sum(n for r, n in reasons.items() if Reason(r).failed_open),
+                observed=after.learning.observed - before.learning.observed,
+                absolute_error=round(
+                    after.learning.absolute_error - before.learning.absolute_error, 4
+                ),
+                exceeded=after.learning.exceeded - before.learning.exceeded,
+                p50_s=quantile(bounds, times, 0.5),
+                p99_s=quantile(bounds, times, 0.99),
+            )
+
+    def _snapshot(self) -> _Snapshot:
+        decisions = self._metrics.decisions
+        return _Snapshot(
+            self._clock(),
+            decisions.by("pool"),
+            decisions.by("reason"),
+            self._recent.totals,
+            self._metrics.message_seconds.counts_of(*_DECISION_PHASES),
+        )
+
+
+def quantile(
+    bounds: Sequence[float], counts: Sequence[int], share: float
+) -> float | None:
+    """Return a quantile by interpolation within its bucket, as Prometheus does.
+
+    Args:
+        bounds: upper bounds of all buckets but the last.
+        counts: values in each bucket, not cumulative.
+        share: 0 to 1.
+
+    Returns:
+        None without values; the last bound for a quantile above it.
+    """
+    rank = share * sum(counts)
+    if not rank:
+        return None
+    below = 0.0
+    for low, high, count in zip((0.0, *bounds), bounds, counts, strict=False):
+        if below + count >= rank:
+            return float(f"{low + (high - low) * (rank - below) / count:.3g}")
+        below += count
+    return bounds[-1]
+
+
+def _difference(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    return [b - a for a, b in zip(before, after, strict=True)]
