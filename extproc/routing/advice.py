@@ -81,6 +81,8 @@ class Advice:
     current: Prospect
     requests: float
     """What the shares rest on: requests, faded."""
+    prospects: Sequence[Prospect] = ()
+    """Of every candidate threshold, increasing."""
 
 
 class BudgetCounts:
@@ -102,6 +104,7 @@ class BudgetCounts:
         self._growth = 1.0 + 1.0 / memory
         self._weight = 1.0
         self._budgets = [0.0] * bins
+        self._tokens = [0.0] * bins
         self._fitting = [0.0] * bins
         self._exceeding = [0.0] * (bins + 1)
 
@@ -121,7 +124,9 @@ class BudgetCounts:
         self._weight *= self._growth
         if self._weight > _RESCALE_AT:
             self._rescale()
-        self._budgets[bisect_left(self.thresholds, budget_tokens)] += self._weight
+        position = bisect_left(self.thresholds, budget_tokens)
+        self._budgets[position] += self._weight
+        self._tokens[position] += self._weight * budget_tokens
 
     def observe(self, budget_tokens: int, needed_tokens: int) -> None:
         """Count a request whose need is known: prompt, and output or its limit."""
@@ -133,7 +138,7 @@ class BudgetCounts:
             self._exceeding[needed] -= self._weight
 
     def _rescale(self) -> None:
-        for counts in (self._budgets, self._fitting, self._exceeding):
+        for counts in (self._budgets, self._tokens, self._fitting, self._exceeding):
             counts[:] = [count / self._weight for count in counts]
         self._weight = 1.0
 
@@ -144,8 +149,11 @@ class BudgetCounts:
 
     def shares(self) -> list[float]:
         """Share of requests up to each threshold, then above the last; sums to 1."""
-        total = sum(self._budgets)
-        return [count / total if total else 0.0 for count in self._budgets]
+        return _normalized(self._budgets)
+
+    def token_shares(self) -> list[float]:
+        """Share of the budgets' tokens, by the same bins: tokens are what costs."""
+        return _normalized(self._tokens)
 
     def within(self) -> list[float]:
         """Share of requests within each threshold, increasing."""
@@ -159,6 +167,11 @@ class BudgetCounts:
             max(0.0, exceeded) / fits if fits > 0 else None
             for fits, exceeded in zip(fitting, exceeding, strict=False)
         ]
+
+
+def _normalized(counts: Sequence[float]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
 
 
 def budget_counts(policy: Policy) -> BudgetCounts:
@@ -200,7 +213,7 @@ def advise(counts: BudgetCounts, policy: Policy) -> Advice | None:
     ]
     best = max(prospects, key=lambda prospect: prospect.saving)
     current = prospects[counts.thresholds.index(current_threshold)]
-    return Advice(best, current, counts.requests)
+    return Advice(best, current, counts.requests, prospects)
 
 
 def _prospect(

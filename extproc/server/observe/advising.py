@@ -37,4 +37,6 @@ class Advisor:
 def report_budgets(counts: BudgetCounts) -> BudgetsReport:
     """Report the distribution of the budgets decided."""
     shares = [round(share, 4) for share in counts.shares()]
-    return BudgetsReport(counts.thresholds, shares, round(counts.requests, 1))
+    token_shares = [round(share, 4) for share in counts.token_shares()]
+    requests = round(counts.requests, 1)
+    return BudgetsReport(counts.thresholds, shares, requests, token_shares)

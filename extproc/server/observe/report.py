@@ -114,6 +114,8 @@ class BudgetsReport(Struct, frozen=True):
     """Of the budgets up to each threshold, then above the last."""
     requests: float
     """Decayed."""
+    token_shares: Sequence[float]
+    """Of the budgets' tokens, by the same bins."""
 
 
 class DecisionReport(DecisionFields, frozen=True, gc=False, kw_only=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import mul
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -221,10 +222,24 @@ def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
     thresholds = budgets[0].thresholds
     alike = [each for each in budgets if each.thresholds == thresholds]
     requests = sum(each.requests for each in alike)
-    weighed = [[share * each.requests for share in each.shares] for each in alike]
-    columns = zip(*weighed, strict=True)
-    shares = [sum(column) / requests if requests else 0.0 for column in columns]
-    return BudgetsReport(thresholds, shares, requests)
+    weights = [each.requests for each in alike]
+    return BudgetsReport(
+        thresholds,
+        _weighed_means([each.shares for each in alike], weights),
+        requests,
+        # By requests too: workers take equal traffic, and the sums are not reported.
+        _weighed_means([each.token_shares for each in alike], weights),
+    )
+
+
+def _weighed_means(
+    rows: Sequence[Sequence[float]], weights: Sequence[float]
+) -> list[float]:
+    total = sum(weights)
+    return [
+        sum(map(mul, column, weights)) / total if total else 0.0
+        for column in zip(*rows, strict=True)
+    ]
 
 
 def _merge_advice(advices: Sequence[Advice | None]) -> Advice | None:

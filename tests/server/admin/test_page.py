@@ -138,6 +138,97 @@ def test_shows_pools_learning_and_decisions(session: Session) -> None:
     session.run(steps)
 
 
+def test_shows_time_with_axes(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        charts = await tab.evaluate(
+            "[...document.querySelectorAll('#strip svg')].map((svg) => svg.textContent)"
+        )
+        assert len(charts) == 6
+        for text in charts:
+            assert "-15 min" in text
+            assert "now" in text
+        drawn = "document.querySelectorAll('#strip polygon, #strip polyline, #strip circle').length"
+        assert await tab.evaluate(drawn) >= 6
+        health = await tab.evaluate("document.querySelector('#health-list').innerText")
+        assert "ms" in health
+        assert "failed open" in health
+
+    session.run(steps)
+
+
+def test_filters_keep_what_was_chosen(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        choose = (
+            "$('filter-pool').value = '{}', "
+            "$('filter-pool').dispatchEvent(new Event('change')), 0"
+        )
+        rows = "document.querySelectorAll('#last tr').length"
+        await tab.evaluate(choose.format("long"))
+        assert await tab.evaluate(rows) == 1
+        await tab.evaluate("poll()")
+        assert await tab.evaluate(rows) == 1
+        await tab.evaluate(choose.format(""))
+        assert await tab.evaluate(rows) == 4
+
+    session.run(steps)
+
+
+def test_the_slider_shows_what_a_threshold_would_bring(session: Session) -> None:
+    """On a report with advice: it takes 200 requests."""
+    prospect = (
+        "(tokens, saving) => ({threshold_tokens: tokens, short_fraction: 0.5, saving,"
+        " saving_at_most: 0.6, under_rate: 0.01})"
+    )
+    steps_of = (
+        f"(() => {{ const make = {prospect}; const report = structuredClone(before);"
+        "report.advice = {requests: 900, best: make(4096, 0.4), current: make(8192, 0.3),"
+        " prospects: [make(4096, 0.4), make(8192, 0.3)]};"
+        "report.pools[0].endpoints = [{name: 'a:8000', healthy: true, running: 3,"
+        " waiting: 2, kv_cache_usage: 0.42, max_model_len: 8192}];"
+        "show(report); return 0; })()"
+    )
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("$('pause').click()")
+        await tab.evaluate(steps_of)
+        shown = "document.querySelector('#threshold-shown').textContent"
+        assert await tab.evaluate(shown) == "8,192, in force"
+        advice = await tab.evaluate("$('advice').textContent")
+        assert "4,096 would save about 40 %, against 30 %" in advice
+        await tab.evaluate(
+            "$('threshold').value = 0, $('threshold').dispatchEvent(new Event('input'))"
+        )
+        assert await tab.evaluate(shown) == "4,096"
+        assert "40.0 %" in await tab.evaluate("$('tried').innerText")
+        assert "a:8000" in await tab.evaluate("$('servers').innerText")
+        assert "42 %" in await tab.evaluate("$('servers').innerText")
+        assert "resume" in await tab.evaluate("$('pause').textContent")
+        await tab.evaluate("$('pause').click()")
+
+    session.run(steps)
+
+
+def test_explains_in_words(session: Session) -> None:
+    huge = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 900_000}
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(f"$('body').value = {json.dumps(json.dumps(huge))}")
+        await tab.evaluate("explain()")
+        await tab.wait_for("document.querySelectorAll('#explained .note').length")
+        text = await tab.evaluate("document.querySelector('#explained').innerText")
+        assert "No pool holds this budget: the largest window is 65,536" in text
+        bars = "document.querySelectorAll('#explained .terms .fill').length"
+        assert await tab.evaluate(bars) >= 2
+        presets = "[...$('preset').options].map((option) => option.value)"
+        for name in await tab.evaluate(presets):
+            await tab.evaluate(f"$('preset').value = {json.dumps(name)}, usePreset()")
+            await tab.evaluate("explain()")
+            found = "document.querySelector('#explained .decision') !== null"
+            assert await tab.evaluate(found)
+
+    session.run(steps)
+
+
 def test_explains_by_keyboard_alone(session: Session) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 30_000}
 

@@ -225,7 +225,10 @@ def test_a_worker_that_has_other_pools_for_a_moment_is_left_out_of_the_budgets()
     reports = [first.status.report(), second.status.report()]
     budgets = reports[1].budgets
     others = BudgetsReport(
-        [*budgets.thresholds, 1 << 20], [*budgets.shares, 0.0], budgets.requests
+        [*budgets.thresholds, 1 << 20],
+        [*budgets.shares, 0.0],
+        budgets.requests,
+        token_shares=[1.0],
     )
     merged = merge_reports([reports[0], replace(reports[1], budgets=others)])
     assert merged.budgets == reports[0].budgets
