@@ -49,15 +49,14 @@ from extproc.fleet.declared import Declared
 from extproc.fleet.emit import files
 from extproc.fleet.paper_claims import claims
 from extproc.fleet.plan_document import Plan, Prices, answer, as_json
-from extproc.fleet.planning import (
+from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
+from extproc.fleet.question import (
     DEFAULT_HEADROOM,
     VERIFIED_REQUESTS,
-    PolicyTask,
     Question,
-    SizedPolicy,
+    Setting,
     complete_slo,
     policies,
-    size_policy,
 )
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
@@ -198,12 +197,14 @@ def read_question(args: argparse.Namespace) -> Question:
     try:
         slo, budget = complete_slo(
             read_slo(args),
-            workload,
-            engine,
-            thresholds,
-            args.max_model_len,
-            args.max_num_batched_tokens,
-            args.seed,
+            Setting(
+                workload,
+                engine,
+                thresholds[-1],
+                args.max_model_len,
+                args.max_num_batched_tokens,
+                args.seed,
+            ),
             args.slo_long_ttft,
         )
     except ValueError as error:
@@ -306,12 +307,14 @@ def _paper(args: argparse.Namespace) -> dict[str, Any]:
             workload = WORKLOADS[name]
             slo, budget = complete_slo(
                 read_slo(args),
-                workload,
-                engine,
-                (DEFAULT_THRESHOLD,),
-                DEFAULT_MAX_MODEL_LEN,
-                _PAPER_BATCHED_TOKENS,
-                args.seed,
+                Setting(
+                    workload,
+                    engine,
+                    DEFAULT_THRESHOLD,
+                    DEFAULT_MAX_MODEL_LEN,
+                    _PAPER_BATCHED_TOKENS,
+                    args.seed,
+                ),
             )
             question = Question(
                 workload,

@@ -33,7 +33,7 @@ from extproc.commands.fleet_options import (
     usable_cores,
     warn_beyond_profile,
 )
-from extproc.commands.text import wrap
+from extproc.commands.simulate_text import print_fleet
 from extproc.commands.traffic_options import (
     OptionError,
     Traffic,
@@ -49,13 +49,13 @@ from extproc.fleet.figures import (
     plain,
     pool_figures,
 )
-from extproc.fleet.planning import complete_slo
+from extproc.fleet.question import Setting, complete_slo
 from extproc.fleet.replay import Replay
-from extproc.fleet.results import Result, State
+from extproc.fleet.results import Result, RunState
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import Engine, fitting, in_rounds, saturated_rate
 from extproc.fleet.slo import Slo, token_budget
-from extproc.fleet.steady import TAUGHT, Run
+from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
 #: Requests that the router is asked about to learn what each pool gets.
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(plain_json(document))
     else:
-        _print(document)
+        print_fleet(document)
     return 0
 
 
@@ -152,7 +152,7 @@ class _Task:
     traffic: Traffic
     pools: list[PoolSpec]
     strategy: StrategySpec
-    run: Run
+    run: RunSettings
 
     def simulate(self, progress: Callable[[int], None] | None = None) -> Result:
         return simulate(
@@ -194,20 +194,19 @@ def _read(args: argparse.Namespace) -> _Task:
     slo, engine = read_slo(args), read_engine(args)
     pools = _read_pools(args, engine, slo)
     window = pools[-1].limits.max_model_len
-    promised, _ = complete_slo(
-        slo,
+    thresholds = [pool.threshold_tokens for pool in pools[:-1]]
+    setting = Setting(
         traffic.workload,
         engine,
-        [pool.threshold_tokens for pool in pools[:-1]]
-        or [min(DEFAULT_THRESHOLD, window // 2)],
+        thresholds[-1] if thresholds else min(DEFAULT_THRESHOLD, window // 2),
         window,
         pools[-1].limits.max_num_batched_tokens,
         args.seed,
-        args.slo_long_ttft,
     )
+    promised, _ = complete_slo(slo, setting, args.slo_long_ttft)
     pools = [replace(pool, slo=promised) for pool in pools]
     warn_beyond_profile(args, [pool.limits for pool in pools], priced=False)
-    run = Run(
+    run = RunSettings(
         args.requests,
         args.seed,
         Declared(args.declared),
@@ -316,9 +315,14 @@ def _document(
     }
 
 
-def _state(results: Sequence[Result]) -> State:
+def _state(results: Sequence[Result]) -> RunState:
     """The worst of the runs."""
-    order = (State.OVERLOADED, State.UNSETTLED, State.TRANSIENT, State.STEADY)
+    order = (
+        RunState.OVERLOADED,
+        RunState.UNSETTLED,
+        RunState.TRANSIENT,
+        RunState.STEADY,
+    )
     return min((result.state for result in results), key=order.index)
 
 
@@ -332,86 +336,3 @@ def _pool(spec: PoolSpec, figures: PoolFigures) -> dict[str, Any]:
         "requests": figures.requests,
         **intervals(figures),
     }
-
-
-_STATES = {
-    State.STEADY: "steady: measured after the fleet had filled, and its halves agree",
-    State.OVERLOADED: "OVERLOADED: requests pile up, and every figure grows with the "
-    "run; it takes more instances",
-    State.UNSETTLED: "NOT SETTLED: the run ended before two halves of it agreed; take "
-    "more --requests",
-    State.TRANSIENT: "measured from the first request on",
-}
-
-
-_POOL_ROWS = (
-    ("requests measured", "requests", 1),
-    ("requests a second", "requests_per_s", 1),
-    ("utilization", "utilization", 1),
-    ("mean TTFT, ms", "mean_ttft_s", 1e3),
-    ("P50 TTFT, ms", "p50_ttft_s", 1e3),
-    ("P99 TTFT, ms", "p99_ttft_s", 1e3),
-    ("mean TPOT, ms", "mean_tpot_s", 1e3),
-    ("P50 TPOT, ms", "p50_tpot_s", 1e3),
-    ("P99 TPOT, ms", "p99_tpot_s", 1e3),
-    ("P99 queue wait, ms", "p99_wait_s", 1e3),
-    ("mean end to end, ms", "mean_e2e_s", 1e3),
-    ("P99 end to end, ms", "p99_e2e_s", 1e3),
-    ("preemptions a request", "preemption_rate", 1),
-    ("overflows", "overflows", 1),
-    ("truncated", "truncated", 1),
-    ("busy share", "busy_share", 1),
-    ("running an instance", "mean_running", 1),
-    ("in the pool", "mean_in_system", 1),
-    ("KV usage, mean", "mean_kv_cache_usage", 1),
-    ("KV usage, peak", "peak_kv_cache_usage", 1),
-    ("tokens a second", "tokens_per_s", 1),
-)
-_FLEET_ROWS = (
-    ("P99 TTFT, ms", "p99_ttft_s", 1e3),
-    ("P99 TPOT, ms", "p99_tpot_s", 1e3),
-    ("late", "late_share", 1),
-    ("rejected", "rejected_share", 1),
-    ("overflowed", "overflow_share", 1),
-    ("misrouted short", "misrouted_short", 1),
-    ("misrouted long", "misrouted_long", 1),
-)
-
-
-def _print(document: dict[str, Any]) -> None:
-    print(
-        wrap(
-            f"{document['workload']}: {document['traffic']}; router "
-            f"{document['router']}, seeds {', '.join(map(str, document['seeds']))}"
-        )
-    )
-    print(
-        wrap(
-            f"{document['requests']} requests in {document['duration_s']:.0f} s after "
-            f"{document['fill_s']:.0f} s of filling; {_STATES[document['state']]}"
-        )
-        + "\n"
-    )
-    names = [
-        f"{pool['name']} x{pool['instances']} ({pool['max_model_len']})"
-        for pool in document["pools"]
-    ]
-    print(f"{'':24}" + "".join(f"{name:>24}" for name in names))
-    for label, key, scale in _POOL_ROWS:
-        cells = [_cell(pool[key], scale) for pool in document["pools"]]
-        print(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
-    print()
-    for label, key, scale in _FLEET_ROWS:
-        print(f"{'fleet: ' + label:24}{_cell(document[key], scale):>24}")
-    print(f"{document['wall_time_s']} s")
-
-
-def _cell(value: Any, scale: float) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    if value["mean"] is None:
-        return "-"
-    text = f"{scale * value['mean']:.4g}"
-    if value["half_width"] is not None:
-        text += f" +- {scale * value['half_width']:.2g}"
-    return text

@@ -21,7 +21,7 @@ from extproc.fleet.workload import (
     ModulatedArrivals,
     Recorded,
     RenewalArrivals,
-    Stream,
+    RequestStream,
     Workload,
 )
 
@@ -146,7 +146,7 @@ class Traffic:
     said: str
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> RequestStream:
         """Instants and lengths together."""
         if isinstance(self.arrivals, Replay):
             return self.arrivals

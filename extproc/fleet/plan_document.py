@@ -19,7 +19,8 @@ from extproc.fleet.cost import (
     usd_per_year,
 )
 from extproc.fleet.figures import named, plain, pool_figures
-from extproc.fleet.planning import Question, SizedPolicy
+from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.question import Question
 from extproc.fleet.sensitivity import SweepPoint, best_point
 from extproc.fleet.slo import Slo
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT, is_usable, verdict
@@ -122,7 +123,7 @@ class PolicyRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class ThresholdAdvice:
     """The threshold that the sweep recommends.
 
     Attributes:
@@ -175,7 +176,7 @@ class Plan:
     usd_per_gpu_hour: float | None
     hours_per_year: float
     verdict: str
-    advice: Advice | None
+    advice: ThresholdAdvice | None
     sweep: list[SweepPoint]
     slo: Slo
     declared: str
@@ -389,9 +390,9 @@ def _policy(policy: SizedPolicy, split: SizedPolicy, prices: Prices) -> PolicyRo
     )
 
 
-def _advice(sweep: Sequence[SweepPoint]) -> Advice | None:
+def _advice(sweep: Sequence[SweepPoint]) -> ThresholdAdvice | None:
     best = best_point(sweep)
     if best is None:
         return None
     point, own = best
-    return Advice(point.threshold_tokens, percent(own), own > 0)
+    return ThresholdAdvice(point.threshold_tokens, percent(own), own > 0)

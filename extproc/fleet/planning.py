@@ -1,28 +1,13 @@
-"""One question, several fleets: what each policy needs, and what a split saves.
+"""What each policy needs: sized pool by pool, then simulated whole.
 
 Every policy, the baselines too, is sized the same way (:mod:`extproc.fleet.sizing`) and
-then simulated whole, with its router in the loop; a pool that breaks its promise there
-grows until it keeps it. So the savings compare like with like:
-
-- ``homogeneous-worst-case``: one pool whose ``max_num_seqs`` is the number of sequences
-  of ``max_model_len`` that fit, which is the papers' baseline;
-- ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM takes
-  KV blocks as they are needed, so this is what most people run;
-- ``homogeneous-short-limit``: one pool with the short pool's ``max_model_len``, which
-  rejects longer prompts and cuts longer answers off;
-- ``split``: pools by threshold, the shipped router, ``max_num_seqs`` as in paged;
-- ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
-- ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
-
-From worst case to paged is what not sizing for the worst case saves. From paged to
-split is what the split itself saves, or costs.
+then simulated with its router in the loop; a pool that breaks its promise there grows
+until it keeps it. So the savings compare like with like.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from extproc.fleet.assignment import (
     Assignment,
@@ -32,13 +17,11 @@ from extproc.fleet.assignment import (
     assign,
     assign_replay,
 )
-from extproc.fleet.declared import Declared
+from extproc.fleet.question import FleetPolicy, Question
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import (
-    DEFAULT_MAX_NUM_SEQS,
-    Engine,
     PoolSize,
     SizingTask,
     in_rounds,
@@ -46,10 +29,8 @@ from extproc.fleet.sizing import (
     simulate_alone,
     size_pool,
 )
-from extproc.fleet.slo import Slo, long_promise_s, token_budget
-from extproc.fleet.steady import Run, always
-from extproc.fleet.strategy import StrategyName, StrategySpec
-from extproc.fleet.workload import Arrivals, Independent, Stream, Workload
+from extproc.fleet.slo import Slo, long_promise_s
+from extproc.fleet.steady import RunSettings, always
 
 #: Times that a pool grows which misses its promises: by 2 %, by 4 % more, and so on.
 _GROWTHS = 4
@@ -61,99 +42,6 @@ _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
 #: Rounds of a replayed file that are measured.
 _ROUNDS = 4
-_DRAWS = 200_000
-
-
-VERIFIED_REQUESTS = 40_000
-#: Share of the saturated rate that stays free unless asked otherwise.
-DEFAULT_HEADROOM = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is to be planned.
-
-    Attributes:
-        rate: requests a second, on average, of ``arrivals``.
-        arrivals: instants that lengths do not depend on, or a file replayed.
-        thresholds: limits of the pools below the last, increasing; each pool takes
-            budgets up to its own.
-        max_model_len: of the last pool, and of homogeneous ones.
-        max_num_batched_tokens: of every instance.
-        max_num_seqs: where it is not sized for the worst case.
-        asked_requests, tried_requests, verified_requests: drawn to ask a strategy,
-            measured for each size that is tried, and of the whole fleet at the end.
-        headroom: share of each pool's saturated rate that stays free.
-        traffic: how the arrivals were chosen, in a sentence for the operator.
-        long_promise_given: whether ``slo.long_ttft_s`` is the operator's; if not, the
-            last pool's is made from its own requests.
-    """
-
-    workload: Workload
-    engine: Engine
-    rate: float
-    arrivals: Arrivals | Replay
-    slo: Slo
-    thresholds: tuple[int, ...]
-    max_model_len: int
-    max_num_batched_tokens: int
-    max_num_seqs: int = DEFAULT_MAX_NUM_SEQS
-    declared: Declared = Declared.EXACT
-    variation_factor: float = 1.0
-    seed: int = 42
-    asked_requests: int = 20_000
-    tried_requests: int = 12_000
-    verified_requests: int = VERIFIED_REQUESTS
-    headroom: float = DEFAULT_HEADROOM
-    traffic: str = ""
-    long_promise_given: bool = False
-
-    @property
-    def stream(self) -> Stream:
-        """Instants and lengths together."""
-        if isinstance(self.arrivals, Replay):
-            return self.arrivals
-        return Independent(self.workload.lengths, self.arrivals)
-
-
-def complete_slo(
-    slo: Slo,
-    workload: Workload,
-    engine: Engine,
-    thresholds: Sequence[int],
-    max_model_len: int,
-    max_num_batched_tokens: int | None,
-    seed: int,
-    long_ttft_s: float | None = None,
-) -> tuple[Slo, int]:
-    """Fill in what follows from the rest: the long promise and the token budget.
-
-    Args:
-        long_ttft_s: the long promise, if it is given.
-    """
-    budget = max_num_batched_tokens or token_budget(engine.step_time, slo)
-    if long_ttft_s is not None:
-        given = replace(slo, long_tokens=thresholds[-1], long_ttft_s=long_ttft_s)
-        return given, budget
-    prompts, outputs = workload.lengths.draw(np.random.default_rng(seed), _DRAWS)
-    long = prompts + outputs > thresholds[-1]
-    promise_s = long_promise_s(
-        prompts[long],
-        engine.limits(max_model_len, None, budget),
-        engine.step_time,
-        slo.p99_ttft_s,
-    )
-    return replace(slo, long_tokens=thresholds[-1], long_ttft_s=promise_s), budget
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPolicy:
-    """A way to run the fleet."""
-
-    name: str
-    title: str
-    tiers: tuple[Tier, ...]
-    strategy: StrategySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,75 +96,6 @@ class SizedPolicy:
         result, position = self.measured(index)
         saturated = self.sizes[index].instance_rate * self.instances[index]
         return result.pools[position].rate / saturated
-
-
-POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
-
-
-def policies(question: Question) -> list[FleetPolicy]:
-    """The policies compared, the papers' baseline first and ``split`` second."""
-    seqs = question.max_num_seqs
-    mix = question.workload.mix
-
-    def tier(name: str, max_model_len: int, max_num_seqs: int | None) -> Tier:
-        limits = question.engine.limits(
-            max_model_len, max_num_seqs, question.max_num_batched_tokens
-        )
-        return Tier(name, limits, max_model_len)
-
-    def tiers(max_num_seqs: int | None) -> tuple[Tier, ...]:
-        ends = (*question.thresholds, question.max_model_len)
-        names = POOL_NAMES.get(len(ends), tuple(f"up-to-{end}" for end in ends))
-        return tuple(
-            tier(name, end, max_num_seqs) for name, end in zip(names, ends, strict=True)
-        )
-
-    def strategy(name: StrategyName) -> StrategySpec:
-        return StrategySpec(name, mix, question.variation_factor)
-
-    oracle = strategy(StrategyName.ORACLE)
-    longest, shortest = question.max_model_len, question.thresholds[-1]
-    worst = tier("all", longest, None)
-    found = [
-        FleetPolicy(
-            "homogeneous-worst-case",
-            f"one pool, max_num_seqs {worst.limits.max_num_seqs}, as many as fit with "
-            f"{longest:,} tokens each",
-            (worst,),
-            oracle,
-        ),
-        FleetPolicy(
-            "split",
-            f"pools by token budget, max_num_seqs {seqs}",
-            tiers(seqs),
-            strategy(StrategyName.ROUTER),
-        ),
-        FleetPolicy(
-            "homogeneous-paged",
-            f"one pool, max_num_seqs {seqs}",
-            (tier("all", longest, seqs),),
-            oracle,
-        ),
-        FleetPolicy(
-            "homogeneous-short-limit",
-            f"one pool, max_num_seqs {seqs}, max_model_len {shortest:,}",
-            (tier("all", shortest, seqs),),
-            oracle,
-        ),
-        FleetPolicy(
-            "split-worst-case",
-            "the split, max_num_seqs for the worst case",
-            tiers(None),
-            strategy(StrategyName.ROUTER),
-        ),
-    ]
-    for name, title in (
-        (StrategyName.ORACLE, "the split, routed by the true budget"),
-        (StrategyName.PROMPT_LENGTH, "the split, routed by prompt tokens alone"),
-        (StrategyName.BYTES_PER_4, "the split, routed by body bytes / 4"),
-    ):
-        found.append(FleetPolicy(f"split-{name}", title, tiers(seqs), strategy(name)))
-    return found
 
 
 def size_policy(task: PolicyTask) -> SizedPolicy:
@@ -363,7 +182,7 @@ def _gets_enough(question: Question, result: Result, index: int) -> bool:
 def _measure_alone(question: Question, task: SizingTask, instances: int) -> Result:
     """A pool by itself, on requests of its own kind, until its figures are precise."""
     requests = int(_SHARE_TOGETHER * question.verified_requests)
-    run = Run(
+    run = RunSettings(
         requests,
         question.seed + 1,
         most_requests=_MOST_TIMES * requests,
@@ -412,7 +231,7 @@ def _verify(
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
     # Traffic of its own: pools are not verified on the draws they were sized by.
-    run = Run(
+    run = RunSettings(
         question.verified_requests,
         question.seed + 1,
         question.declared,

@@ -170,7 +170,7 @@ class PoolResult:
         )
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """Whether the figures are those of a fleet that has settled."""
 
     STEADY = "steady"
@@ -209,7 +209,7 @@ class Result:
     sent_long: int = 0
     seed: int = 0
     batches: "tuple[Result, ...]" = ()
-    state: State = State.TRANSIENT
+    state: RunState = RunState.TRANSIENT
     arrived: int = 0
     completed: int = 0
     in_flight: int = 0

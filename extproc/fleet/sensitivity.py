@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from extproc.fleet.assignment import Inquiry, Tier, assign
 from extproc.fleet.cost import formula_saving
-from extproc.fleet.planning import Question
+from extproc.fleet.question import Question
 from extproc.fleet.sizing import saturated_rate
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Recorded

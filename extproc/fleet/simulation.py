@@ -28,10 +28,10 @@ from extproc.fleet.instance import Instance, Job
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.slo import Slo
-from extproc.fleet.steady import Measurement, Run
+from extproc.fleet.steady import Measurement, RunSettings
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strategy
-from extproc.fleet.workload import Lengths, Stream
+from extproc.fleet.workload import Lengths, RequestStream
 from extproc.routing.policy import IDLE, Pool, PoolLoad
 
 
@@ -171,7 +171,9 @@ class _Pool:
 class Simulation:
     """One run, request by request. Use :func:`simulate`."""
 
-    def __init__(self, pools: list[PoolSpec], strategy: Strategy, run: Run) -> None:
+    def __init__(
+        self, pools: list[PoolSpec], strategy: Strategy, run: RunSettings
+    ) -> None:
         self.run = run
         self.pools = [_Pool(spec) for spec in pools]
         self.strategy = strategy
@@ -284,9 +286,9 @@ def right_pool(thresholds: list[int], tokens: int) -> int:
 
 def simulate(
     pools: list[PoolSpec],
-    stream: Stream,
+    stream: RequestStream,
     strategy: StrategySpec,
-    run: Run,
+    run: RunSettings,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Simulate until the fleet has settled and ``run.requests`` are measured.
@@ -329,7 +331,7 @@ def simulate(
 
 
 def _teach(
-    strategy: Strategy, lengths: Lengths, rng: np.random.Generator, run: Run
+    strategy: Strategy, lengths: Lengths, rng: np.random.Generator, run: RunSettings
 ) -> None:
     prompts, outputs = lengths.draw(rng, run.taught)
     for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True):

@@ -18,18 +18,18 @@ from extproc.fleet.assignment import PoolTraffic, Tier
 from extproc.fleet.cost import Demand
 from extproc.fleet.instance import Instance, Job
 from extproc.fleet.replay import Replay
-from extproc.fleet.results import PoolResult, Result, State
+from extproc.fleet.results import PoolResult, Result, RunState
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.slo import COVERED, Slo
-from extproc.fleet.steady import Run
+from extproc.fleet.steady import RunSettings
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import (
     Arrivals,
     Independent,
     Recorded,
-    Stream,
+    RequestStream,
     Thinned,
     Tokens,
 )
@@ -209,7 +209,7 @@ def size_pool(task: SizingTask) -> PoolSize:
 
 def is_kept(result: Result, index: int, slo: Slo) -> bool:
     """Whether a pool keeps its promises, and will for as long as it runs."""
-    return result.state is not State.OVERLOADED and result.pools[index].meets(slo)
+    return result.state is not RunState.OVERLOADED and result.pools[index].meets(slo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def _try(task: SizingTask, instances: int) -> Result:
     lengths = task.traffic.lengths
     tokens = float((lengths.prompts + lengths.outputs).mean())
     requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
-    run = Run(
+    run = RunSettings(
         requests,
         task.seed,
         most_requests=_MOST_TIMES * requests,
@@ -297,7 +297,7 @@ def _try(task: SizingTask, instances: int) -> Result:
     return simulate_alone(task, instances, min(instances, SUBPOOL), run)
 
 
-def in_rounds(run: Run, replay: Replay, rounds: int = _ROUNDS) -> Run:
+def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSettings:
     """The run in whole rounds of a replayed file, so many of them measured."""
     return replace(
         run,
@@ -309,7 +309,7 @@ def in_rounds(run: Run, replay: Replay, rounds: int = _ROUNDS) -> Run:
 
 
 def simulate_alone(
-    task: SizingTask, instances: int, simulated: int, run: Run
+    task: SizingTask, instances: int, simulated: int, run: RunSettings
 ) -> Result:
     """Simulate a pool without its router: so many of its instances and their share."""
     limits = task.tier.limits
@@ -321,7 +321,7 @@ def simulate_alone(
         limits.max_model_len,
         slo=task.slo,
     )
-    stream: Stream
+    stream: RequestStream
     if isinstance(task.arrivals, Replay):
         stream = task.arrivals
     else:

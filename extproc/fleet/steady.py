@@ -2,9 +2,10 @@
 
 A fleet starts empty. It has filled after a few mean residence times; what it does
 before that flatters it. So a run is cut into batches, and only those are measured that
-start after ``Run.fill`` mean residence times. Their two halves must then agree in the
-number of requests in every pool: if they do not, the first half counts as filling too
-and the run goes on. A fleet whose queues only grow is overloaded, and is said to be.
+start after ``RunSettings.fill`` mean residence times. Their two halves must then agree
+in the number of requests in every pool: if they do not, the first half counts as
+filling too and the run goes on. A fleet whose queues only grow is overloaded, and is
+reported so.
 
 The residence time is that of the second half of the run so far, so that it grows with
 the run as long as the fleet fills.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from extproc.fleet.declared import Declared
-from extproc.fleet.results import FEWEST_FOR_P99, PoolResult, Result, State
+from extproc.fleet.results import FEWEST_FOR_P99, PoolResult, Result, RunState
 
 #: Responses after which a router is no longer new.
 TAUGHT = 2000
@@ -47,7 +48,7 @@ def always(result: Result) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunSettings:
     """How much to simulate.
 
     Attributes:
@@ -99,7 +100,7 @@ class Measurement:
     with the run.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunSettings) -> None:
         self._run = run
         self._batches: list[Result] = []
         self._merged = 1
@@ -127,13 +128,13 @@ class Measurement:
     def settled(self) -> Result | None:
         """The result, as soon as it is steady and precise or is sure to be neither."""
         if self._is_overloaded():
-            return self._result(len(self._batches) * 2 // 3, State.OVERLOADED)
+            return self._result(len(self._batches) * 2 // 3, RunState.OVERLOADED)
         first = self._first_measured()
         measured = self._batches[first:]
         requests = sum(batch.measured for batch in measured)
         if requests < self._run.requests or len(measured) < self._run.batches:
             return None
-        result = self._result(first, State.STEADY)
+        result = self._result(first, RunState.STEADY)
         if result.duration_s < _MEASURED_RESIDENCES * self._residence_s():
             return None
         if not all(agree(pools) for pools in self._judged(result)):
@@ -144,18 +145,18 @@ class Measurement:
     def last(self) -> Result:
         """The result of a run that ends here, whatever it is worth."""
         if not self._run.fill:
-            return self._result(0, State.TRANSIENT)
+            return self._result(0, RunState.TRANSIENT)
         first = self._first_measured()
         if len(self._batches) - first < self._run.batches:
             first = len(self._batches) // 2
-            state = State.UNSETTLED
+            state = RunState.UNSETTLED
         else:
-            state = State.STEADY
+            state = RunState.STEADY
         result = self._result(first, state)
         if not all(agree(pools) for pools in self._judged(result)):
-            result.state = State.UNSETTLED
+            result.state = RunState.UNSETTLED
         if any(_is_growing(pools) for pools in self._judged(result)):
-            result.state = State.OVERLOADED
+            result.state = RunState.OVERLOADED
         return result
 
     def _first_measured(self) -> int:
@@ -208,7 +209,7 @@ class Measurement:
         ]
         return any(_is_piling_up(pools) for pools in _by_pool_of(thirds))
 
-    def _result(self, first: int, state: State) -> Result:
+    def _result(self, first: int, state: RunState) -> Result:
         measured = self._batches[min(first, len(self._batches) - 1) :]
         result = Result.of(measured)
         count = min(BATCHES, len(measured))

@@ -321,7 +321,7 @@ class Thinned:
 Block = tuple[Seconds, Tokens, Tokens]
 
 
-class Stream(Protocol):
+class RequestStream(Protocol):
     """Requests as they come: instants and lengths together."""
 
     @property

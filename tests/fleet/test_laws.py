@@ -10,7 +10,7 @@ from extproc.fleet.instance import Instance, Job
 from extproc.fleet.results import Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
-from extproc.fleet.steady import Run
+from extproc.fleet.steady import RunSettings
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import WORKLOADS, Independent, RenewalArrivals
@@ -98,7 +98,7 @@ def fleet() -> Result:
         pools,
         Independent(workload.lengths, RenewalArrivals(300)),
         StrategySpec(StrategyName.ORACLE, workload.mix),
-        Run(30_000, seed=4),
+        RunSettings(30_000, seed=4),
     )
 
 
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_result() -> None:
             [PoolSpec("only", 3, limits, Linear(0.01, 1e-4, 1e-5), 65_536)],
             Independent(workload.lengths, RenewalArrivals(40)),
             StrategySpec(StrategyName.ROUTER, workload.mix),
-            Run(requests=1000, seed=seed, fill=0, taught=200),
+            RunSettings(requests=1000, seed=seed, fill=0, taught=200),
         )
         return result.ttft.total, result.tpot.total, result.duration_s, result.arrived
 

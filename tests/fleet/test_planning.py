@@ -19,14 +19,8 @@ from extproc.fleet.plan_document import (
     answer,
     as_json,
 )
-from extproc.fleet.planning import (
-    PolicyTask,
-    Question,
-    SizedPolicy,
-    complete_slo,
-    policies,
-    size_policy,
-)
+from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
+from extproc.fleet.question import Question, Setting, complete_slo, policies
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import misroutes, sweep
 from extproc.fleet.sizing import Engine
@@ -43,7 +37,7 @@ ENGINE = Engine("toy", STEP, 4800, 16, 2, 1.5)
 
 def question(workload: str, rate: float) -> Question:
     slo, budget = complete_slo(
-        Slo(), WORKLOADS[workload], ENGINE, (4096,), 32_768, None, 1
+        Slo(), Setting(WORKLOADS[workload], ENGINE, 4096, 32_768, None, 1)
     )
     return Question(
         WORKLOADS[workload],

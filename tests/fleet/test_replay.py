@@ -11,7 +11,7 @@ from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import SizingTask, in_rounds, size_pool
 from extproc.fleet.slo import Slo
-from extproc.fleet.steady import Run
+from extproc.fleet.steady import RunSettings
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Recorded, RenewalArrivals, Seconds
@@ -145,7 +145,7 @@ def test_whole_rounds_are_measured() -> None:
         [PoolSpec("all", 4, limits, STEP, 8192)],
         replay,
         ORACLE,
-        in_rounds(Run(1, seed=1, taught=0), replay, 3),
+        in_rounds(RunSettings(1, seed=1, taught=0), replay, 3),
     )
     assert result.duration_s == pytest.approx(3 * replay.period_s)
     assert result.measured == 3 * 1200

@@ -7,7 +7,7 @@ from extproc.fleet.declared import Declared
 from extproc.fleet.results import Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
-from extproc.fleet.steady import Run
+from extproc.fleet.steady import RunSettings
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Independent, Recorded, RenewalArrivals
@@ -17,7 +17,7 @@ SHORT = PoolSpec("short", 2, SchedulerLimits(8, 512, 1000, 4000), STEP, 1000)
 LONG = PoolSpec("long", 2, SchedulerLimits(8, 512, 4000, 4000), STEP, 4000)
 ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 BLIND = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
-RUN = Run(requests=400, seed=1, fill=0, taught=0)
+RUN = RunSettings(requests=400, seed=1, fill=0, taught=0)
 
 
 def traffic(rate: float, *pairs: tuple[int, int]) -> Independent:
@@ -57,7 +57,7 @@ def test_what_no_pool_holds_is_rejected() -> None:
 
 @pytest.mark.parametrize("declared", Declared)
 def test_an_output_that_outgrows_the_window_is_cut_off(declared: Declared) -> None:
-    run = Run(400, 1, declared, fill=0)
+    run = RunSettings(400, 1, declared, fill=0)
     result = simulate([SHORT, LONG], traffic(2, (600, 600)), BLIND, run)
     assert result.pools[0].truncated == result.truncated == 400
     assert result.overflows == 0
@@ -84,7 +84,7 @@ def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
             [SHORT, LONG],
             traffic(20, (850, 10), (1100, 10)),
             StrategySpec(StrategyName.ROUTER, {"cjk": 1.0}, variation_factor=factor),
-            Run(requests=1500, seed=3, fill=0, taught=1200),
+            RunSettings(requests=1500, seed=3, fill=0, taught=1200),
         )
         return result.misrouted_short, result.misrouted_long
 
@@ -107,7 +107,7 @@ def test_what_fills_the_fleet_is_not_measured() -> None:
 
 
 def steady(stream: Independent) -> Result:
-    return simulate([SHORT, LONG], stream, BLIND, Run(1000, seed=1, taught=0))
+    return simulate([SHORT, LONG], stream, BLIND, RunSettings(1000, seed=1, taught=0))
 
 
 def test_progress_is_reported() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from extproc.fleet.assignment import Inquiry, PoolTraffic, Tier, assign
-from extproc.fleet.results import State
+from extproc.fleet.results import RunState
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.sizing import (
     Engine,
@@ -142,7 +142,7 @@ def test_a_sized_pool_meets_its_promises_and_a_smaller_one_is_no_less_than_the_g
     assert size.met
     assert size.guess <= size.instances <= 2 * size.guess + 1
     assert size.result is not None
-    assert size.result.state is State.STEADY
+    assert size.result.state is RunState.STEADY
     assert size.result.ttft.quantile(0.99) <= 2.0
     assert size.instance_rate * size.guess >= 60
 

@@ -9,13 +9,13 @@ from extproc.fleet.results import (
     FEWEST_FOR_P99,
     PoolResult,
     Result,
-    State,
+    RunState,
     batch_half_width,
     half_width,
 )
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
-from extproc.fleet.steady import Measurement, Run, agree
+from extproc.fleet.steady import Measurement, RunSettings, agree
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Independent, Recorded, RenewalArrivals, Tokens
@@ -41,7 +41,7 @@ def run(requests: int, rate: float = 5.0, instances: int = 4, seed: int = 1) -> 
         [PoolSpec("all", instances, limits, STEP, 65_536)],
         Independent(answers(), RenewalArrivals(rate)),
         ORACLE,
-        Run(requests, seed=seed, tick_s=10, taught=0),
+        RunSettings(requests, seed=seed, tick_s=10, taught=0),
     )
 
 
@@ -49,7 +49,7 @@ def test_long_answers_are_measured_after_the_fleet_has_filled() -> None:
     """Two thousand requests arrive in 400 s; a request lives for forty."""
     result = run(2000)
     pool = result.pools[0]
-    assert result.state is State.STEADY
+    assert result.state is RunState.STEADY
     assert result.fill_s >= 5 * pool.e2e.mean
     first, *_, last = [batch.pools[0].mean_in_system for batch in result.batches]
     assert first == pytest.approx(last, rel=0.2)
@@ -80,7 +80,7 @@ def test_little_holds_on_the_figures() -> None:
 def test_a_fleet_that_is_asked_too_much_is_overloaded() -> None:
     """One instance serves two requests a second of these at the most."""
     result = run(1000, rate=20.0, instances=2)
-    assert result.state is State.OVERLOADED
+    assert result.state is RunState.OVERLOADED
     assert result.in_flight > 1000
 
 
@@ -93,7 +93,7 @@ def batch(start_s: float, in_system: float) -> Result:
 
 
 def measured(counts: list[float], requests: int = 2000) -> Measurement:
-    measurement = Measurement(Run(requests, seed=1))
+    measurement = Measurement(RunSettings(requests, seed=1))
     for index, count in enumerate(counts):
         measurement.add(batch(10.0 * index, count))
     return measurement
@@ -102,11 +102,11 @@ def measured(counts: list[float], requests: int = 2000) -> Measurement:
 def test_halves_that_do_not_agree_are_not_settled() -> None:
     rising = [float(n) for n in range(100, 120)]
     assert measured(rising).settled() is None
-    assert measured(rising).last().state is State.OVERLOADED
+    assert measured(rising).last().state is RunState.OVERLOADED
     level = [100.0, 101.0] * 10
     settled = measured(level).settled()
     assert settled is not None
-    assert settled.state is State.STEADY
+    assert settled.state is RunState.STEADY
     assert measured([100.0] * 3).settled() is None
 
 
