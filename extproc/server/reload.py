@@ -48,7 +48,8 @@ class ConfigWatch:
     Args:
         path: the file; None where the defaults are served, and SIGHUP does nothing.
         apply: puts a configuration in force; returns the settings that need a restart.
-        reloaded: told the result of each attempt.
+        reloaded: called with the result of each attempt, and the number of settings
+            that changed but take a restart.
         poll_s: between two looks.
     """
 
@@ -56,7 +57,7 @@ class ConfigWatch:
         self,
         path: Path | None,
         apply: Callable[[Config], Awaitable[list[str]]],
-        reloaded: Callable[[Reloaded], None],
+        reloaded: Callable[[Reloaded, int], None],
         poll_s: float = POLL_S,
     ) -> None:
         self._path = path
@@ -106,12 +107,12 @@ class ConfigWatch:
             fields = {"settings": ", ".join(kept)}
             logger.warning("restart_needed", extra={"fields": fields})
         logger.info("config_reloaded", extra={"fields": {"path": str(path)}})
-        self._reloaded(Reloaded.OK)
+        self._reloaded(Reloaded.OK, len(kept))
 
     def _failed(self, path: Path, error: Exception) -> None:
         fields = {"path": str(path), "error": str(error), "in_force": "the one before"}
         logger.error("config_refused", extra={"fields": fields})
-        self._reloaded(Reloaded.FAILED)
+        self._reloaded(Reloaded.FAILED, 0)
 
 
 def _read(path: Path) -> Config:

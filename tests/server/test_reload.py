@@ -19,15 +19,18 @@ class Watched:
     def __init__(self, path):
         self.applied = []
         self.results = []
+        self.kept = []
+        self.restart_needed = 0
         self.changed = asyncio.Event()
         self.watch = ConfigWatch(path, self.apply, self.note, poll_s=0.005)
 
     async def apply(self, config):
         self.applied.append(config)
-        return []
+        return self.kept
 
-    def note(self, result):
+    def note(self, result, restart_needed):
         self.results.append(result)
+        self.restart_needed = restart_needed
         self.changed.set()
 
     async def __aenter__(self):
@@ -53,6 +56,19 @@ def pools_with(threshold):
         f"pools: [{{name: s, max_model_len: 100, threshold_tokens: {threshold}}}, "
         "{name: l, max_model_len: 1000}]\n"
     )
+
+
+def test_settings_that_take_a_restart_are_counted(tmp_path):
+    async def scenario():
+        path = tmp_path / "extproc.yaml"
+        path.write_text(pools_with(10))
+        async with Watched(path) as watched:
+            watched.kept = ["server.listen", "otel"]
+            path.write_text(pools_with(20))
+            await watched.next()
+            assert watched.restart_needed == 2
+
+    asyncio.run(scenario())
 
 
 def test_a_file_that_is_written_over_is_put_in_force(tmp_path):

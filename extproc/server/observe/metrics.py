@@ -157,6 +157,11 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.restart_needed = Gauge(
+            "extproc_restart_needed_settings",
+            "Settings of the configuration file that take effect with a restart",
+            registry=self.registry,
+        )
         Gauge(
             "extproc_build_info", "Version", ["version"], registry=self.registry
         ).labels(extproc.__version__).set(1)
@@ -167,9 +172,16 @@ class Metrics:
         if result is not Synced.UNAVAILABLE:
             self.state_synced.set_to_current_time()
 
-    def reloaded(self, result: Reloaded) -> None:
-        """Count a new configuration."""
+    def reloaded(self, result: Reloaded, restart_needed: int) -> None:
+        """Count a new configuration.
+
+        Args:
+            result: whether it is in force.
+            restart_needed: settings of it that take a restart.
+        """
         self.config_reloads.labels(result).inc()
+        if result is Reloaded.OK:
+            self.restart_needed.set(restart_needed)
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""
