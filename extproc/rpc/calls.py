@@ -39,6 +39,7 @@ class Calls:
         streams: all that are not closed for good, by identifier.
         out: the connection's sending half.
         last_id: the highest stream that the peer has used.
+        delivered: how many messages have been received.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Calls:
         self.streams: dict[int, Stream] = {}
         self.out = Outbound(self._final_sent)
         self.last_id = 0
+        self.delivered = 0
         self._service = service
         self._limits = limits
         self._report = report
@@ -66,6 +68,11 @@ class Calls:
             f"{len(self._lingering)} lingering, {self._held_bytes} bytes held, "
             f"{self.out.queued_bytes} bytes queued"
         )
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many streams as there may be."""
+        return len(self.streams) >= self._limits.max_concurrent_streams
 
     @property
     def unanswered(self) -> int:
@@ -96,16 +103,8 @@ class Calls:
 
     def open(self, stream_id: int, head: CallHeaders, ends: bool, now: float) -> None:
         """Start a call."""
-        if len(self.streams) >= self._limits.max_concurrent_streams:
-            self.reject(stream_id, ErrorCode.REFUSED_STREAM)
-            return
-        stream = Stream(stream_id, self.out.stream_window)
-        stream.remote_closed = ends
+        stream = self._new_stream(stream_id, ends)
         stream.content_left = head.content_length
-        self.streams[stream_id] = stream
-        if head.refusal is not None:
-            self._end(stream, head.refusal)
-            return
         try:
             call = self._service.open(
                 head.path, head.headers, partial(self._send, stream)
@@ -126,8 +125,18 @@ class Calls:
         if ends:
             self.remote_end(stream)
 
+    def refuse(self, stream_id: int, response: bytes, ends: bool) -> None:
+        """Answer a request that no call can serve with a header block."""
+        self._end(self._new_stream(stream_id, ends), response)
+
+    def _new_stream(self, stream_id: int, ends: bool) -> Stream:
+        stream = self.streams[stream_id] = Stream(stream_id, self.out.stream_window)
+        stream.remote_closed = ends
+        return stream
+
     def deliver(self, stream: Stream, message: bytes) -> bool:
         """Hand over a message: whether the call wants more."""
+        self.delivered += 1
         call = stream.call
         if call is None:
             return False

@@ -26,7 +26,7 @@ from extproc.rpc.calls import Calls
 from extproc.rpc.control import Control
 from extproc.rpc.frames import ConnectionFault, ErrorCode, Frame
 from extproc.rpc.headers import HeaderReader, Malformed
-from extproc.rpc.limits import Limits
+from extproc.rpc.limits import MAX_SETTINGS, MIN_WORK_BYTES, Limits
 from extproc.rpc.stream import Stream
 from extproc.rpc.wire_log import WireLog
 
@@ -267,7 +267,6 @@ class Connection:
         message = start + f.MESSAGE_HEAD_BYTES
         if compressed or message + size != stop:
             return False
-        self._control.data_frames += 1
         self._control.owe(stream, stop - start)
         if flags:
             stream.remote_closed = True
@@ -324,7 +323,9 @@ class Connection:
             and (size % f.SETTING.size or (frame.flags & f.ACK and size))
         ):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame of a wrong size")
-        if size > self._heads.max_block_bytes:
+        if size > self._heads.max_block_bytes or (
+            frame.kind == f.SETTINGS and size > MAX_SETTINGS * f.SETTING.size
+        ):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "frame too large")
 
     def _begin_data(self, frame: Frame) -> Stream | None:
@@ -336,12 +337,10 @@ class Connection:
             return None
         if stream.remote_closed:
             self._control.owe(None, size)
-            self._calls.reset(stream, ErrorCode.STREAM_CLOSED)
+            self._control.blame(stream, ErrorCode.STREAM_CLOSED)
             return None
-        if size > (1 if frame.flags & f.PADDED else 0):
-            self._control.data_frames += 1
-        elif not ends:
-            self._control.spend()
+        if not frame.flags & f.PADDED:
+            self._count_content(size, ends)
         self._control.owe(stream, size)
         if ends:
             stream.remote_closed = True
@@ -350,6 +349,13 @@ class Connection:
             self._calls.reset(stream, ErrorCode.NO_ERROR)
             return None
         return stream
+
+    def _count_content(self, size: int, ends: bool) -> None:
+        """Count a DATA frame as work, or against what is allowed if it is empty."""
+        if size >= MIN_WORK_BYTES:
+            self._control.large_frames += 1
+        elif not size and not ends:
+            self._control.spend()
 
     def _refuse_data(self, frame: Frame) -> None:
         """Take the head of a DATA frame for a stream that is closed, or never was."""
@@ -374,6 +380,7 @@ class Connection:
             at += 1
             if body.left < 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding too long")
+            self._count_content(body.left, body.ends)
         taken = min(body.left, end - at)
         stream = body.stream
         if taken and stream is not None:
@@ -439,8 +446,12 @@ class Connection:
             self._control.spend()
             self._calls.reject(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        if self._control.refusing:
+        if self._control.refusing or self._calls.full:
+            self._control.spend()
             self._calls.reject(stream_id, ErrorCode.REFUSED_STREAM)
+        elif head.refusal is not None:
+            self._control.spend()
+            self._calls.refuse(stream_id, head.refusal, ends)
         else:
             self._calls.open(stream_id, head, ends, self._control.now)
 
@@ -459,9 +470,9 @@ class Connection:
             if not self._calls.was_reset(stream_id):
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end")
         elif stream.remote_closed:
-            self._calls.reset(stream, ErrorCode.STREAM_CLOSED)
+            self._control.blame(stream, ErrorCode.STREAM_CLOSED)
         elif not ends or not well_formed:
-            self._calls.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            self._control.blame(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             self._calls.remote_end(stream)
 

@@ -8,7 +8,7 @@ from typing import Final
 from extproc.rpc import frames as f
 from extproc.rpc.calls import Calls
 from extproc.rpc.frames import ConnectionFault, ErrorCode, Frame
-from extproc.rpc.limits import CONTROL_FRAMES_PER_DATA, Budget, Limits
+from extproc.rpc.limits import CONTROL_FRAMES_PER_WORK, Budget, Limits
 from extproc.rpc.stream import Stream
 
 _DRAIN_PING: Final = b"draining"
@@ -19,8 +19,9 @@ class Control:
 
     Attributes:
         now: the time of the read that is being worked on.
-        data_frames: DATA frames with content received so far.  These, and those sent
-            that a WINDOW_UPDATE released, are what control frames are set against.
+        large_frames: DATA frames of ``MIN_WORK_BYTES`` and more received.  These,
+            messages received, and what a WINDOW_UPDATE released, are the work that
+            control frames are set against.
         introduced: the peer's SETTINGS have been received.
         leaving: one side has said that no stream will follow.
         refusing: streams are refused: our last GOAWAY did not name them.
@@ -28,7 +29,7 @@ class Control:
 
     def __init__(self, calls: Calls, limits: Limits) -> None:
         self.now = 0.0
-        self.data_frames = 0
+        self.large_frames = 0
         self.introduced = False
         self.leaving = False
         self.refusing = False
@@ -41,7 +42,7 @@ class Control:
         self._owed_limit = limits.connection_window_bytes // 2
         self._stream_owed_limit = limits.stream_window_bytes // 2
         self._budget = Budget(
-            limits.control_burst, limits.control_per_s, CONTROL_FRAMES_PER_DATA
+            limits.control_burst, limits.control_per_s, CONTROL_FRAMES_PER_WORK
         )
         self._resets = Budget(limits.reset_burst, limits.resets_per_s, 1)
 
@@ -94,18 +95,27 @@ class Control:
         Raises:
             ConnectionFault: none is left.
         """
-        work = self.data_frames + self._out.delayed_frames
+        work = self.large_frames + self._calls.delivered + self._out.delayed_frames
         if not self._budget.spend(self.now, work):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames")
 
     def spend_reset(self) -> None:
-        """Take one from what is allowed of streams that the peer resets unanswered.
+        """Take one from what is allowed of streams that the peer is to blame for.
 
         Raises:
             ConnectionFault: none is left.
         """
         if not self._resets.spend(self.now, self._out.answered):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+
+    def blame(self, stream: Stream, code: ErrorCode) -> None:
+        """Reset a stream on which the peer has broken a rule.
+
+        Raises:
+            ConnectionFault: it has done so too often.
+        """
+        self.spend_reset()
+        self._calls.reset(stream, code)
 
     def owe(self, stream: Stream | None, size: int) -> None:
         """Count received DATA (padding too, 6.9.1); return credit in large pieces."""
@@ -140,9 +150,9 @@ class Control:
             if self._calls.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "update of idle stream")
         elif not increment:
-            self._calls.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            self.blame(stream, ErrorCode.PROTOCOL_ERROR)
         elif stream.window + increment > f.MAX_WINDOW_BYTES:
-            self._calls.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            self.blame(stream, ErrorCode.FLOW_CONTROL_ERROR)
         else:
             self._out.credit(stream, increment)
 
@@ -155,26 +165,20 @@ class Control:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no SETTINGS yet")
             self.spend()
             return
+        window = None
         for name, value in f.SETTING.iter_unpack(frame.payload):
-            self._setting(name, value)
+            _check_setting(name, value)
+            if name == f.INITIAL_WINDOW_SIZE:
+                window = value
+            elif name == f.MAX_FRAME_SIZE:
+                self._out.max_frame_bytes = value
+        if window is not None:  # once: each time walks all streams
+            self._out.resize_windows(self._calls.streams.values(), window)
         if self.introduced:
             self.spend()
         self.introduced = True
         self.send(f.frame(f.SETTINGS, f.ACK, 0))
         self._out.flush()
-
-    def _setting(self, name: int, value: int) -> None:
-        if name == f.INITIAL_WINDOW_SIZE:
-            if value > f.MAX_WINDOW_BYTES:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
-            self._out.resize_windows(self._calls.streams.values(), value)
-        elif name == f.MAX_FRAME_SIZE:
-            if not f.MIN_MAX_FRAME_BYTES <= value <= f.MAX_MAX_FRAME_BYTES:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad MAX_FRAME_SIZE")
-            self._out.max_frame_bytes = value
-        elif name == f.ENABLE_PUSH and value > 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad ENABLE_PUSH")
-        # The header table's size concerns what is never used here: an encoder's table.
 
     def ping(self, frame: Frame) -> None:
         """Take a PING frame; our own that comes back completes a drain."""
@@ -192,6 +196,7 @@ class Control:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if frame.size < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY too short")
+        self.spend()
         self.leaving = True
 
     def priority(self, frame: Frame) -> None:
@@ -209,3 +214,15 @@ class Control:
         if not self.refusing:
             self.refusing = self.leaving = True
             self.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
+
+
+def _check_setting(name: int, value: int) -> None:
+    """Raise ConnectionFault unless a setting's value is allowed (6.5.2)."""
+    if name == f.INITIAL_WINDOW_SIZE and value > f.MAX_WINDOW_BYTES:
+        raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+    if name == f.MAX_FRAME_SIZE and not (
+        f.MIN_MAX_FRAME_BYTES <= value <= f.MAX_MAX_FRAME_BYTES
+    ):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad MAX_FRAME_SIZE")
+    if name == f.ENABLE_PUSH and value > 1:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad ENABLE_PUSH")

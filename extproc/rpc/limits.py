@@ -34,14 +34,17 @@ class Limits:
         max_lingering_streams: ended by us and not by the peer; beyond it the oldest is
             reset (NO_ERROR), so that a peer that never closes its side loses nothing.
         control_burst, control_per_s: frames that ask for work and carry none (PING,
-            SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, frames on closed streams):
-            how many at once, and how many a second after that.  Each DATA frame with
-            content, received or released by a WINDOW_UPDATE, earns
-            ``CONTROL_FRAMES_PER_DATA`` more.
+            SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, requests
+            that are refused, frames on closed streams): how many at once, and how many
+            a second after that.  Each message, and each DATA frame of
+            ``MIN_WORK_BYTES``, received or released by a WINDOW_UPDATE, earns
+            ``CONTROL_FRAMES_PER_WORK`` more.
         reset_burst, resets_per_s: the same for streams that the peer resets before they
-            are answered at all ("rapid reset", CVE-2023-44487); each stream that is
-            answered earns one more.  1,000 and 33 are nghttp2's figures.  Resets after
-            an answer are no sign of anything: Envoy ends most of its streams so.
+            are answered at all ("rapid reset", CVE-2023-44487), or makes us reset by
+            breaking a rule ("MadeYouReset", CVE-2025-8671); each stream that is
+            answered earns one more.  The burst is twice the streams, so that a client
+            may cancel all that it has; 33 is nghttp2's figure.  Resets after an answer
+            are no sign of anything: Envoy ends most of its streams so.
     """
 
     max_concurrent_streams: int = 1024
@@ -55,7 +58,7 @@ class Limits:
     max_lingering_streams: int = 128
     control_burst: int = 1000
     control_per_s: float = 100.0
-    reset_burst: int = 1000
+    reset_burst: int = 2048
     resets_per_s: float = 33.0
 
     def __post_init__(self) -> None:
@@ -73,8 +76,15 @@ class Limits:
                 raise ValueError(f"{name} must be from {low} to {high}")
 
 
-CONTROL_FRAMES_PER_DATA = 4
+CONTROL_FRAMES_PER_WORK = 4
 """A DATA frame may bring a WINDOW_UPDATE of stream and connection, and a PING."""
+
+MIN_WORK_BYTES = 1024
+"""Less content in a DATA frame counts as work only if it completes a message: else a
+peer would pay for floods with single bytes."""
+
+MAX_SETTINGS = 32
+"""Entries in a SETTINGS frame (nghttp2's limit); clients send at most 8."""
 
 
 class Budget:

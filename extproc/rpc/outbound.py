@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from extproc.rpc import frames as f
 from extproc.rpc.frames import ConnectionFault, ErrorCode
+from extproc.rpc.limits import MIN_WORK_BYTES
 from extproc.rpc.responses import (
     OK_TRAILERS,
     OK_TRAILERS_HEAD,
@@ -24,7 +25,8 @@ class Outbound:
         unsent: what :meth:`take` returns next; append whole frames.
         queued_bytes: of messages held back.
         answered: how many streams have been answered, if only in part.
-        delayed_frames: how many DATA frames had to wait for a window.
+        delayed_frames: how many DATA frames had to wait for a window and then carried
+            the end of a message, or ``MIN_WORK_BYTES``.
         stream_window: of the peer's new streams (its SETTINGS_INITIAL_WINDOW_SIZE).
         max_frame_bytes: its SETTINGS_MAX_FRAME_SIZE.
     """
@@ -37,7 +39,8 @@ class Outbound:
         self.stream_window = f.DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
         self._window = f.DEFAULT_WINDOW_BYTES
-        self._blocked: OrderedDict[int, Stream] = OrderedDict()
+        # Streams whose queue waits for the connection's window, and not for their own.
+        self._waiting: OrderedDict[int, Stream] = OrderedDict()
         self._sent_final = sent_final
 
     def take(self) -> bytes:
@@ -84,7 +87,7 @@ class Outbound:
         """Forget what a stream has queued."""
         if stream.queue:
             self.queued_bytes -= sum(map(len, stream.queue))
-            del self._blocked[stream.id]
+            self._waiting.pop(stream.id, None)
         stream.queue = stream.final = None
 
     def credit(self, stream: Stream | None, increment_bytes: int) -> None:
@@ -114,40 +117,52 @@ class Outbound:
             stream.window += change
             if stream.window > f.MAX_WINDOW_BYTES:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+            if stream.queue and stream.window > 0:
+                self._waiting[stream.id] = stream
 
     def flush(self) -> None:
-        """Send what the windows allow by now, oldest stream first."""
-        for stream in list(self._blocked.values()):
-            self._flush(stream)
+        """Send what the windows allow by now, the stream that waits longest first."""
+        while self._waiting and self._window > 0:
+            self._flush(next(iter(self._waiting.values())))
 
     def _queue(self, stream: Stream, data: bytes) -> None:
         if stream.queue is None:
             stream.queue = deque()
-            self._blocked[stream.id] = stream
         stream.queue.append(data)
         self.queued_bytes += len(data)
         self._flush(stream)
 
     def _flush(self, stream: Stream) -> None:
+        """Send what the windows allow of a stream's queue, and note what it waits for.
+
+        It stays among those that wait for the connection only while its own window is
+        open: then a window update of the connection visits no stream in vain.
+        """
         queue = stream.queue
         if queue is None:
             return
         while queue:
             room = min(stream.window, self._window, self.max_frame_bytes)
             if room <= 0:
+                if stream.window > 0:
+                    self._waiting[stream.id] = stream
+                else:
+                    self._waiting.pop(stream.id, None)
                 return
             data = queue.popleft()
-            if len(data) > room:
-                queue.appendleft(data[room:])
-                data = data[:room]
             size = len(data)
+            if size > room:
+                queue.appendleft(data[room:])
+                data, size = data[:room], room
+                self.delayed_frames += room >= MIN_WORK_BYTES
+            else:
+                self.delayed_frames += 1
             stream.window -= size
             self._window -= size
             self.queued_bytes -= size
-            self.delayed_frames += 1
             self.unsent.append(f.frame(f.DATA, 0, stream.id, data))
         stream.queue = None
-        del self._blocked[stream.id]
+        self._waiting.pop(stream.id, None)
         if stream.final is not None:
             block, stream.final = stream.final, None
             self._send_final(stream, block)

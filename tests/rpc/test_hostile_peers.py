@@ -6,7 +6,8 @@ import pytest
 from h2.errors import ErrorCodes
 from hpack import Encoder
 
-from extproc.rpc.limits import Budget, Limits
+from extproc.rpc.limits import MIN_WORK_BYTES, Budget, Limits
+from extproc.rpc.outbound import Outbound
 
 from .frame_bytes import (
     ACK,
@@ -269,6 +270,8 @@ def test_frames_that_cross_our_reset_are_ignored():
 # ---- floods ------------------------------------------------------------------------
 
 BURST = 50
+WAITING_BLOCK = request_block(**{":path": "/test.Test/Wait"})
+HTTP_BLOCK = request_block(content_type="text/plain")
 FLOOD_LIMITS = Limits(
     control_burst=BURST, control_per_s=10.0, reset_burst=BURST, resets_per_s=10.0
 )
@@ -277,6 +280,20 @@ FLOOD_LIMITS = Limits(
 def opened_and_reset(n: int) -> bytes:
     stream = 2 * n + 3
     return frame(HEADER, 4, stream, BLOCK) + frame(RST, 0, stream, bytes(4))
+
+
+def opened_and_wrong(n: int) -> bytes:
+    """A stream that the server has to reset: a second HEADERS without END_STREAM."""
+    stream = 2 * n + 3
+    return frame(HEADER, 4, stream, BLOCK) * 2
+
+
+def answered_and_wrong(n: int) -> bytes:
+    """DATA after END_STREAM, on a stream whose answer waits for a window."""
+    stream = 2 * n + 3
+    return frame(HEADER, 5, stream, WAITING_BLOCK) + frame(
+        DATA, 0, stream, framed(b"x")
+    )
 
 
 FLOODS = {
@@ -289,6 +306,11 @@ FLOODS = {
     "window update of a stream": lambda n: frame(UPDATE, 0, 1, bytes(3) + b"\1"),
     "empty data": lambda n: frame(DATA, 0, 1),
     "padding only": lambda n: frame(DATA, PADDED, 1, b"\0"),
+    "padding of many bytes only": lambda n: frame(DATA, PADDED, 1, b"\7" + bytes(7)),
+    "goaway": lambda n: frame(GOAWAY, 0, 0, bytes(8)),
+    "requests that are not gRPC": lambda n: frame(HEADER, 5, 2 * n + 3, HTTP_BLOCK),
+    "a second HEADERS": opened_and_wrong,
+    "data after the end": answered_and_wrong,
     "unknown frames": lambda n: frame(99, 0, 0),
     "rapid reset": opened_and_reset,
     "malformed requests": lambda n: frame(HEADER, 5, 2 * n + 3, b"\x83"),
@@ -315,6 +337,97 @@ def test_a_flood_ends_the_connection_and_a_trickle_does_not(kind):
         trickled.now += 0.15
         assert all(each.kind != GOAWAY for each in frames_in(trickled.feed(one(n))))
     assert not trickled.connection.finished
+
+
+def test_streams_that_are_refused_are_counted():
+    limits = Limits(control_burst=BURST, control_per_s=10.0, max_concurrent_streams=1)
+    machine = Machine(limits)
+    machine.feed(START + OPEN)
+    refused = b"".join(frame(HEADER, 4, 2 * n + 3, BLOCK) for n in range(2 * BURST))
+    sent = frames_in(machine.feed(refused))
+    assert [each.code for each in sent[:BURST]] == [ErrorCodes.REFUSED_STREAM] * BURST
+    assert sent[-1].code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize(
+    ("size", "earns"), [(1, False), (MIN_WORK_BYTES - 1, False), (MIN_WORK_BYTES, True)]
+)
+def test_tiny_pieces_of_a_message_pay_for_nothing(size, earns):
+    machine = Machine(FLOOD_LIMITS)
+    machine.feed(START + OPEN + frame(DATA, 0, 1, framed(bytes(1 << 20))[:1000]))
+    for _ in range(2 * BURST):
+        machine.feed(frame(DATA, 0, 1, bytes(size)) + frame(PING, 0, 0, bytes(8)))
+    assert machine.connection.finished is not earns
+
+
+def test_every_stream_may_be_reset_at_once():
+    """As an unmodified client does whose one context of all calls is cancelled."""
+    machine = Machine()
+    machine.feed(START)
+    streams = range(1, 2 * Limits().max_concurrent_streams, 2)
+    machine.feed(b"".join(frame(HEADER, 4, n, WAITING_BLOCK) for n in streams))
+    assert machine.connection.open_calls == len(streams)
+    machine.feed(b"".join(frame(RST, 0, n, bytes(4)) for n in streams))
+    assert not machine.connection.finished
+    assert machine.connection.open_calls == 0
+
+
+# ---- frames that ask for much work ---------------------------------------------------
+
+
+def settings_of(*windows: int) -> bytes:
+    return frame(
+        SETTINGS, 0, 0, b"".join(struct.pack(">HI", 4, window) for window in windows)
+    )
+
+
+def test_settings_of_many_entries_are_refused_at_the_head():
+    machine = Machine()
+    machine.feed(START)
+    sent = frames_in(machine.feed(settings_of(*[65_535] * 33)[:9]))
+    assert sent[-1].code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert verdict(START + settings_of(*[65_535] * 32)) is None
+    assert verdict(frame(SETTINGS, 0, 0, bytes(198))) is not None
+
+
+def test_the_last_of_many_windows_counts_and_streams_are_visited_once(monkeypatch):
+    machine = Machine()
+    machine.feed(START + OPEN)
+    resized = []
+    real = Outbound.resize_windows
+    monkeypatch.setattr(
+        Outbound, "resize_windows", lambda *args: resized.append(args) or real(*args)
+    )
+    machine.feed(settings_of(*[1, 2**31 - 1] * 15, 70_000))
+    (stream,) = machine.connection._streams.values()
+    assert stream.window == 70_000
+    assert len(resized) == 1
+    assert frames_in(machine.feed(settings_of(2**31, 1)))[-1].code == (
+        ErrorCodes.FLOW_CONTROL_ERROR
+    ), "each value has to be one that is allowed"
+
+
+def test_a_window_update_visits_only_streams_that_it_can_send_for(monkeypatch):
+    machine = Machine(FLOOD_LIMITS)
+    machine.feed(START)
+    answers = 40
+    for n in range(answers):
+        stream = 2 * n + 1
+        asked = frame(HEADER, 4, stream, BLOCK) + frame(
+            DATA, 0, stream, framed(bytes(3_000))
+        )
+        machine.feed(asked)
+    visited = []
+    real = Outbound._flush
+    monkeypatch.setattr(
+        Outbound, "_flush", lambda *args: visited.append(args) or real(*args)
+    )
+    for _ in range(BURST // 2):
+        (sent,) = frames_in(machine.feed(frame(UPDATE, 0, 0, bytes(3) + b"\1")))
+        assert len(sent.payload) == 1
+    assert len(visited) <= BURST
+    flood = machine.feed(frame(UPDATE, 0, 0, bytes(3) + b"\1") * BURST)
+    assert frames_in(flood)[-1].code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
 def test_a_flood_of_continuations_ends_the_connection():
