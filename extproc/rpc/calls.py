@@ -70,11 +70,6 @@ class Calls:
         )
 
     @property
-    def full(self) -> bool:
-        """Whether there are as many streams as there may be."""
-        return len(self.streams) >= self._limits.max_concurrent_streams
-
-    @property
     def unanswered(self) -> int:
         """Streams whose answer is not complete, or not all sent."""
         return len(self.streams) - len(self._lingering)
@@ -103,7 +98,8 @@ class Calls:
 
     def open(self, stream_id: int, head: CallHeaders, ends: bool, now: float) -> None:
         """Start a call."""
-        stream = self._new_stream(stream_id, ends)
+        stream = self.streams[stream_id] = Stream(stream_id, self.out.stream_window)
+        stream.remote_closed = ends
         stream.content_left = head.content_length
         try:
             call = self._service.open(
@@ -127,12 +123,9 @@ class Calls:
 
     def refuse(self, stream_id: int, response: bytes, ends: bool) -> None:
         """Answer a request that no call can serve with a header block."""
-        self._end(self._new_stream(stream_id, ends), response)
-
-    def _new_stream(self, stream_id: int, ends: bool) -> Stream:
         stream = self.streams[stream_id] = Stream(stream_id, self.out.stream_window)
         stream.remote_closed = ends
-        return stream
+        self._end(stream, response)
 
     def deliver(self, stream: Stream, message: bytes) -> bool:
         """Hand over a message: whether the call wants more."""
@@ -148,24 +141,25 @@ class Calls:
         self._reply(stream, replies, ends)
         return not stream.ended
 
-    def feed(self, stream: Stream, data: memoryview) -> None:
-        """Put messages together from a piece of a stream's DATA."""
+    def feed(self, stream: Stream, data: memoryview) -> int:
+        """Put messages together from a piece of a stream's DATA: the bytes taken."""
         if stream.ended:
-            return
-        if stream.content_left is not None:
-            stream.content_left -= len(data)
+            return len(data)
         incoming = stream.incoming
         if incoming is None:
             incoming = stream.incoming = Incoming()
         self._held_bytes -= incoming.held_bytes
+        taken = len(data)
         try:
-            incoming.feed(
+            taken = incoming.feed(
                 data, self._limits.max_message_bytes, partial(self.deliver, stream)
             )
         except RpcError as error:
             self._refuse(stream, error.status, error.message)
+        if stream.content_left is not None:
+            stream.content_left -= taken
         if stream.ended:  # which it does between messages only: nothing is held
-            return
+            return taken
         self._held_bytes += incoming.held_bytes
         if incoming.between_messages:
             stream.incoming = None
@@ -173,6 +167,7 @@ class Calls:
             self._refuse(
                 stream, StatusCode.RESOURCE_EXHAUSTED, "too many incomplete messages"
             )
+        return taken
 
     def remote_end(self, stream: Stream) -> None:
         """Take the peer's END_STREAM."""

@@ -9,10 +9,10 @@ This module takes frames apart.  Streams and calls are in :mod:`extproc.rpc.call
 what is sent in :mod:`extproc.rpc.outbound`, what concerns the connection as a whole
 in :mod:`extproc.rpc.control`.
 
-:meth:`Connection._consume` is the hot path.  It knows two shapes of frame, a DATA frame
-that is exactly one message and a HEADERS frame that is a whole request; every other
-frame takes the general path, which would treat those two the same (a test feeds every
-byte by itself and compares).
+:meth:`Connection._consume` is the hot path.  It knows two shapes of frame, a DATA
+frame that is exactly one message and a HEADERS frame that is a whole request; every
+other frame takes the general path, which would treat those two the same (a test feeds
+every byte by itself and compares).
 
 References are to RFC 9113.
 """
@@ -32,6 +32,15 @@ from extproc.rpc.wire_log import WireLog
 
 _FREE_CONTINUATIONS: Final = 16
 """A header block may be in so many frames before each costs (nghttp2 allows 8)."""
+
+_STEP_BYTES: Final = 16 * 1024
+"""How much of what has been received is one step; a frame counts as ``_FRAME_BYTES``
+more, since a small one costs as much as its share of a large one."""
+_FRAME_BYTES: Final = 1024
+
+
+def _always() -> bool:
+    return True
 
 
 class _Body:
@@ -73,6 +82,7 @@ class Connection:
 
     Attributes:
         fault: what the peer did to end the connection, or ``None``.
+        behind: part of what has been received waits: call :meth:`receive` again.
     """
 
     def __init__(
@@ -88,6 +98,7 @@ class Connection:
         self._wire_log = WireLog(log) if log is not None else None
         self._busy = False
         self._closed = False
+        self.behind = False
         self.fault: ConnectionFault | None = None
         self._calls = Calls(service, limits, report, self._woken)
         self._streams = self._calls.streams
@@ -139,7 +150,9 @@ class Connection:
     @property
     def finished(self) -> bool:
         """Whether nothing more is to come: close once all is sent."""
-        return self._closed or (self._control.leaving and not self._calls.unanswered)
+        return self._closed or (
+            self._control.leaving and not self._calls.unanswered and not self.behind
+        )
 
     @property
     def open_calls(self) -> int:
@@ -158,12 +171,20 @@ class Connection:
             self._wire_log.sent(data)
         return data
 
-    def receive(self, data: bytes | memoryview, now: float) -> None:
+    def receive(
+        self,
+        data: bytes | memoryview,
+        now: float,
+        may_go_on: Callable[[], bool] = _always,
+    ) -> None:
         """Take what a read of the socket brought; never raises on account of it.
 
         Args:
-            data: may be a view of a buffer that is used again afterwards.
+            data: may be a view of a buffer that is used again afterwards; empty to work
+                on what an earlier call left.
             now: seconds, from any monotonic clock.
+            may_go_on: called every few frames; false leaves the rest for later
+                (:attr:`behind`), so that other connections have their turn.
         """
         if self._closed:
             return
@@ -174,8 +195,9 @@ class Connection:
             data = self._rest + bytes(data)
             self._rest = b""
         self._busy = True
+        self.behind = False
         try:
-            self._consume(memoryview(data))
+            self._consume(memoryview(data), may_go_on)
         except ConnectionFault as fault:
             self.fault = fault
             self._control.send(f.goaway(self._calls.last_id, fault.code, fault.reason))
@@ -207,49 +229,65 @@ class Connection:
 
     # ---- receiving: the hot path --------------------------------------------------
 
-    def _consume(self, data: memoryview) -> None:
-        """Work through what has been received, and keep an incomplete frame."""
-        at, end = 0, len(data)
-        if self._preface_left:
-            at = self._check_preface(data)
-        if self._body is not None:
-            at = self._continue_body(self._body, data, at)
+    def _consume(self, data: memoryview, may_go_on: Callable[[], bool]) -> None:
+        """Work through what has been received, and keep what is not done."""
+        at, end = self._check_preface(data) if self._preface_left else 0, len(data)
+        step_end = at + _STEP_BYTES
         unpack_head = f.FRAME_HEAD.unpack_from
-        while end - at >= f.FRAME_HEAD_BYTES:
-            word, flags, stream_id = unpack_head(data, at)
+        while at < end:
             start = at + f.FRAME_HEAD_BYTES
-            stop = start + (word >> 8)
-            if stop <= end and self._block is None:
-                kind = word & 0xFF
-                if kind == f.DATA:
-                    if self._take_message(flags, stream_id, data, start, stop):
-                        at = stop
-                        continue
-                elif kind == f.HEADERS and self._is_request(flags, stop - start):
-                    at = stop
-                    self._request(
-                        stream_id & f.MAX_STREAM_ID,
-                        bytes(data[start:stop]),
-                        bool(flags & f.END_STREAM),
-                    )
-                    continue
-            frame = Frame(
-                word & 0xFF,
-                flags,
-                stream_id & f.MAX_STREAM_ID,
-                word >> 8,
-                data[start:stop],
-            )
-            following = self._take_frame(frame, data, start)
-            if following is None:
+            if self._body is not None:
+                at = self._continue_body(self._body, data, at)
+            elif start > end:
                 break
-            at = following
+            else:
+                word, flags, stream_id = unpack_head(data, at)
+                stop = start + (word >> 8)
+                kind = word & 0xFF
+                if (
+                    kind == f.DATA
+                    and stop <= end
+                    and self._take_message(flags, stream_id, data, start, stop)
+                ) or (
+                    kind == f.HEADERS
+                    and stop <= end
+                    and self._take_request(flags, stream_id, data, start, stop)
+                ):
+                    at = stop
+                else:
+                    frame = Frame(
+                        kind,
+                        flags,
+                        stream_id & f.MAX_STREAM_ID,
+                        word >> 8,
+                        data[start:stop],
+                    )
+                    following = self._take_frame(frame, data, start)
+                    if following is None:
+                        break
+                    at = following
+            step_end -= _FRAME_BYTES
+            if at >= step_end and at < end:
+                if not may_go_on():
+                    self.behind = True
+                    break
+                step_end = at + _STEP_BYTES
         if at < end and not self._closed:
             self._rest = bytes(data[at:])
 
-    def _is_request(self, flags: int, size: int) -> bool:
-        """Whether a HEADERS frame is all of a header block, and nothing but it."""
-        return flags & ~f.END_STREAM == f.END_HEADERS and size <= self._max_head_bytes
+    def _take_request(
+        self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
+    ) -> bool:
+        """Take a HEADERS frame that is all of a header block; false if it is not."""
+        if (
+            flags & ~f.END_STREAM != f.END_HEADERS
+            or self._block is not None
+            or stop - start > self._max_head_bytes
+        ):
+            return False
+        block = bytes(data[start:stop])
+        self._request(stream_id & f.MAX_STREAM_ID, block, bool(flags & f.END_STREAM))
+        return True
 
     def _take_message(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
@@ -259,9 +297,16 @@ class Connection:
         Then nothing has been taken, and nothing changed.
         """
         stream = self._streams.get(stream_id)
-        if stream is None or flags > f.END_STREAM or not stream.expects_message:
-            return False
-        if not f.MESSAGE_HEAD_BYTES <= stop - start <= self._max_whole_bytes:
+        if (
+            stream is None
+            or stream.incoming is not None
+            or stream.content_left is not None
+            or stream.ended
+            or stream.remote_closed
+            or flags > f.END_STREAM
+            or self._block is not None
+            or not f.MESSAGE_HEAD_BYTES <= stop - start <= self._max_whole_bytes
+        ):
             return False
         compressed, size = f.MESSAGE_HEAD.unpack_from(data, start)
         message = start + f.MESSAGE_HEAD_BYTES
@@ -384,13 +429,15 @@ class Connection:
         taken = min(body.left, end - at)
         stream = body.stream
         if taken and stream is not None:
-            self._calls.feed(stream, data[at : at + taken])
+            taken = self._calls.feed(stream, data[at : at + taken])
         at += taken
         body.left -= taken
+        if body.left:
+            return at
         skipped = min(body.padding, end - at)
         body.padding -= skipped
         at += skipped
-        if not body.left and not body.padding:
+        if not body.padding:
             self._body = None
             if body.ends and stream is not None and stream.id in self._streams:
                 self._calls.remote_end(stream)
@@ -446,7 +493,8 @@ class Connection:
             self._control.spend()
             self._calls.reject(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        if self._control.refusing or self._calls.full:
+        full = len(self._streams) >= self._limits.max_concurrent_streams
+        if full or self._control.refusing:
             self._control.spend()
             self._calls.reject(stream_id, ErrorCode.REFUSED_STREAM)
         elif head.refusal is not None:

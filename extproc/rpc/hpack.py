@@ -17,6 +17,8 @@ Field = tuple[bytes, bytes]
 
 _MAX_TABLE_BYTES: Final = 4096
 """SETTINGS_HEADER_TABLE_SIZE, which we leave at its default."""
+_MAX_SIZE_UPDATES: Final = 2
+"""In one block (4.2): the smallest size since the last block, and the last."""
 _MAX_STRINGS: Final = 256
 _MAX_STRING_BYTES: Final = 128
 
@@ -47,6 +49,7 @@ class HpackDecoder:
         """
         self.changed = False
         fields: list[Field] = []
+        size_updates = 0
         size, at, end = 0, 0, len(block)
         while at < end:
             byte = block[at]
@@ -58,8 +61,9 @@ class HpackDecoder:
                 self._table.add(*field)
                 self.changed = True
             elif byte & 0x20:  # 6.3: a new size of the table, before all fields
-                if fields:
-                    raise HPACKDecodingError("table size update after a field")
+                size_updates += 1
+                if fields or size_updates > _MAX_SIZE_UPDATES:
+                    raise HPACKDecodingError("table size update in a wrong place")
                 table_bytes, at = _integer(block, at, 5)
                 if table_bytes > _MAX_TABLE_BYTES:
                     raise InvalidTableSizeError("table size above what is allowed")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from extproc.rpc.call import Call, RpcError, StatusCode
 from extproc.rpc.frames import MESSAGE_HEAD, MESSAGE_HEAD_BYTES
 
+MAX_MESSAGES_A_STEP = 4
+"""Messages of one DATA frame that are handed over before others have their turn."""
 MAX_SMALL_CHUNKS = 256
 _SMALL_CHUNK_BYTES = 1024
 
@@ -56,16 +58,6 @@ class Stream:
         self.final: bytes | None = None
         self.incoming: Incoming | None = None
 
-    @property
-    def expects_message(self) -> bool:
-        """Whether DATA may come, would begin a message, and has no length announced."""
-        return (
-            self.incoming is None
-            and self.content_left is None
-            and not self.ended
-            and not self.remote_closed
-        )
-
     def __repr__(self) -> str:
         parts = [f"Stream {self.id}", "answered" if self.answered else "unanswered"]
         if self.ended:
@@ -104,40 +96,47 @@ class Incoming:
         data: memoryview,
         max_message_bytes: int,
         deliver: Callable[[bytes], bool],
-    ) -> None:
+    ) -> int:
         """Take a piece of DATA and hand over each message that it completes.
 
         Args:
             deliver: takes a message; false to drop the rest.
 
+        Returns:
+            the bytes taken: not all of them after ``MAX_MESSAGES_A_STEP`` messages.
+
         Raises:
             RpcError: the message is too large, or compressed.
         """
-        at, end = 0, len(data)
-        while at < end:
+        at, end, left = 0, len(data), MAX_MESSAGES_A_STEP
+        while at < end and left:
             if not self._missing:
                 taken = min(MESSAGE_HEAD_BYTES - len(self._head), end - at)
                 self._head += bytes(data[at : at + taken])
                 at += taken
                 if len(self._head) < MESSAGE_HEAD_BYTES:
-                    return
+                    return end
                 self._missing = message_bytes(self._head, 0, max_message_bytes)
                 self._head = b""
-                if not self._missing and not deliver(b""):
-                    return
+                if not self._missing:
+                    left -= 1
+                    if not deliver(b""):
+                        return end
                 continue
             piece = bytes(data[at : at + self._missing])
             at += len(piece)
             self._missing -= len(piece)
             if self._missing:
                 self._keep(piece)
-                return
+                return end
             if self._pieces:
                 piece = b"".join((*self._pieces, piece))
                 self._pieces.clear()
                 self.held_bytes = 0
+            left -= 1
             if not deliver(piece):
-                return
+                return end
+        return at
 
     def _keep(self, piece: bytes) -> None:
         pieces = self._pieces

@@ -144,9 +144,11 @@ class Machine:
     def calls(self) -> list[TestCall]:
         return self.service.calls
 
-    def feed(self, data: bytes) -> bytes:
-        """Give it bytes: what it answers."""
-        self.connection.receive(data, self.now)
+    def feed(self, data: bytes, **options) -> bytes:
+        """Give it bytes, in as many turns as it wants: what it answers."""
+        self.connection.receive(data, self.now, **options)
+        while self.connection.behind:
+            self.connection.receive(b"", self.now, **options)
         return self.connection.take()
 
 

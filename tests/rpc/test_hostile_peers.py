@@ -430,6 +430,42 @@ def test_a_window_update_visits_only_streams_that_it_can_send_for(monkeypatch):
     assert frames_in(flood)[-1].code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
+PINGS = frame(PING, 0, 0, bytes(8)) * 200
+REQUESTS = b"".join(frame(HEADER, 5, 2 * n + 1, BLOCK) for n in range(200))
+MESSAGES = OPEN + frame(DATA, 0, 1, framed(*[b""] * 200))
+MIXED = OPEN + frame(DATA, PADDED, 1, b"\1" + framed(*[b"x"] * 90) + b"\0") * 2
+
+
+@pytest.mark.parametrize("sent", [PINGS, REQUESTS, MESSAGES, MIXED])
+def test_a_long_read_is_worked_through_in_short_turns(sent):
+    whole, turns = Machine(), Machine()
+    expected = whole.feed(START + sent)
+    turns.feed(START)
+    assert not turns.connection.behind
+    answers, count = [], 0
+    turns.connection.receive(sent, turns.now, lambda: False)
+    while turns.connection.behind:
+        count += 1
+        answers.append(turns.connection.take())
+        assert len(frames_in(answers[-1])) <= 4 * 20
+        turns.connection.receive(b"", turns.now, lambda: False)
+    answers.append(turns.connection.take())
+    assert count >= 2
+    assert expected.endswith(b"".join(answers))
+    assert [c.received for c in turns.calls] == [c.received for c in whole.calls]
+
+
+def test_what_waits_for_a_turn_is_worked_through_before_the_end():
+    machine = Machine()
+    machine.feed(START)
+    ends = frame(GOAWAY, 0, 0, bytes(8)) + PINGS + OPEN
+    machine.connection.receive(ends, machine.now, lambda: False)
+    assert machine.connection.behind
+    assert not machine.connection.finished
+    machine.feed(b"")
+    assert len(machine.calls) == 1
+
+
 def test_a_flood_of_continuations_ends_the_connection():
     machine = Machine(FLOOD_LIMITS)
     machine.feed(START)

@@ -1,6 +1,8 @@
 """Peers that send noise, or a conversation with faults in it: bytes in, bytes out."""
 
 import itertools
+from collections.abc import Callable
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,12 +90,15 @@ SMALL_LIMITS = Limits(
 )
 
 
-def fed(data: bytes, cuts: list[int], limits: Limits) -> tuple[bytes, Machine]:
+def fed(
+    data: bytes, cuts: list[int], limits: Limits, **options: Callable[[], bool]
+) -> tuple[bytes, Machine]:
     """What a machine answers to bytes that arrive in pieces."""
     machine = Machine(limits)
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     answers = [
-        machine.feed(data[start:stop]) for start, stop in itertools.pairwise(edges)
+        machine.feed(data[start:stop], **options)
+        for start, stop in itertools.pairwise(edges)
     ]
     return b"".join(answers), machine
 
@@ -104,9 +109,12 @@ def check(data: bytes, cuts: list[int], limits: Limits) -> None:
     frames_in(whole)
     pieces, other = fed(data, cuts, limits)
     assert pieces == whole
+    with mock.patch("extproc.rpc.connection._STEP_BYTES", 1):
+        stepwise, fourth = fed(data, cuts, limits, may_go_on=lambda: False)
+    assert stepwise == whole
     single, third = fed(data, list(range(len(data))), limits)
     assert single == whole
-    for each in (machine, other, third):
+    for each in (machine, other, third, fourth):
         calls = each.connection._calls
         held = sum(
             stream.incoming.held_bytes

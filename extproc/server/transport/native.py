@@ -15,6 +15,7 @@ import os
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 wire_logger = logging.getLogger(WIRE)
 
 _READ_BYTES: Final = 256 * 1024
+TURN_S: Final = 0.005
+"""How long one connection may be worked for before the others have their turn."""
 INTRODUCTION_S: Final = 10.0
 """A peer that has not sent preface and SETTINGS by then is cut off."""
 STALL_S: Final = 30.0
@@ -202,6 +205,10 @@ class _Peer(asyncio.BufferedProtocol):
         reading, its closing."""
         self._deadline: asyncio.TimerHandle | None = None
         self._closing = False
+        self._turn_ends_s = 0.0
+        # Why nothing is read: the peer does not read, or others have their turn.
+        self._stalled = False
+        self._waiting_for_turn = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)
@@ -222,9 +229,39 @@ class _Peer(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
             return
-        self.machine.receive(self._buffer[:nbytes], self._loop.time())
+        self._advance(self._buffer[:nbytes])
+        if nbytes == len(self._buffer) or self.machine.behind:
+            self._yield_turn()
+
+    def _advance(self, data: bytes | memoryview) -> None:
+        self._turn_ends_s = time.monotonic() + TURN_S
+        self.machine.receive(data, self._loop.time(), self._has_time)
         self._flush()
         self._watch_deadline()
+
+    def _has_time(self) -> bool:
+        return time.monotonic() < self._turn_ends_s
+
+    def _yield_turn(self) -> None:
+        """Read no more before the loop has looked at all other connections.
+
+        uvloop would read a socket that is never empty 32 times in a row.
+        """
+        if not self._waiting_for_turn and self._transport is not None:
+            self._waiting_for_turn = True
+            self._transport.pause_reading()
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waiting_for_turn = False
+        if self._transport is None or self._closing or self._stalled:
+            return
+        if self.machine.behind:
+            self._advance(b"")
+        if self.machine.behind:
+            self._yield_turn()
+        elif self._transport is not None and not self._stalled:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         return False
@@ -232,13 +269,16 @@ class _Peer(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The peer does not read: take no more requests from it."""
         if self._transport is not None and not self._closing:
+            self._stalled = True
             self._transport.pause_reading()
             self._wait(STALL_S, self.cut_off)
 
     def resume_writing(self) -> None:
         if self._transport is not None and not self._closing:
-            self._transport.resume_reading()
+            self._stalled = False
             self._wait(INTRODUCTION_S, self._check_introduced)
+            if not self._waiting_for_turn:
+                self._take_turn()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

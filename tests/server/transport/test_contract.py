@@ -162,6 +162,12 @@ def talk(
     return channel.stream_stream(path)(**options)
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, but for grpcio's poller: it may outlive the loop before."""
+    messages = [record.getMessage() for record in caplog.records]
+    return [each for each in messages if "PollerCompletionQueue" not in each]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
@@ -274,10 +280,7 @@ def test_errors_end_the_stream_with_their_status(
 
     with caplog.at_level(logging.ERROR):
         assert served(use) == [True] * (method == "Talk")
-    failed = [record for record in caplog.records if record.exc_info]
-    assert [record.getMessage() for record in failed] == ["call_failed"] * (
-        code is Status.INTERNAL
-    )
+    assert logged(caplog) == ["call_failed"] * (code is Status.INTERNAL)
 
 
 def test_a_deadline_ends_the_stream(served: Serve) -> None:
@@ -426,7 +429,7 @@ def test_replies_to_a_client_that_has_gone_are_dropped_silently(
 
     assert served(use) == [True]
     gc.collect()  # then a task reports an exception that nobody retrieved
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 # ---- draining ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import logging
 
 from extproc.address import Address
+from extproc.server.transport import native
 from extproc.server.transport.native import (
     INTRODUCTION_S,
     LINGER_S,
@@ -14,6 +15,8 @@ from extproc.server.transport.native import (
 from ...rpc.peers import TestService, framed
 from ..native_server import INTRODUCTION, raw_request
 
+PING = b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
+
 
 class FakeLoop:
     """Timers that fire when told to."""
@@ -21,6 +24,7 @@ class FakeLoop:
     def __init__(self):
         self.now = 0.0
         self.timers = []
+        self.soon = []
 
     def time(self):
         return self.now
@@ -32,6 +36,15 @@ class FakeLoop:
         timer = FakeTimer(when, callback)
         self.timers.append(timer)
         return timer
+
+    def call_soon(self, callback):
+        self.soon.append(callback)
+
+    def turn(self):
+        """Run what was to be run soon, but not what that adds."""
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
 
     def pass_time(self, seconds):
         self.now += seconds
@@ -109,6 +122,59 @@ def test_a_peer_that_does_not_read_is_not_read_from_and_then_cut_off():
     assert fake.transport.did[2:] == ["pause_reading"]
     fake.loop.pass_time(1)
     assert fake.transport.did[3:] == ["abort"]
+
+
+def test_a_socket_that_is_never_empty_is_read_once_a_turn():
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(b"\0\0\0\x63\0\0\0\0\0")
+    assert fake.transport.did == []
+    room = len(fake.peer.get_buffer(-1)) - 9
+    fake.feed(room.to_bytes(3, "big") + b"\x63\0\0\0\0\0" + bytes(room))
+    assert fake.transport.did == ["pause_reading"]
+    fake.loop.turn()
+    assert fake.transport.did == ["pause_reading", "resume_reading"]
+
+
+def test_a_read_of_much_work_takes_several_turns(monkeypatch):
+    monkeypatch.setattr(native, "TURN_S", -1.0)
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(PING * 100)
+    assert fake.transport.did == ["pause_reading"]
+    turns = 0
+    while fake.loop.soon:
+        turns += 1
+        fake.loop.turn()
+    assert turns >= 5
+    assert fake.transport.did == ["pause_reading"] * turns + ["resume_reading"]
+
+
+def test_a_peer_that_does_not_read_gets_no_turn(monkeypatch):
+    monkeypatch.setattr(native, "TURN_S", -1.0)
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(PING * 100)
+    fake.peer.pause_writing()
+    fake.transport.written = b""
+    fake.loop.turn()
+    assert not fake.loop.soon
+    assert fake.transport.written == b""
+    fake.peer.resume_writing()
+    while fake.loop.soon:
+        fake.loop.turn()
+    assert fake.transport.written.count(PING[:4]) >= 50
+    assert fake.transport.did[-1] == "resume_reading"
+
+
+def test_a_connection_that_is_gone_takes_no_turn(monkeypatch):
+    monkeypatch.setattr(native, "TURN_S", -1.0)
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(PING * 100)
+    fake.peer.connection_lost(None)
+    fake.loop.turn()
+    assert not fake.loop.soon
 
 
 def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
