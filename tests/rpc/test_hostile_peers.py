@@ -1,13 +1,13 @@
 """Peers that break the rules, or flood: bytes in, bytes out."""
 
 import struct
+from unittest import mock
 
 import pytest
 from h2.errors import ErrorCodes
 from hpack import Encoder
 
 from extproc.rpc.limits import MIN_WORK_BYTES, Budget, Limits
-from extproc.rpc.outbound import Outbound
 
 from .frame_bytes import (
     ACK,
@@ -393,15 +393,12 @@ def test_settings_of_many_entries_are_refused_at_the_head():
 def test_the_last_of_many_windows_counts_and_streams_are_visited_once(monkeypatch):
     machine = Machine()
     machine.feed(START + OPEN)
-    resized = []
-    real = Outbound.resize_windows
-    monkeypatch.setattr(
-        Outbound, "resize_windows", lambda *args: resized.append(args) or real(*args)
-    )
+    resized = mock.Mock(wraps=machine.connection._calls.out.resize_windows)
+    monkeypatch.setattr(machine.connection._calls.out, "resize_windows", resized)
     machine.feed(settings_of(*[1, 2**31 - 1] * 15, 70_000))
     (stream,) = machine.connection._streams.values()
     assert stream.window == 70_000
-    assert len(resized) == 1
+    assert resized.call_count == 1
     assert frames_in(machine.feed(settings_of(2**31, 1)))[-1].code == (
         ErrorCodes.FLOW_CONTROL_ERROR
     ), "each value has to be one that is allowed"
@@ -417,15 +414,12 @@ def test_a_window_update_visits_only_streams_that_it_can_send_for(monkeypatch):
             DATA, 0, stream, framed(bytes(3_000))
         )
         machine.feed(asked)
-    visited = []
-    real = Outbound._flush
-    monkeypatch.setattr(
-        Outbound, "_flush", lambda *args: visited.append(args) or real(*args)
-    )
+    visited = mock.Mock(wraps=machine.connection._calls.out._flush)
+    monkeypatch.setattr(machine.connection._calls.out, "_flush", visited)
     for _ in range(BURST // 2):
         (sent,) = frames_in(machine.feed(frame(UPDATE, 0, 0, bytes(3) + b"\1")))
         assert len(sent.payload) == 1
-    assert len(visited) <= BURST
+    assert visited.call_count <= BURST
     flood = machine.feed(frame(UPDATE, 0, 0, bytes(3) + b"\1") * BURST)
     assert frames_in(flood)[-1].code == ErrorCodes.ENHANCE_YOUR_CALM
 
