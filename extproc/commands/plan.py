@@ -36,6 +36,11 @@ from extproc.commands.fleet_options import (
     usable_cores,
     warn_beyond_profile,
 )
+from extproc.commands.plan_disaggregation import (
+    add_disaggregation_arguments,
+    check_disaggregation,
+    disaggregate,
+)
 from extproc.commands.plan_text import print_plan, print_policies
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import (
@@ -61,6 +66,7 @@ from extproc.fleet.question import (
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
 from extproc.fleet.strategy import StrategyName
+from extproc.fleet.verdict import PAGED, SPLIT
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # The papers' two traces, as far as they can be had: their Azure tail is not public.
@@ -127,6 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="patches for Kubernetes Deployments too",
     )
+    add_disaggregation_arguments(parser)
     parser.add_argument(
         "--processes",
         type=int,
@@ -252,6 +259,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     """The plan, and its page if one is wanted."""
     started = time.monotonic()
     question = read_question(args)
+    check_disaggregation(args, question)
     prices = Prices(
         question.engine.usd_per_gpu_hour, question.engine.gpus, args.hours_per_year
     )
@@ -259,6 +267,9 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
         sized = _size(question, mapped)
     points = [] if args.no_sweep else sweep(question, THRESHOLDS)
     plan = answer(question, sized, prices, points)
+    if args.disaggregate:
+        ways = disaggregate(complete_limits(args), question, sized[PAGED], sized[SPLIT])
+        plan = replace(plan, disaggregation=ways)
     if args.report is None:
         return replace(plan, wall_time_s=round(time.monotonic() - started, 1)), ""
     errors = misroutes(

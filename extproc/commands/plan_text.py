@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from extproc.commands.plan_disaggregation import print_four_ways
 from extproc.commands.text import wrap
 from extproc.fleet.emit import Serving, pools_yaml
 from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
@@ -37,6 +38,9 @@ def print_plan(plan: Plan, serving: Serving) -> None:
         print(wrap(f"{pool.name}: {serving.command(pool)}"))
     print()
     print_policies(plan.policies)
+    if plan.disaggregation is not None:
+        print()
+        print_four_ways(plan.disaggregation)
     if plan.sweep:
         _print_sweep(plan)
     print()

@@ -19,6 +19,7 @@ from extproc.fleet.cost import (
     usd_per_year,
 )
 from extproc.fleet.figures import named, plain, pool_figures
+from extproc.fleet.four_ways import FourWays
 from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
 from extproc.fleet.sensitivity import SweepPoint, best_point
@@ -147,6 +148,7 @@ class Plan:
             makes the papers' formula hold for all pools below the last.
         saving_pct: of the split against today's fleet; the next two add up to it.
         sweep: other thresholds, by throughput alone; empty if not asked for.
+        disaggregation: prefill and decode apart; None if not asked for.
     """
 
     workload: str
@@ -182,6 +184,7 @@ class Plan:
     declared: str
     seed: int
     wall_time_s: float = 0.0
+    disaggregation: FourWays | None = None
 
     @property
     def baselines(self) -> dict[str, PolicyRow]:

@@ -114,7 +114,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
     else:
         assignment = assign(question.workload.lengths, inquiry)
     slos = [
-        _pool_slo(question, tier, traffic)
+        pool_slo(question, tier, traffic)
         for tier, traffic in zip(policy.tiers, assignment.pools, strict=True)
     ]
     tasks = [
@@ -193,7 +193,7 @@ def _measure_alone(question: Question, task: SizingTask, instances: int) -> Resu
     return simulate_alone(task, instances, instances, run)
 
 
-def _pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
+def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
     """The promises that a pool's own requests have.
 
     A last pool of several also gets some that should have gone before it; they share

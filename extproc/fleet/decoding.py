@@ -1,0 +1,169 @@
+"""An instance that only decodes: its prompts were computed elsewhere.
+
+vLLM's decode instance of a prefill-decode pair takes a request when the KV cache of
+its whole prompt has room, pulls it, computes the last prompt token again for its
+logits, and decodes (vllm/distributed/kv_transfer, NIXL connector). So an answer of n
+tokens is n steps, the first of which gives the first token that the client sees.
+
+Blocks for the answer are reserved with the prompt's, so nobody is preempted; vLLM takes
+them as the answer grows. A pool whose KV cache is the limit is therefore sized a little
+larger than vLLM needs.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.steptime import StepTime
+
+
+@dataclass(slots=True, eq=False)
+class Decode:
+    """One request in a decode instance.
+
+    Attributes:
+        ready_s: when it is asked for; the transfer follows.
+        prompt_tokens, output_tokens: both at least 1.
+        transfer_s: of its KV cache, which starts once it is admitted.
+        first_token_s, finish_s: ends of the steps of its first and last token.
+    """
+
+    ready_s: float
+    prompt_tokens: int
+    output_tokens: int
+    transfer_s: float = 0.0
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
+
+
+class DecodeInstance:
+    """Continuous batching of decoding requests, many steps at once.
+
+    ``now_s`` is the end of the last step; ``finished`` gathers those that ended.
+    """
+
+    def __init__(self, limits: SchedulerLimits, step_time: StepTime) -> None:
+        self.limits = limits
+        self.now_s = 0.0
+        self.finished: list[Decode] = []
+        self.busy_s = 0.0
+        self.running_s = 0.0  # decoding requests, integrated over time
+        self._step_time = step_time
+        self._free_blocks = limits.usable_blocks
+        self._waiting: deque[Decode] = deque()
+        # Admitted, their KV cache on its way: (arrival of the last byte, order, it).
+        self._pulling: list[tuple[float, int, Decode]] = []
+        self._decoding: list[tuple[int, int, Decode]] = []  # (last step, order, it)
+        self._fresh: list[Decode] = []  # without a token yet
+        self._steps = 0
+        self._context = 0
+        self._order = 0
+
+    def __len__(self) -> int:
+        """Requests in the instance, waiting ones included."""
+        return len(self._waiting) + len(self._pulling) + len(self._decoding)
+
+    def add(self, request: Decode) -> None:
+        """Queue a request at its ``ready_s``, no earlier than those before it.
+
+        Raises:
+            ValueError: it does not fit ``max_model_len``, or the KV cache.
+        """
+        tokens = request.prompt_tokens + request.output_tokens
+        fits = self.limits.blocks_for(tokens) <= self.limits.usable_blocks
+        if tokens > self.limits.max_model_len or not fits:
+            raise ValueError(
+                f"{request.prompt_tokens} + {request.output_tokens} tokens; expected "
+                f"at most max_model_len ({self.limits.max_model_len}) and the KV cache"
+            )
+        self.advance(request.ready_s)
+        if not self._decoding:
+            self.now_s = max(self.now_s, request.ready_s)
+        self._waiting.append(request)
+        self._admit(request.ready_s)
+
+    def advance(self, until_s: float) -> None:
+        """Run every step that starts before ``until_s``."""
+        while self.now_s < until_s:
+            self._join()
+            if not self._decoding:
+                if not self._pulling:
+                    return
+                self.now_s = max(self.now_s, min(self._pulling[0][0], until_s))
+                if self._pulling[0][0] >= until_s:
+                    return
+                continue
+            self._run(min(until_s, self._pulling[0][0] if self._pulling else until_s))
+
+    def _admit(self, now_s: float) -> None:
+        """Reserve blocks for those at the head of the queue that fit; pull theirs."""
+        while self._waiting:
+            held = len(self._pulling) + len(self._decoding)
+            request = self._waiting[0]
+            blocks = self._blocks(request)
+            if held >= self.limits.max_num_seqs or blocks > self._free_blocks:
+                return
+            self._waiting.popleft()
+            self._free_blocks -= blocks
+            self._order += 1
+            arrival_s = max(now_s, request.ready_s) + request.transfer_s
+            heappush(self._pulling, (arrival_s, self._order, request))
+
+    def _blocks(self, request: Decode) -> int:
+        return self.limits.blocks_for(request.prompt_tokens + request.output_tokens)
+
+    def _join(self) -> None:
+        """Let those decode whose KV cache has come."""
+        while self._pulling and self._pulling[0][0] <= self.now_s:
+            _, order, request = heappop(self._pulling)
+            heappush(
+                self._decoding, (self._steps + request.output_tokens, order, request)
+            )
+            self._context += request.prompt_tokens - 1
+            self._fresh.append(request)
+
+    def _run(self, until_s: float) -> None:
+        """Take steps up to the first end, or the first that starts at ``until_s``."""
+        seqs = len(self._decoding)
+        step_time = self._step_time
+        growth_s = step_time.context_s * seqs
+        first_s = step_time.fixed_s(0, seqs) + step_time.context_s * self._context
+        steps = 1
+        if not self._fresh:
+            steps = self._decoding[0][0] - self._steps
+            span_s = until_s - self.now_s
+            if steps * first_s + growth_s * steps * (steps - 1) / 2 > span_s:
+                steps = min(steps, _steps_until(span_s, first_s, growth_s))
+        duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
+        self.now_s += duration_s
+        self.busy_s += duration_s
+        self.running_s += duration_s * seqs
+        self._steps += steps
+        self._context += steps * seqs
+        for request in self._fresh:
+            request.first_token_s = self.now_s
+        self._fresh.clear()
+        self._end()
+
+    def _end(self) -> None:
+        ended = False
+        while self._decoding and self._decoding[0][0] <= self._steps:
+            _, _, request = heappop(self._decoding)
+            request.finish_s = self.now_s
+            self._context -= request.prompt_tokens - 1 + request.output_tokens
+            self._free_blocks += self._blocks(request)
+            self.finished.append(request)
+            ended = True
+        if ended:
+            self._admit(self.now_s)
+
+
+def _steps_until(span_s: float, first_s: float, growth_s: float) -> int:
+    """Steps that start within a span: the least k whose duration reaches it."""
+    if growth_s <= 0:
+        return max(1, math.ceil(span_s / first_s))
+    half = first_s - growth_s / 2
+    root = (-half + math.sqrt(half * half + 2 * growth_s * span_s)) / growth_s
+    return max(1, math.ceil(root - 1e-9))

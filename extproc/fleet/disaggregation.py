@@ -1,0 +1,174 @@
+"""How many prefill and decode instances keep a promise, beside the other ways.
+
+Each part is sized alone, a large pool by eight instances with their share of the
+traffic; then both are simulated together (:mod:`extproc.fleet.prefill_decode`), by a
+smaller fleet of the same ratio whose parts have eight instances or more. The promises
+and the head-room are those of the pools that prefill and decode together.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from extproc.fleet.prefill_decode import MEASURED, Figures, Parts, simulate
+from extproc.fleet.slo import COVERED, Slo
+from extproc.fleet.steptime import StepTime
+
+#: Instances that stand for a larger pool of one part.
+_SUBPOOL = 8
+#: Sizes are tried up to so many times what throughput alone asks for.
+_MOST_TIMES = 2.5
+#: Times that either part grows when both together do not hold what each held alone.
+_JOINT_TRIES = 6
+#: A decode pool whose instances are hardly ever idle may be what requests wait for.
+_FULL = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Instances of both parts.
+
+    Attributes:
+        met: whether they keep the promises together; False also if no size does.
+        figures: of both together, if they were simulated.
+    """
+
+    prefill: int
+    decode: int
+    met: bool
+    figures: Figures | None
+
+    @property
+    def instances(self) -> int:
+        """All of them."""
+        return self.prefill + self.decode
+
+
+def size(
+    parts: Parts, slo: Slo, headroom: float, seed: int, measured: int = MEASURED
+) -> Size:
+    """The fewest instances of both parts that keep the promises together.
+
+    The fewest decode instances whose TPOT holds and the fewest prefill ones whose TTFT
+    does, each alone; then both together, with more of either until both hold.
+
+    Args:
+        headroom: share of either part's saturated rate that stays free, in [0, 1).
+    """
+    sizes = []
+    for part, least in enumerate(_by_throughput(parts, slo, headroom, seed)):
+        alone = partial(_alone_kept, parts, part, slo=slo, seed=seed, measured=measured)
+        sizes.append(_fewest(least, alone))
+    prefill, decode = (count or 0 for count in sizes)
+    if None in sizes:
+        return Size(prefill, decode, False, None)
+    for _ in range(_JOINT_TRIES):
+        found = _together(parts, prefill, decode, slo, seed, measured)
+        if found.kept:
+            return Size(prefill, decode, True, found)
+        # A wait for a decode instance is in TTFT too: both grow if both are late.
+        if found.late_tpot > 1 - COVERED or found.decode_utilization > _FULL:
+            decode += max(1, decode // 25)
+        if found.late_ttft > 1 - COVERED:
+            prefill += max(1, prefill // 25)
+    return Size(prefill, decode, False, found)
+
+
+def _alone_kept(
+    parts: Parts, part: int, count: int, slo: Slo, seed: int, measured: int
+) -> bool:
+    """Whether one part keeps its promise if the other costs nothing.
+
+    Eight instances stand for more.
+    """
+    simulated = min(count, _SUBPOOL)
+    scaled = parts.thinned(simulated / count)
+    sizes = (simulated, 0) if part == 0 else (0, simulated)
+    return simulate(scaled, *sizes, slo, seed, measured).kept
+
+
+def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
+    """The fewest, from ``least`` up; None if ``_MOST_TIMES`` as many are not enough."""
+    if enough(least):
+        return least
+    low, high = least, math.ceil(_MOST_TIMES * least) + 1
+    if not enough(high):
+        return None
+    # Within 2 %: a simulated P99 says no more.
+    while high - low > max(1, high // 50):
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _by_throughput(
+    parts: Parts, slo: Slo, headroom: float, seed: int
+) -> tuple[int, int]:
+    """Instances that throughput and head-room ask for."""
+    prompts, outputs = parts.lengths.draw(np.random.default_rng(seed), 20_000)
+    step = parts.step_time
+    budget = parts.prefill.max_num_batched_tokens
+    token_s = step.fixed_s(budget, 0) / budget
+    prefill_s = float(
+        (token_s * prompts + step.pair_s * prompts * (prompts + 1) / 2).mean()
+    )
+    # A request holds a place in proportion to its answer: so its context is weighted.
+    weights = outputs / outputs.sum()
+    context = float(((prompts + outputs / 2) * weights).sum())
+    held = float(((prompts + outputs) * weights).sum())
+    seqs = min(
+        parts.decode.max_num_seqs,
+        parts.decode.usable_blocks * parts.decode.block_size / held,
+        _seqs_within(step, context, slo.p99_tpot_s),
+    )
+    step_s = step.fixed_s(0, round(seqs)) + step.context_s * context * seqs
+    decode_rate = seqs / (float(outputs.mean()) * step_s)
+    busy = parts.rate / (1 - headroom)
+    return (
+        max(1, math.ceil(busy * prefill_s)),
+        max(1, math.ceil(busy / decode_rate)),
+    )
+
+
+def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
+    """The most sequences whose step keeps the promise."""
+    seqs = 1
+    while seqs < 4096:
+        wider = math.ceil(1.1 * seqs)
+        if step.fixed_s(0, wider) + step.context_s * context * wider > tpot_s:
+            break
+        seqs = wider
+    return float(seqs)
+
+
+def _together(
+    parts: Parts, prefill: int, decode: int, slo: Slo, seed: int, measured: int
+) -> Figures:
+    """Simulate a fleet by a smaller one of the same ratio, each part of eight or more.
+
+    Of the sizes from eight to 16 for the smaller part, the one whose ratio is nearest.
+    """
+    smaller = min(prefill, decode)
+    if smaller <= _SUBPOOL:
+        return simulate(parts, prefill, decode, slo, seed, measured)
+
+    def off(size: int) -> float:
+        other = max(prefill, decode) * size / smaller
+        return abs(round(other) / other - 1)
+
+    size = min(range(_SUBPOOL, min(2 * _SUBPOOL, smaller) + 1), key=off)
+    share = size / smaller
+    return simulate(
+        parts.thinned(share),
+        round(prefill * share),
+        round(decode * share),
+        slo,
+        seed,
+        measured,
+    )

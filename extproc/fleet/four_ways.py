@@ -1,0 +1,191 @@
+"""One pool, split, disaggregated, split and disaggregated, to the same promises."""
+
+import math
+from dataclasses import dataclass
+
+from extproc.fleet.disaggregation import Size, size
+from extproc.fleet.planning import SizedPolicy, pool_slo
+from extproc.fleet.prefill_decode import KvTransfer, Parts
+from extproc.fleet.question import Question
+from extproc.fleet.replay import Replay
+from extproc.fleet.slo import Slo
+from extproc.fleet.workload import Arrivals, Lengths, Thinned
+
+#: Of a prefill instance: nobody decodes beside it, so a step may be long.
+PREFILL_BATCHED_TOKENS = 8192
+#: Requests measured for each size at the least; else half of what a plan's sizes have,
+#: of which the run measures at least as many again.
+_LEAST_MEASURED = 500
+#: Ways this close are the same as far as a simulated P99 can tell.
+_NOISE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Prefill and decode instances of one class of requests.
+
+    Attributes:
+        slo_met: whether both together keep the promises.
+        mean_transfer_s: from the end of the prefill to the last byte of the KV cache.
+    """
+
+    name: str
+    share_of_requests: float
+    prefill: int
+    decode: int
+    slo_met: bool
+    p99_ttft_s: float | None
+    p99_tpot_s: float | None
+    mean_transfer_s: float | None
+    prefill_utilization: float | None
+    mean_decoding: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run the fleet.
+
+    Attributes:
+        pairs: of the disaggregated ways; empty for the others.
+    """
+
+    name: str
+    instances: int
+    gpus: int
+    slo_met: bool
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FourWays:
+    """The ways side by side.
+
+    Attributes:
+        transfer_bytes_per_s: of one instance's network.
+        verdict: which takes the fewest GPUs, in a sentence.
+    """
+
+    ways: tuple[Way, ...]
+    transfer_bytes_per_s: float
+    kv_bytes_per_token: float
+    verdict: str
+
+
+def four_ways(
+    question: Question,
+    one_pool: SizedPolicy,
+    split: SizedPolicy,
+    transfer: KvTransfer,
+) -> FourWays:
+    """Size the disaggregated ways, beside the two that are sized already.
+
+    Raises:
+        ValueError: arrivals of a file, which are no process that can be thinned.
+    """
+    arrivals = question.arrivals
+    if isinstance(arrivals, Replay):
+        raise ValueError("the instants of a file; expected a process of arrivals")
+    gpus = question.engine.gpus
+    whole = _pair(
+        question,
+        transfer,
+        "all",
+        1.0,
+        question.workload.lengths,
+        question.slo,
+        arrivals,
+    )
+    classes = tuple(
+        _pair(
+            question,
+            transfer,
+            tier.name,
+            traffic.share,
+            traffic.lengths,
+            pool_slo(question, tier, traffic),
+            Thinned(arrivals, traffic.share),
+        )
+        for tier, traffic in zip(
+            split.policy.tiers, split.assignment.pools, strict=True
+        )
+        if len(traffic.lengths.prompts)
+    )
+    ways = (
+        Way("one pool", one_pool.total, one_pool.total * gpus, one_pool.slo_met),
+        Way("split", split.total, split.total * gpus, split.slo_met),
+        _way("disaggregated", (whole,), gpus),
+        _way("split and disaggregated", classes, gpus),
+    )
+    return FourWays(ways, transfer.bytes_per_s, transfer.bytes_per_token, verdict(ways))
+
+
+def _pair(
+    question: Question,
+    transfer: KvTransfer,
+    name: str,
+    share: float,
+    lengths: Lengths,
+    slo: Slo,
+    arrivals: Arrivals,
+) -> Pair:
+    engine = question.engine
+    longest, seqs = question.max_model_len, question.max_num_seqs
+    measured = max(_LEAST_MEASURED, question.tried_requests // 2)
+    parts = Parts(
+        engine.limits(longest, seqs, PREFILL_BATCHED_TOKENS),
+        engine.limits(longest, seqs, question.max_num_batched_tokens),
+        engine.step_time,
+        transfer,
+        question.rate * share,
+        arrivals,
+        lengths,
+    )
+    return _described(
+        name, share, size(parts, slo, question.headroom, question.seed, measured)
+    )
+
+
+def _described(name: str, share: float, found: Size) -> Pair:
+    figures = found.figures
+    return Pair(
+        name,
+        share,
+        found.prefill,
+        found.decode,
+        found.met,
+        None if figures is None else _finite(figures.p99_ttft_s),
+        None if figures is None else _finite(figures.p99_tpot_s),
+        None if figures is None else _finite(figures.transfer_s),
+        None if figures is None else _finite(figures.prefill_utilization),
+        None if figures is None else _finite(figures.mean_decoding),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _way(name: str, pairs: tuple[Pair, ...], gpus: int) -> Way:
+    instances = sum(pair.prefill + pair.decode for pair in pairs)
+    met = all(pair.slo_met for pair in pairs)
+    return Way(name, instances, instances * gpus, met, pairs)
+
+
+def verdict(ways: tuple[Way, ...]) -> str:
+    """Which way that keeps its promises takes the fewest GPUs.
+
+    Of ways within 3 % of each other, the simpler: the first.
+    """
+    kept = [way for way in ways if way.slo_met]
+    if not kept:
+        return "No way keeps the promises at a size that was tried."
+    fewest = min(way.gpus for way in kept)
+    chosen = next(way for way in kept if way.gpus <= (1 + _NOISE) * fewest)
+    others = [
+        f"{way.name} {way.gpus:,}" if way.slo_met else f"{way.name} not at all"
+        for way in ways
+        if way is not chosen
+    ]
+    return (
+        f"The promises take {chosen.gpus:,} GPUs, {chosen.name}; {', '.join(others)}."
+    )
