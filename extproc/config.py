@@ -178,6 +178,10 @@ class RequestsConfig:
     path_prefixes: tuple[str, ...] | None = field(default=None, metadata=_PREFIXES)
     """What stands before the path of an API, with or without its `/v1`; `""` is
     nothing. Unset: any prefix, as in `/team/v1/chat/completions`."""
+    responses_pool: str | None = field(default=None, metadata=_NAME)
+    """The pool whose vLLM keeps responses (`VLLM_ENABLE_RESPONSES_API_STORE`): takes
+    all of `/v1/responses` but what says `store: false`. Unset: the largest pool takes
+    what says `store: true`, `background: true` or goes on from a kept response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
             f"output.ceiling_tokens: {config.output.ceiling_tokens}; accepted: at "
             f"least output.default_tokens ({config.output.default_tokens})"
         )
+    _check_responses_pool(config)
     _check_state(config.state)
     _check_workers(config.server)
     for hint in config.category.hints:
@@ -459,6 +464,15 @@ def _check_pools(pools: tuple[PoolConfig, ...]) -> None:
                 f"max_model_len ({pool.max_model_len})"
             )
         previous = pool.max_model_len
+
+
+def _check_responses_pool(config: Config) -> None:
+    name = config.requests.responses_pool
+    names = [pool.name for pool in config.pools]
+    if name is not None and name not in names:
+        raise ConfigError(
+            f"requests.responses_pool: {name!r}; expected one of {', '.join(names)}"
+        )
 
 
 def _check_workers(server: ServerConfig) -> None:

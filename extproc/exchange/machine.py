@@ -23,7 +23,8 @@ from extproc.exchange.events import (
     ResponseTrailers,
     Step,
 )
-from extproc.exchange.request_modes import RequestSide, Unread, request_side
+from extproc.exchange.request_modes import request_side
+from extproc.exchange.request_side import RequestSide, Unread
 from extproc.exchange.response_modes import ResponseSide, response_side
 from extproc.exchange.transitions import Progress, State, after
 from extproc.routing.router import Decision

@@ -98,6 +98,10 @@ class _Completion(_Body):
 class _Response(_Body):
     input: Any = None
     instructions: Any = None
+    store: Any = None
+    background: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
 
 
 class _Gathered:
@@ -232,7 +236,18 @@ def _parse_response(body: Source) -> Request | None:
     else:
         return None
     limit = _first_limit(response.max_output_tokens)
-    return _request(response, body, gathered, messages, limit)
+    request = _request(response, body, gathered, messages, limit)
+    return replace(request, stored=_is_stored(response))
+
+
+def _is_stored(response: _Response) -> bool | None:
+    """Whether a server keeps the response, or what it goes on from."""
+    if response.background is True:
+        return True
+    history = response.previous_response_id, response.conversation
+    if any(each is not None for each in history):
+        return True
+    return response.store if type(response.store) is bool else None
 
 
 def _request(

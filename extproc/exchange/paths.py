@@ -12,6 +12,7 @@ from extproc.exchange.openai import (
     COMPLETIONS,
     EMBEDDINGS,
     ENDPOINTS,
+    RESPONSES,
     Endpoint,
 )
 
@@ -41,6 +42,8 @@ their bodies are files. They keep the route that they have."""
 _DEPLOYMENTS = "/openai/deployments/"
 _MAX_SEGMENTS = 3
 """Of the longest path of an API."""
+
+_STORED_RESPONSE = re.compile("(.*/responses)/[^/]+(/cancel|/input_items)?")
 
 _ESCAPED_UNRESERVED = re.compile(
     "%(2D|2E|5F|7E|3[0-9]|[46][1-9A-F]|[57][0-9A])", re.IGNORECASE
@@ -110,6 +113,18 @@ class PathTable:
         model, slash, tail = rest.partition("/")
         target = _UNVERSIONED.get(slash + tail)
         return None if target is None else Target(target.endpoint, unquote(model))
+
+    def is_stored_response(self, path: str) -> bool:
+        """Whether a path is that of a response that a server keeps.
+
+        To retrieve, delete or cancel it, or to list its input: ``/v1/responses/ID``
+        and ``/v1/responses/ID/cancel``, at any prefix that counts.
+        """
+        if "/responses/" not in path:
+            return False
+        found = _STORED_RESPONSE.fullmatch(normalize(path))
+        target = self._find_normalized(found[1]) if found else None
+        return target is not None and target.endpoint is RESPONSES
 
     def is_unread(self, path: str) -> bool:
         """Whether a path is one of ``UNREAD``, at any prefix."""

@@ -17,10 +17,8 @@ headers is withheld until the body is here, then released with it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from functools import partial
-from typing import NamedTuple
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.deciding import Body, Decider
@@ -40,97 +38,18 @@ from extproc.exchange.events import (
     Step,
     Withhold,
 )
+from extproc.exchange.openai import RESPONSES
+from extproc.exchange.paths import Target
+from extproc.exchange.request_side import (
+    EchoedRequest,
+    RequestSide,
+    Rest,
+    Unread,
+    UnreadRequest,
+    echo,
+)
 from extproc.exchange.transitions import Progress, RequestStage
 from extproc.routing.policy import Reason
-
-Rest = RequestBody | RequestTrailers
-"""What comes after a request's headers."""
-
-
-class Unread(NamedTuple):
-    """A whole body that takes long to read."""
-
-    event: Rest
-    """The event that ended it."""
-    parser: BodyParser
-    conclude: Callable[[], Step]
-    """Answers the event; reads what is left of the body."""
-
-
-class RequestSide(ABC):
-    """Answers the events of one request.
-
-    Args:
-        progress: the exchange's; the only state that decides what is answered.
-    """
-
-    __slots__ = ("_progress",)
-
-    echoes = False
-    """Whether Envoy keeps no copy of the body."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    @abstractmethod
-    def headers(self) -> Step:
-        """Answer the headers."""
-
-    @abstractmethod
-    def body(self, event: RequestBody) -> Step | Unread:
-        """Answer a part of the body, or have the body read first."""
-
-    @abstractmethod
-    def trailers(self, event: RequestTrailers) -> Step | Unread:
-        """Answer the trailers, or have the body read first."""
-
-    @abstractmethod
-    def give_up(self, event: Rest) -> Step:
-        """Answer an event that led to an internal error, in full duplex."""
-
-
-class UnreadRequest(RequestSide):
-    """A request that is not routed: it passes without us.
-
-    Beside ``progress``, it holds the reason, to report it once.
-    """
-
-    __slots__ = ("_reason",)
-
-    def __init__(self, progress: Progress, reason: NotRouted) -> None:
-        super().__init__(progress)
-        self._reason = reason
-
-    def headers(self) -> Step:
-        self._progress.settle()
-        return Step(Continue(), end=True, not_routed=self._reason)
-
-    def body(self, event: RequestBody) -> Step:
-        return Step(Continue())
-
-    def trailers(self, event: RequestTrailers) -> Step:
-        return Step(Continue(), end=self._progress.may_end)
-
-    def give_up(self, event: Rest) -> Step:
-        return Step(Continue())
-
-
-class EchoedRequest(UnreadRequest):
-    """A request that is not routed, in full duplex: its body is to be echoed."""
-
-    __slots__ = ()
-    echoes = True
-
-    def headers(self) -> Step:
-        self._progress.settle()
-        return Step(Continue(), not_routed=self._reason)
-
-    def body(self, event: RequestBody) -> Step:
-        over = event.end_of_stream and self._progress.may_end
-        return Step(Echo(bytes(event.body), event.end_of_stream), end=over)
-
-    def give_up(self, event: Rest) -> Step:
-        return _echo(event)
 
 
 class _ReadRequest(RequestSide):
@@ -252,9 +171,7 @@ class StreamedRequest(_ReadRequest):
     def _leave_unread_at_headers(self, reason: Reason, body_bytes: int) -> Step:
         decided = self._decider.fail_open(self._head, reason, body_bytes)
         self._progress.settle()
-        shadow = self._decider.settings.shadow
-        route = Route(decided.decision, None, shadow, decided.decision_token)
-        return Step(route, end=True, decided=decided)
+        return Step(_route(self._decider, decided), end=True, decided=decided)
 
     def _collected(self, event: RequestBody) -> Step | Unread:
         return self._read(event) if event.end_of_stream else Step(Continue())
@@ -312,7 +229,7 @@ class FullDuplexRequest(_ReadRequest):
 
     def give_up(self, event: Rest) -> Step:
         if self._progress.request is not RequestStage.UNDECIDED:
-            return _echo(event)
+            return echo(event)
         self._progress.settle()
         body, self._received = bytes(self._received), b""
         decided = self._decider.last_resort(self._head, len(body))
@@ -350,24 +267,38 @@ def request_side(
     decider: Decider, event: RequestHeaders, progress: Progress
 ) -> RequestSide:
     """Choose how a request is answered, by its headers and its body's mode."""
-    headers = event.headers
-    path = headers.get(":path", "")
-    target = decider.settings.paths.find(path)
-    if headers.get(":method") != "POST":
-        reason = NotRouted.METHOD
-    elif target is None:
-        unread = decider.settings.paths.is_unread(path)
-        reason = NotRouted.UNREAD if unread else NotRouted.PATH
-    elif event.end_of_stream:
-        reason = NotRouted.NO_BODY
-    else:
+    paths = decider.settings.paths
+    path = event.headers.get(":path", "")
+    target = paths.find(path)
+    if target is not None and _has_body(event):
         side = _READ.get(event.request_mode, StreamedRequest)
         progress.request_echoed = side.echoes
-        return side(decider, RequestHead(headers, target), progress)
+        return side(decider, RequestHead(event.headers, target), progress)
     duplex = event.request_mode is BodyMode.FULL_DUPLEX_STREAMED
-    passed = EchoedRequest if duplex and not event.end_of_stream else UnreadRequest
-    progress.request_echoed = passed.echoes
-    return passed(progress, reason)
+    echoes = duplex and not event.end_of_stream
+    progress.request_echoed = echoes
+    if paths.is_stored_response(path):
+        decided = decider.keep(RequestHead(event.headers, Target(RESPONSES)))
+        answer = Step(_route(decider, decided), not echoes, None, decided)
+    else:
+        reason = _why_not(event, target, unread=paths.is_unread(path))
+        answer = Step(Continue(), not echoes, not_routed=reason)
+    passed = EchoedRequest if echoes else UnreadRequest
+    return passed(progress, answer)
+
+
+def _has_body(event: RequestHeaders) -> bool:
+    return event.headers.get(":method") == "POST" and not event.end_of_stream
+
+
+def _why_not(
+    event: RequestHeaders, target: Target | None, *, unread: bool
+) -> NotRouted:
+    if event.headers.get(":method") != "POST":
+        return NotRouted.METHOD
+    if target is not None:
+        return NotRouted.NO_BODY
+    return NotRouted.UNREAD if unread else NotRouted.PATH
 
 
 _READ: dict[BodyMode | None, type[_ReadRequest]] = {
@@ -379,10 +310,9 @@ _READ: dict[BodyMode | None, type[_ReadRequest]] = {
 }
 
 
-def _echo(event: Rest) -> Step:
-    if isinstance(event, RequestTrailers):
-        return Step(Continue())
-    return Step(Echo(bytes(event.body), event.end_of_stream))
+def _route(decider: Decider, decided: Decided) -> Route:
+    shadow = decider.settings.shadow
+    return Route(decided.decision, None, shadow, decided.decision_token)
 
 
 def _release(

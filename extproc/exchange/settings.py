@@ -34,6 +34,9 @@ class ExchangeSettings:
     """The request paths that are routed."""
     reads_unknown_length: bool = True
     """Ask for a body whose length the headers do not give."""
+    responses_pool: str | None = None
+    """The pool of the responses that a server keeps. None: the default pool, and a
+    request that does not say whether it is to be kept is taken not to be."""
     category_header: str = "x-llm-category"
     inject_usage: bool = False
     """Ask for usage in the place of a stream's client that did not."""

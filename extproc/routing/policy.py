@@ -28,10 +28,12 @@ class Reason(StrEnum):
     if no larger one is up, a smaller one that holds the whole budget."""
     UNPARSABLE = "unparsable"
     """Not a request that we understand; the backend will judge it."""
+    STORED = "stored"
+    """A response that a server keeps, or is asked to keep: always the same pool."""
     TOO_LARGE = "too_large"
     """The body is over the cap, or of more parts than are looked at: not read."""
     LENGTH_UNKNOWN = "length_unknown"
-    """No content-length: buffering such a body could end in a 413."""
+    """No content-length, and configured not to ask for such a body."""
     UNDECODABLE = "undecodable"
     """A content-encoding that we do not speak, or a body that is not what it says."""
     FAULT = "fault"
@@ -49,6 +51,7 @@ class Reason(StrEnum):
 _FAILED_OPEN = frozenset(
     {
         Reason.UNPARSABLE,
+        Reason.STORED,
         Reason.TOO_LARGE,
         Reason.LENGTH_UNKNOWN,
         Reason.UNDECODABLE,

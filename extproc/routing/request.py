@@ -98,6 +98,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Completions computed side by side from one prompt (``n``, ``best_of``)."""
     prompts: int = 1
     """Prompts in the request; ``prompt`` is the longest of them."""
+    stored: bool | None = None
+    """Whether the server is asked to keep the response (Responses API: ``store``,
+    ``background``); None: the request does not say, or its API keeps none."""
     generates: bool = True
     """False for embeddings: no output tokens."""
     stream: bool = False

@@ -112,6 +112,7 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
         max_body_bytes=config.server.max_body_bytes,
         paths=PathTable(config.requests.path_prefixes),
         reads_unknown_length=config.requests.unknown_length is UnknownLength.READ,
+        responses_pool=config.requests.responses_pool,
         category_header=config.category.header,
         inject_usage=config.feedback.inject_usage,
         shadow=config.mode is Mode.SHADOW,
