@@ -10,7 +10,7 @@ MAX_COLUMNS = 100
 
 
 def wrap(text: str, indent: int = 0) -> str:
-    """Fill the paragraphs of a text anew; indented lines stay as they are.
+    """Fill the paragraphs of a text again; indented lines stay as they are.
 
     To the width that ``COLUMNS`` or the terminal says, 80 where neither does; each
     line behind ``indent`` spaces.

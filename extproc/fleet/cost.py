@@ -14,7 +14,7 @@ What that takes for granted, and where it fails:
   requests have left, its requests are longer than before and it serves fewer:
   :func:`split` takes each pool's own rate instead;
 - no queueing, no rounding up, no head-room for an SLO: :func:`split` and
-  :func:`homogeneous` round up and keep utilisation under a bound;
+  :func:`homogeneous` round up and keep utilization under a bound;
 - mu is a property of the homogeneous configuration. If that was ``max_num_seqs``
   sized for the worst case, part of rho, often all of it, is to be had by raising
   ``max_num_seqs``, with no split: :mod:`extproc.fleet.sizing` shows both.
@@ -71,7 +71,7 @@ class Demand:
         """Instances needed, rounded up, none of them above ``max_utilization``.
 
         Raises:
-            ValueError: a rate or the utilisation is out of range.
+            ValueError: a rate or the utilization is out of range.
         """
         if self.rate < 0 or self.instance_rate <= 0:
             raise ValueError(

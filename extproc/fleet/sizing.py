@@ -237,15 +237,7 @@ class Clear:
 
 def _late_share(pool: PoolResult) -> float:
     """The larger of the late shares of long and of other requests, as judged."""
-    shares = [
-        late / count
-        for count, late in (
-            (pool.requests - pool.long, pool.late),
-            (pool.long, pool.late_long),
-        )
-        if count and count >= 0.1 * pool.requests
-    ]
-    return max(shares, default=0.0)
+    return max(pool.late_shares, default=0.0)
 
 
 def fitting(lengths: Recorded, max_model_len: int) -> Recorded:

@@ -47,7 +47,7 @@ def verdict(sized: Mapping[str, SizedPolicy], gpus_per_instance: int) -> str:
     if not is_usable(paged):
         return (
             f"Only the split will do: one pool {fault(paged)}, whatever its "
-            "max_num_seqs, since a long prompt holds up whoever is behind it. The "
+            "max_num_seqs, since a long prompt holds up the requests behind it. The "
             f"split keeps its promises with {gpus * split.total:,} GPUs."
         )
     return " ".join(

@@ -15,6 +15,7 @@ from extproc.fleet.results import (
 )
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.slo import Slo
 from extproc.fleet.steady import Measurement, RunSettings, agree
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
@@ -172,3 +173,14 @@ def test_an_interval_holds_what_other_seeds_come_to() -> None:
         for interval in intervals
     )
     assert held >= 5
+
+
+@pytest.mark.parametrize(
+    ("long", "late_long", "kept"),
+    [(600, 600, False), (600, 6, True), (300, 300, True), (3000, 300, False)],
+)
+def test_long_requests_are_judged_if_there_are_enough(
+    long: int, late_long: int, kept: bool
+) -> None:
+    pool = PoolResult("all", 1, requests=10_000, long=long, late_long=late_long)
+    assert pool.meets(Slo()) is kept
