@@ -85,7 +85,7 @@ def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignme
     """Ask the strategy about drawn requests.
 
     With ``fill``, a pool that gets few of them is given more of the kind: further draws
-    over 0.7 of the threshold below it, weighted by how rare those are.
+    over 0.5 to 0.7 of the threshold below it, weighted by how rare those are.
     """
     desk_rng, traffic = _generators(inquiry)
     desk = _Desk(inquiry, lengths, desk_rng)
@@ -153,10 +153,14 @@ def _more_of_its_kind(
 ) -> PoolTraffic:
     """Traffic of a pool that is rarely chosen, from requests near or above it."""
     prompts, outputs = lengths.draw(rng, _DRAWN)
-    near = prompts + outputs > 0.7 * inquiry.tiers[index - 1].threshold_tokens
+    totals = prompts + outputs
+    threshold = inquiry.tiers[index - 1].threshold_tokens
+    # So many as can be asked about, but no fewer than those near the threshold.
+    cutoff = float(np.quantile(totals, 1 - _OF_A_KIND / _DRAWN))
+    near = totals > min(0.7 * threshold, max(0.5 * threshold, cutoff))
     prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
     desk.reset()
-    placed = desk.place(prompts, outputs) == index
+    placed = desk.place(prompts, outputs, learns=False) == index
     share = float(near.mean()) * float(placed.mean()) if len(placed) else 0.0
     refused = desk.refused[index] / max(1, len(placed)) * float(near.mean())
     return PoolTraffic(share, Recorded(prompts[placed], outputs[placed]), refused)
@@ -190,8 +194,12 @@ class _Desk:
         self.refused = [0] * len(self._windows)
         self.under = self.over = 0
 
-    def place(self, prompts: Tokens, outputs: Tokens) -> Tokens:
-        """Position of the pool that takes each request; one past the last for none."""
+    def place(self, prompts: Tokens, outputs: Tokens, *, learns: bool = True) -> Tokens:
+        """Position of the pool that takes each request; one past the last for none.
+
+        Without ``learns`` the strategy stays as it is: it would not learn from requests
+        that are all of one kind.
+        """
         placed = np.empty(len(prompts), np.int64)
         for index, (prompt, output) in enumerate(
             zip(prompts.tolist(), outputs.tolist(), strict=True)
@@ -207,6 +215,8 @@ class _Desk:
                 self.refused[position] += 1
                 position += 1
             placed[index] = position
+            if not learns:
+                continue
             self._pending.append((kept, prompt, output))
             if len(self._pending) > self._lag:
                 self._strategy.learn(*self._pending.popleft())

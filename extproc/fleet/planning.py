@@ -19,7 +19,7 @@ from extproc.fleet.assignment import (
 )
 from extproc.fleet.question import FleetPolicy, Question
 from extproc.fleet.replay import Replay
-from extproc.fleet.results import Result
+from extproc.fleet.results import FEWEST_FOR_P99, Result
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import (
     PoolSize,
@@ -157,7 +157,7 @@ def _verified(
     slos = [task.slo for task in tasks]
     result = _verify(question, policy, instances, slos)
     alone = [
-        _measure_alone(question, task, count)
+        _measure_alone(question, _as_routed(task, result, index), count)
         if size.result is not None
         and not isinstance(question.arrivals, Replay)
         and not _gets_enough(question, result, index)
@@ -177,6 +177,15 @@ def _gets_enough(question: Question, result: Result, index: int) -> bool:
     """Whether a pool gets enough of the fleet's requests to be measured among them."""
     fewest = _SHARE_TOGETHER * question.verified_requests
     return result.pools[index].requests >= min(fewest, result.finished / 2)
+
+
+def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
+    """The task with the share that the router gave the pool, if it was seen to."""
+    pool = result.pools[index]
+    if pool.requests < FEWEST_FOR_P99:
+        return task
+    share = pool.requests / result.finished * (1 - result.rejected_share)
+    return replace(task, traffic=replace(task.traffic, share=share))
 
 
 def _measure_alone(question: Question, task: SizingTask, instances: int) -> Result:
