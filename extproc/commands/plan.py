@@ -41,6 +41,7 @@ from extproc.commands.plan_disaggregation import (
     check_disaggregation,
     disaggregate,
 )
+from extproc.commands.plan_energy import add_energy_arguments, check_energy, energy
 from extproc.commands.plan_text import print_plan, print_policies
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import (
@@ -66,7 +67,7 @@ from extproc.fleet.question import (
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import THRESHOLDS, misroutes, sweep
 from extproc.fleet.strategy import StrategyName
-from extproc.fleet.verdict import PAGED, SPLIT
+from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 # The papers' two traces, as far as they can be had: their Azure tail is not public.
@@ -134,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="patches for Kubernetes Deployments too",
     )
     add_disaggregation_arguments(parser)
+    add_energy_arguments(parser)
     parser.add_argument(
         "--processes",
         type=int,
@@ -260,6 +262,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     started = time.monotonic()
     question = read_question(args)
     check_disaggregation(args, question)
+    check_energy(args)
     prices = Prices(
         question.engine.usd_per_gpu_hour, question.engine.gpus, args.hours_per_year
     )
@@ -270,6 +273,9 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     if args.disaggregate:
         ways = disaggregate(complete_limits(args), question, sized[PAGED], sized[SPLIT])
         plan = replace(plan, disaggregation=ways)
+    if args.energy:
+        compared = {name: sized[name] for name in (BASELINE, PAGED, SPLIT)}
+        plan = replace(plan, energy=energy(args, question, compared))
     if args.report is None:
         return replace(plan, wall_time_s=round(time.monotonic() - started, 1)), ""
     errors = misroutes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from extproc.commands.plan_disaggregation import print_four_ways
+from extproc.commands.plan_energy import print_energy
 from extproc.commands.text import wrap
 from extproc.fleet.emit import Serving, pools_yaml
 from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
@@ -41,6 +42,9 @@ def print_plan(plan: Plan, serving: Serving) -> None:
     if plan.disaggregation is not None:
         print()
         print_four_ways(plan.disaggregation)
+    if plan.energy is not None:
+        print()
+        print_energy(plan.energy)
     if plan.sweep:
         _print_sweep(plan)
     print()

@@ -18,6 +18,7 @@ from extproc.fleet.cost import (
     saving,
     usd_per_year,
 )
+from extproc.fleet.energy_rows import EnergyRows
 from extproc.fleet.figures import named, plain, pool_figures
 from extproc.fleet.four_ways import FourWays
 from extproc.fleet.planning import SizedPolicy
@@ -148,7 +149,7 @@ class Plan:
             makes the papers' formula hold for all pools below the last.
         saving_pct: of the split against today's fleet; the next two add up to it.
         sweep: other thresholds, by throughput alone; empty if not asked for.
-        disaggregation: prefill and decode apart; None if not asked for.
+        disaggregation, energy: None if not asked for.
     """
 
     workload: str
@@ -185,6 +186,7 @@ class Plan:
     seed: int
     wall_time_s: float = 0.0
     disaggregation: FourWays | None = None
+    energy: EnergyRows | None = None
 
     @property
     def baselines(self) -> dict[str, PolicyRow]:

@@ -49,6 +49,7 @@ def sized(asked: Question) -> dict[str, SizedPolicy]:
             assign(
                 asked.workload.lengths,
                 Inquiry(policy.tiers, policy.strategy, 1, asked.declared, 2000, 200),
+                fill=False,
             ),
             [],
             [3] * len(policy.tiers),

@@ -1,0 +1,90 @@
+"""``extproc plan --energy``: kWh, joules and CO2 of the fleets, as ranges."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from extproc.commands.text import wrap
+from extproc.commands.traffic_options import OptionError
+from extproc.fleet.energy import GRID_G_PER_KWH, HOST_WATTS, POWER_CURVES, PUE, Range
+from extproc.fleet.energy_rows import EnergyRows, Surroundings, energy_rows
+from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.question import Question
+
+
+def add_energy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    group = parser.add_argument_group("energy and carbon")
+    group.add_argument(
+        "--energy",
+        action="store_true",
+        help="kWh a year, joules an output token and CO2 of the fleets",
+    )
+    for option, metavar, usual, what in (
+        ("--host-watts-per-gpu", "W", HOST_WATTS, "watts beside each GPU"),
+        ("--pue", "RATIO", PUE, "power of the hall over that of its computers"),
+        ("--grid-g-per-kwh", "G", GRID_G_PER_KWH, "CO2 of a kWh"),
+    ):
+        group.add_argument(
+            option,
+            type=float,
+            metavar=metavar,
+            help=f"{what}; default: from {usual.low:g} to {usual.high:g}",
+        )
+
+
+def check_energy(args: argparse.Namespace) -> None:
+    """Refuse what has no power curve, and figures out of range.
+
+    Raises:
+        OptionError: a profile, or a figure below its least.
+    """
+    if args.energy and args.profile:
+        raise OptionError(
+            "--energy: a profile does not say its GPU; expected --gpu without --profile"
+        )
+    for option, least in (("host_watts_per_gpu", 0), ("pue", 1), ("grid_g_per_kwh", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise OptionError(
+                f"--{option.replace('_', '-')}: {value:g}; expected >= {least}"
+            )
+
+
+def energy(
+    args: argparse.Namespace, question: Question, sized: Mapping[str, SizedPolicy]
+) -> EnergyRows:
+    """Energy of these policies, by the names that they have here."""
+    around = Surroundings(
+        _given(args.host_watts_per_gpu, HOST_WATTS),
+        _given(args.pue, PUE),
+        _given(args.grid_g_per_kwh, GRID_G_PER_KWH),
+    )
+    return energy_rows(question, sized, POWER_CURVES[args.gpu], around)
+
+
+def _given(value: float | None, usual: Range) -> Range:
+    return usual if value is None else Range(value, value, value)
+
+
+def print_energy(found: EnergyRows) -> None:
+    """Print the table, the relation and the source."""
+    print(
+        f"{'':26}{'GPUs':>7} {'W a GPU':>8} {'idle':>6} {'GWh a year':>16} "
+        f"{'J a token':>14} {'t CO2 a year':>18}"
+    )
+    for row in found.rows:
+        of = row.energy
+        print(
+            f"{row.name:26}{row.gpus:7,} {row.watts_per_gpu:8.0f} {row.idle:6.1%} "
+            f"{_range(of.kwh_per_year.scaled(1e-6)):>16} "
+            f"{_range(of.joules_per_token):>14} "
+            f"{_range(of.kg_co2_per_year.scaled(1e-3)):>18}"
+        )
+    kind = "" if found.measured else ", not measured on this GPU"
+    print(wrap(f"{found.relation} Power curve: {found.source}{kind}."))
+
+
+def _range(value: Range) -> str:
+    return f"{value.low:.3g} to {value.high:.3g}"

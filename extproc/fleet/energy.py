@@ -1,0 +1,289 @@
+"""Energy and carbon of a fleet, from the steps that its instances take.
+
+Each pool is stood for by one instance with its share of the traffic, taken step by
+step: what a GPU draws follows from the tokens of the step, by a published curve. A step
+of nothing but decoding has as many tokens as sequences; one with a prompt in it has
+hundreds, which is where the curve ends. Hosts and cooling come on top, as a range: no
+single figure of them is known before the hall is.
+
+Power does not fall with the number of GPUs: fewer instances do the same work at larger
+batches, so what is saved is the power of idle and of small ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from extproc.fleet.instance import Instance, Job
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.steptime import StepTime
+from extproc.fleet.workload import Arrivals, Lengths
+
+HOURS_PER_YEAR = 8760
+#: Requests that an instance is watched for, after as many that fill it.
+_WATCHED = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A figure that is known to lie between two others."""
+
+    low: float
+    middle: float
+    high: float
+
+    def times(self, other: "Range") -> "Range":
+        """The product, lowest with lowest and highest with highest."""
+        return Range(
+            self.low * other.low, self.middle * other.middle, self.high * other.high
+        )
+
+    def scaled(self, factor: float) -> "Range":
+        """Each times a factor (>= 0)."""
+        return Range(self.low * factor, self.middle * factor, self.high * factor)
+
+
+#: Watts beside each GPU: CPUs, fans, network, power supplies. A node of eight H100
+#: draws 11.3 kW at most, in service 0.7 of it (0.4 to 0.9; a review of "Energy use of
+#: AI inference"); less the GPUs' own 600 W that is 390 W each, between 100 and 670.
+HOST_WATTS = Range(100.0, 390.0, 670.0)
+#: Power of the hall over that of its computers, from the same review.
+PUE = Range(1.05, 1.2, 1.4)
+#: Grams of CO2 a kWh: the United States' grid, and that at its hyperscale sites (arXiv
+#: 2606.05420, 2026).
+GRID_G_PER_KWH = Range(370.0, 457.0, 545.0)
+#: What a curve of one model and engine is worth for another.
+_CURVE_SHARE = Range(0.9, 1.0, 1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class PowerCurve:
+    """Board power of one GPU: a logistic in log2 of the tokens of a step.
+
+    Attributes:
+        idle_w: with the model loaded and nothing running.
+        low_w, high_w: of a step of one token (nearly), and of hundreds.
+        midpoint: log2 of the tokens at which it is halfway.
+        measured: whether it was fitted to this GPU.
+    """
+
+    idle_w: float
+    low_w: float
+    high_w: float
+    midpoint: float
+    measured: bool
+    source: str
+
+    def watts(self, tokens: float) -> float:
+        """While a step of so many tokens (>= 1) runs."""
+        rise = 1 + math.exp(self.midpoint - math.log2(max(1.0, tokens)))
+        return self.low_w + (self.high_w - self.low_w) / rise
+
+
+def _by_tdp(tdp_w: float, midpoint: float) -> PowerCurve:
+    """The H100's shape at another GPU's rated power."""
+    return PowerCurve(
+        0.14 * tdp_w,
+        0.43 * tdp_w,
+        0.86 * tdp_w,
+        midpoint,
+        measured=False,
+        source=f"the H100's curve at a rated power of {tdp_w:g} W, as "
+        "semantic-router's fleet-sim scales it",
+    )
+
+
+POWER_CURVES = {
+    "A100-80GB": PowerCurve(
+        67.0,
+        175.0,
+        385.0,
+        2.5,
+        measured=True,
+        source="semantic-router, fleet-sim profiles.py (373 W measured at a batch of "
+        "32, arXiv 2507.00418); idle 62 to 72 W by nvidia-smi, vLLM issue 2069",
+    ),
+    "H100-80GB": PowerCurve(
+        100.0,
+        300.0,
+        600.0,
+        4.2,
+        measured=True,
+        source="ML.ENERGY benchmark v3 on vLLM (300 W at a batch of 1, 600 W at 128), "
+        "fitted in semantic-router, fleet-sim; idle a seventh of 700 W, an assumption",
+    ),
+    "H200-141GB": _by_tdp(700.0, 4.2),
+    "L40S-48GB": _by_tdp(350.0, 2.5),
+    "MI300X-192GB": _by_tdp(750.0, 4.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one GPU of an instance draws on average, and what for.
+
+    Attributes:
+        watts: over time, idle included.
+        idle, decode, prefill: shares of the time: nothing running, steps that only
+            decode, steps with a prompt in them.
+        output_tokens_per_s: of the whole instance.
+    """
+
+    watts: float
+    idle: float
+    decode: float
+    prefill: float
+    output_tokens_per_s: float
+
+
+def watch(
+    limits: SchedulerLimits,
+    step_time: StepTime,
+    arrivals: Arrivals,
+    lengths: Lengths,
+    curve: PowerCurve,
+    seed: int,
+    requests: int = _WATCHED,
+) -> Draw:
+    """Take one instance step by step, once it has filled.
+
+    Args:
+        arrivals: at this instance alone.
+        requests: watched, after as many that fill it.
+    """
+    instance = Instance(limits, step_time)
+    instants, draws = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
+    )
+    blocks = arrivals(instants)
+    meter = _Meter(curve)
+    pending: list[Job] = []
+    ended = 0
+    while ended < 2 * requests:
+        if not pending:
+            pending = _jobs(next(blocks), lengths, draws, limits.max_model_len)
+        if not len(instance):
+            meter.idle(max(0.0, pending[-1].arrival_s - instance.now_s))
+            instance.add(pending.pop())
+        while pending and pending[-1].arrival_s <= instance.now_s:
+            instance.add(pending.pop())
+        meter.step(instance)
+        ended += len(instance.finished)
+        meter.end(instance.finished)
+        instance.finished.clear()
+        if ended >= requests and not meter.counting:
+            meter.counting = True
+    return meter.draw()
+
+
+def _jobs(
+    instants: np.ndarray, lengths: Lengths, rng: np.random.Generator, window: int
+) -> list[Job]:
+    """Requests in reverse, so that the next one is at the end."""
+    prompts, outputs = lengths.draw(rng, len(instants))
+    prompts = np.minimum(prompts, window - 1)
+    outputs = np.minimum(outputs, window - prompts)
+    rows = zip(instants.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
+    return [Job(*row) for row in rows][::-1]
+
+
+class _Meter:
+    """Joules and seconds by kind of step, from when it counts."""
+
+    def __init__(self, curve: PowerCurve) -> None:
+        self.counting = False
+        self._curve = curve
+        self._joules = 0.0
+        self._seconds = {"idle": 0.0, "decode": 0.0, "prefill": 0.0}
+        self._output_tokens = 0
+
+    def idle(self, seconds: float) -> None:
+        self._add("idle", seconds, self._curve.idle_w)
+
+    def step(self, instance: Instance) -> None:
+        """Let the instance take a step; a step has one token for each that decodes."""
+        busy_s, running_s = instance.busy_s, instance.running_s
+        computed = instance.computed_tokens
+        instance.step()
+        seconds = instance.busy_s - busy_s
+        if seconds <= 0:
+            return
+        tokens = instance.computed_tokens - computed
+        seqs = round((instance.running_s - running_s) / seconds)
+        kind = "prefill" if tokens > seqs else "decode"
+        self._add(kind, seconds, self._curve.watts(tokens))
+
+    def end(self, finished: Sequence[Job]) -> None:
+        if self.counting:
+            self._output_tokens += sum(job.output_tokens for job in finished)
+
+    def _add(self, kind: str, seconds: float, watts: float) -> None:
+        if self.counting:
+            self._seconds[kind] += seconds
+            self._joules += seconds * watts
+
+    def draw(self) -> Draw:
+        total_s = sum(self._seconds.values())
+        shares = {kind: seconds / total_s for kind, seconds in self._seconds.items()}
+        return Draw(
+            self._joules / total_s, **shares,
+            output_tokens_per_s=self._output_tokens / total_s,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One pool: its GPUs, and what one of them draws."""
+
+    gpus: int
+    gpus_per_instance: int
+    draw: Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """A fleet's, as ranges.
+
+    Attributes:
+        gpu_megawatts: of the boards alone.
+        megawatts: hosts and cooling included.
+        joules_per_token: of output.
+        kg_co2_per_year: by the grid's figure, if the operator gave one a single factor.
+    """
+
+    gpu_megawatts: float
+    megawatts: Range
+    kwh_per_year: Range
+    joules_per_token: Range
+    kg_co2_per_year: Range
+
+
+def fleet_energy(
+    loads: Sequence[Load],
+    *,
+    host_watts: Range = HOST_WATTS,
+    pue: Range = PUE,
+    grid_g_per_kwh: Range = GRID_G_PER_KWH,
+) -> Energy:
+    """Add the pools up."""
+    boards_w = sum(load.gpus * load.draw.watts for load in loads)
+    gpus = sum(load.gpus for load in loads)
+    tokens_per_s = sum(
+        load.gpus / load.gpus_per_instance * load.draw.output_tokens_per_s
+        for load in loads
+    )
+    hosts = host_watts.scaled(gpus)
+    boards = _CURVE_SHARE.scaled(boards_w)
+    watts = Range(
+        boards.low + hosts.low, boards.middle + hosts.middle, boards.high + hosts.high
+    ).times(pue)
+    kwh = watts.scaled(HOURS_PER_YEAR / 1000)
+    return Energy(
+        boards_w / 1e6,
+        watts.scaled(1e-6),
+        kwh,
+        watts.scaled(1 / tokens_per_s if tokens_per_s else 0.0),
+        kwh.times(grid_g_per_kwh).scaled(1e-3),
+    )

@@ -1,0 +1,109 @@
+"""Energy of the policies of a small plan, and how it is asked for."""
+
+import argparse
+from dataclasses import asdict
+
+import pytest
+
+from extproc.commands.plan_energy import (
+    add_energy_arguments,
+    check_energy,
+    energy,
+    print_energy,
+)
+from extproc.commands.traffic_options import OptionError
+from extproc.fleet.assignment import Inquiry, assign
+from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.question import Question, Setting, complete_slo, policies
+from extproc.fleet.sizing import Engine
+from extproc.fleet.slo import Slo
+from extproc.fleet.steptime import Linear
+from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+ENGINE = Engine("toy", Linear(5e-3, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
+
+
+def arguments(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_energy_arguments(parser)
+    parser.add_argument("--profile")
+    parser.add_argument("--gpu", default="A100-80GB")
+    return parser.parse_args(given)
+
+
+@pytest.fixture(scope="module")
+def asked() -> Question:
+    lmsys = WORKLOADS["lmsys"]
+    slo, budget = complete_slo(Slo(), Setting(lmsys, ENGINE, 4096, 32_768, None, 1))
+    return Question(
+        lmsys,
+        ENGINE,
+        20,
+        RenewalArrivals(20),
+        slo,
+        (4096,),
+        32_768,
+        budget,
+        seed=1,
+        tried_requests=1200,
+    )
+
+
+@pytest.fixture(scope="module")
+def sized(asked: Question) -> dict[str, SizedPolicy]:
+    """Sizes are made up: eight instances today, four with the split."""
+    counts = {"homogeneous-worst-case": [8], "split": [3, 1]}
+    return {
+        policy.name: SizedPolicy(
+            policy,
+            assign(
+                asked.workload.lengths,
+                Inquiry(policy.tiers, policy.strategy, 1, asked.declared, 2000, 200),
+                fill=False,
+            ),
+            [],
+            counts[policy.name],
+            None,  # type: ignore[arg-type]  # nothing was simulated
+            [],
+            [True],
+        )
+        for policy in policies(asked)
+        if policy.name in counts
+    }
+
+
+def test_fewer_gpus_save_less_power_than_gpus(
+    asked: Question,
+    sized: dict[str, SizedPolicy],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = arguments("--energy", "--pue", "1.2", "--grid-g-per-kwh", "400")
+    found = energy(args, asked, sized)
+    before, after = found.rows
+    assert (before.gpus, after.gpus) == (16, 8)
+    for row in found.rows:
+        assert row.idle + row.decode + row.prefill == pytest.approx(1)
+        assert row.energy.kwh_per_year.low < row.energy.kwh_per_year.high
+    assert after.watts_per_gpu > before.watts_per_gpu
+    assert 0.5 < after.energy.gpu_megawatts / before.energy.gpu_megawatts < 1
+    kwh, kg = before.energy.kwh_per_year, before.energy.kg_co2_per_year
+    assert kg.middle == pytest.approx(0.4 * kwh.middle)
+    assert asdict(found)["rows"][0]["energy"]["megawatts"]["low"] > 0
+    assert "split: -50% GPUs, -" in found.relation
+    print_energy(found)
+    said = capsys.readouterr().out
+    assert "homogeneous-worst-case" in said
+    assert "arXiv 2507.00418" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--energy", "--profile", "p.json"), "--energy: a profile does not say its"),
+        (("--pue", "0.9"), "--pue: 0.9; expected >= 1"),
+        (("--grid-g-per-kwh", "-1"), "--grid-g-per-kwh: -1; expected >= 0"),
+    ],
+)
+def test_what_gives_no_energy_is_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        check_energy(arguments(*given))
