@@ -15,8 +15,9 @@ from extproc.exchange.json_elider import (
     TooIntricate,
     is_large,
 )
-from extproc.exchange.openai import Source, Whole, parse_source
+from extproc.exchange.openai import NotARequestError, parse_source
 from extproc.exchange.paths import ANY_PREFIX, Target
+from extproc.exchange.source import Source, Whole
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Request
 
@@ -61,6 +62,7 @@ class BodyParser:
         "_elider",
         "_fault",
         "_target",
+        "detail",
         "result",
     )
 
@@ -74,6 +76,8 @@ class BodyParser:
         self.result: Request | Reason | None = None
         """The request once it is read, or why there is none: ``UNDECODABLE``,
         ``UNPARSABLE`` or ``TOO_LARGE``."""
+        self.detail = ""
+        """Why the result is a reason, in words; no text of the body."""
         self._target = target
         self._body = body
         self._decoding: Decoding | None = None
@@ -142,9 +146,14 @@ class BodyParser:
         return self.result is None
 
     def _parse(self, source: Source) -> None:
-        request = None
-        if self._target is not None:
+        if self._target is None:
+            self.result, self.detail = Reason.UNPARSABLE, "path: of no API that is read"
+            return
+        try:
             request = parse_source(self._target.endpoint.path, source)
-            if request is not None and self._target.model and not request.model:
-                request = replace(request, model=self._target.model[:MAX_MODEL_CHARS])
-        self.result = request or Reason.UNPARSABLE
+        except NotARequestError as error:
+            self.result, self.detail = Reason.UNPARSABLE, str(error)
+            return
+        if self._target.model and not request.model:
+            request = replace(request, model=self._target.model[:MAX_MODEL_CHARS])
+        self.result = request

@@ -88,6 +88,18 @@ class ElidedJson:
         whole = self._whole(text)
         return whole.items if whole else 0
 
+    def refers(self, text: str) -> bool:
+        """Whether a text holds a reference."""
+        return _MARK in text
+
+    def head(self, text: str, size: int) -> str:
+        """About the first ``size`` characters of a text."""
+        if _MARK not in text[:1]:
+            return text[:size]
+        pieces = self._pieces(text)
+        first = next(piece for piece in pieces if piece != b"")
+        return self._read(first, 0, size).decode(errors="replace")
+
     def size_bytes(self, text: str) -> int:
         """A text's size in UTF-8 with all that it refers to."""
         if _MARK not in text:

@@ -1,353 +1,333 @@
 """Requests of the OpenAI and Anthropic APIs, as vLLM serves them.
 
-``ENDPOINTS`` is the table of the APIs. ``parse_source`` never raises on what a client
-sent: a body that is no request gives None, and the default pool's backend judges it.
+``ENDPOINTS`` is the table of the APIs. A body that is no request goes to the default
+pool, whose backend judges it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
+from extproc.exchange.limits import (
+    completion_limit,
+    first_limit,
+    is_cut_to_window,
+    prompt_limit,
+    read_count,
+)
+from extproc.exchange.prompt_parts import PromptParts, compact
+from extproc.exchange.source import Source
+from extproc.routing.request import MAX_MODEL_CHARS, OptionalKind, Prompt, Request
 
-MAX_OUTPUT_TOKENS = 1 << 31
-"""Declared limits above this are cut to it: no model's window comes near."""
+_NOT_PROMPT = frozenset(
+    """
+    add_generation_prompt add_special_tokens allowed_token_ids background bad_words
+    best_of betas cache_control cache_salt container context_management
+    continue_final_message dimensions echo ec_transfer_params embed_dtype
+    enable_response_messages encoding_format endianness extra_headers
+    frequency_penalty guided_choice guided_decoding_backend guided_grammar guided_json
+    guided_regex guided_whitespace_pattern ignore_eos include include_reasoning
+    include_stop_str_in_output inference_geo kv_transfer_params length_penalty
+    logit_bias logits_processors logprob_token_ids logprobs max_completion_tokens
+    max_output_tokens max_tokens max_tool_calls media_io_kwargs metadata min_p
+    min_tokens mm_payload mm_processor_kwargs modalities model n normalize
+    output_config output_format padding parallel_tool_calls prediction
+    presence_penalty priority prompt_cache_key prompt_cache_retention prompt_logprobs
+    reasoning reasoning_effort repetition_detection repetition_penalty request_id
+    response_format return_mm_kwargs return_prompt_text return_token_ids
+    return_token_offsets return_tokens_as_token_ids routed_experts_prompt_start
+    safety_identifier seed service_tier session_id skip_special_tokens
+    spaces_between_special_tokens speed stop stop_sequences stop_token_ids store
+    stream stream_interval stream_options structural_tag structured_outputs
+    temperature text thinking thinking_token_budget tool_choice top_k top_logprobs
+    top_p truncate truncate_prompt_tokens truncation truncation_side use_activation
+    use_beam_search user verbosity vllm_xargs watermarking web_search_options
+    """.split()  # noqa: SIM905 - a list of words, not of lines
+)
+"""Fields of a body that reach no prompt: those of vLLM 0.8 to 0.32
+(``protocol.py`` of each API) and of OpenAI's and Anthropic's references that set
+sampling, limits, schemas of the output, or accounting."""
 
+_OPAQUE = frozenset({"chat_template", "prompt_embeds"})
+"""Fields that replace or add what cannot be estimated."""
 
-class Source(Protocol):
-    """What is parsed of a body: the whole, or its elided JSON."""
-
-    @property
-    def octets(self) -> bytes | memoryview:
-        """JSON."""
-
-    @property
-    def body_bytes(self) -> int:
-        """The body's size."""
-
-    def excerpt(self, text: str) -> tuple[bytes, int]:
-        """A text from the JSON in UTF-8, and how many of its bytes are missing."""
-
-    def size_bytes(self, text: str) -> int:
-        """A text's size in UTF-8."""
-
-    def items(self, text: str) -> int:
-        """The length of a list that the text stands for; 0 if it stands for none."""
-
-
-class Whole:
-    """A body of which nothing is left out."""
-
-    __slots__ = ("octets",)
-
-    def __init__(self, octets: bytes | memoryview) -> None:
-        self.octets: bytes | memoryview = octets
-
-    @property
-    def body_bytes(self) -> int:
-        return len(self.octets)
-
-    def excerpt(self, text: str) -> tuple[bytes, int]:
-        return text.encode(), 0
-
-    def size_bytes(self, text: str) -> int:
-        return len(text.encode())
-
-    def items(self, text: str) -> int:
-        return 0
+_ELSEWHERE = ("previous_response_id", "conversation")
+"""Fields of the Responses API that name a history which the server keeps."""
 
 
-class _Message(msgspec.Struct):
-    content: Any = None
-    tool_calls: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: Any = None
-    name: Any = None
+class NotARequestError(ValueError):
+    """A body that is no request; names the field, quotes nothing."""
 
 
-class _Body(msgspec.Struct):
-    """The fields that we need; everything else is skipped without being built."""
+_CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
+_COMPLETION = _NOT_PROMPT | {"prompt"}
+_EMBEDDING = _NOT_PROMPT | {"input"}
+_RESPONSE = _NOT_PROMPT.union(_ELSEWHERE) | {
+    "input",
+    "instructions",
+    "previous_input_messages",
+    "tools",
+}
 
-    model: Any = None
-    stream: Any = None
-    stream_options: Any = None
-    max_completion_tokens: Any = None
-    max_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
-    tools: Any = None
-
-
-class _Chat(_Body):
-    messages: list[_Message] = []
-    system: Any = None
+_decode = msgspec.json.Decoder().decode
 
 
-class _Completion(_Body):
-    prompt: Any = None
-    suffix: Any = None
+def _object(source: Source) -> dict[str, Any]:
+    try:
+        body = _decode(source.octets)
+    except msgspec.DecodeError as error:
+        if "out of range" not in str(error):
+            raise NotARequestError(f"not JSON: {error}") from None
+        # A number too large for a float; vLLM reads it as infinite.
+        body = json.loads(bytes(source.octets))
+    if type(body) is not dict:
+        raise NotARequestError(f"a JSON {_kind(body)}; expected an object")
+    return body
 
 
-class _Response(_Body):
-    input: Any = None
-    instructions: Any = None
-    store: Any = None
-    background: Any = None
-    previous_response_id: Any = None
-    conversation: Any = None
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "number")
 
 
-class _Gathered:
-    """Text and media, gathered while walking through a body's parts."""
-
-    __slots__ = ("audios", "files", "images", "texts")
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.images = 0
-        self.audios = 0
-        self.files = 0
-
-    def add(self, value: Any) -> None:
-        """Take a string, or a list of strings and content parts, or nothing."""
-        if type(value) is str:
-            self.texts.append(value)
-        elif type(value) is list:
-            for part in value:
-                if type(part) is str:
-                    self.texts.append(part)
-                elif type(part) is dict:
-                    self._add_part(part)
-
-    def _add_part(self, part: dict[str, Any]) -> None:
-        kind = part.get("type")
-        if type(kind) is not str:
-            kind = ""  # a list would not even hash
-        if kind in _TEXT_PARTS:
-            self.add(part.get("text"))
-        elif kind in _IMAGE_PARTS:
-            self.images += 1
-        elif kind in _AUDIO_PARTS:
-            self.audios += 1
-        elif kind in _FILE_PARTS:
-            self._add_document(part)
-        elif kind in _CALL_PARTS:
-            self.add_call(part)
-        else:
-            # Tool results (``content``, ``output``), thinking blocks, refusals; what
-            # has none of these has no text.
-            for key in ("text", "thinking", "refusal", "content", "output"):
-                if key in part:
-                    self.add(part[key])
-
-    def _add_document(self, part: dict[str, Any]) -> None:
-        source = part.get("source")
-        if type(source) is dict and source.get("type") in ("text", "content"):
-            self.add(source.get("data"))
-            self.add(source.get("content"))
-        else:
-            self.files += 1
-
-    def add_call(self, call: dict[str, Any]) -> None:
-        """Take a tool call: its name, and its arguments as text or as an object."""
-        function = call.get("function")
-        call = function if type(function) is dict else call
-        self.add(call.get("name"))
-        arguments = call.get("arguments", call.get("input"))
-        if type(arguments) is str:
-            self.texts.append(arguments)
-        elif arguments:
-            self.texts.append(_compact(arguments).decode())
-
-    def add_message(self, message: _Message) -> None:
-        """Take a chat message."""
-        self.add(message.content)
-        if type(message.tool_calls) is list:
-            for call in message.tool_calls:
-                if type(call) is dict:
-                    self.add_call(call)
-        reasoning = message.reasoning_content or message.reasoning
-        if reasoning is not None:
-            self.add(reasoning)
-        if message.refusal is not None:
-            self.add(message.refusal)
-        if message.name is not None:
-            self.add(message.name)
+_KINDS = {
+    type(None): "null",
+    bool: "boolean",
+    str: "text",
+    list: "list",
+    dict: "object",
+}
 
 
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-_IMAGE_PARTS = frozenset({"image_url", "image", "input_image", "image_embeds"})
-_AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio", "video_url", "video"})
-_FILE_PARTS = frozenset({"file", "input_file", "document"})
-_CALL_PARTS = frozenset({"tool_use", "function_call", "server_tool_use"})
-
-_compact = msgspec.json.encode
-_decode_chat = msgspec.json.Decoder(_Chat).decode
-_decode_completion = msgspec.json.Decoder(_Completion).decode
-_decode_response = msgspec.json.Decoder(_Response).decode
-
-
-def _parse_chat(body: Source) -> Request | None:
-    chat = _decode_chat(body.octets)
-    gathered = _Gathered()
-    if chat.system is not None:
-        gathered.add(chat.system)
-    for message in chat.messages:
-        gathered.add_message(message)
-    if not chat.messages:
-        return None
-    messages = len(chat.messages) + (chat.system is not None)
-    limit = _first_limit(chat.max_completion_tokens, chat.max_tokens)
-    return _request(chat, body, gathered, messages, limit)
+def _parse_chat(body: dict[str, Any], source: Source) -> Request:
+    parts = PromptParts(source)
+    system = body.get("system")
+    if system is not None:
+        parts.add(system)
+    messages = _messages(body.get("messages"), "messages")
+    parts.add_messages(messages)
+    limit = first_limit(body, "max_completion_tokens", "max_tokens")
+    _add_rest(parts, body, _CHAT)
+    turns = len(messages) + (system is not None)
+    return _request(body, source, parts, turns, limit)
 
 
-def _parse_completion(body: Source) -> Request | None:
-    completion = _decode_completion(body.octets)
-    limit = _first_limit(completion.max_tokens, completion.max_completion_tokens)
-    return _request_of_prompts(completion, completion.prompt, body, limit)
+def _messages(value: Any, name: str) -> list[dict[str, Any]]:
+    if type(value) is not list or not value:
+        found = "an empty list" if value == [] else _kind(value)
+        found = "missing" if value is None else found
+        raise NotARequestError(f"{name}: {found}; expected a list of messages")
+    kinds = [*map(type, value)]
+    if kinds.count(dict) < len(kinds):
+        position = next(i for i, kind in enumerate(kinds) if kind is not dict)
+        found = _kind(value[position])
+        raise NotARequestError(f"{name}[{position}]: {found}; expected an object")
+    return value
 
 
-def _parse_embedding(body: Source) -> Request | None:
-    embedding = _decode_response(body.octets)
-    request = _request_of_prompts(embedding, embedding.input, body, None)
-    if request is None:
+def _parse_completion(body: dict[str, Any], source: Source) -> Request:
+    parts = PromptParts(source)
+    _add_rest(parts, body, _COMPLETION)
+    prompt = body.get("prompt")
+    if prompt is None and body.get("prompt_embeds") is not None:
+        prompt = ""
+    return _request_of_prompts(
+        body, "prompt", prompt, source, parts, completion_limit(body)
+    )
+
+
+def _parse_embedding(body: dict[str, Any], source: Source) -> Request:
+    if body.get("input") is None and body.get("messages") is not None:
         # vLLM also embeds a conversation: ``messages`` in place of ``input``.
-        request = _parse_chat(body)
-    return None if request is None else replace(request, generates=False)
-
-
-def _parse_response(body: Source) -> Request | None:
-    response = _decode_response(body.octets)
-    gathered = _Gathered()
-    gathered.add(response.instructions)
-    messages = 1 + (response.instructions is not None)
-    if type(response.input) is str:
-        gathered.texts.append(response.input)
-    elif type(response.input) is list:
-        gathered.add(response.input)
-        messages += max(0, len(response.input) - 1)
+        request = _parse_chat(body, source)
     else:
-        return None
-    limit = _first_limit(response.max_output_tokens)
-    request = _request(response, body, gathered, messages, limit)
-    return replace(request, stored=_is_stored(response))
+        parts = PromptParts(source)
+        _add_rest(parts, body, _EMBEDDING)
+        request = _request_of_prompts(
+            body, "input", body.get("input"), source, parts, None
+        )
+    return replace(request, generates=False, max_tokens=None)
 
 
-def _is_stored(response: _Response) -> bool | None:
+def _parse_response(body: dict[str, Any], source: Source) -> Request:
+    parts = PromptParts(source)
+    parts.opaque = any(body.get(name) is not None for name in _ELSEWHERE)
+    instructions, items = body.get("instructions"), body.get("input")
+    turns = 1 + (instructions is not None)
+    if instructions is not None:
+        parts.add(instructions)
+    for message in body.get("previous_input_messages") or ():
+        parts.add_item(message)
+        turns += 1
+    if type(items) is str:
+        parts.texts.append(items)
+    elif type(items) is list:
+        for item in items:
+            parts.add_item(item)
+        turns += max(0, len(items) - 1)
+    else:
+        found = "missing" if items is None else _kind(items)
+        raise NotARequestError(f"input: {found}; expected a text or a list of items")
+    if body.get("prompt") is not None:
+        parts.opaque = True  # a stored prompt, of which only the variables are here
+    _add_rest(parts, body, _RESPONSE)
+    limit = first_limit(body, "max_output_tokens")
+    request = _request(body, source, parts, turns, limit)
+    return replace(request, stored=_is_stored(body))
+
+
+def _is_stored(body: dict[str, Any]) -> bool | None:
     """Whether a server keeps the response, or what it goes on from."""
-    if response.background is True:
+    if body.get("background") is True:
         return True
-    history = response.previous_response_id, response.conversation
-    if any(each is not None for each in history):
+    if any(body.get(name) is not None for name in _ELSEWHERE):
         return True
-    return response.store if type(response.store) is bool else None
+    store = body.get("store")
+    return store if type(store) is bool else None
+
+
+def _add_rest(parts: PromptParts, body: dict[str, Any], done: frozenset[str]) -> None:
+    """Take the fields of a body that may be rendered, beside those ``done``."""
+    if body.keys() <= done:
+        return
+    for key in body.keys() - done:
+        value = body[key]
+        if value is None:
+            continue
+        if key in _OPAQUE:
+            parts.opaque = True
+        if key == "prompt_embeds":
+            parts.files += 1  # base64 is no text
+        elif key == "documents":
+            parts.add_optional(OptionalKind.DOCUMENTS, value)
+        elif key == "chat_template_kwargs" and type(value) is dict:
+            parts.opaque |= "chat_template" in value
+            parts.add_optional(OptionalKind.DOCUMENTS, value.get("documents"))
+            rest = {name: each for name, each in value.items() if name != "documents"}
+            parts.add_other(rest)
+        else:
+            parts.add_other(value)
 
 
 def _request(
-    body: _Body, raw: Source, gathered: _Gathered, messages: int, limit: int | None
+    body: dict[str, Any],
+    source: Source,
+    parts: PromptParts,
+    messages: int,
+    limit: int | None,
 ) -> Request:
-    tools = body.tools if type(body.tools) is list else []
-    text, missing_bytes = raw.excerpt("\n".join(gathered.texts))
+    tools = body.get("tools")
     tools_text, missing_tools_bytes = b"", 0
     if tools:
-        tools_text, missing_tools_bytes = raw.excerpt(_compact(tools).decode())
+        tools_text, missing_tools_bytes = source.excerpt(compact(tools).decode())
+    text, missing_bytes = source.excerpt("\n".join(parts.texts))
     prompt = Prompt(
         text=text,
         messages=messages,
         tools_text=tools_text,
-        tools=len(tools),
-        images=gathered.images,
-        audios=gathered.audios,
-        files=gathered.files,
+        tools=len(tools) if type(tools) is list else int(bool(tools)),
+        images=parts.images,
+        audios=parts.audios,
+        files=parts.files,
         missing_bytes=missing_bytes,
         missing_tools_bytes=missing_tools_bytes,
+        optional=parts.optional,
+        opaque=parts.opaque,
     )
-    return _finished(body, raw, prompt, limit, prompts=1)
+    return _finished(body, source, prompt, limit, prompts=1)
 
 
 def _request_of_prompts(
-    body: _Body, value: Any, raw: Source, limit: int | None
-) -> Request | None:
+    body: dict[str, Any],
+    name: str,
+    value: Any,
+    source: Source,
+    parts: PromptParts,
+    limit: int | None,
+) -> Request:
     if type(value) is list and value and type(value[0]) is not int:
         # Each prompt is a sequence of its own: the longest decides whether a pool fits.
-        longest = max(value, key=lambda each: _rough_tokens(each, raw))
+        longest = max(value, key=lambda each: _rough_tokens(each, source))
         prompts = len(value)
-        longest = _text_of(longest) if type(longest) is dict else longest
+        longest = _text_of(longest, source) if type(longest) is dict else longest
     else:
         longest, prompts = value, 1
-    prompt = _prompt(longest, raw)
-    return None if prompt is None else _finished(body, raw, prompt, limit, prompts)
+    prompt = _prompt(longest, source)
+    if prompt is None:
+        found = "missing" if value is None else _kind(value)
+        raise NotARequestError(f"{name}: {found}; expected texts or lists of token ids")
+    prompt = replace(
+        prompt, files=parts.files, optional=parts.optional, opaque=parts.opaque
+    )
+    return _finished(body, source, prompt, limit, prompts)
 
 
-def _rough_tokens(value: Any, raw: Source) -> int:
+def _rough_tokens(value: Any, source: Source) -> int:
     """A prompt's size in bytes of text; a token id counts as four."""
     if type(value) is list:
         return len(value) * 4
-    text = _text_of(value)
-    return raw.items(text) * 4 or raw.size_bytes(text)
+    text = _text_of(value, source)
+    return source.items(text) * 4 or source.size_bytes(text)
 
 
-def _prompt(value: Any, raw: Source) -> Prompt | None:
+def _prompt(value: Any, source: Source) -> Prompt | None:
     if type(value) is list and value:
         return Prompt(b"", token_ids=len(value))
     if type(value) is not str:
         return None
-    if items := raw.items(value):
+    if items := source.items(value):
         return Prompt(b"", token_ids=items)
-    text, missing_bytes = raw.excerpt(value)
+    text, missing_bytes = source.excerpt(value)
     return Prompt(text, missing_bytes=missing_bytes)
 
 
-def _text_of(value: Any) -> str:
+def _text_of(value: Any, source: Source) -> str:
     """The text of a string, or of a content part (vLLM embeds those)."""
     if type(value) is str:
         return value
-    gathered = _Gathered()
-    gathered.add([value])
-    return "\n".join(gathered.texts)
+    parts = PromptParts(source)
+    parts.add([value])
+    return "\n".join(parts.texts)
 
 
 def _finished(
-    body: _Body, raw: Source, prompt: Prompt, limit: int | None, prompts: int
+    body: dict[str, Any],
+    source: Source,
+    prompt: Prompt,
+    limit: int | None,
+    prompts: int,
 ) -> Request:
-    options = body.stream_options
-    sequences = max(_positive(body.n) or 1, _positive(body.best_of) or 1)
-    return Request(
+    options, model = body.get("stream_options"), body.get("model")
+    request = Request(
         prompt=prompt,
-        body_bytes=raw.body_bytes,
-        model=body.model[:MAX_MODEL_CHARS] if type(body.model) is str else "",
+        body_bytes=source.body_bytes,
+        model=model[:MAX_MODEL_CHARS] if type(model) is str else "",
         max_tokens=limit,
-        sequences=sequences,
         prompts=prompts,
-        stream=body.stream is True,
+        stream=body.get("stream") is True,
         asks_usage=type(options) is dict and options.get("include_usage") is True,
+    )
+    if body.keys().isdisjoint(_UNUSUAL):
+        return request
+    sequences = (read_count(body.get(name)) or 1 for name in ("n", "best_of"))
+    return replace(
+        request,
+        sequences=max(sequences),
+        min_tokens=read_count(body.get("min_tokens")) or 0,
+        ignore_eos=body.get("ignore_eos") is True,
+        prompt_limit=prompt_limit(body),
+        cut_to_window=is_cut_to_window(body),
     )
 
 
-def _first_limit(*values: Any) -> int | None:
-    for value in values:
-        limit = _positive(value)
-        if limit is not None:
-            return min(limit, MAX_OUTPUT_TOKENS)
-    return None
-
-
-def _positive(value: Any) -> int | None:
-    """Read a count as vLLM's validation does: 8, 8.0 and "8" are 8."""
-    if value is None:
-        return None
-    if type(value) is str and value.isascii() and value.isdigit():
-        value = int(value[:20])
-    elif type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and value > 0 else None
+_UNUSUAL = frozenset(
+    {"best_of", "ignore_eos", "min_tokens", "n", "truncate_prompt_tokens"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +335,8 @@ class Endpoint:
     """An API endpoint whose requests are routed by budget."""
 
     path: str
-    parse: Callable[[Source], Request | None]
-    """Reads a body; raises on JSON that is invalid or of other types."""
+    parse: Callable[[dict[str, Any], Source], Request]
+    """Reads a body; raises ``NotARequestError``."""
     operation: str
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
     stream_options: bool
@@ -389,17 +369,25 @@ def find_endpoint(path: str) -> Endpoint | None:
     return ENDPOINTS.get(path.partition("?")[0])
 
 
-def parse_source(path: str, source: Source) -> Request | None:
-    """Parse an inference request; None if it is none, whatever its bytes are."""
+def parse_source(path: str, source: Source) -> Request:
+    """Parse an inference request.
+
+    Raises:
+        NotARequestError: it is none; never another error, whatever its bytes are.
+    """
     endpoint = find_endpoint(path)
     if endpoint is None:
-        return None
+        raise NotARequestError(f"path: expected one of {', '.join(ENDPOINTS)}")
     try:
-        request = endpoint.parse(source)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
-        return None
-    if request is None:
-        return None
+        request = endpoint.parse(_object(source), source)
+    except NotARequestError:
+        raise
+    except RecursionError:
+        raise NotARequestError("nested too deeply") from None
+    except UnicodeError:
+        raise NotARequestError("a text is not Unicode") from None
+    except (msgspec.MsgspecError, ValueError):
+        raise NotARequestError("not JSON") from None
     if request.stream and not endpoint.stream_options:
         request = replace(request, asks_usage=True)
     if request.operation != endpoint.operation:

@@ -41,6 +41,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
+    window_tokens: int = 0
+    """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
     features: Features | None = None
     """None if there is nothing to learn from: failed open, media, token ids."""
 
@@ -91,6 +93,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     prompts: _Number = 1
     sequences: _Number = 1
     operation: Name = "chat"
+    window_tokens: Count = 0
 
     @property
     def budget_tokens(self) -> int:
@@ -126,6 +129,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
             prompts=self.prompts,
             sequences=self.sequences,
             operation=self.operation,
+            window_tokens=self.window_tokens,
             usage_not_requested=usage_not_requested,
             features=features,
         )
@@ -145,4 +149,5 @@ def decision_fields(decision: Decision) -> DecisionFields:
         prompts=decision.prompts,
         sequences=decision.sequences,
         operation=decision.operation,
+        window_tokens=decision.window_tokens,
     )

@@ -78,5 +78,7 @@ def most_tokens(features: Features) -> float:
     add up to 35 tokens and 10 a message, and print tools with indentation.
     """
     template = 64.0 + 16.0 * features.messages
-    text_bytes = features.text_bytes + features.optional_bytes
+    text_bytes = features.text_bytes
+    if features.optional:
+        text_bytes += features.optional_bytes
     return template + text_bytes + 2.0 * features.tools_bytes

@@ -172,7 +172,9 @@ def measure(prompt: Prompt, body_bytes: int) -> Features:
         tools=prompt.tools,
         pairs=_count_pairs(prompt.text, prompt.missing_bytes),
         tools_pairs=tools_pairs,
-        optional=tuple(map(_measure_optional, prompt.optional)),
+        optional=tuple(map(_measure_optional, prompt.optional))
+        if prompt.optional
+        else (),
     )
 
 

@@ -73,7 +73,7 @@ def find_misroute(
     needed = needed_tokens(decision, outcome)
     if needed is None:
         return None
-    fitting = policy.choose(needed).pool
+    fitting = policy.choose(needed, window_tokens=decision.window_tokens).pool
     # 5. A larger pool was right.
     if fitting.max_model_len > chosen.max_model_len:
         return Misroute.SHORT_OVERFLOW

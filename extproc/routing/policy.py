@@ -147,13 +147,18 @@ class Policy:
         return bisect_left(limits, budget_tokens) != bisect_left(limits, larger_tokens)
 
     def choose(
-        self, budget_tokens: int, loads: Mapping[str, PoolLoad] | None = None
+        self,
+        budget_tokens: int,
+        loads: Mapping[str, PoolLoad] | None = None,
+        window_tokens: int = 0,
     ) -> Choice:
         """Choose the pool for a budget.
 
         Args:
             budget_tokens: upper bound on prompt plus output tokens of one sequence.
             loads: by pool name; a pool that is not in it counts as idle.
+            window_tokens: ``max_model_len`` that the request asks for, whatever its
+                budget (``truncate_prompt_tokens``).
 
         The order is the papers' (arXiv 2604.08075, section 3): capacity, threshold,
         load, and capacity again for the pool that load moved the request to.
@@ -165,17 +170,21 @@ class Policy:
            budget does: a larger one first, though under pressure, then a smaller one.
         4. If there is none either, the request stays with its pool.
         """
-        chosen = self._first_fit(budget_tokens)
-        reason = self._reason(chosen, budget_tokens)
+        capacity_tokens = max(budget_tokens, window_tokens)
+        chosen = self._first_fit(budget_tokens, capacity_tokens)
+        reason = self._reason(chosen, capacity_tokens)
         if loads:
-            position = self._spill(chosen, budget_tokens, loads)
+            position = self._spill(chosen, capacity_tokens, loads)
             if position != chosen:
                 return Choice(self.pools[position], Reason.SPILLED)
         return Choice(self.pools[chosen], reason)
 
-    def _first_fit(self, budget_tokens: int) -> int:
+    def _first_fit(self, budget_tokens: int, capacity_tokens: int) -> int:
         for position, limit in enumerate(self.thresholds):
-            if budget_tokens <= limit:
+            if (
+                budget_tokens <= limit
+                and capacity_tokens <= self.pools[position].max_model_len
+            ):
                 return position
         return len(self.thresholds)
 

@@ -40,6 +40,10 @@ MESSAGE_TOKENS = 4
 """Tokens that each further message adds: 1.5 (Mistral) to 5 (Llama 3, Qwen 3)."""
 
 
+_LARGE_SHARE = 0.05
+"""Of a prompt's text: more than this that may not be counted moves its ratio."""
+
+
 def clamp_ratio(bytes_per_token: float) -> float:
     """Bound an observed ratio to what text can have, in bytes per token."""
     return min(max(bytes_per_token, MIN_BYTES_PER_TOKEN), MAX_BYTES_PER_TOKEN)
@@ -178,13 +182,14 @@ class TextRatios:
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
         """Fold in one counted prompt.
 
-        One without text teaches nothing, nor one with text that may not be counted.
+        One without text teaches nothing, nor one with much text that a template may
+        have left out.
 
         A sample's ratio is clamped to what text can have, so that a lying backend or
         client moves the quotient by no more than an extreme text would.
         """
         text_bytes = features.text_bytes + features.tools_bytes
-        if text_bytes == 0 or features.optional:
+        if features.optional_bytes >= _LARGE_SHARE * text_bytes:
             return
         text_tokens = max(1, prompt_tokens - template_tokens(features))
         ratio = clamp_ratio(text_bytes / text_tokens)

@@ -108,3 +108,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Whether a stream's client asked for ``include_usage``."""
     operation: str = "chat"
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
+    min_tokens: int = 0
+    """Output tokens that the client insists on."""
+    ignore_eos: bool = False
+    """Whether the output goes on to its limit, or without one to the window's end."""
+    prompt_limit: int | None = None
+    """Tokens that the backend cuts the prompt to. A window below it is refused."""
+    cut_to_window: bool = False
+    """Whether the backend cuts the prompt to its window."""

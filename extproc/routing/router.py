@@ -130,38 +130,49 @@ class Router:
         prompt = request.prompt
         features = measure(prompt, request.body_bytes)
         category = classify(features, hint, self.hints)
-        output_tokens = self._output_tokens(request, category)
+        output_tokens, declared = self._output(request, category)
         constant = prompt.token_ids + self.media_tokens.of(prompt)
         learnable = (
-            not prompt.has_media and not prompt.token_ids and request.prompts == 1
+            not (prompt.has_media or prompt.opaque)
+            and not prompt.token_ids
+            and request.prompts == 1
         )
         estimate = None
         if prompt.is_counted:
             estimate, approximate = _NOTHING, False
-        elif approximate and learnable:
+        elif approximate and learnable and request.prompt_limit is None:
             estimate = self._quick_estimate(
                 request.model, category, features, output_tokens
             )
         if estimate is None:
             approximate = False
             estimate = self.estimator.estimate(request.model, category, features)
+        point = estimate.prompt_tokens + constant
         bound = estimate.bound_tokens + constant
-        choice = self.policy.choose(bound + output_tokens, loads)
+        window_tokens = 0
+        if request.prompt_limit is not None:
+            window_tokens = request.prompt_limit
+            learnable &= bound <= window_tokens
+            point, bound = min(point, window_tokens), min(bound, window_tokens)
+        choice = self.policy.choose(bound + output_tokens, loads, window_tokens)
+        if request.cut_to_window:
+            learnable &= bound <= choice.pool.max_model_len
         return Decision(
             pool=choice.pool,
             reason=choice.reason,
             category=category,
             model=request.model,
             body_bytes=request.body_bytes,
-            prompt_tokens=estimate.prompt_tokens + constant,
+            prompt_tokens=point,
             bound_tokens=bound,
             approximate_bound=approximate,
             output_tokens=output_tokens,
-            declared=request.max_tokens is not None or not request.generates,
+            declared=declared,
             prompts=request.prompts,
             sequences=request.sequences,
             operation=request.operation,
             usage_not_requested=request.stream and not request.asks_usage,
+            window_tokens=window_tokens,
             features=features if learnable else None,
         )
 
@@ -183,12 +194,16 @@ class Router:
         bound = estimate.bound_tokens
         return replace(decision, bound_tokens=bound, approximate_bound=False)
 
-    def _output_tokens(self, request: Request, category: str) -> int:
+    def _output(self, request: Request, category: str) -> tuple[int, bool]:
+        """Return the output tokens to reserve, and whether the client set them."""
         if not request.generates:
-            return 0
+            return 0, True
         if request.max_tokens is not None:
-            return request.max_tokens
-        return self.allowance.allow(request.model, category)
+            return max(request.max_tokens, request.min_tokens), True
+        if request.ignore_eos:
+            return self.policy.default.max_model_len, True
+        allowed = self.allowance.allow(request.model, category)
+        return max(allowed, request.min_tokens), request.min_tokens > allowed
 
     def fail_open(
         self,

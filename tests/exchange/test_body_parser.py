@@ -5,8 +5,8 @@ import gzip
 import pytest
 
 from extproc.exchange.body_parser import BodyParser
-from extproc.exchange.openai import Source
 from extproc.exchange.paths import ANY_PREFIX
+from extproc.exchange.source import Source
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
 

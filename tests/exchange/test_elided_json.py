@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -23,8 +24,9 @@ from extproc.exchange.json_elider import (
     TooIntricate,
     is_large,
 )
-from extproc.exchange.openai import Source, Whole, parse_source
+from extproc.exchange.openai import NotARequestError, parse_source
 from extproc.exchange.paths import ANY_PREFIX
+from extproc.exchange.source import Source, Whole
 from extproc.routing.features import SAMPLE_BYTES, measure
 from extproc.routing.policy import Reason
 from extproc.routing.request import Request
@@ -105,7 +107,8 @@ def test_the_outline_with_what_it_leaves_out_is_the_body(
 def test_no_bytes_raise(body: bytes, chunk_bytes: int) -> None:
     elided = elided_of(body, chunk_bytes)
 
-    parse_source(CHAT, elided)
+    with contextlib.suppress(NotARequestError):
+        parse_source(CHAT, elided)
     elided.excerpt(elided.octets.decode(errors="replace"))
 
 
@@ -146,8 +149,6 @@ def the_same(path: str, body: Any) -> tuple[Request, Request]:
     octets = json.dumps(body, ensure_ascii=False).encode()
     whole = parse_source(path, Whole(octets))
     from_elided = parse_source(path, elided_of(octets))
-    assert whole is not None
-    assert from_elided is not None
     return whole, from_elided
 
 

@@ -12,8 +12,8 @@ from extproc.config import Config
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.json_elider import CHUNK_BYTES, DIRECT_BYTES
-from extproc.exchange.openai import Source
 from extproc.exchange.settings import ExchangeSettings
+from extproc.exchange.source import Source
 from extproc.rpc.call import Call, Replies, RpcError, StatusCode
 from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics

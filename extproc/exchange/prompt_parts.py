@@ -1,0 +1,415 @@
+"""Gathers the text and media of a request's prompt.
+
+Every text in a part of the body that bears the prompt counts. Three sorts are told
+apart:
+
+- fields that vLLM renders (``content``, ``text``, ``tool_calls``): text;
+- fields that a chat template may or may not render (reasoning, ``documents``, any
+  field without a name here): text of an ``OptionalKind``, whose share of the prompt is
+  learned for each model;
+- fields that reach no prompt, by name: identifiers, states, signatures.
+
+Identifiers count once they are longer than identifiers are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+import msgspec
+
+from extproc.exchange.source import Source
+from extproc.routing.request import OptionalKind, OptionalText
+
+MAX_IDENTIFIER_CHARS: Final = 64
+"""Identifiers up to this length are priced with their message, as the template's own
+words are; longer ones are text."""
+
+_NOT_PROMPT = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "caller",
+        "citations",
+        "created_at",
+        "detail",
+        "encrypted_content",
+        "index",
+        "logprobs",
+        "max_pixels",
+        "min_pixels",
+        "signature",
+        "status",
+        "top_logprobs",
+        "usage",
+    }
+)
+"""Fields of messages and parts that no vLLM version and no known template renders."""
+
+_IDENTIFIERS = frozenset(
+    {
+        "approval_request_id",
+        "call_id",
+        "file_id",
+        "id",
+        "phase",
+        "role",
+        "tool_call_id",
+        "tool_use_id",
+        "type",
+        "uuid",
+    }
+)
+_USUAL_ROLES = frozenset({"assistant", "developer", "system", "tool", "user"})
+_TEXT = frozenset({"content", "name", "output", "refusal", "text"})
+_REASONING = frozenset({"reasoning", "reasoning_content", "thinking"})
+_CALL_TEXT = frozenset({"arguments", "input", "name"})
+_CALL_TYPES = frozenset({"function", "function_call", "server_tool_use", "tool_use"})
+_REDACTED = frozenset({"redacted_thinking"})
+_OPAQUE_TYPES = frozenset({"compaction", "item_reference", "prompt_embeds"})
+"""Parts that stand for text which is not in the body."""
+
+_MESSAGE_DONE = _NOT_PROMPT | {"content"}
+
+_IMAGE_KEYS = frozenset(
+    {
+        "image",
+        "image_embeds",
+        "image_generation_call",
+        "image_pil",
+        "image_url",
+        "input_image",
+    }
+)
+_AUDIO_KEYS = frozenset({"audio", "audio_embeds", "audio_url", "input_audio"})
+_VIDEO_KEYS = frozenset({"input_video", "video", "video_embeds", "video_url"})
+_FILE_KEYS = frozenset({"container_upload", "document", "file", "input_file"})
+_MEDIA_KEYS = _IMAGE_KEYS | _AUDIO_KEYS | _VIDEO_KEYS | _FILE_KEYS
+_MEDIA_FIELDS = _MEDIA_KEYS | {"source", "file_data", "file_url", "filename", "result"}
+
+_THINK_END = "</think>"
+_THINK_START = "<think>"
+
+_TAKEN_FROM_SOURCE = ("data", "content")
+"""The text of a document, or the payload of another source."""
+
+_PAYLOAD = re.compile(r"data:|https?:|[A-Za-z0-9+/_=-]{64}")
+"""How a data URL, an address or base64 begins."""
+
+compact = msgspec.json.encode
+_content_of, _role_of = itemgetter("content"), itemgetter("role")
+
+
+class PromptParts:
+    """Text and media, gathered while walking through a body's parts.
+
+    Args:
+        source: what the parts were parsed from.
+    """
+
+    __slots__ = (
+        "_optional",
+        "_reasoning",
+        "_source",
+        "_turn",
+        "audios",
+        "files",
+        "images",
+        "opaque",
+        "texts",
+    )
+
+    def __init__(self, source: Source) -> None:
+        self.texts: list[str] = []
+        self.images = 0
+        self.audios = 0
+        self.files = 0
+        self.opaque = False
+        self._source = source
+        self._optional: dict[OptionalKind, list[str]] = {}
+        self._reasoning: list[tuple[int, str]] = []
+        """Each with the number of user messages before it."""
+        self._turn = 0
+
+    def add(self, value: Any) -> None:
+        """Take content: a string, a list of strings and parts, or a part."""
+        if type(value) is str:
+            self.texts.append(value)
+        elif type(value) is list:
+            for part in value:
+                if type(part) is str:
+                    self.texts.append(part)
+                elif type(part) is dict:
+                    self.add_part(part)
+                elif part is not None:
+                    self.add_other(part)
+        elif type(value) is dict:
+            self.add_part(value)
+        elif value is not None:
+            self.add_other(value)
+
+    def add_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Take chat messages, in their order."""
+        if self._add_plain(messages):
+            return
+        for message in messages:
+            self.add_message(message)
+
+    def _add_plain(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Take messages of a role and a text each, as most are; false for others."""
+        try:
+            text = "\n".join(map(_content_of, messages))
+            roles = [*map(_role_of, messages)]
+            usual = _USUAL_ROLES.issuperset(roles)
+        except (KeyError, TypeError):  # none, or of another type
+            return False
+        if not usual or sum(map(len, messages)) > 2 * len(messages):
+            return False
+        # Searched from the end, which takes a tenth of the time.
+        if "assistant" in roles and text.rfind(_THINK_END) >= 0:
+            return False
+        self.texts.append(text)
+        self._turn += roles.count("user")
+        return True
+
+    def add_message(self, message: Mapping[str, Any]) -> None:
+        """Take a chat message."""
+        role, content = message.get("role"), message.get("content")
+        if role == "user" and not _only_tool_results(content):
+            self._turn += 1
+        if type(content) is str:
+            self._add_content(content, role)
+            if len(message) == 2 and role in _USUAL_ROLES:
+                return
+        else:
+            self.add(content)
+        for key, value in message.items():
+            if value is None or key in _MESSAGE_DONE:
+                continue
+            if key in _IDENTIFIERS:
+                self._add_identifier(value)
+            elif key == "tool_calls" and type(value) is list:
+                self._add_calls(value)
+            elif key in _REASONING:
+                self._add_reasoning(value, message, key)
+            elif key in _TEXT:
+                self.add(value)
+            else:
+                self.add_other(value)
+
+    def _add_content(self, text: str, role: Any) -> None:
+        if role == "assistant":
+            end = text.rfind(_THINK_END)
+            if end >= 0:
+                # Templates of reasoning models cut this part off earlier answers.
+                reasoning = text[:end].replace(_THINK_START, "")
+                self._reasoning.append((self._turn, reasoning))
+                text = text[end + len(_THINK_END) :]
+        self.texts.append(text)
+
+    def _add_calls(self, calls: Sequence[Any]) -> None:
+        for call in calls:
+            if type(call) is dict:
+                self._add_call(call)
+            else:
+                self.add_other(call)
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        """Take a tool call: its name, and its arguments as text or as an object."""
+        for key, value in call.items():
+            if key == "function" and type(value) is dict:
+                self._add_call(value)
+            elif value is None or key in _NOT_PROMPT:
+                continue
+            elif key in _CALL_TEXT:
+                self.texts.append(value if type(value) is str else _text(value))
+            elif key in _IDENTIFIERS:
+                self._add_identifier(value)
+            else:
+                self.add_other(value)
+
+    def _add_reasoning(self, value: Any, message: Mapping[str, Any], key: str) -> None:
+        if key == "reasoning_content" and value == message.get("reasoning"):
+            return  # the same under both names
+        self.add_reasoning(value)
+
+    def add_reasoning(self, value: Any) -> None:
+        """Take reasoning of the current turn: text, or parts with text."""
+        if type(value) is list:
+            for each in value:
+                self.add_reasoning(each)
+        elif type(value) is dict:
+            for key, each in value.items():
+                if key in _REASONING or key in _TEXT:
+                    self.add_reasoning(each)
+                elif key in _IDENTIFIERS:
+                    self._add_identifier(each)
+                elif key not in _NOT_PROMPT:
+                    self.add_other(each)
+        else:
+            self._reasoning += ((self._turn, text) for text in _strings(value))
+
+    def add_part(self, part: Mapping[str, Any]) -> None:
+        """Take a content part, or an item of the Responses API."""
+        kind = part.get("type")
+        kind = kind if type(kind) is str else ""  # a list would not even hash
+        if kind in _CALL_TYPES:
+            self._add_call(part)
+            return
+        if kind in _REDACTED:
+            return
+        if kind in _OPAQUE_TYPES:
+            self.opaque = True
+            self.files += 1
+            return
+        self._add_fields(part, media=self._take_media(kind, part))
+
+    def _add_fields(self, part: Mapping[str, Any], *, media: bool) -> None:
+        for key, value in part.items():
+            if value is None or key in _NOT_PROMPT:
+                continue
+            if media and key in _MEDIA_FIELDS:
+                self._add_media_field(value)
+            elif key in _TEXT:
+                self.add(value)
+            elif key in _IDENTIFIERS:
+                self._add_identifier(value)
+            elif key in _REASONING:
+                self.add_reasoning(value)
+            elif not media or not self._is_payload(value):
+                self.add_other(value)
+
+    def add_item(self, item: Any) -> None:
+        """Take an item of the Responses API's ``input``."""
+        if type(item) is not dict:
+            self.add([item])
+        elif item.get("type") == "reasoning":
+            # vLLM takes the summary if there is no content.
+            self._add_reasoning_item(item)
+        elif "role" in item:
+            self.add_message(item)
+        else:
+            self.add_part(item)
+
+    def _add_reasoning_item(self, item: Mapping[str, Any]) -> None:
+        for key, value in item.items():
+            if value is None or key in _NOT_PROMPT:
+                continue
+            if key == "content" or (key == "summary" and not item.get("content")):
+                self.add_reasoning(value)
+            elif key in _IDENTIFIERS:
+                self._add_identifier(value)
+            elif key != "summary":
+                self.add_other(value)
+
+    def _take_media(self, kind: str, part: Mapping[str, Any]) -> bool:
+        """Count the part if it is an image, audio, video or a file."""
+        keys = [kind, *(key for key in part if key in _MEDIA_KEYS)]
+        source = part.get("source")
+        if kind == "document" and type(source) is dict:
+            if source.get("type") in ("text", "content"):
+                for key in _TAKEN_FROM_SOURCE:
+                    self.add(source.get(key))
+            else:
+                self.files += 1
+        elif any(key in _IMAGE_KEYS for key in keys):
+            self.images += 1
+        elif any(key in _AUDIO_KEYS or key in _VIDEO_KEYS for key in keys):
+            self.audios += 1
+        elif any(key in _FILE_KEYS for key in keys):
+            self.files += 1
+        else:
+            return False
+        return True
+
+    def _add_identifier(self, value: Any) -> None:
+        short = type(value) is str and len(value) <= MAX_IDENTIFIER_CHARS
+        # A reference to a text that is left out is short itself.
+        if not short or self._source.refers(value):
+            self.add_other(value)
+
+    def _add_media_field(self, value: Any) -> None:
+        """Take what stands beside the media in one of its fields."""
+        if type(value) is dict:
+            for key, each in value.items():
+                if key not in _NOT_PROMPT and key not in _TAKEN_FROM_SOURCE:
+                    self._add_media_field(each)
+        elif not self._is_payload(value):
+            self._add_identifier(value)
+
+    def _is_payload(self, value: Any) -> bool:
+        """Whether a field of a media part is the media itself, or where it is."""
+        head = self._source.head(value, 64) if type(value) is str else ""
+        return _PAYLOAD.match(head) is not None
+
+    def add_optional(self, kind: OptionalKind, value: Any) -> None:
+        """Take text of a kind that the template may leave out, and media in it."""
+        for text in _strings(value):
+            head = self._source.head(text, 16)
+            if head.startswith("data:image/"):
+                self.images += 1
+            elif head.startswith(("data:audio/", "data:video/")):
+                self.audios += 1
+            elif head.startswith("data:application/"):
+                self.files += 1
+            else:
+                self._optional.setdefault(kind, []).append(text)
+
+    def add_other(self, value: Any) -> None:
+        """Take a value of which it is not known whether any template renders it."""
+        self.add_optional(OptionalKind.OTHER, value)
+
+    @property
+    def optional(self) -> tuple[OptionalText, ...]:
+        """The text that the template may leave out, by kind."""
+        if not self._reasoning and not self._optional:
+            return ()
+        gathered = dict(self._optional)
+        for turn, text in self._reasoning:
+            gathered.setdefault(self._reasoning_kind(turn), []).append(text)
+        return tuple(
+            OptionalText(kind, *self._source.excerpt("\n".join(texts)))
+            for kind, texts in sorted(gathered.items())
+        )
+
+    def _reasoning_kind(self, turn: int) -> OptionalKind:
+        if turn >= self._turn:
+            return OptionalKind.CURRENT_REASONING
+        if turn == self._turn - 1:
+            return OptionalKind.LAST_REASONING
+        return OptionalKind.EARLIER_REASONING
+
+
+def _only_tool_results(content: Any) -> bool:
+    """Whether a user's message is Anthropic's way to bring results of tools."""
+    return (
+        type(content) is list
+        and bool(content)
+        and all(
+            type(part) is dict and part.get("type") == "tool_result" for part in content
+        )
+    )
+
+
+def _text(value: Any) -> str:
+    return compact(value).decode() if value or value == 0 else ""
+
+
+def _strings(value: Any) -> list[str]:
+    """The texts in a value, an object's keys and numbers among them."""
+    if type(value) is str:
+        return [value] if value else []
+    if type(value) is list:
+        return [text for each in value for text in _strings(each)]
+    if type(value) is dict:
+        found = []
+        for key, each in value.items():
+            inner = _strings(each)
+            found += [key, *inner] if inner else []
+        return found
+    if type(value) in (int, float):
+        return [str(value)]
+    return []
