@@ -27,6 +27,7 @@ COMMANDS = {
     "check-config": "print the configuration in force, or why there is none",
     "demo": "Envoy, the server and two vLLM stand-ins on this machine",
     "explain": "one request: every number of its decision",
+    "routes": "the routes and clusters that a gateway needs for a configuration",
     "replay": "a log through the live code: errors, misroutes, baselines",
     "plan": "what would the split save: closed form and sized fleet",
     "simulate": "one fleet, in detail",

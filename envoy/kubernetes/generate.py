@@ -13,11 +13,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from extproc.commands.envoy_routes import (
+    Model,
+    cluster,
+    health_answer,
+    model_filter,
+    models_answer,
+    read_fleet,
+    routes,
+)
 
 ENVOY = Path(__file__).resolve().parents[1]
 
@@ -162,6 +172,49 @@ GENERATED from values.yaml and values.schema.json by envoy/kubernetes/generate.p
 |---|---|---|
 """
 
+_MODELS_HEAD = """\
+# GENERATED from envoy/envoy.yaml and envoy/models-router.yaml by
+# envoy/kubernetes/generate.py: a complete Envoy 1.40 in front of three models and five
+# pools. It differs from envoy.yaml in this:
+#
+#   1. The router sets x-llm-model, too: the base model, also for its adapters.
+#   2. `x-llm-pool: NAME` takes a small pool, with the retry to its own model's largest;
+#      `x-llm-model: NAME` takes that model's largest pool.
+#   3. If the router named no model (it is down, or did not read the body), a Lua filter
+#      after it reads the name from the body and chooses the route again. So every failure
+#      ends at the largest pool of the request's own model, never at another's.
+#   4. A request whose model is not in the fleet is a 404, one that names none a 400, and
+#      one whose body Envoy cannot read while the router is down (compressed, or above
+#      `request_body_buffer_limit`) a 503.
+
+"""
+
+_INFRA_BEGIN = "              # Questions about the server rather than for the model"
+_INFRA_END = "              - name: administration\n"
+_SHORT_BEGIN = "              - name: short\n"
+_ROUTES_END = "          http_filters:\n"
+_ROUTER_FILTER = "          - name: envoy.filters.http.router\n"
+_SHORT_CLUSTER = "  # vLLM with a small --max-model-len"
+_LONG_CLUSTER = "  # vLLM with the model's full window."
+_BUFFER_LIMIT = 33554432
+
+_MODEL_FILTER_HEAD = """\
+          # The name of the model, if the router set none. It waits for the body of such
+          # requests alone; all others pass at once.
+          - name: envoy.filters.http.lua
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+              default_source_code:
+                inline_string: |
+"""
+
+_NO_MODEL_CLUSTER = """\
+  # Where a request stands until its model is known; it has no server.
+  - name: no_model
+    type: STATIC
+    connect_timeout: 1s
+"""
+
 _RULE_HEAD = """\
 # GENERATED from envoy/observability/rules.yml by envoy/kubernetes/generate.py.
 apiVersion: monitoring.coreos.com/v1
@@ -302,6 +355,50 @@ def older_envoy() -> str:
     return f"{_OLDER_HEAD}{text.rstrip()}\n{_AGGREGATE_CLUSTER}{lua}"
 
 
+def models_envoy() -> str:
+    """Envoy's configuration for the fleet of ``models-router.yaml``."""
+    fleet = read_fleet((ENVOY / "models-router.yaml").read_text())
+    text = (ENVOY / "envoy.yaml").read_text()
+    text = text[text.index("admin:") :]
+    text = _replace(
+        text,
+        "              - remove: x-llm-budget\n",
+        "              - remove: x-llm-budget\n              - remove: x-llm-model\n",
+    )
+    answers = _blocks([models_answer(fleet), health_answer()], 14)
+    _, text = _cut(text, _INFRA_BEGIN, _INFRA_END, answers)
+    _, text = _cut(text, _SHORT_BEGIN, _ROUTES_END, _blocks(routes(fleet), 14))
+    text = _replace(text, _ROUTER_FILTER, _model_filter(fleet) + _ROUTER_FILTER)
+    small, text = _cut(text, _SHORT_CLUSTER, _LONG_CLUSTER, "")
+    large, text = _cut(text + "\n", _LONG_CLUSTER, "\n\n", "")
+    clusters = [_NO_MODEL_CLUSTER]
+    for model in fleet:
+        for pool in model.pools:
+            last = pool == model.pools[-1]
+            piece = (large if last else small).split("\n", 1)[1]
+            was = "long" if last else "short"
+            piece = piece.replace(f"vllm_{was}", cluster(pool))
+            clusters.append(piece.replace(f"vllm-{was}", f"vllm-{pool}"))
+    return (
+        _MODELS_HEAD
+        + text.rstrip()
+        + "\n\n"
+        + "\n".join(piece.rstrip() + "\n" for piece in clusters)
+    )
+
+
+def _blocks(items: Iterable[object], columns: int) -> str:
+    text = yaml.safe_dump(
+        list(items), sort_keys=False, width=1000, default_flow_style=None
+    )
+    return _indent(text, columns)
+
+
+def _model_filter(fleet: Sequence[Model]) -> str:
+    source = _indent(model_filter(fleet, _BUFFER_LIMIT), 18)
+    return _MODEL_FILTER_HEAD + source
+
+
 def prometheus_rule() -> str:
     """The alerts as the Prometheus operator has them."""
     text = (ENVOY / "observability" / "rules.yml").read_text()
@@ -359,6 +456,7 @@ def _value_rows(
 
 GENERATED: dict[str, Callable[[], str]] = {
     "envoy-1.37.yaml": older_envoy,
+    "models.yaml": models_envoy,
     "kubernetes/overlays/sidecar/envoy.yaml": sidecar_envoy,
     "observability/kubernetes/prometheusrule.yaml": prometheus_rule,
     "kubernetes/components/shared-state/extproc.yaml": shared_state_config,

@@ -1,0 +1,332 @@
+"""The routes and clusters that an Envoy needs for a fleet of models.
+
+Every request ends at its own model's largest pool unless the router decided otherwise:
+if the router set no ``x-llm-model``, a Lua filter after it reads the model's name from
+the body and chooses the route again. A request whose model nobody can name is refused,
+as vLLM refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+Json = dict[str, object]
+
+MODEL_HEADER = "x-llm-model"
+POOL_HEADER = "x-llm-pool"
+NO_MODEL = "no_model"
+"""A cluster without a server."""
+UNREADABLE = "-"
+"""``x-llm-model`` of a request whose body Envoy does not read: encoded, or too long."""
+UNNAMED = "."
+"""``x-llm-model`` of a request whose body names no model, or is no JSON object."""
+
+_LUA = """\
+-- The base model of each name that clients ask by, for requests for which the router
+-- named no model: it is down, or did not read the body.
+local bases = {
+%(bases)s}
+local patterns = {
+%(patterns)s}
+-- What Envoy may hold of one request (request_body_buffer_limit): above it, 413.
+local max_bytes = %(max_bytes)d
+
+local function plain(text)
+  if not text:find("\\\\", 1, true) then return text end
+  if text:find("\\\\[^\\"\\\\/]") then return nil end
+  return (text:gsub("\\\\(.)", "%%1"))
+end
+
+-- The value of the last key "model" of a JSON object itself, as JSON parsers have it.
+local function model_of(json)
+  local depth, at, found = 0, 1, nil
+  while true do
+    local here = json:find('["{}%%[%%]]', at)
+    if not here then break end
+    local mark = json:sub(here, here)
+    at = here + 1
+    if mark == "{" or mark == "[" then
+      depth = depth + 1
+    elseif mark ~= '"' then
+      depth = depth - 1
+    else
+      local stop, escapes = here, 0
+      repeat  -- a quote behind an odd number of backslashes is one of the text
+        stop = json:find('"', stop + 1, true)
+        if not stop then return nil end
+        escapes = 0
+        while json:byte(stop - 1 - escapes) == 92 do escapes = escapes + 1 end
+      until escapes %% 2 == 0
+      at = stop + 1
+      if depth == 1 then
+        local value = json:match("^%%s*:%%s*()", at)
+        if value then
+          local key = json:sub(here + 1, stop - 1)
+          if key:find("\\\\u", 1, true) then return nil end
+          if key == "model" then
+            local text = json:match('^"([^"]*)"', value)
+            found = text and plain(text)
+          end
+        end
+      end
+    end
+  end
+  return depth == 0 and found or nil
+end
+
+local function base_of(name)
+  if bases[name] then return bases[name] end
+  for _, pattern in ipairs(patterns) do
+    if name:find(pattern[1]) then return pattern[2] end
+  end
+  return nil
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  if headers:get("%(model_header)s") or headers:get(":method") ~= "POST" then return end
+  local name = "%(unreadable)s"
+  local length = tonumber(headers:get("content-length") or "0")
+  if not headers:get("content-encoding") and length and length <= max_bytes then
+    local body = handle:body()
+    local text = body and body:getBytes(0, body:length()) or ""
+    -- A file with a form around it, as for /v1/audio/transcriptions.
+    local field = '; name="model"\\r\\n\\r\\n([^\\r\\n]+)\\r\\n'
+    local named = model_of(text) or text:match(field)
+    name = named and (base_of(named) or named) or "%(unnamed)s"
+  end
+  -- Not a variable from above: body() waits, and what was got before it is gone.
+  handle:headers():replace("%(model_header)s", name)
+  handle:clearRouteCache()
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One base model of a fleet."""
+
+    name: str
+    pools: Sequence[str]
+    """Names of its pools, the largest window last."""
+    adapters: Sequence[str] = ()
+    """Other names that clients ask by; ``*`` and ``?`` stand for any characters."""
+
+
+def read_fleet(text: str) -> list[Model]:
+    """Return the fleet of a router's configuration, or of its ``pools`` alone.
+
+    Args:
+        text: the configuration file's, in YAML; valid.
+    """
+    document = yaml.safe_load(text) or {}
+    models = document.get("models") or {"": document}
+    return [
+        Model(
+            name,
+            [pool["name"] for pool in model["pools"]],
+            model.get("adapters", ()),
+        )
+        for name, model in models.items()
+    ]
+
+
+def model_filter(models: Sequence[Model], max_bytes: int) -> str:
+    """Return the Lua source that names a request's model if the router did not.
+
+    Args:
+        models: the fleet.
+        max_bytes: the most that Envoy may hold of one request.
+    """
+    names = [(name, model.name) for model in models for name in _names(model)]
+    exact = [each for each in names if not _is_pattern(each[0])]
+    patterns = [each for each in names if _is_pattern(each[0])]
+    return _LUA % {
+        "bases": "".join(
+            f"  [{_quoted(name)}] = {_quoted(base)},\n" for name, base in exact
+        ),
+        "patterns": "".join(
+            f"  {{{_quoted(_lua_pattern(name))}, {_quoted(base)}}},\n"
+            for name, base in patterns
+        ),
+        "max_bytes": max_bytes,
+        "model_header": MODEL_HEADER,
+        "unreadable": UNREADABLE,
+        "unnamed": UNNAMED,
+    }
+
+
+def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json]:
+    """Yield the routes of a fleet, in their order.
+
+    Args:
+        models: the fleet.
+        default: the model that takes requests for a model that is not in it; None:
+            they are answered as vLLM does.
+    """
+    for model in models:
+        largest = model.pools[-1]
+        for pool in model.pools[:-1]:
+            yield _small_pool_route(pool, largest)
+        if model.name:
+            header = _has(MODEL_HEADER, model.name)
+            yield _route(largest, _largest_pool(largest), header)
+    if default is not None:
+        (largest,) = (model.pools[-1] for model in models if model.name == default)
+        yield _route("default", _largest_pool(largest))
+        return
+    yield _refusal("unreadable", 503, _UNREADABLE_ERROR, _has(MODEL_HEADER, UNREADABLE))
+    yield _refusal("no_model_named", 400, _UNNAMED_ERROR, _has(MODEL_HEADER, UNNAMED))
+    named: Json = {"name": MODEL_HEADER, "present_match": True}
+    yield _refusal("unknown_model", 404, _UNKNOWN_ERROR, named)
+    # Before the model is known a request matches this one. It must not be a direct
+    # response: Envoy holds no body for those, whatever ``request_body_buffer_limit``.
+    yield _route("no_model", {"cluster": NO_MODEL, "timeout": "0s"})
+
+
+def models_answer(models: Sequence[Model]) -> Json:
+    """Return the route that answers ``GET /v1/models`` for the whole fleet."""
+    listed = [
+        {"id": name, "object": "model", "owned_by": "vllm", "root": model.name}
+        for model in models
+        for name in _names(model)
+        if not _is_pattern(name)
+    ]
+    body = json.dumps({"object": "list", "data": listed})
+    return {
+        "name": "models",
+        "match": {
+            "path": "/v1/models",
+            "headers": [{"name": ":method", "string_match": {"exact": "GET"}}],
+        },
+        "direct_response": {"status": 200, "body": {"inline_string": body}},
+        "response_headers_to_add": [_json_type()],
+    }
+
+
+def health_answer() -> Json:
+    """Return the route that answers for the gateway itself."""
+    return {
+        "name": "health",
+        "match": {"safe_regex": {"regex": "/(health|ping)"}},
+        "direct_response": {"status": 200},
+    }
+
+
+def cluster(pool: str) -> str:
+    """Return the name of a pool's cluster."""
+    return f"vllm_{pool}"
+
+
+_UNREADABLE_ERROR = {
+    "message": "The model could not be read from the request. Please try again.",
+    "type": "ServiceUnavailableError",
+    "code": 503,
+}
+_UNNAMED_ERROR = {
+    "message": "The body names no model.",
+    "type": "BadRequestError",
+    "param": "model",
+    "code": 400,
+}
+_UNKNOWN_ERROR = {
+    "message": "The model does not exist.",
+    "type": "NotFoundError",
+    "param": "model",
+    "code": 404,
+}
+
+_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
+
+
+def _small_pool_route(pool: str, largest: str) -> Json:
+    """Route to a pool; what it refuses as too long is sent again, to the largest."""
+    groups = [
+        {"name": name, "clusters": [{"cluster_name": cluster(name), "weight": 1}]}
+        for name in (pool, largest)
+    ]
+    package = "envoy.extensions.router.cluster_specifiers.priority_group.v3"
+    kind = f"type.googleapis.com/{package}.PriorityGroupClusterSpecifier"
+    action: Json = {
+        "timeout": "0s",
+        "inline_cluster_specifier_plugin": {
+            "extension": {
+                "name": "envoy.router.cluster_specifier_plugin.priority_group",
+                "typed_config": {
+                    "@type": kind,
+                    "priority_groups": groups,
+                },
+            }
+        },
+        "retry_policy": {
+            "retry_on": f"retriable-headers,{_RETRY_ON}",
+            "retriable_headers": [
+                {"name": "x-llm-overflow", "string_match": {"exact": "1"}}
+            ],
+            "num_retries": 1,
+            "refresh_cluster_on_retry": True,
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
+        },
+    }
+    return _route(pool, action, _has(POOL_HEADER, pool))
+
+
+def _largest_pool(pool: str) -> Json:
+    return {
+        "cluster": cluster(pool),
+        "timeout": "0s",
+        "retry_policy": {"retry_on": _RETRY_ON, "num_retries": 1},
+    }
+
+
+def _route(name: str, action: Json, header: Json | None = None) -> Json:
+    return {"name": name, "match": _match(header), "route": action}
+
+
+def _refusal(name: str, status: int, error: Json, header: Json | None = None) -> Json:
+    body = json.dumps({"error": error})
+    return {
+        "name": name,
+        "match": _match(header),
+        "direct_response": {"status": status, "body": {"inline_string": body}},
+        "response_headers_to_add": [_json_type()],
+    }
+
+
+def _match(header: Json | None) -> Json:
+    return {"prefix": "/"} | ({} if header is None else {"headers": [header]})
+
+
+def _has(name: str, value: str) -> Json:
+    return {"name": name, "string_match": {"exact": value}}
+
+
+def _json_type() -> Mapping[str, object]:
+    return {
+        "header": {"key": "content-type", "value": "application/json"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def _names(model: Model) -> Iterator[str]:
+    yield model.name
+    yield from model.adapters
+
+
+def _is_pattern(name: str) -> bool:
+    return "*" in name or "?" in name
+
+
+def _lua_pattern(glob: str) -> str:
+    """Return the Lua pattern of a glob."""
+    marks = {"*": ".*", "?": "."}
+    return f"^{''.join(marks.get(c) or (c if c.isalnum() else f'%{c}') for c in glob)}$"
+
+
+def _quoted(text: str) -> str:
+    """Return a Lua string of printable ASCII."""
+    return json.dumps(text)
