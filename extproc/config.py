@@ -130,6 +130,9 @@ class ServerConfig:
     max_body_bytes: int = field(default=1 << 20, metadata=_POSITIVE | RESTART)
     """Bodies above it go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: above it a request hangs there."""
+    max_connections: int = field(default=1024, metadata=_POSITIVE | RESTART)
+    """Connections to `listen` at once (`native`); further ones are closed, and counted.
+    64 file descriptors are kept back from them, whatever the system allows."""
     drain_timeout_s: float = field(default=10.0, metadata=_NOT_NEGATIVE)
     """Before it ends, open streams have this long to finish."""
     lame_duck_s: float = field(default=5.0, metadata=_NOT_NEGATIVE)

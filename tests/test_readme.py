@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 import extproc
 from extproc.cli import COMMANDS
@@ -22,6 +23,7 @@ from extproc.routing.policy import Reason
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
 from extproc.server.learned.document import NAME
+from extproc.server.observe.connections import ConnectionMetrics
 from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.workers.merge import MergedMetrics
@@ -89,7 +91,13 @@ def restarts(schema: Any = Config, prefix: str = "", whole: bool = False) -> set
 
 def metrics() -> dict[str, str]:
     state = InForceCollector(InForce(build_generation(Config())))
-    own = [*Metrics().registry.collect(), *state.collect()]
+    connections = CollectorRegistry()
+    ConnectionMetrics(connections)
+    own = [
+        *Metrics().registry.collect(),
+        *connections.collect(),
+        *state.collect(),
+    ]
     return {
         f.name + ("_total" if f.type == "counter" else ""): f.documentation
         for f in (*own, *MergedMetrics(1).collect())

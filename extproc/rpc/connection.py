@@ -160,6 +160,11 @@ class Connection:
         return self._calls.unanswered
 
     @property
+    def opened(self) -> int:
+        """The highest stream that the peer has used: it grows with each request."""
+        return self._calls.last_id
+
+    @property
     def next_deadline(self) -> float | None:
         """When :meth:`expire` has work to do (the clock given to ``receive``)."""
         return self._calls.next_deadline

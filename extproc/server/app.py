@@ -20,6 +20,7 @@ from extproc.server.learned.document import NAME
 from extproc.server.learned.store import DirectoryStore
 from extproc.server.learned.sync import StateKeeper
 from extproc.server.logs import configure_logging, log_loop_error
+from extproc.server.observe.connections import ConnectionMetrics
 from extproc.server.reload import ConfigWatch
 from extproc.server.runtime import Runtime
 from extproc.server.services.access_log import AccessLog, WithAccessLog
@@ -89,7 +90,12 @@ class App:
                 WithApi(self._runtime.service, api, self._runtime.service.slices),
                 AccessLog(self._runtime.service),
             )
-            transport = build_transport(server, WithHealth(service, health), listen)
+            transport = build_transport(
+                server,
+                WithHealth(service, health),
+                listen,
+                ConnectionMetrics(self._runtime.metrics.registry),
+            )
             await transport.start()
             health.set_all(True)
             _run_until_stopped(stack, self._runtime.timeline.run())

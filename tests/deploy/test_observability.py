@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from extproc.config import Config
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
+from extproc.server.observe.connections import ConnectionMetrics
 from extproc.server.observe.gauges import InForceCollector
 from extproc.server.observe.metrics import Metrics
 from extproc.server.workers.merge import MergedMetrics
@@ -25,7 +27,13 @@ def own_metrics() -> set[str]:
     """Every name that the router exports, as queries use them."""
     names = set()
     state = InForceCollector(InForce(build_generation(Config())))
-    own = [*Metrics().registry.collect(), *state.collect()]
+    connections = CollectorRegistry()
+    ConnectionMetrics(connections)
+    own = [
+        *Metrics().registry.collect(),
+        *connections.collect(),
+        *state.collect(),
+    ]
     for family in (*own, *MergedMetrics(1).collect()):
         suffix = {"counter": "_total", "histogram": "_bucket"}.get(family.type, "")
         names.add(family.name + suffix)

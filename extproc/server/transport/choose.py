@@ -12,6 +12,7 @@ from extproc.config import Transport as TransportName
 from extproc.rpc.call import Service
 from extproc.rpc.limits import Limits
 from extproc.server.transport.grpcio import GrpcioServer
+from extproc.server.transport.listener import Monitor, connection_limit
 from extproc.server.transport.native import NativeServer, new_event_loop
 from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
 
@@ -48,7 +49,10 @@ def max_message_bytes(server: ServerConfig) -> int:
 
 
 def build_transport(
-    server: ServerConfig, service: Service, listen: Address
+    server: ServerConfig,
+    service: Service,
+    listen: Address,
+    monitor: Monitor | None = None,
 ) -> Transport:
     """The transport that is configured, with TLS if that is.
 
@@ -56,6 +60,7 @@ def build_transport(
         server: names the transport, its limits and its certificates.
         service: what is served.
         listen: where: ``server.listen``, or the address of one of several workers.
+        monitor: takes note of connections (native).
 
     Raises:
         ConfigError: a file of ``tls`` cannot be used.
@@ -75,6 +80,8 @@ def build_transport(
                 service,
                 listen,
                 limits=limits,
+                max_connections=connection_limit(server.max_connections),
+                monitor=monitor,
                 ssl_context=LiveContext.of(certificates) if certificates else None,
             )
 

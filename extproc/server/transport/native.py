@@ -8,22 +8,22 @@
 Runs on any event loop; on uvloop at about half the cost (:func:`new_event_loop`).
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import ssl
-import stat
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from extproc.address import Address
 from extproc.rpc.call import Service
 from extproc.rpc.connection import Connection
 from extproc.rpc.limits import Limits
 from extproc.server.logs import WIRE, log_failure
+from extproc.server.transport.listener import Listener, Monitor, NoMonitor
 
 logger = logging.getLogger(__name__)
 wire_logger = logging.getLogger(WIRE)
@@ -33,15 +33,15 @@ TURN_S: Final = 0.005
 """How long one connection may be worked for before the others have their turn."""
 INTRODUCTION_S: Final = 10.0
 """A peer that has not sent preface and SETTINGS by then is cut off."""
+IDLE_S: Final = 600.0
+"""A connection without a stream for so long is let go: its peer connects again when it
+needs to, and a thousand idle ones would keep others out."""
 STALL_S: Final = 30.0
 """A peer that has not read for so long what it asked for is cut off."""
 LINGER_S: Final = 1.0
 """The peer closes first, if it does so in time: our closing with unread input would
 reset the connection, and either way a gRPC client may drop the status that it has just
 received for the error of a closed socket."""
-_BACKLOG: Final = 1024
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
-"""Finds peers that vanished without a word, in two minutes."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -61,7 +61,9 @@ class NativeServer:
         address: where to listen; port 0 is any free one.
         limits: what one connection may ask for.
         ssl_context: for TLS; ALPN is set to ``h2``, and required of clients.
-        max_connections: further ones are closed at once.
+        max_connections: further ones are closed at once, those in their TLS handshake
+            counted.
+        monitor: takes note of connections and of what goes wrong with them.
         linger_s: how long a peer that was told that all is over may take to close.
     """
 
@@ -73,21 +75,23 @@ class NativeServer:
         limits: Limits | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 1024,
+        monitor: Monitor | None = None,
         linger_s: float = LINGER_S,
     ) -> None:
         self.service: Final = service
         self.limits: Final = limits or Limits()
         self.max_connections: Final = max_connections
+        self.monitor: Final[Monitor] = monitor or NoMonitor()
         self.linger_s: Final = linger_s
         self.buffer: Final = memoryview(bytearray(_READ_BYTES))
         """Where all connections read to: the loop fills it and hands it over in one
         step, and a connection keeps no view of it."""
         self.peers: Final[set[_Peer]] = set()
-        self._address = address
         self._ssl = ssl_context
-        self._server: asyncio.AbstractServer | None = None
-        self._socket_file: tuple[str, int] | None = None
         self._idle = asyncio.Event()
+        self._listener = Listener(
+            address, self._new_peer, ssl_context, self.max_connections, self.monitor
+        )
 
     async def start(self) -> None:
         """Bind and accept connections.
@@ -95,44 +99,17 @@ class NativeServer:
         Raises:
             OSError: the address cannot be bound.
         """
-        loop = asyncio.get_running_loop()
         if self._ssl is not None:
             self._ssl.set_alpn_protocols(["h2"])
+        await self._listener.start()
 
-        def peer() -> _Peer:
-            return _Peer(self, loop)
-
-        try:
-            await self._bind(loop, peer)
-        except OSError as error:
-            # asyncio's text repeats the address in a form of its own.
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(f"cannot listen on {self._address}: {reason}") from error
-
-    async def _bind(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        peer: Callable[[], asyncio.BufferedProtocol],
-    ) -> None:
-        address = self._address
-        if address.is_unix:
-            self._server = await loop.create_unix_server(
-                peer, address.path, ssl=self._ssl, backlog=_BACKLOG
-            )
-            self._socket_file = (address.path, os.stat(address.path).st_ino)
-        else:
-            self._server = await loop.create_server(
-                peer, address.host, address.port, ssl=self._ssl, backlog=_BACKLOG
-            )
+    def _new_peer(self) -> _Peer:
+        return _Peer(self, asyncio.get_running_loop())
 
     @property
     def port(self) -> int:
         """The port that is bound; 0 for a Unix socket."""
-        sockets = getattr(self._server, "sockets", None) or ()
-        for bound in sockets:
-            if bound.family in (socket.AF_INET, socket.AF_INET6):
-                return int(bound.getsockname()[1])
-        return 0
+        return self._listener.port
 
     @property
     def open_calls(self) -> int:
@@ -145,9 +122,7 @@ class NativeServer:
         Args:
             seconds: how long open calls may go on; then they end with UNAVAILABLE.
         """
-        if self._server is not None:
-            self._server.close()
-            self._remove_socket_file()
+        self._listener.close()
         for peer in tuple(self.peers):
             peer.drain()
         await self._wait_idle(seconds)
@@ -157,12 +132,14 @@ class NativeServer:
         for peer in tuple(self.peers):
             peer.cut_off()
         await self._wait_idle(self.linger_s)
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
 
-    def left(self, peer: "_Peer") -> None:
+    def made(self, peer: _Peer) -> None:
+        """Note that a connection has been made."""
+        self._listener.made(peer)
+
+    def left(self, peer: _Peer) -> None:
         """Note that a connection is gone."""
+        self._listener.left(peer)
         self.peers.discard(peer)
         if not self.peers:
             self._idle.set()
@@ -172,17 +149,6 @@ class NativeServer:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)
-
-    def _remove_socket_file(self) -> None:
-        """Remove the socket's file, unless another server has put its own there."""
-        if self._socket_file is None:
-            return
-        path, inode = self._socket_file
-        self._socket_file = None
-        with contextlib.suppress(FileNotFoundError):
-            found = os.stat(path)
-            if stat.S_ISSOCK(found.st_mode) and found.st_ino == inode:
-                os.unlink(path)
 
 
 class _Peer(asyncio.BufferedProtocol):
@@ -205,6 +171,8 @@ class _Peer(asyncio.BufferedProtocol):
         reading, its closing."""
         self._deadline: asyncio.TimerHandle | None = None
         self._closing = False
+        self._opened = 0
+        self._let_go = False
         self._turn_ends_s = 0.0
         # Why nothing is read: the peer does not read, or others have their turn.
         self._stalled = False
@@ -212,14 +180,13 @@ class _Peer(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)
+        self._server.made(self)
         session = transport.get_extra_info("ssl_object")
-        if len(self._server.peers) >= self._server.max_connections or (
-            session is not None and session.selected_alpn_protocol() != "h2"
-        ):
+        if session is not None and session.selected_alpn_protocol() != "h2":
+            self._server.monitor.handshake_failed("ALPN is not h2")
             transport.abort()
             return
         self._server.peers.add(self)
-        _keep_alive(transport.get_extra_info("socket"))
         self._wait(INTRODUCTION_S, self._check_introduced)
         self._flush()
 
@@ -316,10 +283,9 @@ class _Peer(asyncio.BufferedProtocol):
     def _shut(self, transport: asyncio.Transport) -> None:
         """Close once the peer has, or soon: all has been said."""
         self._closing = True
-        if self.machine.fault is not None:
-            peer = transport.get_extra_info("peername")
-            fields = {"peer": peer, "error": str(self.machine.fault)}
-            logger.warning("connection_fault", extra={"fields": fields})
+        fault = self.machine.fault
+        if fault is not None:
+            self._server.monitor.faulted(fault.code.name.lower(), fault.reason)
         self._wait(self._server.linger_s, self._close)
 
     def _close(self) -> None:
@@ -341,6 +307,20 @@ class _Peer(asyncio.BufferedProtocol):
     def _check_introduced(self) -> None:
         if not self.machine.ready:
             self.cut_off()
+        else:
+            self._wait(IDLE_S, self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Let a connection go that has had no stream since the last look."""
+        opened, self._opened = self._opened, self.machine.opened
+        if opened == self._opened and not self.machine.open_calls:
+            if self._let_go:
+                self.stop()  # it was asked to go, and has not
+            else:
+                self._let_go = True
+                self.drain()
+        if not self._closing:
+            self._wait(IDLE_S, self._check_idle)
 
     def _watch_deadline(self) -> None:
         """Have a timer for the next deadline; one that is not needed may fire."""
@@ -358,12 +338,3 @@ class _Peer(asyncio.BufferedProtocol):
         self.machine.expire(self._loop.time())
         self._flush()
         self._watch_deadline()
-
-
-def _keep_alive(sock: Any) -> None:
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -22,6 +22,9 @@ from extproc.server.reload import Fingerprint, fingerprint
 
 logger = logging.getLogger(__name__)
 
+_TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Those of TLS 1.2 that HTTP/2 does not prohibit (RFC 9113, 9.2.2 and appendix A)."""
+
 _CHECK_S = 1.0
 """At most this often are the files looked at; new connections ask."""
 
@@ -87,6 +90,7 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])
+        context.set_ciphers(_TLS_1_2_CIPHERS)
         context.load_cert_chain(config.cert_file, config.key_file)
         if config.client_ca_file is not None:
             context.load_verify_locations(config.client_ca_file)

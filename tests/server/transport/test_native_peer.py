@@ -1,10 +1,12 @@
 """One connection, with a transport and a loop that do as they are told."""
 
 import logging
+from unittest import mock
 
 from extproc.address import Address
 from extproc.server.transport import native
 from extproc.server.transport.native import (
+    IDLE_S,
     INTRODUCTION_S,
     LINGER_S,
     STALL_S,
@@ -82,7 +84,10 @@ class FakeTransport:
 
 class FakePeer:
     def __init__(self):
-        self.server = NativeServer(TestService(), Address.parse("127.0.0.1:0"))
+        self.monitor = mock.Mock()
+        self.server = NativeServer(
+            TestService(), Address.parse("127.0.0.1:0"), monitor=self.monitor
+        )
         self.loop, self.transport = FakeLoop(), FakeTransport()
         self.peer = _Peer(self.server, self.loop)
         self.peer.connection_made(self.transport)
@@ -177,7 +182,7 @@ def test_a_connection_that_is_gone_takes_no_turn(monkeypatch):
     assert not fake.loop.soon
 
 
-def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
+def test_after_a_fault_the_peer_is_given_time_to_read_why():
     fake = FakePeer()
     fake.introduce()
     assert b"\7" in fake.feed(b"\0\0\x08\6\0\0\0\0\1" + bytes(8))
@@ -189,9 +194,27 @@ def test_after_a_fault_the_peer_is_given_time_to_read_why(caplog):
     assert fake.transport.did == ["close", "abort"], "it does not read"
     fake.peer.connection_lost(None)
     assert not fake.server.peers
-    (record,) = caplog.records
-    assert record.getMessage() == "connection_fault"
-    assert record.fields == {"peer": None, "error": "PROTOCOL_ERROR: PING on a stream"}
+    assert fake.monitor.mock_calls == [
+        mock.call.faulted("protocol_error", "PING on a stream")
+    ]
+
+
+def test_a_connection_without_a_stream_is_let_go():
+    fake = FakePeer()
+    fake.introduce()
+    fake.feed(raw_request("Wait", 1))
+    fake.transport.written = b""
+    fake.loop.pass_time(INTRODUCTION_S)
+    for _ in range(5):
+        fake.loop.pass_time(IDLE_S)
+    assert fake.transport.written == b"", "it has a stream"
+    fake.feed(b"\0\0\4\3\0\0\0\0\1\0\0\0\x08")
+    fake.loop.pass_time(IDLE_S)
+    assert b"draining" in fake.transport.written
+    assert fake.transport.did == []
+    fake.loop.pass_time(IDLE_S)
+    fake.loop.pass_time(LINGER_S)
+    assert fake.transport.did == ["close"], "it was asked to go, and did not"
 
 
 def test_frames_are_logged_on_connections_that_begin_while_they_are_wanted(caplog):
