@@ -22,7 +22,7 @@ from extproc.rpc.call import (
 )
 from extproc.rpc.frames import ErrorCode
 from extproc.rpc.headers import CallHeaders
-from extproc.rpc.limits import Limits
+from extproc.rpc.limits import Held, Limits
 from extproc.rpc.outbound import Outbound
 from extproc.rpc.responses import OK_TRAILERS, trailers, trailers_only
 from extproc.rpc.stream import Incoming, Stream
@@ -34,6 +34,7 @@ class Calls:
     Args:
         report: takes each exception that a call raised, with where it happened.
         wake: called when a call has used its ``send``.
+        held: what the incomplete messages of all connections hold.
 
     Attributes:
         streams: all that are not closed for good, by identifier.
@@ -48,6 +49,7 @@ class Calls:
         limits: Limits,
         report: Callable[[str, Exception], None],
         wake: Callable[[], None],
+        held: Held,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.out = Outbound(self._final_sent)
@@ -60,7 +62,10 @@ class Calls:
         self._lingering: OrderedDict[int, Stream] = OrderedDict()
         self._reset_ids: OrderedDict[int, None] = OrderedDict()
         self._deadlines: list[tuple[float, int]] = []
+        self._held = held
         self._held_bytes = 0
+        # When each incomplete message last grew, the longest ago first.
+        self._grown: OrderedDict[int, float] = OrderedDict()
 
     def __repr__(self) -> str:
         return (
@@ -80,7 +85,10 @@ class Calls:
         deadlines = self._deadlines
         while deadlines and not self._is_due(deadlines[0][1]):
             heapq.heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        found = [deadlines[0][0]] if deadlines else []
+        if self._grown:
+            found.append(next(iter(self._grown.values())) + self._limits.message_s)
+        return min(found, default=None)
 
     def is_idle(self, stream_id: int) -> bool:
         """Whether the peer never opened it; stream 0 and even ones count as such."""
@@ -141,14 +149,14 @@ class Calls:
         self._reply(stream, replies, ends)
         return not stream.ended
 
-    def feed(self, stream: Stream, data: memoryview) -> int:
+    def feed(self, stream: Stream, data: memoryview, now: float) -> int:
         """Put messages together from a piece of a stream's DATA: the bytes taken."""
         if stream.ended:
             return len(data)
         incoming = stream.incoming
         if incoming is None:
             incoming = stream.incoming = Incoming()
-        self._held_bytes -= incoming.held_bytes
+        self._hold(-incoming.held_bytes)
         taken = len(data)
         try:
             taken = incoming.feed(
@@ -160,10 +168,17 @@ class Calls:
             stream.content_left -= taken
         if stream.ended:  # which it does between messages only: nothing is held
             return taken
-        self._held_bytes += incoming.held_bytes
+        self._hold(incoming.held_bytes)
         if incoming.between_messages:
             stream.incoming = None
-        elif self._held_bytes > self._limits.max_buffered_bytes:
+            self._grown.pop(stream.id, None)
+            return taken
+        self._grown[stream.id] = now
+        self._grown.move_to_end(stream.id)
+        if (
+            self._held_bytes > self._limits.max_buffered_bytes
+            or self._held.held_bytes > self._held.limit_bytes
+        ):
             self._refuse(
                 stream, StatusCode.RESOURCE_EXHAUSTED, "too many incomplete messages"
             )
@@ -211,7 +226,16 @@ class Calls:
             self.forget(stream)
 
     def expire(self, now: float) -> None:
-        """End the calls whose ``grpc-timeout`` has passed."""
+        """End calls whose ``grpc-timeout`` has passed, or whose message is stuck."""
+        while self._grown:
+            stream_id, grown = next(iter(self._grown.items()))
+            if grown + self._limits.message_s > now:
+                break
+            self._refuse(
+                self.streams[stream_id],
+                StatusCode.DEADLINE_EXCEEDED,
+                "incomplete message",
+            )
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now:
             _, stream_id = heapq.heappop(deadlines)
@@ -301,8 +325,9 @@ class Calls:
     def _release(self, stream: Stream, cancelled: bool) -> None:
         """Give back what a call holds, and tell it so, once."""
         if stream.incoming is not None:
-            self._held_bytes -= stream.incoming.held_bytes
+            self._hold(-stream.incoming.held_bytes)
             stream.incoming = None
+            self._grown.pop(stream.id, None)
         call = stream.call
         if call is not None:
             stream.call = None
@@ -310,6 +335,10 @@ class Calls:
                 call.closed(cancelled)
             except Exception as error:  # the application's, whatever it is
                 self._report("closed", error)
+
+    def _hold(self, change_bytes: int) -> None:
+        self._held_bytes += change_bytes
+        self._held.held_bytes += change_bytes
 
     def _set_deadline(self, stream_id: int, when: float) -> None:
         deadlines = self._deadlines

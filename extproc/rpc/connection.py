@@ -26,7 +26,7 @@ from extproc.rpc.calls import Calls
 from extproc.rpc.control import Control
 from extproc.rpc.frames import ConnectionFault, ErrorCode, Frame
 from extproc.rpc.headers import HeaderReader, Malformed
-from extproc.rpc.limits import MAX_SETTINGS, MIN_WORK_BYTES, Limits
+from extproc.rpc.limits import MAX_SETTINGS, MIN_WORK_BYTES, Held, Limits
 from extproc.rpc.stream import Stream
 from extproc.rpc.wire_log import WireLog
 
@@ -79,6 +79,8 @@ class Connection:
         wake: called when there is something to :meth:`take` outside of this class's own
             methods (a call used its ``send``).
         log: takes one line for each frame in and out; ``None`` for no log.
+        held: what the incomplete messages of all connections hold, this one's too;
+            ``None`` if it is the only one.
 
     Attributes:
         fault: what the peer did to end the connection, or ``None``.
@@ -92,6 +94,7 @@ class Connection:
         report: Callable[[str, Exception], None],
         wake: Callable[[], None],
         log: Callable[[str], None] | None = None,
+        held: Held | None = None,
     ) -> None:
         self._limits = limits
         self._wake = wake
@@ -100,7 +103,7 @@ class Connection:
         self._closed = False
         self.behind = False
         self.fault: ConnectionFault | None = None
-        self._calls = Calls(service, limits, report, self._woken)
+        self._calls = Calls(service, limits, report, self._woken, held or Held())
         self._streams = self._calls.streams
         self._control = Control(self._calls, limits)
         self._heads = HeaderReader(limits.max_header_list_bytes)
@@ -126,6 +129,8 @@ class Connection:
         self._rest = b""
         self._body: _Body | None = None
         self._block: _Block | None = None
+        self._incomplete_since: float | None = None
+        """Since when a header block, or the frame in ``_rest``, is incomplete."""
         self._control.introduce()
 
     def __repr__(self) -> str:
@@ -167,7 +172,10 @@ class Connection:
     @property
     def next_deadline(self) -> float | None:
         """When :meth:`expire` has work to do (the clock given to ``receive``)."""
-        return self._calls.next_deadline
+        found = [self._calls.next_deadline]
+        if self._incomplete_since is not None:
+            found.append(self._incomplete_since + self._limits.header_block_s)
+        return min((each for each in found if each is not None), default=None)
 
     def take(self) -> bytes:
         """Take the bytes to send."""
@@ -202,17 +210,31 @@ class Connection:
         self._busy = True
         self.behind = False
         try:
-            self._consume(memoryview(data), may_go_on)
+            progress = self._consume(memoryview(data), may_go_on)
         except ConnectionFault as fault:
-            self.fault = fault
-            self._control.send(f.goaway(self._calls.last_id, fault.code, fault.reason))
-            self._close()
+            self._fail(fault)
+        else:
+            self._note_incomplete(progress, now)
         finally:
             self._busy = False
 
+    def _note_incomplete(self, progress: bool, now: float) -> None:
+        if self._block is None and (self.behind or not self._rest):
+            self._incomplete_since = None
+        elif self._incomplete_since is None or (progress and self._block is None):
+            self._incomplete_since = now
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        self.fault = fault
+        self._control.send(f.goaway(self._calls.last_id, fault.code, fault.reason))
+        self._close()
+
     def expire(self, now: float) -> None:
-        """End the calls whose ``grpc-timeout`` has passed."""
+        """End what has taken too long: calls, messages, or the connection."""
         self._calls.expire(now)
+        since = self._incomplete_since
+        if since is not None and since + self._limits.header_block_s <= now:
+            self._fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "incomplete frame"))
 
     def drain(self) -> None:
         """Ask the peer to open no more streams; those that are open go on."""
@@ -234,8 +256,12 @@ class Connection:
 
     # ---- receiving: the hot path --------------------------------------------------
 
-    def _consume(self, data: memoryview, may_go_on: Callable[[], bool]) -> None:
-        """Work through what has been received, and keep what is not done."""
+    def _consume(self, data: memoryview, may_go_on: Callable[[], bool]) -> bool:
+        """Work through what has been received, and keep what is not done.
+
+        Returns:
+            whether any frame, or part of DATA, could be taken.
+        """
         at, end = self._check_preface(data) if self._preface_left else 0, len(data)
         step_end = at + _STEP_BYTES
         unpack_head = f.FRAME_HEAD.unpack_from
@@ -279,6 +305,7 @@ class Connection:
                 step_end = at + _STEP_BYTES
         if at < end and not self._closed:
             self._rest = bytes(data[at:])
+        return at > 0
 
     def _take_request(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
@@ -434,7 +461,8 @@ class Connection:
         taken = min(body.left, end - at)
         stream = body.stream
         if taken and stream is not None:
-            taken = self._calls.feed(stream, data[at : at + taken])
+            piece = data[at : at + taken]
+            taken = self._calls.feed(stream, piece, self._control.now)
         at += taken
         body.left -= taken
         if body.left:
@@ -549,5 +577,6 @@ class Connection:
     def _close(self) -> None:
         self._closed = True
         self._rest = b""
+        self._incomplete_since = None
         self._body = self._block = None
         self._calls.forget_all()

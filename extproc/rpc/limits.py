@@ -22,7 +22,11 @@ class Limits:
         max_header_list_bytes: of a request's headers, as HTTP/2 counts them.
         max_message_bytes: of one gRPC message; a larger one ends its stream with
             RESOURCE_EXHAUSTED.  Must exceed the largest body that the proxy buffers.
-        max_buffered_bytes: of all messages that are not complete yet.
+        max_buffered_bytes: of all messages that are not complete yet.  A :class:`Held`
+            bounds those of all connections together.
+        header_block_s: how long a header block, or any frame but DATA, may take to be
+            complete; then the connection ends.
+        message_s: how long a message may make no progress; then its stream ends.
         max_queued_bytes: of replies that the peer's flow control holds back; beyond it
             the connection ends.
         max_frame_bytes: announced as SETTINGS_MAX_FRAME_SIZE.  Large, so that a body is
@@ -50,12 +54,14 @@ class Limits:
     max_concurrent_streams: int = 1024
     max_header_list_bytes: int = 16 * 1024
     max_message_bytes: int = 32 * MIB
-    max_buffered_bytes: int = 128 * MIB
+    max_buffered_bytes: int = 32 * MIB
     max_queued_bytes: int = 16 * MIB
     max_frame_bytes: int = MIB
     stream_window_bytes: int = 16 * MIB
     connection_window_bytes: int = 64 * MIB
     max_lingering_streams: int = 128
+    header_block_s: float = 10.0
+    message_s: float = 30.0
     control_burst: int = 1000
     control_per_s: float = 100.0
     reset_burst: int = 2048
@@ -74,6 +80,19 @@ class Limits:
         for name, (low, high) in within.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be from {low} to {high}")
+
+
+@dataclass(slots=True)
+class Held:
+    """What the incomplete messages of all connections hold together.
+
+    Attributes:
+        limit_bytes: beyond it a message that grows ends its stream.
+        held_bytes: now.
+    """
+
+    limit_bytes: int = 512 * MIB
+    held_bytes: int = 0
 
 
 CONTROL_FRAMES_PER_WORK = 4

@@ -124,7 +124,7 @@ class TestService:
 class Machine:
     """The machine under test with all that it reports."""
 
-    def __init__(self, limits: Limits | None = None, log=None):
+    def __init__(self, limits: Limits | None = None, log=None, held=None):
         self.service = TestService()
         self.reports = []
         self.wakes = 0
@@ -135,6 +135,7 @@ class Machine:
             lambda where, error: self.reports.append((where, error)),
             self._woken,
             log,
+            held,
         )
 
     def _woken(self):

@@ -2,12 +2,26 @@
 
 import h2.errors
 import pytest
+from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 
-from extproc.rpc.limits import Limits
+from extproc.rpc.limits import Held, Limits
 
-from .peers import H2Peer, framed
+from .frame_bytes import (
+    BLOCK,
+    DATA,
+    END_HEADERS,
+    HEADER,
+    MORE,
+    OPEN,
+    PING,
+    RST,
+    START,
+    frame,
+    frames_in,
+)
+from .peers import H2Peer, Machine, framed
 
 
 def test_streams_over_the_limit_are_refused_and_others_go_on():
@@ -106,3 +120,84 @@ def test_a_far_too_large_header_list_ends_the_connection():
 def test_limits_that_http2_does_not_allow_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+# ---- incomplete things, in total and in time ----------------------------------------
+
+
+def test_incomplete_messages_of_all_connections_are_bounded_together():
+    held = Held(limit_bytes=100_000)
+    machines = [Machine(held=held) for _ in range(3)]
+    begun = framed(bytes(1 << 20))[:50_000]
+    refused = 0
+    for machine in machines:
+        machine.feed(START + OPEN)
+        answer = machine.feed(frame(DATA, 0, 1, begun))
+        refused += b"grpc-status\x018" in answer
+        assert held.held_bytes <= held.limit_bytes
+    assert refused == 1
+    machines[0].connection.lost()
+    assert held.held_bytes == len(begun) - 5
+    machines[1].feed(frame(RST, 0, 1, bytes(4)))
+    assert held.held_bytes == 0
+
+
+def test_a_message_that_does_not_grow_ends_its_stream():
+    machine = Machine(Limits(message_s=30.0))
+    machine.feed(START + OPEN + frame(HEADER, END_HEADERS, 3, BLOCK))
+    for stream in (1, 3):
+        machine.feed(frame(DATA, 0, stream, framed(b"message")[:6]))
+    machine.now += 20
+    machine.feed(frame(DATA, 0, 3, b"e"))
+    assert machine.connection.next_deadline == machine.now + 10
+    machine.now += 10
+    machine.connection.expire(machine.now)
+    (ended,) = frames_in(machine.connection.take())
+    assert ended.stream == 1
+    assert b"grpc-status\x014" in ended.payload
+    machine.feed(frame(DATA, 0, 3, b"ssage"))
+    assert machine.calls[1].received == [b"message"]
+    assert machine.connection.next_deadline is None
+
+
+PARTS = [
+    START + frame(HEADER, 0, 1, BLOCK[:3]),
+    START + frame(HEADER, 0, 1, BLOCK[:3]) + frame(MORE, 0, 1, BLOCK[3:4]),
+    START + OPEN[:-1],
+    START + OPEN[:3],
+]
+
+
+@pytest.mark.parametrize("begun", PARTS)
+def test_a_frame_or_a_header_block_that_stays_incomplete_ends_the_connection(begun):
+    machine = Machine(Limits(header_block_s=10.0))
+    machine.feed(begun)
+    assert machine.connection.next_deadline == machine.now + 10
+    machine.connection.expire(machine.now + 9)
+    assert not machine.connection.finished
+    machine.connection.expire(machine.now + 10)
+    (said,) = frames_in(machine.connection.take())[-1:]
+    assert said.code == ErrorCodes.ENHANCE_YOUR_CALM
+    assert machine.connection.finished
+
+
+def test_a_trickled_header_block_is_no_progress():
+    machine = Machine(Limits(header_block_s=10.0))
+    machine.feed(START + frame(HEADER, 0, 1, BLOCK[:1]))
+    began = machine.now
+    for at in range(1, 6):
+        machine.now += 1
+        machine.feed(frame(MORE, 0, 1, BLOCK[at : at + 1]))
+    assert machine.connection.next_deadline == began + 10
+
+
+def test_reads_that_end_inside_frames_are_no_fault():
+    machine = Machine(Limits(header_block_s=10.0))
+    machine.feed(START + OPEN)
+    pings = frame(PING, 0, 0, bytes(8)) * 100
+    for at in range(0, len(pings), 20):
+        machine.now += 1
+        machine.feed(pings[at : at + 20])
+        machine.connection.expire(machine.now)
+    assert not machine.connection.finished
+    assert machine.connection.next_deadline is None

@@ -66,7 +66,11 @@ def build_transport(
         ConfigError: a file of ``tls`` cannot be used.
     """
     certificates = Certificates(server.tls) if server.tls is not None else None
-    limits = Limits(max_message_bytes=max_message_bytes(server))
+    message_bytes = max_message_bytes(server)
+    limits = Limits(
+        max_message_bytes=message_bytes,
+        max_buffered_bytes=max(Limits().max_buffered_bytes, 2 * message_bytes),
+    )
     match server.transport:
         case TransportName.GRPCIO:
             return GrpcioServer(

@@ -32,8 +32,8 @@ class GrpcioServer:
     Args:
         service: opens the calls.
         address: where to listen; port 0 is any free one.
-        limits: what one connection may ask for; of them only the size of a message,
-            beyond which its stream ends (RESOURCE_EXHAUSTED).
+        limits: what one connection may ask for; of them only the sizes of a message and
+            of metadata, beyond which a stream ends (RESOURCE_EXHAUSTED).
         credentials: for TLS; none is plain text.
     """
 
@@ -51,12 +51,16 @@ class GrpcioServer:
         self._calls: set[_OpenCall] = set()
         self.port = 0
         """The port that is bound; 0 for a Unix socket."""
+        limits = limits or Limits()
         self._server = grpc.aio.server(
             options=[
                 (
                     "grpc.max_receive_message_length",
-                    (limits or Limits()).max_message_bytes,
+                    limits.max_message_bytes,
                 ),
+                # Refused above the first, at random from the first to the second.
+                ("grpc.max_metadata_size", limits.max_header_list_bytes),
+                ("grpc.absolute_max_metadata_size", 4 * limits.max_header_list_bytes),
                 # Envoy's keepalive pings every second, idle or not; gRPC would take
                 # that for an attack and close the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", 100),

@@ -21,7 +21,7 @@ from typing import Final, cast
 from extproc.address import Address
 from extproc.rpc.call import Service
 from extproc.rpc.connection import Connection
-from extproc.rpc.limits import Limits
+from extproc.rpc.limits import Held, Limits
 from extproc.server.logs import WIRE, log_failure
 from extproc.server.transport.listener import Listener, Monitor, NoMonitor
 
@@ -83,6 +83,7 @@ class NativeServer:
         self.max_connections: Final = max_connections
         self.monitor: Final[Monitor] = monitor or NoMonitor()
         self.linger_s: Final = linger_s
+        self.held: Final = Held()
         self.buffer: Final = memoryview(bytearray(_READ_BYTES))
         """Where all connections read to: the loop fills it and hands it over in one
         step, and a connection keeps no view of it."""
@@ -161,6 +162,7 @@ class _Peer(asyncio.BufferedProtocol):
             log_failure,
             self._flush,
             self._log_frame if wire_logger.isEnabledFor(logging.DEBUG) else None,
+            server.held,
         )
         self._server = server
         self._loop = loop
