@@ -26,9 +26,10 @@ from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
 from extproc.routing.policy import Policy
 from extproc.routing.request import OptionalKind
 
-_VERSION = 2
+_VERSION = 3
 _PAIRS = CLASSES * CLASSES
 
+_Class = Annotated[int, msgspec.Meta(ge=0, lt=CLASSES)]
 _Pair = Annotated[int, msgspec.Meta(ge=0, lt=_PAIRS)]
 
 
@@ -51,6 +52,8 @@ class _Features(msgspec.Struct, array_like=True):
     pairs: _Sparse
     tools_pairs: _Sparse
     optional: list[_Optional]
+    runs: Annotated[list[tuple[_Class, Count]], msgspec.Meta(max_length=CLASSES)]
+    repetitions: Count
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
@@ -128,6 +131,8 @@ def _write_features(features: Features) -> _Features:
             _Optional(part.kind, part.text_bytes, _sparse(part.pairs))
             for part in features.optional
         ],
+        runs=list(features.runs),
+        repetitions=features.repetitions,
     )
 
 
@@ -147,6 +152,9 @@ def _read_features(read: _Features, body_bytes: int) -> Features | None:
         if optional_pairs is None:
             return None
         optional.append(OptionalFeatures(part.kind, part.text_bytes, optional_pairs))
+    repeated = read.repetitions + sum(size for _, size in read.runs)
+    if repeated > read.text_bytes:
+        return None
     if len({part.kind for part in optional}) < len(optional):
         return None
     return Features(
@@ -158,6 +166,8 @@ def _read_features(read: _Features, body_bytes: int) -> Features | None:
         pairs=pairs,
         tools_pairs=tools_pairs,
         optional=tuple(optional),
+        runs=tuple(read.runs),
+        repetitions=read.repetitions,
     )
 
 

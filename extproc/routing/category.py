@@ -98,9 +98,9 @@ def _classify_text(features: Features) -> Category:
 
 
 def _classify_script(counts: list[int], total: int) -> Category | None:
-    if not any(counts[ByteClass.TRAIL_8 :]):
+    if not any(counts[ByteClass.TRAIL_80 :]):
         return None
-    two_byte = sum(counts[ByteClass.GREEK : ByteClass.ARABIC + 1])
+    two_byte = sum(counts[ByteClass.GREEK : ByteClass.ARABIC_FAR + 1])
     indic = counts[ByteClass.INDIC] + counts[ByteClass.SOUTHEAST]
     other = 2 * two_byte + 3 * indic + 4 * counts[ByteClass.ASTRAL]
     cjk = 3 * sum(counts[ByteClass.KANA : ByteClass.FULL_WIDTH + 1])

@@ -8,7 +8,9 @@ With prior N(m0, S0) over the coefficients and observations (x, y) of variance v
 
 Divergence: Bishop has one noise variance, here each observation has its own, and the
 sums fade with each observation. The prior does not fade, which keeps SN positive
-definite whatever was observed. Being sums, they add up across processes.
+definite whatever was observed. A prior made of families is the mixture of those that
+the observations favor (empirical Bayes); their evidence is a sum too. Being sums, all
+of them add up across processes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from extproc.routing.prior import Prior
 _STALE_SHARE = 1 / 16
 _SETTLED = 512.0
 
+# Weights of families that differ by less keep the prior that they last made.
+_SAME_WEIGHTS = 0.01
+
 
 @cache
 def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -45,8 +50,11 @@ class Posterior:
     def __init__(self, prior: Prior, memory: float) -> None:
         size = len(prior.mean)
         self._keep = math.exp(-1.0 / memory)
-        self._prior_precision = prior.precision
-        self._prior_moment = prior.precision @ prior.mean
+        self._families = prior.families
+        count = 0 if self._families is None else len(self._families.coefficients)
+        self._evidence_sum: Vector = np.zeros(count)
+        self._weights: Vector = np.full(count, 1.0 / max(1, count))
+        self._prior = prior
         self._mean = prior.mean
         self._covariance = prior.covariance
         self._precision_sum: Matrix = np.zeros((size, size))
@@ -71,20 +79,30 @@ class Posterior:
         return self._mean
 
     def variance(self, x: Vector) -> float:
-        """Return the variance of ``x . w``, without the noise of an observation."""
+        """Return the variance of ``x . w``, without the noise of an observation.
+
+        At most that of a family which nothing is known of: the prior to learn with is
+        wider than families differ.
+        """
         self._load_restored()
-        return max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
+        variance = max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
+        if self._families is None:
+            return variance
+        return min(variance, self._families.variance(x))
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
         """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``."""
         self._load_restored()
         self._group = None
+        if self._families is not None:
+            self._evidence_sum *= self._keep
+            self._evidence_sum += self._families.evidence(x, y)
         self._pending.append(np.append(x, y) / math.sqrt(variance))
         self.observed = self._keep * self.observed + 1.0
         self.observations += 1
         stale = _STALE_SHARE * min(self.observed, _SETTLED)
         if len(self._pending) >= stale:
-            self._update_posterior()
+            self.solve()
 
     def _add_pending(self) -> None:
         if not self._pending:
@@ -99,19 +117,31 @@ class Posterior:
         self._moment_sum += x.T @ y
         self._pending.clear()
 
-    def _update_posterior(self) -> None:
+    def solve(self) -> None:
+        """Bring the mean and the covariance up to date with every observation."""
         self._add_pending()
-        precision = self._prior_precision + self._precision_sum  # (3.51)
-        moment = self._prior_moment + self._moment_sum
+        prior = self._choose_prior()
+        precision = prior.precision + self._precision_sum  # (3.51)
+        moment = prior.precision @ prior.mean + self._moment_sum
         self._covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         self._mean = self._covariance @ moment  # (3.50)
 
+    def _choose_prior(self) -> Prior:
+        if self._families is not None:
+            weights = self._families.weights(self._evidence_sum)
+            if np.abs(weights - self._weights).max() > _SAME_WEIGHTS:
+                self._weights, self._prior = weights, self._families.mixture(weights)
+        return self._prior
+
     def snapshot(self) -> DecayedSums:
-        """Copy the sums out: upper triangle of the precision, moment, observed."""
+        """Copy the sums out: precision's upper triangle, moment, evidence, observed."""
         if self._group is None:
             self._add_pending()
             upper = self._precision_sum[_upper_triangle(len(self._mean))]
-            sums = np.concatenate([upper, self._moment_sum, [self.observed]])
+            observed = np.array([self.observed])
+            sums = np.concatenate(
+                [upper, self._moment_sum, self._evidence_sum, observed]
+            )
             self._group = DecayedSums(self._keep, self.observations, sums, self.epoch)
         return self._group
 
@@ -126,7 +156,7 @@ class Posterior:
             return True
         size = len(self._mean)
         rows, columns = _upper_triangle(size)
-        if group.sums.shape != (len(rows) + size + 1,):
+        if group.sums.shape != (len(rows) + size + len(self._evidence_sum) + 1,):
             return False
         if (group.sums[: len(rows)][rows == columns] < 0.0).any():
             return False
@@ -149,13 +179,15 @@ class Posterior:
         precision = np.zeros((size, size))
         upper = self._group.sums[: len(rows)]
         precision[rows, columns] = precision[columns, rows] = upper
-        moment = self._group.sums[len(rows) : -1].copy()
+        moment = self._group.sums[len(rows) : len(rows) + size].copy()
+        evidence = np.minimum(self._group.sums[len(rows) + size : -1], 0.0)
         try:
-            np.linalg.cholesky(self._prior_precision + precision)
+            np.linalg.cholesky(self._prior.precision + precision)
         except np.linalg.LinAlgError:
-            precision[:], moment[:] = 0.0, 0.0
+            precision[:], moment[:], evidence[:] = 0.0, 0.0, 0.0
             self.observed, self.observations = 0.0, 0
             self.epoch += 1
             self._group = None
         self._precision_sum, self._moment_sum = precision, moment
-        self._update_posterior()
+        self._evidence_sum = evidence
+        self.solve()

@@ -1,10 +1,10 @@
 """The distribution of a served model's coefficients before its first answer.
 
-A normal distribution over the coefficients of ``regressors.TERMS``: the mean of six
-known tokenizer families, and a covariance that is wide along the directions in which
-they differ (digit splitting, each script, the template) and narrow elsewhere. A few
-dozen counted prompts then suffice to place an unknown tokenizer among, or beyond, the
-known ones.
+A normal distribution over the coefficients of ``regressors.TERMS``: the mean of
+twelve known tokenizer families, and a covariance that is wide along the directions in
+which they differ (digit splitting, each script, the template) and narrow elsewhere. The
+first counted prompts shift it to the families that explain them best; a few dozen place
+an unknown tokenizer among, or beyond, them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
-from extproc.routing.regressors import TERMS
+from extproc.routing.regressors import SCRIPT_TERMS, TERMS
 
 __all__ = [
     "FAMILIES",
@@ -27,11 +27,39 @@ __all__ = [
     "relative_variance",
 ]
 
-# Standard deviation, in tokens, of a family's coefficient beyond what the known ones
-# span: chosen by leaving whole families and sources out of the fit.
-_SCALAR_SPREADS = {"template": 10.0, "message": 2.0, "tools": 30.0, "tool": 10.0}
+# Standard deviation, in tokens, of a family's coefficient beyond the span of the known
+# ones, to learn with: wide, so that the counts soon outweigh the prior. Chosen by
+# leaving families and sources out of the fit.
+_LEARNING_SPREADS = {
+    "template": 10.0,
+    "message": 2.0,
+    "tools": 20.0,
+    "tool": 5.0,
+    "repetition": 0.5,
+    "run": 0.1,
+    "foreign letter": 0.1,
+    "foreign word": 0.1,
+}
+_TOOLS_LEARNING_SPREAD = 0.1
+_TEXT_LEARNING_SPREAD = 0.4
+
+# The same deviation to predict with, as narrow as leaving families out shows it to be.
+# A long prompt multiplies the spread of its commonest terms: letters, words,
+# indentation, the text of tools. Text unlike English has wide terms of its own.
+_PREDICTION_SPREADS = {
+    **_LEARNING_SPREADS,
+    "tools letter": 0.02,
+    "tools word": 0.06,
+    "tools space": 0.05,
+    "space after lower": 0.07,
+    "space after space": 0.02,
+    "foreign letter": 0.06,
+}
+_LETTER_SPREAD = 0.03
+_WORD_SPREAD = 0.07
 _TOOLS_SPREAD = 0.1
-_TEXT_SPREAD = 0.2
+_ASCII_SPREAD = 0.1
+_SCRIPT_SPREAD = 0.3
 
 # Relative variance of a prompt's tokens about the best linear model: 3 % on long
 # prompts and 0.55 of a square root of tokens on short ones, measured on six families.
@@ -44,6 +72,57 @@ def relative_variance(prompt_tokens: float) -> float:
     return _LONG_VARIANCE + _SHORT_VARIANCE / prompt_tokens
 
 
+# The evidence for a family is that of normal relative errors, with this standard
+# deviation beside the noise for what a linear model of a known family lacks. Its
+# logarithm is halved, since the errors of one kind of text are alike, and one prompt is
+# worth at most so much: a false count must not decide.
+_FAMILY_SPREAD = 0.1
+_EVIDENCE_SHARE = 0.5
+_MOST_EVIDENCE = 9.0
+# Weight that a family keeps whatever the evidence: the true one may be none of them.
+_LEAST_WEIGHT = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Families:
+    """Coefficients of the known tokenizer families."""
+
+    coefficients: Matrix
+    """A row of tokens a term for each of two or more families."""
+    learning_variances: Vector
+    """Of a further family's coefficients about the span of these, to learn with."""
+    variances: Vector
+    """The same, to predict with."""
+
+    def variance(self, x: Vector) -> float:
+        """Return the variance of an unknown family's ``x . w``."""
+        tokens = self.coefficients @ x
+        between = float(tokens.var(ddof=1))
+        return between + float(self.variances.dot(x * x))
+
+    def evidence(self, x: Vector, prompt_tokens: float) -> Vector:
+        """Return the logarithm of how well each family explains a counted prompt."""
+        errors = np.log(prompt_tokens / np.maximum(self.coefficients @ x, 1.0))
+        variance = relative_variance(prompt_tokens) + _FAMILY_SPREAD**2
+        logarithms = -0.5 * np.minimum(errors * errors / variance, _MOST_EVIDENCE)
+        evidence: Vector = _EVIDENCE_SHARE * logarithms
+        return evidence
+
+    def weights(self, evidence: Vector) -> Vector:
+        """Return the share of each family, given the sum of the evidence."""
+        likely: Vector = np.exp(evidence - evidence.max()) + _LEAST_WEIGHT
+        weights: Vector = likely / likely.sum()
+        return weights
+
+    def mixture(self, weights: Vector) -> Prior:
+        """Return the normal distribution with the mixture's mean and covariance."""
+        mean = weights @ self.coefficients
+        apart = self.coefficients - mean
+        between = (weights[:, None] * apart).T @ apart
+        between *= len(weights) / (len(weights) - 1)
+        return make_prior(mean, between + np.diag(self.learning_variances), self)
+
+
 @dataclass(frozen=True, slots=True)
 class Prior:
     """A normal distribution over coefficients, in tokens a term."""
@@ -52,6 +131,8 @@ class Prior:
     covariance: Matrix
     precision: Matrix
     """The inverse of ``covariance``."""
+    families: Families | None = None
+    """The families that it is made of, for those that the evidence favors."""
 
 
 def known_families(leave_out: Collection[str] = ()) -> Prior:
@@ -79,19 +160,38 @@ def from_coefficients(coefficients: Matrix) -> Prior:
     Args:
         coefficients: one row of tokens a term for each of two or more families.
     """
-    mean = coefficients.mean(axis=0)
-    apart = coefficients - mean
-    spreads = np.array([_spread(name) for name in TERMS])
-    between = apart.T @ apart / (len(coefficients) - 1)
-    return make_prior(mean, between + np.diag(spreads**2))
+    families = Families(
+        coefficients,
+        np.array([_learning_spread(name) ** 2 for name in TERMS]),
+        np.array([_prediction_spread(name) ** 2 for name in TERMS]),
+    )
+    return families.mixture(families.weights(np.zeros(len(coefficients))))
 
 
-def make_prior(mean: Vector, covariance: Matrix) -> Prior:
+def make_prior(
+    mean: Vector, covariance: Matrix, families: Families | None = None
+) -> Prior:
     """Return a prior, its precision computed."""
     precision: Matrix = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    return Prior(mean, covariance, precision)
+    return Prior(mean, covariance, precision, families)
 
 
-def _spread(term: str) -> float:
-    default = _TOOLS_SPREAD if term.startswith("tools ") else _TEXT_SPREAD
-    return _SCALAR_SPREADS.get(term, default)
+def _learning_spread(term: str) -> float:
+    tools = term.startswith("tools ")
+    default = _TOOLS_LEARNING_SPREAD if tools else _TEXT_LEARNING_SPREAD
+    return _LEARNING_SPREADS.get(term, default)
+
+
+def _prediction_spread(term: str) -> float:
+    if term in _PREDICTION_SPREADS:
+        return _PREDICTION_SPREADS[term]
+    if term.startswith("tools "):
+        return _TOOLS_SPREAD
+    if term in SCRIPT_TERMS:
+        return _SCRIPT_SPREAD
+    if term.startswith("lower"):
+        if term.endswith(" after space"):
+            return _WORD_SPREAD
+        if " after lower" in term:
+            return _LETTER_SPREAD
+    return _ASCII_SPREAD

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -29,26 +30,34 @@ from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
 from extproc.routing.regressors import TERMS, Weights, vectorize, weigh
 from extproc.routing.rendering import SHARE_TERMS, optional_tokens, with_shares
+from extproc.routing.trial import Trial
 
 # Errors beyond this many expected deviations lose weight with their square: a wrong
-# count ten times off then pulls less than an honest one at the edge.
+# count ten times off then pulls less than an honest one at the edge. They keep it once
+# they outnumber the others of their category by so many, all in one direction: that is
+# a new kind of text.
 _ROBUST_DEVIATIONS = 4.0
+_BELIEVED_SURPRISES = 3
 
-# Weight of the newest error in the running means of errors.
+# An error beyond this many deviations, or this logarithm, is learned from at once,
+# unless another was so few observations ago: a settled posterior is otherwise solved
+# too rarely for the first prompts of a new script.
+_SURPRISING_DEVIATIONS = 3.0
+_SURPRISING_ERROR = 0.3
+_BETWEEN_SURPRISES = 8
+
+# Weight of the newest error in the running mean of errors.
 _RECENT = 1 / 16
 _CLIPPED_DEVIATIONS = 6.0
-_CLIPPED_ERROR = 1.0
 
 # The model behind a name may have changed once its recent errors, in expected
 # deviations (0.8 for normal ones), are this large. A challenger then learns beside it
-# from the prior alone, and takes over if its own recent errors are this much smaller;
-# it is dropped when the errors are calm again, or after a long trial. New kinds of
-# text surprise too, but there a challenger seldom does better.
+# from the prior alone, until it wins its trial, the errors are calm again, or the trial
+# has lasted too long. A deposed model stays in trial as a challenger.
 _SURPRISE = 1.5
 _CALM = 1.1
-_TAKEOVER = 0.75
-_TRIAL_OBSERVATIONS = 12
-_TRIAL_ENDS_AFTER = 256
+# Observations of a category after which a model counts as having learned it.
+_FAMILIAR = 20
 
 _TERMS_EXPLAINED = 12
 _TERMS_CHECKSUM = zlib.crc32("\n".join((*TERMS, *SHARE_TERMS)).encode())
@@ -59,11 +68,14 @@ class _Learned:
     """What one served model's counted prompts taught."""
 
     posterior: Posterior
-    error: float = 0.0
-    """Mean of recent errors, as logarithms; since a challenger's start."""
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
-    challenger: _Learned | None = None
+    categories: Counter[str] = field(default_factory=Counter)
+    """Observations by category."""
+    surprises: dict[str, int] = field(default_factory=dict)
+    """Surprising errors of a category less the others; negative: of overestimates."""
+    last_surprise: int = -_BETWEEN_SURPRISES
+    challenger: _Challenger | None = None
     _weights: Weights | None = None
     _weighed: Vector | None = None
 
@@ -90,6 +102,14 @@ class _Learned:
             shares = self.posterior.mean[len(TERMS) :]
             tokens += float(optional_tokens(features, self.weights.text_pairs) @ shares)
         return tokens
+
+
+@dataclass(slots=True)
+class _Challenger:
+    learned: _Learned
+    trial: Trial
+    deposed: bool = False
+    """Whether it was the incumbent before."""
 
 
 def _start(prior: Prior) -> _Learned:
@@ -138,8 +158,8 @@ class TextEstimator:
         learned = self._models.touch(model)
         x = learned.vectorize(features)
         prediction = _predict(learned, features, x)
-        _learn(learned, x, prompt_tokens, prediction)
-        self._challenge(learned, features, prompt_tokens)
+        _learn(learned, category, x, prompt_tokens, prediction)
+        self._challenge(learned, category, features, prompt_tokens, prediction)
         return prediction
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
@@ -165,27 +185,28 @@ class TextEstimator:
         }
 
     def _challenge(
-        self, learned: _Learned, features: Features, prompt_tokens: int
+        self,
+        learned: _Learned,
+        category: str,
+        features: Features,
+        prompt_tokens: int,
+        prediction: Prediction,
     ) -> None:
         challenger = learned.challenger
         if challenger is None:
             if learned.surprise > _SURPRISE:
-                learned.challenger = self._start()
-                learned.error = 0.0
+                learned.challenger = _Challenger(self._start(), _trial_of(learned))
             return
-        x = challenger.vectorize(features)
-        prediction = _predict(challenger, features, x)
-        _learn(challenger, x, prompt_tokens, prediction)
-        if challenger.posterior.observed < _TRIAL_OBSERVATIONS:
-            return
-        if challenger.error < _TAKEOVER * learned.error:
-            challenger.posterior.epoch = learned.posterior.epoch + 1
-            learned.posterior = challenger.posterior
-            learned.surprise = challenger.surprise
-            learned.challenger = None
-        elif (
-            learned.surprise < _CALM
-            or challenger.posterior.observed > _TRIAL_ENDS_AFTER
+        x = challenger.learned.vectorize(features)
+        other = _predict(challenger.learned, features, x)
+        _learn(challenger.learned, category, x, prompt_tokens, other)
+        challenger.trial.add(
+            category, _error(prompt_tokens, prediction), _error(prompt_tokens, other)
+        )
+        if challenger.trial.won:
+            _swap(learned, challenger)
+        elif challenger.trial.over or (
+            learned.surprise < _CALM and not challenger.deposed
         ):
             learned.challenger = None
 
@@ -220,16 +241,67 @@ def _predict(learned: _Learned, features: Features, x: Vector) -> Prediction:
     return Prediction(point, math.sqrt(noise + variance / (point * point)))
 
 
+def _error(prompt_tokens: int, prediction: Prediction) -> float:
+    return abs(math.log(prompt_tokens / prediction.tokens))
+
+
+def _trial_of(incumbent: _Learned) -> Trial:
+    categories = incumbent.categories.items()
+    return Trial({name for name, times in categories if times >= _FAMILIAR})
+
+
+def _swap(learned: _Learned, challenger: _Challenger) -> None:
+    """Let the challenger's posterior take over; the deposed one may come back."""
+    winner = challenger.learned
+    winner.posterior.epoch = learned.posterior.epoch + 1
+    deposed = _Learned(learned.posterior, categories=learned.categories)
+    learned.posterior = winner.posterior
+    learned.surprise = winner.surprise
+    learned.categories = winner.categories
+    learned.surprises = winner.surprises
+    learned.challenger = (
+        None
+        if challenger.deposed
+        else _Challenger(deposed, _trial_of(deposed), deposed=True)
+    )
+
+
 def _learn(
-    learned: _Learned, x: Vector, prompt_tokens: int, prediction: Prediction
+    learned: _Learned,
+    category: str,
+    x: Vector,
+    prompt_tokens: int,
+    prediction: Prediction,
 ) -> None:
-    error = abs(math.log(prompt_tokens / prediction.tokens))
-    deviations = error / prediction.spread
-    learned.error += _RECENT * (min(error, _CLIPPED_ERROR) - learned.error)
+    error = math.log(prompt_tokens / prediction.tokens)
+    deviations = abs(error) / prediction.spread
     clipped = min(deviations, _CLIPPED_DEVIATIONS)
     learned.surprise += _RECENT * (clipped - learned.surprise)
+    learned.categories[category] += 1
     # The larger of both sizes: a false count of 1 would else weigh as its square.
     size = max(prompt_tokens, prediction.tokens)
     variance = size * size * relative_variance(size)
-    variance *= max(1.0, deviations / _ROBUST_DEVIATIONS) ** 2
+    if not _believed(learned, category, error, deviations):
+        variance *= (deviations / _ROBUST_DEVIATIONS) ** 2
     learned.posterior.learn(x, prompt_tokens, variance)
+    if deviations > _SURPRISING_DEVIATIONS or abs(error) > _SURPRISING_ERROR:
+        observations = learned.posterior.observations
+        if observations - learned.last_surprise >= _BETWEEN_SURPRISES:
+            learned.last_surprise = observations
+            learned.posterior.solve()
+
+
+def _believed(
+    learned: _Learned, category: str, error: float, deviations: float
+) -> bool:
+    """Whether an error has its full weight; note it."""
+    surprises = learned.surprises.get(category, 0)
+    if deviations <= _ROBUST_DEVIATIONS:
+        if surprises:
+            learned.surprises[category] = surprises - (1 if surprises > 0 else -1)
+        return True
+    surprises += 1 if error > 0 else -1
+    limit = 2 * _BELIEVED_SURPRISES
+    learned.surprises[category] = min(max(surprises, -limit), limit)
+    same_sign = surprises if error > 0 else -surprises
+    return same_sign >= _BELIEVED_SURPRISES

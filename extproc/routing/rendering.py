@@ -13,7 +13,7 @@ import numpy as np
 
 from extproc.routing.arrays import Vector
 from extproc.routing.features import Features
-from extproc.routing.prior import Prior
+from extproc.routing.prior import Families, Prior
 from extproc.routing.request import OptionalKind
 
 _SHARE = 0.5
@@ -28,6 +28,16 @@ SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
 def with_shares(prior: Prior) -> Prior:
     """Append the shares to a prior of text coefficients, independent of those."""
     size, shares = len(prior.mean), len(OptionalKind)
+    families = prior.families
+    if families is not None:
+        means = np.full((len(families.coefficients), shares), _SHARE)
+        variances = np.full(shares, _SHARE_SPREAD**2)
+        with_means = Families(
+            np.hstack([families.coefficients, means]),
+            np.append(families.learning_variances, variances),
+            np.append(families.variances, variances),
+        )
+        return with_means.mixture(families.weights(np.zeros(len(means))))
     covariance = np.zeros((size + shares, size + shares))
     covariance[:size, :size] = prior.covariance
     precision = np.zeros_like(covariance)

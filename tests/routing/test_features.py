@@ -16,8 +16,8 @@ def test_counts_which_class_follows_which() -> None:
     pairs = measure(Prompt(b"ab 12"), 5).pairs
     counted = {divmod(int(i), CLASSES): int(pairs[i]) for i in pairs.nonzero()[0]}
     assert counted == {
-        (ByteClass.NEWLINE, ByteClass.LOWER): 1,
-        (ByteClass.LOWER, ByteClass.LOWER): 1,
+        (ByteClass.NEWLINE, ByteClass.LOWER_VOWEL): 1,
+        (ByteClass.LOWER_VOWEL, ByteClass.LOWER): 1,
         (ByteClass.LOWER, ByteClass.SPACE): 1,
         (ByteClass.SPACE, ByteClass.DIGIT): 1,
         (ByteClass.DIGIT, ByteClass.DIGIT): 1,
@@ -31,6 +31,10 @@ def test_counts_which_class_follows_which() -> None:
         ("ő", ByteClass.LATIN_FAR),
         ("λ", ByteClass.GREEK),
         ("ж", ByteClass.CYRILLIC),
+        ("қ", ByteClass.CYRILLIC_FAR),
+        ("ա", ByteClass.ARMENIAN),
+        ("پ", ByteClass.ARABIC),
+        ("گ", ByteClass.ARABIC_FAR),
         ("ש", ByteClass.HEBREW),
         ("م", ByteClass.ARABIC),
         ("ह", ByteClass.INDIC),
@@ -78,3 +82,48 @@ def test_long_text_is_sampled_to_the_right_size() -> None:
     counts = [measure(Prompt(piece), 0).classes() for piece in pieces]
     expected = [sum(column) for column in zip(*counts, strict=True)]
     assert sampled.classes() == pytest.approx(expected, abs=0.02 * len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "runs", "repetitions"),
+    [
+        ("=" * 500, {ByteClass.RULE: 499}, 0),
+        (
+            "a" * 300 + "\n" + "7" * 300,
+            {ByteClass.LOWER_VOWEL: 299, ByteClass.DIGIT: 299},
+            0,
+        ),
+        ("ha " * 300, {}, 299),
+        ("─" * 200, {}, 199),
+        ("A sentence of ten words, none of which comes again. " * 1, {}, 0),
+        ("Title\n=====\nshort rules\n-----\nare no runs of marks\n", {}, 0),
+    ],
+    ids=["one mark", "two runs", "one word", "one character", "prose", "short"],
+)
+def test_runs_and_repeated_words_are_counted(
+    text: str, runs: dict[int, int], repetitions: int
+) -> None:
+    features = measure(Prompt(text.encode()), 0)
+    assert dict(features.runs) == runs
+    assert features.repetitions == repetitions
+
+
+@given(
+    st.builds(
+        lambda unit, times, rest: unit * times + rest,
+        st.binary(min_size=1, max_size=9),
+        st.integers(0, 9000),
+        st.binary(max_size=90),
+    )
+)
+def test_what_repeats_is_never_more_than_the_text(text: bytes) -> None:
+    features = measure(Prompt(text), 0)
+    repeated = sum(size for _, size in features.runs)
+    assert 0 <= repeated <= len(text)
+    assert 0 <= features.repetitions <= len(text)
+    assert all(size > 0 for _, size in features.runs)
+
+
+def test_repetitions_of_a_long_text_are_scaled_to_its_size() -> None:
+    features = measure(Prompt(b"=" * 1_000_000), 0)
+    assert sum(size for _, size in features.runs) == pytest.approx(1_000_000, rel=0.01)

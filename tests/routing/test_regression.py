@@ -107,6 +107,53 @@ def test_does_not_forget_for_a_new_kind_of_text(samples: list[Sample]) -> None:
     assert mean_error(estimator, samples[400:500]) < known + 0.01
 
 
+def test_a_deposed_model_comes_back_if_it_was_right(
+    samples: list[Sample], other_samples: list[Sample]
+) -> None:
+    estimator = Bounded(TextEstimator())
+    learn(estimator, samples[:600])
+    before = mean_error(estimator, samples[900:1000])
+    # For a while the name answers as another model, then as itself again.
+    learn(estimator, other_samples[600:660])
+    learn(estimator, samples[660:760])
+    assert mean_error(estimator, samples[900:1000]) < 2 * before
+
+
+def test_a_run_of_a_new_kind_of_text_deposes_nothing(samples: list[Sample]) -> None:
+    estimator = Bounded(TextEstimator())
+    learn(estimator, samples[:600])
+    for n in range(60):
+        text = ("\u0915\u0916 \u0917 " * (20 + n)).encode()
+        features = measure(Prompt(text), 0)
+        estimator.observe("m", "other_script", features, len(text))
+    assert copy_out(estimator)[TextEstimator.component]["m"].epoch == 0
+
+
+def test_a_settled_model_learns_a_new_script_at_once(samples: list[Sample]) -> None:
+    estimator = Bounded(TextEstimator())
+    learn(estimator, samples[:600])
+    text = ("\u1780\u1784\u1787 " * 200).encode()
+    khmer = measure(Prompt(text), 0)
+    counted = len(text)
+    before = estimator.estimate("m", "other_script", khmer).prompt_tokens
+    assert abs(before / counted - 1) > 0.2
+    estimator.observe("m", "other_script", khmer, counted)
+    after = estimator.estimate("m", "other_script", khmer).prompt_tokens
+    assert after == pytest.approx(counted, rel=0.1)
+
+
+def test_several_surprises_of_one_kind_are_believed(samples: list[Sample]) -> None:
+    estimator = Bounded(TextEstimator())
+    learn(estimator, samples[:1000])
+    text = b"zq jx kv wq " * 90
+    odd = measure(Prompt(text), 0)
+    counted = estimator.estimate("m", "strange", odd).prompt_tokens // 3
+    for _ in range(12):
+        estimator.observe("m", "strange", odd, counted)
+    after = estimator.estimate("m", "strange", odd).prompt_tokens
+    assert after == pytest.approx(counted, rel=0.2)
+
+
 @pytest.mark.parametrize(
     "lie",
     [
@@ -284,9 +331,10 @@ def test_what_others_learned_is_solved_when_it_is_asked_for(
     assert len(solutions) == 0
     for model, sample in zip("aab", samples, strict=False):
         other.estimate(model, sample.category, sample.features)
-    assert len(solutions) == 2
+    solved = len(solutions)
+    assert 2 <= solved <= 4  # two posteriors, each with a prior of its own at most
     assert copy_out(other).keys() == groups.keys()
-    assert len(solutions) == 2
+    assert len(solutions) == solved
 
 
 def test_leaves_what_is_not_its_own(samples: list[Sample]) -> None:
