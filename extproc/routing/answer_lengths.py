@@ -1,0 +1,144 @@
+"""Lengths of answers, counted by served model and kind of request.
+
+An answer that ran into a limit (``finish_reason: length``) was cut: it would have been
+at least that long. Lengths are therefore censored, and quantiles are Kaplan and Meier's
+(1958). They are counted in logarithmic buckets that fade; processes add them up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from extproc.routing.bounded_table import BoundedTable
+from extproc.routing.mergeable import DecayedSums, Groups
+
+PER_DOUBLING = 8
+"""Buckets are an eighth of a doubling, 9 %, wide."""
+
+BUCKETS = 17 * PER_DOUBLING + 1
+"""Up to 131,072 tokens."""
+
+_ALL = "all"
+_KIND = "category."
+
+Counts = npt.NDArray[np.float64]
+"""By bucket: row 0 of answers that ended, row 1 of cut ones."""
+
+
+def no_counts() -> Counts:
+    """Return counts of nothing."""
+    return np.zeros((2, BUCKETS))
+
+
+@dataclass(slots=True)
+class Lengths:
+    """Decayed counts of one kind of request."""
+
+    counts: Counts = field(default_factory=no_counts)
+    observations: int = 0
+
+
+class AnswerLengths:
+    """Counts of all answers, of each model's, and of each model's by kind of request.
+
+    Args:
+        memory: observations over which a count fades to 1/e.
+        models: models told apart; the rest share one set of counts.
+        kinds: kinds of request told apart for each model; the rest share one.
+    """
+
+    def __init__(self, memory: float, models: int, kinds: int) -> None:
+        self._keep = math.exp(-1.0 / memory)
+        self._all = Lengths()
+        make: Callable[[], _ModelLengths] = lambda: _ModelLengths(kinds)  # noqa: E731
+        self._models = BoundedTable(make, models)
+
+    def known(self, model: str) -> bool:
+        """Whether answers of the model, or of the shared rest, were counted."""
+        return self._models.get(model) is not None
+
+    def levels(self, model: str, kind: str) -> list[Lengths]:
+        """Return the counts that apply, from the coarsest to the finest."""
+        levels = [self._all]
+        known = self._models.get(model)
+        if known is not None:
+            levels.append(known.all)
+            lengths = known.kinds.get(kind)
+            levels += [lengths] if lengths is not None else []
+        return levels
+
+    def observe(self, model: str, kind: str, tokens: int, truncated: bool) -> None:
+        """Count an answer of ``tokens`` > 0 tokens."""
+        known = self._models.touch(model)
+        bucket = bucket_of(tokens)
+        for lengths in (self._all, known.all, known.kinds.touch(kind)):
+            lengths.counts *= self._keep
+            lengths.counts[int(truncated), bucket] += 1.0
+            lengths.observations += 1
+
+    def group_keys(self) -> list[str]:
+        """``all``, ``all:MODEL`` and ``category.KIND:MODEL``."""
+        keys = [_ALL]
+        for name, known in self._models.items():
+            keys.append(f"{_ALL}:{name}")
+            keys += [f"{_KIND}{kind}:{name}" for kind, _ in known.kinds.items()]
+        return keys
+
+    def group(self, key: str) -> DecayedSums | None:
+        """Copy a group's counts out; None if there is none."""
+        what, of_model, model = key.partition(":")
+        lengths: Lengths | None = self._all
+        if of_model:
+            known = self._models.own(model)
+            if known is None:
+                return None
+            lengths = known.all
+            if what != _ALL:
+                lengths = known.kinds.own(what.removeprefix(_KIND))
+        if lengths is None:
+            return None
+        return DecayedSums(self._keep, lengths.observations, lengths.counts.flatten())
+
+    def restore(self, groups: Groups) -> None:
+        """Go on from these counts; others stay."""
+        for key, group in groups.items():
+            lengths = self._place(key)
+            if lengths is not None and group.sums.shape == (2 * BUCKETS,):
+                lengths.counts = np.maximum(group.sums, 0.0).reshape(2, BUCKETS)
+                lengths.observations = group.observations
+
+    def _place(self, key: str) -> Lengths | None:
+        what, of_model, model = key.partition(":")
+        if not of_model:
+            return self._all
+        known = self._models.admit(model)
+        if known is None:
+            return None
+        if what == _ALL:
+            return known.all
+        return known.kinds.admit(what.removeprefix(_KIND))
+
+
+class _ModelLengths:
+    def __init__(self, kinds: int) -> None:
+        self.all = Lengths()
+        self.kinds = BoundedTable(Lengths, kinds)
+
+
+def bucket_of(tokens: int) -> int:
+    """Return the bucket of a length of at least one token."""
+    return min(math.ceil(PER_DOUBLING * math.log2(tokens)), BUCKETS - 1)
+
+
+def upper_tokens(counts: Counts, quantile: float) -> int | None:
+    """Return Kaplan and Meier's quantile, or None if cut answers hide it."""
+    ended, cut = counts
+    at_risk = np.cumsum((ended + cut)[::-1])[::-1]
+    surviving = np.cumprod(1.0 - ended / np.maximum(at_risk, 1e-12))
+    reached = np.flatnonzero(surviving <= 1.0 - quantile + 1e-12).tolist()
+    return math.floor(2 ** (reached[0] / PER_DOUBLING)) if reached else None
