@@ -192,7 +192,7 @@ def _render_estimator(prompt: PromptExplanation) -> Iterator[str]:
     for name, value in (prompt.made_of or {}).items():
         if isinstance(value, dict):
             for term, parts in value.items():
-                yield _line("", f"    {term}: {_value(parts)}")
+                yield _line("", f"  {term}: {_value(parts)}")
         else:
             label = "" if name == "formula" else f"{name}: "
             yield _line("", f"  {label}{_value(value)}")
@@ -205,7 +205,7 @@ def _value(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:,.3f}"
+            return f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
         case int():
             return f"{value:,}"
         case dict():

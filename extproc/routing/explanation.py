@@ -204,8 +204,14 @@ def _explain_request(request: Request, features: Features) -> RequestExplanation
 
 def _count_classes(features: Features) -> dict[str, int]:
     counts = features.classes()
-    named = {cls.name.lower(): int(counts[cls]) for cls in ByteClass if counts[cls]}
-    return dict(sorted(named.items(), key=lambda item: -item[1]))
+    named: dict[str, int] = {}
+    for byte_class in ByteClass:
+        name = byte_class.name.lower()
+        # Small letters, and bytes after the first of a character, are one class here.
+        name = name.partition("_")[0] if name[:5] in ("lower", "trail") else name
+        named[name] = named.get(name, 0) + counts[byte_class]
+    present = {name: count for name, count in named.items() if count}
+    return dict(sorted(present.items(), key=lambda item: -item[1]))
 
 
 def _explain_category(
