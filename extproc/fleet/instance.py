@@ -157,16 +157,16 @@ class Instance:
 
     def _is_head_held_back(self) -> bool:
         """Whether nothing can be admitted until a running request ends."""
-        if self._ending:
-            return False
         if not self.waiting:
             return True
-        if not self.running:
+        if self._ending or not self.running:
             return False
         if len(self.running) >= self.limits.max_num_seqs:
             return True
         job = self.waiting[0]
-        found = self._find(job, self._cached_step - 1)
+        found = _NOTHING
+        if self._cache is not None:
+            found = self._find(job, self._cached_step - 1)
         if not found.is_final:
             return False
         tokens = job.known
@@ -178,9 +178,20 @@ class Instance:
 
     def _decode(self, until_s: float) -> None:
         """Take steps that only decode: to the first end, eviction or ``until_s``."""
+        block_size = self.limits.block_size
+        if self._ending:
+            # They hold their blocks while the first step is scheduled.
+            demand = self._phases[-self.num_steps % block_size]
+            if len(self.running) == len(self._ending) or demand > self.free_blocks:
+                self.step()
+                return
+            self._take_blocks(demand)
+            for job in self._ending:
+                self._end(job, self.num_steps)
+            self._ending.clear()
+            self.free_blocks += demand
         seqs = len(self.running)
         steps = self._steps_to_finish()
-        block_size = self.limits.block_size
         if self.free_blocks < seqs * (steps // block_size + 1):
             steps = min(steps, self._steps_to_full())
             if steps == 0:
@@ -193,8 +204,8 @@ class Instance:
         duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
         # The step after the first is scheduled when the first ends or, if steps are
         # scheduled a step ahead, when it starts.
-        ahead = int(self._async)
-        span_s = until_s - max(self.now_s, self._end_s)
+        ahead = 1 if self._async else 0
+        span_s = until_s - (self._end_s if ahead else self.now_s)
         if steps > ahead and duration_s > span_s:
             left = steps - ahead
             steps = ahead
@@ -204,12 +215,14 @@ class Instance:
         # Each sequence needs a block every block_size steps, and the rest by phase.
         cycles, rest = divmod(steps, block_size)
         start = self.num_steps
-        self._take_blocks(
-            cycles * seqs
-            + sum(self._phases[-(start + step) % block_size] for step in range(rest))
+        self.free_blocks -= cycles * seqs + sum(
+            self._phases[-(start + step) % block_size] for step in range(rest)
         )
+        if self._cache is not None and self._cache.free > self.free_blocks:
+            self._cache.trim(self.free_blocks)
         self.computed_tokens += seqs * steps
-        self._elapse(duration_s, steps, seqs, first_s + growth_s * (steps - 1))
+        last_s = first_s + growth_s * (steps - 1)
+        self._elapse(duration_s, steps, seqs, last_s)
         self._end_finished()
 
     def _steps_to_finish(self) -> int:
@@ -244,11 +257,12 @@ class Instance:
             evicted = self._evict_for_decoding(chunks)
             seqs = len(self.running) - len(self._ending) - (self._partial is not None)
         else:
-            self._take_blocks(demand)
+            if demand:
+                self._take_blocks(demand)
             budget = self.limits.max_num_batched_tokens - seqs
             if self._partial is not None:
                 budget, evicted = self._continue_partial(chunks, budget)
-            if not evicted:
+            if not evicted and self.waiting:
                 self._admit(chunks, budget)
         tokens = 0
         pairs = 0.0
@@ -272,11 +286,9 @@ class Instance:
 
     def _elapse(self, duration_s: float, steps: int, seqs: int, last_s: float) -> None:
         """Let steps pass, of which the last one takes ``last_s``."""
-        started_s = max(self.now_s, self._end_s)
-        self._end_s = started_s + duration_s
-        if not self._async:
-            self.now_s = self._end_s
-        else:
+        started_s = self._end_s if self._end_s > self.now_s else self.now_s
+        self.now_s = self._end_s = started_s + duration_s
+        if self._async:
             self.now_s = started_s if steps == 1 else self._end_s - last_s
         self.num_steps += steps
         self.busy_s += duration_s
@@ -286,8 +298,9 @@ class Instance:
 
     def _take_blocks(self, count: int) -> None:
         self.free_blocks -= count
-        if self._cache is not None:
-            self._cache.trim(self.free_blocks)
+        cache = self._cache
+        if cache is not None and cache.free > self.free_blocks:
+            cache.trim(self.free_blocks)
 
     def _free(self, job: Job, computed: int) -> None:
         """Give back the blocks of so many tokens, but for those that others hold."""
@@ -300,8 +313,7 @@ class Instance:
 
     def _find(self, job: Job, step: int) -> Found:
         """What is cached of a waiting job; its last token has to be computed."""
-        if self._cache is None:
-            return _NOTHING
+        assert self._cache is not None
         assert job.holding is not None
         most = (job.known - 1) // self.limits.block_size
         return self._cache.find(job.holding, most, step)
@@ -327,11 +339,15 @@ class Instance:
 
     def _take_chunk(self, job: Job, chunk: int, blocks: int) -> None:
         """Allocate for a chunk, whose full blocks are cached at once."""
-        self._take_blocks(blocks)
-        if self._cache is not None:
+        self.free_blocks -= blocks
+        cache = self._cache
+        if cache is not None:
+            if cache.free > self.free_blocks:
+                cache.trim(self.free_blocks)
             assert job.holding is not None
             full = (job.computed + chunk) // self.limits.block_size
-            self._cache.store(job.holding, full, (self._cached_step, job.admission))
+            if full > job.holding.hashed:
+                cache.store(job.holding, full, (self._cached_step, job.admission))
 
     @property
     def _cached_step(self) -> int:
@@ -343,14 +359,17 @@ class Instance:
 
     def _admit(self, chunks: list[tuple[Job, int]], budget: int) -> None:
         limits = self.limits
+        block_size = limits.block_size
         while self.waiting and budget > 0 and len(self.running) < limits.max_num_seqs:
             job = self.waiting[0]
-            found = self._find(job, self._cached_step)
-            computed = found.blocks * limits.block_size
+            found = _NOTHING
+            if self._cache is not None:
+                found = self._find(job, self._cached_step)
+            computed = found.blocks * block_size
             chunk = min(job.known - computed, budget)
             whole = job.known if limits.scheduler_reserve_full_isl else computed + chunk
             spare_blocks = self._watermark_blocks if self.running else 0
-            needed = limits.blocks_for(whole) - found.held
+            needed = -(-whole // block_size) - found.held
             if needed + spare_blocks > self.free_blocks:
                 break
             self.waiting.popleft()
@@ -367,7 +386,8 @@ class Instance:
                 job.first_step_s = max(self.now_s, self._end_s)
                 job.cached_tokens = computed
             job.computed = computed
-            self._take_chunk(job, chunk, self._blocks_for_chunk(job, chunk))
+            blocks = -(-(computed + chunk) // block_size) - found.blocks
+            self._take_chunk(job, chunk, blocks)
             chunks.append((job, chunk))
             budget -= chunk
 
@@ -380,7 +400,7 @@ class Instance:
         job.known += 1
         if job.first_token_s != job.first_token_s:
             job.first_token_s = self._end_s
-        left = job.tokens - job.known
+        left = job.prompt_tokens + job.output_tokens - job.known
         if self._async and job.is_open_ended and job.tokens < self.limits.max_model_len:
             left += 1
         job.offset = job.computed - self.num_steps
@@ -393,12 +413,7 @@ class Instance:
 
     def _end_finished(self, chunks: Iterable[tuple[Job, int]] = ()) -> None:
         """Take the output: of the steps that ran or, a step ahead, of those before."""
-        ended = [*self._ending, *self._evicted_at_end]
-        self._ending.clear()
-        for job in self._evicted_at_end:
-            if job.finish_s != job.finish_s:
-                job.finish_s = self.now_s
-        self._evicted_at_end.clear()
+        ended = self._take_ending() if self._ending or self._evicted_at_end else []
         for job, chunk in chunks:
             self._complete_chunk(job, chunk)
         finishes = self._finishes
@@ -406,7 +421,7 @@ class Instance:
             _, admission, job = heappop(finishes)
             if job.admission == admission:
                 self._stop_decoding(job)
-                if self._async and job.computed < job.tokens:
+                if self._async and job.computed < job.prompt_tokens + job.output_tokens:
                     job.finish_s = self._end_s
                     self._ending[job] = None
                 else:
@@ -415,19 +430,31 @@ class Instance:
         if len(ended) > 1:
             ended.sort(key=lambda job: job.admission)
         for job in ended:
-            self._end(job)
+            self._end(job, self.num_steps - 1)
 
-    def _end(self, job: Job) -> None:
-        if job in self.running:
-            if self._cache is not None:
+    def _take_ending(self) -> list[Job]:
+        ended = [*self._ending, *self._evicted_at_end]
+        self._ending.clear()
+        for job in self._evicted_at_end:
+            if job.finish_s != job.finish_s:
+                job.finish_s = self.now_s
+        self._evicted_at_end.clear()
+        return ended
+
+    def _end(self, job: Job, step: int) -> None:
+        """Let a job go whose last token this step has taken."""
+        self.finished.append(job)
+        # Otherwise it was evicted since.
+        if job.admission:
+            if self._cache is not None and self._async:
                 assert job.holding is not None
                 # The last token is never computed, or never cached.
                 full = (job.tokens - 1) // self.limits.block_size
-                order = (self.num_steps - 1, _LATE + job.admission)
-                self._cache.store(job.holding, full, order)
+                if full > job.holding.hashed:
+                    order = (step, _LATE + job.admission)
+                    self._cache.store(job.holding, full, order)
             self._free(job, job.computed)
             del self.running[job]
-        self.finished.append(job)
 
     def _stop_decoding(self, job: Job) -> None:
         job.computed = self.num_steps + job.offset

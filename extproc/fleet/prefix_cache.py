@@ -73,8 +73,8 @@ class Run:
         self.offset = offset
         self.holders = holders
         self.higher: Run | None = None
-        self.earlier: Run = self
-        self.later: Run = self
+        self.earlier: Run
+        self.later: Run
 
 
 class Node:
@@ -107,7 +107,7 @@ class Holding:
     """
 
     path: list[tuple[Hashable, int]]
-    own: Node = field(default_factory=lambda: Node(None))
+    own: Node | None = None
     hashed: int = 0
     pieces: list[tuple[Run, int]] = field(default_factory=list)
     offset: int = 0
@@ -131,6 +131,9 @@ class Found:
     picks: list[tuple[Run, int, int]] = field(default_factory=list)
 
 
+_NOTHING = Found()
+
+
 class PrefixCache:
     """The cached blocks of an instance.
 
@@ -144,6 +147,7 @@ class PrefixCache:
         self._nodes: dict[Hashable, Node] = {}
         # The queue of free runs is a ring that begins and ends here.
         self._ring = Run(Node(None), 0, 0, (0, 0), None)
+        self._ring.earlier = self._ring.later = self._ring
 
     def enter(self, prefix: Prefix | None) -> Holding:
         """A request that holds nothing yet."""
@@ -159,6 +163,8 @@ class PrefixCache:
 
     def find(self, holding: Holding, most: int, step: int) -> Found:
         """The longest cached prefix of at most so many blocks, after this step."""
+        if not holding.path and holding.own is None:
+            return _NOTHING
         found = Found()
         position = 0
         for key, end in holding.path:
@@ -177,8 +183,9 @@ class PrefixCache:
             position = self._follow(node, position, stop, found)
             if position < stop:
                 return found
-        if position < most and holding.own.runs:
-            self._follow(holding.own, position, most, found)
+        own = holding.own
+        if own is not None and own.runs and position < most:
+            self._follow(own, position, most, found)
         return found
 
     def hold(self, holding: Holding, found: Found) -> None:
@@ -200,13 +207,14 @@ class PrefixCache:
         holding.hashed = found.blocks
 
     def store(self, holding: Holding, full: int, order: tuple[int, int]) -> None:
-        """Cache a request's blocks up to ``full``, all at once."""
-        if full > holding.hashed:
-            self._add(holding, full, order, None)
+        """Cache a request's blocks up to ``full`` (> ``holding.hashed``), at once."""
+        self._add(holding, full, order, None)
 
     def grow(self, holding: Holding, offset: int) -> None:
         """The request decodes from now on."""
         holding.offset = offset
+        if not holding.path:
+            return
         holding.grown_from = holding.hashed
         for key, end in holding.path:
             if end > holding.hashed:
@@ -219,7 +227,8 @@ class PrefixCache:
 
     def stop(self, holding: Holding, full: int) -> None:
         """The request has filled ``full`` blocks and decodes no more."""
-        self.settle(holding, full)
+        if full > holding.hashed:
+            self._add(holding, full, (0, holding.admission), holding.offset)
         for key, end in holding.path:
             if end > holding.grown_from:
                 node = self._nodes.get(key)
@@ -238,8 +247,9 @@ class PrefixCache:
                 assert run.higher is not None
                 run = run.higher
                 runs.append(run)
+        runs.reverse()
         ring = self._ring
-        for run in reversed(runs):
+        for run in runs:
             run.holders -= 1
             if run.holders == 0:
                 last = ring.earlier
@@ -266,8 +276,10 @@ class PrefixCache:
             excess -= size
             ring.later = run.later
             run.later.earlier = ring
-            run.node.runs.remove(run)
-            self._forget(run.node)
+            node = run.node
+            node.runs.remove(run)
+            if node.key is not None:
+                self._forget(node)
 
     def _add(
         self, holding: Holding, full: int, order: tuple[int, int], offset: int | None
@@ -275,35 +287,29 @@ class PrefixCache:
         """Cache blocks from ``holding.hashed`` to ``full``, held by the request."""
         position = holding.hashed
         holding.hashed = full
+        pieces = holding.pieces
         for key, end in holding.path:
             if position < end:
                 stop = min(end, full)
-                self._append(holding, self._node(key), position, stop, order, offset)
+                run = Run(self._node(key), position, stop, order, offset)
+                run.node.runs.append(run)
+                pieces.append((run, stop))
                 position = stop
                 if position == full:
                     return
         own = holding.own
-        if len(own.runs) == 1 and holding.pieces:
+        if own is None:
+            own = holding.own = Node(None)
+        elif len(own.runs) == 1 and pieces:
             # Whatever is cached beside it comes later, so that its order will do.
             run = own.runs[0]
-            if run is holding.pieces[-1][0] and run.stop == position:
+            if run is pieces[-1][0] and run.stop == position:
                 run.stop = full
-                holding.pieces[-1] = (run, full)
+                pieces[-1] = (run, full)
                 return
-        self._append(holding, own, position, full, order, offset)
-
-    def _append(
-        self,
-        holding: Holding,
-        node: Node,
-        start: int,
-        stop: int,
-        order: tuple[int, int],
-        offset: int | None,
-    ) -> None:
-        run = Run(node, start, stop, order, offset)
-        node.runs.append(run)
-        holding.pieces.append((run, stop))
+        run = Run(own, position, full, order, offset)
+        own.runs.append(run)
+        pieces.append((run, full))
 
     def _node(self, key: Hashable) -> Node:
         node = self._nodes.get(key)
