@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from extproc.fleet.prefixes import find_prefixes
 from extproc.fleet.replay import LONGEST_S, Replay, busiest, span_s
 from extproc.fleet.usage_log import LEAST_RECORDS, TraceFormatError, read_records
 from extproc.fleet.workload import (
@@ -191,7 +192,12 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
 def _busiest_hour(workload: Workload) -> Replay | None:
     if workload.arrivals is None or not isinstance(workload.lengths, Recorded):
         return None
-    return busiest(workload.arrivals, workload.lengths, most_requests=None)
+    return busiest(
+        workload.arrivals,
+        workload.lengths,
+        most_requests=None,
+        prefixes=find_prefixes(workload),
+    )
 
 
 def _replayed(workload: Workload, rate: float | None) -> Traffic:
@@ -200,7 +206,9 @@ def _replayed(workload: Workload, rate: float | None) -> Traffic:
     assert isinstance(workload.lengths, Recorded)
     hour = _busiest_hour(workload)
     assert hour is not None
-    replayed = busiest(workload.arrivals, workload.lengths, rate)
+    replayed = busiest(
+        workload.arrivals, workload.lengths, rate, prefixes=find_prefixes(workload)
+    )
     whole_s = span_s(workload.arrivals)
     part = "the whole file" if replayed.period_s >= whole_s else "its busiest"
     said = f"recorded arrivals: {part}, {_lasting(replayed.period_s)}"

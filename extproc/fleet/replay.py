@@ -7,6 +7,7 @@ never sped up, for a burst of a minute would then be a burst of a second. A lowe
 is a random part of the requests.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from extproc.fleet.prefix_cache import Prefix
+from extproc.fleet.prefixes import Prefixes
 from extproc.fleet.workload import BLOCK, Block, Recorded, Seconds, Tokens
 
 #: The longest stretch that is replayed: the busiest hour of a day or of a week.
@@ -36,6 +39,8 @@ class Replay:
         period_s: length of the stretch; the next round starts there.
         start_s: where it starts in the file, in seconds from the first request.
         copies: rate over the stretch's own; 1 replays it as it is.
+        prefixes: what each request has in common with others, if that is known. Copies
+            and rounds have nothing in common with each other.
     """
 
     instants: Seconds
@@ -44,6 +49,7 @@ class Replay:
     period_s: float
     start_s: float = 0.0
     copies: float = 1.0
+    prefixes: Prefixes | None = None
 
     @property
     def lengths(self) -> Recorded:
@@ -76,6 +82,8 @@ class Replay:
             instants=self.instants[rows],
             prompts=self.prompts[rows],
             outputs=self.outputs[rows],
+            prefixes=self.prefixes
+            and tuple(self.prefixes[row] for row in np.flatnonzero(rows)),
         )
 
     def __call__(
@@ -83,21 +91,36 @@ class Replay:
     ) -> Iterator[Block]:
         """Replay round after round, the copies shifted by other times in each."""
         start_s = 0.0
-        while True:
-            times, rows = self._round(instants)
+        for number in itertools.count():
+            times, rows, copies = self._round(instants)
             for begin in range(0, len(times), BLOCK):
                 chosen = rows[begin : begin + BLOCK]
                 yield (
                     start_s + times[begin : begin + BLOCK],
                     self.prompts[chosen],
                     self.outputs[chosen],
+                    self._prefixes(number, chosen, copies[begin : begin + BLOCK]),
                 )
             start_s += self.period_s
 
-    def _round(self, rng: np.random.Generator) -> tuple[Seconds, Tokens]:
-        """Instants of one round, in order, and the row of the request at each."""
+    def _prefixes(
+        self, number: int, rows: Tokens, copies: Tokens
+    ) -> list[Prefix | None] | None:
+        if self.prefixes is None:
+            return None
+        found: list[Prefix | None] = []
+        for row, copy in zip(rows.tolist(), copies.tolist(), strict=True):
+            prefix = self.prefixes[row]
+            if prefix is not None:
+                keys = tuple((number, copy, key) for key in prefix.keys)
+                prefix = Prefix(keys, prefix.ends)
+            found.append(prefix)
+        return found
+
+    def _round(self, rng: np.random.Generator) -> tuple[Seconds, Tokens, Tokens]:
+        """Instants of one round, in order; the row and the copy of each request."""
         count = len(self.instants)
-        times, rows = [], []
+        times, rows, copies = [], [], []
         for copy in range(math.ceil(self.copies)):
             kept = np.arange(count)
             share = self.copies - copy
@@ -106,9 +129,10 @@ class Replay:
             shift_s = rng.random() * SHIFT_S if copy else 0.0
             times.append((self.instants[kept] + shift_s) % self.period_s)
             rows.append(kept)
+            copies.append(np.full(len(kept), copy))
         laid = np.concatenate(times)
         order = np.argsort(laid, kind="stable")
-        return laid[order], np.concatenate(rows)[order]
+        return laid[order], np.concatenate(rows)[order], np.concatenate(copies)[order]
 
 
 def busiest(
@@ -116,6 +140,7 @@ def busiest(
     lengths: Recorded,
     rate: float | None = None,
     most_requests: float | None = MOST_REQUESTS,
+    prefixes: Prefixes | None = None,
 ) -> Replay:
     """The stretch of a file that is replayed, at a rate.
 
@@ -124,6 +149,7 @@ def busiest(
         rate: mean requests a second of the busiest hour (of the file, if it is
             shorter); None for its own.
         most_requests: of a round, at this rate; None for no limit.
+        prefixes: of each row, if they are known.
 
     The busiest hour, or the whole file if it is shorter; of that, the busiest part that
     holds ``most_requests`` on average, but a minute at the least.
@@ -134,6 +160,7 @@ def busiest(
         lengths.prompts[order],
         lengths.outputs[order],
         span_s(instants),
+        prefixes=prefixes and tuple(prefixes[row] for row in order),
     )
     replayed = _cut(replayed, LONGEST_S)
     if rate is not None:

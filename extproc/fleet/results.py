@@ -68,6 +68,9 @@ class PoolResult:
     running_s: float = 0.0
     blocks_s: float = 0.0
     computed_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those found in the prefix cache."""
     peak_kv_cache_usage: float = 0.0
 
     def count(self, jobs: Sequence[Job], slo: Slo) -> None:
@@ -80,6 +83,8 @@ class PoolResult:
                 self.late_long += ttft_s > slo.long_ttft_s
             else:
                 self.late += ttft_s > slo.p99_ttft_s
+            self.prompt_tokens += job.prompt_tokens
+            self.cached_tokens += job.cached_tokens
             if job.num_preemptions:
                 self.preempted += 1
                 self.preemptions += job.num_preemptions
@@ -114,6 +119,13 @@ class PoolResult:
             return math.nan
         by_law = self.in_system_s / self.arrivals
         return max(by_law, self.e2e.mean) if self.requests else by_law
+
+    @property
+    def cached_share(self) -> float:
+        """Share of the prompt tokens that was found in the prefix cache."""
+        if not self.prompt_tokens:
+            return math.nan
+        return self.cached_tokens / self.prompt_tokens
 
     @property
     def rate(self) -> float:

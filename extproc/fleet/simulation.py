@@ -2,9 +2,9 @@
 
 Instances influence each other only through what is routed to them, so each keeps its
 own clock and is advanced when somebody looks at it: when a request has to choose
-between two of a pool, and at every tick. Within a pool a request goes to the less
-loaded of two instances drawn at random, which is Envoy's LEAST_REQUEST policy; after
-every tick the router learns from what finished, and knows each pool's pressure.
+between two of a pool, and at every tick. Within a pool a request goes where the pool's
+load balancer says (:mod:`extproc.fleet.balancing`); after every tick the router learns
+from what finished, and knows each pool's pressure.
 
 A prompt that fills a pool's ``max_model_len`` is refused there (vLLM's 400), the
 gateway retries it on the next larger pool, and it counts as an overflow; what not even
@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from extproc.fleet.balancing import Balancer, Balancing
 from extproc.fleet.instance import Instance, Job
+from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.slo import Slo
@@ -44,6 +46,7 @@ class PoolSpec:
         spill_waiting: waiting requests an instance, on average, above which the pool
             is under pressure; None for never.
         slo: what its requests are late by.
+        balancing: how an instance is chosen.
     """
 
     name: str
@@ -53,6 +56,7 @@ class PoolSpec:
     threshold_tokens: int
     spill_waiting: float | None = None
     slo: Slo = field(default_factory=Slo)
+    balancing: Balancing = Balancing.LEAST_REQUEST
 
 
 @dataclass(slots=True)
@@ -88,6 +92,7 @@ class _Pool:
         self.instances = [
             Instance(spec.limits, spec.step_time) for _ in range(spec.instances)
         ]
+        self._balancer = Balancer(spec.balancing, self.instances)
         self.result = self._fresh()
         self.in_system = 0
         # Sum of the finishing times less sum of the arrival times.
@@ -100,19 +105,8 @@ class _Pool:
         return PoolResult(self.spec.name, self.spec.instances, usable)
 
     def submit(self, job: Job, first: float, second: float) -> None:
-        """Give the job to the less loaded of two instances, drawn by two uniforms."""
-        instances = self.instances
-        count = len(instances)
-        chosen = instances[int(first * count)]
-        chosen.advance(job.arrival_s)
-        if count > 1:
-            # Another one: skip over the first.
-            index = int(second * (count - 1))
-            other = instances[index + (index >= int(first * count))]
-            other.advance(job.arrival_s)
-            if len(other) < len(chosen):
-                chosen = other
-        chosen.add(job)
+        """Give the job to an instance, chosen by two uniform draws."""
+        self._balancer.choose(job, self.in_system, first, second).add(job)
         self.in_system += 1
         self.result.arrivals += 1
         self._ends_s -= job.arrival_s
@@ -185,9 +179,13 @@ class Simulation:
         self._thresholds = [spec.threshold_tokens for spec in pools]
 
     def offer(
-        self, at_s: float, arrival: Arrival, first: float, second: float
+        self,
+        at_s: float,
+        arrival: Arrival,
+        draws: tuple[float, float],
+        prefix: Prefix | None = None,
     ) -> Result | None:
-        """One request arrives; ``first`` and ``second`` are uniform draws.
+        """One request arrives; the draws are uniform.
 
         Returns:
             The result of the requests before it, as soon as that is settled.
@@ -215,8 +213,10 @@ class Simulation:
         output_tokens = min(arrival.output_tokens, window)
         taker.result.truncated += output_tokens < arrival.output_tokens
         ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept)
-        job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket)
-        taker.submit(job, first, second)
+        job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket, prefix)
+        # What the window or a declared limit ends is foreseen.
+        job.is_open_ended = output_tokens < window and arrival.max_tokens is None
+        taker.submit(job, *draws)
         return settled
 
     def close(self, at_s: float) -> Result:
@@ -309,17 +309,18 @@ def simulate(
     simulation = Simulation(pools, router, run)
     left = run.limit
     at_s = 0.0
-    for times, prompts, outputs in stream(instants, traffic):
+    for times, prompts, outputs, prefixes in stream(instants, traffic):
         draws = balancing.random((len(times), 2))
-        for at_s, prompt, output, (first, second) in zip(
+        for at_s, prompt, output, pair, prefix in zip(
             times[:left].tolist(),
             prompts[:left].tolist(),
             outputs[:left].tolist(),
             draws[:left].tolist(),
+            [None] * len(times[:left]) if prefixes is None else prefixes[:left],
             strict=True,
         ):
             arrival = Arrival(prompt, output, run.declared.limit(output))
-            settled = simulation.offer(at_s, arrival, first, second)
+            settled = simulation.offer(at_s, arrival, pair, prefix)
             if settled is not None:
                 return simulation.finish(settled)
         left -= len(times)

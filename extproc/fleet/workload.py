@@ -7,7 +7,7 @@ replayed by :mod:`extproc.fleet.replay`.
 Everything is drawn in blocks from a generator that the caller seeds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.fleet import traces
+from extproc.fleet.prefix_cache import Prefix
 
 Tokens = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
@@ -317,8 +318,9 @@ class Thinned:
                 yield kept
 
 
-#: Instants, prompt tokens and output tokens of requests that follow each other.
-Block = tuple[Seconds, Tokens, Tokens]
+#: Instants, prompt tokens and output tokens of requests that follow each other, and
+#: what their tokens have in common (None: nothing).
+Block = tuple[Seconds, Tokens, Tokens, Sequence[Prefix | None] | None]
 
 
 class RequestStream(Protocol):
@@ -351,4 +353,4 @@ class Independent:
         for drawn in self.arrivals(instants):
             for start in range(0, len(drawn), BLOCK):
                 block = drawn[start : start + BLOCK]
-                yield (block, *self.lengths.draw(lengths, len(block)))
+                yield (block, *self.lengths.draw(lengths, len(block)), None)

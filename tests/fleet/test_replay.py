@@ -29,7 +29,7 @@ def rounds(replay: Replay, count: int = 1) -> list[tuple[float, int, int]]:
     """Requests of the first rounds: instant, prompt, output."""
     blocks = replay(np.random.default_rng(0), np.random.default_rng(1))
     found: list[tuple[float, int, int]] = []
-    for times, prompts, outputs in blocks:
+    for times, prompts, outputs, _ in blocks:
         if times[0] >= count * replay.period_s:
             break
         found += zip(times.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
