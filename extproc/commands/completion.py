@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import extproc.commands
-from extproc.fleet.workload import WORKLOADS
+from extproc.fleet.conversations import WORKLOAD_NAMES
 
-_NAMES = {"--workload": tuple(WORKLOADS)}
+_NAMES = {"--workload": WORKLOAD_NAMES}
 """Options that take one of these names, or a file."""
 
 

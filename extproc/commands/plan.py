@@ -15,7 +15,7 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,6 +56,7 @@ from extproc.fleet.emit import files
 from extproc.fleet.paper_claims import claims
 from extproc.fleet.plan_document import Plan, Prices, answer, as_json
 from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
+from extproc.fleet.prefix_study import PrefixStudy, study, without_prefixes
 from extproc.fleet.question import (
     DEFAULT_HEADROOM,
     VERIFIED_REQUESTS,
@@ -268,6 +269,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     )
     with _mapper(args.processes) as mapped:
         sized = _size(question, mapped)
+        prefix_caching = _study_prefixes(question, sized, mapped)
     points = [] if args.no_sweep else sweep(question, THRESHOLDS)
     plan = answer(question, sized, prices, points)
     if args.disaggregate:
@@ -276,6 +278,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     if args.energy:
         compared = {name: sized[name] for name in (BASELINE, PAGED, SPLIT)}
         plan = replace(plan, energy=energy(args, question, compared))
+    plan = replace(plan, prefix_caching=prefix_caching)
     if args.report is None:
         return replace(plan, wall_time_s=round(time.monotonic() - started, 1)), ""
     errors = misroutes(
@@ -311,6 +314,19 @@ def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
         sized[policy.policy.name] = policy
         progress.show(done)
     return {task.policy.name: sized[task.policy.name] for task in tasks}
+
+
+def _study_prefixes(
+    question: Question, sized: Mapping[str, SizedPolicy], mapped: Any
+) -> PrefixStudy | None:
+    """What caching and the split save, of requests that have something in common."""
+    without = without_prefixes(question)
+    if without is None:
+        return None
+    one, split = sized[PAGED], sized[SPLIT]
+    tasks = [PolicyTask(without, each.policy) for each in (one, split)]
+    uncached = {each.policy.name: each for each in mapped(size_policy, tasks)}
+    return study(question, one, split, uncached)
 
 
 def _paper(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from extproc.commands.plan_energy import print_energy
 from extproc.commands.text import wrap
 from extproc.fleet.emit import Serving, pools_yaml
 from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
+from extproc.fleet.prefix_study import PrefixStudy
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 
 _POOL_COLUMNS = (
@@ -47,10 +48,40 @@ def print_plan(plan: Plan, serving: Serving) -> None:
         print_energy(plan.energy)
     if plan.sweep:
         _print_sweep(plan)
+    if plan.prefix_caching is not None:
+        print_prefixes(plan.prefix_caching)
     print()
     for line in _papers(plan):
         print(wrap(line))
     print(f"seed {plan.seed}, {plan.wall_time_s} s")
+
+
+def print_prefixes(found: PrefixStudy) -> None:
+    """What caching saves, what the split does to it, and by which load balancer."""
+    none, cached, split, both = found.instances.values()
+    print("\nPrefix caching")
+    print(
+        wrap(
+            f"One pool: {none} instances without, {cached} with it; split: {split} and "
+            f"{both}. Caching alone saves {none - cached}, the split beside it "
+            f"{cached - both}, both {none - both}."
+        )
+    )
+    print(
+        wrap(
+            f"Of the prompt tokens, {found.unlimited_share:.1%} are in a cache that "
+            f"forgets nothing; {found.unlimited_share_split:.1%} with one for each "
+            "class, since a conversation that outgrows the threshold leaves its prefix "
+            "behind. Found in these fleets:"
+        )
+    )
+    print(f"{'':10}{'load balancer':>16}{'instances':>14}{'found':>9}{'P99 TTFT':>10}")
+    for row in found.hits:
+        instances = " + ".join(map(str, row.instances))
+        print(
+            f"{row.fleet:10}{row.balancing:>16}{instances:>14}{row.cached_share:>9.1%}"
+            f"{seconds(row.p99_ttft_s):>10}"
+        )
 
 
 def _print_counts(plan: Plan) -> None:

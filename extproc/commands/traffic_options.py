@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from extproc.fleet.conversations import (
+    CONVERSATIONS,
+    WORKLOAD_NAMES,
+    conversations,
+)
 from extproc.fleet.prefixes import find_prefixes
 from extproc.fleet.replay import LONGEST_S, Replay, busiest, span_s
 from extproc.fleet.usage_log import LEAST_RECORDS, TraceFormatError, read_records
@@ -42,7 +47,8 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         default="azure-conv",
         metavar="NAME|FILE",
-        help=f"{', '.join(WORKLOADS)}; or a file of requests with token counts: CSV, "
+        help=f"{', '.join(WORKLOAD_NAMES)}; or a file of requests with token "
+        "counts: CSV, "
         "JSON lines or a JSON document, as public traces, load generators, gateways "
         "and access logs write them; .gz as well; default azure-conv",
     )
@@ -82,10 +88,12 @@ def read_workload(name: str) -> Workload:
     """
     if name in WORKLOADS:
         return WORKLOADS[name]
+    if name == CONVERSATIONS:
+        return conversations()
     path = Path(name)
     if not path.is_file():
         raise OptionError(
-            f"--workload: {name}, expected a file or one of {', '.join(WORKLOADS)}"
+            f"--workload: {name}, expected a file or one of {', '.join(WORKLOAD_NAMES)}"
         )
     try:
         with open_text(path) as lines:

@@ -22,6 +22,7 @@ from extproc.fleet.energy_rows import EnergyRows
 from extproc.fleet.figures import named, plain, pool_figures
 from extproc.fleet.four_ways import FourWays
 from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.prefix_study import PrefixStudy
 from extproc.fleet.question import Question
 from extproc.fleet.sensitivity import SweepPoint, best_point
 from extproc.fleet.slo import Slo
@@ -150,6 +151,7 @@ class Plan:
         saving_pct: of the split against today's fleet; the next two add up to it.
         sweep: other thresholds, by throughput alone; empty if not asked for.
         disaggregation, energy: None if not asked for.
+        prefix_caching: of requests of which is known what they have in common.
     """
 
     workload: str
@@ -184,6 +186,7 @@ class Plan:
     slo: Slo
     declared: str
     seed: int
+    prefix_caching: PrefixStudy | None = None
     wall_time_s: float = 0.0
     disaggregation: FourWays | None = None
     energy: EnergyRows | None = None

@@ -377,8 +377,9 @@ def _method(plan: Plan) -> str:
         )
     return (
         "<p class=muted>Simulated with the decisions of vLLM's v1 scheduler "
-        "(0.32.0: chunked prefill, paged KV, preemption by recompute; no prefix "
-        "caching, no speculative decoding). Step times are a roofline of data sheets "
+        "(0.32.0: chunked prefill, paged KV, prefix caching, asynchronous scheduling, "
+        "preemption by recompute; no speculative decoding). Step times are a roofline "
+        "of data sheets "
         "unless a profile was given: measure yours with <code>extproc profile</code>. "
         f"Seed {plan.seed}; client limits {escape(plan.declared)}; {price}. In the "
         "papers' terms alpha, the share of the requests under the threshold, is "

@@ -99,11 +99,16 @@ def saturated_rate(
     lengths: Recorded,
     seed: int,
     n: int = _SATURATING_REQUESTS,
+    cached_share: float = 0.0,
 ) -> float:
     """Requests a second of one instance that never runs out of them.
 
     Measured between the first and the last fifth to finish, when it is full; NaN if
     there are no lengths.
+
+    Args:
+        cached_share: of each prompt, found in the prefix cache; as if it were not there
+            at all, so that reading its keys and values is left out.
     """
     if not len(lengths.prompts):
         return math.nan
@@ -111,6 +116,7 @@ def saturated_rate(
     instance = Instance(limits, step_time)
     prompts, outputs = lengths.draw(rng, n)
     outputs = np.minimum(outputs, limits.max_model_len - prompts)
+    prompts = np.maximum(1, prompts * (1 - cached_share)).astype(int)
     for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True):
         instance.add(Job(0.0, prompt, output))
     instance.advance(math.inf)
@@ -192,6 +198,15 @@ def size_pool(task: SizingTask) -> PoolSize:
     rate = saturated_rate(task.tier.limits, task.step_time, lengths, task.seed)
     guess = max(1, Demand(task.rate, rate).instances(1 - task.headroom))
     tried: dict[int, Result] = {}
+    if isinstance(task.arrivals, Replay) and task.arrivals.prefixes is not None:
+        # What is found depends on the number of instances, if not by much.
+        tried[guess] = _try(task, guess)
+        found = tried[guess].pools[0].cached_share
+        limits = task.tier.limits
+        rate = saturated_rate(
+            limits, task.step_time, lengths, task.seed, cached_share=found
+        )
+        guess = max(1, Demand(task.rate, rate).instances(1 - task.headroom))
 
     def meets(instances: int) -> bool:
         if instances not in tried:
