@@ -105,6 +105,18 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
         help="of every instance; default: the profile's, or as large as the TPOT "
         "promise lets it be",
     )
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether KV blocks are kept for prompts that begin alike; on, as in vLLM",
+    )
+    group.add_argument(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a step is scheduled while the last one runs; on, as in vLLM",
+    )
 
 
 def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +158,14 @@ def read_engine(args: argparse.Namespace) -> Engine:
     Raises:
         OptionError: a profile that cannot be read, or weights that do not fit.
     """
+    return replace(
+        _read_engine(args),
+        enable_prefix_caching=args.enable_prefix_caching,
+        async_scheduling=args.async_scheduling,
+    )
+
+
+def _read_engine(args: argparse.Namespace) -> Engine:
     if args.profile:
         return _profiled(args.profile, args.usd_per_gpu_hour)
     gpu = GPUS[args.gpu]
@@ -219,6 +239,14 @@ def read_serving(args: argparse.Namespace) -> Serving:
     Raises:
         OptionError: as :func:`read_deployment`.
     """
+    return replace(
+        _read_serving(args),
+        enable_prefix_caching=args.enable_prefix_caching,
+        async_scheduling=args.async_scheduling,
+    )
+
+
+def _read_serving(args: argparse.Namespace) -> Serving:
     if args.profile:
         profile = read_profile(args.profile)
         return Serving(profile.model, profile.gpus)

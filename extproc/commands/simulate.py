@@ -41,6 +41,7 @@ from extproc.commands.traffic_options import (
     read_traffic,
 )
 from extproc.fleet.assignment import Inquiry, Tier, assign
+from extproc.fleet.balancing import Balancing
 from extproc.fleet.declared import Declared
 from extproc.fleet.figures import (
     PoolFigures,
@@ -102,6 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="N",
         help="waiting requests an instance above which a pool spills; default never",
+    )
+    pools.add_argument(
+        "--balancing",
+        choices=[str(each) for each in Balancing],
+        default=str(Balancing.LEAST_REQUEST),
+        help="how an instance of a pool is chosen: Envoy's least-request, random, or "
+        "the one that got the longest prefix of the prompt last, unless it has over "
+        "1.25 times its share of the requests; default %(default)s",
     )
     pools.add_argument(
         "--cold-start",
@@ -253,6 +262,7 @@ def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[Pool
                 max_model_len,
                 args.spill_waiting,
                 slo,
+                Balancing(args.balancing),
             )
         )
     return pools

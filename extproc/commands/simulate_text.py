@@ -40,6 +40,7 @@ _POOL_ROWS = (
     ("KV usage, mean", "mean_kv_cache_usage", 1),
     ("KV usage, peak", "peak_kv_cache_usage", 1),
     ("tokens a second", "tokens_per_s", 1),
+    ("prompt tokens cached", "cached_share", 1),
 )
 _FLEET_ROWS = (
     ("P99 TTFT, ms", "p99_ttft_s", 1e3),

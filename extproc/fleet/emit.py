@@ -26,6 +26,8 @@ class Serving:
     tensor_parallel_size: int
     gpu_memory_utilization: float | None = None
     kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True
 
     def flags(self, pool: PoolRow) -> list[str]:
         """Flags of ``vllm serve`` for one instance of a pool."""
@@ -39,6 +41,10 @@ class Serving:
             flags.append(f"--gpu-memory-utilization {self.gpu_memory_utilization:g}")
         if self.kv_cache_dtype != "auto":
             flags.append(f"--kv-cache-dtype {self.kv_cache_dtype}")
+        if not self.enable_prefix_caching:
+            flags.append("--no-enable-prefix-caching")
+        if not self.async_scheduling:
+            flags.append("--no-async-scheduling")
         return flags
 
     def command(self, pool: PoolRow) -> str:

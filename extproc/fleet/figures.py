@@ -52,6 +52,7 @@ class PoolFigures:
     mean_kv_cache_usage: Interval
     peak_kv_cache_usage: Interval
     tokens_per_s: Interval
+    cached_share: Interval
 
 
 def pool_figures(
@@ -95,6 +96,7 @@ def pool_figures(
         mean_kv_cache_usage=measure(lambda pool: pool.mean_kv_cache_usage),
         peak_kv_cache_usage=measure(lambda pool: pool.peak_kv_cache_usage),
         tokens_per_s=measure(lambda pool: pool.tokens_per_s),
+        cached_share=measure(lambda pool: pool.cached_share),
     )
 
 

@@ -57,9 +57,11 @@ class PrefixStudy:
 
 
 def without_prefixes(question: Question) -> Question | None:
-    """The question without caching; None if no prefixes are known."""
+    """The question without caching; None if nothing is known to be cached."""
     replay = question.arrivals
     if not isinstance(replay, Replay) or replay.prefixes is None:
+        return None
+    if not question.engine.enable_prefix_caching:
         return None
     return replace(question, arrivals=replace(replay, prefixes=None))
 

@@ -63,6 +63,8 @@ class Engine:
     block_size: int
     gpus: int
     usd_per_gpu_hour: float
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True
 
     @property
     def kv_tokens(self) -> int:
@@ -90,6 +92,8 @@ class Engine:
             max_model_len=max_model_len,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
+            enable_prefix_caching=self.enable_prefix_caching,
+            async_scheduling=self.async_scheduling,
         )
 
 
