@@ -177,3 +177,22 @@ def test_the_time_left_follows_the_pace(passed_s: float, done: int, said: str) -
 
 def test_the_cores_that_may_be_used_are_counted() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_vllms_switches_are_on_unless_turned_off() -> None:
+    parser = argparse.ArgumentParser()
+    simulate.add_arguments(parser)
+    for arguments, expected in (
+        ([], (True, True)),
+        (["--no-enable-prefix-caching", "--no-async-scheduling"], (False, False)),
+    ):
+        args = complete_limits(parser.parse_args(arguments))
+        limits = read_engine(args).limits(8192, 64, 2048)
+        switches = (limits.enable_prefix_caching, limits.async_scheduling)
+        assert switches == expected
+
+
+def test_the_made_up_hour_is_a_workload() -> None:
+    made = read_workload("conversations")
+    assert made.synthetic
+    assert made.sessions is not None
