@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -90,6 +90,16 @@ _NAME = check(
 )
 
 
+_MODEL_NAME = check(
+    "1 to 200 characters of printable ASCII without blanks",
+    lambda value: re.fullmatch(r"[!-~]{1,200}", value),
+)
+_MODEL_NAMES = check(
+    f"a list of names, each {_MODEL_NAME['accepted']}",
+    lambda values: all(_MODEL_NAME["valid"](value) for value in values),
+)
+OTHER_MODEL = "other"
+"""The name under which models that are not configured are counted: no model's."""
 _FILE = check("a file name", lambda value: value and "\0" not in value)
 _BASE_URLS = check(
     "a list of http://HOST:PORT or https://HOST:PORT",
@@ -211,6 +221,12 @@ class EstimatorConfig:
     """`ema`: weight of the old ratio against a new sample."""
     gamma: float = field(default=1.0, metadata=_NOT_NEGATIVE)
     """`ema`: deviations taken off the ratio, for safety."""
+    models: int = field(
+        default=64, metadata=check("from 1 to 10000", lambda value: 1 <= value <= 10000)
+    )
+    """Without `models`: names of models that are learned apart. Requests for the others
+    are learned as one, `other`, until a name has been idle for 20,000 responses. With
+    `models`, each of them is learned apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +264,41 @@ class MediaConfig:
     image_tokens: int = field(default=1024, metadata=_NOT_NEGATIVE)
     audio_tokens: int = field(default=1500, metadata=_NOT_NEGATIVE)
     file_tokens: int = field(default=2048, metadata=_NOT_NEGATIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One base model: the pools that serve it, and what differs for it."""
+
+    pools: tuple[PoolConfig, ...]
+    """Its pools, in order of `max_model_len`."""
+    adapters: tuple[str, ...] = field(default=(), metadata=_MODEL_NAMES)
+    """Other names that clients ask by: LoRA adapters, exact or with `*` and `?`. They
+    are routed and learned as the model. What its servers list is known without."""
+    output: OutputConfig | None = None
+    """Unset: the fleet's; of one that is set, the keys that are not."""
+    risk: RiskConfig | None = None
+    """Unset: the fleet's."""
+    media: MediaConfig | None = None
+    """Unset: the fleet's; of one that is set, the keys that are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultModelConfig:
+    """Where requests for models that are not configured go."""
+
+    default: str = field(metadata=_MODEL_NAME)
+    """The model whose pools take them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNameConfig:
+    """Where a request's model is read from."""
+
+    header: str | None = field(default=None, metadata=_HEADER)
+    """Request header with the name, set by a parser before this one, such as
+    `x-gateway-model-name`; it counts before the body's. Envoy must strip the clients'
+    own. Unset: the body names the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +415,13 @@ class Config:
     request on the route that it has."""
     server: ServerConfig = ServerConfig()
     pools: tuple[PoolConfig, ...] = DEFAULT_POOLS
+    """The pools, in order of `max_model_len`, if all serve one model."""
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Base models by name, each with pools of its own, in place of `pools`."""
+    unknown_model: Literal["pass"] | DefaultModelConfig = "pass"
+    """With `models`, a request for none of them: `pass` leaves it on the route that it
+    has, with no header; `{default: NAME}` sends it to that model's pools."""
+    model: ModelNameConfig = ModelNameConfig()
     requests: RequestsConfig = RequestsConfig()
     category: CategoryConfig = CategoryConfig()
     estimator: EstimatorConfig = EstimatorConfig()
@@ -377,6 +435,12 @@ class Config:
     recording: RecordingConfig = field(default=RecordingConfig(), metadata=RESTART)
     otel: OtelConfig = field(default=OtelConfig(), metadata=RESTART)
     log: LogConfig = LogConfig()
+
+    @property
+    def all_pools(self) -> tuple[PoolConfig, ...]:
+        """The pools of every model."""
+        own = (pool for model in self.models.values() for pool in model.pools)
+        return (*self.pools, *own)
 
 
 ENVIRONMENT = {
@@ -409,8 +473,13 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
             target = document[section]
             if isinstance(target, dict):
                 target[key] = _read_variable(key, value)
+    _inherit(document)
     config: Config = build(Config, document)
-    _check_pools(config.pools)
+    if config.models:
+        config = replace(config, pools=())
+        _check_models(config)
+    else:
+        _check_pools(config.pools)
     if config.output.ceiling_tokens < config.output.default_tokens:
         raise ConfigError(
             f"output.ceiling_tokens: {config.output.ceiling_tokens}; accepted: at "
@@ -427,7 +496,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     return config
 
 
-def _read_document(text: str) -> dict[str, object]:
+def _read_document(text: str) -> dict[str, Any]:
     try:
         document = strict_yaml.load(text)
     except strict_yaml.DuplicateKeyError as error:
@@ -446,13 +515,74 @@ def _read_variable(key: str, value: str) -> str | int:
     return value.lower() if key in ("level", "transport") else value
 
 
-def _check_pools(pools: tuple[PoolConfig, ...]) -> None:
+_INHERITED = ("output", "risk", "media")
+
+
+def _inherit(document: dict[str, Any]) -> None:
+    """Complete the sections of each model by the fleet's, and check both are not given.
+
+    Raises:
+        ConfigError: ``pools`` beside ``models``.
+    """
+    models = document.get("models")
+    if not isinstance(models, dict) or not models:
+        return
+    if "pools" in document:
+        raise ConfigError("pools: given beside models; expected one of the two")
+    for model in models.values():
+        for section in _INHERITED:
+            own = model.get(section) if isinstance(model, dict) else None
+            common = document.get(section)
+            if isinstance(own, dict) and isinstance(common, dict):
+                model[section] = common | own
+
+
+def _check_models(config: Config) -> None:
+    names: dict[str, str] = {}
+    pools: set[str] = set()
+    for model, each in config.models.items():
+        key = f"models.{model}"
+        if not _MODEL_NAME["valid"](model) or model == OTHER_MODEL:
+            raise ConfigError(
+                f"{key}: {model!r}; expected {_MODEL_NAME['accepted']}, not "
+                f"{OTHER_MODEL!r}"
+            )
+        for name in (model, *each.adapters):
+            if name in names:
+                raise ConfigError(
+                    f"{key}: {name!r}; expected a name that {names[name]} has not"
+                )
+            names[name] = key
+        _check_pools(each.pools, f"{key}.", pools)
+        output = each.output
+        if output is not None and output.ceiling_tokens < output.default_tokens:
+            raise ConfigError(
+                f"{key}.output.ceiling_tokens: {output.ceiling_tokens}; expected at "
+                f"least output.default_tokens ({output.default_tokens})"
+            )
+    default = config.unknown_model
+    if isinstance(default, DefaultModelConfig) and default.default not in config.models:
+        raise ConfigError(
+            f"unknown_model.default: {default.default!r}; expected one of "
+            f"{', '.join(config.models)}"
+        )
+
+
+def _check_pools(
+    pools: tuple[PoolConfig, ...], path: str = "", taken: set[str] | None = None
+) -> None:
+    """Check the pools of one model.
+
+    Args:
+        path: what stands before ``pools``.
+        taken: names of the pools of other models; these are added.
+    """
     if not pools:
-        raise ConfigError("pools: []; accepted: one pool or more")
+        raise ConfigError(f"{path}pools: []; accepted: one pool or more")
     previous = 0
-    names: set[str] = set()
+    names: set[str] = set() if taken is None else taken
     for position, pool in enumerate(pools):
-        key = f"pools[{position}]"
+        key = f"{path}pools[{position}]"
         if pool.name in names:
             raise ConfigError(f"{key}.name: {pool.name!r}; accepted: a name of its own")
         names.add(pool.name)

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -117,7 +117,10 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
             shown = HIDDEN if rule["secret"] else repr(value)
             raise ConfigError(f"{name}: {shown}; accepted: {rule['accepted']}")
     for name, described in fields.items():
-        if name not in values and described.default is dataclasses.MISSING:
+        if name not in values and (
+            described.default is dataclasses.MISSING
+            and described.default_factory is dataclasses.MISSING
+        ):
             raise ConfigError(f"{path}{name}: missing; it has no default")
     return schema(**values)
 
@@ -137,10 +140,9 @@ def _convert(wanted: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name}: {value!r}; accepted: a mapping of settings")
         return build(wanted, value, f"{name}.")
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{name}: {value!r}; accepted: a list")
-        inner = typing.get_args(wanted)[0]
-        return tuple(_convert(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
+        return _convert_list(wanted, value, name)
+    if origin is Mapping:
+        return _convert_mapping(wanted, value, name)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(wanted, value, name)
     if isinstance(wanted, type) and issubclass(wanted, StrEnum):
@@ -149,6 +151,22 @@ def _convert(wanted: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
         return wanted(value)
     return _convert_scalar(wanted, value, name)
+
+
+def _convert_list(wanted: Any, value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{name}: {value!r}; accepted: a list")
+    inner = typing.get_args(wanted)[0]
+    return tuple(_convert(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
+
+
+def _convert_mapping(wanted: Any, value: Any, name: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{name}: {value!r}; accepted: a mapping of names")
+    inner = typing.get_args(wanted)[1]
+    return {key: _convert(inner, v, f"{name}.{key}") for key, v in value.items()}
 
 
 def _convert_union(wanted: Any, value: Any, name: str) -> Any:
@@ -201,6 +219,8 @@ def as_document(config: object) -> Any:
             else as_document(getattr(config, f.name))
             for f in dataclasses.fields(config)
         }
+    if isinstance(config, dict):
+        return {key: as_document(value) for key, value in config.items()}
     if isinstance(config, tuple):
         return [as_document(value) for value in config]
     return str(config) if isinstance(config, StrEnum) else config

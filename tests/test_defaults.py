@@ -5,11 +5,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from extproc import config
 from extproc.config import Config
 from extproc.exchange import feedback
 from extproc.exchange.body_parser import MAX_BODY_BYTES
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.decision import OTHER_MODEL
 from extproc.routing.pressure import PressureLimits
 from extproc.routing.ratio import Ema
 from extproc.routing.risk import Margin
@@ -64,3 +66,7 @@ def test_exchange_settings() -> None:
 
 def test_samples_are_as_documented() -> None:
     assert (feedback.MODEL_SAMPLES, feedback.CATEGORY_SAMPLES) == (200, 20)
+
+
+def test_the_name_of_other_models_is_no_model_s() -> None:
+    assert config.OTHER_MODEL == OTHER_MODEL

@@ -5,10 +5,10 @@ import dataclasses
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -48,6 +48,11 @@ def settings(schema: Any = Config, prefix: str = "") -> Iterator[tuple[str, str]
         inner = [a for a in (hint, *get_args(hint)) if dataclasses.is_dataclass(a)]
         is_list = inner and inner[0] is not hint and "tuple" in str(hint)
         name = prefix + setting.name
+        if prefix.startswith("models.") or get_origin(hint) is Mapping:
+            inner = inner if get_origin(hint) is Mapping else []
+            name = f"{name}.NAME" if inner else name
+        if any(get_origin(option) is Literal for option in get_args(hint)):
+            inner = []  # a word, or a mapping in its place
         if inner:
             yield from settings(inner[0], f"{name}{'[]' if is_list else ''}.")
         else:

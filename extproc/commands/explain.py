@@ -15,7 +15,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,11 +27,12 @@ from extproc.routing.explanation import (
     DecisionExplanation,
     Explanation,
     FailedOpenExplanation,
+    NotRoutedExplanation,
     PoolExplanation,
     PromptExplanation,
     RequestExplanation,
 )
-from extproc.server.admin.explain import Explainer
+from extproc.server.admin.explain import AnyExplanation, Explainer
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
 
@@ -97,9 +98,15 @@ def _read_body(name: str) -> bytes:
     return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
 
 
-def _ask(
-    server: str, body: bytes, path: str, hint: str | None
-) -> Explanation | FailedOpenExplanation:
+_DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
+    msgspec.json.Decoder(Explanation).decode,
+    msgspec.json.Decoder(FailedOpenExplanation).decode,
+    msgspec.json.Decoder(NotRoutedExplanation).decode,
+)
+"""The most said first: one document's keys are others' too."""
+
+
+def _ask(server: str, body: bytes, path: str, hint: str | None) -> AnyExplanation:
     if not server.startswith(("http://", "https://")):
         raise ValueError("http://HOST:PORT of the admin port is accepted")
     query = {"path": path} | ({"hint": hint} if hint else {})
@@ -112,18 +119,29 @@ def _ask(
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_SERVER_TIMEOUT_S) as response:
         answer = response.read()
-    try:
-        return msgspec.json.decode(answer, type=Explanation)
-    except msgspec.ValidationError:
-        return msgspec.json.decode(answer, type=FailedOpenExplanation)
+    for decode in _DECODERS:
+        try:
+            return decode(answer)
+        except msgspec.ValidationError:
+            continue
+    raise ValueError("no explanation; expected the answer of /explain")
 
 
-def render(explanation: Explanation | FailedOpenExplanation) -> Iterator[str]:
+def render(explanation: AnyExplanation) -> Iterator[str]:
     """Lay an explanation out for people, a line at a time."""
     size = f"{explanation.request.body_bytes:,} B"
     yield _line("request", f"{explanation.path or DEFAULT_PATH}, {size}")
     if explanation.routed is False:
         yield _line("", "not routed: the path is no API's, or has another prefix")
+    if isinstance(explanation, NotRoutedExplanation):
+        asked = explanation.asked or "(none)"
+        yield _line("", f"model {asked}")
+        yield ""
+        known = ", ".join(explanation.models)
+        yield _line("decision", f"not routed: {explanation.not_routed} ({known})")
+        return
+    if explanation.model:
+        yield _line("", f"as {explanation.model}")
     if isinstance(explanation, Explanation):
         yield from _render_request(explanation.request)
         yield from _render_estimate(explanation)

@@ -41,11 +41,13 @@ from extproc.commands.recording_report import (
 )
 from extproc.config import Config, EstimatorName
 from extproc.exchange.body_parser import parse_request
+from extproc.exchange.events import NotRouted
 from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
+from extproc.routing.models import AnyRouter
 from extproc.routing.policy import Reason
 from extproc.routing.prior import FAMILIES
-from extproc.routing.router import Decision, Outcome, Router
+from extproc.routing.router import Decision, Outcome
 from extproc.server.build import build_router, build_sampler
 
 UNSCORED_SHARE = 0.1
@@ -237,7 +239,7 @@ def replay(
 ) -> dict[str, Any]:
     """Estimate, then learn, entry by entry; score all but the first tenth."""
     router = build_router(config, leave_out)
-    sampler = build_sampler(config.feedback, router.policy)
+    sampler = build_sampler(config.feedback, router)
     evaluation = Evaluation(thresholds)
     cold = Evaluation(thresholds)
     unscored = int(len(entries) * UNSCORED_SHARE)
@@ -245,6 +247,9 @@ def replay(
     reasons: Counter[str] = Counter()
     for position, entry in enumerate(entries):
         decision = _decide(router, entry, config.server.max_body_bytes)
+        if decision is None:
+            reasons[NotRouted.UNKNOWN_MODEL] += 1
+            continue
         reasons[str(decision.reason)] += 1
         outcome = Outcome(200, entry.prompt_tokens, entry.completion_tokens)
         if position >= unscored:
@@ -290,11 +295,15 @@ def _baselines(
     return scores
 
 
-def _decide(router: Router, entry: Entry, max_body_bytes: int) -> Decision:
+def _decide(router: AnyRouter, entry: Entry, max_body_bytes: int) -> Decision | None:
+    """Decide; None: the request asks for a model that is not configured."""
     request = parse_request(entry.path, entry.body, entry.encoding, max_body_bytes)
+    found = router.find("" if isinstance(request, Reason) else request.model)
+    if found is None:
+        return None
     if isinstance(request, Reason):
-        return router.fail_open(request, len(entry.body))
-    return router.route(request, entry.hint)
+        return found.fail_open(request, len(entry.body))
+    return found.route(request, entry.hint)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from extproc.commands.envoy_routes import (
     models_answer,
     routes,
 )
-from extproc.config import Config
+from extproc.config import Config, DefaultModelConfig
 from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_config
 
 Json = dict[str, Any]
@@ -68,27 +68,20 @@ def run(args: argparse.Namespace) -> int:
 
 def fleet_of(config: Config) -> list[Model]:
     """Return the models of a configuration; one without a name for ``pools``."""
-    models = _models(config)
-    if not models:
+    if not config.models:
         return [Model("", [pool.name for pool in config.pools])]
     return [
         Model(name, [pool.name for pool in model.pools], model.adapters)
-        for name, model in models.items()
+        for name, model in config.models.items()
     ]
 
 
 def default_of(config: Config) -> str | None:
     """Return the model that takes requests for models that are not configured."""
-    if not _models(config):
+    if not config.models:
         return ""
-    unknown = getattr(config, "unknown_model", None)
-    default: str | None = getattr(unknown, "default", None)
-    return default
-
-
-def _models(config: Config) -> Mapping[str, Any]:
-    models: Mapping[str, Any] = getattr(config, "models", {})
-    return models
+    unknown = config.unknown_model
+    return unknown.default if isinstance(unknown, DefaultModelConfig) else None
 
 
 class _Dumper(yaml.SafeDumper):

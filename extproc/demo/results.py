@@ -214,7 +214,7 @@ def join(
     config: Config, replies: Sequence[Reply], records: Mapping[str, Record]
 ) -> list[Sent]:
     """Put the three views of each request together, in the order of sending."""
-    cold_router = build_router(config)
+    (cold_router,) = build_router(config).routers
     joined = []
     for reply in replies:
         request = parse_request(reply.request.path, reply.request.body)
@@ -231,7 +231,7 @@ def judge(
 ) -> Results:
     """Count and compare."""
     after = [each for each in sent[len(sent) // 2 :] if each.comparable]
-    policy = build_policy(config)
+    policy = build_policy(config.pools)
     directions = Counter(_direction(policy, each, cold=False) for each in sent)
     cold = Counter(_direction(policy, each, cold=True) for each in sent)
     records = [each.record for each in sent if each.record is not None]

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import write_decision_token
-from extproc.exchange.events import Decided, RequestHead
+from extproc.exchange.events import Decided, NotRouted, RequestHead
 from extproc.exchange.openai import RESPONSES, ask_for_usage
 from extproc.exchange.settings import ExchangeSettings
-from extproc.routing.policy import PoolLoad, Reason
+from extproc.routing.models import NO_NAMES, AnyRouter
+from extproc.routing.policy import Pool, PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
 
@@ -27,28 +28,32 @@ class Decider:
         wants_feedback: whether to observe the response, asked once after each decision
             that can be learned from.
         loads: gives the known load of the pools.
+        served: gives the models' names that the pools' servers list, with the pool.
     """
 
     __slots__ = (
         "_loads",
         "_responses_pool",
         "_router",
+        "_served",
         "_wants_feedback",
         "settings",
     )
 
     def __init__(
         self,
-        router: Router,
+        router: AnyRouter,
         settings: ExchangeSettings,
         wants_feedback: Callable[[Decision], bool],
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
+        served: Callable[[], Mapping[str, str]] = lambda: NO_NAMES,
     ) -> None:
         self.settings = settings
         self._router = router
+        self._served = served
         self._wants_feedback = wants_feedback
         self._loads = loads
-        self._responses_pool = router.policy.pool(settings.responses_pool or "")
+        self._responses_pool = router.pool(settings.responses_pool or "")
 
     def parser(self, head: RequestHead, body: Body) -> BodyParser:
         """Return the parser of a request's whole body."""
@@ -61,7 +66,7 @@ class Decider:
 
     def decide(
         self, head: RequestHead, parser: BodyParser, body: Body, *, replaceable: bool
-    ) -> Decided:
+    ) -> Decided | NotRouted:
         """Decide about a request whose whole body is here.
 
         Args:
@@ -76,10 +81,13 @@ class Decider:
         request = parser.finish()
         if isinstance(request, Reason):
             return self.fail_open(head, request, len(body))
+        router = self.find(head.headers, request.model)
+        if router is None:
+            return NotRouted.UNKNOWN_MODEL
         if self._is_kept(head, request):
-            return self.keep(head, len(body))
+            return self._keep(head, router, len(body))
         hint = head.headers.get(self.settings.category_header)
-        decision = self._router.route(request, hint, self._loads(), approximate=True)
+        decision = router.route(request, hint, self._loads(), approximate=True)
         settings = self.settings
         may_inject = (
             settings.inject_usage and replaceable and _may_inject(head, request)
@@ -87,23 +95,58 @@ class Decider:
         if may_inject:
             decision = replace(decision, usage_not_requested=False)
         if self._wants_feedback(decision):
-            decision = self._router.with_bound(decision)
+            decision = router.with_bound(decision)
             asking = ask_for_usage(bytes(body)) if may_inject else None
             return Decided(decision, head, True, asking)
         if settings.decision_tokens:
-            decision = self._router.with_bound(decision)
+            decision = router.with_bound(decision)
             token = write_decision_token(decision)
             return Decided(decision, head, False, None, token)
         decision = replace(decision, features=None)  # 8 kB that nobody will read
         return Decided(decision, head)
 
-    def keep(self, head: RequestHead, body_bytes: int = 0) -> Decided:
+    def find(self, headers: Mapping[str, str], name: str) -> Router | None:
+        """Return the router of the model that a request asks for, or None.
+
+        Args:
+            headers: its headers; the model header counts first.
+            name: by the body, or by the path if the body was not read.
+        """
+        router, served = self._router, self._served
+        if isinstance(router, Router):
+            return router
+        header = self.settings.model_header
+        found = None
+        if header:
+            found = router.find_known(headers.get(header, ""), served())
+        return found or router.find(name, served())
+
+    def keep(self, head: RequestHead) -> Decided | NotRouted:
+        """Decide about a request for a response that a server keeps, by its identifier.
+
+        With several models its headers name the model, else it is the one of
+        ``responses_pool``.
+        """
+        router = self.find(head.headers, "")
+        if router is None and self._responses_pool is not None:
+            router = self._router.of_pool(self._responses_pool)
+        return NotRouted.UNKNOWN_MODEL if router is None else self._keep(head, router)
+
+    def _keep(self, head: RequestHead, router: Router, body_bytes: int = 0) -> Decided:
         """Decide about a response that a server keeps: always for the same pool.
 
         Its server alone has it, so neither its size nor the load may move it.
         """
-        pool = self._responses_pool or self._router.policy.default
-        return self._decided(Decision(pool, Reason.STORED, body_bytes=body_bytes), head)
+        pool = self._pool_of_responses(router) or router.policy.default
+        decision = Decision(
+            pool, Reason.STORED, model=router.model, body_bytes=body_bytes
+        )
+        return self._decided(decision, head)
+
+    def _pool_of_responses(self, router: Router) -> Pool | None:
+        """Return ``responses_pool`` if it is one of the model's."""
+        pool = self._responses_pool
+        return None if pool is None else router.pool(pool.name)
 
     def _is_kept(self, head: RequestHead, request: Request) -> bool:
         if head.target.endpoint is not RESPONSES:
@@ -112,21 +155,34 @@ class Decider:
             return self._responses_pool is not None
         return request.stored
 
-    def fail_open(self, head: RequestHead, reason: Reason, body_bytes: int) -> Decided:
-        """Decide about a request whose body is not read."""
-        if self._responses_pool and head.target.endpoint is RESPONSES:
-            decision = Decision(self._responses_pool, reason, body_bytes=body_bytes)
+    def fail_open(
+        self, head: RequestHead, reason: Reason, body_bytes: int
+    ) -> Decided | NotRouted:
+        """Decide about a request whose body is not read.
+
+        With several models it is routed if its headers or its path name one, or if
+        there is one for names that are not known.
+        """
+        router = self.find(head.headers, head.target.model)
+        if router is None:
+            return NotRouted.UNKNOWN_MODEL
+        pool = self._pool_of_responses(router)
+        if pool is not None and head.target.endpoint is RESPONSES:
+            decision = Decision(pool, reason, model=router.model, body_bytes=body_bytes)
         else:
-            decision = self._router.fail_open(reason, body_bytes, self._loads())
+            decision = router.fail_open(reason, body_bytes, self._loads())
         return self._decided(decision, head)
 
-    def after_fault(self, head: RequestHead, body_bytes: int) -> Decided:
+    def after_fault(self, head: RequestHead, body_bytes: int) -> Decided | NotRouted:
         """Decide after an internal error; the pools' load is not asked for again."""
-        return self._decided(self._router.fail_open(Reason.FAULT, body_bytes), head)
+        router = self.find(head.headers, head.target.model)
+        if router is None:
+            return NotRouted.UNKNOWN_MODEL
+        return self._decided(router.fail_open(Reason.FAULT, body_bytes), head)
 
     def last_resort(self, head: RequestHead, body_bytes: int) -> Decided:
-        """Decide if not even the router can be asked."""
-        default = self._router.policy.default
+        """Decide if not even the router can be asked; the decision is only counted."""
+        default = self._router.routers[0].policy.default
         decision = Decision(default, Reason.FAULT, body_bytes=body_bytes)
         return Decided(decision, head)
 

@@ -8,7 +8,6 @@ about them, so the port must not face clients.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -23,7 +22,7 @@ from extproc.routing.decision import (
     decision_fields,
 )
 from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
-from extproc.routing.policy import Policy
+from extproc.routing.models import AnyRouter
 from extproc.routing.request import OptionalKind
 
 _VERSION = 3
@@ -87,24 +86,21 @@ def write_decision_token(decision: Decision) -> bytes:
     )
 
 
-def read_decision_token(
-    decision_token: bytes, policy: Policy, categories: Collection[str]
-) -> Decision | None:
+def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | None:
     """Read a decision back, or return None if it is of another configuration.
 
     Args:
         decision_token: untrusted bytes; never raises on them.
-        policy: whose pools it may name.
-        categories: those that it may name.
+        router: whose pools and categories it may name.
     """
     try:
         token = _decode(decision_token)
     except (msgspec.MsgspecError, ValueError):
         return None
     fields = token.decision
-    pool = policy.pool(fields.pool)
+    pool = router.pool(fields.pool)
     known = token.version == _VERSION and token.classes == CLASSES
-    if not known or pool is None or fields.category not in categories:
+    if not known or pool is None or fields.category not in router.categories:
         return None
     features = None
     if token.features is not None:

@@ -92,6 +92,8 @@ class NotRouted(StrEnum):
     UNREAD = "unread"
     """The path of an API whose requests are not read."""
     NO_BODY = "no_body"
+    UNKNOWN_MODEL = "unknown_model"
+    """A model that is not configured, or a body that was not read and so names none."""
 
 
 class AskRequestBody(msgspec.Struct, frozen=True, gc=False):

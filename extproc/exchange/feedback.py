@@ -10,7 +10,7 @@ errors grow, as they do when another model comes up behind a name.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -76,7 +76,8 @@ class FeedbackSampler:
     Args:
         floor: the least share of the exchanges that is looked at, 0 to 1.
         adaptive: whether uncertainty raises it; else the share is ``floor``.
-        limits: the budgets, in tokens, at which one pool ends and the next begins.
+        limits: the budgets, in tokens, at which one pool ends and the next begins, by
+            the base model (``Pool.model``).
         history: of a sampler before it; None to begin with none.
 
     Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` falls
@@ -89,10 +90,10 @@ class FeedbackSampler:
         floor: float,
         *,
         adaptive: bool = True,
-        limits: Sequence[int] = (),
+        limits: Mapping[str, Sequence[int]] | None = None,
         history: SamplingHistory | None = None,
     ) -> None:
-        self.limits = limits
+        self.limits = limits or {}
         self.history = history or SamplingHistory()
         self._floor = floor
         self._adaptive = adaptive
@@ -122,7 +123,7 @@ class FeedbackSampler:
             return 1.0
         rate = max(self._floor, SETTLED_RATE * MODEL_SAMPLES / model.samples)
         budget = decision.bound_budget_tokens
-        for limit in self.limits:
+        for limit in self.limits.get(decision.pool.model, ()):
             if abs(budget - limit) <= NEAR_THRESHOLD * limit:
                 return rate * NEAR_WEIGHT
         return rate

@@ -116,10 +116,14 @@ class _ReadRequest(RequestSide):
         )
 
     def _settle(
-        self, decided: Decided, event: Rest, fault: Exception | None = None
+        self, decided: Decided | NotRouted, event: Rest, fault: Exception | None = None
     ) -> Step:
-        self._progress.settle(decided.follows_response)
-        step = self._decided(decided, event, fault)
+        if isinstance(decided, NotRouted):
+            self._progress.settle()
+            step = self._undecided(decided, event, fault)
+        else:
+            self._progress.settle(decided.follows_response)
+            step = self._decided(decided, event, fault)
         self._received = b""  # the exchange may live on for long
         return step
 
@@ -135,6 +139,12 @@ class _ReadRequest(RequestSide):
     @abstractmethod
     def _decided(self, decided: Decided, event: Rest, fault: Exception | None) -> Step:
         """Answer the event with a decision."""
+
+    @abstractmethod
+    def _undecided(
+        self, reason: NotRouted, event: Rest, fault: Exception | None
+    ) -> Step:
+        """Answer the event without a decision."""
 
     @abstractmethod
     def _late_body(self, event: RequestBody) -> Step:
@@ -171,6 +181,8 @@ class StreamedRequest(_ReadRequest):
     def _leave_unread_at_headers(self, reason: Reason, body_bytes: int) -> Step:
         decided = self._decider.fail_open(self._head, reason, body_bytes)
         self._progress.settle()
+        if isinstance(decided, NotRouted):
+            return Step(Continue(), end=True, not_routed=decided)
         return Step(_route(self._decider, decided), end=True, decided=decided)
 
     def _collected(self, event: RequestBody) -> Step | Unread:
@@ -186,6 +198,13 @@ class StreamedRequest(_ReadRequest):
             end = not decided.follows_response
         route = Route(decided.decision, decided.body, shadow, decided.decision_token)
         return Step(route, end, None, decided, fault)
+
+    def _undecided(
+        self, reason: NotRouted, event: Rest, fault: Exception | None
+    ) -> Step:
+        trailers = isinstance(event, RequestTrailers)
+        end = self._progress.may_end if trailers else True
+        return Step(Continue(), end, fault=fault, not_routed=reason)
 
     def _late_body(self, event: RequestBody) -> Step:
         return Step(Continue())  # its end repeated, or the response is under way
@@ -245,6 +264,13 @@ class FullDuplexRequest(_ReadRequest):
         )
         return Step(release, over, decided=decided, fault=fault)
 
+    def _undecided(
+        self, reason: NotRouted, event: Rest, fault: Exception | None
+    ) -> Step:
+        over = event.end_of_stream and self._progress.may_end
+        release = _release(None, bytes(self._received), event)
+        return Step(release, over, fault=fault, not_routed=reason)
+
     def _late_body(self, event: RequestBody) -> Step:
         if self._progress.request is RequestStage.OVERTAKEN:
             return self._overtaken()
@@ -277,12 +303,15 @@ def request_side(
     duplex = event.request_mode is BodyMode.FULL_DUPLEX_STREAMED
     echoes = duplex and not event.end_of_stream
     progress.request_echoed = echoes
+    result: Decided | NotRouted
     if paths.is_stored_response(path):
-        decided = decider.keep(RequestHead(event.headers, Target(RESPONSES)))
-        answer = Step(_route(decider, decided), not echoes, None, decided)
+        result = decider.keep(RequestHead(event.headers, Target(RESPONSES)))
     else:
-        reason = _why_not(event, target, unread=paths.is_unread(path))
-        answer = Step(Continue(), not echoes, not_routed=reason)
+        result = _why_not(event, target, unread=paths.is_unread(path))
+    if isinstance(result, NotRouted):
+        answer = Step(Continue(), not echoes, not_routed=result)
+    else:
+        answer = Step(_route(decider, result), not echoes, None, result)
     passed = EchoedRequest if echoes else UnreadRequest
     return passed(progress, answer)
 

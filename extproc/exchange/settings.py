@@ -38,6 +38,8 @@ class ExchangeSettings:
     """The pool of the responses that a server keeps. None: the default pool, and a
     request that does not say whether it is to be kept is taken not to be."""
     category_header: str = "x-llm-category"
+    model_header: str = ""
+    """Request header that names the model, before the body does; empty: none."""
     inject_usage: bool = False
     """Ask for usage in the place of a stream's client that did not."""
     shadow: bool = False
@@ -52,5 +54,6 @@ class ExchangeSettings:
 
     def __post_init__(self) -> None:
         traced = TRACE_HEADERS if self.traced else ()
-        names = (*HEADERS_READ, self.category_header, *traced)
+        model = (self.model_header,) if self.model_header else ()
+        names = (*HEADERS_READ, self.category_header, *model, *traced)
         object.__setattr__(self, "headers_read", {n.encode(): n for n in names})

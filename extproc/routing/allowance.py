@@ -12,7 +12,8 @@ several teach nothing about one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -40,15 +41,43 @@ _DEFAULT_WEIGHT = 20.0
 _ASSUMED_SIGMA = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class AllowanceRule:
+    """How much output to allow.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    quantile: float = 0.95
+    """Share of answers that must fit their allowance, in (0, 1)."""
+    default_tokens: int = 512
+    """The allowance before anything is known, >= 1."""
+    ceiling_tokens: int = 4096
+    """Never allow more than this, >= ``default_tokens``."""
+    assumed: Counts = field(init=False, compare=False)
+    """Lengths to start with."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.quantile < 1.0:
+            raise ValueError(f"quantile must be within 0 and 1, got {self.quantile}")
+        if not 1 <= self.default_tokens <= self.ceiling_tokens:
+            raise ValueError(
+                f"default_tokens must be within 1 and ceiling_tokens"
+                f" {self.ceiling_tokens}, got {self.default_tokens}"
+            )
+        assumed = _assume(self.quantile, self.default_tokens)
+        object.__setattr__(self, "assumed", assumed)
+
+
 class OutputAllowance:
     """Learns how long answers get where the client set no limit.
 
     Not thread-safe.
 
     Args:
-        quantile: share of answers that must fit their allowance, in (0, 1).
-        default_tokens: the allowance before anything is known, >= 1.
-        ceiling_tokens: never allow more than this, >= ``default_tokens``.
+        quantile, default_tokens, ceiling_tokens: see ``AllowanceRule``.
+        rules: for models that have a rule of their own.
         memory: observations of a model over which a count fades to 1/e.
         models: models told apart; the rest share one set of counts.
 
@@ -63,34 +92,28 @@ class OutputAllowance:
         quantile: float = 0.95,
         default_tokens: int = 512,
         ceiling_tokens: int = 4096,
+        rules: Mapping[str, AllowanceRule] | None = None,
         *,
         memory: float = MEMORY,
         models: int = MODELS,
     ) -> None:
-        if not 0.0 < quantile < 1.0:
-            raise ValueError(f"quantile must be within 0 and 1, got {quantile}")
-        if not 1 <= default_tokens <= ceiling_tokens:
-            raise ValueError(
-                f"default_tokens must be within 1 and ceiling_tokens"
-                f" {ceiling_tokens}, got {default_tokens}"
-            )
-        self.quantile = quantile
-        self.default_tokens = default_tokens
-        self.ceiling_tokens = ceiling_tokens
-        self._assumed = _assume(quantile, default_tokens)
+        self._rule = AllowanceRule(quantile, default_tokens, ceiling_tokens)
+        self._rules = dict(rules or {})
         self._lengths = AnswerLengths(memory, models, CATEGORIES)
         self._allowed: dict[tuple[str, str], int] = {}
 
     def allow(self, model: str, category: str) -> int:
         """Return the tokens to reserve for the output of one sequence."""
+        rule = self._rules.get(model, self._rule)
         levels = self._lengths.levels(model, category)
         if not any(lengths.observations for lengths in levels):
-            return self.default_tokens
-        key = (model if self._lengths.known(model) else "", category)
+            return rule.default_tokens
+        apart = self._lengths.known(model) or rule is not self._rule
+        key = (model if apart else "", category)
         allowed = self._allowed.get(key)
         if allowed is None:
-            tokens = upper_tokens(self._blend(levels), self.quantile)
-            allowed = min(tokens or self.ceiling_tokens, self.ceiling_tokens)
+            tokens = upper_tokens(_blend(rule.assumed, levels), rule.quantile)
+            allowed = min(tokens or rule.ceiling_tokens, rule.ceiling_tokens)
             self._allowed[key] = allowed
         return allowed
 
@@ -110,14 +133,6 @@ class OutputAllowance:
         self._lengths.observe(model, category, completion_tokens, truncated)
         self._allowed.clear()
 
-    def _blend(self, levels: Sequence[Lengths]) -> Counts:
-        """Add the levels up, each coarser one weighing at most so much."""
-        counts = self._assumed
-        for lengths in levels:
-            weight = min(1.0, _PARENT_WEIGHT / counts.sum())
-            counts = lengths.counts + weight * counts
-        return counts
-
     def group_keys(self) -> list[str]:
         """``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``."""
         return self._lengths.group_keys()
@@ -130,6 +145,14 @@ class OutputAllowance:
         """Go on from these counts; others stay."""
         self._allowed.clear()
         self._lengths.restore(groups)
+
+
+def _blend(counts: Counts, levels: Sequence[Lengths]) -> Counts:
+    """Add the levels up, each coarser one weighing at most so much."""
+    for lengths in levels:
+        weight = min(1.0, _PARENT_WEIGHT / counts.sum())
+        counts = lengths.counts + weight * counts
+    return counts
 
 
 def _assume(quantile: float, default_tokens: int) -> Counts:

@@ -98,7 +98,7 @@ class Bounded:
         return {
             **self.estimator.explain(model, category, features),
             "bound": "point estimate * factor",
-            "risk": self.margin.rate,
+            "risk": self.margin.rate_of(model),
             "spread": predicted.spread,
             "factor": self.margin.factor(model, category, predicted.spread),
         }

@@ -36,6 +36,8 @@ class BoundedTable(Generic[T]):
         self._values: dict[str, T] = {}
         self._touched: dict[str, int] = {}
         self._touches = 0
+        self.shared_touches = 0
+        """Touches of keys that are not kept apart."""
         self._shared: T | None = None
 
     def get(self, key: str) -> T | None:
@@ -50,6 +52,7 @@ class BoundedTable(Generic[T]):
         """Return the value to learn into, admitting the key where there is room."""
         self._touches += 1
         if key not in self._values and not self._make_room():
+            self.shared_touches += 1
             if self._shared is None:
                 self._shared = self._make()
             return self._shared

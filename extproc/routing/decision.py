@@ -47,6 +47,15 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """None if there is nothing to learn from: failed open, media, token ids."""
 
     @property
+    def base_model(self) -> str:
+        """The configured model, or ``OTHER_MODEL``, or empty if none is configured.
+
+        So it is from a closed set, whatever name the client wrote.
+        """
+        of_pool = self.pool.model
+        return OTHER_MODEL if of_pool and self.model == OTHER_MODEL else of_pool
+
+    @property
     def budget_tokens(self) -> int:
         """Estimated prompt tokens plus output allowance."""
         return self.prompt_tokens + self.output_tokens
@@ -69,6 +78,9 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     attempts: int = 1
     """Upstream attempts; more than one if Envoy retried on a larger pool."""
 
+
+OTHER_MODEL = "other"
+"""The name under which models that are not configured are learned and counted."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -94,6 +106,8 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     sequences: _Number = 1
     operation: Name = "chat"
     window_tokens: Count = 0
+    base_model: Name = ""
+    """As ``Decision.base_model``; of a decision that is read back, its pool says it."""
 
     @property
     def budget_tokens(self) -> int:
@@ -150,4 +164,5 @@ def decision_fields(decision: Decision) -> DecisionFields:
         sequences=decision.sequences,
         operation=decision.operation,
         window_tokens=decision.window_tokens,
+        base_model=decision.base_model,
     )

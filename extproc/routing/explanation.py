@@ -126,6 +126,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     path: str | UnsetType = UNSET
     routed: bool | UnsetType = UNSET
     """Whether requests to ``path`` are routed."""
+    model: str | UnsetType = UNSET
+    """The base model, if models are configured."""
 
 
 class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
@@ -134,6 +136,22 @@ class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
     request: RequestSize
     pools: Sequence[PoolExplanation]
     decision: DecisionExplanation
+    path: str | UnsetType = UNSET
+    routed: bool | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    """The base model, if models are configured."""
+
+
+class NotRoutedExplanation(Struct, frozen=True, kw_only=True):
+    """A request that is left on the route that it has."""
+
+    request: RequestSize
+    not_routed: str
+    """The reason, as in ``extproc_not_routed_total``."""
+    asked: str
+    """The model that the request asks for; empty if it was not read."""
+    models: Sequence[str]
+    """The models that are configured."""
     path: str | UnsetType = UNSET
     routed: bool | UnsetType = UNSET
 
@@ -163,6 +181,7 @@ def explain(
         budget=BudgetExplanation(decision.budget_tokens, decision.bound_budget_tokens),
         pools=_explain_pools(router.policy, decision, loads or {}),
         decision=_explain_decision(router.policy, decision),
+        model=router.model or UNSET,
     )
 
 
@@ -180,6 +199,7 @@ def explain_failure(
         request=RequestSize(body_bytes),
         pools=_explain_pools(router.policy, decision, {}),
         decision=_explain_decision(router.policy, decision),
+        model=router.model or UNSET,
     )
 
 
@@ -246,7 +266,7 @@ def _explain_prompt(
         learned_from=decision.features is not None,
         made_of=UNSET
         if exact
-        else estimator.explain(request.model, decision.category, features),
+        else estimator.explain(decision.model, decision.category, features),
     )
 
 

@@ -69,6 +69,8 @@ class Pool:
     """vLLM's flag of that name: prompt and output tokens of one sequence, at most."""
     threshold_tokens: int
     """Budgets up to and including this go here; <= ``max_model_len``."""
+    model: str = ""
+    """The base model that it serves; empty if all pools serve the same."""
 
 
 @dataclass(frozen=True, slots=True)

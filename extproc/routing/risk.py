@@ -15,7 +15,9 @@ sums, which processes add up.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -98,8 +100,8 @@ class _ErrorCounts:
     observed: float = 0.0
     exceeded: float = 0.0
     observations: int = 0
-    quantile: float | None = None
-    """Of ``bins``; None if they have changed since."""
+    quantiles: dict[float, float] = field(default_factory=dict)
+    """Of ``bins``, by rate; empty if they have changed since."""
     latest_factors: dict[str, float] = field(default_factory=dict)
     """The latest factor of each category."""
 
@@ -117,6 +119,13 @@ class NoMargin:
 
     rate: float | None = None
     max_factor = 1.0
+
+    names: BoundedTable[Any] | None = None
+    """None: no model is learned apart."""
+
+    def rate_of(self, model: str) -> float | None:
+        """Return None: no rate is stated."""
+        return None
 
     def factor(self, model: str, category: str, spread: float) -> float:
         """Return 1."""
@@ -143,22 +152,30 @@ class Margin:
 
     Args:
         rate: share of prompts that may exceed their bound, in (0, 0.5).
+        rates: the same for models that have a rate of their own.
         memory: observations of a model over which a count fades to 1/e.
         models: models told apart; the rest share one set of counts.
 
     Raises:
-        ValueError: ``rate`` outside (0, 0.5).
+        ValueError: a rate outside (0, 0.5).
     """
 
     component = "margin.1"
     max_factor = MAX_FACTOR
 
     def __init__(
-        self, rate: float = 0.01, *, memory: float = MEMORY, models: int = MODELS
+        self,
+        rate: float = 0.01,
+        rates: Mapping[str, float] | None = None,
+        *,
+        memory: float = MEMORY,
+        models: int = MODELS,
     ) -> None:
-        if not 0.0 < rate < 0.5:
-            raise ValueError(f"rate must be within 0 and 0.5, got {rate}")
         self.rate = rate
+        self._rates = dict(rates or {})
+        for each in (rate, *self._rates.values()):
+            if not 0.0 < each < 0.5:
+                raise ValueError(f"rate must be within 0 and 0.5, got {each}")
         self._keep = math.exp(-1.0 / memory)
         self._pooled = _ErrorCounts()
         self._models = BoundedTable(_ErrorCounts, models)
@@ -170,10 +187,20 @@ class Margin:
             spread: relative standard deviation that the estimator expects, > 0.
         """
         errors = self._models.get(model) or self._pooled
-        exponent = self._quantile(errors) * spread * errors.scale(category)
+        quantile = self._quantile(errors, self.rate_of(model))
+        exponent = quantile * spread * errors.scale(category)
         factor = math.exp(min(exponent, _MAX_EXPONENT))
         errors.latest_factors[category] = factor
         return factor
+
+    @property
+    def names(self) -> BoundedTable[Any]:
+        """The table of the models that are learned apart."""
+        return self._models
+
+    def rate_of(self, model: str) -> float:
+        """Return the share of a model's prompts that may exceed their bound."""
+        return self._rates.get(model, self.rate)
 
     def latest_factor(self, model: str, category: str) -> float | None:
         """Return the latest factor of a category, or None before the first."""
@@ -221,35 +248,25 @@ class Margin:
         errors.observations += 1
         errors.observed = keep * errors.observed + 1.0
         errors.exceeded = keep * errors.exceeded + exceeded
-        errors.quantile = None
+        errors.quantiles.clear()
         if abs(scaled) < _OUTLIER:
             errors.bins *= keep
             errors.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
             errors.above = keep * errors.above + exceeded
             errors.binned += 1
 
-    def _quantile(self, errors: _ErrorCounts) -> float:
-        if errors.quantile is None:
+    def _quantile(self, errors: _ErrorCounts, stated: float) -> float:
+        found = errors.quantiles.get(stated)
+        if found is None:
             pooled = self._pooled.bins + _ASSUMED
             counts = pooled
             if errors is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
                 counts = errors.bins + weight * pooled
-            rate = self._adjusted_rate(float(errors.bins.sum()), errors.above)
-            errors.quantile = max(0.0, _upper_quantile(counts, rate))
-        return errors.quantile
-
-    def _adjusted_rate(self, judged: float, above: float) -> float:
-        """Return the rate whose quantile brings the achieved rate to the stated one.
-
-        Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
-        (stated - exceeded) over the past. Divergence: the sum is decayed, measured in
-        its own standard deviations, and moves the rate's logarithm.
-        """
-        expected = self.rate * judged
-        excess = (above + _ASSUMED_ABOVE - expected) / math.sqrt(expected + 1.0)
-        least, most = _ADJUSTMENTS
-        return self.rate * min(max(math.exp(-excess), least), most)
+            rate = _adjusted_rate(stated, float(errors.bins.sum()), errors.above)
+            found = max(0.0, _upper_quantile(counts, rate))
+            errors.quantiles[stated] = found
+        return found
 
     def group_keys(self) -> list[str]:
         """``bins``, ``rate`` and ``squares.CATEGORY``, of all models taken together.
@@ -290,7 +307,20 @@ class Margin:
             if errors is not None:
                 _load(errors, what, group)
         for errors in (self._pooled, *self._models.values()):
-            errors.quantile = None  # all models' errors are in each model's
+            errors.quantiles.clear()  # all models' errors are in each model's
+
+
+def _adjusted_rate(stated: float, judged: float, above: float) -> float:
+    """Return the rate whose quantile brings the achieved rate to the stated one.
+
+    Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
+    (stated - exceeded) over the past. Divergence: the sum is decayed, measured in
+    its own standard deviations, and moves the rate's logarithm.
+    """
+    expected = stated * judged
+    excess = (above + _ASSUMED_ABOVE - expected) / math.sqrt(expected + 1.0)
+    least, most = _ADJUSTMENTS
+    return stated * min(max(math.exp(-excess), least), most)
 
 
 def _upper_quantile(counts: Vector, rate: float) -> float:

@@ -20,7 +20,7 @@ from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.misroute import Misroute, find_misroute
-from extproc.routing.policy import Policy, PoolLoad, Reason
+from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
 from extproc.routing.ratio import TextRatios
 from extproc.routing.request import Prompt, Request
 
@@ -81,7 +81,18 @@ class Lesson(msgspec.Struct, frozen=True, gc=False):
 
 
 class Router:
-    """Routes requests, and learns from their outcomes."""
+    """Routes requests among the pools of one model, and learns from their outcomes.
+
+    Args:
+        policy: chooses the pool for a budget.
+        estimator: of prompt tokens.
+        ratios: bytes per token by category, to show.
+        allowance: of output tokens.
+        media_tokens: charged for parts that are not text.
+        hints: categories beside the built-in ones that a hint may name.
+        model: the base model as which all requests are learned; empty: each request
+            is learned as the model that it names.
+    """
 
     def __init__(
         self,
@@ -92,13 +103,32 @@ class Router:
         *,
         media_tokens: MediaTokens | None = None,
         hints: Collection[str] = (),
+        model: str = "",
     ) -> None:
+        self.model = model
         self.policy = policy
         self.estimator = estimator
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
         self.media_tokens = media_tokens or MediaTokens()
         self.hints = frozenset(hints)
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """The routers of every model: this one; see ``models.ModelRouter``."""
+        return (self,)
+
+    def find(self, name: str, served: Mapping[str, str] | None = None) -> Router:
+        """Return the router of a model's name: this one, whatever the name."""
+        return self
+
+    def of_pool(self, pool: Pool) -> Router:
+        """Return the router of a pool: this one."""
+        return self
+
+    def pool(self, name: str) -> Pool | None:
+        """Return the pool of a name."""
+        return self.policy.pool(name)
 
     @property
     def categories(self) -> list[str]:
@@ -127,10 +157,10 @@ class Router:
             approximate: accept the usual bound if the exact one decides nothing (see
                 ``Decision.approximate_bound``); it takes a third of the time.
         """
-        prompt = request.prompt
+        prompt, model = request.prompt, self.model or request.model
         features = measure(prompt, request.body_bytes)
         category = classify(features, hint, self.hints)
-        output_tokens, declared = self._output(request, category)
+        output_tokens, declared = self._output(request, model, category)
         constant = prompt.token_ids + self.media_tokens.of(prompt)
         learnable = (
             not (prompt.has_media or prompt.opaque)
@@ -141,12 +171,10 @@ class Router:
         if prompt.is_counted:
             estimate, approximate = _NOTHING, False
         elif approximate and learnable and request.prompt_limit is None:
-            estimate = self._quick_estimate(
-                request.model, category, features, output_tokens
-            )
+            estimate = self._quick_estimate(model, category, features, output_tokens)
         if estimate is None:
             approximate = False
-            estimate = self.estimator.estimate(request.model, category, features)
+            estimate = self.estimator.estimate(model, category, features)
         point = estimate.prompt_tokens + constant
         bound = estimate.bound_tokens + constant
         window_tokens = 0
@@ -161,7 +189,7 @@ class Router:
             pool=choice.pool,
             reason=choice.reason,
             category=category,
-            model=request.model,
+            model=model,
             body_bytes=request.body_bytes,
             prompt_tokens=point,
             bound_tokens=bound,
@@ -194,7 +222,7 @@ class Router:
         bound = estimate.bound_tokens
         return replace(decision, bound_tokens=bound, approximate_bound=False)
 
-    def _output(self, request: Request, category: str) -> tuple[int, bool]:
+    def _output(self, request: Request, model: str, category: str) -> tuple[int, bool]:
         """Return the output tokens to reserve, and whether the client set them."""
         if not request.generates:
             return 0, True
@@ -202,7 +230,7 @@ class Router:
             return max(request.max_tokens, request.min_tokens), True
         if request.ignore_eos:
             return self.policy.default.max_model_len, True
-        allowed = self.allowance.allow(request.model, category)
+        allowed = self.allowance.allow(model, category)
         return max(allowed, request.min_tokens), request.min_tokens > allowed
 
     def fail_open(
@@ -212,7 +240,8 @@ class Router:
         loads: Mapping[str, PoolLoad] | None = None,
     ) -> Decision:
         """Decide without an estimate: the default pool unless it is down; no lesson."""
-        return Decision(self.policy.fallback(loads), reason, body_bytes=body_bytes)
+        pool = self.policy.fallback(loads)
+        return Decision(pool, reason, model=self.model, body_bytes=body_bytes)
 
     def learn(self, decision: Decision, outcome: Outcome) -> Lesson:
         """Learn from one response; say what was learned, or why nothing was.
@@ -221,7 +250,7 @@ class Router:
         missing or zero usage, media, token ids (there is nothing to learn), several
         prompts whose usage is one sum.
         """
-        counted = outcome.prompt_tokens
+        counted, model = outcome.prompt_tokens, self.model or decision.model
         if decision.reason.failed_open:
             return Lesson(Skipped.FAILED_OPEN)
         if outcome.status != 200:
@@ -230,7 +259,7 @@ class Router:
             return Lesson(Skipped.NO_USAGE)
         if not decision.declared and decision.prompts == decision.sequences == 1:
             self.allowance.observe(
-                decision.model,
+                model,
                 decision.category,
                 outcome.completion_tokens or 0,
                 outcome.truncated,
@@ -239,9 +268,7 @@ class Router:
         if decision.features is None:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
         self.ratios.observe(decision.category, decision.features, counted)
-        self.estimator.observe(
-            decision.model, decision.category, decision.features, counted
-        )
+        self.estimator.observe(model, decision.category, decision.features, counted)
         return Lesson(
             error_ratio=(decision.prompt_tokens - counted) / counted,
             under_estimated=counted > decision.bound_tokens,

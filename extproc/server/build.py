@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from extproc.config import (
     Config,
     ConfigError,
+    DefaultModelConfig,
     EstimatorName,
     FeedbackConfig,
+    MediaConfig,
     Mode,
     OtelConfig,
+    PoolConfig,
     RecordingConfig,
     StateConfig,
     StateStore,
@@ -24,11 +27,13 @@ from extproc.config import (
 from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
 from extproc.exchange.paths import PathTable
 from extproc.exchange.settings import ExchangeSettings
-from extproc.routing.advice import budget_counts
-from extproc.routing.allowance import OutputAllowance
+from extproc.routing.advice import BudgetCounts, budget_counts
+from extproc.routing.allowance import AllowanceRule, OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
 from extproc.routing.bound import Bounded
+from extproc.routing.decision import OTHER_MODEL
 from extproc.routing.estimate import Estimator
+from extproc.routing.models import AnyRouter, ModelRouter
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.prior import known_families
 from extproc.routing.ratio import Ema, TextEma, TextRatios
@@ -48,12 +53,17 @@ AUTO_SAMPLE_FLOOR = 0.01
 """Least share of the exchanges observed once all is known, for `sample: auto`."""
 
 
-def build_policy(config: Config) -> Policy:
-    """The pools that a configuration describes."""
+def build_policy(pools: Sequence[PoolConfig], model: str = "") -> Policy:
+    """The policy of one model's pools.
+
+    Args:
+        pools: as configured.
+        model: the base model that they serve; empty if it is the only one.
+    """
     return Policy(
         [
-            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len)
-            for p in config.pools
+            Pool(p.name, p.max_model_len, p.threshold_tokens or p.max_model_len, model)
+            for p in pools
         ]
     )
 
@@ -89,21 +99,29 @@ def build_generation(config: Config, previous: Generation | None = None) -> Gene
         previous: the generation in force, whose counts go on where they still apply.
     """
     router = build_router(config)
-    policy = router.policy
     history = None
     if previous is not None and config.feedback == previous.config.feedback:
         history = previous.sampler.history
-    budgets = budget_counts(policy)
-    if previous is not None and previous.budgets.thresholds == budgets.thresholds:
-        budgets = previous.budgets
     return Generation(
         config,
         router,
-        build_sampler(config.feedback, policy, history),
+        build_sampler(config.feedback, router, history),
         build_exchange_settings(config),
-        LoadWatch(config.pools, config.load),
-        budgets,
+        LoadWatch(config.all_pools, config.load),
+        _build_budgets(router, {} if previous is None else previous.budgets),
     )
+
+
+def _build_budgets(
+    router: AnyRouter, previous: Mapping[str, BudgetCounts]
+) -> dict[str, BudgetCounts]:
+    """Budget counts by model, going on with those between the same thresholds."""
+    budgets = {}
+    for each in router.routers:
+        counts, before = budget_counts(each.policy), previous.get(each.model)
+        same = before is not None and before.thresholds == counts.thresholds
+        budgets[each.model] = before if before is not None and same else counts
+    return budgets
 
 
 def build_exchange_settings(config: Config) -> ExchangeSettings:
@@ -114,6 +132,7 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
         reads_unknown_length=config.requests.unknown_length is UnknownLength.READ,
         responses_pool=config.requests.responses_pool,
         category_header=config.category.header,
+        model_header=config.model.header or "",
         inject_usage=config.feedback.inject_usage,
         shadow=config.mode is Mode.SHADOW,
         decision_tokens=config.feedback.access_log,
@@ -121,27 +140,92 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
     )
 
 
-def build_router(config: Config, leave_out: Collection[str] = ()) -> Router:
+def build_router(config: Config, leave_out: Collection[str] = ()) -> AnyRouter:
     """The router that a configuration describes.
 
     Args:
         leave_out: tokenizer families that the estimator's prior must not know.
     """
-    media = config.media
-    return Router(
-        build_policy(config),
+    learned = _Learned(
         build_bounded_estimator(config, leave_out),
         TextRatios(),
-        OutputAllowance(
-            config.output.quantile,
-            config.output.default_tokens,
-            config.output.ceiling_tokens,
-        ),
+        _build_allowance(config),
+    )
+    if not config.models:
+        policy = build_policy(config.pools)
+        return _build_model(config, learned, policy, config.media)
+    routers = {
+        name: _build_model(
+            config,
+            learned,
+            build_policy(model.pools, name),
+            model.media or config.media,
+            name,
+        )
+        for name, model in config.models.items()
+    }
+    adapters = [
+        (adapter, name)
+        for name, model in config.models.items()
+        for adapter in model.adapters
+    ]
+    unknown = None
+    if isinstance(config.unknown_model, DefaultModelConfig):
+        default = routers[config.unknown_model.default]
+        media = config.models[default.model].media or config.media
+        unknown = _build_model(config, learned, default.policy, media, OTHER_MODEL)
+    return ModelRouter(list(routers.values()), adapters, unknown)
+
+
+class _Learned(NamedTuple):
+    """What all models share, each learning under its own name."""
+
+    estimator: Bounded
+    ratios: TextRatios
+    allowance: OutputAllowance
+
+
+def _build_model(
+    config: Config,
+    learned: _Learned,
+    policy: Policy,
+    media: MediaConfig,
+    model: str = "",
+) -> Router:
+    return Router(
+        policy,
+        *learned,
         media_tokens=MediaTokens(
             media.image_tokens, media.audio_tokens, media.file_tokens
         ),
         hints=config.category.hints,
+        model=model,
     )
+
+
+def _build_allowance(config: Config) -> OutputAllowance:
+    rules = {
+        name: AllowanceRule(
+            model.output.quantile,
+            model.output.default_tokens,
+            model.output.ceiling_tokens,
+        )
+        for name, model in config.models.items()
+        if model.output is not None
+    }
+    output = config.output
+    return OutputAllowance(
+        output.quantile,
+        output.default_tokens,
+        output.ceiling_tokens,
+        rules,
+        models=_models_apart(config),
+    )
+
+
+def _models_apart(config: Config) -> int:
+    """How many models are learned apart: those configured, and one for the rest."""
+    return len(config.models) + 1 if config.models else config.estimator.models
 
 
 def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> Bounded:
@@ -152,7 +236,15 @@ def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> 
     """
     risk = config.risk
     holds_risk = config.estimator.name is EstimatorName.TEXT or risk.every_estimator
-    margin = Margin(risk.under_estimate_rate) if holds_risk else NoMargin()
+    margin: Margin | NoMargin = NoMargin()
+    if holds_risk:
+        rates = {
+            name: model.risk.under_estimate_rate
+            for name, model in config.models.items()
+            if model.risk is not None
+        }
+        rate, models = risk.under_estimate_rate, _models_apart(config)
+        margin = Margin(rate, rates, models=models)
     return Bounded(build_estimator(config, leave_out), margin)
 
 
@@ -164,7 +256,8 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
     """
     match config.estimator.name:
         case EstimatorName.TEXT:
-            return TextEstimator(known_families(leave_out))
+            models = _models_apart(config)
+            return TextEstimator(known_families(leave_out), models=models)
         case EstimatorName.EMA_TEXT:
             return TextEma()
         case EstimatorName.EMA:
@@ -176,12 +269,12 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
 
 
 def build_sampler(
-    config: FeedbackConfig, policy: Policy, history: SamplingHistory | None = None
+    config: FeedbackConfig, router: AnyRouter, history: SamplingHistory | None = None
 ) -> FeedbackSampler:
     """The sampler that a configuration describes.
 
     Args:
-        policy: between whose pools an error matters most.
+        router: between whose pools an error matters most.
         history: of the sampler before it; None to begin with none.
     """
     match config.sample:
@@ -193,9 +286,8 @@ def build_sampler(
             floor, adaptive = 1.0, False
         case rate:
             floor, adaptive = float(rate), False
-    return FeedbackSampler(
-        floor, adaptive=adaptive, limits=policy.thresholds, history=history
-    )
+    limits = {each.model: each.policy.thresholds for each in router.routers}
+    return FeedbackSampler(floor, adaptive=adaptive, limits=limits, history=history)
 
 
 def build_tracing(config: OtelConfig) -> Tracing | None:

@@ -10,8 +10,8 @@ from extproc.exchange.deciding import Decider
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import BudgetCounts
+from extproc.routing.models import AnyRouter
 from extproc.routing.policy import PoolLoad
-from extproc.routing.router import Router
 from extproc.server.pools.watch import LoadWatch
 
 
@@ -20,18 +20,23 @@ class Generation:
     """Everything that one configuration determines while it is in force."""
 
     config: Config
-    router: Router
+    router: AnyRouter
     sampler: FeedbackSampler
     settings: ExchangeSettings
     watch: LoadWatch
-    budgets: BudgetCounts
-    """The budgets decided and the tokens needed, between candidate thresholds."""
+    budgets: Mapping[str, BudgetCounts]
+    """The budgets decided and the tokens needed, between candidate thresholds, by base
+    model."""
     decider: Decider = field(init=False)
     """Decides about the requests of ext_proc's streams."""
 
     def __post_init__(self) -> None:
         decider = Decider(
-            self.router, self.settings, self.sampler.wants, self.watch.current
+            self.router,
+            self.settings,
+            self.sampler.wants,
+            self.watch.current,
+            self.watch.served_names,
         )
         object.__setattr__(self, "decider", decider)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from extproc.config import Config, Mode
 from extproc.routing.mergeable import DecayedSums, Mergeable
-from extproc.routing.router import Decision, Router
+from extproc.routing.models import AnyRouter
+from extproc.routing.router import Decision
 from extproc.schema import keep_until_restart
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.status import StatusReporter
@@ -137,7 +138,7 @@ class RequestsByPool:
             now.watch.landed(pool)
 
 
-def _teach(router: Router, previous: Router, known: Known) -> Iterator[None]:
+def _teach(router: AnyRouter, previous: AnyRouter, known: Known) -> Iterator[None]:
     """Hand on what was learned, one group a step."""
     learned = {learner.component: learner for learner in previous.learners}
     for learner in router.learners:

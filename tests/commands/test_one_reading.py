@@ -14,6 +14,7 @@ from extproc.exchange.deciding import Decider
 from extproc.exchange.events import Release, RequestBody, RequestHeaders, Route, Step
 from extproc.exchange.machine import Exchange
 from extproc.exchange.settings import ExchangeSettings
+from extproc.routing.explanation import NotRoutedExplanation
 from extproc.routing.policy import Reason
 from extproc.server.admin.explain import Explainer
 from extproc.server.build import build_generation, build_router
@@ -61,7 +62,9 @@ def reason_live(body: bytes, encoding: str) -> str:
 
 def reason_explained(body: bytes, encoding: str) -> str:
     explainer = Explainer(InForce(build_generation(Config())))
-    return explainer.explain(body, PATH, encoding=encoding).decision.reason
+    explanation = explainer.explain(body, PATH, encoding=encoding)
+    assert not isinstance(explanation, NotRoutedExplanation)
+    return explanation.decision.reason
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.request import Request
-from extproc.server.build import build_router
+
+from ..server.in_force import make_router
 
 CONFIG = Config(pools=(PoolConfig("short", 100), PoolConfig("long", 1000)))
 
@@ -135,7 +136,7 @@ def test_errors_are_of_the_last_half() -> None:
     )
     request = parse_request("/v1/chat/completions", body)
     assert isinstance(request, Request)
-    cold = build_router(CONFIG).route(request)
+    cold = make_router(CONFIG).route(request)
     assert results.errors.before_pct == pytest.approx(10 * abs(cold.prompt_tokens - 10))
 
 

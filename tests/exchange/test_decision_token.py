@@ -32,7 +32,7 @@ def route(prompt: Prompt, **fields: Any) -> Decision:
 
 
 def read(decision_token: bytes) -> Decision | None:
-    return read_decision_token(decision_token, POLICY, make_router().categories)
+    return read_decision_token(decision_token, make_router())
 
 
 def as_values(decision: Decision) -> object:

@@ -28,7 +28,7 @@ FLOOR = 0.01
 
 def settled(category: str = "prose", *, error: float = 0.05) -> FeedbackSampler:
     """A sampler that knows model m and one category of it."""
-    sampler = FeedbackSampler(FLOOR, limits=[8192])
+    sampler = FeedbackSampler(FLOOR, limits={"": [8192]})
     for _ in range(MODEL_SAMPLES):
         sampler.observed(replace(TEXT, category=category), error)
     return sampler

@@ -496,9 +496,7 @@ def test_a_decision_is_handed_out_with_its_route(shadow: bool) -> None:
     step = play(machine, request(body), RequestBody(body, True))[-1]
     assert isinstance(step.reply, Route)
     router = Router(Policy([SHORT, LONG]), Bounded(TextEma(), NoMargin()), TextRatios())
-    again = read_decision_token(
-        step.reply.decision_token, router.policy, router.categories
-    )
+    again = read_decision_token(step.reply.decision_token, router)
     assert again is not None
     assert again.prompt_tokens == routed(step).prompt_tokens
     assert step.end

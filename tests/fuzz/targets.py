@@ -27,7 +27,7 @@ from extproc.server.learned.document import decode as decode_document
 from extproc.server.learned.document import encode as encode_document
 from extproc.server.learned.store import UnreadableDocument
 from extproc.server.observe.metrics import Metrics
-from extproc.server.pools.vllm import parse_max_model_len, parse_metrics
+from extproc.server.pools.vllm import parse_metrics, parse_models
 from extproc.server.services.codec import UnknownMessageError, decode, decode_any
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.wire import ext_proc_pb2 as pb
@@ -258,7 +258,7 @@ def sealed(document: bytes) -> bytes:
 def fuzz_vllm(data: bytes) -> None:
     """What stands behind an endpoint's address."""
     parse_metrics(data)
-    parse_max_model_len(data)
+    parse_models(data)
 
 
 class _Echo:

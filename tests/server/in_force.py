@@ -6,11 +6,18 @@ from extproc.config import Config
 from extproc.exchange.feedback import FeedbackSampler
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import budget_counts
+from extproc.routing.models import AnyRouter
 from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Router
 from extproc.server.build import build_router, build_sampler
 from extproc.server.in_force import Generation, InForce
 from extproc.server.pools.watch import LoadWatch
+
+
+def make_router(config: Config | None = None) -> Router:
+    """The router of a configuration whose pools serve one model."""
+    (router,) = build_router(config or Config()).routers
+    return router
 
 
 class FixedLoads(LoadWatch):
@@ -25,7 +32,7 @@ class FixedLoads(LoadWatch):
 
 
 def make_generation(
-    router: Router | None = None,
+    router: AnyRouter | None = None,
     *,
     config: Config | None = None,
     settings: ExchangeSettings | None = None,
@@ -34,19 +41,19 @@ def make_generation(
 ) -> Generation:
     """What ``config`` describes, but for what is given."""
     config = config or Config()
-    router = router or build_router(config)
+    router = router or make_router(config)
     return Generation(
         config,
         router,
-        sampler or build_sampler(config.feedback, router.policy),
+        sampler or build_sampler(config.feedback, router),
         settings or ExchangeSettings(),
         FixedLoads(loads),
-        budget_counts(router.policy),
+        {each.model: budget_counts(each.policy) for each in router.routers},
     )
 
 
 def make_in_force(
-    router: Router | None = None,
+    router: AnyRouter | None = None,
     *,
     config: Config | None = None,
     settings: ExchangeSettings | None = None,

@@ -87,7 +87,7 @@ def test_all_that_knows_the_pools_knows_the_new_ones():
             await replace(live, config(threshold=20, rest="mode: shadow\n"))
             sampler = live.in_force.now.sampler
             assert sampler.history is history  # it has counted; it goes on
-            assert sampler.limits == live.in_force.now.router.policy.thresholds != ()
+            assert sampler.limits == {"": live.in_force.now.router.policy.thresholds}
             report = live.status.report()
             assert report.pools[0].threshold_tokens == 20
             assert report.mode == "shadow"
@@ -109,12 +109,12 @@ def test_another_feedback_is_begun_anew():
 def test_budgets_go_on_under_the_same_limits_and_begin_again_under_others():
     async def scenario():
         async with serving() as live:
-            budgets = live.in_force.now.budgets
+            budgets = live.in_force.now.budgets[""]
             await replace(live, config(rest="risk: {under_estimate_rate: 0.02}\n"))
-            assert live.in_force.now.budgets is budgets
+            assert live.in_force.now.budgets[""] is budgets
             await replace(live, config(threshold=5000))
-            assert live.in_force.now.budgets is not budgets
-            assert 5000 in live.in_force.now.budgets.thresholds
+            assert live.in_force.now.budgets[""] is not budgets
+            assert 5000 in live.in_force.now.budgets[""].thresholds
 
     asyncio.run(scenario())
 

@@ -76,7 +76,7 @@ class HttpApi:
             BUDGET_HEADER: str(answer.budget_tokens),
             DECISION_HEADER: base64.b64encode(answer.decision).decode(),
         }
-        if accel:
+        if accel and answer.pool:
             headers["x-accel-redirect"] = f"{accel}{answer.pool}"
         return web.json_response(_as_json(answer), headers=headers)
 

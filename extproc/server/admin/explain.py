@@ -5,15 +5,20 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser
+from extproc.exchange.events import NotRouted
 from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.explanation import (
     Explanation,
     FailedOpenExplanation,
+    NotRoutedExplanation,
+    RequestSize,
     explain,
     explain_failure,
 )
 from extproc.routing.policy import Reason
 from extproc.server.in_force import InForce
+
+AnyExplanation = Explanation | FailedOpenExplanation | NotRoutedExplanation
 
 
 class Explainer:
@@ -43,7 +48,8 @@ class Explainer:
         hint: str | None = None,
         encoding: str = "",
         reading: BodyParser | None = None,
-    ) -> Explanation | FailedOpenExplanation:
+        model_header: str = "",
+    ) -> AnyExplanation:
         """Explain one request, as the live exchange would have read it.
 
         Args:
@@ -52,14 +58,28 @@ class Explainer:
             hint: the category that its hint header named.
             encoding: its ``content-encoding``.
             reading: of the same; None: it is read here, in one go.
+            model_header: what its model header says, if one is configured.
         """
         reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
         now = self._in_force.now
-        if isinstance(request, Reason):
-            explanation: Explanation | FailedOpenExplanation
-            explanation = explain_failure(now.router, request, len(body))
+        target = now.settings.paths.find(path)
+        asked = "" if isinstance(request, Reason) else request.model
+        if not asked and target is not None:
+            asked = target.model
+        headers = {now.settings.model_header: model_header}
+        router = now.decider.find(headers, asked)
+        explanation: AnyExplanation
+        if router is None:
+            explanation = NotRoutedExplanation(
+                request=RequestSize(len(body)),
+                not_routed=NotRouted.UNKNOWN_MODEL,
+                asked=asked,
+                models=[each.model for each in now.router.routers],
+            )
+        elif isinstance(request, Reason):
+            explanation = explain_failure(router, request, len(body))
         else:
-            explanation = explain(now.router, request, hint, now.loads())
-        routed = now.settings.paths.find(path) is not None
+            explanation = explain(router, request, hint, now.loads())
+        routed = target is not None
         return replace(explanation, path=path, routed=routed)

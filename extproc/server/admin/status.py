@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from msgspec import UNSET
 from prometheus_client.registry import Collector
 
 import extproc
+from extproc.routing.advice import BudgetCounts
+from extproc.routing.models import ModelRouter
 from extproc.routing.policy import IDLE, Pool, PoolLoad
-from extproc.server.in_force import InForce
+from extproc.server.in_force import Generation, InForce
 from extproc.server.observe.advising import advise_now, report_budgets
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
-from extproc.server.observe.report import EndpointReport, PoolReport, StatusReport
+from extproc.server.observe.report import (
+    EndpointReport,
+    ModelReport,
+    PoolReport,
+    StatusReport,
+)
 from extproc.server.observe.timeline import Timeline
 from extproc.server.pools.watch import EndpointStatus
 
@@ -52,6 +60,9 @@ class StatusReporter:
         now, metrics = self._in_force.now, self._metrics
         router = now.router
         by_pool = _counts(metrics.decisions, "pool")
+        models = self._report_models(now)
+        advice = advise_now(now)
+        busiest = max(now.budgets, key=lambda name: now.budgets[name].requests)
         loads = now.loads()
         endpoints = now.watch.endpoints()
         return StatusReport(
@@ -68,7 +79,8 @@ class StatusReporter:
                     by_pool,
                     endpoints.get(pool.name, ()),
                 )
-                for pool in router.policy.pools
+                for each in router.routers
+                for pool in each.policy.pools
             ],
             reasons=_counts(metrics.decisions, "reason"),
             categories=self._recent.categories(_counts(metrics.decisions, "category")),
@@ -77,12 +89,42 @@ class StatusReporter:
             observations=_counts(metrics.observations, "result"),
             misroutes=_counts(metrics.misroutes, "kind"),
             overflow_retries=_counts(metrics.overflows, "").total(),
-            budgets=report_budgets(now.budgets),
-            advice=advise_now(now),
+            budgets=report_budgets(now.budgets[busiest]),
+            advice=advice[busiest],
             last_decisions=self._recent.last_decisions(),
             router=self._timeline.router(),
             intervals=self._timeline.intervals(),
+            models=models or UNSET,
         )
+
+    def _report_models(self, now: Generation) -> list[ModelReport]:
+        """Report each model that is configured, and ``other`` if it is routed."""
+        router, advice = now.router, advise_now(now)
+        if not isinstance(router, ModelRouter):
+            return []
+        decisions = _counts(self._metrics.decisions, "model")
+        total = decisions.total()
+        routed = [*router.routers, *([router.unknown] if router.unknown else [])]
+        reports = []
+        for each in routed:
+            stated = router.estimator.margin.rate_of(each.model)
+            course = self._recent.model(each.model, stated)
+            counts = now.budgets.get(each.model)
+            reports.append(
+                ModelReport(
+                    name=each.model,
+                    pools=[pool.name for pool in each.policy.pools],
+                    decisions=decisions[each.model],
+                    share=decisions[each.model] / total if total else None,
+                    observed=course.observed,
+                    mean_absolute_error=course.mean_absolute_error,
+                    bias=course.bias,
+                    risk=course.risk,
+                    budgets=report_budgets(counts or BudgetCounts([])),
+                    advice=advice.get(each.model),
+                )
+            )
+        return reports
 
 
 def _report_pool(
@@ -111,6 +153,7 @@ def _report_pool(
             )
             for each in endpoints
         ],
+        model=pool.model or UNSET,
     )
 
 

@@ -9,9 +9,15 @@ from extproc.server.in_force import Generation, InForce
 from extproc.server.observe.report import BudgetsReport
 
 
-def advise_now(generation: Generation) -> Advice | None:
-    """Advise on the threshold of the smallest pool, once there is advice to give."""
-    return advise(generation.budgets, generation.router.policy)
+def advise_now(generation: Generation) -> dict[str, Advice | None]:
+    """Advise on each model's smallest pool's threshold, once there is advice to give.
+
+    The only model of a configuration without ``models`` is named ``""``.
+    """
+    return {
+        router.model: advise(generation.budgets[router.model], router.policy)
+        for router in generation.router.routers
+    }
 
 
 class Advisor:
@@ -26,12 +32,16 @@ class Advisor:
 
     def decided(self, decision: Decision) -> None:
         """Count a budget."""
-        self._in_force.now.budgets.decided(decision)
+        counts = self._in_force.now.budgets.get(decision.pool.model)
+        if counts is not None:  # None: of a model that was configured until now
+            counts.decided(decision)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Count the tokens that a request needed, if its response says them."""
-        budgets = self._in_force.now.budgets
-        budgets.observed(observation.decision, observation.outcome)
+        decision = observation.decision
+        counts = self._in_force.now.budgets.get(decision.pool.model)
+        if counts is not None:
+            counts.observed(decision, observation.outcome)
 
 
 def report_budgets(counts: BudgetCounts) -> BudgetsReport:

@@ -11,9 +11,24 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+MODEL = "model"
+"""The label of a base model; its value is empty if no models are configured."""
+
+Family = TypeVar("Family", bound=Metric)
+
+
+def without_empty_labels(family: Family) -> Family:
+    """Drop labels without a value, which Prometheus takes to be absent anyway."""
+    family.samples = [
+        sample._replace(labels={k: v for k, v in sample.labels.items() if v})
+        for sample in family.samples
+    ]
+    return family
 
 
 class FastCounter(Collector):
@@ -31,7 +46,9 @@ class FastCounter(Collector):
         self._name = name
         self._documentation = documentation
         self._labels = list(labels)
-        self.counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+        self.counts: dict[tuple[str, ...], int] = {}
+        if self._labels in ([], [MODEL]):
+            self.counts[("",) * len(self._labels)] = 0
 
     def add(self, *values: str) -> None:
         """Count one."""
@@ -56,7 +73,7 @@ class FastCounter(Collector):
         )
         for values, count in sorted(self.counts.items()):
             family.add_metric(values, count)
-        yield family
+        yield without_empty_labels(family)
 
 
 class FastHistogram(Collector):
@@ -108,4 +125,4 @@ class FastHistogram(Collector):
         for values, counts in sorted(self._counts.items()):
             buckets = list(zip(self._names, accumulate(counts[:-1]), strict=True))
             family.add_metric(values, buckets, counts[-1])
-        yield family
+        yield without_empty_labels(family)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from extproc.routing.advice import Advice
+from extproc.routing.models import AnyRouter
 from extproc.server.in_force import Generation, InForce
 from extproc.server.observe.advising import advise_now
+from extproc.server.observe.counters import MODEL, without_empty_labels
 from extproc.server.pools.watch import PoolStatus
 
 _POOL_GAUGES: Sequence[tuple[str, str, Callable[[PoolStatus], float | None]]] = (
@@ -59,13 +61,14 @@ class InForceCollector(Collector):
     def __init__(self, in_force: InForce) -> None:
         self._in_force = in_force
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Every family, with no sample for what is not known yet."""
         now = self._in_force.now
         yield _ratios(now.router.ratios.all())
-        yield from _pools(now.watch.statuses())
-        yield from _risk(now)
-        yield from _advice(advise_now(now))
+        yield from _pools(now)
+        for family in (*_risk(now), *_advice(advise_now(now))):
+            yield without_empty_labels(family)
+        yield from _names(now.router)
 
 
 def _ratios(ratios: Mapping[str, float]) -> GaugeMetricFamily:
@@ -79,52 +82,80 @@ def _ratios(ratios: Mapping[str, float]) -> GaugeMetricFamily:
     return family
 
 
-def _pools(pools: Sequence[PoolStatus]) -> Iterator[GaugeMetricFamily]:
+def _pools(generation: Generation) -> Iterator[GaugeMetricFamily]:
     for name, text, read in _POOL_GAUGES:
-        family = GaugeMetricFamily(f"extproc_pool_{name}", text, labels=["pool"])
-        for pool in pools:
-            value = read(pool)
+        labels = ["pool", MODEL]
+        family = GaugeMetricFamily(f"extproc_pool_{name}", text, labels=labels)
+        for status in generation.watch.statuses():
+            value, pool = read(status), generation.router.pool(status.name)
             if value is not None:
-                family.add_metric([pool.name], float(value))
-        yield family
+                model = "" if pool is None else pool.model
+                family.add_metric([status.name, model], float(value))
+        yield without_empty_labels(family)
 
 
 def _risk(generation: Generation) -> Iterator[GaugeMetricFamily]:
     """Give no sample for an estimator that states no risk."""
     margin = generation.router.estimator.margin
-    for name, text, value in (
-        ("stated", "Share of prompts that may exceed their bound", margin.rate),
-        ("achieved", "Recent share of prompts above their bound", margin.achieved()),
-    ):
-        family = GaugeMetricFamily(f"extproc_{name}_under_estimate_rate", text)
-        if value is not None:
-            family.add_metric([], value)
-        yield family
+    stated = GaugeMetricFamily(
+        "extproc_stated_under_estimate_rate",
+        "Share of prompts that may exceed their bound",
+        labels=[MODEL],
+    )
+    achieved = GaugeMetricFamily(
+        "extproc_achieved_under_estimate_rate",
+        "Recent share of prompts above their bound",
+        labels=[MODEL],
+    )
+    for router in generation.router.routers:
+        model = router.model
+        for family, value in (
+            (stated, margin.rate_of(model)),
+            (achieved, margin.achieved(model or None)),
+        ):
+            if value is not None:
+                family.add_metric([model], value)
+    yield from (stated, achieved)
 
 
-def _advice(advice: Advice | None) -> Iterator[GaugeMetricFamily]:
-    labels = ["threshold"]
+def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:
     advised = GaugeMetricFamily(
         "extproc_advised_threshold_tokens",
         "The smallest pool's threshold that would save most",
+        labels=[MODEL],
     )
     saving = GaugeMetricFamily(
         "extproc_threshold_saving_ratio",
         "Share of a homogeneous fleet saved, estimated, current or advised",
-        labels=labels,
+        labels=[MODEL, "threshold"],
     )
     exceeded = GaugeMetricFamily(
         "extproc_threshold_exceeded_ratio",
         "Share of observed requests held to fit the threshold that needed more",
-        labels=labels,
+        labels=[MODEL, "threshold"],
     )
-    if advice is not None:
-        advised.add_metric([], advice.best.threshold_tokens)
-        for name, prospect in (
-            ("current", advice.current),
-            ("advised", advice.best),
-        ):
-            saving.add_metric([name], prospect.saving)
+    for model, given in advice.items():
+        if given is None:
+            continue
+        advised.add_metric([model], given.best.threshold_tokens)
+        for name, prospect in (("current", given.current), ("advised", given.best)):
+            saving.add_metric([model, name], prospect.saving)
             if prospect.under_rate is not None:
-                exceeded.add_metric([name], prospect.under_rate)
+                exceeded.add_metric([model, name], prospect.under_rate)
     yield from (advised, saving, exceeded)
+
+
+def _names(router: AnyRouter) -> Iterator[Metric]:
+    """How many names are learned apart, and how much is learned of the others."""
+    names = router.estimator.margin.names
+    apart = GaugeMetricFamily(
+        "extproc_models_learned_apart", "Names of models that are learned apart"
+    )
+    shared = CounterMetricFamily(
+        "extproc_shared_lessons",
+        "Responses learned from under names that are not learned apart",
+    )
+    if names is not None:
+        apart.add_metric([], len(names))
+        shared.add_metric([], names.shared_touches)
+    yield from (apart, shared)

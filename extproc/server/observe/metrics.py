@@ -12,7 +12,7 @@ import extproc
 from extproc.exchange.events import Observation, Serving
 from extproc.routing.router import Decision, Lesson
 from extproc.server.learned.sync import Synced
-from extproc.server.observe.counters import FastCounter, FastHistogram
+from extproc.server.observe.counters import MODEL, FastCounter, FastHistogram
 from extproc.server.reload import Reloaded
 
 _TOKEN_BUCKETS = tuple(2.0**power for power in range(6, 18))
@@ -48,34 +48,41 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.decisions = FastCounter(
-            "extproc_decisions_total", "Requests routed", ["pool", "category", "reason"]
+            "extproc_decisions_total",
+            "Requests routed",
+            ["pool", MODEL, "category", "reason"],
         )
         self.budget_tokens = FastHistogram(
-            "extproc_budget_tokens", "Estimated token budgets", _TOKEN_BUCKETS
+            "extproc_budget_tokens",
+            "Estimated token budgets",
+            _TOKEN_BUCKETS,
+            [MODEL],
         )
         self.observations = FastCounter(
             "extproc_observations_total",
             "Responses observed: learned from, or why not",
-            ["result"],
+            ["result", MODEL],
         )
         self.estimate_error = FastHistogram(
             "extproc_estimate_error_ratio",
             "(estimated - counted) / counted prompt tokens",
             _ERROR_BUCKETS,
-            ["category"],
+            ["category", MODEL],
         )
         self.under_estimates = FastCounter(
             "extproc_under_estimates_total",
             "Observed requests whose prompt exceeded the bound that routing used",
+            [MODEL],
         )
         self.misroutes = FastCounter(
             "extproc_misroutes_total",
             "Observed requests that belonged in another pool",
-            ["kind"],
+            ["kind", MODEL],
         )
         self.overflows = FastCounter(
             "extproc_overflow_retries_total",
             "Observed requests that Envoy retried on a larger pool",
+            [MODEL],
         )
         self.access_log_entries = FastCounter(
             "extproc_access_log_entries_total",
@@ -185,21 +192,26 @@ class Metrics:
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""
-        self.decisions.add(decision.pool.name, decision.category, decision.reason)
+        model = decision.base_model
+        self.decisions.add(
+            decision.pool.name, model, decision.category, decision.reason
+        )
         if not decision.reason.failed_open:
-            self.budget_tokens.add(decision.budget_tokens)
+            self.budget_tokens.add(decision.budget_tokens, model)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
         """Count an observation and what it taught."""
-        self.observations.add(lesson.skipped or "learned")
+        decision = observation.decision
+        model = decision.base_model
+        self.observations.add(lesson.skipped or "learned", model)
         if lesson.error_ratio is not None:
-            self.estimate_error.add(lesson.error_ratio, observation.decision.category)
+            self.estimate_error.add(lesson.error_ratio, decision.category, model)
         if lesson.under_estimated:
-            self.under_estimates.add()
+            self.under_estimates.add(model)
         if lesson.misroute is not None:
-            self.misroutes.add(lesson.misroute)
+            self.misroutes.add(lesson.misroute, model)
         if observation.outcome.attempts > 1:
-            self.overflows.add()
+            self.overflows.add(model)
         if observation.serving is not None:
             self._served(observation.decision.pool.name, observation.serving)
 

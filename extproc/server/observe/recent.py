@@ -7,7 +7,7 @@ size is fixed by the number of categories. A decision costs one append.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import astuple
@@ -100,6 +100,24 @@ class LearningTotals:
     """Prompts above their bound."""
 
 
+@dataclass(slots=True)
+class _Model:
+    observed: int = 0
+    absolute_error: _Mean = field(default_factory=_Mean)
+    bias: _Mean = field(default_factory=_Mean)
+    exceeded: deque[bool] = field(default_factory=lambda: deque(maxlen=RISK_WINDOW))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCourse:
+    """How learning went for one model."""
+
+    observed: int
+    mean_absolute_error: float | None
+    bias: float | None
+    risk: RiskReport
+
+
 class RecentDecisions:
     """Watches decisions and observations.
 
@@ -112,6 +130,7 @@ class RecentDecisions:
         self._in_force = in_force
         self._clock = clock
         self._categories: dict[str, _Category] = {}
+        self._models: dict[str, _Model] = {}
         self._last: deque[tuple[float, Decision]] = deque(maxlen=LAST_DECISIONS)
         self._counted: deque[tuple[Decision, int]] = deque(maxlen=LAST_DECISIONS)
         self._exceeded: deque[bool] = deque(maxlen=RISK_WINDOW)
@@ -135,6 +154,12 @@ class RecentDecisions:
                 self.totals.exceeded + lesson.under_estimated,
             )
             self._learned(decision.category, lesson.error_ratio)
+            if decision.base_model:
+                model = self._models.setdefault(decision.base_model, _Model())
+                model.observed += 1
+                model.bias.add(lesson.error_ratio)
+                model.absolute_error.add(abs(lesson.error_ratio))
+                model.exceeded.append(lesson.under_estimated)
 
     def _learned(self, name: str, error_ratio: float) -> None:
         category = self._categories.setdefault(name, _Category())
@@ -169,10 +194,17 @@ class RecentDecisions:
 
     def risk(self, stated: float | None) -> RiskReport:
         """Report the share of recently counted prompts that exceeded their bound."""
-        observed = len(self._exceeded)
-        exceeded = sum(self._exceeded)
-        achieved = exceeded / observed if observed else None
-        return RiskReport(stated, observed, exceeded, achieved)
+        return _report_risk(stated, self._exceeded)
+
+    def model(self, name: str, stated: float | None) -> ModelCourse:
+        """Report how learning went for one model."""
+        model = self._models.get(name, _Model())
+        return ModelCourse(
+            model.observed,
+            model.absolute_error.value,
+            model.bias.value,
+            _report_risk(stated, model.exceeded),
+        )
 
     def _report_category(self, name: str, decisions: int) -> CategoryReport:
         category = self._categories.get(name)
@@ -187,6 +219,11 @@ class RecentDecisions:
             category.ratio_curve.report(),
             category.error_curve.report(),
         )
+
+
+def _report_risk(stated: float | None, exceeded: Collection[bool]) -> RiskReport:
+    observed, above = len(exceeded), sum(exceeded)
+    return RiskReport(stated, observed, above, above / observed if observed else None)
 
 
 def _report_decision(

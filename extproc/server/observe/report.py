@@ -104,6 +104,8 @@ class PoolReport(Struct, frozen=True):
     available: bool
     under_pressure: bool
     endpoints: Sequence[EndpointReport] = ()
+    model: str | UnsetType = UNSET
+    """The base model that it serves, if models are configured."""
 
 
 class BudgetsReport(Struct, frozen=True):
@@ -116,6 +118,24 @@ class BudgetsReport(Struct, frozen=True):
     """Decayed."""
     token_shares: Sequence[float]
     """Of the budgets' tokens, by the same bins."""
+
+
+class ModelReport(Struct, frozen=True):
+    """One base model, or ``other``: the models that are not configured."""
+
+    name: str
+    pools: Sequence[str]
+    decisions: int
+    share: float | None
+    """Of all decisions."""
+    observed: int
+    """Responses that were learned from."""
+    mean_absolute_error: float | None
+    """Of (estimated - counted) / counted prompt tokens, decayed."""
+    bias: float | None
+    risk: RiskReport
+    budgets: BudgetsReport
+    advice: Advice | None
 
 
 class DecisionReport(DecisionFields, frozen=True, gc=False, kw_only=True):
@@ -164,6 +184,8 @@ class StatusReport(Struct, frozen=True):
     router: RouterReport
     intervals: Sequence[IntervalReport]
     """The last fifteen minutes, the oldest first."""
+    models: Sequence[ModelReport] | UnsetType = UNSET
+    """Set if models are configured; ``budgets`` and ``advice`` are of the busiest."""
     workers: Sequence[WorkerReport] | UnsetType = UNSET
     """Set if several workers were merged."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import aiohttp
 import msgspec
 from yarl import URL
 
 from extproc.routing.pressure import EndpointLoad
+from extproc.routing.request import MAX_MODEL_CHARS
 
 MAX_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 50 to 200 KB; whatever answers with more than this is not it."""
@@ -34,6 +35,19 @@ class VllmError(Exception):
 
 class NoMetricsError(VllmError):
     """The server is there, but has no metrics for us."""
+
+
+class ServedModels(NamedTuple):
+    """What a server serves."""
+
+    max_model_len: int | None = None
+    """The window; None if the server does not say."""
+    names: tuple[str, ...] = ()
+    """The names that it answers to: of its base model, and of adapters."""
+
+
+_MAX_NAMES = 1000
+"""Names of one server that are looked at."""
 
 
 class Vllm:
@@ -78,14 +92,14 @@ class Vllm:
             raise NoMetricsError(f"no vLLM metrics, status {status}")
         raise VllmError(f"/health: status {health}")
 
-    async def max_model_len(self) -> int | None:
-        """Ask for the window; None if it does not say (an API key is needed, say).
+    async def models(self) -> ServedModels:
+        """Return what it serves; nothing if it does not say (without an API key, say).
 
         Raises:
             VllmError: it does not answer.
         """
         status, body = await self._get("/v1/models")
-        return parse_max_model_len(body) if status == 200 else None
+        return parse_models(body) if status == 200 else ServedModels()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         url, host = self._base.joinpath(path[1:]), self._base.host
@@ -151,6 +165,7 @@ def parse_metrics(body: bytes) -> EndpointLoad | None:
 
 
 class _Model(msgspec.Struct):
+    id: str = ""
     max_model_len: int | None = None
 
 
@@ -158,11 +173,16 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-def parse_max_model_len(body: bytes) -> int | None:
-    """Read a vLLM server's /v1/models; None if no window is in it."""
+def parse_models(body: bytes) -> ServedModels:
+    """Read a vLLM server's /v1/models.
+
+    It lists the base model, under each of its names, and every adapter that is loaded
+    (an entry with a ``parent``); of an adapter no window is given.
+    """
     try:
-        models: Any = msgspec.json.decode(body, type=_Models)
+        models = msgspec.json.decode(body, type=_Models)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return ServedModels()
     lengths = [model.max_model_len for model in models.data if model.max_model_len]
-    return max(lengths, default=None)
+    names = [model.id for model in models.data if 0 < len(model.id) <= MAX_MODEL_CHARS]
+    return ServedModels(max(lengths, default=None), tuple(names[:_MAX_NAMES]))

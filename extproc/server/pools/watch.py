@@ -49,6 +49,8 @@ class _Endpoint:
     asked: bool = False
     failures: int = 0
     max_model_len: int | None = None
+    names: tuple[str, ...] = ()
+    """The models' names that it lists."""
     asked_limits_s: float | None = None
 
     @property
@@ -161,12 +163,25 @@ class LoadWatch:
             if pool.endpoints
         }
         self._loads: dict[str, PoolLoad] = {}
+        self._names: Mapping[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._lookups: list[asyncio.Task[None]] = []
 
     def current(self) -> Mapping[str, PoolLoad]:
         """What routing should know; a pool that is not in it counts as idle."""
         return self._loads
+
+    def served_names(self) -> Mapping[str, str]:
+        """Return the models' names that servers list, and the pool of the server."""
+        return self._names
+
+    def _list_names(self) -> None:
+        names: dict[str, str] = {}
+        for pool in self._pools.values():
+            for endpoint in pool.endpoints:
+                for name in endpoint.names:
+                    names.setdefault(name, pool.config.name)
+        self._names = names
 
     def routed(self, pool: str) -> None:
         """Note that a request was sent to a pool."""
@@ -337,8 +352,12 @@ class LoadWatch:
         if asked is not None and self._clock() - asked < _LIMITS_INTERVAL_S:
             return
         before = endpoint.max_model_len
-        endpoint.max_model_len = await endpoint.vllm.max_model_len()
+        served = await endpoint.vllm.models()
         endpoint.asked_limits_s = self._clock()
+        endpoint.max_model_len = served.max_model_len
+        if served.names and served.names != endpoint.names:
+            endpoint.names = served.names
+            self._list_names()
         said = endpoint.max_model_len
         if said not in (None, before, pool.config.max_model_len):
             _log("max_model_len_differs", pool, endpoint, max_model_len=said)

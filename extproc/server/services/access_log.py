@@ -19,7 +19,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from extproc.exchange.decision_token import read_decision_token
 from extproc.exchange.events import Observation, Serving
-from extproc.routing.router import Decision, Outcome, Router
+from extproc.routing.models import AnyRouter
+from extproc.routing.router import Decision, Outcome
 from extproc.routing.token_counts import read_token_counts
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
 from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE
@@ -87,7 +88,7 @@ class AccessLog:
             metrics.access_log_entries.add(found)
 
 
-def read_entry(entry: pb.HTTPAccessLogEntry, router: Router) -> Observation | Entry:
+def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation | Entry:
     """Read what one entry says, or why it says nothing; never raises.
 
     Args:
@@ -120,11 +121,11 @@ def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
     return fields[TOKEN_KEY].string_value if TOKEN_KEY in fields else ""
 
 
-def _read_decision(decision_token: str, router: Router) -> Decision | None:
+def _read_decision(decision_token: str, router: AnyRouter) -> Decision | None:
     octets = _octets(decision_token)
     if octets is None:
         return None
-    return read_decision_token(octets, router.policy, router.categories)
+    return read_decision_token(octets, router)
 
 
 def _octets(decision_token: str) -> bytes | None:
@@ -137,7 +138,7 @@ def _octets(decision_token: str) -> bytes | None:
 
 
 def _outcome(
-    entry: pb.HTTPAccessLogEntry, decision: Decision, router: Router
+    entry: pb.HTTPAccessLogEntry, decision: Decision, router: AnyRouter
 ) -> Outcome:
     common = entry.common_properties
     metadata = common.metadata.filter_metadata
@@ -150,7 +151,9 @@ def _outcome(
     )
     if prompt is None or completion is None:
         return outcome
-    pool = decision.pool if attempts == 1 else router.policy.default
+    pool = decision.pool
+    if attempts > 1:
+        pool = router.of_pool(pool).policy.default
     cut = _was_cut(decision, prompt, completion, pool.max_model_len)
     return Outcome(outcome.status, prompt, completion, cut, attempts)
 

@@ -37,6 +37,8 @@ from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
+MODEL_HEADER = "x-llm-model"
+"""The base model, if models are configured."""
 METADATA_NAMESPACE = "extproc.token_budget"
 TOKEN_NAMESPACE = "extproc.receipt"
 """Apart from the numbers, which people read in their logs."""
@@ -206,7 +208,7 @@ class _Template:
 
 @functools.lru_cache(maxsize=4096)
 def _template(
-    phase: str, pool: str, category: str, reason: str, budget_digits: int
+    phase: str, pool: str, model: str, category: str, reason: str, budget_digits: int
 ) -> _Template:
     message = pb.ProcessingResponse()
     getattr(message, phase).SetInParent()
@@ -215,9 +217,13 @@ def _template(
         common = getattr(message, phase).response
         _set_header(common, POOL_HEADER, pool.encode())
         _set_header(common, BUDGET_HEADER, budget_mark)
+        if model:
+            _set_header(common, MODEL_HEADER, model.encode())
         common.clear_route_cache = True
     values = message.dynamic_metadata.fields[METADATA_NAMESPACE].struct_value.fields
     values["pool"].string_value = pool
+    if model:
+        values["model"].string_value = model
     values["category"].string_value = category
     values["reason"].string_value = reason
     for key, mark in zip(_NUMBERS, _MARKS, strict=True):
@@ -247,8 +253,9 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
     assert decision is not None
     budget_tokens = decision.budget_tokens
     budget = b"" if reply.shadow else b"%d" % budget_tokens
+    pool = decision.pool
     template = _template(
-        phase, decision.pool.name, decision.category, decision.reason, len(budget)
+        phase, pool.name, pool.model, decision.category, decision.reason, len(budget)
     )
     filled = template.fill(
         budget,

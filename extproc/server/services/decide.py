@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import read_decision_token, write_decision_token
-from extproc.exchange.events import Observation
+from extproc.exchange.events import NotRouted, Observation
 from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.decision import Decision, Outcome, decision_fields
 from extproc.routing.policy import Reason
@@ -30,6 +30,10 @@ OBSERVE = "/tokenbudget.v1.Router/Observe"
 MAX_TEXT_BYTES = 64 << 20
 MAX_SAMPLE_BYTES = 64 << 10
 _UINT32 = (1 << 32) - 1
+
+
+_UNKNOWN_MODEL = pb.DecideResponse(pool="", reason=NotRouted.UNKNOWN_MODEL)
+"""No pool: the gateway's own default route takes the request."""
 
 
 class InvalidArgumentError(Exception):
@@ -72,10 +76,15 @@ class Api:
 
     def decide_unread(self, body_bytes: int) -> pb.DecideResponse:
         """Choose for a body that is larger than anyone read it."""
-        router = self._service.router
+        router = self._service.router.find("")
+        if router is None:
+            return _UNKNOWN_MODEL
         return self._answer(router.fail_open(Reason.TOO_LARGE, body_bytes))
 
-    def _answer(self, decision: Decision) -> pb.DecideResponse:
+    def _answer(self, decision: Decision | None) -> pb.DecideResponse:
+        if decision is None:
+            self._service.metrics.not_routed.add(NotRouted.UNKNOWN_MODEL)
+            return _UNKNOWN_MODEL
         self._service.decided(decision)
         decision_token = (
             b"" if decision.reason.failed_open else write_decision_token(decision)
@@ -94,15 +103,22 @@ class Api:
             decision=decision_token,
         )
 
-    def _decide(self, asked: pb.DecideRequest, reading: BodyParser | None) -> Decision:
-        router = self._service.router
+    def _decide(
+        self, asked: pb.DecideRequest, reading: BodyParser | None
+    ) -> Decision | None:
+        """Decide; None: the request asks for a model that is not configured."""
+        now = self._service.in_force.now
         if asked.HasField("features"):
             request: Request | Reason = _request_of(asked.features)
         else:
             request = (reading or self.begin_parsing(asked)).finish()
+        name = "" if isinstance(request, Reason) else request.model
+        router = now.router.find(name, now.watch.served_names())
+        if router is None:
+            return None
         if isinstance(request, Reason):
             return router.fail_open(request, len(asked.body))
-        return router.route(request, asked.category_hint or None, self._service.loads)
+        return router.route(request, asked.category_hint or None, now.loads())
 
     def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
         """Learn from one response.
@@ -112,7 +128,7 @@ class Api:
         """
         router = self._service.router
         self._service.in_flight.ended(told.decision)
-        decision = read_decision_token(told.decision, router.policy, router.categories)
+        decision = read_decision_token(told.decision, router)
         if decision is None:
             raise InvalidArgumentError(
                 "decision: accepted is what Decide answered, under the same pools"

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from extproc.exchange.events import Decided, Observation
+from extproc.routing.models import AnyRouter
 from extproc.routing.policy import PoolLoad
-from extproc.routing.router import Decision, Lesson, Router
+from extproc.routing.router import Decision, Lesson
 from extproc.rpc.call import Call, Send
 from extproc.server.in_force import InForce
 from extproc.server.observe.metrics import Metrics
@@ -123,7 +124,7 @@ class ExtProcService:
         return lesson
 
     @property
-    def router(self) -> Router:
+    def router(self) -> AnyRouter:
         """The router in force."""
         return self.in_force.now.router
 

@@ -26,6 +26,7 @@ from extproc.server.observe.report import (
     BudgetsReport,
     CategoryReport,
     IntervalReport,
+    ModelReport,
     PoolReport,
     RiskReport,
     RouterReport,
@@ -167,6 +168,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
         advice=_merge_advice([report.advice for report in reports]),
         router=_merge_routers([report.router for report in reports]),
         intervals=_merge_intervals([report.intervals for report in reports]),
+        models=_merge_models([report.models or () for report in reports], decisions),
         last_decisions=sorted(
             (each for report in reports for each in report.last_decisions),
             key=lambda decision: -decision.time_s,
@@ -324,6 +326,36 @@ def _merge_ratios(reports: Sequence[StatusReport]) -> Mapping[str, float]:
             if name not in ratios or observed > most[name]:
                 ratios[name], most[name] = ratio, observed
     return dict(sorted(ratios.items()))
+
+
+def _merge_models(
+    tables: Sequence[Sequence[ModelReport]], decisions: int
+) -> list[ModelReport] | UnsetType:
+    by_name: dict[str, list[ModelReport]] = {}
+    for table in tables:
+        for model in table:
+            by_name.setdefault(model.name, []).append(model)
+    return [_merge_model(models, decisions) for models in by_name.values()] or UNSET
+
+
+def _merge_model(models: Sequence[ModelReport], decisions: int) -> ModelReport:
+    """Add counts up, and weigh errors by the responses observed."""
+    here = sum(model.decisions for model in models)
+    observed = sum(model.observed for model in models)
+    errors = [model for model in models if model.observed]
+    error = sum((m.mean_absolute_error or 0.0) * m.observed for m in errors)
+    bias = sum((m.bias or 0.0) * m.observed for m in errors)
+    return replace(
+        models[0],
+        decisions=here,
+        share=here / decisions if decisions else None,
+        observed=observed,
+        mean_absolute_error=error / observed if observed else None,
+        bias=bias / observed if observed else None,
+        risk=_merge_risks([model.risk for model in models]),
+        budgets=_merge_budgets([model.budgets for model in models]),
+        advice=_merge_advice([model.advice for model in models]),
+    )
 
 
 def _merge_risks(risks: Sequence[RiskReport]) -> RiskReport:

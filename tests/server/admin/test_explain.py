@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from extproc.address import Address
 from extproc.exchange.settings import ExchangeSettings
+from extproc.routing.explanation import FailedOpenExplanation
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 
@@ -93,4 +94,5 @@ def test_refuses_what_it_cannot_explain() -> None:
 def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
     explainer = Explainer(make_in_force(settings=ExchangeSettings(max_body_bytes=10)))
     told = explainer.explain(json.dumps(BODY).encode())
+    assert isinstance(told, FailedOpenExplanation)
     assert told.decision.reason == "too_large"

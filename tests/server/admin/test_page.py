@@ -55,7 +55,7 @@ class Session:
 def make_admin() -> AdminServer:
     """An admin port with four decisions behind it."""
     in_force = make_in_force(loads=lambda: {"long": PoolLoad(under_pressure=True)})
-    router = in_force.now.router
+    (router,) = in_force.now.router.routers
     metrics = Metrics()
     history = RecentDecisions(in_force, lambda: 1_700_000_000.0)
     times = iter(range(1_700_000_000, 1_700_001_000, 10))

@@ -13,20 +13,19 @@ from extproc.routing.request import Request
 from extproc.routing.risk import Margin
 from extproc.routing.router import Outcome, Router
 from extproc.server.admin.status import StatusReporter
-from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 from extproc.server.observe.report import CategoryReport, StatusReport
 from extproc.server.observe.timeline import Timeline
 
-from ..in_force import make_in_force
+from ..in_force import make_in_force, make_router
 
 PATH = "/v1/chat/completions"
 
 
 def test_report_of_a_short_life() -> None:
     router = Router(
-        build_router(Config()).policy,
+        make_router(Config()).policy,
         Bounded(TextEstimator(), Margin(0.02)),
         TextRatios(),
     )

@@ -45,10 +45,10 @@ def watch(advisor: Advisor, bound_tokens: int, counted: int, number: int) -> Non
 def test_advises_once_it_has_seen_enough() -> None:
     in_force = in_force_of(SHORT, LONG)
     advisor = Advisor(in_force)
-    assert advise_now(in_force.now) is None
+    assert advise_now(in_force.now)[""] is None
     watch(advisor, 300, 290, 400)
     watch(advisor, 900, 2000, 100)
-    advice = advise_now(in_force.now)
+    advice = advise_now(in_force.now)[""]
     assert advice is not None
     assert advice.best.threshold_tokens == 1024
     assert advice.best.under_rate == pytest.approx(0.2, abs=0.01)
@@ -62,16 +62,16 @@ def test_what_was_not_estimated_or_learned_does_not_count() -> None:
         advisor.decided(Decision(LONG, Reason.TOO_LARGE))
         observation = Observation(make_decision(100), Outcome(503))
         advisor.observed(observation, Lesson(Skipped.STATUS))
-    assert advise_now(in_force.now) is None
-    assert sum(report_budgets(in_force.now.budgets).shares) == 0
+    assert advise_now(in_force.now)[""] is None
+    assert sum(report_budgets(in_force.now.budgets[""]).shares) == 0
 
 
 def test_one_pool_has_nothing_to_split() -> None:
     in_force = in_force_of(LONG)
     advisor = Advisor(in_force)
     watch(advisor, 300, 290, 300)
-    assert advise_now(in_force.now) is None
-    assert max(report_budgets(in_force.now.budgets).shares) == 1
+    assert advise_now(in_force.now)[""] is None
+    assert max(report_budgets(in_force.now.budgets[""]).shares) == 1
 
 
 def test_metrics_hold_the_advice() -> None:

@@ -7,11 +7,12 @@ from extproc.config import CategoryConfig, Config
 from extproc.exchange.events import Observation, Serving
 from extproc.routing.policy import Reason
 from extproc.routing.router import Decision, Lesson, Misroute, Outcome, Skipped
-from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.access_log import Entry
 
-ROUTER = build_router(Config(category=CategoryConfig(hints=("legal",))))
+from ..in_force import make_router
+
+ROUTER = make_router(Config(category=CategoryConfig(hints=("legal",))))
 SHORT, LONG = ROUTER.policy.pools
 DECISION = Decision(SHORT, Reason.WITHIN_THRESHOLD, "prose", prompt_tokens=100)
 

@@ -25,7 +25,7 @@ def test_intervals_hold_what_happened_in_them() -> None:
     clock, metrics, in_force = Clock(), Metrics(), make_in_force()
     recent = RecentDecisions(in_force, clock)
     timeline = Timeline(metrics, recent, clock)
-    router = in_force.now.router
+    (router,) = in_force.now.router.routers
     for count in (3, 0, 1):
         for _ in range(count):
             text = b"Words and more words. " * 9

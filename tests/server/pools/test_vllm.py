@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from extproc.routing.pressure import EndpointLoad
 from extproc.server.pools.vllm import (
     MAX_ANSWER_BYTES,
+    ServedModels,
     Vllm,
     VllmError,
-    parse_max_model_len,
     parse_metrics,
+    parse_models,
 )
 
 from .fake_vllm import METRICS, FakeVllm
@@ -43,10 +44,10 @@ def test_a_certificate_is_held_against_the_name_not_the_address(
     trusted = ssl.create_default_context(cafile=certificate)
     server = FakeVllm(tls=server_tls)
     options = {"tls": trusted, "name": "localhost", "address": server.host}
-    assert ask(server, Vllm.max_model_len, **options) == 8192
+    assert ask(server, Vllm.models, **options).max_model_len == 8192
     options["name"] = "another.test"
     with pytest.raises(VllmError, match="Certificate"):
-        ask(server, Vllm.max_model_len, **options)
+        ask(server, Vllm.models, **options)
 
 
 def test_no_one_else_is_asked_where_a_server_says_so():
@@ -58,7 +59,7 @@ def test_no_one_else_is_asked_where_a_server_says_so():
         await other.start()
         server.moved_to = other.url
         try:
-            return await vllm.max_model_len()
+            return (await vllm.models()).max_model_len
         finally:
             await other.stop()
 
@@ -92,7 +93,7 @@ def test_a_load_of_which_a_part_is_missing_is_none(missing):
 
 def test_the_window_is_the_widest_of_the_models():
     models = {"data": [{"max_model_len": n} for n in (4096, None, 8192, 2048)]}
-    assert parse_max_model_len(json.dumps(models).encode()) == 8192
+    assert parse_models(json.dumps(models).encode()).max_model_len == 8192
 
 
 def test_metrics_of_several_engines_are_added_up():
@@ -116,5 +117,19 @@ def test_values_that_are_no_counts_do_not_count(value):
 def test_any_answer_is_survived(body):
     parse_metrics(body)
     parse_metrics(b"vllm:num_requests_waiting " + body)
-    parse_max_model_len(body)
-    parse_max_model_len(b'{"data":[' + body + b"]}")
+    parse_models(body)
+    parse_models(b'{"data":[' + body + b"]}")
+
+
+def test_the_names_that_a_server_lists_are_its_model_s() -> None:
+    """vLLM lists its base under each name, and an adapter with its parent."""
+    models = {
+        "data": [
+            {"id": "llama", "max_model_len": 8192, "parent": None},
+            {"id": "meta/llama", "max_model_len": 8192},
+            {"id": "support-v2", "parent": "llama", "max_model_len": None},
+            {"id": ""},
+        ]
+    }
+    served = parse_models(json.dumps(models).encode())
+    assert served == ServedModels(8192, ("llama", "meta/llama", "support-v2"))

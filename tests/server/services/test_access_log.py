@@ -326,7 +326,7 @@ def test_with_the_access_log_nothing_is_sampled_unless_asked_for() -> None:
         (FeedbackConfig(access_log=True, sample="all"), True),
         (FeedbackConfig(sample="all"), True),
     ]:
-        assert build_sampler(feedback, make_router().policy).wants(learnable) is wanted
+        assert build_sampler(feedback, make_router()).wants(learnable) is wanted
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])

@@ -22,14 +22,13 @@ from extproc.routing.ratio import TextEma
 from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Router
 from extproc.rpc.call import Call, RpcError
-from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
 from extproc.server.services.in_flight import InFlight
 from extproc.server.services.watchers import Tracer
 from extproc.wire import ext_proc_pb2 as pb
 
-from ..in_force import make_in_force
+from ..in_force import make_in_force, make_router
 
 SECRET = "quetzalcoatlus"
 BODY = json.dumps(
@@ -52,7 +51,7 @@ class Broken(TextEma):
 class Server:
     """A service, and the calls that it deferred."""
 
-    router: Router = field(default_factory=lambda: build_router(Config()))
+    router: Router = field(default_factory=lambda: make_router(Config()))
     sample: float = 1.0
     loads: Callable[[], Mapping[str, PoolLoad]] = dict
     watchers: list[Any] = field(default_factory=list)
@@ -266,7 +265,7 @@ def test_a_fault_is_counted_once_however_long_its_stream_goes_on() -> None:
 def test_a_fault_in_learning_is_counted_and_ends_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    router = build_router(Config())
+    router = make_router(Config())
     router.estimator = Bounded(Broken(), NoMargin())
     server = Server(router)
     call = server.open()
@@ -444,7 +443,7 @@ class Unwritable(Router):
 
 
 def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
-    old = build_router(Config())
+    old = make_router(Config())
     broken = Unwritable(old.policy, old.estimator, old.ratios)
     server = Server(broken, sample=0.0)
     call = server.open()
@@ -462,7 +461,7 @@ def test_a_fault_in_writing_a_reply_loses_no_byte_in_full_duplex() -> None:
 
 
 def test_a_fault_in_writing_a_reply_leaves_the_request_to_envoy() -> None:
-    old = build_router(Config())
+    old = make_router(Config())
     broken = Unwritable(old.policy, old.estimator, old.ratios)
     server = Server(broken, sample=0.0)
     call = server.open()

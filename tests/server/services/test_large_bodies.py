@@ -15,7 +15,6 @@ from extproc.exchange.json_elider import CHUNK_BYTES, DIRECT_BYTES
 from extproc.exchange.settings import ExchangeSettings
 from extproc.exchange.source import Source
 from extproc.rpc.call import Call, Replies, RpcError, StatusCode
-from extproc.server.build import build_router
 from extproc.server.observe.metrics import Metrics
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import (
@@ -25,7 +24,7 @@ from extproc.server.services.ext_proc import (
 from extproc.server.services.ext_proc_stream import MAX_HELD_MESSAGES
 from extproc.wire import ext_proc_pb2 as pb
 
-from ..in_force import make_in_force
+from ..in_force import make_in_force, make_router
 
 MIB = 1 << 20
 Calls = list[Callable[[], None]]
@@ -37,7 +36,7 @@ class Server:
     def __init__(self, feedback: float = 0.0) -> None:
         self.loop: Calls = []
         self.now_s = 0.0
-        self.router = build_router(Config())
+        self.router = make_router(Config())
         self.metrics = Metrics()
         self.service = ExtProcService(
             make_in_force(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from extproc.exchange.events import (
     Event,
@@ -46,6 +47,25 @@ def test_only_metadata_is_set(event: Event, reply: Reply, phase: str) -> None:
     metadata: Any = message.dynamic_metadata[METADATA_NAMESPACE]
     assert metadata["pool"] == "short"
     assert metadata["budget_tokens"] == 170
+
+
+def test_a_configured_model_is_named_beside_its_pool() -> None:
+    decision = replace(DECISION, pool=Pool("short", 8192, 8192, "llama"))
+    (data,) = encode(RequestBody(b"x", True), Route(decision))
+    message = pb.ProcessingResponse.FromString(data)
+    options = message.request_body.response.header_mutation.set_headers
+    assert {o.header.key: o.header.raw_value for o in options} == {
+        "x-llm-pool": b"short",
+        "x-llm-model": b"llama",
+        "x-llm-budget": b"170",
+    }
+    metadata: Any = message.dynamic_metadata[METADATA_NAMESPACE]
+    assert metadata["model"] == "llama"
+    without = pb.ProcessingResponse.FromString(
+        encode(RequestBody(b"x", True), Route(DECISION))[0]
+    )
+    said: Any = without.dynamic_metadata[METADATA_NAMESPACE]
+    assert "model" not in said
 
 
 def test_a_body_that_asks_for_usage_is_sent_all_the_same() -> None:

@@ -32,7 +32,7 @@ class Process:
 
     def __init__(self) -> None:
         in_force = make_in_force(sampler=FeedbackSampler(1.0, adaptive=False))
-        self.router = in_force.now.router
+        (self.router,) = in_force.now.router.routers
         self.metrics = Metrics()
         self.metrics.registry.register(InForceCollector(in_force))
         history = RecentDecisions(in_force, time.time)
