@@ -7,7 +7,7 @@ pool, whose backend judges it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from extproc.exchange.limits import (
     prompt_limit,
     read_count,
 )
+from extproc.exchange.pairs import RERANK_FIELDS, SCORE_FIELDS, longest_pair
 from extproc.exchange.prompt_parts import PromptParts, compact
 from extproc.exchange.source import Source
 from extproc.routing.request import MAX_MODEL_CHARS, OptionalKind, Prompt, Request
@@ -152,6 +153,26 @@ def _parse_embedding(body: dict[str, Any], source: Source) -> Request:
             body, "input", body.get("input"), source, parts, None
         )
     return replace(request, generates=False, max_tokens=None)
+
+
+def _parse_rerank(body: dict[str, Any], source: Source) -> Request:
+    return _request_of_pairs(body, source, RERANK_FIELDS)
+
+
+def _parse_score(body: dict[str, Any], source: Source) -> Request:
+    return _request_of_pairs(body, source, SCORE_FIELDS)
+
+
+def _request_of_pairs(
+    body: dict[str, Any], source: Source, fields: Sequence[tuple[str, str]]
+) -> Request:
+    found = longest_pair(body, source, fields)
+    if found is None:
+        names = " or ".join(" and ".join(pair) for pair in fields)
+        raise NotARequestError(f"no pair of texts; expected {names}")
+    parts, pairs = found
+    request = _request(body, source, parts, 1, None)
+    return replace(request, prompts=pairs, generates=False)
 
 
 def _parse_response(body: dict[str, Any], source: Source) -> Request:
@@ -354,9 +375,22 @@ EMBEDDINGS = Endpoint(
     "/v1/embeddings", _parse_embedding, "embeddings", stream_options=False
 )
 
+_RERANK = tuple(
+    Endpoint(path, _parse_rerank, "rerank", stream_options=False)
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank")
+)
+_SCORE = tuple(
+    Endpoint(path, _parse_score, "score", stream_options=False)
+    for path in ("/v1/score", "/score")
+)
+
 ENDPOINTS = {
     endpoint.path: endpoint
-    for endpoint in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS)
+    for endpoint in (
+        *(CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS),
+        *_RERANK,
+        *_SCORE,
+    )
 }
 """By path: the only list of them."""
 

@@ -62,6 +62,11 @@ class Target:
 
 _TARGETS = {path: Target(endpoint) for path, endpoint in ENDPOINTS.items()}
 
+_VERSIONED = {
+    path: target for path, target in _TARGETS.items() if path[:3] in ("/v1", "/v2")
+}
+"""Found behind any prefix; vLLM's ``/score`` and ``/rerank`` are not."""
+
 _UNVERSIONED = {
     each.path.removeprefix("/v1"): Target(each)
     for each in (CHAT, COMPLETIONS, EMBEDDINGS)
@@ -102,7 +107,7 @@ class PathTable:
             return None
         target = self._targets.get(path) or self._find_deployment(path)
         if target is None and self._any_prefix:
-            target = _find_tail(path, _TARGETS) or _find_tail(path, _UNVERSIONED)
+            target = _find_tail(path, _VERSIONED) or _find_tail(path, _UNVERSIONED)
         return target
 
     def _find_deployment(self, path: str) -> Target | None:

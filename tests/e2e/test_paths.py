@@ -31,7 +31,7 @@ def rewrite(config: dict[str, Any]) -> None:
     for pattern, substitution in REWRITES.items():
         for route in host["routes"]:
             match = dict(route["match"])
-            if "prefix" not in match:
+            if "prefix" not in match or "route" not in route:
                 continue
             del match["prefix"]
             anchored = pattern.removeprefix("^").removesuffix("$")
@@ -71,6 +71,22 @@ def test_the_right_pool_answers(path: str, rewriting: Client) -> None:
 
     assert (response.status, response.served_by) == (200, "vllm_short"), response
     assert rewriting.record(response).pool == "short"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"query": "Hello", "documents": ["a", "b"]}),
+        ("/rerank", {"query": "Hello", "documents": ["a", "b"]}),
+        ("/v1/score", {"text_1": "Hello", "text_2": ["a", "b"]}),
+    ],
+)
+def test_rerankers_are_decided_upon(
+    path: str, body: dict[str, Any], rewriting: Client
+) -> None:
+    record = rewriting.record(rewriting.post(path, {"model": "m"} | body))
+
+    assert (record.pool, record.reason) == ("short", "within_threshold")
 
 
 def test_what_is_not_routed_is_counted(rewriting: Client, admin: Admin) -> None:
