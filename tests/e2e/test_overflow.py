@@ -6,29 +6,12 @@ from typing import Any
 
 import pytest
 
+from .refusals import OTHER, TOO_LONG
+
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 # 12,000 tokens: more than the short pool holds, fewer than its router believes.
 DIGITS = "7" * 12_000
-
-# vLLM's, over the years and in both of its front ends.
-TOO_LONG = {
-    "0.32, prompt": "This model's maximum context length is 8192 tokens. However, your prompt contains 9001 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
-    "0.32, characters": "This model's maximum context length is 8192 tokens. However, your prompt contains 990000 characters (more than 80000 characters, which is the upper bound for 8192 input tokens). Please reduce the length of the input prompt.",
-    "0.32, prompt as long as the window": "The decoder prompt (length 8192) plus the number of requested output tokens (at least 1) is longer than the maximum model length of 8192. Make sure that `max_model_len` is no smaller than the number of text tokens (prompt + requested output tokens).",
-    "0.32, max_tokens": "max_tokens=9000 cannot be greater than max_model_len=8192. Please request fewer output tokens.",
-    "0.32, input length": "Input length (9001) exceeds model's maximum context length (8192).",
-    "0.15": "You passed 9001 input tokens and requested 16 output tokens. However, the model's context length is only 8192 tokens, resulting in a maximum input length of 8176 tokens. Please reduce the length of the input prompt.",
-    "0.11": "'max_tokens' or 'max_completion_tokens' is too large: 8000. This model's maximum context length is 8192 tokens and your request has 2778 input tokens (8000 > 8192 - 2778). None",
-    "0.9": "The decoder prompt (length 9001) is longer than the maximum model length of 8192. Make sure that `max_model_len` is no smaller than the number of text tokens.",
-    "0.6": "This model's maximum context length is 8192 tokens. However, you requested 9217 tokens (9001 in the messages, 216 in the completion). Please reduce the length of the messages or completion.",
-    "Rust front end": "this model's maximum context length is 8192 tokens, but the prompt contains 9001 input tokens",
-}
-OTHER = {
-    "a field": "temperature must be non-negative, got -1.0.",
-    "it talks of lengths": "The maximum context length of a conversation is a hard question.",
-    "a list": "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]",
-}
 
 
 def error_body(message: str, path: str) -> bytes:
@@ -82,15 +65,26 @@ def test_overflow_of_a_body_beyond_one_buffer(optimistic_client: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-@pytest.mark.parametrize("message", TOO_LONG.values(), ids=TOO_LONG.keys())
-def test_every_wording_of_too_long_is_known(
-    message: str, path: str, scripted: Any, scripted_client: Any, respond: Any
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [("/v1/chat/completions", False), ("/v1/messages", True)],
+    ids=["openai-json", "anthropic-stream"],
+)
+@pytest.mark.parametrize("message", TOO_LONG.values(), ids=TOO_LONG)
+def test_every_refusal_for_length_is_tried_on_the_long_pool(
+    message: str,
+    path: str,
+    stream: bool,
+    scripted: Any,
+    scripted_client: Any,
+    respond: Any,
 ) -> None:
-    scripted.reply = [respond(400, error_body(message, path))]
+    status = 422 if "Input validation error" in message else 400
+    scripted.reply = [respond(status, error_body(message, path))]
     body = {
         "model": "m",
         "max_tokens": 4,
+        "stream": stream,
         "messages": [{"role": "user", "content": "Hello"}],
     }
     response = scripted_client.post(path, body)
@@ -98,7 +92,7 @@ def test_every_wording_of_too_long_is_known(
     assert response.headers["x-standin"] == "long"
 
 
-@pytest.mark.parametrize("message", OTHER.values(), ids=OTHER.keys())
+@pytest.mark.parametrize("message", OTHER.values(), ids=OTHER)
 def test_another_400_passes_once(
     message: str, scripted: Any, scripted_client: Any, respond: Any
 ) -> None:
@@ -115,7 +109,7 @@ def test_a_long_400_passes_unread(
     scripted: Any, scripted_client: Any, respond: Any
 ) -> None:
     """An answer that quotes the request may be longer than any buffer."""
-    content = error_body(TOO_LONG["0.6"] + "x" * 2_000_000, "")
+    content = error_body(TOO_LONG["vLLM 0.6"] + "x" * 2_000_000, "")
     scripted.reply = [respond(400, content)]
     response = scripted_client.chat("Hello")
     assert (response.status, response.attempts) == (400, 1)
@@ -125,7 +119,7 @@ def test_a_long_400_passes_unread(
 def test_the_second_attempt_has_the_same_body(
     scripted: Any, scripted_client: Any, respond: Any
 ) -> None:
-    scripted.reply = [respond(400, error_body(TOO_LONG["0.32, prompt"], ""))]
+    scripted.reply = [respond(400, error_body(TOO_LONG["vLLM 0.32, prompt"], ""))]
     response = scripted_client.chat("How many tokens is this, I wonder?")
     direct = scripted_client.chat("How many tokens is this, I wonder?", max_tokens=9000)
     assert response.served_by == direct.served_by == "vllm_long"
@@ -139,7 +133,7 @@ def test_the_second_attempt_has_the_same_body(
 def test_overload_does_not_spill(
     status: int, scripted: Any, scripted_client: Any, respond: Any
 ) -> None:
-    scripted.reply = [respond(status, error_body(TOO_LONG["0.6"], ""))]
+    scripted.reply = [respond(status, error_body(TOO_LONG["vLLM 0.6"], ""))]
     response = scripted_client.chat("Hello")
     assert (response.status, response.attempts) == (status, 1)
 
