@@ -28,6 +28,9 @@ class Usage:
     completion_tokens: int | None = None
     truncated: bool = False
     """The output stopped at a token limit."""
+    error_status: int | None = None
+    """The status that an error inside the response stands for. A stream that has begun
+    with a 200 reports its refusal so, which no gateway can try again."""
 
     def merge(self, message: object) -> None:
         """Take what a response object or one event of a stream says.
@@ -37,6 +40,8 @@ class Usage:
         """
         if type(message) is not dict:
             return
+        if message.get("error"):
+            self.error_status = _error_status(message["error"])
         # Events of the Responses and Anthropic APIs carry the response inside.
         for part in (message, message.get("response"), message.get("message")):
             if type(part) is dict:
@@ -47,8 +52,25 @@ class Usage:
         if type(usage) is not dict:
             return
         counts = read_token_counts(lambda name: _count(usage.get(name)))
-        self.prompt_tokens = _larger(self.prompt_tokens, counts.prompt)
+        prompt_tokens = _first_turn(usage) or counts.prompt
+        self.prompt_tokens = _larger(self.prompt_tokens, prompt_tokens)
         self.completion_tokens = _larger(self.completion_tokens, counts.completion)
+
+
+def _first_turn(usage: dict[str, Any]) -> int | None:
+    """The tokens of the first of several prompts that one request led to.
+
+    A built-in tool (vLLM's gpt-oss) calls the model again with its result; the total
+    sums all calls, but the first prompt is the one that was routed.
+    """
+    details = usage.get("input_tokens_details")
+    turns = details.get("input_tokens_per_turn") if type(details) is dict else None
+    return _count(turns[0]) if type(turns) is list and turns else None
+
+
+def _error_status(error: object) -> int:
+    code = error.get("code") if type(error) is dict else None
+    return code if type(code) is int and 400 <= code < 600 else 500
 
 
 def _count(value: object) -> int | None:
@@ -163,6 +185,7 @@ _LAST_EVENT = re.compile(
 # ends in the streams that there are: most of a stream is passed over by these alone.
 _TELLS = (
     b'"usage"',
+    b'"error"',
     b'"length"',
     b'"max_tokens"',
     b"incomplete",
@@ -260,7 +283,7 @@ class SseUsageReader:
             return event
         if _LAST_EVENT.search(event):
             self.complete = True
-        if b'"usage"' not in event and not _may_tell_truncation(event):
+        if not (b'"usage"' in event or _may_tell_how_it_ended(event)):
             return event
         message = _decode(_event_data(event))
         self.usage.merge(message)
@@ -269,8 +292,13 @@ class SseUsageReader:
         return event
 
 
-def _may_tell_truncation(event: bytes) -> bool:
-    return b'"length"' in event or b'"max_tokens"' in event or b"incomplete" in event
+def _may_tell_how_it_ended(event: bytes) -> bool:
+    return (
+        b'"error"' in event
+        or b'"length"' in event
+        or b'"max_tokens"' in event
+        or b"incomplete" in event
+    )
 
 
 def _event_data(event: bytes) -> bytes:

@@ -63,7 +63,7 @@ class UsageTap:
         """What the response said, as far as it was read."""
         usage = self._reader.usage
         outcome = Outcome(
-            200,
+            usage.error_status or 200,
             usage.prompt_tokens,
             usage.completion_tokens,
             usage.truncated,

@@ -47,6 +47,49 @@ def test_usage_of_a_json_body_in_every_split(
         assert passed == text
 
 
+PER_TURN = {
+    "input_tokens": 9100,
+    "output_tokens": 300,
+    "input_tokens_details": {"input_tokens_per_turn": [1000, 3000, 5100]},
+}
+
+
+@pytest.mark.parametrize(
+    ("turns", "prompt_tokens"),
+    [([1000, 3000, 5100], 1000), ([9100], 9100), ([], 9100), (["x"], 9100)],
+)
+def test_the_first_of_several_turns_is_the_prompt_that_was_routed(
+    turns: list[Any], prompt_tokens: int
+) -> None:
+    details = {"input_tokens_per_turn": turns}
+    body = {"usage": PER_TURN | {"input_tokens_details": details}}
+
+    usage, _ = read(JsonUsageReader(), json.dumps(body).encode())
+
+    assert counts(usage) == (prompt_tokens, 300)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"message": "maximum context length is 8192 tokens", "code": 400}, 400),
+        ({"message": "no", "code": "server_error"}, 500),
+        ("no", 500),
+        (None, None),
+    ],
+)
+def test_an_error_inside_a_stream_is_counted_as_its_status(
+    error: Any, status: int | None
+) -> None:
+    stream = event({"choices": [], "id": "1"}) + event({"error": error})
+
+    for split in splits(stream):
+        usage, passed = read(SseUsageReader(), *split)
+
+        assert usage.error_status == status
+        assert passed == stream
+
+
 def large(tail: dict[str, Any]) -> bytes:
     return json.dumps({"text": "x" * 3 * MAX_KEPT_BYTES, **tail}).encode()
 
