@@ -276,7 +276,11 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
         ways = disaggregate(complete_limits(args), question, sized[PAGED], sized[SPLIT])
         plan = replace(plan, disaggregation=ways)
     if args.energy:
-        compared = {name: sized[name] for name in (BASELINE, PAGED, SPLIT)}
+        compared = {
+            "today": sized[BASELINE],
+            "max_num_seqs mended": sized[PAGED],
+            "split": sized[SPLIT],
+        }
         plan = replace(plan, energy=energy(args, question, compared))
     plan = replace(plan, prefix_caching=prefix_caching)
     if args.report is None:

@@ -187,5 +187,6 @@ def verdict(ways: tuple[Way, ...]) -> str:
         if way is not chosen
     ]
     return (
-        f"The promises take {chosen.gpus:,} GPUs, {chosen.name}; {', '.join(others)}."
+        f"Of GPUs, the promises take {chosen.gpus:,} with {chosen.name}; "
+        f"{', '.join(others)}."
     )
