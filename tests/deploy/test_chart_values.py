@@ -229,3 +229,101 @@ def test_the_schema_describes_every_value(envoy_folder: Path) -> None:
         assert value["properties"].keys() == defaults[name].keys(), name
         for inner in value["properties"].values():
             assert inner["description"].endswith(".")
+
+
+MODELS = (
+    'config.models:={"llama": {"adapters": ["support-*"], "pools":'
+    ' [{"name": "llama-short", "max_model_len": 8192},'
+    ' {"name": "llama-long", "max_model_len": 65536}]},'
+    ' "vlm": {"pools": [{"name": "vlm", "max_model_len": 32768}]}}',
+    *(
+        f"backends.{pool}.{key}={value}"
+        for pool in ("llama-short", "llama-long", "vlm")
+        for key, value in (("service", f"vllm-{pool}"), ("port", 8000))
+    ),
+)
+
+
+def routes_of(manifests: list[Manifest]) -> list[tuple[dict[str, str], str]]:
+    """The headers that each rule of an HTTPRoute matches, and where it leads."""
+    return [
+        (
+            {h["name"]: h["value"] for h in rule["matches"][0].get("headers", ())},
+            rule["backendRefs"][0]["name"],
+        )
+        for rule in only(manifests, "HTTPRoute")["spec"]["rules"]
+    ]
+
+
+BY_POOL = [
+    ({"x-llm-pool": "llama-short"}, "vllm-llama-short"),
+    ({"x-llm-pool": "llama-long"}, "vllm-llama-long"),
+    ({"x-llm-pool": "vlm"}, "vllm-vlm"),
+]
+BY_MODEL = [
+    ({"x-llm-model": "llama"}, "vllm-llama-long"),
+    ({"x-llm-model": "vlm"}, "vllm-vlm"),
+]
+
+
+def test_each_model_has_routes_of_its_own(chart) -> None:
+    assert routes_of(chart("envoy-gateway", *MODELS)) == BY_POOL + BY_MODEL
+
+
+def test_unknown_models_take_the_default_s_largest_pool(chart) -> None:
+    default = "config.unknown_model.default=llama"
+    routes = routes_of(chart("envoy-gateway", *MODELS, default))
+    assert routes[-1] == ({}, "vllm-llama-long")
+
+
+def test_a_model_header_of_the_gateway_is_a_route_too(chart) -> None:
+    given = "config.model.header=x-gateway-model-name"
+    routes = routes_of(chart("envoy-gateway", *MODELS, given))
+    assert ({"x-gateway-model-name": "vlm"}, "vllm-vlm") in routes
+
+
+def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
+    manifests = chart("envoy-gateway", *MODELS, "gateway.retryOverflow=true")
+    rules = only(manifests, "HTTPRoute")["spec"]["rules"]
+    refs = {
+        rule["matches"][0]["headers"][0]["value"]: [
+            r["name"] for r in rule["backendRefs"]
+        ]
+        for rule in rules
+    }
+    assert refs["llama-short"] == ["vllm-llama-short", "vllm-llama-long-fallback"]
+
+
+def test_istio_has_the_same_routes(chart) -> None:
+    service = only(chart("istio", *MODELS), "VirtualService")["spec"]
+    found = [
+        (
+            {k: v["exact"] for k, v in route["match"][0]["headers"].items()},
+            route["route"][0]["destination"]["host"].partition(".")[0],
+        )
+        for route in service["http"]
+    ]
+    assert found == BY_POOL + BY_MODEL
+
+
+def test_a_sidecar_for_models_takes_an_envoy_configuration(
+    helm, envoy_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "envoy.yaml"
+    file.write_text("admin: {}\n")
+    folder = envoy_folder / "helm/token-budget-router"
+    values = [flag for value in MODELS[1:] for flag in ("--set", value)]
+    models = ("--set-json", MODELS[0].replace(":=", "=", 1))
+    command = ("template", "x", folder, *models, *values)
+    refused = helm(*command, "--set", "gateway.type=sidecar")
+    assert "set envoy.config (extproc routes --for envoy)" in refused.stderr
+    done = helm(
+        *command, "--set", "gateway.type=sidecar", "--set-file", f"envoy.config={file}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "admin: {}" in done.stdout
+
+
+def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
+    (text,) = only(chart("base", *MODELS), "ConfigMap")["data"].values()
+    assert set(yaml.safe_load(text)) == {"models", "log"}

@@ -1,9 +1,12 @@
 {{/* Envoy's configuration for a sidecar, with the backends of the values. */}}
 {{- define "router.envoyConfig" -}}
+{{- if .Values.envoy.config }}
+{{- .Values.envoy.config }}
+{{- else }}
 {{- $pools := list }}
-{{- range .Values.config.pools }}{{ $pools = append $pools .name }}{{ end }}
+{{- range (include "router.pools" . | fromJson).pools }}{{ $pools = append $pools .name }}{{ end }}
 {{- if ne (join "," $pools) "short,long" }}
-{{- fail "gateway.type: sidecar has routes for the pools short and long only" }}
+{{- fail "gateway.type: sidecar has routes for the pools short and long only; for others set envoy.config (extproc routes --for envoy)" }}
 {{- end }}
 {{- $text := .Files.Get (.Values.envoy.accessLog | ternary "files/envoy-access-log.yaml" "files/envoy.yaml") }}
 {{- $workers := include "router.workers" . | int }}
@@ -20,6 +23,7 @@
 {{- $text = replace (printf "address: vllm-%s, port_value: 8000}" .) (printf "address: %s, port_value: %v}" $backend.service $backend.port) $text }}
 {{- end }}
 {{- $text }}
+{{- end }}
 {{- end }}
 
 {{/* The ext_proc filter, early header removal and buffer limit as EnvoyFilter patches. */}}
@@ -107,18 +111,21 @@
 
 {{/* An HTTPRoute's rules: one for each pool, the last without a header to match. */}}
 {{- define "router.rules" -}}
-{{- $last := last .Values.config.pools }}
-{{- range .Values.config.pools }}
-{{- $backend := include "router.backend" (dict "root" $ "pool" .name) | fromJson }}
+{{- $largest := dict }}
+{{- range (include "router.pools" . | fromJson).pools }}{{ $_ := set $largest .name .largest }}{{ end }}
+{{- range (include "router.routes" . | fromJson).routes }}
+{{- $backend := include "router.backend" (dict "root" $ "pool" .pool) | fromJson }}
 - matches:
   - path: {type: PathPrefix, value: {{ $.Values.gateway.pathPrefix }}}
-    {{- if ne .name $last.name }}
+    {{- with .headers }}
     headers:
-    - {name: x-llm-pool, value: {{ .name | quote }}}
+    {{- range $header, $value := . }}
+    - {name: {{ $header }}, value: {{ $value | quote }}}
+    {{- end }}
     {{- end }}
   backendRefs:
-  {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .name $last.name) }}
-  {{- $lastBackend := include "router.backend" (dict "root" $ "pool" $last.name) | fromJson }}
+  {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .pool (get $largest .pool)) }}
+  {{- $lastBackend := include "router.backend" (dict "root" $ "pool" (get $largest .pool)) | fromJson }}
   - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $backend.service }}}
   - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $lastBackend.service }}-fallback}
   {{- else if eq $.Values.gateway.type "inference-extension" }}

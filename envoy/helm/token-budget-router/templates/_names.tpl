@@ -55,6 +55,9 @@ labels:
 {{/* The router's configuration, with what other values turn on in it. */}}
 {{- define "router.config" -}}
 {{- $config := deepCopy .Values.config }}
+{{- if $config.models }}
+{{- $_ := unset $config "pools" }}
+{{- end }}
 {{- if .Values.state.secret }}
 {{- $_ := set $config "state" (merge (dict "store" "redis") ($config.state | default dict)) }}
 {{- end }}
@@ -85,5 +88,52 @@ labels:
 
 {{/* The backend of a pool: dict "root" $ "pool" NAME. */}}
 {{- define "router.backend" -}}
-{{ get .root.Values.backends .pool | required (printf "backends.%s: missing; config.pools has a pool of that name" .pool) | toJson }}
+{{ get .root.Values.backends .pool | required (printf "backends.%s: missing; config has a pool of that name" .pool) | toJson }}
+{{- end }}
+
+{{/* Every pool, as JSON {"pools": [{"name", "largest"}]}: `largest` is the last pool of the
+same model. */}}
+{{- define "router.pools" -}}
+{{- $pools := list }}
+{{- if .Values.config.models }}
+{{- range .Values.config.models }}
+{{- $largest := (last .pools).name }}
+{{- range .pools }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
+{{- end }}
+{{- else }}
+{{- $largest := (last .Values.config.pools).name }}
+{{- range .Values.config.pools }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
+{{- end }}
+{{- dict "pools" $pools | toJson }}
+{{- end }}
+
+{{/* The routes in the order in which they match, as JSON {"routes": [{"name", "pool",
+"headers"}]}. Without a decision a request of a known model takes its largest pool; one of
+no known model takes the default model's, or no route. */}}
+{{- define "router.routes" -}}
+{{- $routes := list }}
+{{- range (include "router.pools" . | fromJson).pools }}
+{{- if or $.Values.config.models (ne .name .largest) }}
+{{- $routes = append $routes (dict "name" .name "pool" .name "headers" (dict "x-llm-pool" .name)) }}
+{{- end }}
+{{- end }}
+{{- if .Values.config.models }}
+{{- $given := dig "model" "header" "" .Values.config }}
+{{- range $model, $settings := .Values.config.models }}
+{{- $largest := (last $settings.pools).name }}
+{{- range $header := compact (list "x-llm-model" $given) }}
+{{- $name := printf "%s-by-%s" $largest $header }}
+{{- $routes = append $routes (dict "name" $name "pool" $largest "headers" (dict $header $model)) }}
+{{- end }}
+{{- end }}
+{{- $unknown := .Values.config.unknown_model }}
+{{- if kindIs "map" $unknown }}
+{{- $default := get .Values.config.models $unknown.default | required (printf "config.unknown_model.default: %s; expected a model of config.models" $unknown.default) }}
+{{- $routes = append $routes (dict "name" "default" "pool" (last $default.pools).name "headers" dict) }}
+{{- end }}
+{{- else }}
+{{- $largest := (last .Values.config.pools).name }}
+{{- $routes = append $routes (dict "name" $largest "pool" $largest "headers" dict) }}
+{{- end }}
+{{- dict "routes" $routes | toJson }}
 {{- end }}
