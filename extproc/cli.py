@@ -58,6 +58,16 @@ extproc COMMAND --help tells more. Exit status: 0 fine, 1 the work failed, 2 bad
 arguments or configuration."""
 
 
+class _Version(argparse.Action):
+    """Prints the version, and what counts the features of text here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from extproc.routing.features import COUNTED_BY  # takes NumPy, as few need
+
+        print(f"extproc {extproc.__version__} ({COUNTED_BY})")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -69,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"extproc {extproc.__version__}"
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, description in COMMANDS.items():
         command = commands.add_parser(name, help=description, add_help=False)

@@ -8,6 +8,7 @@ import pytest
 
 import extproc
 from extproc.cli import COMMANDS, main
+from extproc.routing.features import COUNTED_BY
 
 PROJECT = Path(__file__).parents[1]
 
@@ -30,7 +31,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"extproc {extproc.__version__}\n"
+    version = f"extproc {extproc.__version__} ({COUNTED_BY})\n"
+    assert capsys.readouterr().out == version
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> None
         str(path.relative_to(PROJECT))
         for path in (PROJECT / "extproc").rglob("*")
         if path.is_file()
-        and path.suffix in (".py", ".pyi", ".html", ".typed", "")
+        and path.suffix in (".py", ".pyi", ".html", ".typed", ".c", "")
         and path.name != "Dockerfile"
         and "__pycache__" not in path.parts
     } | {"extproc/py.typed"}
@@ -105,6 +105,9 @@ def test_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> None
         (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
         described = archive.read(metadata).decode()
     held = {name for name in names if name.startswith("extproc/")}
+    kernel = {name for name in held if name.endswith(".so")}
+    assert len(kernel) == (shutil.which("cc") is not None)
+    held -= kernel
     assert held - expected == set()
     # Stubs of generated code serve development only.
     assert {name for name in expected - held if not name.endswith(".pyi")} == set()
@@ -116,6 +119,7 @@ def test_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> None
     with tarfile.open(sdist) as archive:
         top = sdist.name.removesuffix(".tar.gz")
         assert f"{top}/envoy/envoy.yaml" in archive.getnames()
+        assert f"{top}/extproc/routing/_kernel.c" in archive.getnames()
 
 
 def test_every_command_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
