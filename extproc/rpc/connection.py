@@ -33,7 +33,7 @@ from extproc.rpc.wire_log import WireLog
 _FREE_CONTINUATIONS: Final = 16
 """A header block may be in so many frames before each costs (nghttp2 allows 8)."""
 
-_STEP_BYTES: Final = 16 * 1024
+_STEP_BYTES: Final = 4 * 1024
 """How much of what has been received is one step; a frame counts as ``_FRAME_BYTES``
 more, since a small one costs as much as its share of a large one."""
 _FRAME_BYTES: Final = 1024

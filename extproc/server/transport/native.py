@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 wire_logger = logging.getLogger(WIRE)
 
 _READ_BYTES: Final = 256 * 1024
-TURN_S: Final = 0.005
+TURN_S: Final = 0.002
 """How long one connection may be worked for before the others have their turn."""
 INTRODUCTION_S: Final = 10.0
 """A peer that has not sent preface and SETTINGS by then is cut off."""
