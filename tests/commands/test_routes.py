@@ -108,6 +108,42 @@ def test_istio_has_the_same_rules(printed: Print) -> None:
     assert "match" not in rules[-1]
 
 
+FLEET_FILE = Path(__file__).parents[2] / "envoy" / "models-router.yaml"
+DEFAULT = "unknown_model: {default: qwen3-32b}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "last"), [("", "no_model"), (DEFAULT, "default")], ids=["pass", "default"]
+)
+def test_the_example_s_fleet_has_the_example_s_routes(
+    more: str, last: str, printed: Print
+) -> None:
+    document = printed(FLEET_FILE.read_text() + more)
+    shipped = load_config(FLEET_FILE.with_name("models.yaml"))
+    listener = shipped["static_resources"]["listeners"][0]
+    (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
+
+    assert document["routes"][-1]["name"] == last
+    if not more:
+        assert [each for each in document["routes"] if each not in host["routes"]] == []
+    names = {each["name"] for each in shipped["static_resources"]["clusters"]}
+    assert {each["name"] for each in document["clusters"]} == names - {"extproc"}
+    (lua,) = document["http_filters_after_ext_proc"]
+    assert lua in connection_manager(listener)["http_filters"]
+
+
+def test_rules_of_a_fleet_go_by_pool_then_by_model(printed: Print) -> None:
+    document = printed(FLEET_FILE.read_text() + DEFAULT, "--for", "gateway-api")
+    rules = document["spec"]["rules"]
+
+    assert [rule["backendRefs"][0]["name"] for rule in rules] == [
+        *("vllm-llama-short", "vllm-llama-long", "vllm-qwen-short", "vllm-qwen-long"),
+        *("vllm-vlm", "vllm-qwen-long"),
+    ]
+    (match,) = rules[1]["matches"]
+    assert match["headers"] == [{"name": "x-llm-model", "value": "llama-3.1-8b"}]
+
+
 def test_a_mistake_is_exit_status_2(tmp_path: Path) -> None:
     path = tmp_path / "extproc.yaml"
     path.write_text("pools: []")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.config import Config
+from extproc.demo.stack.envoy_config import ext_proc_filter
 from extproc.demo.stack.stack import Router, envoy, router
 
 from ..patience import PATIENCE_S, be_patient, wait_until
@@ -238,12 +238,6 @@ class TestWithoutRouter:
         assert {each["id"] for each in listed} == {*POOLS, "support-v2"}
 
 
-needs_models = pytest.mark.skipif(
-    not hasattr(Config(), "models"), reason="the router has one model only"
-)
-
-
-@needs_models
 class TestWithRouter:
     """The router decides by model."""
 
@@ -303,7 +297,57 @@ class TestWithRouter:
         assert received["x-llm-pool"] == "llama-short"
 
 
-@needs_models
+class TestModelHeader:
+    """A parser before the router names the model, in a header that clients cannot set."""
+
+    HEADER = "x-gateway-model-name"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fleet(
+        cls, start_fleet: Callable[..., Client], tmp_path_factory: Any
+    ) -> Iterator[Client]:
+        config = FLEET | {"model": {"header": cls.HEADER}}
+        started = router(config, tmp_path_factory.mktemp("router"))
+        started.child.start()
+        started.wait_ready()
+
+        def forward(bootstrap: dict[str, Any]) -> None:
+            be_patient(bootstrap)
+            rules = ext_proc_filter(bootstrap)["forward_rules"]
+            rules["allowed_headers"]["patterns"].append({"exact": cls.HEADER})
+
+        client = start_fleet(started.port, forward)
+        wait_until(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+        yield client
+        started.child.kill()
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param(b"not JSON", id="unreadable"),
+            pytest.param(chat(None, "A" * (2 * MIB)), id="too large"),
+            pytest.param(gzip.compress(b"{}"), id="compressed"),
+            pytest.param(chat("llama-3.1-8b", LONG), id="another in the body"),
+        ],
+    )
+    def test_it_decides_whatever_the_body_is(self, body: bytes, fleet: Client) -> None:
+        headers = {self.HEADER: "qwen3-32b"}
+        if body[:2] == b"\x1f\x8b":
+            headers["content-encoding"] = "gzip"
+
+        response = fleet.post(PATH, body, headers)
+
+        assert (response.status, pool_of(response)) == (200, "qwen-long")
+
+    def test_a_body_that_is_read_is_routed_by_its_size(self, fleet: Client) -> None:
+        headers = {self.HEADER: "support-v2"}
+        assert pool_of(fleet.post(PATH, chat("m"), headers)) == "llama-short"
+
+    def test_without_it_the_body_names_the_model(self, fleet: Client) -> None:
+        assert pool_of(fleet.post(PATH, chat("qwen3-32b"))) == "qwen-short"
+
+
 @pytest.mark.faults
 def test_whatever_happens_to_the_router_no_request_reaches_a_wrong_model(
     models_router_to_break: Router, start_fleet: Callable[..., Client]
