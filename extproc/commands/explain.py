@@ -145,10 +145,27 @@ def render(explanation: AnyExplanation) -> Iterator[str]:
     if isinstance(explanation, Explanation):
         yield from _render_request(explanation.request)
         yield from _render_estimate(explanation)
+    elif explanation.why:
+        yield _line("", f"not read: {explanation.why}")
     yield ""
     yield from _render_pools(explanation.pools)
     yield ""
     yield _line("decision", _render_decision(explanation.decision))
+    if isinstance(explanation, Explanation):
+        yield from _render_warnings(explanation)
+
+
+def _render_warnings(explanation: Explanation) -> Iterator[str]:
+    largest = explanation.pools[-1]
+    if explanation.budget.bound_tokens > largest.max_model_len:
+        yield _line(
+            "",
+            f"no pool holds it: {largest.name}, the largest, has "
+            f"{largest.max_model_len:,} tokens; it may be refused or cut short there",
+        )
+    made_of = explanation.prompt.made_of
+    if made_of and made_of.get("learned") is False:
+        yield _line("", "nothing learned of this model yet, which widens the bound")
 
 
 def _line(label: str, text: str) -> str:

@@ -1,13 +1,14 @@
 """Run a log of requests through the live code: errors, misroutes, by category.
 
-Lines of {"path": ..., "body": "<the raw JSON body>", "headers": {..}?,
-"usage": {"prompt_tokens": n, "completion_tokens": m}}; with "body_base64" in place of
-"body", its content-encoding header counts. Bodies are read as the server reads them,
-up to `server.max_body_bytes`. Each request is estimated
-first and learned from afterwards; the first 10 % are not scored. A request counts as
-misrouted at a threshold if the decision does not agree with what it needed: its
-prompt tokens plus its declared limit, or plus its completion tokens where it declared
-none.
+Lines of {"path": ..., "body": ..., "headers": {..}?, "usage": {"prompt_tokens": n,
+"completion_tokens": m}}. The body is JSON as text or as an object; "body_base64" has
+the bytes on the wire, whose content-encoding header counts. OpenAI's batch lines
+("url"), LiteLLM's logs and Langfuse's exports are read too, if they carry bodies.
+Bodies are read as the server reads them, up to `server.max_body_bytes`. Each request
+is estimated first and learned from afterwards; the first 10 % are not scored. A
+request counts as misrouted at a threshold if the decision does not agree with what it
+needed: its prompt tokens plus its declared limit, or plus its completion tokens where
+it declared none.
 
 A file that the server wrote (`recording.file`) is scored as it was decided: with
 `mode: shadow`, what the decisions would do to the fleet. It holds the responses that
@@ -18,17 +19,13 @@ sample that is denser at first and near a pool's limit.
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from extproc.commands.check_config import read_config
 from extproc.commands.recording_report import (
@@ -39,10 +36,10 @@ from extproc.commands.recording_report import (
     render_recording,
     score_recording,
 )
+from extproc.commands.request_log import BOM, Entry, LogError, read_log
 from extproc.config import Config, EstimatorName
 from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import NotRouted
-from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.evaluation import DEFAULT_THRESHOLDS, Evaluation
 from extproc.routing.models import AnyRouter
 from extproc.routing.policy import Reason
@@ -61,23 +58,6 @@ BASELINES = (
     EstimatorName.SEMANTIC_ROUTER,
 )
 """What the report shows beside the chosen estimator."""
-
-
-class LogError(Exception):
-    """A line that is not a log entry; names the line and what is accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a log."""
-
-    path: str
-    body: bytes
-    encoding: str
-    """The ``content-encoding`` of the body."""
-    hint: str | None
-    prompt_tokens: int
-    completion_tokens: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +136,8 @@ def _score_if_recorded(args: argparse.Namespace) -> int | None:
     if args.log == "-":
         return None
     with Path(args.log).open("rb") as lines:
-        if not is_recording(next((line for line in lines if line.strip()), b"")):
+        first = next((line for line in lines if line.strip(BOM + b" \r\n\t")), b"")
+        if not is_recording(first.removeprefix(BOM)):
             return None
 
         def read() -> Iterator[Recorded]:
@@ -171,64 +152,6 @@ def _score_if_recorded(args: argparse.Namespace) -> int | None:
         for line in render_recording(report, args.log):
             print(line)
     return 0
-
-
-def read_log(name: str, hint_header: str) -> Iterator[Entry]:
-    """Read a log's entries.
-
-    Raises:
-        LogError: a line that is not an entry.
-        OSError: the file cannot be read.
-    """
-    lines: Iterable[bytes]
-    if name == "-":
-        lines = sys.stdin.buffer
-        yield from _read_lines(lines, hint_header)
-        return
-    with Path(name).open("rb") as lines:
-        yield from _read_lines(lines, hint_header)
-
-
-def _read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _entry(msgspec.json.decode(line), hint_header)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            # The kind alone: the text of some quotes the body.
-            raise LogError(
-                f"line {number}: {type(error).__name__}; accepted: an object with path "
-                "and body (texts) and usage.prompt_tokens (a number)"
-            ) from None
-
-
-def _entry(record: dict[str, Any], hint_header: str) -> Entry:
-    usage = record["usage"]
-    headers = {k.lower(): v for k, v in (record.get("headers") or {}).items()}
-    path, hint = record.get("path", DEFAULT_PATH), headers.get(hint_header)
-    if not isinstance(path, str) or not isinstance(hint, str | None):
-        raise TypeError
-    body, encoding = record.get("body"), ""
-    if body is None:
-        body = base64.b64decode(record["body_base64"], validate=True)
-        encoding = headers.get("content-encoding", "")
-    else:
-        body = body.encode()
-    return Entry(
-        path=path,
-        body=body,
-        encoding=encoding,
-        hint=hint,
-        prompt_tokens=int(usage["prompt_tokens"]),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-    )
 
 
 def replay(

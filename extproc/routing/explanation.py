@@ -134,6 +134,8 @@ class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
     """A decision that was made without reading the request."""
 
     request: RequestSize
+    why: str
+    """The reason in words: the field that no request can have, or an empty text."""
     pools: Sequence[PoolExplanation]
     decision: DecisionExplanation
     path: str | UnsetType = UNSET
@@ -186,17 +188,19 @@ def explain(
 
 
 def explain_failure(
-    router: Router, reason: Reason, body_bytes: int
+    router: Router, reason: Reason, body_bytes: int, why: str = ""
 ) -> FailedOpenExplanation:
     """Explain a decision that was made without reading the request.
 
     Args:
         reason: one that failed open.
         body_bytes: size of the body on the wire.
+        why: the reason in words, of which none is a client's.
     """
     decision = router.fail_open(reason, body_bytes)
     return FailedOpenExplanation(
         request=RequestSize(body_bytes),
+        why=why,
         pools=_explain_pools(router.policy, decision, {}),
         decision=_explain_decision(router.policy, decision),
         model=router.model or UNSET,

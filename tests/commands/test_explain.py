@@ -119,3 +119,37 @@ def test_renders_completions(body: dict[str, object]) -> None:
         assert "4 sequences side by side" in text
     else:
         assert "the longest of 3 prompts" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "a JSON list; expected an object"),
+        (b"{}", "messages: missing; expected a list of messages"),
+        (b'{"messages": []}', "messages: an empty list; expected a list of messages"),
+        (b'{"messages": [{}, "secret"]}', "messages[1]: text; expected an object"),
+    ],
+)
+def test_an_unparsable_body_is_explained_by_its_field(
+    body: bytes, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "body.json"
+    file.write_bytes(body)
+
+    assert main(["explain", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert why in out
+    assert "secret" not in out
+
+
+def test_what_no_pool_holds_and_what_is_not_learned_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "body.json"
+    file.write_text(json.dumps(BODY | {"max_tokens": 100_000}))
+
+    assert main(["explain", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "no pool holds it: long, the largest, has 65,536 tokens" in out
+    assert "nothing learned of this model yet" in out

@@ -128,11 +128,21 @@ def test_what_is_no_request_is_counted_and_not_scored(
     assert (report["requests"], report["scored"]) == (5, 4)
 
 
-def test_empty_lines_are_passed_over_and_an_empty_log_is_one(
+def test_empty_lines_are_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert replayed(["", line(), "  "], tmp_path, capsys)["requests"] == 1
-    assert replayed([], tmp_path, capsys)["scored"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+def test_an_empty_log_is_an_error(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(text, encoding="utf-8")
+
+    assert main(["replay", str(log)]) == 2
+    assert "empty; expected a JSON object a line" in capsys.readouterr().err
 
 
 def test_a_dash_is_standard_input(

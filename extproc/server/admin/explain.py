@@ -78,7 +78,7 @@ class Explainer:
                 models=[each.model for each in now.router.routers],
             )
         elif isinstance(request, Reason):
-            explanation = explain_failure(router, request, len(body))
+            explanation = explain_failure(router, request, len(body), reading.detail)
         else:
             explanation = explain(router, request, hint, now.loads())
         routed = target is not None
