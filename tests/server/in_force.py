@@ -41,7 +41,7 @@ def make_generation(
 ) -> Generation:
     """What ``config`` describes, but for what is given."""
     config = config or Config()
-    router = router or make_router(config)
+    router = router or build_router(config)
     return Generation(
         config,
         router,

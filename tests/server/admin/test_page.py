@@ -138,6 +138,36 @@ def test_shows_pools_learning_and_decisions(session: Session) -> None:
     session.run(steps)
 
 
+def test_shows_models_where_there_are_any(session: Session) -> None:
+    model = {
+        "name": "<b>llama</b>",
+        "pools": ["short", "long"],
+        "decisions": 12,
+        "share": 0.6,
+        "observed": 9,
+        "mean_absolute_error": 0.05,
+        "bias": -0.01,
+        "risk": {"stated": 0.01, "observed": 9, "exceeded": 0, "achieved": 0.0},
+        "advice": None,
+    }
+    refusal = {"not_routed": "unknown_model", "asked": "<i>", "models": ["llama"]}
+
+    async def steps(tab: Tab) -> None:
+        assert await tab.evaluate("document.getElementById('models-part').hidden")
+        await tab.evaluate(f"showModels({json.dumps({'models': [model]})})")
+        text = await tab.evaluate("document.getElementById('models-part').innerText")
+        for expected in ("<b>llama</b>", "60.0 %", "12", "5.0 %", "short", "long"):
+            assert expected in text
+        await tab.evaluate(f"showExplained({json.dumps(refusal)})")
+        text = await tab.evaluate("document.getElementById('explained').innerText")
+        assert "not routed: unknown model" in text
+        assert "The request names model <i>; configured are llama." in text
+        await tab.evaluate("showModels({})")
+        await tab.evaluate("document.getElementById('explained').replaceChildren()")
+
+    session.run(steps)
+
+
 def test_shows_time_with_axes(session: Session) -> None:
     async def steps(tab: Tab) -> None:
         charts = await tab.evaluate(
