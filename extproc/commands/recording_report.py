@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -61,6 +62,37 @@ def read_recording(lines: Iterable[bytes]) -> Iterator[Recorded]:
                 "recording.file"
             ) from None
         yield Recorded(recorded.time, recorded.observation)
+
+
+def of_model(recording: Iterable[Recorded], model: str) -> Iterator[Recorded]:
+    """Yield the lines of one base model."""
+    return (r for r in recording if r.observation.decision.base_model == model)
+
+
+def models_of(recording: Iterable[Recorded]) -> list[str]:
+    """Return the base models of a recording; none if its pools served one model."""
+    names = {line.observation.decision.base_model for line in recording}
+    return sorted(names - {""})
+
+
+def score_models(
+    read: Callable[[], Iterable[Recorded]], thresholds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Score the decisions of each base model as ``score_recording`` does.
+
+    Args:
+        read: begins the recording anew.
+    """
+    return {
+        model: score_recording(partial(_read_model, read, model), thresholds)
+        for model in models_of(read())
+    }
+
+
+def _read_model(
+    read: Callable[[], Iterable[Recorded]], model: str
+) -> Iterator[Recorded]:
+    return of_model(read(), model)
 
 
 def score_recording(
@@ -147,12 +179,18 @@ def _advice(policy: Policy | None, counts: BudgetCounts) -> dict[str, Any] | Non
     return None if found is None else asdict(found)
 
 
-def render_recording(report: dict[str, Any], name: str) -> Iterator[str]:
+def render_recording(
+    report: dict[str, Any], name: str, model: str = ""
+) -> Iterator[str]:
     """Lay the scores out for people, a line at a time.
 
     Args:
+        report: as ``score_recording`` returned it.
         name: the recording's, for the command that goes on from here.
+        model: the base model that the report is of, if there are several.
     """
+    if model:
+        yield f"{model}:"
     requests = max(1, report["requests"])
     rate = requests / report["seconds"] if report["seconds"] else None
     pace = f" in {report['seconds']:,.0f} s, {rate:.3g} a second" if rate else ""
@@ -181,7 +219,8 @@ def render_recording(report: dict[str, Any], name: str) -> Iterator[str]:
         yield "\n" + wrap(_describe_advice(report["advice"]))
     if rate and report["scored"]:
         yield "\nSized with hardware and promises, and beside one pool:"
-        yield f"  extproc plan --workload {name} --rate {rate:.3g}"
+        served = f" --served-model {model}" if model else ""
+        yield f"  extproc plan --workload {name}{served} --rate {rate:.3g}"
 
 
 def _render_pools(report: Mapping[str, Any], requests: int) -> Iterator[str]:

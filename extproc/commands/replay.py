@@ -23,7 +23,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from extproc.commands.recording_report import (
     is_recording,
     read_recording,
     render_recording,
+    score_models,
     score_recording,
 )
 from extproc.commands.request_log import BOM, Entry, LogError, read_log
@@ -145,13 +146,18 @@ def _score_if_recorded(args: argparse.Namespace) -> int | None:
             return read_recording(lines)
 
         thresholds = args.pool_threshold or DEFAULT_THRESHOLDS
-        report = score_recording(read, thresholds)
+        models = score_models(read, thresholds)
+        if not models:
+            models = {"": score_recording(read, thresholds)}
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(models.get("") or {"models": models}))
     else:
-        for line in render_recording(report, args.log):
-            print(line)
+        print("\n\n".join(_render_model(models, name, args.log) for name in models))
     return 0
+
+
+def _render_model(models: Mapping[str, dict[str, Any]], name: str, log: str) -> str:
+    return "\n".join(render_recording(models[name], log, name))
 
 
 def replay(
@@ -164,6 +170,7 @@ def replay(
     router = build_router(config, leave_out)
     sampler = build_sampler(config.feedback, router)
     evaluation = Evaluation(thresholds)
+    by_model: dict[str, Evaluation] = {}
     cold = Evaluation(thresholds)
     unscored = int(len(entries) * UNSCORED_SHARE)
     observed = 0
@@ -177,6 +184,11 @@ def replay(
         outcome = Outcome(200, entry.prompt_tokens, entry.completion_tokens)
         if position >= unscored:
             evaluation.add(decision, outcome)
+            if decision.base_model:
+                of_model = by_model.setdefault(
+                    decision.base_model, Evaluation(thresholds)
+                )
+                of_model.add(decision, outcome)
         if position < COLD_REQUESTS:
             cold.add(decision, outcome)
         if not sampler.wants(decision):
@@ -191,6 +203,7 @@ def replay(
         "estimator": router.estimator.name,
         "observed_pct": round(100 * observed / max(1, len(entries) - unscored), 2),
         **evaluation.report(),
+        **_report_models(by_model),
         "first_requests": {
             key: cold.report()[key] for key in ("scored", "mape_pct", "bias_pct")
         },
@@ -199,6 +212,16 @@ def replay(
             for category, ratio in sorted(router.ratios.all().items())
         },
     }
+
+
+def _report_models(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The scores of each base model, if models are configured."""
+    keys = ("scored", "mape_pct", "bias_pct", "under_estimate_rate", "misroute_pct")
+    models = {
+        name: {key: evaluation.report()[key] for key in keys}
+        for name, evaluation in sorted(evaluations.items())
+    }
+    return {"models": models} if models else {}
 
 
 def _with_estimator(config: Config, name: EstimatorName) -> Config:
@@ -229,6 +252,19 @@ def _decide(router: AnyRouter, entry: Entry, max_body_bytes: int) -> Decision | 
     return found.route(request, entry.hint)
 
 
+def _print_models(models: Mapping[str, Any]) -> None:
+    if not models:
+        return
+    columns = f"{'scored':>7} {'MAPE %':>7} {'bias %':>8} {'> bound %':>10}"
+    print(f"\n{'model':>18} {columns}")
+    for name, scores in models.items():
+        above = 100 * scores["under_estimate_rate"]
+        print(
+            f"{name:>18} {scores['scored']:>7} {scores['mape_pct']:>7} "
+            f"{scores['bias_pct']:>+8} {above:>10.2f}"
+        )
+
+
 def _print(report: dict[str, Any]) -> None:
     print(
         f"{report['requests']} requests, {report['scored']} scored; learned from "
@@ -254,6 +290,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{100 * scores['under_estimate_rate']:>10.2f} {routed['under']:>27} "
             f"{routed['over']:>5}"
         )
+    _print_models(report.get("models", {}))
     print(f"\n{'threshold':>18} {'under %':>8} {'over %':>8} {'by the point, %':>16}")
     for threshold, routed in report["misroute_pct"].items():
         point = report["misroute_point_pct"][threshold]

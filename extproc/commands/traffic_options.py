@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
         "and access logs write them; .gz as well; default azure-conv",
     )
     group.add_argument(
+        "--served-model",
+        metavar="NAME",
+        help="base model whose requests count, of a recording of several",
+    )
+    group.add_argument(
         "--rate",
         type=float,
         help="requests a second; default: the file's own in its busiest hour, "
@@ -80,8 +86,37 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_workload(name: str) -> Workload:
+def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
+    """Yield the lines of a recording that one base model's pools served.
+
+    Raises:
+        TraceFormatError: none is; the message names the models that there are.
+    """
+    others: set[str] = set()
+    found = False
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        decision = record.get("decision") if isinstance(record, dict) else None
+        name = decision.get("base_model") if isinstance(decision, dict) else None
+        if name == model:
+            found = True
+            yield line
+        elif isinstance(name, str) and name:
+            others.add(name)
+    if not found:
+        known = ", ".join(sorted(others)) or "a recording of several models"
+        raise TraceFormatError(f"--served-model: {model!r}; expected {known}")
+
+
+def read_workload(name: str, served_model: str | None = None) -> Workload:
     """A named workload, or the records of a file.
+
+    Args:
+        name: of the workload, or of the file.
+        served_model: base model whose records of a recording count; None: all.
 
     Raises:
         OptionError: neither a name nor a file that can be read.
@@ -97,7 +132,8 @@ def read_workload(name: str) -> Workload:
         )
     try:
         with open_text(path) as lines:
-            records = read_records(lines, path.name)
+            wanted = lines if served_model is None else _of_model(lines, served_model)
+            records = read_records(wanted, path.name)
     except (OSError, UnicodeError, TraceFormatError) as error:
         raise OptionError(f"--workload: {error}") from error
     if records.skipped:
@@ -169,7 +205,7 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
         OptionError: a workload that cannot be read, a rate or variation out of range,
             a file without times and no rate, or nothing recorded.
     """
-    workload = read_workload(args.workload)
+    workload = read_workload(args.workload, args.served_model)
     if args.rate is not None and args.rate <= 0:
         raise OptionError(f"--rate: {args.rate}; expected > 0")
     if args.cv <= 0:

@@ -46,7 +46,12 @@ class ObservationLine(msgspec.Struct, frozen=True):
     def observation(self) -> Observation:
         """The observation that the line was written from, without a model name."""
         decided = self.decision
-        pool = Pool(decided.pool, decided.max_model_len, decided.threshold_tokens)
+        pool = Pool(
+            decided.pool,
+            decided.max_model_len,
+            decided.threshold_tokens,
+            decided.base_model,
+        )
         outcome = Outcome(
             self.status,
             self.usage.prompt_tokens,
