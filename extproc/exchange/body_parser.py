@@ -97,7 +97,7 @@ class BodyParser:
         """Read all that is left.
 
         Raises:
-            Exception: a fault of ours, whatever it is.
+            Exception: any internal error.
         """
         while self.step():
             pass
@@ -109,7 +109,7 @@ class BodyParser:
     def step(self) -> bool:
         """Go on reading; false once there is nothing more to do.
 
-        Never raises: a fault of ours is for ``finish`` to tell. Nothing is read after
+        Never raises: ``finish`` raises an internal error. Nothing is read after
         one, as what is left of the body may well read like another.
         """
         if self.result is not None or self._fault is not None:

@@ -1,4 +1,4 @@
-"""What ext_proc tells us of one HTTP exchange, and what we tell it back."""
+"""The events of one HTTP exchange as ext_proc sends them, and the replies to them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     headers: Mapping[str, str]
     end_of_stream: bool = False
     request_mode: BodyMode | None = None
-    """The configured request body mode, where Envoy says it (1.34 and later)."""
+    """The configured request body mode; None if Envoy (before 1.34) does not say."""
     response_mode: BodyMode | None = None
 
 
@@ -38,7 +38,7 @@ class RequestBody(msgspec.Struct, frozen=True, gc=False):
     """A part of the request's body, or all of it."""
 
     body: bytes | memoryview
-    """A view where it is large; of octets that do not change."""
+    """A view if it is large; of bytes that do not change."""
     end_of_stream: bool = False
 
 
@@ -105,15 +105,15 @@ class AskResponseBody(msgspec.Struct, frozen=True, gc=False):
 
 
 class Withhold(msgspec.Struct, frozen=True, gc=False):
-    """Say nothing yet: in full duplex Envoy waits for neither reply nor body."""
+    """Send no reply yet: in full duplex Envoy waits for neither reply nor body."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """Set the decision's headers and metadata, and choose the route anew."""
+    """Set the decision's headers and metadata, and choose the route again."""
 
     decision: Decision
     body: bytes | None = None
-    """The request body to send in place of the one that came."""
+    """The request body to send instead of the one received."""
     shadow: bool = False
     """Set the metadata only: the request takes the route that it has."""
     decision_token: bytes = b""
@@ -135,7 +135,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rewrite(msgspec.Struct, frozen=True, gc=False):
-    """Send these bytes in place of the response chunk that came."""
+    """Send these bytes instead of the response chunk received."""
 
     body: bytes
 
@@ -163,7 +163,7 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
     """How a response came about, as Envoy's access log has it."""
 
     cluster: str
-    """Who gave it; after a retry not the decision's pool. Empty: Envoy itself."""
+    """The cluster that answered; after a retry not the decision's. Empty: Envoy."""
     first_byte_s: float | None = None
     """From the request's first byte to the response's; None: there was none."""
 
@@ -174,7 +174,7 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     decision: Decision
     outcome: Outcome
     serving: Serving | None = None
-    """None where the response was looked at as it passed."""
+    """None if the response was observed as it passed."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):

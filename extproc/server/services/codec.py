@@ -195,6 +195,14 @@ _BUDGET_MARK = b"\xff"
 
 @dataclass(frozen=True, slots=True)
 class _Template:
+    """A serialized reply, cut at its marks.
+
+    With a budget mark of two digits and one number, ``...BB...NNNNNNNN...`` becomes
+    ``fixed = (b"...", b"...", b"...")`` and the layout ``<3s2s3sd3s``; ``fill(b"42",
+    7)`` packs ``...42...``, the double 7.0 and ``...``. Protobuf may write the values
+    in another order than ``fill`` takes them: ``arrange`` has it.
+    """
+
     layout: struct.Struct
     """Fixed pieces and, between them, slots."""
     fixed: tuple[bytes, ...]
@@ -229,6 +237,7 @@ def _template(
     for key, mark in zip(_NUMBERS, _MARKS, strict=True):
         values[key].number_value = _DOUBLE.unpack(mark)[0]
     wire = message.SerializeToString()
+    # Where each mark begins, which value of ``fill`` it stands for, and the mark.
     marks = sorted(
         (wire.index(m), i, m) for i, m in enumerate((budget_mark, *_MARKS)) if m
     )
@@ -272,8 +281,8 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
 def _encode_token(decision_token: bytes) -> bytes:
     """More ``dynamic_metadata`` for a reply that has some.
 
-    A message's field that comes twice is merged by whoever reads it (protobuf's
-    encoding, "Last One Wins"), so this goes behind the reply as it is.
+    A reader merges a message field that comes twice (protobuf's encoding, "Last One
+    Wins"), so this goes behind the reply as it is.
     """
     message = pb.ProcessingResponse()
     values = message.dynamic_metadata.fields[TOKEN_NAMESPACE].struct_value.fields

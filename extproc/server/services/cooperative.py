@@ -25,7 +25,7 @@ class TimeSlices:
     def add(self, step: Callable[[], bool], done: Callable[[], None]) -> None:
         """Do some work, in turn with what else there is.
 
-        What either call raises ends this work, and goes to whoever runs the turns.
+        An exception of either call ends this work and is raised in the event loop.
 
         Args:
             step: does the next of it; false once there is nothing left to do.
@@ -38,8 +38,8 @@ class TimeSlices:
     async def finish(self, step: Callable[[], bool]) -> None:
         """Do some work, in turn with what else there is, until there is none left.
 
-        Whoever is cancelled while it waits leaves the rest undone. What ``step`` raises
-        is raised here.
+        If the caller is cancelled while it waits, the rest stays undone. Exceptions of
+        ``step`` are raised here.
         """
         done = asyncio.get_running_loop().create_future()
 

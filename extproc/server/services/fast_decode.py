@@ -204,7 +204,7 @@ def _span(data: bytes, position: int) -> tuple[int, int]:
     """Read a length; return where what it measures starts and ends.
 
     Raises:
-        _UnusualError: one of over five octets, or that leads beyond the data.
+        _UnusualError: one of over five bytes, or that leads beyond the data.
     """
     length = data[position]
     start = position + 1

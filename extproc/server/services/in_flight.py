@@ -1,4 +1,4 @@
-"""Requests on their way whose end will be told, so that a pool's count can be exact.
+"""Requests in flight whose end will be known, so that a pool's count can be exact.
 
 Of some requests the end is known: the stream stays open for the response, Envoy's
 access log tells of it, or a gateway comes back with the outcome. Only those are here;
@@ -20,7 +20,7 @@ class InFlight:
     """Who is on the way to which pool.
 
     Args:
-        landed: told the pool of each request that has ended.
+        landed: called with the pool of each request that has ended.
         limit: requests remembered, at least 1.
     """
 
