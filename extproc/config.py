@@ -241,6 +241,13 @@ class OutputConfig:
     """Share of the answers to such requests that the learned allowance covers."""
     ceiling_tokens: int = field(default=4096, metadata=_POSITIVE)
     """The most that is learned; at least `default_tokens`."""
+    truncation_risk: float = field(
+        default=0.005,
+        metadata=check("at least 0 and below 0.5", lambda value: 0 <= value < 0.5),
+    )
+    """Share of the answers that may exceed what is reserved for them under a limit that
+    the client declared; the window of a smaller pool may cut these, though their client
+    allowed more. 0: reserve all that clients declare."""
 
 
 @dataclass(frozen=True, slots=True)

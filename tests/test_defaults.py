@@ -12,6 +12,7 @@ from extproc.exchange.body_parser import MAX_BODY_BYTES
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.decision import OTHER_MODEL
+from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.pressure import PressureLimits
 from extproc.routing.ratio import Ema
 from extproc.routing.risk import Margin
@@ -42,7 +43,11 @@ def test_media() -> None:
 
 def test_output_allowance() -> None:
     names = ("quantile", "default_tokens", "ceiling_tokens")
-    assert defaults(OutputAllowance, *names) == dataclasses.asdict(CONFIG.output)
+    output = dataclasses.asdict(CONFIG.output)
+    assert defaults(DeclaredAllowance, "risk") == {
+        "risk": output.pop("truncation_risk")
+    }
+    assert defaults(OutputAllowance, *names) == output
 
 
 def test_risk() -> None:

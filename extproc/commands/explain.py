@@ -212,7 +212,12 @@ def _render_estimate(explanation: Explanation) -> Iterator[str]:
     yield _line("prompt", f"{prompt.tokens:,} tokens, {bound}")
     yield from _render_estimator(prompt)
     output = explanation.output
-    whose = "the client's limit" if output.declared else "none declared: allowance"
+    if not output.declared:
+        whose = "none declared: allowance"
+    elif output.limit_tokens is None or output.tokens >= output.limit_tokens:
+        whose = "the client's limit"
+    else:
+        whose = f"of a limit of {output.limit_tokens:,}: such answers take no more"
     yield _line("output", f"{output.tokens:,} tokens ({whose})")
     budget = explanation.budget
     held = f"{budget.bound_tokens:,} are held against the limits"

@@ -25,7 +25,7 @@ from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
 from extproc.routing.models import AnyRouter
 from extproc.routing.request import OptionalKind
 
-_VERSION = 3
+_VERSION = 4
 _PAIRS = CLASSES * CLASSES
 
 _Class = Annotated[int, msgspec.Meta(ge=0, lt=CLASSES)]

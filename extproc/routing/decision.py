@@ -30,9 +30,12 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Whether ``bound_tokens`` is the usual bound of such prompts rather than this
     prompt's: every bound that this prompt could have leads to the same pool."""
     output_tokens: int = 0
-    """The client's limit, or the allowance if it set none."""
+    """Reserved for the output: the client's limit or less, or the allowance if it set
+    none."""
     declared: bool = False
-    """Whether the client set the output limit."""
+    """Whether the client set an output limit."""
+    limit_tokens: int | None = None
+    """The client's output limit; None if it set none."""
     prompts: int = 1
     """Prompts in the request; the numbers are of the longest, the usage of all."""
     sequences: int = 1
@@ -54,6 +57,13 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
         """
         of_pool = self.pool.model
         return OTHER_MODEL if of_pool and self.model == OTHER_MODEL else of_pool
+
+    @property
+    def client_limit_tokens(self) -> int | None:
+        """The client's output limit; what was reserved, in records without one."""
+        if self.limit_tokens is None and self.declared:
+            return self.output_tokens
+        return self.limit_tokens
 
     @property
     def budget_tokens(self) -> int:
@@ -108,6 +118,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     window_tokens: Count = 0
     base_model: Name = ""
     """As ``Decision.base_model``; of a decision that is read back, its pool says it."""
+    limit_tokens: Count | None = None
 
     @property
     def budget_tokens(self) -> int:
@@ -140,6 +151,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
             bound_tokens=self.bound_tokens,
             output_tokens=self.output_tokens,
             declared=self.declared,
+            limit_tokens=self.limit_tokens,
             prompts=self.prompts,
             sequences=self.sequences,
             operation=self.operation,
@@ -165,4 +177,5 @@ def decision_fields(decision: Decision) -> DecisionFields:
         operation=decision.operation,
         window_tokens=decision.window_tokens,
         base_model=decision.base_model,
+        limit_tokens=decision.limit_tokens,
     )

@@ -68,10 +68,11 @@ class PromptExplanation(Struct, frozen=True):
 
 
 class OutputExplanation(Struct, frozen=True):
-    """The output allowance; declared: it is the client's limit."""
+    """The tokens reserved for the output, and the client's limit if it declared one."""
 
     tokens: int
     declared: bool
+    limit_tokens: int | None = None
 
 
 class BudgetExplanation(Struct, frozen=True):
@@ -179,7 +180,9 @@ def explain(
         byte_classes=_count_classes(features),
         category=_explain_category(features, hint, router.hints),
         prompt=_explain_prompt(router, request, decision, features),
-        output=OutputExplanation(decision.output_tokens, decision.declared),
+        output=OutputExplanation(
+            decision.output_tokens, decision.declared, decision.limit_tokens
+        ),
         budget=BudgetExplanation(decision.budget_tokens, decision.bound_budget_tokens),
         pools=_explain_pools(router.policy, decision, loads or {}),
         decision=_explain_decision(router.policy, decision),

@@ -28,7 +28,9 @@ def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
 
     They are the counted prompt tokens and
 
-    1. the output limit that the client declared, since vLLM reserves for it, or
+    1. if the client declared an output limit, what was reserved under it (see
+       ``declared_allowance``; all of it at a truncation risk of 0), or the tokens
+       generated if they are more, or
     2. if it declared none, the tokens generated, per sequence of the prompt.
 
     Returns:
@@ -38,9 +40,9 @@ def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
     prompt_tokens = _counted_prompt(decision, outcome)
     if prompt_tokens is None:
         return None
-    if decision.declared:
-        return prompt_tokens + decision.output_tokens
     completion_tokens = _completion_of_one(decision, outcome)
+    if decision.declared:
+        return prompt_tokens + max(decision.output_tokens, completion_tokens or 0)
     return None if completion_tokens is None else prompt_tokens + completion_tokens
 
 
@@ -111,5 +113,6 @@ def _cut_by_window(decision: Decision, outcome: Outcome, prompt_tokens: int) -> 
     if not outcome.truncated or completion_tokens is None:
         return False
     filled = prompt_tokens + completion_tokens >= decision.pool.max_model_len
-    own_limit = decision.declared and completion_tokens >= decision.output_tokens
+    limit_tokens = decision.client_limit_tokens
+    own_limit = limit_tokens is not None and completion_tokens >= limit_tokens
     return filled and not own_limit

@@ -263,7 +263,8 @@ class Margin:
             if errors is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
                 counts = errors.bins + weight * pooled
-            rate = _adjusted_rate(stated, float(errors.bins.sum()), errors.above)
+            above = errors.above + _ASSUMED_ABOVE
+            rate = adjusted_rate(stated, float(errors.bins.sum()), above)
             found = max(0.0, _upper_quantile(counts, rate))
             errors.quantiles[stated] = found
         return found
@@ -310,15 +311,20 @@ class Margin:
             errors.quantiles.clear()  # all models' errors are in each model's
 
 
-def _adjusted_rate(stated: float, judged: float, above: float) -> float:
+def adjusted_rate(stated: float, judged: float, exceeded: float) -> float:
     """Return the rate whose quantile brings the achieved rate to the stated one.
 
     Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
     (stated - exceeded) over the past. Divergence: the sum is decayed, measured in
     its own standard deviations, and moves the rate's logarithm.
+
+    Args:
+        stated: the share that may exceed their bound.
+        judged: observations, decayed.
+        exceeded: those of them that exceeded their bound, decayed.
     """
     expected = stated * judged
-    excess = (above + _ASSUMED_ABOVE - expected) / math.sqrt(expected + 1.0)
+    excess = (exceeded - expected) / math.sqrt(expected + 1.0)
     least, most = _ADJUSTMENTS
     return stated * min(max(math.exp(-excess), least), most)
 

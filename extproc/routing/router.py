@@ -16,6 +16,7 @@ from extproc.routing.allowance import OutputAllowance
 from extproc.routing.bound import Bounded
 from extproc.routing.category import Category, classify
 from extproc.routing.decision import UNKNOWN_CATEGORY, Decision, Outcome
+from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features, measure
 from extproc.routing.mergeable import Mergeable
@@ -87,7 +88,8 @@ class Router:
         policy: chooses the pool for a budget.
         estimator: of prompt tokens.
         ratios: bytes per token by category, to show.
-        allowance: of output tokens.
+        allowance: of output tokens, if a client set no limit.
+        declared_allowance: of output tokens, if it did.
         media_tokens: charged for parts that are not text.
         hints: categories beside the built-in ones that a hint may name.
         model: the base model as which all requests are learned; empty: each request
@@ -100,6 +102,7 @@ class Router:
         estimator: Bounded,
         ratios: TextRatios,
         allowance: OutputAllowance | None = None,
+        declared_allowance: DeclaredAllowance | None = None,
         *,
         media_tokens: MediaTokens | None = None,
         hints: Collection[str] = (),
@@ -110,6 +113,7 @@ class Router:
         self.estimator = estimator
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
+        self.declared_allowance = declared_allowance or DeclaredAllowance()
         self.media_tokens = media_tokens or MediaTokens()
         self.hints = frozenset(hints)
 
@@ -138,7 +142,12 @@ class Router:
     @property
     def learners(self) -> list[Mergeable]:
         """Everything that learns, to be kept and shared."""
-        return [self.ratios, *self.estimator.learners, self.allowance]
+        return [self.ratios, *self.estimator.learners, *self.allowances]
+
+    @property
+    def allowances(self) -> list[Mergeable]:
+        """What is learned of answers' lengths."""
+        return [self.allowance, self.declared_allowance]
 
     def route(
         self,
@@ -161,6 +170,7 @@ class Router:
         features = measure(prompt, request.body_bytes)
         category = classify(features, hint, self.hints)
         output_tokens, declared = self._output(request, model, category)
+        limit_tokens = request.max_tokens if request.generates else 0
         constant = prompt.token_ids + self.media_tokens.of(prompt)
         learnable = (
             not (prompt.has_media or prompt.opaque)
@@ -196,6 +206,7 @@ class Router:
             approximate_bound=approximate,
             output_tokens=output_tokens,
             declared=declared,
+            limit_tokens=limit_tokens,
             prompts=request.prompts,
             sequences=request.sequences,
             operation=request.operation,
@@ -227,11 +238,19 @@ class Router:
         if not request.generates:
             return 0, True
         if request.max_tokens is not None:
-            return max(request.max_tokens, request.min_tokens), True
+            return self._under_limit(request, model, category), True
         if request.ignore_eos:
             return self.policy.default.max_model_len, True
         allowed = self.allowance.allow(model, category)
         return max(allowed, request.min_tokens), request.min_tokens > allowed
+
+    def _under_limit(self, request: Request, model: str, category: str) -> int:
+        """Return the output tokens to reserve under a declared limit."""
+        limit_tokens = max(request.max_tokens or 0, request.min_tokens)
+        if request.ignore_eos or request.sequences > 1 or request.prompts > 1:
+            return limit_tokens
+        reserved = self.declared_allowance.reserve(model, category, limit_tokens)
+        return max(reserved, request.min_tokens)
 
     def fail_open(
         self,
@@ -257,13 +276,8 @@ class Router:
             return Lesson(Skipped.STATUS)
         if not counted or counted < 0:
             return Lesson(Skipped.NO_USAGE)
-        if not decision.declared and decision.prompts == decision.sequences == 1:
-            self.allowance.observe(
-                model,
-                decision.category,
-                outcome.completion_tokens or 0,
-                outcome.truncated,
-            )
+        if decision.prompts == decision.sequences == 1:
+            self._learn_length(model, decision, outcome, counted)
         misroute = find_misroute(self.policy, decision, outcome)
         if decision.features is None:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
@@ -274,3 +288,28 @@ class Router:
             under_estimated=counted > decision.bound_tokens,
             misroute=misroute,
         )
+
+    def _learn_length(
+        self, model: str, decision: Decision, outcome: Outcome, prompt_tokens: int
+    ) -> None:
+        completion_tokens = outcome.completion_tokens or 0
+        limit_tokens = decision.limit_tokens
+        if not decision.declared:
+            self.allowance.observe(
+                model, decision.category, completion_tokens, outcome.truncated
+            )
+            return
+        if not limit_tokens:
+            return
+        self.declared_allowance.observe(
+            model,
+            decision.category,
+            limit_tokens,
+            completion_tokens,
+            truncated=outcome.truncated,
+            reserved_tokens=decision.output_tokens,
+        )
+        relied = decision.output_tokens < limit_tokens
+        if relied and prompt_tokens + limit_tokens > decision.pool.max_model_len:
+            refused = outcome.attempts > 1
+            self.declared_allowance.relied(model, refused=refused)

@@ -32,6 +32,7 @@ from extproc.routing.allowance import AllowanceRule, OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
 from extproc.routing.bound import Bounded
 from extproc.routing.decision import OTHER_MODEL
+from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimator
 from extproc.routing.models import AnyRouter, ModelRouter
 from extproc.routing.policy import Policy, Pool
@@ -150,6 +151,7 @@ def build_router(config: Config, leave_out: Collection[str] = ()) -> AnyRouter:
         build_bounded_estimator(config, leave_out),
         TextRatios(),
         _build_allowance(config),
+        _build_declared_allowance(config),
     )
     if not config.models:
         policy = build_policy(config.pools)
@@ -183,6 +185,7 @@ class _Learned(NamedTuple):
     estimator: Bounded
     ratios: TextRatios
     allowance: OutputAllowance
+    declared_allowance: DeclaredAllowance
 
 
 def _build_model(
@@ -201,6 +204,15 @@ def _build_model(
         hints=config.category.hints,
         model=model,
     )
+
+
+def _build_declared_allowance(config: Config) -> DeclaredAllowance:
+    risks = {
+        name: model.output.truncation_risk
+        for name, model in config.models.items()
+        if model.output is not None
+    }
+    return DeclaredAllowance(config.output.truncation_risk, risks=risks)
 
 
 def _build_allowance(config: Config) -> OutputAllowance:

@@ -31,7 +31,11 @@ def test_json_is_one_object(body: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["explain", "--json", str(body)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["decision"]["pool"] == "short"
-    assert told["output"] == {"tokens": 100, "declared": True}
+    assert told["output"] == {
+        "tokens": 100,
+        "declared": True,
+        "limit_tokens": 100,
+    }
 
 
 def test_configuration_decides(

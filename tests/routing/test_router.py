@@ -76,6 +76,7 @@ def test_a_decision_says_every_number_of_why() -> None:
         bound_tokens=120,
         output_tokens=30,
         declared=True,
+        limit_tokens=30,
         features=decision.features,
     )
     assert decision.budget_tokens == 130

@@ -116,6 +116,29 @@ def _risk(generation: Generation) -> Iterator[GaugeMetricFamily]:
             if value is not None:
                 family.add_metric([model], value)
     yield from (stated, achieved)
+    yield from _truncation(generation)
+
+
+def _truncation(generation: Generation) -> Iterator[GaugeMetricFamily]:
+    stated = GaugeMetricFamily(
+        "extproc_stated_truncation_rate",
+        "Share of answers that may exceed the output reserved under a limit",
+        labels=[MODEL],
+    )
+    achieved = GaugeMetricFamily(
+        "extproc_achieved_truncation_rate",
+        "Recent share of answers above the output reserved under a limit",
+        labels=[MODEL],
+    )
+    for router in generation.router.routers:
+        declared, model = router.declared_allowance, router.model
+        for family, value in (
+            (stated, declared.risk_of(model)),
+            (achieved, declared.achieved(model or None)),
+        ):
+            if value is not None:
+                family.add_metric([model], value)
+    yield from (stated, achieved)
 
 
 def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:

@@ -184,8 +184,8 @@ def _attributes(decision: Decision) -> Attributes:
     attributes: Attributes = {f"extproc.{name}": fields[name] for name in shown}
     if decision.model:
         attributes["extproc.model"] = decision.model
-    if decision.declared and decision.output_tokens:
-        attributes["extproc.max_tokens"] = decision.output_tokens
+    if decision.client_limit_tokens:
+        attributes["extproc.max_tokens"] = decision.client_limit_tokens
     return attributes
 
 

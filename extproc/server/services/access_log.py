@@ -167,7 +167,8 @@ def _was_cut(
     where it reaches the client's limit or fills the window, and nowhere before.
     """
     each = -(-completion // max(1, decision.sequences))
-    at_limit = decision.declared and each >= decision.output_tokens
+    limit = decision.client_limit_tokens
+    at_limit = limit is not None and each >= limit
     return at_limit or prompt + each >= max_model_len
 
 
