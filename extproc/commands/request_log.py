@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from extproc.exchange.openai import (
     MESSAGES,
     RESPONSES,
 )
+from extproc.json_object import JsonObject
 from extproc.routing.token_counts import read_token_counts
 
 BOM = b"\xef\xbb\xbf"
@@ -100,7 +101,7 @@ class _FieldError(ValueError):
     """What is wrong with a field; quotes nothing of a body."""
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def _record(line: bytes) -> JsonObject:
     try:
         record = msgspec.json.decode(line)
     except (ValueError, RecursionError):
@@ -110,7 +111,7 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _entry(record: dict[str, Any], hint_header: str) -> Entry:
+def _entry(record: JsonObject, hint_header: str) -> Entry:
     request = _request_of(record)
     headers = _headers(record, request)
     body, encoding, fields = _body(record, request, headers)
@@ -125,7 +126,7 @@ def _entry(record: dict[str, Any], hint_header: str) -> Entry:
     )
 
 
-def _request_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _request_of(record: JsonObject) -> JsonObject:
     """The object in which a gateway keeps the client's request, or an empty one."""
     for name in ("proxy_server_request", "request"):
         value = record.get(name)
@@ -143,14 +144,14 @@ def _decoded(text: str) -> Any:
         return None
 
 
-def _headers(record: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+def _headers(record: JsonObject, request: JsonObject) -> JsonObject:
     headers = record.get("headers") or request.get("headers") or {}
     if type(headers) is not dict:
         raise _FieldError(f"headers: {_kind(headers)}; expected an object of texts")
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _header(headers: Mapping[str, Any], name: str) -> str | None:
+def _header(headers: JsonObject, name: str) -> str | None:
     value = headers.get(name)
     if value is not None and type(value) is not str:
         raise _FieldError(f"headers.{name}: {_kind(value)}; expected a text")
@@ -158,8 +159,8 @@ def _header(headers: Mapping[str, Any], name: str) -> str | None:
 
 
 def _body(
-    record: Mapping[str, Any], request: Mapping[str, Any], headers: Mapping[str, Any]
-) -> tuple[bytes, str, Mapping[str, Any]]:
+    record: JsonObject, request: JsonObject, headers: JsonObject
+) -> tuple[bytes, str, JsonObject]:
     """The body, its encoding, and its fields as far as they are known."""
     if (encoded := record.get("body_base64")) is not None:
         return _from_base64(encoded), _header(headers, "content-encoding") or "", {}
@@ -182,7 +183,7 @@ def _from_base64(encoded: Any) -> bytes:
         raise _FieldError(problem) from None
 
 
-def _fields_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
+def _fields_of(record: JsonObject) -> JsonObject | None:
     """The fields of a body that stand in a record itself."""
     if type(record.get("messages")) is list or record.get("prompt") is not None:
         names = ["messages", "prompt", "system", "tools", "model"]
@@ -190,12 +191,11 @@ def _fields_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
         names = ["input", "instructions", "tools", "model"]
     else:
         return None
-    return _parameters(record) | {
-        name: record[name] for name in names if record.get(name) is not None
-    }
+    present = {name: record[name] for name in names if record.get(name) is not None}
+    return {**_parameters(record), **present}
 
 
-def _parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(record: JsonObject) -> JsonObject:
     for name in ("model_parameters", "modelParameters", "optional_params"):
         value = record.get(name)
         value = _decoded(value) if type(value) is str else value
@@ -205,13 +205,13 @@ def _parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in names if record.get(name) is not None}
 
 
-def _is_generation(record: Mapping[str, Any]) -> bool:
+def _is_generation(record: JsonObject) -> bool:
     return str(record.get("type", "")).upper() == "GENERATION" or any(
         name in record for name in ("modelParameters", "usageDetails", "traceId")
     )
 
 
-def _generation(record: Mapping[str, Any]) -> dict[str, Any] | None:
+def _generation(record: JsonObject) -> JsonObject | None:
     """The chat that an export of generations has as ``input``."""
     value = record.get("input")
     if type(value) is str and value.lstrip()[:1] in ("{", "["):
@@ -222,7 +222,7 @@ def _generation(record: Mapping[str, Any]) -> dict[str, Any] | None:
         value = {"messages": value}
     if type(value) is not dict:
         return None
-    return _parameters(record) | {"model": record.get("model")} | value
+    return {**_parameters(record), "model": record.get("model"), **value}
 
 
 _CALL_TYPES = {
@@ -234,9 +234,7 @@ _CALL_TYPES = {
 """LiteLLM's, without the ``a`` of its asynchronous ones."""
 
 
-def _path(
-    record: Mapping[str, Any], request: Mapping[str, Any], fields: Mapping[str, Any]
-) -> str:
+def _path(record: JsonObject, request: JsonObject, fields: JsonObject) -> str:
     path = record.get("path") or record.get("url") or request.get("url")
     if path is not None:
         if type(path) is not str:
@@ -255,7 +253,7 @@ def _path(
     return DEFAULT_PATH
 
 
-def _counts(record: Mapping[str, Any]) -> tuple[int, int]:
+def _counts(record: JsonObject) -> tuple[int, int]:
     for usage in _usages(record):
         counts = read_token_counts(partial(_count, usage))
         if counts.prompt is not None:
@@ -263,7 +261,7 @@ def _counts(record: Mapping[str, Any]) -> tuple[int, int]:
     raise _FieldError("usage.prompt_tokens: missing; expected a number of tokens")
 
 
-def _usages(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _usages(record: JsonObject) -> Iterator[JsonObject]:
     response = record.get("response")
     response = _decoded(response) if type(response) is str else response
     response = response if type(response) is dict else {}
@@ -285,7 +283,7 @@ _OTHER_NAMES = {
 }
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
+def _count(usage: JsonObject, name: str) -> int | None:
     for spelling in (name, *_OTHER_NAMES.get(name, ())):
         value = usage.get(spelling)
         if value is None or type(value) in (dict, list):

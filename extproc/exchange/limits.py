@@ -22,8 +22,9 @@ Paths are those of vLLM 0.32, below ``vllm/`` or ``vllm/entrypoints/openai/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
+
+from extproc.json_object import JsonObject
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
 """Limits above this are cut to it: no model's window comes near."""
@@ -73,7 +74,7 @@ def read_count(value: Any) -> int | None:
     return min(count, MAX_OUTPUT_TOKENS) if count is not None and count > 0 else None
 
 
-def first_limit(body: Mapping[str, Any], *names: str) -> int | None:
+def first_limit(body: JsonObject, *names: str) -> int | None:
     """Return the first of these limits that is set."""
     for name in names:
         if name in body:
@@ -83,7 +84,7 @@ def first_limit(body: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
-def completion_limit(body: Mapping[str, Any]) -> int | None:
+def completion_limit(body: JsonObject) -> int | None:
     """Return the output limit of a completion, in tokens; None if it has none."""
     value = body.get("max_tokens", COMPLETION_DEFAULT_TOKENS)
     if body.get("echo") is True and read_integer(value) == 0:
@@ -91,11 +92,11 @@ def completion_limit(body: Mapping[str, Any]) -> int | None:
     return read_count(value)
 
 
-def prompt_limit(body: Mapping[str, Any]) -> int | None:
+def prompt_limit(body: JsonObject) -> int | None:
     """Return the tokens that the prompt is cut to, if the request names a number."""
     return read_count(body.get("truncate_prompt_tokens"))
 
 
-def is_cut_to_window(body: Mapping[str, Any]) -> bool:
+def is_cut_to_window(body: JsonObject) -> bool:
     """Whether the prompt is cut to the window of the server that it gets to."""
     return read_integer(body.get("truncate_prompt_tokens")) == -1

@@ -24,6 +24,7 @@ from extproc.exchange.limits import (
 from extproc.exchange.pairs import RERANK_FIELDS, SCORE_FIELDS, longest_pair
 from extproc.exchange.prompt_parts import PromptParts, compact
 from extproc.exchange.source import Source
+from extproc.json_object import JsonObject
 from extproc.routing.request import MAX_MODEL_CHARS, OptionalKind, Prompt, Request
 
 _NOT_PROMPT = frozenset(
@@ -79,7 +80,7 @@ _RESPONSE = _NOT_PROMPT.union(_ELSEWHERE) | {
 _decode = msgspec.json.Decoder().decode
 
 
-def _object(source: Source) -> dict[str, Any]:
+def _object(source: Source) -> JsonObject:
     try:
         body = _decode(source.octets)
     except msgspec.DecodeError as error:
@@ -105,7 +106,7 @@ _KINDS = {
 }
 
 
-def _parse_chat(body: dict[str, Any], source: Source) -> Request:
+def _parse_chat(body: JsonObject, source: Source) -> Request:
     parts = PromptParts(source)
     system = body.get("system")
     if system is not None:
@@ -118,7 +119,7 @@ def _parse_chat(body: dict[str, Any], source: Source) -> Request:
     return _request(body, source, parts, turns, limit)
 
 
-def _messages(value: Any, name: str) -> list[dict[str, Any]]:
+def _messages(value: Any, name: str) -> list[JsonObject]:
     if type(value) is not list or not value:
         found = "an empty list" if value == [] else _kind(value)
         found = "missing" if value is None else found
@@ -131,7 +132,7 @@ def _messages(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
-def _parse_completion(body: dict[str, Any], source: Source) -> Request:
+def _parse_completion(body: JsonObject, source: Source) -> Request:
     parts = PromptParts(source)
     _add_rest(parts, body, _COMPLETION)
     prompt = body.get("prompt")
@@ -142,7 +143,7 @@ def _parse_completion(body: dict[str, Any], source: Source) -> Request:
     )
 
 
-def _parse_embedding(body: dict[str, Any], source: Source) -> Request:
+def _parse_embedding(body: JsonObject, source: Source) -> Request:
     if body.get("input") is None and body.get("messages") is not None:
         # vLLM also embeds a conversation: ``messages`` in place of ``input``.
         request = _parse_chat(body, source)
@@ -155,16 +156,16 @@ def _parse_embedding(body: dict[str, Any], source: Source) -> Request:
     return replace(request, generates=False, max_tokens=None)
 
 
-def _parse_rerank(body: dict[str, Any], source: Source) -> Request:
+def _parse_rerank(body: JsonObject, source: Source) -> Request:
     return _request_of_pairs(body, source, RERANK_FIELDS)
 
 
-def _parse_score(body: dict[str, Any], source: Source) -> Request:
+def _parse_score(body: JsonObject, source: Source) -> Request:
     return _request_of_pairs(body, source, SCORE_FIELDS)
 
 
 def _request_of_pairs(
-    body: dict[str, Any], source: Source, fields: Sequence[tuple[str, str]]
+    body: JsonObject, source: Source, fields: Sequence[tuple[str, str]]
 ) -> Request:
     found = longest_pair(body, source, fields)
     if found is None:
@@ -175,7 +176,7 @@ def _request_of_pairs(
     return replace(request, prompts=pairs, generates=False)
 
 
-def _parse_response(body: dict[str, Any], source: Source) -> Request:
+def _parse_response(body: JsonObject, source: Source) -> Request:
     parts = PromptParts(source)
     parts.opaque = any(body.get(name) is not None for name in _ELSEWHERE)
     instructions, items = body.get("instructions"), body.get("input")
@@ -202,7 +203,7 @@ def _parse_response(body: dict[str, Any], source: Source) -> Request:
     return replace(request, stored=_is_stored(body))
 
 
-def _is_stored(body: dict[str, Any]) -> bool | None:
+def _is_stored(body: JsonObject) -> bool | None:
     """Whether a server keeps the response, or what it goes on from."""
     if body.get("background") is True:
         return True
@@ -212,7 +213,7 @@ def _is_stored(body: dict[str, Any]) -> bool | None:
     return store if type(store) is bool else None
 
 
-def _add_rest(parts: PromptParts, body: dict[str, Any], done: frozenset[str]) -> None:
+def _add_rest(parts: PromptParts, body: JsonObject, done: frozenset[str]) -> None:
     """Take the fields of a body that may be rendered, beside those ``done``."""
     if body.keys() <= done:
         return
@@ -236,7 +237,7 @@ def _add_rest(parts: PromptParts, body: dict[str, Any], done: frozenset[str]) ->
 
 
 def _request(
-    body: dict[str, Any],
+    body: JsonObject,
     source: Source,
     parts: PromptParts,
     messages: int,
@@ -264,7 +265,7 @@ def _request(
 
 
 def _request_of_prompts(
-    body: dict[str, Any],
+    body: JsonObject,
     name: str,
     value: Any,
     source: Source,
@@ -317,7 +318,7 @@ def _text_of(value: Any, source: Source) -> str:
 
 
 def _finished(
-    body: dict[str, Any],
+    body: JsonObject,
     source: Source,
     prompt: Prompt,
     limit: int | None,
@@ -356,7 +357,7 @@ class Endpoint:
     """An API endpoint whose requests are routed by budget."""
 
     path: str
-    parse: Callable[[dict[str, Any], Source], Request]
+    parse: Callable[[JsonObject, Source], Request]
     """Reads a body; raises ``NotARequestError``."""
     operation: str
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""

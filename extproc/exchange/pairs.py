@@ -11,6 +11,7 @@ from typing import Any
 
 from extproc.exchange.prompt_parts import PromptParts
 from extproc.exchange.source import Source
+from extproc.json_object import JsonObject
 
 RERANK_FIELDS = (("query", "documents"),)
 SCORE_FIELDS = (
@@ -23,7 +24,7 @@ SCORE_FIELDS = (
 
 
 def longest_pair(
-    body: dict[str, Any], source: Source, fields: Sequence[tuple[str, str]]
+    body: JsonObject, source: Source, fields: Sequence[tuple[str, str]]
 ) -> tuple[PromptParts, int] | None:
     """Return the parts of the longest pair of a request, and how many pairs it has.
 

@@ -15,13 +15,14 @@ Identifiers count once they are longer than identifiers are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
 
 from extproc.exchange.source import Source
+from extproc.json_object import JsonObject
 from extproc.routing.request import OptionalKind, OptionalText
 
 MAX_IDENTIFIER_CHARS: Final = 64
@@ -151,14 +152,14 @@ class PromptParts:
         elif value is not None:
             self.add_other(value)
 
-    def add_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def add_messages(self, messages: Sequence[JsonObject]) -> None:
         """Take chat messages, in their order."""
         if self._add_plain(messages):
             return
         for message in messages:
             self.add_message(message)
 
-    def _add_plain(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+    def _add_plain(self, messages: Sequence[JsonObject]) -> bool:
         """Take messages of a role and a text each, as most are; false for others."""
         try:
             text = "\n".join(map(_content_of, messages))
@@ -175,7 +176,7 @@ class PromptParts:
         self._turn += roles.count("user")
         return True
 
-    def add_message(self, message: Mapping[str, Any]) -> None:
+    def add_message(self, message: JsonObject) -> None:
         """Take a chat message."""
         role, content = message.get("role"), message.get("content")
         if role == "user" and not _only_tool_results(content):
@@ -217,7 +218,7 @@ class PromptParts:
             else:
                 self.add_other(call)
 
-    def _add_call(self, call: Mapping[str, Any]) -> None:
+    def _add_call(self, call: JsonObject) -> None:
         """Take a tool call: its name, and its arguments as text or as an object."""
         for key, value in call.items():
             if key == "function" and type(value) is dict:
@@ -231,7 +232,7 @@ class PromptParts:
             else:
                 self.add_other(value)
 
-    def _add_reasoning(self, value: Any, message: Mapping[str, Any], key: str) -> None:
+    def _add_reasoning(self, value: Any, message: JsonObject, key: str) -> None:
         if key == "reasoning_content" and value == message.get("reasoning"):
             return  # the same under both names
         self.add_reasoning(value)
@@ -252,7 +253,7 @@ class PromptParts:
         else:
             self._reasoning += ((self._turn, text) for text in _strings(value))
 
-    def add_part(self, part: Mapping[str, Any]) -> None:
+    def add_part(self, part: JsonObject) -> None:
         """Take a content part, or an item of the Responses API."""
         kind = part.get("type")
         kind = kind if type(kind) is str else ""  # a list would not even hash
@@ -267,7 +268,7 @@ class PromptParts:
             return
         self._add_fields(part, media=self._take_media(kind, part))
 
-    def _add_fields(self, part: Mapping[str, Any], *, media: bool) -> None:
+    def _add_fields(self, part: JsonObject, *, media: bool) -> None:
         for key, value in part.items():
             if value is None or key in _NOT_PROMPT:
                 continue
@@ -294,7 +295,7 @@ class PromptParts:
         else:
             self.add_part(item)
 
-    def _add_reasoning_item(self, item: Mapping[str, Any]) -> None:
+    def _add_reasoning_item(self, item: JsonObject) -> None:
         for key, value in item.items():
             if value is None or key in _NOT_PROMPT:
                 continue
@@ -305,7 +306,7 @@ class PromptParts:
             elif key != "summary":
                 self.add_other(value)
 
-    def _take_media(self, kind: str, part: Mapping[str, Any]) -> bool:
+    def _take_media(self, kind: str, part: JsonObject) -> bool:
         """Count the part if it is an image, audio, video or a file."""
         keys = [kind, *(key for key in part if key in _MEDIA_KEYS)]
         source = part.get("source")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
+from extproc.json_object import JsonObject
 from extproc.routing.token_counts import read_token_counts
 
 MAX_KEPT_BYTES = 256 * 1024
@@ -57,7 +58,7 @@ class Usage:
         self.completion_tokens = _larger(self.completion_tokens, counts.completion)
 
 
-def _first_turn(usage: dict[str, Any]) -> int | None:
+def _first_turn(usage: JsonObject) -> int | None:
     """The tokens of the first of several prompts that one request led to.
 
     A built-in tool (vLLM's gpt-oss) calls the model again with its result; the total
@@ -83,7 +84,7 @@ def _larger(known: int | None, new: int | None) -> int | None:
     return max(known, new)
 
 
-def _says_truncated(message: dict[str, Any]) -> bool:
+def _says_truncated(message: JsonObject) -> bool:
     if message.get("stop_reason") == "max_tokens":
         return True
     delta = message.get("delta")

@@ -5,7 +5,6 @@ of decoders with grouped, multi-query or latent attention, dense or with experts
 of their layers sliding; quantized by what ``quantization_config`` says.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from extproc.fleet.quantization import (
     kv_element_bytes,
     read_quantization,
 )
+from extproc.json_object import JsonObject
 
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -59,7 +59,7 @@ _STATES = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv"}
 class _Config:
     """One configuration's values under their many names."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: JsonObject) -> None:
         self._values = values
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -122,7 +122,7 @@ def read_model_config(
     if not isinstance(document, dict):
         raise ModelConfigError("config: no JSON object; expected a model's config.json")
     quantization = document.get("quantization_config")
-    values: Mapping[str, Any] = document
+    values: JsonObject = document
     for key in _TEXT:
         if isinstance(values.get(key), dict):
             values = {**values[key]}

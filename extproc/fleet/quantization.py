@@ -1,9 +1,10 @@
 """What a ``quantization_config`` makes of weights and KV cache."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from extproc.json_object import JsonObject
 
 
 class ModelConfigError(ValueError):
@@ -53,7 +54,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _bytes_each(method: str, document: Mapping[str, Any]) -> tuple[float, bool]:
+def _bytes_each(method: str, document: JsonObject) -> tuple[float, bool]:
     """Bytes of a quantized parameter, and whether it is multiplied in 8 bits."""
     algorithm = str(document.get("quant_algo") or method).lower()
     if method in ("fp8", "fbgemm_fp8", "modelopt") and "fp4" not in algorithm:
@@ -81,10 +82,10 @@ def _bytes_each(method: str, document: Mapping[str, Any]) -> tuple[float, bool]:
     )
 
 
-def _compressed(document: Mapping[str, Any]) -> tuple[float, bool]:
+def _compressed(document: JsonObject) -> tuple[float, bool]:
     """compressed-tensors: the first group's weights, and its activations if 8 bits."""
     groups = document.get("config_groups")
-    group: Mapping[str, Any] = {}
+    group: JsonObject = {}
     if isinstance(groups, dict) and groups:
         group = next(iter(groups.values()))
     weights = group.get("weights") or {}

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from extproc.json_object import JsonObject
 from extproc.routing.token_counts import TokenCounts, read_token_counts
 
 #: One level of a record: plain key to value.
-Level: TypeAlias = Mapping[str, Any]
+Level: TypeAlias = JsonObject
 
 #: Prompt and output of the formats that do not use the names of a usage object, in
 #: plain spelling; the prompt counts every token, cached or not.
@@ -95,10 +96,10 @@ def _spellings(key: str) -> tuple[str, ...]:
     return (whole, plain(parts[1]))
 
 
-def levels(record: Mapping[str, Any]) -> list[Level]:
+def levels(record: JsonObject) -> list[Level]:
     """A record's own fields, then those of its nested mappings, breadth first."""
     found: list[Level] = []
-    pending: list[tuple[Mapping[str, Any], int]] = [(record, 0)]
+    pending: list[tuple[JsonObject, int]] = [(record, 0)]
     for mapping, depth in pending:
         level: dict[str, Any] = {}
         for key, raw in mapping.items():
@@ -138,7 +139,7 @@ def _attributes(values: list[Any]) -> Any:
     }
 
 
-def _unwrapped(value: Mapping[str, Any]) -> Any:
+def _unwrapped(value: JsonObject) -> Any:
     """The scalar of OTLP's {"intValue": "7"} or of {"value": 7, "unit": ...}."""
     if len(value) == 1:
         (key,) = value

@@ -4,10 +4,11 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from extproc.fleet.record_fields import JSON_CELLS, knows_counts, levels, plain
+from extproc.json_object import JsonObject
 
 
 class Row(NamedTuple):
@@ -18,7 +19,7 @@ class Row(NamedTuple):
     """
 
     where: str
-    fields: Mapping[str, Any]
+    fields: JsonObject
     run: str = ""
 
 
@@ -209,7 +210,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
         yield Row(where, value, run)
 
 
-def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _columns(value: JsonObject) -> dict[str, list[Any]]:
     """Columns of one length, as ``vllm bench serve --save-detailed`` keeps them."""
     lists = {key: column for key, column in value.items() if isinstance(column, list)}
     if not all(knows_counts(list(lists))):
@@ -218,7 +219,7 @@ def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: column for key, column in lists.items() if len(column) == length}
 
 
-def _enveloped(value: Mapping[str, Any]) -> list[Any]:
+def _enveloped(value: JsonObject) -> list[Any]:
     """What a document keeps its records in; nothing if it is a record itself."""
     parts = {
         plain(key): part

@@ -5,9 +5,8 @@ One reader for all of them (``record_files``), one search for what a record says
 """
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from extproc.fleet.record_fields import (
 from extproc.fleet.record_files import TraceFormatError, expected_columns, read_rows
 from extproc.fleet.record_instants import find_instant, unit_of
 from extproc.fleet.workload import Recorded, Seconds, Workload
+from extproc.json_object import JsonObject
 
 __all__ = ["Records", "TraceFormatError", "few_records", "read_records"]
 
@@ -144,9 +144,7 @@ def read_records(lines: Iterable[str], name: str) -> Records:
     return _records(columns, name, read, len(runs))
 
 
-def _key_paths(
-    fields: Mapping[str, Any], prefix: str = "", depth: int = 0
-) -> list[str]:
+def _key_paths(fields: JsonObject, prefix: str = "", depth: int = 0) -> list[str]:
     paths = []
     for key, value in fields.items():
         if isinstance(value, dict) and depth < 2:
