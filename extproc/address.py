@@ -10,17 +10,14 @@ _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\s\[\]]+):(\d{1,5})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address to listen on. ``str`` gives the text that :meth:`parse` reads.
-
-    Attributes:
-        host: a name or an IP address without brackets; empty for a Unix socket.
-        port: from 0 (any free port) to 65535; 0 for a Unix socket.
-        path: of a Unix socket; empty for TCP.
-    """
+    """An address to listen on. ``str`` gives the text that :meth:`parse` reads."""
 
     host: str = ""
+    """A name or an IP address without brackets; empty for a Unix socket."""
     port: int = 0
+    """From 0 (any free port) to 65535; 0 for a Unix socket."""
     path: str = ""
+    """Of a Unix socket; empty for TCP."""
 
     @classmethod
     def parse(cls, text: str) -> Address:

@@ -177,18 +177,15 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What arrives.
-
-    Attributes:
-        rate: requests a second, on average.
-        arrivals: instants that lengths do not depend on, or a file replayed.
-        said: in a sentence for the operator.
-    """
+    """What arrives."""
 
     workload: Workload
     rate: float
+    """Requests a second, on average."""
     arrivals: Arrivals | Replay
+    """Instants that lengths do not depend on, or a file replayed."""
     said: str
+    """In a sentence for the operator."""
 
     @property
     def stream(self) -> RequestStream:

@@ -55,20 +55,17 @@ class RouterStatus(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run of the demo.
-
-    Attributes:
-        requests: the user's own; None for ``count`` made from ``seed``.
-        vllm_python: an interpreter with vLLM, to use real servers; None: stand-ins.
-        directory: for logs and generated configuration.
-    """
+    """One run of the demo."""
 
     envoy_config: Path
     directory: Path
+    """For logs and generated configuration."""
     count: int = 400
     seed: int = 1
     requests: Sequence[DemoRequest] | None = None
+    """The user's own; None for ``count`` made from ``seed``."""
     vllm_python: str | None = None
+    """An interpreter with vLLM, to use real servers; None: stand-ins."""
     measure_latency: bool = True
 
 

@@ -58,21 +58,18 @@ class DemoRequest:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the made-up requests have to fit.
-
-    Attributes:
-        model: the name to ask for.
-        short_window: ``max_model_len`` of the short pool; sizes grow and shrink with
-            it, so that about one request in six does not fit.
-        longest_answer: every request limits its answer to this; None: some do, to
-            limits of their own.
-        images: whether one chat in fifty has a picture.
-    """
+    """What the made-up requests have to fit."""
 
     model: str = "demo"
+    """The name to ask for."""
     short_window: int = _REFERENCE_WINDOW
+    """``max_model_len`` of the short pool; sizes grow and shrink with it, so that about
+    one request in six does not fit."""
     longest_answer: int | None = None
+    """Every request limits its answer to this; None: some do, to limits of their own.
+    """
     images: bool = True
+    """Whether one chat in fifty has a picture."""
 
 
 def make_requests(

@@ -32,19 +32,16 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class PoolTraffic:
-    """What reaches one pool.
-
-    Attributes:
-        share: of all requests.
-        refused: share of all requests that the pool's front end turned away, because
-            the prompt alone does not fit.
-        replay: the requests at their own instants, if a file is replayed.
-    """
+    """What reaches one pool."""
 
     share: float
+    """Of all requests."""
     lengths: Recorded
     refused: float = 0.0
+    """Share of all requests that the pool's front end turned away, because the prompt
+    alone does not fit."""
     replay: Replay | None = None
+    """The requests at their own instants, if a file is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +62,17 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """How a strategy is asked where requests go.
-
-    Attributes:
-        requests: that it is asked about.
-        learning_lag: requests after which it learns of one. It is asked about twice as
-            many before, so that it is no longer new.
-    """
+    """How a strategy is asked where requests go."""
 
     tiers: Sequence[Tier]
     strategy: StrategySpec
     seed: int
     declared: Declared = Declared.EXACT
     requests: int = 20_000
+    """That it is asked about."""
     learning_lag: int = 2000
+    """Requests after which it learns of one. It is asked about twice as many before, so
+    that it is no longer new."""
 
 
 def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:

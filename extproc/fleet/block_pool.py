@@ -22,15 +22,12 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """One KV-cache block.
-
-    Attributes:
-        hash: of its tokens and all before them; None while it is not in the cache.
-        holders: requests that hold it.
-    """
+    """One KV-cache block."""
 
     hash: Hashable | None = None
+    """Of its tokens and all before them; None while it is not in the cache."""
     holders: int = 0
+    """Requests that hold it."""
 
 
 class BlockPool:

@@ -56,16 +56,12 @@ def formula_saving(short_fraction: float, throughput_gain: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one pool has to serve, and what one of its instances can.
-
-    Attributes:
-        rate: requests a second that reach the pool (>= 0).
-        instance_rate: requests a second that one instance serves, of this pool's own
-            requests (> 0).
-    """
+    """What one pool has to serve, and what one of its instances can."""
 
     rate: float
+    """Requests a second that reach the pool (>= 0)."""
     instance_rate: float
+    """Requests a second that one instance serves, of this pool's own requests (> 0)."""
 
     def instances(self, max_utilization: float = 1.0) -> int:
         """Instances needed, rounded up, none of them above ``max_utilization``.

@@ -29,17 +29,14 @@ _FULL = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Instances of both parts.
-
-    Attributes:
-        met: whether they keep the promises together; False also if no size does.
-        figures: of both together, if they were simulated.
-    """
+    """Instances of both parts."""
 
     prefill: int
     decode: int
     met: bool
+    """Whether they keep the promises together; False also if no size does."""
     figures: Figures | None
+    """Of both together, if they were simulated."""
 
     @property
     def instances(self) -> int:

@@ -13,19 +13,15 @@ from extproc.fleet.plan_document import Plan, PoolRow
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How an instance is started, apart from its pool's limits.
-
-    Attributes:
-        model: for ``vllm serve``; None if the plan does not know its name there.
-        gpu_memory_utilization: None for a profiled server, which was started with its
-            own.
-        kv_cache_dtype: ``auto`` is vLLM's default and is left out.
-    """
+    """How an instance is started, apart from its pool's limits."""
 
     model: str | None
+    """For ``vllm serve``; None if the plan does not know its name there."""
     tensor_parallel_size: int
     gpu_memory_utilization: float | None = None
+    """None for a profiled server, which was started with its own."""
     kv_cache_dtype: str = "auto"
+    """``auto`` is vLLM's default and is left out."""
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
 

@@ -244,20 +244,17 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """A fleet's, as ranges.
-
-    Attributes:
-        gpu_megawatts: of the boards alone.
-        megawatts: hosts and cooling included.
-        joules_per_token: of output.
-        kg_co2_per_year: by the grid's figure, if the operator gave one a single factor.
-    """
+    """A fleet's, as ranges."""
 
     gpu_megawatts: float
+    """Of the boards alone."""
     megawatts: Range
+    """Hosts and cooling included."""
     kwh_per_year: Range
     joules_per_token: Range
+    """Of output."""
     kg_co2_per_year: Range
+    """By the grid's figure, if the operator gave one a single factor."""
 
 
 def fleet_energy(

@@ -51,16 +51,13 @@ class EnergyRow:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRows:
-    """Policies side by side.
-
-    Attributes:
-        relation: what power does while GPUs are saved, in a sentence.
-        source: of the power curve.
-    """
+    """Policies side by side."""
 
     rows: tuple[EnergyRow, ...]
     relation: str
+    """What power does while GPUs are saved, in a sentence."""
     source: str
+    """Of the power curve."""
     measured: bool
 
 

@@ -23,17 +23,12 @@ class PoolFigures:
 
     Seconds, requests a second and shares (0 to 1). Mean values obey Little's law:
     ``mean_in_system`` is ``requests_per_s`` times ``mean_e2e_s``.
-
-    Attributes:
-        requests: that finished while it was measured.
-        utilization: requests a second over those of the saturated pool.
-        busy_share: share of the time in which an instance computes.
-        mean_running: requests an instance; ``mean_in_system``: of the whole pool,
-            waiting ones included.
     """
 
     requests: int
+    """That finished while it was measured."""
     utilization: Interval
+    """Requests a second over those of the saturated pool."""
     requests_per_s: Interval
     mean_ttft_s: Interval
     p50_ttft_s: Interval
@@ -47,7 +42,10 @@ class PoolFigures:
     p99_e2e_s: Interval
     preemption_rate: Interval
     busy_share: Interval
+    """Share of the time in which an instance computes."""
     mean_running: Interval
+    """Requests an instance; ``mean_in_system``: of the whole pool, waiting ones
+    included."""
     mean_in_system: Interval
     mean_kv_cache_usage: Interval
     peak_kv_cache_usage: Interval

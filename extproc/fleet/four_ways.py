@@ -22,53 +22,44 @@ _NOISE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Prefill and decode instances of one class of requests.
-
-    Attributes:
-        slo_met: whether both together keep the promises.
-        mean_transfer_s: from the end of the prefill to the last byte of the KV cache.
-    """
+    """Prefill and decode instances of one class of requests."""
 
     name: str
     share_of_requests: float
     prefill: int
     decode: int
     slo_met: bool
+    """Whether both together keep the promises."""
     p99_ttft_s: float | None
     p99_tpot_s: float | None
     mean_transfer_s: float | None
+    """From the end of the prefill to the last byte of the KV cache."""
     prefill_utilization: float | None
     mean_decoding: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to run the fleet.
-
-    Attributes:
-        pairs: of the disaggregated ways; empty for the others.
-    """
+    """One way to run the fleet."""
 
     name: str
     instances: int
     gpus: int
     slo_met: bool
     pairs: tuple[Pair, ...] = ()
+    """Of the disaggregated ways; empty for the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class FourWays:
-    """The ways side by side.
-
-    Attributes:
-        transfer_bytes_per_s: of one instance's network.
-        verdict: which takes the fewest GPUs, in a sentence.
-    """
+    """The ways side by side."""
 
     ways: tuple[Way, ...]
     transfer_bytes_per_s: float
+    """Of one instance's network."""
     kv_bytes_per_token: float
     verdict: str
+    """Which takes the fewest GPUs, in a sentence."""
 
 
 def four_ways(

@@ -12,16 +12,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A public price of one GPU for one hour; only a default, use your own.
-
-    Attributes:
-        region: as the source states it.
-        date: of the price, or of the source if the price itself is undated.
-    """
+    """A public price of one GPU for one hour; only a default, use your own."""
 
     usd_per_hour: float
     date: str
+    """Of the price, or of the source if the price itself is undated."""
     region: str
+    """As the source states it."""
     source: str
 
     def __str__(self) -> str:
@@ -33,30 +30,27 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator.
-
-    Attributes:
-        memory_mib: as ``nvidia-smi`` or ``amd-smi`` reports it.
-        memory_bytes_per_s: peak memory bandwidth.
-        bf16_flops: peak 16-bit matrix throughput, FLOP/s.
-        fp8_flops: peak 8-bit one; equal to ``bf16_flops`` if there is none.
-        link_bytes_per_s: GPU-to-GPU bandwidth within a node, one direction.
-        network_bytes_per_s: of one GPU's share of the node's network, one direction.
-        gpus_per_node: that the links connect.
-        source: of the rates; ``memory_source``: of the memory.
-    """
+    """One accelerator."""
 
     name: str
     memory_mib: int
+    """As ``nvidia-smi`` or ``amd-smi`` reports it."""
     memory_bytes_per_s: float
+    """Peak memory bandwidth."""
     bf16_flops: float
+    """Peak 16-bit matrix throughput, FLOP/s."""
     fp8_flops: float
+    """Peak 8-bit one; equal to ``bf16_flops`` if there is none."""
     link_bytes_per_s: float
+    """GPU-to-GPU bandwidth within a node, one direction."""
     network_bytes_per_s: float
+    """Of one GPU's share of the node's network, one direction."""
     price: Price
     source: str
+    """Of the rates; ``memory_source``: of the memory."""
     memory_source: str
     gpus_per_node: int = 8
+    """That the links connect."""
 
     @property
     def memory_bytes(self) -> float:

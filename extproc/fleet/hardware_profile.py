@@ -63,26 +63,23 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What a profile was fitted to, and how well it predicts what it was not.
-
-    Attributes:
-        fit_error: mean relative error on its own samples.
-        max_batch: the most sequences that decoded together.
-        max_context_tokens: the longest context of one of them.
-        max_prompt_tokens: the longest lone prompt.
-        check: a load above the capacity, of which a part has to queue.
-        ordinary_check: a load of 60 % of the capacity.
-    """
+    """What a profile was fitted to, and how well it predicts what it was not."""
 
     fit_error: float
+    """Mean relative error on its own samples."""
     decode_samples: int = 0
     prefill_samples: int = 0
     seed: int = 0
     max_batch: int | None = None
+    """The most sequences that decoded together."""
     max_context_tokens: int | None = None
+    """The longest context of one of them."""
     max_prompt_tokens: int | None = None
+    """The longest lone prompt."""
     check: Check | None = None
+    """A load above the capacity, of which a part has to queue."""
     ordinary_check: Check | None = None
+    """A load of 60 % of the capacity."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

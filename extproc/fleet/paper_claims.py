@@ -14,19 +14,16 @@ from extproc.fleet.steptime import PAPER_KV_TOKENS, Linear
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One number of the papers beside ours.
-
-    Attributes:
-        exact: whether the derivation gives the papers' number.
-        note: the derivation, or why it comes out otherwise.
-    """
+    """One number of the papers beside ours."""
 
     paper: str
     what: str
     theirs: str
     ours: str
     exact: bool
+    """Whether the derivation gives the papers' number."""
     note: str
+    """The derivation, or why it comes out otherwise."""
 
 
 def _claim(paper: str, what: str, theirs: str, ours: str, note: str) -> Claim:

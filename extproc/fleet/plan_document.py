@@ -33,16 +33,13 @@ _DRAWS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What an instance costs.
-
-    Attributes:
-        usd_per_gpu_hour: None if no price was given.
-        hours_per_year: 8,760; the first paper multiplies by 8,640 in one place.
-    """
+    """What an instance costs."""
 
     usd_per_gpu_hour: float | None
+    """None if no price was given."""
     gpus_per_instance: int
     hours_per_year: float = HOURS_PER_YEAR
+    """8,760; the first paper multiplies by 8,640 in one place."""
 
     def usd_per_year(self, instances: float | None) -> int | None:
         """Dollars a year of so many instances; None without a price or a count."""
@@ -60,18 +57,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """One pool of a policy, as it is to be run and as it was simulated.
-
-    Attributes:
-        share_of_requests: that reach it.
-        alpha: share of the requests whose true budget belongs here.
-        rho: requests a second of a saturated instance over those of one in today's
-            fleet, which is one pool sized for the worst case.
-        figures: of :class:`extproc.fleet.figures.PoolFigures`, by name; None for one
-            that too few requests were measured for.
-        half_widths: of their 95 % intervals.
-        measured_alone: by itself, since it gets too few of the fleet's requests.
-    """
+    """One pool of a policy, as it is to be run and as it was simulated."""
 
     name: str
     instances: int
@@ -80,17 +66,25 @@ class PoolRow:
     max_num_batched_tokens: int
     threshold_tokens: int
     share_of_requests: float
+    """That reach it."""
     alpha: float
+    """Share of the requests whose true budget belongs here."""
     rho: float
+    """Requests a second of a saturated instance over those of one in today's fleet,
+    which is one pool sized for the worst case."""
     instance_rate_at_saturation: float
     slo_met: bool
     figures: dict[str, float | int | None]
+    """Of :class:`extproc.fleet.figures.PoolFigures`, by name; None for one that too few
+    requests were measured for."""
     half_widths: dict[str, float | int | None]
+    """Of their 95 % intervals."""
     requests_measured: int
     measured_s: float
     fill_s: float
     state: str
     measured_alone: bool
+    """By itself, since it gets too few of the fleet's requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +121,13 @@ class PolicyRow:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdAdvice:
-    """The threshold that the sweep recommends.
-
-    Attributes:
-        saving_pct: against one pool with the same ``max_num_seqs``, by throughput.
-        split: whether to split at all.
-    """
+    """The threshold that the sweep recommends."""
 
     threshold_tokens: int
     saving_pct: float
+    """Against one pool with the same ``max_num_seqs``, by throughput."""
     split: bool
+    """Whether to split at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,27 +54,24 @@ class PolicyTask:
 
 @dataclass(slots=True)
 class SizedPolicy:
-    """What a policy needs.
-
-    Attributes:
-        sizes: from :func:`extproc.fleet.sizing.size_pool`, before verification.
-        instances: of each pool, after it.
-        result: of the whole fleet, its router in the loop.
-        alone: of each pool that got too few of those requests, by itself; None for the
-            others.
-        kept: whether each pool keeps its promises.
-        rejected: share of the requests that it rejects and a pool of the question's
-            ``max_model_len`` would take.
-    """
+    """What a policy needs."""
 
     policy: FleetPolicy
     assignment: Assignment
     sizes: list[PoolSize]
+    """From :func:`extproc.fleet.sizing.size_pool`, before verification."""
     instances: list[int]
+    """Of each pool, after it."""
     result: Result
+    """Of the whole fleet, its router in the loop."""
     alone: list[Result | None]
+    """Of each pool that got too few of those requests, by itself; None for the others.
+    """
     kept: list[bool] = field(default_factory=list)
+    """Whether each pool keeps its promises."""
     rejected: float = 0.0
+    """Share of the requests that it rejects and a pool of the question's
+    ``max_model_len`` would take."""
 
     @property
     def total(self) -> int:
@@ -255,13 +252,10 @@ def _verify(
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """Whether every P99 of a pool is known to 2.5 %.
-
-    Attributes:
-        fewest: requests of a pool below which it does not matter here.
-    """
+    """Whether every P99 of a pool is known to 2.5 %."""
 
     fewest: float
+    """Requests of a pool below which it does not matter here."""
 
     def __call__(self, result: Result) -> bool:
         """Look at the intervals of first tokens and of further ones."""

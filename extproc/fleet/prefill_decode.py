@@ -52,17 +52,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class KvTransfer:
-    """How the keys and values of a prompt get from one instance to another.
-
-    Attributes:
-        bytes_per_token: of all layers, each head once.
-        bytes_per_s: of one instance, all its GPUs together.
-        latency_s: of each transfer.
-    """
+    """How the keys and values of a prompt get from one instance to another."""
 
     bytes_per_token: float
+    """Of all layers, each head once."""
     bytes_per_s: float = TRANSFER_BYTES_PER_S
+    """Of one instance, all its GPUs together."""
     latency_s: float = TRANSFER_LATENCY_S
+    """Of each transfer."""
 
     @classmethod
     def of(
@@ -85,21 +82,18 @@ class KvTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One class of requests, and what serves each part of them.
-
-    Attributes:
-        prefill: its ``max_num_batched_tokens`` need not spare anybody's TPOT.
-        rate: requests a second of the class, on average, of ``arrivals``.
-        lengths: of its requests; those that do not fit are cut at the window.
-    """
+    """One class of requests, and what serves each part of them."""
 
     prefill: SchedulerLimits
+    """Its ``max_num_batched_tokens`` need not spare anybody's TPOT."""
     decode: SchedulerLimits
     step_time: StepTime
     transfer: KvTransfer
     rate: float
+    """Requests a second of the class, on average, of ``arrivals``."""
     arrivals: Arrivals
     lengths: Lengths
+    """Of its requests; those that do not fit are cut at the window."""
 
     def thinned(self, share: float) -> "Parts":
         """A random share of the requests, for a fleet smaller by as much."""

@@ -21,17 +21,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a request's tokens, prompt and answer, have in common with others'.
-
-    Attributes:
-        keys: two requests are alike up to a key's end exactly if they have the same
-            keys up to it.
-        ends: number of tokens at which each key ends, increasing, the same wherever
-            the key is used.
-    """
+    """What a request's tokens, prompt and answer, have in common with others'."""
 
     keys: tuple[Hashable, ...]
+    """Two requests are alike up to a key's end exactly if they have the same keys up to
+    it."""
     ends: tuple[int, ...]
+    """Number of tokens at which each key ends, increasing, the same wherever the key is
+    used."""
 
 
 class Run:
@@ -95,39 +92,33 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """A request's part in the cache.
-
-    Attributes:
-        path: keys of its blocks, each with the block before which it ends.
-        hashed: blocks, from the first on, that it holds and that are in the cache.
-        pieces: the first run of each piece held and the block before which it ends.
-        offset: computed tokens less steps while it decodes.
-        grown_from: ``hashed`` when it began to decode.
-        admission: the number of its admission; orders requests within a step.
-    """
+    """A request's part in the cache."""
 
     path: list[tuple[Hashable, int]]
+    """Keys of its blocks, each with the block before which it ends."""
     own: Node | None = None
     hashed: int = 0
+    """Blocks, from the first on, that it holds and that are in the cache."""
     pieces: list[tuple[Run, int]] = field(default_factory=list)
+    """The first run of each piece held and the block before which it ends."""
     offset: int = 0
+    """Computed tokens less steps while it decodes."""
     grown_from: int = 0
+    """``hashed`` when it began to decode."""
     admission: int = 0
+    """The number of its admission; orders requests within a step."""
 
 
 @dataclass(slots=True)
 class Found:
-    """The longest cached prefix of a request.
-
-    Attributes:
-        blocks: of it.
-        held: of those, held by somebody.
-        is_final: whether no request that decodes can make it longer.
-    """
+    """The longest cached prefix of a request."""
 
     blocks: int = 0
+    """Of it."""
     held: int = 0
+    """Of those, held by somebody."""
     is_final: bool = True
+    """Whether no request that decodes can make it longer."""
     picks: list[tuple[Run, int, int]] = field(default_factory=list)
 
 

@@ -23,37 +23,31 @@ from extproc.fleet.strategy import StrategyName, StrategySpec
 
 @dataclass(frozen=True, slots=True)
 class PrefixHits:
-    """What one fleet finds, with one load balancer.
-
-    Attributes:
-        cached_share: of the prompt tokens, those found; ``pools``: in each pool.
-        p99_ttft_s: of all requests.
-    """
+    """What one fleet finds, with one load balancer."""
 
     fleet: str
     instances: tuple[int, ...]
     balancing: str
     cached_share: float
+    """Of the prompt tokens, those found; ``pools``: in each pool."""
     pools: tuple[float, ...]
     p99_ttft_s: float
+    """Of all requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixStudy:
-    """What a plan says of prefix caching.
-
-    Attributes:
-        unlimited_share: of the prompt tokens, found in one cache that forgets nothing.
-        unlimited_share_split: in one such cache for each class; the difference is
-            what conversations lose that outgrow a threshold.
-        instances: of one pool and of the split, sized with and without caching.
-        hits: of both fleets, with each load balancer.
-    """
+    """What a plan says of prefix caching."""
 
     unlimited_share: float
+    """Of the prompt tokens, found in one cache that forgets nothing."""
     unlimited_share_split: float
+    """In one such cache for each class; the difference is what conversations lose that
+    outgrow a threshold."""
     instances: dict[str, int]
+    """Of one pool and of the split, sized with and without caching."""
     hits: list[PrefixHits]
+    """Of both fleets, with each load balancer."""
 
 
 def without_prefixes(question: Question) -> Question | None:

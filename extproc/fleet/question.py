@@ -84,19 +84,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the promises and the token budget follow from.
-
-    Attributes:
-        threshold: requests of more tokens are long.
-        max_num_batched_tokens: None to choose the largest that keeps the promise of
-            further tokens.
-    """
+    """What the promises and the token budget follow from."""
 
     workload: Workload
     engine: Engine
     threshold: int
+    """Requests of more tokens are long."""
     max_model_len: int
     max_num_batched_tokens: int | None
+    """None to choose the largest that keeps the promise of further tokens."""
     seed: int
 
 

@@ -71,17 +71,14 @@ _INSTANT_KEYS: dict[str, tuple[int, float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """When a request came, as its record says it.
-
-    Attributes:
-        key: the plain key that it was found under.
-        value: a number of the unit, or seconds since 1970 if it was a date.
-        unit_s: seconds of the unit; None if neither the key nor the value names one.
-    """
+    """When a request came, as its record says it."""
 
     key: str
+    """The plain key that it was found under."""
     value: float
+    """A number of the unit, or seconds since 1970 if it was a date."""
     unit_s: float | None
+    """Seconds of the unit; None if neither the key nor the value names one."""
 
 
 def find_instant(record: Sequence[Level]) -> Instant | None:
@@ -141,15 +138,12 @@ def _common_log(text: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The unit of a file's instants.
-
-    Attributes:
-        seconds: of one.
-        reason: how it is known, in a few words.
-    """
+    """The unit of a file's instants."""
 
     seconds: float
+    """Of one."""
     reason: str
+    """How it is known, in a few words."""
 
 
 _NAMES = {1.0: "seconds", 1e-3: "milliseconds", 1e-6: "microseconds", 1e-9: "ns"}

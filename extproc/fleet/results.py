@@ -364,15 +364,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure, and half the width of its 95 % confidence interval.
-
-    Attributes:
-        value: NaN of too few requests.
-        half_width: None if there are too few batches to say.
-    """
+    """A figure, and half the width of its 95 % confidence interval."""
 
     value: float
+    """NaN of too few requests."""
     half_width: float | None = None
+    """None if there are too few batches to say."""
 
     @property
     def relative(self) -> float:

@@ -18,34 +18,31 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request inside the scheduler.
-
-    Attributes:
-        request_id: unique among those that are not finished.
-        prompt_tokens: tokens of the prompt (> 0).
-        output_tokens: tokens after which it ends by itself (> 0): the smaller of
-            ``max_tokens`` and the length the model gives it.
-        max_tokens: the limit that is known beforehand (>= ``output_tokens``).
-        block_hashes: of its full blocks, prompt and answer, each standing for its
-            tokens and all before them; those past the end are its own.
-        num_output_tokens: output tokens so far; they survive a preemption.
-        num_computed_tokens: tokens whose keys and values are in the cache, or will be
-            after the steps that are scheduled.
-        num_output_placeholders: output tokens that are scheduled but not known.
-        num_hashed_blocks: of the blocks held, those in the prefix cache.
-        num_preemptions: times evicted.
-    """
+    """One request inside the scheduler."""
 
     request_id: str
+    """Unique among those that are not finished."""
     prompt_tokens: int
+    """Tokens of the prompt (> 0)."""
     output_tokens: int
+    """Tokens after which it ends by itself (> 0): the smaller of ``max_tokens`` and the
+    length the model gives it."""
     max_tokens: int
+    """The limit that is known beforehand (>= ``output_tokens``)."""
     block_hashes: Sequence[Hashable] = ()
+    """Of its full blocks, prompt and answer, each standing for its tokens and all
+    before them; those past the end are its own."""
     num_output_tokens: int = 0
+    """Output tokens so far; they survive a preemption."""
     num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the cache, or will be after the steps that
+    are scheduled."""
     num_output_placeholders: int = 0
+    """Output tokens that are scheduled but not known."""
     num_hashed_blocks: int = 0
+    """Of the blocks held, those in the prefix cache."""
     num_preemptions: int = 0
+    """Times evicted."""
     status: Status = Status.WAITING
     blocks: list[Block] = field(default_factory=list)
 
@@ -78,23 +75,21 @@ class Step:
     """What one step did.
 
     With asynchronous scheduling, ``sampled`` and ``finished`` are of the step before.
-
-    Attributes:
-        scheduled: tokens computed for each request, in the order of scheduling.
-        context_tokens: tokens in the cache of the scheduled requests before the
-            step, which attention has to read.
-        preempted: requests evicted before the step ran.
-        sampled: requests that produced one output token.
-        finished: requests that ended with that token.
-        cached: tokens found in the prefix cache for each request that was admitted.
     """
 
     scheduled: dict[str, int]
+    """Tokens computed for each request, in the order of scheduling."""
     context_tokens: int
+    """Tokens in the cache of the scheduled requests before the step, which attention
+    has to read."""
     preempted: tuple[str, ...]
+    """Requests evicted before the step ran."""
     sampled: tuple[str, ...]
+    """Requests that produced one output token."""
     finished: tuple[str, ...]
+    """Requests that ended with that token."""
     cached: dict[str, int] = field(default_factory=dict)
+    """Tokens found in the prefix cache for each request that was admitted."""
 
     @property
     def num_scheduled_tokens(self) -> int:

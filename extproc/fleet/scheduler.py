@@ -44,38 +44,36 @@ from extproc.fleet.scheduled import Request, Status, Step
 class SchedulerLimits:
     """What bounds a vLLM instance, under vLLM's own names.
 
-    Attributes:
-        max_num_seqs: requests that may run at once (> 0).
-        max_num_batched_tokens: tokens of one step (>= ``max_num_seqs``).
-        max_model_len: prompt plus output tokens of one request (> 1).
-        num_blocks: KV-cache blocks of the instance, the null block included, so that
-            one fewer can be used (> 1).
-        block_size: tokens of one block (> 0).
-        long_prefill_token_threshold: tokens that one request may take of a step in
-            which it is not alone; 0 for no such limit.
-        watermark: share of ``num_blocks`` kept free when a request is admitted while
-            others run, in [0, 1).
-        scheduler_reserve_full_isl: whether a request is admitted only if blocks for
-            all its known tokens are free, not only for its first chunk.
-        enable_chunked_prefill: whether a prompt may be split over several steps.
-        enable_prefix_caching: whether KV blocks are kept for requests that begin alike.
-        async_scheduling: whether a step is scheduled while the last one runs.
-
     Raises:
         ValueError: naming the limit, its value and what is accepted.
     """
 
     max_num_seqs: int
+    """Requests that may run at once (> 0)."""
     max_num_batched_tokens: int
+    """Tokens of one step (>= ``max_num_seqs``)."""
     max_model_len: int
+    """Prompt plus output tokens of one request (> 1)."""
     num_blocks: int
+    """KV-cache blocks of the instance, the null block included, so that one fewer can
+    be used (> 1)."""
     block_size: int = 16
+    """Tokens of one block (> 0)."""
     long_prefill_token_threshold: int = 0
+    """Tokens that one request may take of a step in which it is not alone; 0 for no
+    such limit."""
     watermark: float = 0.0
+    """Share of ``num_blocks`` kept free when a request is admitted while others run, in
+    [0, 1)."""
     scheduler_reserve_full_isl: bool = True
+    """Whether a request is admitted only if blocks for all its known tokens are free,
+    not only for its first chunk."""
     enable_chunked_prefill: bool = True
+    """Whether a prompt may be split over several steps."""
     enable_prefix_caching: bool = True
+    """Whether KV blocks are kept for requests that begin alike."""
     async_scheduling: bool = True
+    """Whether a step is scheduled while the last one runs."""
 
     def __post_init__(self) -> None:
         accepted = {
@@ -120,17 +118,14 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """A request's part of a step.
-
-    Attributes:
-        samples: whether the step gives it an output token.
-        num_preemptions: those before the step; one more since makes its output stale.
-    """
+    """A request's part of a step."""
 
     request: Request
     tokens: int
     samples: bool
+    """Whether the step gives it an output token."""
     num_preemptions: int
+    """Those before the step; one more since makes its output stale."""
 
 
 class Scheduler:

@@ -118,15 +118,12 @@ def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class MisroutePoint:
-    """What a strategy gets wrong when bytes a token vary more or less than they do.
-
-    Attributes:
-        under: share of requests sent to a pool below their own; ``over``: above.
-    """
+    """What a strategy gets wrong when bytes a token vary more or less than they do."""
 
     strategy: StrategyName
     variation_factor: float
     under: float
+    """Share of requests sent to a pool below their own; ``over``: above."""
     over: float
 
 

@@ -39,24 +39,21 @@ from extproc.routing.policy import IDLE, Pool, PoolLoad
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """A pool of equal instances.
-
-    Attributes:
-        threshold_tokens: budgets up to this go here; the last pool's is not looked at.
-        spill_waiting: waiting requests an instance, on average, above which the pool
-            is under pressure; None for never.
-        slo: what its requests are late by.
-        balancing: how an instance is chosen.
-    """
+    """A pool of equal instances."""
 
     name: str
     instances: int
     limits: SchedulerLimits
     step_time: StepTime
     threshold_tokens: int
+    """Budgets up to this go here; the last pool's is not looked at."""
     spill_waiting: float | None = None
+    """Waiting requests an instance, on average, above which the pool is under pressure;
+    None for never."""
     slo: Slo = field(default_factory=Slo)
+    """What its requests are late by."""
     balancing: Balancing = Balancing.LEAST_REQUEST
+    """How an instance is chosen."""
 
 
 @dataclass(slots=True)

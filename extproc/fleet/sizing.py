@@ -50,18 +50,15 @@ DEFAULT_MAX_NUM_SEQS = 256
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One instance as deployed, before any limit is set on it.
-
-    Attributes:
-        num_blocks: KV blocks, the null block included.
-        gpus: GPUs of the instance.
-    """
+    """One instance as deployed, before any limit is set on it."""
 
     name: str
     step_time: StepTime
     num_blocks: int
+    """KV blocks, the null block included."""
     block_size: int
     gpus: int
+    """GPUs of the instance."""
     usd_per_gpu_hour: float
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
@@ -133,23 +130,20 @@ def saturated_rate(
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """A sized pool.
-
-    Attributes:
-        instances: the fewest found to meet the SLO; if ``MOST_TIMES`` the guess does
-            not, those that keep utilization under ``1 - headroom``.
-        guess: from the saturated rate and the headroom alone, rounded up.
-        instance_rate: requests a second of a saturated instance on this traffic.
-        met: whether the SLO holds.
-        result: of the pool alone, of that size or of the largest that was tried; None
-            for a pool without traffic.
-    """
+    """A sized pool."""
 
     instances: int
+    """The fewest found to meet the SLO; if ``MOST_TIMES`` the guess does not, those
+    that keep utilization under ``1 - headroom``."""
     guess: int
+    """From the saturated rate and the headroom alone, rounded up."""
     instance_rate: float
+    """Requests a second of a saturated instance on this traffic."""
     met: bool
+    """Whether the SLO holds."""
     result: Result | None
+    """Of the pool alone, of that size or of the largest that was tried; None for a pool
+    without traffic."""
 
 
 @dataclass(slots=True)
@@ -172,24 +166,21 @@ class _InOrder:
 
 @dataclass(frozen=True, slots=True)
 class SizingTask:
-    """Everything needed to size one pool, in another process if need be.
-
-    Attributes:
-        rate: requests a second that reach the pool.
-        arrivals: of the whole fleet, of which ``traffic.share`` reach the pool; or the
-            pool's own requests, if a file is replayed.
-        requests: simulated for each size that is tried, if they are of 2,000 tokens;
-            of longer ones, fewer, down to a quarter.
-    """
+    """Everything needed to size one pool, in another process if need be."""
 
     tier: Tier
     step_time: StepTime
     traffic: PoolTraffic
     arrivals: Arrivals | Replay
+    """Of the whole fleet, of which ``traffic.share`` reach the pool; or the pool's own
+    requests, if a file is replayed."""
     rate: float
+    """Requests a second that reach the pool."""
     slo: Slo
     seed: int
     requests: int = 12_000
+    """Simulated for each size that is tried, if they are of 2,000 tokens; of longer
+    ones, fewer, down to a quarter."""
     headroom: float = 0.0
 
 

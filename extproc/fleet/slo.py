@@ -14,23 +14,20 @@ COVERED = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Promises at the 99th percentile; the papers' by default.
-
-    Attributes:
-        p99_ttft_s: seconds to the first token (> 0).
-        p99_tpot_s: seconds for each further token (> 0).
-        preemption_rate: preemptions a request, at most (>= 0).
-        long_tokens: requests of more tokens, prompt and output, are long ones.
-        long_ttft_s: their promise in place of ``p99_ttft_s``: reading 60,000 tokens
-            takes ten seconds whatever the fleet, and no number of instances changes
-            it. See :func:`long_promise_s`.
-    """
+    """Promises at the 99th percentile; the papers' by default."""
 
     p99_ttft_s: float = 2.0
+    """Seconds to the first token (> 0)."""
     p99_tpot_s: float = 0.08
+    """Seconds for each further token (> 0)."""
     preemption_rate: float = 0.01
+    """Preemptions a request, at most (>= 0)."""
     long_tokens: int = 1 << 40
+    """Requests of more tokens, prompt and output, are long ones."""
     long_ttft_s: float = 2.0
+    """Their promise in place of ``p99_ttft_s``: reading 60,000 tokens takes ten seconds
+    whatever the fleet, and no number of instances changes it. See
+    :func:`long_promise_s`."""
 
     def __post_init__(self) -> None:
         for name in ("p99_ttft_s", "p99_tpot_s", "long_ttft_s"):

@@ -49,34 +49,31 @@ def always(result: Result) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How much to simulate.
-
-    Attributes:
-        requests: measured at the least.
-        fill: mean residence times before the first measured request; 0 for a run that
-            is measured from its first request to its last answer, filling and draining
-            included, and ends after ``requests``.
-        most_requests: simulated at the most; None for 20 times ``requests``, or 200,000
-            if that is more.
-        enough: of a steady result, whether it is precise enough to stop.
-        period_s: of a stream that repeats itself; whole periods are batches then. 0 for
-            one that does not.
-        batches: measured at the least.
-        tick_s: how late, at most, the router learns of a response and of pressure.
-        taught: requests that the router has learned from before the first arrival; 0
-            for one that starts cold.
-    """
+    """How much to simulate."""
 
     requests: int
+    """Measured at the least."""
     seed: int
     declared: Declared = Declared.EXACT
     fill: float = FILL_RESIDENCES
+    """Mean residence times before the first measured request; 0 for a run that is
+    measured from its first request to its last answer, filling and draining included,
+    and ends after ``requests``."""
     most_requests: int | None = None
+    """Simulated at the most; None for 20 times ``requests``, or 200,000 if that is
+    more."""
     enough: Callable[[Result], bool] = always
+    """Of a steady result, whether it is precise enough to stop."""
     period_s: float = 0.0
+    """Of a stream that repeats itself; whole periods are batches then. 0 for one that
+    does not."""
     batches: int = BATCHES
+    """Measured at the least."""
     tick_s: float = 1.0
+    """How late, at most, the router learns of a response and of pressure."""
     taught: int = TAUGHT
+    """Requests that the router has learned from before the first arrival; 0 for one
+    that starts cold."""
 
     @property
     def limit(self) -> int:

@@ -36,25 +36,23 @@ class Roofline:
     Matrices take the longer of computing and of reading the weights once; attention
     comes after them, reading the cached keys and values of what decodes and computing
     the chunks of what prefills; two all-reduces a layer follow tensor parallelism.
-
-    Attributes:
-        bandwidth_efficiency: share of the peak memory bandwidth that is reached. 0.8 is
-            what the papers' authors use (semantic-router, fleet_sim ProfileBuilder: a
-            step of 10.9 ms for 141 GB of weights on eight A100).
-        compute_efficiency: share of the peak FLOP/s that prefill reaches; 0.5 is an
-            assumption in the middle of what is published for large prompts.
-        all_reduce_s: latency of one small all-reduce over NVLink, an assumption.
-        network_all_reduce_s: of one across nodes, an assumption: its bandwidth is the
-            network's, a tenth of NVLink's.
-        overhead_s: scheduling, sampling and launching a step, an assumption.
     """
 
     deployment: Deployment
     bandwidth_efficiency: float = 0.8
+    """Share of the peak memory bandwidth that is reached. 0.8 is what the papers'
+    authors use (semantic-router, fleet_sim ProfileBuilder: a step of 10.9 ms for 141 GB
+    of weights on eight A100)."""
     compute_efficiency: float = 0.5
+    """Share of the peak FLOP/s that prefill reaches; 0.5 is an assumption in the middle
+    of what is published for large prompts."""
     all_reduce_s: float = 10e-6
+    """Latency of one small all-reduce over NVLink, an assumption."""
     network_all_reduce_s: float = 40e-6
+    """Of one across nodes, an assumption: its bandwidth is the network's, a tenth of
+    NVLink's."""
     overhead_s: float = 1e-3
+    """Scheduling, sampling and launching a step, an assumption."""
 
     @property
     def _bytes_per_s(self) -> float:

@@ -133,19 +133,17 @@ class StrategySpec:
 
     Where the client declares no limit, the shipped router learns its allowance and
     bytes/4 takes ``default_output_tokens``.
-
-    Attributes:
-        mix: kinds of text, for the strategies that look at bytes.
-        variation_factor: of bytes per token between requests of a kind; see
-            :class:`extproc.fleet.synthetic_bodies.Bodies`.
-        under_estimate_rate: the shipped router's risk, its default 0.01.
     """
 
     name: StrategyName
     mix: Mapping[str, float]
+    """Kinds of text, for the strategies that look at bytes."""
     variation_factor: float = 1.0
+    """Of bytes per token between requests of a kind; see
+    :class:`extproc.fleet.synthetic_bodies.Bodies`."""
     default_output_tokens: int = 512
     under_estimate_rate: float = 0.01
+    """The shipped router's risk, its default 0.01."""
 
     @property
     def reads_bodies(self) -> bool:

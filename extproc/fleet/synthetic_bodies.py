@@ -28,17 +28,14 @@ _LONGEST = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of text.
-
-    Attributes:
-        bytes_per_token: mean over requests, decoded text.
-        variation: coefficient of variation between requests.
-        filler: UTF-8 text of this kind.
-    """
+    """A kind of text."""
 
     bytes_per_token: float
+    """Mean over requests, decoded text."""
     variation: float
+    """Coefficient of variation between requests."""
     filler: bytes
+    """UTF-8 text of this kind."""
 
 
 def _repeated(text: str) -> bytes:

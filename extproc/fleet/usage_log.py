@@ -37,18 +37,15 @@ _BLOCK_TOKENS = (512, 16, 32, 64, 128, 256, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The content of a file, and the number of records that had to be left out.
-
-    Attributes:
-        skipped: records without usable counts: failed requests, streams without usage.
-        notes: what the operator should know, one line each: the unit of the instants,
-            what is missing, whether the records are few.
-    """
+    """The content of a file, and the number of records that had to be left out."""
 
     workload: Workload
     read: int
     skipped: int
+    """Records without usable counts: failed requests, streams without usage."""
     notes: tuple[str, ...] = ()
+    """What the operator should know, one line each: the unit of the instants, what is
+    missing, whether the records are few."""
 
 
 #: Records below which not even a median is carried: ten on each side of it.

@@ -80,15 +80,12 @@ class QuantileTable:
 
 @dataclass(frozen=True, slots=True)
 class TotalTable:
-    """Cumulative shares of total tokens, split into prompt and output by a rule.
-
-    Attributes:
-        points: (total tokens, share of requests of at most so many), increasing.
-        output_share: share of the total that is output, up to ``max_output_tokens``.
-    """
+    """Cumulative shares of total tokens, split into prompt and output by a rule."""
 
     points: tuple[tuple[int, float], ...]
+    """(total tokens, share of requests of at most so many), increasing."""
     output_share: float
+    """Share of the total that is output, up to ``max_output_tokens``."""
     max_output_tokens: int
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
@@ -109,33 +106,30 @@ def _whole(values: npt.NDArray[np.float64]) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Lengths under a name, with where they come from.
-
-    Attributes:
-        synthetic: whether the lengths are made up, wholly or in their tail.
-        mix: share of requests of each kind of text (see
-            :mod:`extproc.fleet.synthetic_bodies`); the traces do not say, so this is
-            an assumption.
-        arrivals: recorded instants in seconds from the first, increasing, if there are
-            any. They and the columns below have one entry a recorded request, in the
-            order of ``lengths`` (a :class:`Recorded`).
-        cached_tokens: prompt tokens that were found in a cache; 0 if not said.
-        hash_ids: chained hashes of the prompt's blocks (Mooncake, Bailian): equal ones
-            stand for equal text up to the block's end.
-        hash_block_tokens: tokens of one such block.
-        sessions: the conversation of each request; None if it has none.
-    """
+    """Lengths under a name, with where they come from."""
 
     name: str
     lengths: Lengths
     source: str
     synthetic: bool = False
+    """Whether the lengths are made up, wholly or in their tail."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"prose": 1.0})
+    """Share of requests of each kind of text (see
+    :mod:`extproc.fleet.synthetic_bodies`); the traces do not say, so this is an
+    assumption."""
     arrivals: Seconds | None = None
+    """Recorded instants in seconds from the first, increasing, if there are any. They
+    and the columns below have one entry a recorded request, in the order of ``lengths``
+    (a :class:`Recorded`)."""
     cached_tokens: Tokens | None = None
+    """Prompt tokens that were found in a cache; 0 if not said."""
     hash_ids: tuple[tuple[int, ...], ...] | None = None
+    """Chained hashes of the prompt's blocks (Mooncake, Bailian): equal ones stand for
+    equal text up to the block's end."""
     hash_block_tokens: int | None = None
+    """Tokens of one such block."""
     sessions: tuple[str | None, ...] | None = None
+    """The conversation of each request; None if it has none."""
 
 
 #: The mix that the papers' authors simulate (semantic-router, fleet-sim: prose 0.60,
@@ -228,16 +222,13 @@ class Arrivals(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenewalArrivals:
-    """Independent Gamma gaps of mean ``1 / rate`` seconds.
-
-    Attributes:
-        rate: requests a second (> 0).
-        cv: coefficient of variation of the gaps (> 0); 1 is a Poisson process. The
-            Azure code trace has 13 between arrivals, the conversation trace 1.1.
-    """
+    """Independent Gamma gaps of mean ``1 / rate`` seconds."""
 
     rate: float
+    """Requests a second (> 0)."""
     cv: float = 1.0
+    """Coefficient of variation of the gaps (> 0); 1 is a Poisson process. The Azure
+    code trace has 13 between arrivals, the conversation trace 1.1."""
 
     def __post_init__(self) -> None:
         if self.rate <= 0 or self.cv <= 0:
@@ -264,16 +255,14 @@ class ModulatedArrivals:
     Bursts of exponential length come at ``burst_factor`` (>= 1) times the quiet rate
     and fill ``burst_share`` (in (0, 1)) of the time. The 60-second peak of the Azure
     traces is 1.5 (conversation) to 4 (code) times their mean.
-
-    Attributes:
-        rate: mean requests a second (> 0).
-        mean_burst_s: mean length of a burst (> 0).
     """
 
     rate: float
+    """Mean requests a second (> 0)."""
     burst_factor: float = 3.0
     burst_share: float = 0.1
     mean_burst_s: float = 10.0
+    """Mean length of a burst (> 0)."""
 
     def __post_init__(self) -> None:
         if (

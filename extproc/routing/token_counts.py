@@ -17,17 +17,14 @@ _CACHED = ("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens"
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What a usage object counts; None for what it does not say.
-
-    Attributes:
-        prompt: tokens of the whole prompt, cached ones included.
-        completion: tokens of the output.
-        cached: those of the prompt that were found in a cache.
-    """
+    """What a usage object counts; None for what it does not say."""
 
     prompt: int | None
+    """Tokens of the whole prompt, cached ones included."""
     completion: int | None
+    """Tokens of the output."""
     cached: int | None = None
+    """Those of the prompt that were found in a cache."""
 
 
 def read_token_counts(count: Callable[[str], int | None]) -> TokenCounts:

@@ -84,21 +84,18 @@ FIXED_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 
 
 class Frame(NamedTuple):
-    """A frame that the peer sent.
-
-    Attributes:
-        kind: its type; any byte, since a peer may send types that nobody knows.
-        flags: as they came, those that its type does not define among them.
-        stream_id: without the reserved bit; 0 is the connection.
-        size: of the payload, in bytes.
-        payload: as much of it as has been received.
-    """
+    """A frame that the peer sent."""
 
     kind: int
+    """Its type; any byte, since a peer may send types that nobody knows."""
     flags: int
+    """As they came, those that its type does not define among them."""
     stream_id: int
+    """Without the reserved bit; 0 is the connection."""
     size: int
+    """Of the payload, in bytes."""
     payload: bytes | memoryview = b""
+    """As much of it as has been received."""
 
     def __str__(self) -> str:
         """Describe the frame in one line, without anything that it carries."""

@@ -24,20 +24,17 @@ from extproc.rpc.responses import http_error, trailers_only, unsupported_encodin
 
 @dataclass(frozen=True, slots=True)
 class CallHeaders:
-    """A request's headers, checked.
-
-    Attributes:
-        refusal: the response's header block, where the request is answered without a
-            call (not gRPC, no such encoding, too many headers); else ``None``.
-        timeout_s: ``grpc-timeout``, or ``None``.
-        content_length: what DATA must add up to, or ``None``.
-    """
+    """A request's headers, checked."""
 
     path: str
     headers: Mapping[str, str]
     timeout_s: float | None = None
+    """``grpc-timeout``, or ``None``."""
     content_length: int | None = None
+    """What DATA must add up to, or ``None``."""
     refusal: bytes | None = None
+    """The response's header block, where the request is answered without a call (not
+    gRPC, no such encoding, too many headers); else ``None``."""
 
 
 class Malformed(Exception):  # noqa: N818 - RFC 9113's word

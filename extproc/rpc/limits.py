@@ -84,15 +84,12 @@ class Limits:
 
 @dataclass(slots=True)
 class Held:
-    """What the incomplete messages of all connections hold together.
-
-    Attributes:
-        limit_bytes: beyond it a message that grows ends its stream.
-        held_bytes: now.
-    """
+    """What the incomplete messages of all connections hold together."""
 
     limit_bytes: int = 512 * MIB
+    """Beyond it a message that grows ends its stream."""
     held_bytes: int = 0
+    """Now."""
 
 
 CONTROL_FRAMES_PER_WORK = 4

@@ -62,26 +62,23 @@ class RequestRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request, counted.
-
-    Attributes:
-        prompt_tokens: one count for each prompt (a completion may have several).
-        choices: answers to each prompt (``n``).
-        max_tokens: the client's limit for one answer, if it set one.
-        to_the_limit: the answer runs to its limit (``ignore_eos``).
-        include_usage: the client asked for usage in its stream.
-        seed: a number that depends on the prompt alone.
-    """
+    """One request, counted."""
 
     endpoint: ServedApi
     model: str
     prompt_tokens: tuple[int, ...]
+    """One count for each prompt (a completion may have several)."""
     choices: int
+    """Answers to each prompt (``n``)."""
     max_tokens: int | None
+    """The client's limit for one answer, if it set one."""
     to_the_limit: bool
+    """The answer runs to its limit (``ignore_eos``)."""
     stream: bool
     include_usage: bool
+    """The client asked for usage in its stream."""
     seed: int
+    """A number that depends on the prompt alone."""
 
 
 def read_job(

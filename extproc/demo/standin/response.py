@@ -16,20 +16,17 @@ _EMBEDDING_DIMENSIONS = 8
 
 @dataclass(slots=True)
 class Answer:
-    """One choice of a response, as it grows.
-
-    Attributes:
-        index: its place among the choices.
-        output_tokens: how long it will be (>= 1).
-        cut: whether a limit ends it, rather than the model.
-        produced: tokens so far.
-    """
+    """One choice of a response, as it grows."""
 
     index: int
+    """Its place among the choices."""
     output_tokens: int
+    """How long it will be (>= 1)."""
     cut: bool
+    """Whether a limit ends it, rather than the model."""
     seed: int
     produced: int = 0
+    """Tokens so far."""
 
     @property
     def finish_reason(self) -> str:

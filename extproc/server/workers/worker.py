@@ -8,15 +8,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Which of them a process is.
-
-    Attributes:
-        directory: theirs alone, for as long as their supervisor lives.
-        index: from 0.
-    """
+    """Which of them a process is."""
 
     directory: Path
+    """Theirs alone, for as long as their supervisor lives."""
     index: int
+    """From 0."""
 
     @classmethod
     def at(cls, place: Path) -> Worker:
