@@ -59,6 +59,9 @@ _CALM = 1.1
 # Observations of a category after which a model counts as having learned it.
 _FAMILIAR = 20
 
+# Observations during which the prior prices the text that a template may leave out.
+_PRICED_BY_PRIOR = 30.0
+
 _TERMS_EXPLAINED = 12
 _TERMS_CHECKSUM = zlib.crc32("\n".join((*TERMS, *SHARE_TERMS)).encode())
 
@@ -68,6 +71,8 @@ class _Learned:
     """What one served model's counted prompts taught."""
 
     posterior: Posterior
+    prior_prices: Vector
+    """Tokens of each pair of byte classes of text by the prior."""
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
     categories: Counter[str] = field(default_factory=Counter)
@@ -91,16 +96,27 @@ class _Learned:
         """Return the counts of ``_ALL_TERMS``; shares count the model's own tokens."""
         vector = vectorize(features, room=len(SHARE_TERMS))
         if features.optional:
-            tokens = optional_tokens(features, self.weights.text_pairs)
+            tokens = optional_tokens(features, self._prices)
             vector[len(TERMS) :] = tokens
         return vector
+
+    @property
+    def _prices(self) -> Vector:
+        """Tokens of each pair of byte classes of optional text.
+
+        The prior's at first: by coefficients that are still being learned, the shares
+        and those coefficients would follow each other.
+        """
+        if self.posterior.observed < _PRICED_BY_PRIOR:
+            return self.prior_prices
+        return self.weights.text_pairs
 
     def tokens(self, features: Features) -> float:
         """Return the tokens that the posterior mean expects."""
         tokens = self.weights.total(features)
         if features.optional:
             shares = self.posterior.mean[len(TERMS) :]
-            tokens += float(optional_tokens(features, self.weights.text_pairs) @ shares)
+            tokens += float(optional_tokens(features, self._prices) @ shares)
         return tokens
 
 
@@ -113,7 +129,8 @@ class _Challenger:
 
 
 def _start(prior: Prior) -> _Learned:
-    return _Learned(Posterior(prior, MEMORY))
+    prices = weigh(prior.mean[: len(TERMS)]).text_pairs
+    return _Learned(Posterior(prior, MEMORY), prices)
 
 
 _ALL_TERMS = (*TERMS, *SHARE_TERMS)
@@ -254,7 +271,9 @@ def _swap(learned: _Learned, challenger: _Challenger) -> None:
     """Let the challenger's posterior take over; the deposed one may come back."""
     winner = challenger.learned
     winner.posterior.epoch = learned.posterior.epoch + 1
-    deposed = _Learned(learned.posterior, categories=learned.categories)
+    deposed = _Learned(
+        learned.posterior, learned.prior_prices, categories=learned.categories
+    )
     learned.posterior = winner.posterior
     learned.surprise = winner.surprise
     learned.categories = winner.categories
