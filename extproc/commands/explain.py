@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="request path, with any prefix; default: %(default)s",
     )
     parser.add_argument("--hint", metavar="CATEGORY", help="as if its header said so")
+    parser.add_argument(
+        "--model-header",
+        metavar="NAME",
+        default="",
+        help="value of the header that `model.header` names",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -76,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.server:
         try:
-            explanation = _ask(args.server, body, args.path, args.hint)
+            explanation = _ask(args, body)
         except (OSError, ValueError) as error:
             print(f"extproc: {args.server}: {error}", file=sys.stderr)
             return 1
@@ -85,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
         if config is None:
             return 2
         explainer = Explainer(InForce(build_generation(config)))
-        explanation = explainer.explain(body, args.path, args.hint)
+        explanation = explainer.explain(
+            body, args.path, args.hint, model_header=args.model_header
+        )
     if args.json:
         print(msgspec.json.encode(explanation).decode())
     else:
@@ -106,10 +114,12 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
 """The most said first: one document's keys are others' too."""
 
 
-def _ask(server: str, body: bytes, path: str, hint: str | None) -> AnyExplanation:
+def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
+    server: str = args.server
     if not server.startswith(("http://", "https://")):
         raise ValueError("http://HOST:PORT of the admin port is accepted")
-    query = {"path": path} | ({"hint": hint} if hint else {})
+    said = {"path": args.path, "hint": args.hint, "model": args.model_header}
+    query = {name: value for name, value in said.items() if value}
     request = urllib.request.Request(
         f"{server.rstrip('/')}/explain?{urllib.parse.urlencode(query)}",
         data=body,

@@ -105,13 +105,22 @@ class AdminServer:
         return _json(self._status())
 
     async def _post_explain(self, request: web.Request) -> web.Response:
-        """Explain the request in the body; ?path= and ?hint= say how it would come."""
+        """Explain the request in the body.
+
+        ``?path=``, ``?hint=`` and ``?model=`` (``model.header``) say how it would come.
+        """
         path = request.query.get("path", DEFAULT_PATH)
         body = await request.read()
         reading = self._explainer.begin_parsing(body, path)
         await self._slices.finish(reading.step)
         hint = request.query.get("hint")
-        explanation = self._explainer.explain(body, path, hint, reading=reading)
+        explanation = self._explainer.explain(
+            body,
+            path,
+            hint,
+            reading=reading,
+            model_header=request.query.get("model", ""),
+        )
         return _json(explanation)
 
 

@@ -10,10 +10,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from extproc.address import Address
+from extproc.config import load_config
 from extproc.exchange.settings import ExchangeSettings
-from extproc.routing.explanation import FailedOpenExplanation
+from extproc.routing.explanation import (
+    Explanation,
+    FailedOpenExplanation,
+    NotRoutedExplanation,
+)
 from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
+from extproc.server.build import build_generation
+from extproc.server.in_force import InForce
 
 from ..in_force import make_in_force
 from .reports import status_report
@@ -96,3 +103,27 @@ def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
     told = explainer.explain(json.dumps(BODY).encode())
     assert isinstance(told, FailedOpenExplanation)
     assert told.decision.reason == "too_large"
+
+
+FLEET = load_config(
+    "models:\n"
+    "  a: {pools: [{name: a-short, max_model_len: 9000}, {name: a-long, "
+    "max_model_len: 90000}]}\n"
+    "  b: {adapters: ['b-*'], pools: [{name: b, max_model_len: 9000}]}\n"
+    "model: {header: x-model}\n",
+    {},
+)
+
+
+def test_several_models_are_explained_as_they_are_routed() -> None:
+    explainer = Explainer(InForce(build_generation(FLEET)))
+    read = explainer.explain(json.dumps({**BODY, "model": "b-1"}).encode())
+    assert isinstance(read, Explanation)
+    assert (read.model, read.decision.pool) == ("b", "b")
+    unread = explainer.explain(b"not json", model_header="a")
+    assert isinstance(unread, FailedOpenExplanation)
+    assert (unread.model, unread.decision.pool) == ("a", "a-long")
+    unknown = explainer.explain(json.dumps({**BODY, "model": "c"}).encode())
+    assert isinstance(unknown, NotRoutedExplanation)
+    assert (unknown.asked, unknown.models) == ("c", ["a", "b"])
+    assert unknown.not_routed == "unknown_model"
