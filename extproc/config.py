@@ -251,6 +251,16 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConversationsConfig:
+    """Memory of conversations: a later turn starts from the count of the one before."""
+
+    entries: int = field(default=65_536, metadata=_NOT_NEGATIVE)
+    """Prompts whose counts each worker remembers, 200 bytes each; the oldest are
+    forgotten. 0: none. It takes every response to be observed: with
+    `feedback.access_log` or `feedback.sample: all`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RiskConfig:
     """How sure to be before a smaller pool is chosen."""
 
@@ -434,6 +444,7 @@ class Config:
     estimator: EstimatorConfig = EstimatorConfig()
     output: OutputConfig = OutputConfig()
     risk: RiskConfig = RiskConfig()
+    conversations: ConversationsConfig = ConversationsConfig()
     media: MediaConfig = MediaConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     load: LoadConfig = LoadConfig()

@@ -11,6 +11,7 @@ from extproc.exchange import feedback
 from extproc.exchange.body_parser import MAX_BODY_BYTES
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.allowance import OutputAllowance
+from extproc.routing.conversation import ENTRIES, Conversations
 from extproc.routing.decision import OTHER_MODEL
 from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.pressure import PressureLimits
@@ -48,6 +49,11 @@ def test_output_allowance() -> None:
         "risk": output.pop("truncation_risk")
     }
     assert defaults(OutputAllowance, *names) == output
+
+
+def test_conversations() -> None:
+    assert CONFIG.conversations.entries == ENTRIES
+    assert defaults(Conversations, "entries") == {"entries": ENTRIES}
 
 
 def test_risk() -> None:

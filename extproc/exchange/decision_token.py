@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from extproc.routing.decision import (
     Count,
@@ -25,7 +25,7 @@ from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
 from extproc.routing.models import AnyRouter
 from extproc.routing.request import OptionalKind
 
-_VERSION = 4
+_VERSION = 5
 _PAIRS = CLASSES * CLASSES
 
 _Class = Annotated[int, msgspec.Meta(ge=0, lt=CLASSES)]
@@ -65,6 +65,8 @@ class _DecisionToken(msgspec.Struct, array_like=True):
     decision: _Fields
     model: Name
     usage_not_requested: bool
+    conversation: int | None
+    turn_spread: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)]
     features: _Features | None
 
 
@@ -81,6 +83,8 @@ def write_decision_token(decision: Decision) -> bytes:
             decision=_Fields(*astuple(decision_fields(decision))),
             model=decision.model,
             usage_not_requested=decision.usage_not_requested,
+            conversation=decision.conversation,
+            turn_spread=decision.turn_spread,
             features=None if features is None else _write_features(features),
         )
     )
@@ -107,11 +111,14 @@ def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | 
         features = _read_features(token.features, fields.body_bytes)
         if features is None:
             return None
-    return fields.decision(
+    decision = fields.decision(
         pool,
         model=token.model,
         usage_not_requested=token.usage_not_requested,
         features=features,
+    )
+    return replace(
+        decision, conversation=token.conversation, turn_spread=token.turn_spread
     )
 
 

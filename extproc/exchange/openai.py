@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -248,6 +249,7 @@ def _request(
     if tools:
         tools_text, missing_tools_bytes = source.excerpt(compact(tools).decode())
     text, missing_bytes = source.excerpt("\n".join(parts.texts))
+    ends = () if missing_bytes else _message_ends(parts, len(text))
     prompt = Prompt(
         text=text,
         messages=messages,
@@ -260,8 +262,25 @@ def _request(
         missing_tools_bytes=missing_tools_bytes,
         optional=parts.optional,
         opaque=parts.opaque,
+        message_ends=ends,
     )
     return _finished(body, source, prompt, limit, prompts=1)
+
+
+def _message_ends(parts: PromptParts, text_bytes: int) -> tuple[int, ...]:
+    """Return the end of each message in the joined text, in bytes."""
+    if len(parts.message_texts) == 1:
+        return (text_bytes,)
+    sizes = map(_joined_bytes, parts.message_texts)
+    start = _joined_bytes(parts.texts[: parts.leading])
+    return tuple(max(0, start + end - 1) for end in accumulate(sizes))
+
+
+def _joined_bytes(texts: Sequence[str]) -> int:
+    """Return the bytes of texts, each with the newline that joins it to the next."""
+    return sum(
+        (len(text) if text.isascii() else len(text.encode())) + 1 for text in texts
+    )
 
 
 def _request_of_prompts(

@@ -119,6 +119,8 @@ class PromptParts:
         "audios",
         "files",
         "images",
+        "leading",
+        "message_texts",
         "opaque",
         "texts",
     )
@@ -129,6 +131,10 @@ class PromptParts:
         self.audios = 0
         self.files = 0
         self.opaque = False
+        self.message_texts: list[Sequence[str]] = []
+        """The texts of each message."""
+        self.leading = 0
+        """The number of texts before the first message."""
         self._source = source
         self._optional: dict[OptionalKind, list[str]] = {}
         self._reasoning: list[tuple[int, str]] = []
@@ -154,15 +160,19 @@ class PromptParts:
 
     def add_messages(self, messages: Sequence[JsonObject]) -> None:
         """Take chat messages, in their order."""
+        self.leading = len(self.texts)
         if self._add_plain(messages):
             return
         for message in messages:
+            before = len(self.texts)
             self.add_message(message)
+            self.message_texts.append(self.texts[before:])
 
     def _add_plain(self, messages: Sequence[JsonObject]) -> bool:
         """Take messages of a role and a text each, as most are; false for others."""
         try:
-            text = "\n".join(map(_content_of, messages))
+            contents = [*map(_content_of, messages)]
+            text = "\n".join(contents)
             roles = [*map(_role_of, messages)]
             usual = _USUAL_ROLES.issuperset(roles)
         except (KeyError, TypeError):  # none, or of another type
@@ -173,6 +183,7 @@ class PromptParts:
         if "assistant" in roles and text.rfind(_THINK_END) >= 0:
             return False
         self.texts.append(text)
+        self.message_texts = [(content,) for content in contents]
         self._turn += roles.count("user")
         return True
 

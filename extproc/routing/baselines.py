@@ -20,6 +20,10 @@ class BytesOverFour:
         """Estimate a quarter of the body's bytes."""
         return Prediction(self.point(model, category, features), _SPREAD)
 
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add, from their text alone."""
+        return self.predict(model, category, features)
+
     def point(self, model: str, category: str, features: Features) -> float:
         """Return a quarter of the body's bytes."""
         return max(1.0, math.ceil(features.body_bytes / 4))
@@ -61,6 +65,10 @@ class SemanticRouterRule:
     def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the larger of the calibrated count and the floor."""
         return Prediction(self.point(model, category, features), _SPREAD)
+
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add, from their text alone."""
+        return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the larger of the calibrated count and the floor."""

@@ -32,6 +32,18 @@ class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
     """The exact bound is at most this."""
 
 
+class Turn(msgspec.Struct, frozen=True, gc=False):
+    """An estimate of a prompt that continues a counted one."""
+
+    estimate: Estimate
+    spread: float
+    """As of ``Prediction``, of the whole prompt."""
+
+
+TURN = "turn"
+"""What a margin learns of continued prompts by, in place of their category."""
+
+
 class Bounded:
     """Estimates prompt tokens with a bound, and teaches both from counted prompts.
 
@@ -65,6 +77,36 @@ class Bounded:
             model, category, features, self.estimator.predict(model, category, features)
         )
 
+    def estimate_turn(
+        self,
+        model: str,
+        category: str,
+        features: Features,
+        known_tokens: int,
+        added: Features,
+    ) -> Turn | None:
+        """Estimate a prompt that continues a counted one, or None if it seems not to.
+
+        The count is not believed if it puts the prompt outside the bounds of its own
+        estimate: the template may have dropped what was counted.
+
+        Args:
+            model: served model's name.
+            category: of the prompt.
+            features: of the whole prompt.
+            known_tokens: counted tokens of its first messages.
+            added: features of the messages after those.
+        """
+        further = self.estimator.continued(model, category, added)
+        tokens = known_tokens + (further.tokens if added.text_bytes else 0.0)
+        whole = self.estimator.predict(model, category, features)
+        factor = self.margin.factor(model, category, whole.spread)
+        if not whole.tokens / factor <= tokens <= whole.tokens * factor:
+            return None
+        spread = max(further.tokens * further.spread, 1.0) / tokens
+        factor = self.margin.factor(model, TURN, spread)
+        return Turn(_apply(features, tokens, factor), spread)
+
     def quick_estimate(
         self, model: str, category: str, features: Features
     ) -> QuickEstimate:
@@ -79,9 +121,32 @@ class Bounded:
         )
 
     def observe(
-        self, model: str, category: str, features: Features, prompt_tokens: int
+        self,
+        model: str,
+        category: str,
+        features: Features,
+        prompt_tokens: int,
+        turn: Turn | None = None,
     ) -> None:
-        """Learn from one counted prompt (``prompt_tokens`` > 0)."""
+        """Learn from one counted prompt (``prompt_tokens`` > 0).
+
+        Args:
+            model: a name that a backend has answered to.
+            category: of the prompt.
+            features: of the whole prompt.
+            prompt_tokens: as the backend counted them.
+            turn: its estimate, if it continued a counted prompt.
+        """
+        if turn is not None:
+            self.estimator.observe(model, category, features, prompt_tokens)
+            self.margin.observe(
+                model,
+                TURN,
+                turn.spread,
+                math.log(prompt_tokens / turn.estimate.prompt_tokens),
+                prompt_tokens > turn.estimate.bound_tokens,
+            )
+            return
         predicted = self.estimator.observe(model, category, features, prompt_tokens)
         bounded = self._bound(model, category, features, predicted)
         self.margin.observe(

@@ -44,6 +44,10 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
     """A stream whose client asked for no usage: there may be none to learn from."""
+    conversation: int | None = None
+    """What the prompt's count is remembered by; see ``conversation.Conversations``."""
+    turn_spread: float = 0.0
+    """Of a prompt that continued a counted one, the spread of its estimate."""
     window_tokens: int = 0
     """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
     features: Features | None = None

@@ -50,6 +50,15 @@ class Estimator(Protocol):
     def point(self, model: str, category: str, features: Features) -> float:
         """Return ``predict(...).tokens``, without the time that the spread takes."""
 
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add to a prompt.
+
+        Args:
+            model: served model's name.
+            category: of the whole prompt.
+            features: of the further messages alone.
+        """
+
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:

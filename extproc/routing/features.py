@@ -242,6 +242,11 @@ def measure(prompt: Prompt, body_bytes: int) -> Features:
     )
 
 
+def measure_text(text: bytes, messages: int) -> Features:
+    """Count the features of messages without tools."""
+    return measure(Prompt(text, messages), len(text))
+
+
 def _measure_optional(part: OptionalText) -> OptionalFeatures:
     return OptionalFeatures(
         part.kind,

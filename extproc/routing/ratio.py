@@ -82,6 +82,10 @@ class Ema:
         """Divide the body's bytes by the category's conservative ratio."""
         return Prediction(self.point(model, category, features), SPREAD)
 
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add, from their text alone."""
+        return self.predict(model, category, features)
+
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the estimate alone."""
         divisor = self._divisor(self._learned.get(category))
@@ -238,6 +242,10 @@ class TextEma:
     def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Add template tokens, and text and tools by the category's ratio."""
         return Prediction(self.point(model, category, features), SPREAD)
+
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add, from their text alone."""
+        return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the estimate alone."""

@@ -161,6 +161,16 @@ class TextEstimator:
         learned = self._of(model)
         return _predict(learned, features, learned.vectorize(features))
 
+    def continued(self, model: str, category: str, features: Features) -> Prediction:
+        """Estimate the tokens that further messages add to a prompt."""
+        learned = self._of(model)
+        x = learned.vectorize(features)
+        x[TERMS.index("template")] = 0.0
+        tokens = max(float(x.dot(learned.posterior.mean)), fewest_tokens(features))
+        variance = learned.posterior.variance(x)
+        noise = relative_variance(tokens)
+        return Prediction(tokens, math.sqrt(noise + variance / (tokens * tokens)))
+
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the point estimate alone."""
         return _point(self._of(model), features)

@@ -66,6 +66,8 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What ``text`` lacks, where it is a sample in ``sample_windows``."""
     missing_tools_bytes: int = 0
     """The same of ``tools_text``."""
+    message_ends: tuple[int, ...] = ()
+    """The end of each message in ``text``, in bytes; empty if it is not known."""
     optional: tuple[OptionalText, ...] = ()
     """Text that the template may leave out, each kind at most once."""
     opaque: bool = False

@@ -13,12 +13,13 @@ import msgspec
 from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
-from extproc.routing.bound import Bounded
+from extproc.routing.bound import Bounded, Turn
 from extproc.routing.category import Category, classify
+from extproc.routing.conversation import Conversation, Conversations
 from extproc.routing.decision import UNKNOWN_CATEGORY, Decision, Outcome
 from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimate
-from extproc.routing.features import Features, measure
+from extproc.routing.features import Features, measure, measure_text
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.misroute import Misroute, find_misroute
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
@@ -90,6 +91,7 @@ class Router:
         ratios: bytes per token by category, to show.
         allowance: of output tokens, if a client set no limit.
         declared_allowance: of output tokens, if it did.
+        conversations: remembers counted prompts; None: each is estimated by itself.
         media_tokens: charged for parts that are not text.
         hints: categories beside the built-in ones that a hint may name.
         model: the base model as which all requests are learned; empty: each request
@@ -103,6 +105,7 @@ class Router:
         ratios: TextRatios,
         allowance: OutputAllowance | None = None,
         declared_allowance: DeclaredAllowance | None = None,
+        conversations: Conversations | None = None,
         *,
         media_tokens: MediaTokens | None = None,
         hints: Collection[str] = (),
@@ -114,6 +117,7 @@ class Router:
         self.ratios = ratios
         self.allowance = allowance or OutputAllowance()
         self.declared_allowance = declared_allowance or DeclaredAllowance()
+        self.conversations = conversations
         self.media_tokens = media_tokens or MediaTokens()
         self.hints = frozenset(hints)
 
@@ -177,8 +181,14 @@ class Router:
             and not prompt.token_ids
             and request.prompts == 1
         )
+        conversation, turn = None, None
+        if self.conversations is not None and learnable:
+            conversation = self.conversations.find(model, prompt)
+            turn = self._continue(model, category, features, prompt, conversation)
         estimate = None
-        if prompt.is_counted:
+        if turn is not None:
+            estimate, approximate = turn.estimate, False
+        elif prompt.is_counted:
             estimate, approximate = _NOTHING, False
         elif approximate and learnable and request.prompt_limit is None:
             estimate = self._quick_estimate(model, category, features, output_tokens)
@@ -212,7 +222,28 @@ class Router:
             operation=request.operation,
             usage_not_requested=request.stream and not request.asks_usage,
             window_tokens=window_tokens,
+            conversation=None if conversation is None else conversation.key,
+            turn_spread=0.0 if turn is None else turn.spread,
             features=features if learnable else None,
+        )
+
+    def _continue(
+        self,
+        model: str,
+        category: str,
+        features: Features,
+        prompt: Prompt,
+        conversation: Conversation | None,
+    ) -> Turn | None:
+        """Estimate a prompt from the count of the one that it continues, if any."""
+        if conversation is None or not conversation.known_tokens:
+            return None
+        added = measure_text(
+            prompt.text[conversation.known_bytes + 1 :],
+            len(prompt.message_ends) - conversation.known_messages,
+        )
+        return self.estimator.estimate_turn(
+            model, category, features, conversation.known_tokens, added
         )
 
     def _quick_estimate(
@@ -281,8 +312,16 @@ class Router:
         misroute = find_misroute(self.policy, decision, outcome)
         if decision.features is None:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
+        if self.conversations is not None and decision.conversation is not None:
+            self.conversations.remember(decision.conversation, counted)
         self.ratios.observe(decision.category, decision.features, counted)
-        self.estimator.observe(model, decision.category, decision.features, counted)
+        turn = None
+        if decision.turn_spread:
+            made = Estimate(decision.prompt_tokens, decision.bound_tokens)
+            turn = Turn(made, decision.turn_spread)
+        self.estimator.observe(
+            model, decision.category, decision.features, counted, turn
+        )
         return Lesson(
             error_ratio=(decision.prompt_tokens - counted) / counted,
             under_estimated=counted > decision.bound_tokens,

@@ -31,6 +31,7 @@ from extproc.routing.advice import BudgetCounts, budget_counts
 from extproc.routing.allowance import AllowanceRule, OutputAllowance
 from extproc.routing.baselines import BytesOverFour, SemanticRouterRule
 from extproc.routing.bound import Bounded
+from extproc.routing.conversation import Conversations
 from extproc.routing.decision import OTHER_MODEL
 from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimator
@@ -152,6 +153,7 @@ def build_router(config: Config, leave_out: Collection[str] = ()) -> AnyRouter:
         TextRatios(),
         _build_allowance(config),
         _build_declared_allowance(config),
+        _build_conversations(config),
     )
     if not config.models:
         policy = build_policy(config.pools)
@@ -186,6 +188,7 @@ class _Learned(NamedTuple):
     ratios: TextRatios
     allowance: OutputAllowance
     declared_allowance: DeclaredAllowance
+    conversations: Conversations | None
 
 
 def _build_model(
@@ -204,6 +207,13 @@ def _build_model(
         hints=config.category.hints,
         model=model,
     )
+
+
+def _build_conversations(config: Config) -> Conversations | None:
+    """The memory of conversations, if every response is observed."""
+    observes_all = config.feedback.access_log or config.feedback.sample == "all"
+    entries = config.conversations.entries
+    return Conversations(entries) if entries and observes_all else None
 
 
 def _build_declared_allowance(config: Config) -> DeclaredAllowance:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.exchange.body_parser import BodyParser, parse_request
 from extproc.exchange.elided_json import ElidedJson, Span
@@ -172,7 +173,9 @@ def the_same(path: str, body: Any) -> tuple[Request, Request]:
 def test_a_request_is_the_same_by_its_outline(path: str, body: Any) -> None:
     whole, from_elided = the_same(path, body)
 
-    assert from_elided == whole
+    ends = whole.prompt.message_ends  # not known of a sample
+    prompt = replace(from_elided.prompt, message_ends=ends)
+    assert replace(from_elided, prompt=prompt) == whole
 
 
 @pytest.mark.parametrize("copies", [1, 7, 300])

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.exchange.body_parser import parse_request
 from extproc.exchange.limits import MAX_OUTPUT_TOKENS
@@ -158,7 +159,8 @@ def user(content: Any) -> dict[str, Any]:
 def test_every_format_gives_its_prompt(
     path: str, body: dict[str, Any], prompt: Prompt
 ) -> None:
-    assert parse(path, **body).prompt == prompt
+    read = parse(path, **body).prompt
+    assert replace(read, message_ends=()) == prompt
 
 
 def test_a_list_of_prompts_says_how_many() -> None:

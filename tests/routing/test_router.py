@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from extproc.routing.allowance import OutputAllowance
-from extproc.routing.bound import Bounded
+from extproc.routing.bound import Bounded, Turn
 from extproc.routing.category import Category
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
@@ -39,7 +39,12 @@ class Fixed(Bounded):
         return self.answer
 
     def observe(
-        self, model: str, category: str, features: Features, prompt_tokens: int
+        self,
+        model: str,
+        category: str,
+        features: Features,
+        prompt_tokens: int,
+        turn: Turn | None = None,
     ) -> None:
         self.taught.append((model, category, prompt_tokens))
 
