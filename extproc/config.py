@@ -545,7 +545,7 @@ def _inherit(document: dict[str, Any]) -> None:
     models = document.get("models")
     if not isinstance(models, dict) or not models:
         return
-    if "pools" in document:
+    if document.get("pools"):
         raise ConfigError("pools: given beside models; expected one of the two")
     for model in models.values():
         for section in _INHERITED:
@@ -619,7 +619,7 @@ def _check_pools(
 
 def _check_responses_pool(config: Config) -> None:
     name = config.requests.responses_pool
-    names = [pool.name for pool in config.pools]
+    names = [pool.name for pool in config.all_pools]
     if name is not None and name not in names:
         raise ConfigError(
             f"requests.responses_pool: {name!r}; expected one of {', '.join(names)}"

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from extproc.commands.check_config import missing_files
 from extproc.config import (
     ENVIRONMENT,
     Config,
@@ -158,3 +159,22 @@ pools:
 - {<<: *pool, name: long, max_model_len: 65536}
 """
     assert [pool.name for pool in load_config(text, {}).pools] == ["short", "long"]
+
+
+FLEET = """
+models:
+  a: {adapters: ["a-*"], pools: [{name: a-short, max_model_len: 8}, {name: a-long, max_model_len: 9}]}
+  b: {pools: [{name: b, max_model_len: 8, api_key_file: /no/such}]}
+requests: {responses_pool: a-long}
+"""
+
+
+def test_a_fleet_of_models_reads_back_as_it_is_printed() -> None:
+    config = load_config(FLEET, {})
+    assert [pool.name for pool in config.all_pools] == ["a-short", "a-long", "b"]
+    assert load_config(yaml.safe_dump(as_document(config)), {}) == config
+    assert list(missing_files(config)) == [
+        "models.b.pools[0].api_key_file: '/no/such'; expected a file that can be read"
+    ]
+    with pytest.raises(ConfigError, match="expected one of a-short, a-long, b"):
+        load_config(FLEET.replace("responses_pool: a-long", "responses_pool: c"), {})

@@ -45,8 +45,12 @@ def missing_files(config: Config) -> Iterator[str]:
     """Yield a line for each file or folder that the server would not find."""
     tls = config.server.tls
     needed = {
-        f"pools[{position}].api_key_file": pool.api_key_file
-        for position, pool in enumerate(config.pools)
+        f"{path}pools[{position}].api_key_file": pool.api_key_file
+        for path, pools in (
+            ("", config.pools),
+            *((f"models.{name}.", each.pools) for name, each in config.models.items()),
+        )
+        for position, pool in enumerate(pools)
     }
     if tls is not None:
         needed["server.tls.cert_file"] = tls.cert_file
