@@ -88,7 +88,7 @@ class Posterior:
         variance = max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
         if self._families is None:
             return variance
-        return min(variance, self._families.variance(x))
+        return self._families.least_variance(x, variance)
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
         """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``."""

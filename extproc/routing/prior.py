@@ -94,11 +94,15 @@ class Families:
     variances: Vector
     """The same, to predict with."""
 
-    def variance(self, x: Vector) -> float:
-        """Return the variance of an unknown family's ``x . w``."""
-        tokens = self.coefficients @ x
-        between = float(tokens.var(ddof=1))
-        return between + float(self.variances.dot(x * x))
+    def least_variance(self, x: Vector, most: float) -> float:
+        """Return the variance of an unknown family's ``x . w``, at most ``most``."""
+        within = float(self.variances.dot(x * x))
+        if within >= most:
+            return most  # once much is learned: the families need not be looked at
+        tokens = self.coefficients.dot(x)
+        apart = tokens - float(tokens.sum()) / len(tokens)
+        between = float(apart.dot(apart)) / (len(tokens) - 1)
+        return min(most, within + between)
 
     def evidence(self, x: Vector, prompt_tokens: float) -> Vector:
         """Return the logarithm of how well each family explains a counted prompt."""
