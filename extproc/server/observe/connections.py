@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from extproc.rpc.frames import ErrorCode
+
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_S: Final = 60.0
@@ -51,6 +53,10 @@ class ConnectionMetrics:
             ["code"],
             registry=registry,
         )
+        for each in ErrorCode:
+            self._faults.labels(
+                each.name.lower()
+            )  # a rate needs the 0 before the first
 
     def opened(self) -> None:
         """Count a connection that has been accepted."""
