@@ -276,7 +276,7 @@ class RiskConfig:
 
 @dataclass(frozen=True, slots=True)
 class MediaConfig:
-    """Prompt tokens charged for parts that are not text."""
+    """Prompt tokens expected of parts of unknown size, before a model has answered."""
 
     image_tokens: int = field(default=1024, metadata=_NOT_NEGATIVE)
     audio_tokens: int = field(default=1500, metadata=_NOT_NEGATIVE)

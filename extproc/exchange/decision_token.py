@@ -22,6 +22,7 @@ from extproc.routing.decision import (
     decision_fields,
 )
 from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
+from extproc.routing.media import MEDIA_TERMS
 from extproc.routing.models import AnyRouter
 from extproc.routing.request import OptionalKind
 
@@ -29,6 +30,7 @@ _VERSION = 5
 _PAIRS = CLASSES * CLASSES
 
 _Class = Annotated[int, msgspec.Meta(ge=0, lt=CLASSES)]
+_Term = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Pair = Annotated[int, msgspec.Meta(ge=0, lt=_PAIRS)]
 
 
@@ -67,6 +69,7 @@ class _DecisionToken(msgspec.Struct, array_like=True):
     usage_not_requested: bool
     conversation: int | None
     turn_spread: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)]
+    media: Annotated[tuple[_Term, ...], msgspec.Meta(max_length=len(MEDIA_TERMS))]
     features: _Features | None
 
 
@@ -85,6 +88,7 @@ def write_decision_token(decision: Decision) -> bytes:
             usage_not_requested=decision.usage_not_requested,
             conversation=decision.conversation,
             turn_spread=decision.turn_spread,
+            media=decision.media,
             features=None if features is None else _write_features(features),
         )
     )
@@ -106,6 +110,8 @@ def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | 
     known = token.version == _VERSION and token.classes == CLASSES
     if not known or pool is None or fields.category not in router.categories:
         return None
+    if len(token.media) not in (0, len(MEDIA_TERMS)):
+        return None
     features = None
     if token.features is not None:
         features = _read_features(token.features, fields.body_bytes)
@@ -115,6 +121,7 @@ def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | 
         pool,
         model=token.model,
         usage_not_requested=token.usage_not_requested,
+        media=token.media,
         features=features,
     )
     return replace(

@@ -23,6 +23,12 @@ MODEL_SAMPLES = 200
 CATEGORY_SAMPLES = 20
 """Responses of a category of a model that are all looked at."""
 
+MEDIA_SAMPLES = 100
+"""Responses with media of a model that are all looked at."""
+
+_MEDIA = "media"
+"""Where a category's name stands, of which there is none like it."""
+
 SETTLED_RATE = 0.04
 """Share that is looked at right after; falls towards the floor as samples add up."""
 
@@ -108,13 +114,17 @@ class FeedbackSampler:
 
     def rate(self, decision: Decision) -> float:
         """The share of decisions like this one that are observed."""
-        barren = decision.features is None or (
+        teaches = decision.features is not None or bool(decision.media)
+        barren = not teaches or (
             decision.usage_not_requested
             and self.history.silent_samples == 0
             and self.history.silent_looks >= SILENT_LOOKS
         )
         if barren or not self._adaptive:
             return self._floor
+        if decision.media:
+            samples = self.history.categories.get((decision.model, _MEDIA), 0)
+            return 1.0 if samples < MEDIA_SAMPLES else max(self._floor, SETTLED_RATE)
         model = self.history.models.get(decision.model)
         if model is None or model.samples < MODEL_SAMPLES:
             return 1.0
@@ -136,6 +146,10 @@ class FeedbackSampler:
             error_ratio: the estimate's relative error, whose growth tells of drift.
         """
         self.history.silent_samples += decision.usage_not_requested
+        if decision.media:  # apart from the errors of text
+            key = (decision.model, _MEDIA)
+            _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
+            return
         key = (decision.model, decision.category)
         _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
         model = self.history.models.get(decision.model) or _Known()

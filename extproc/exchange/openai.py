@@ -225,7 +225,7 @@ def _add_rest(parts: PromptParts, body: JsonObject, done: frozenset[str]) -> Non
         if key in _OPAQUE:
             parts.opaque = True
         if key == "prompt_embeds":
-            parts.files += 1  # base64 is no text
+            parts.add_file()  # base64 is no text
         elif key == "documents":
             parts.add_optional(OptionalKind.DOCUMENTS, value)
         elif key == "chat_template_kwargs" and type(value) is dict:
@@ -258,6 +258,7 @@ def _request(
         images=parts.images,
         audios=parts.audios,
         files=parts.files,
+        media=parts.media,
         missing_bytes=missing_bytes,
         missing_tools_bytes=missing_tools_bytes,
         optional=parts.optional,
@@ -303,7 +304,11 @@ def _request_of_prompts(
         found = "missing" if value is None else _kind(value)
         raise NotARequestError(f"{name}: {found}; expected texts or lists of token ids")
     prompt = replace(
-        prompt, files=parts.files, optional=parts.optional, opaque=parts.opaque
+        prompt,
+        files=parts.files,
+        media=parts.media,
+        optional=parts.optional,
+        opaque=parts.opaque,
     )
     return _finished(body, source, prompt, limit, prompts)
 

@@ -21,8 +21,16 @@ from typing import Any, Final
 
 import msgspec
 
+from extproc.exchange.media_headers import (
+    HEAD_CHARS,
+    audio_seconds,
+    decode_head,
+    image_size,
+    video_seconds,
+)
 from extproc.exchange.source import Source
 from extproc.json_object import JsonObject
+from extproc.routing.media import MediaVector
 from extproc.routing.request import OptionalKind, OptionalText
 
 MAX_IDENTIFIER_CHARS: Final = 64
@@ -112,6 +120,7 @@ class PromptParts:
     """
 
     __slots__ = (
+        "_media",
         "_optional",
         "_reasoning",
         "_source",
@@ -130,6 +139,7 @@ class PromptParts:
         self.images = 0
         self.audios = 0
         self.files = 0
+        self._media: MediaVector | None = None
         self.opaque = False
         self.message_texts: list[Sequence[str]] = []
         """The texts of each message."""
@@ -275,7 +285,7 @@ class PromptParts:
             return
         if kind in _OPAQUE_TYPES:
             self.opaque = True
-            self.files += 1
+            self.add_file()
             return
         self._add_fields(part, media=self._take_media(kind, part))
 
@@ -326,16 +336,59 @@ class PromptParts:
                 for key in _TAKEN_FROM_SOURCE:
                     self.add(source.get(key))
             else:
-                self.files += 1
+                self.add_file()
         elif any(key in _IMAGE_KEYS for key in keys):
-            self.images += 1
-        elif any(key in _AUDIO_KEYS or key in _VIDEO_KEYS for key in keys):
-            self.audios += 1
+            self._add_image(self._payload_of(part), low_detail=_is_low(part))
+        elif any(key in _AUDIO_KEYS for key in keys):
+            self._add_audio(self._payload_of(part))
+        elif any(key in _VIDEO_KEYS for key in keys):
+            self._add_video(self._payload_of(part))
         elif any(key in _FILE_KEYS for key in keys):
-            self.files += 1
+            self.add_file()
         else:
             return False
         return True
+
+    def add_file(self) -> None:
+        """Count a file."""
+        self.files += 1
+        self._vector().add_file()
+
+    def _add_image(self, payload: str, *, low_detail: bool) -> None:
+        self.images += 1
+        size = image_size(self._head(payload))
+        self._vector().add_image(size, low_detail=low_detail)
+
+    def _add_audio(self, payload: str) -> None:
+        self.audios += 1
+        size_bytes = self._source.size_bytes(payload) * 3 // 4
+        self._vector().add_audio(audio_seconds(self._head(payload), size_bytes))
+
+    def _add_video(self, payload: str) -> None:
+        self.audios += 1
+        self._vector().add_video(video_seconds(self._head(payload)))
+
+    def _vector(self) -> MediaVector:
+        if self._media is None:
+            self._media = MediaVector()
+        return self._media
+
+    def _head(self, payload: str) -> bytes:
+        return decode_head(self._source.head(payload, HEAD_CHARS)) if payload else b""
+
+    def _payload_of(self, value: Any) -> str:
+        """The data URL or base64 in a media part; empty if there is none."""
+        if type(value) is str:
+            return value if self._is_payload(value) else ""
+        if type(value) is dict:
+            found = (self._payload_of(each) for each in value.values())
+            return next(filter(None, found), "")
+        return ""
+
+    @property
+    def media(self) -> tuple[float, ...]:
+        """The media as one number for each of ``MEDIA_TERMS``; or nothing."""
+        return () if self._media is None else tuple(self._media.terms)
 
     def _add_identifier(self, value: Any) -> None:
         short = type(value) is str and len(value) <= MAX_IDENTIFIER_CHARS
@@ -362,11 +415,13 @@ class PromptParts:
         for text in _strings(value):
             head = self._source.head(text, 16)
             if head.startswith("data:image/"):
-                self.images += 1
-            elif head.startswith(("data:audio/", "data:video/")):
-                self.audios += 1
+                self._add_image(text, low_detail=False)
+            elif head.startswith("data:audio/"):
+                self._add_audio(text)
+            elif head.startswith("data:video/"):
+                self._add_video(text)
             elif head.startswith("data:application/"):
-                self.files += 1
+                self.add_file()
             else:
                 self._optional.setdefault(kind, []).append(text)
 
@@ -393,6 +448,13 @@ class PromptParts:
         if turn == self._turn - 1:
             return OptionalKind.LAST_REASONING
         return OptionalKind.EARLIER_REASONING
+
+
+def _is_low(part: JsonObject) -> bool:
+    """Whether the client asks for an image of low detail."""
+    image = part.get("image_url")
+    inner = image.get("detail") if type(image) is dict else None
+    return "low" in (part.get("detail"), inner)
 
 
 def _only_tool_results(content: Any) -> bool:

@@ -50,6 +50,10 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Of a prompt that continued a counted one, the spread of its estimate."""
     window_tokens: int = 0
     """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
+    media_tokens: int = 0
+    """Of ``prompt_tokens``, those estimated of images, audio, video and files."""
+    media: tuple[float, ...] = ()
+    """Sums of ``media.MEDIA_TERMS``, of which the response teaches; else nothing."""
     features: Features | None = None
     """None if there is nothing to learn from: failed open, media, token ids."""
 
@@ -120,6 +124,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     sequences: _Number = 1
     operation: Name = "chat"
     window_tokens: Count = 0
+    media_tokens: Count = 0
     base_model: Name = ""
     """As ``Decision.base_model``; of a decision that is read back, its pool says it."""
     limit_tokens: Count | None = None
@@ -136,6 +141,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
         model: str = "",
         usage_not_requested: bool = False,
         features: Features | None = None,
+        media: tuple[float, ...] = (),
     ) -> Decision:
         """Return the decision that these fields came from.
 
@@ -144,6 +150,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
             model: the served model's name.
             usage_not_requested: see ``Decision``.
             features: see ``Decision``.
+            media: see ``Decision``.
         """
         return Decision(
             pool=pool,
@@ -160,6 +167,8 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
             sequences=self.sequences,
             operation=self.operation,
             window_tokens=self.window_tokens,
+            media_tokens=self.media_tokens,
+            media=media,
             usage_not_requested=usage_not_requested,
             features=features,
         )
@@ -180,6 +189,7 @@ def decision_fields(decision: Decision) -> DecisionFields:
         sequences=decision.sequences,
         operation=decision.operation,
         window_tokens=decision.window_tokens,
+        media_tokens=decision.media_tokens,
         base_model=decision.base_model,
         limit_tokens=decision.limit_tokens,
     )

@@ -267,10 +267,10 @@ def _explain_prompt(
     return PromptExplanation(
         estimator=None if exact else estimator.name,
         token_ids=request.prompt.token_ids,
-        media_tokens=router.media_tokens.of(request.prompt),
+        media_tokens=decision.media_tokens,
         tokens=decision.prompt_tokens,
         bound_tokens=decision.bound_tokens,
-        learned_from=decision.features is not None,
+        learned_from=decision.features is not None or bool(decision.media),
         made_of=UNSET
         if exact
         else estimator.explain(decision.model, decision.category, features),

@@ -70,6 +70,9 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """The end of each message in ``text``, in bytes; empty if it is not known."""
     optional: tuple[OptionalText, ...] = ()
     """Text that the template may leave out, each kind at most once."""
+    media: tuple[float, ...] = ()
+    """Sums of ``media.MEDIA_TERMS`` over the parts; empty if only their numbers are
+    known, or there are none."""
     opaque: bool = False
     """Whether something replaces or adds tokens that cannot be estimated: a chat
     template of the request's own, embeddings. Such a prompt teaches nothing."""
@@ -81,7 +84,7 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_media(self) -> bool:
-        """Whether parts other than text are there; their tokens are not learned."""
+        """Whether parts other than text are there."""
         return bool(self.images or self.audios or self.files)
 
 

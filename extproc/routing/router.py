@@ -6,7 +6,6 @@ Not thread-safe: one event loop calls it, and nothing here awaits.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -20,6 +19,7 @@ from extproc.routing.decision import UNKNOWN_CATEGORY, Decision, Outcome
 from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features, measure, measure_text
+from extproc.routing.media import MediaEstimator, MediaTokens, media_of
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.misroute import Misroute, find_misroute
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
@@ -40,27 +40,6 @@ __all__ = [
 _NOTHING = Estimate(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class MediaTokens:
-    """Prompt tokens charged for each part that is not text.
-
-    An OpenAI image costs 64 to 765 tokens, a vLLM vision model's 256 to 1,500 by
-    size; audio takes about 25 tokens a second; a file is taken as a page of text.
-    """
-
-    image: int = 1024
-    audio: int = 1500
-    file: int = 2048
-
-    def of(self, prompt: Prompt) -> int:
-        """Tokens of a prompt's media parts."""
-        return (
-            prompt.images * self.image
-            + prompt.audios * self.audio
-            + prompt.files * self.file
-        )
-
-
 class Skipped(StrEnum):
     """Why a response taught nothing. Closed: these are metric labels."""
 
@@ -68,7 +47,7 @@ class Skipped(StrEnum):
     NO_USAGE = "no_usage"
     FAILED_OPEN = "failed_open"
     NOT_TEXT = "not_text"
-    """Media, token ids, or several prompts counted as one."""
+    """Token ids, several prompts counted as one, or parts that stand for others."""
 
 
 class Lesson(msgspec.Struct, frozen=True, gc=False):
@@ -119,6 +98,7 @@ class Router:
         self.declared_allowance = declared_allowance or DeclaredAllowance()
         self.conversations = conversations
         self.media_tokens = media_tokens or MediaTokens()
+        self.media = MediaEstimator(self.media_tokens)
         self.hints = frozenset(hints)
 
     @property
@@ -146,7 +126,7 @@ class Router:
     @property
     def learners(self) -> list[Mergeable]:
         """Everything that learns, to be kept and shared."""
-        return [self.ratios, *self.estimator.learners, *self.allowances]
+        return [self.ratios, *self.estimator.learners, self.media, *self.allowances]
 
     @property
     def allowances(self) -> list[Mergeable]:
@@ -175,12 +155,16 @@ class Router:
         category = classify(features, hint, self.hints)
         output_tokens, declared = self._output(request, model, category)
         limit_tokens = request.max_tokens if request.generates else 0
-        constant = prompt.token_ids + self.media_tokens.of(prompt)
-        learnable = (
-            not (prompt.has_media or prompt.opaque)
-            and not prompt.token_ids
-            and request.prompts == 1
+        media = media_of(prompt)
+        media_tokens, media_bound = 0, 0
+        if media:
+            media_estimate = self.media.estimate(model, media)
+            media_tokens = media_estimate.tokens
+            media_bound = media_estimate.bound_tokens
+        counts_apart = (
+            not prompt.opaque and not prompt.token_ids and request.prompts == 1
         )
+        learnable = counts_apart and not media
         conversation, turn = None, None
         if self.conversations is not None and learnable:
             conversation = self.conversations.find(model, prompt)
@@ -195,16 +179,18 @@ class Router:
         if estimate is None:
             approximate = False
             estimate = self.estimator.estimate(model, category, features)
-        point = estimate.prompt_tokens + constant
-        bound = estimate.bound_tokens + constant
+        point = estimate.prompt_tokens + prompt.token_ids + media_tokens
+        bound = estimate.bound_tokens + prompt.token_ids + media_bound
         window_tokens = 0
         if request.prompt_limit is not None:
             window_tokens = request.prompt_limit
             learnable &= bound <= window_tokens
+            counts_apart &= bound <= window_tokens
             point, bound = min(point, window_tokens), min(bound, window_tokens)
         choice = self.policy.choose(bound + output_tokens, loads, window_tokens)
         if request.cut_to_window:
             learnable &= bound <= choice.pool.max_model_len
+            counts_apart &= bound <= choice.pool.max_model_len
         return Decision(
             pool=choice.pool,
             reason=choice.reason,
@@ -225,6 +211,8 @@ class Router:
             conversation=None if conversation is None else conversation.key,
             turn_spread=0.0 if turn is None else turn.spread,
             features=features if learnable else None,
+            media=media if counts_apart else (),
+            media_tokens=media_tokens,
         )
 
     def _continue(
@@ -297,8 +285,9 @@ class Router:
         """Learn from one response; say what was learned, or why nothing was.
 
         Never learned from: a decision that failed open, a status other than 200,
-        missing or zero usage, media, token ids (there is nothing to learn), several
-        prompts whose usage is one sum.
+        missing or zero usage, token ids (there is nothing to learn), several prompts
+        whose usage is one sum. A prompt with media teaches the tokens of media, not
+        those of the text.
         """
         counted, model = outcome.prompt_tokens, self.model or decision.model
         if decision.reason.failed_open:
@@ -310,23 +299,31 @@ class Router:
         if decision.prompts == decision.sequences == 1:
             self._learn_length(model, decision, outcome, counted)
         misroute = find_misroute(self.policy, decision, outcome)
-        if decision.features is None:
+        if decision.media:
+            text_tokens = decision.prompt_tokens - decision.media_tokens
+            tokens = counted - text_tokens
+            self.media.observe(model, decision.media, tokens, text_tokens)
+        elif decision.features is not None:
+            self._learn_text(model, decision, decision.features, counted)
+        else:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
-        if self.conversations is not None and decision.conversation is not None:
-            self.conversations.remember(decision.conversation, counted)
-        self.ratios.observe(decision.category, decision.features, counted)
-        turn = None
-        if decision.turn_spread:
-            made = Estimate(decision.prompt_tokens, decision.bound_tokens)
-            turn = Turn(made, decision.turn_spread)
-        self.estimator.observe(
-            model, decision.category, decision.features, counted, turn
-        )
         return Lesson(
             error_ratio=(decision.prompt_tokens - counted) / counted,
             under_estimated=counted > decision.bound_tokens,
             misroute=misroute,
         )
+
+    def _learn_text(
+        self, model: str, decision: Decision, features: Features, counted: int
+    ) -> None:
+        if self.conversations is not None and decision.conversation is not None:
+            self.conversations.remember(decision.conversation, counted)
+        self.ratios.observe(decision.category, features, counted)
+        turn = None
+        if decision.turn_spread:
+            made = Estimate(decision.prompt_tokens, decision.bound_tokens)
+            turn = Turn(made, decision.turn_spread)
+        self.estimator.observe(model, decision.category, features, counted, turn)
 
     def _learn_length(
         self, model: str, decision: Decision, outcome: Outcome, prompt_tokens: int

@@ -35,13 +35,14 @@ from extproc.routing.conversation import Conversations
 from extproc.routing.decision import OTHER_MODEL
 from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimator
+from extproc.routing.media import MediaTokens
 from extproc.routing.models import AnyRouter, ModelRouter
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.prior import known_families
 from extproc.routing.ratio import Ema, TextEma, TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin, NoMargin
-from extproc.routing.router import MediaTokens, Router
+from extproc.routing.router import Router
 from extproc.server.in_force import Generation
 from extproc.server.learned.document import EARLIER_NAMES, NAME
 from extproc.server.learned.store import DirectoryStore, Store

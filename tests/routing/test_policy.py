@@ -202,6 +202,7 @@ def test_pools_by_name_and_the_default() -> None:
 def test_reasons_that_made_no_estimate() -> None:
     assert {reason for reason in Reason if reason.failed_open} == {
         Reason.UNPARSABLE,
+        Reason.STORED,
         Reason.TOO_LARGE,
         Reason.LENGTH_UNKNOWN,
         Reason.UNDECODABLE,

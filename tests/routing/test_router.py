@@ -107,14 +107,24 @@ def test_embeddings_need_no_output() -> None:
     assert decision.declared
 
 
-def test_media_cost_their_constants_and_are_not_learned() -> None:
+def test_media_start_with_their_constants_and_teach_apart_from_text() -> None:
     prompt = Prompt(b"Look", images=2, audios=1, files=1)
+    estimator = Fixed()
+    routes = router(estimator)
 
-    decision = router().route(Request(prompt, 99))
+    decision = routes.route(Request(prompt, 99))
 
     assert decision.prompt_tokens == 100 + 2 * 10 + 200 + 3000
-    assert decision.bound_tokens == 120 + 3220
+    assert decision.media_tokens == 3220
+    assert decision.bound_tokens > 120 + 3220
     assert decision.features is None
+
+    image = Request(Prompt(b"Look", images=1), 99)
+    for _ in range(20):
+        lesson = routes.learn(routes.route(image), Outcome(200, 100 + 900, 20))
+    assert lesson.skipped is None
+    assert routes.route(image).media_tokens == pytest.approx(900, rel=0.05)
+    assert estimator.taught == []
 
 
 def test_token_ids_are_exact_and_not_learned() -> None:
@@ -225,10 +235,9 @@ def test_a_decision_that_failed_open_teaches_nothing(reason: Reason) -> None:
 @pytest.mark.parametrize(
     "not_text",
     [
-        Request(Prompt(b"Look", images=1), 99, max_tokens=10),
-        Request(Prompt(b"Hear", audios=1), 99, max_tokens=10),
-        Request(Prompt(b"Read", files=1), 99, max_tokens=10),
         Request(Prompt(b"", token_ids=100), 99, max_tokens=10),
+        Request(Prompt(b"Look", images=1, opaque=True), 99, max_tokens=10),
+        Request(Prompt(b"Look", opaque=True), 99, max_tokens=10),
         request(prompts=2, max_tokens=10),
     ],
 )
@@ -273,9 +282,10 @@ def test_the_allowance_is_not_learned_from(outcome: Outcome, asked: Request) -> 
 # Misroutes.
 
 
-def test_media_are_judged_though_not_learned_from() -> None:
+def test_media_are_judged_as_text_is() -> None:
     routes = router()
     decision = routes.route(Request(Prompt(b"Look", images=1), 99, max_tokens=10))
+    decision = replace(decision, pool=SHORT)
 
     lesson = routes.learn(decision, Outcome(200, 5000, 10))
 
