@@ -11,7 +11,7 @@ from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Decided, NotRouted, RequestHead
 from extproc.exchange.openai import RESPONSES, ask_for_usage
 from extproc.exchange.settings import ExchangeSettings
-from extproc.routing.models import NO_NAMES, AnyRouter
+from extproc.routing.models import NO_NAMES, AnyRouter, as_base
 from extproc.routing.policy import Pool, PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
@@ -29,9 +29,11 @@ class Decider:
             that can be learned from.
         loads: gives the known load of the pools.
         served: gives the models' names that the pools' servers list, with the pool.
+        bases: gives those names, with the base model's of the server.
     """
 
     __slots__ = (
+        "_bases",
         "_loads",
         "_responses_pool",
         "_router",
@@ -47,10 +49,12 @@ class Decider:
         wants_feedback: Callable[[Decision], bool],
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
         served: Callable[[], Mapping[str, str]] = lambda: NO_NAMES,
+        bases: Callable[[], Mapping[str, str]] = lambda: NO_NAMES,
     ) -> None:
         self.settings = settings
         self._router = router
         self._served = served
+        self._bases = bases
         self._wants_feedback = wants_feedback
         self._loads = loads
         self._responses_pool = router.pool(settings.responses_pool or "")
@@ -87,6 +91,7 @@ class Decider:
         if self._is_kept(head, request):
             return self._keep(head, router, len(body))
         hint = head.headers.get(self.settings.category_header)
+        request = as_base(request, self._bases())
         decision = router.route(request, hint, self._loads(), approximate=True)
         settings = self.settings
         may_inject = (

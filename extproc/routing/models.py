@@ -11,11 +11,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import translate
 
+from msgspec.structs import replace
+
 from extproc.routing.bound import Bounded
 from extproc.routing.decision import OTHER_MODEL, Decision, Outcome
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.policy import Pool
 from extproc.routing.ratio import TextRatios
+from extproc.routing.request import Request
 from extproc.routing.router import Lesson, Router
 
 NO_NAMES: Mapping[str, str] = {}
@@ -26,6 +29,17 @@ _PATTERN = re.compile(r"[*?\[]")
 def is_pattern(name: str) -> bool:
     """Whether a name of an adapter is a glob pattern (``*``, ``?``, ``[...]``)."""
     return _PATTERN.search(name) is not None
+
+
+def as_base(request: Request, bases: Mapping[str, str]) -> Request:
+    """Return the request under the name of its base model, to be learned as that.
+
+    Args:
+        request: names a base model, an alias of one, or an adapter.
+        bases: by name the base, as far as the pools' servers list them.
+    """
+    base = bases.get(request.model)
+    return replace(request, model=base) if base else request
 
 
 class ModelRouter:

@@ -37,6 +37,7 @@ class Generation:
             self.sampler.wants,
             self.watch.current,
             self.watch.served_names,
+            self.watch.base_names,
         )
         object.__setattr__(self, "decider", decider)
 

@@ -136,3 +136,16 @@ def test_azure_s_path_names_the_model() -> None:
     path = "/openai/deployments/a-lora/chat/completions"
     (step,) = play(exchange(), request(CAP + 1, mode=BodyMode.NONE, path=path))
     assert routed(step).pool.name == "a-long"
+
+
+@pytest.mark.parametrize(
+    ("model", "learned_as"),
+    [("lora-7", "base"), ("alias", "base"), ("base", "base"), ("other", "other")],
+)
+def test_names_of_one_base_are_learned_together(model: str, learned_as: str) -> None:
+    learned = Bounded(TextEma(), NoMargin()), TextRatios()
+    bases = {"base": "base", "alias": "base", "lora-7": "base"}
+    router = Router(Policy(ONE), *learned)
+    decider = Decider(router, SETTINGS, lambda decision: True, bases=lambda: bases)
+    decision = routed(ask(Exchange(decider), chat(model=model), None))
+    assert decision.model == learned_as

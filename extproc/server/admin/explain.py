@@ -15,6 +15,7 @@ from extproc.routing.explanation import (
     explain,
     explain_failure,
 )
+from extproc.routing.models import as_base
 from extproc.routing.policy import Reason
 from extproc.server.in_force import InForce
 
@@ -80,6 +81,7 @@ class Explainer:
         elif isinstance(request, Reason):
             explanation = explain_failure(router, request, len(body), reading.detail)
         else:
+            request = as_base(request, now.watch.base_names())
             explanation = explain(router, request, hint, now.loads())
         routed = target is not None
         return replace(explanation, path=path, routed=routed)

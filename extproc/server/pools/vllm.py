@@ -44,6 +44,8 @@ class ServedModels(NamedTuple):
     """The window; None if the server does not say."""
     names: tuple[str, ...] = ()
     """The names that it answers to: of its base model, and of adapters."""
+    base: str = ""
+    """The first name of its base model; empty if it lists none."""
 
 
 _MAX_NAMES = 1000
@@ -166,6 +168,7 @@ def parse_metrics(body: bytes) -> EndpointLoad | None:
 
 class _Model(msgspec.Struct):
     id: str = ""
+    parent: str | None = None
     max_model_len: int | None = None
 
 
@@ -185,4 +188,9 @@ def parse_models(body: bytes) -> ServedModels:
         return ServedModels()
     lengths = [model.max_model_len for model in models.data if model.max_model_len]
     names = [model.id for model in models.data if 0 < len(model.id) <= MAX_MODEL_CHARS]
-    return ServedModels(max(lengths, default=None), tuple(names[:_MAX_NAMES]))
+    bases = [model.id for model in models.data if not model.parent]
+    return ServedModels(
+        max(lengths, default=None),
+        tuple(names[:_MAX_NAMES]),
+        next((name for name in bases if name in names), ""),
+    )

@@ -51,6 +51,8 @@ class _Endpoint:
     max_model_len: int | None = None
     names: tuple[str, ...] = ()
     """The models' names that it lists."""
+    base: str = ""
+    """The first of its base model's."""
     asked_limits_s: float | None = None
 
     @property
@@ -164,6 +166,7 @@ class LoadWatch:
         }
         self._loads: dict[str, PoolLoad] = {}
         self._names: Mapping[str, str] = {}
+        self._bases: Mapping[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._lookups: list[asyncio.Task[None]] = []
 
@@ -175,13 +178,24 @@ class LoadWatch:
         """Return the models' names that servers list, and the pool of the server."""
         return self._names
 
+    def base_names(self) -> Mapping[str, str]:
+        """Return the names that servers list, and the base model's of the server.
+
+        A server has one base model: its other names are aliases of it and adapters.
+        """
+        return self._bases
+
     def _list_names(self) -> None:
         names: dict[str, str] = {}
+        bases: dict[str, str] = {}
         for pool in self._pools.values():
             for endpoint in pool.endpoints:
+                # Another server may know the same base by other names.
+                base = bases.get(endpoint.base, endpoint.base)
                 for name in endpoint.names:
                     names.setdefault(name, pool.config.name)
-        self._names = names
+                    bases.setdefault(name, base)
+        self._names, self._bases = names, bases
 
     def routed(self, pool: str) -> None:
         """Note that a request was sent to a pool."""
@@ -356,7 +370,7 @@ class LoadWatch:
         endpoint.asked_limits_s = self._clock()
         endpoint.max_model_len = served.max_model_len
         if served.names and served.names != endpoint.names:
-            endpoint.names = served.names
+            endpoint.names, endpoint.base = served.names, served.base
             self._list_names()
         said = endpoint.max_model_len
         if said not in (None, before, pool.config.max_model_len):

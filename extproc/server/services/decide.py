@@ -17,6 +17,7 @@ from extproc.exchange.decision_token import read_decision_token, write_decision_
 from extproc.exchange.events import NotRouted, Observation
 from extproc.exchange.openai import DEFAULT_PATH
 from extproc.routing.decision import Decision, Outcome, decision_fields
+from extproc.routing.models import as_base
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
 from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
@@ -118,6 +119,7 @@ class Api:
             return None
         if isinstance(request, Reason):
             return router.fail_open(request, len(asked.body))
+        request = as_base(request, now.watch.base_names())
         return router.route(request, asked.category_hint or None, now.loads())
 
     def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
