@@ -79,13 +79,17 @@ class Posterior:
         return self._mean
 
     def variance(self, x: Vector) -> float:
-        """Return the variance of ``x . w``, without the noise of an observation.
-
-        At most that of a family which nothing is known of: the prior to learn with is
-        wider than families differ.
-        """
+        """Return the variance of ``x . w``, without the noise of an observation."""
         self._load_restored()
-        variance = max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
+        return max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
+
+    def prediction_variance(self, x: Vector) -> float:
+        """Return the variance of ``x . w`` to predict with.
+
+        At most that of an unknown family: the prior to learn with is wider than
+        families differ.
+        """
+        variance = self.variance(x)
         if self._families is None:
             return variance
         return self._families.least_variance(x, variance)

@@ -261,10 +261,10 @@ def _point(learned: _Learned, features: Features) -> float:
 
 def _predict(learned: _Learned, features: Features, x: Vector) -> Prediction:
     point = _point(learned, features)
-    variance = learned.posterior.variance(x)
+    noise = relative_variance(point)
+    variance = learned.posterior.prediction_variance(x)
     # The predictive variance: of an observation's noise and of the mean
     # (Bishop 2006, 3.59), relative to the point.
-    noise = relative_variance(point)
     return Prediction(point, math.sqrt(noise + variance / (point * point)))
 
 
@@ -303,7 +303,13 @@ def _learn(
     prediction: Prediction,
 ) -> None:
     error = math.log(prompt_tokens / prediction.tokens)
-    deviations = abs(error) / prediction.spread
+    # By the posterior that learns, not by the narrower one that predicts: an honest
+    # count of what is hardly known yet must not look like a false one.
+    point = prediction.tokens
+    expected = relative_variance(point) + learned.posterior.variance(x) / (
+        point * point
+    )
+    deviations = abs(error) / math.sqrt(expected)
     clipped = min(deviations, _CLIPPED_DEVIATIONS)
     learned.surprise += _RECENT * (clipped - learned.surprise)
     learned.categories[category] += 1

@@ -118,6 +118,23 @@ def test_an_unknown_tokenizer_is_known_after_few_requests(
     assert sum(errors) / len(errors) < 0.125
 
 
+def test_false_counts_of_one_client_in_ten_move_the_error_little(
+    corpus: list[CorpusRow],
+) -> None:
+    errors = []
+    for share in (0.0, 0.1):
+        estimator, rng, each = Bounded(TextEstimator()), random.Random(11), []
+        for n, row in enumerate(corpus[:1600]):
+            counted = row.tokens["gemma3"]
+            key = ("m", row.category, row.features)
+            false = rng.random() < share
+            if n > 800 and not false:
+                each.append(abs(estimator.estimate(*key).prompt_tokens / counted - 1))
+            estimator.observe(*key, 10 * counted if false else counted)
+        errors.append(sum(each) / len(each))
+    assert errors[1] < errors[0] + 0.005
+
+
 def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
     """Read some requests of the corpora and of the further scripts."""
     scripts = corpora_path.parent / "scripts"

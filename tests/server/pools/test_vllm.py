@@ -132,6 +132,4 @@ def test_the_names_that_a_server_lists_are_its_model_s() -> None:
         ]
     }
     served = parse_models(json.dumps(models).encode())
-    assert served == ServedModels(
-        8192, ("llama", "meta/llama", "support-v2"), "llama"
-    )
+    assert served == ServedModels(8192, ("llama", "meta/llama", "support-v2"), "llama")
