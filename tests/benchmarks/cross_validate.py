@@ -1,15 +1,21 @@
 """How good the default estimator is on tokenizers and sources that its prior never met.
 
-    python tests/benchmarks/cross_validate.py CORPORA
+    python tests/benchmarks/cross_validate.py CORPORA [MORE...] [--counts FILE]
+        [--family NAME]...
 
-CORPORA as for ``fit_coefficients.py``. The sources are dealt into five parts, languages
-of one source apart. For each part and tokenizer family the prior is fitted without both,
-and the part's requests are replayed: estimate first, then learn. Prints two tables.
+CORPORA, MORE and FILE as for ``fit_coefficients.py``; the prior is fitted on all of
+them. The sources of CORPORA are dealt into five parts, languages of one source apart.
+For each part and tokenizer family the prior is fitted without both, and the part's
+requests are replayed: estimate first, then learn. Prints up to three tables.
 
 Families: the mean relative error, point misroutes at 8,192 tokens, requests above their
-bound and requests sent long needlessly, in percent, of each family over all requests
-with the shipped prior, and then over the parts, each with its own prior; the first
-tenth of a replay is not scored. Last, the error on the first 50 requests of a part.
+bound and requests sent long needlessly, in percent, of each family over CORPORA with
+the shipped prior, and then over the parts, each with its own prior; the first tenth of
+a replay is not scored. Last, the error on the first 50 requests: of CORPORA with the
+shipped prior, and of the parts.
+
+Kinds: with MORE, its kinds of text are dealt into two halves and replayed by a prior
+that met neither the half nor the family; the kinds with the largest errors.
 
 Risk: what a rate costs, with the shipped prior.
 """
@@ -27,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fit_coefficients import fit, read_corpora
+from fit_coefficients import add_arguments, fit, read_corpora
 
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.allowance import OutputAllowance
@@ -43,6 +49,7 @@ from extproc.routing.risk import Margin
 THRESHOLD = 8192
 PARTS = 5
 COLD = 50
+KINDS_SHOWN = 20
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -55,6 +62,7 @@ class Row:
     max_tokens: int | None
     written_tokens: int
     tokens: dict[str, int]
+    kind: str
     part: int
 
 
@@ -80,10 +88,10 @@ class Scores:
         self.needless += other.needless
 
 
-def read_rows(corpora: Path) -> list[Row]:
+def read_rows(corpora: Sequence[Path], counts: Path | None) -> list[Row]:
     """Read and shuffle the requests; draw what each would be answered with."""
     rng = random.Random(1)
-    rows = [_read_row(raw, rng) for raw in read_corpora(corpora)]
+    rows = [_read_row(raw, rng) for raw in read_corpora(corpora, counts)]
     rng.shuffle(rows)
     return rows
 
@@ -100,6 +108,7 @@ def _read_row(raw: dict[str, Any], rng: random.Random) -> Row:
         raw.get("max_tokens"),
         max(1, round(math.exp(rng.gauss(math.log(180), 0.9)))),
         raw["tokens"],
+        raw["category"],
         zlib.crc32(source.encode()) % PARTS,
     )
 
@@ -139,37 +148,92 @@ def fit_prior(rows: Sequence[Row], families: Sequence[str]) -> Prior:
     return from_coefficients(fit(terms, tokens))
 
 
-def cross_validate(rows: Sequence[Row], family: str) -> tuple[Scores, Scores]:
+SAME_VOCABULARY = frozenset({"o200k", "gptoss"})
+
+
+def others(family: str) -> list[str]:
+    """Return the families that tell nothing of a family's vocabulary."""
+    left_out = SAME_VOCABULARY if family in SAME_VOCABULARY else {family}
+    return [name for name in FAMILIES if name not in left_out]
+
+
+def cross_validate(
+    rows: Sequence[Row], more: Sequence[Row], family: str
+) -> tuple[Scores, Scores]:
     """Replay each part with a prior of the other parts and families."""
-    others = [f for f in FAMILIES if f != family]
     settled, cold = Scores(), Scores()
     for part in range(PARTS):
-        prior = fit_prior([row for row in rows if row.part != part], others)
+        kept = [row for row in rows if row.part != part]
+        prior = fit_prior([*kept, *more], others(family))
         held_out = [row for row in rows if row.part == part]
         settled.extend(replay(held_out, family, prior, 0.01, len(held_out) // 10))
         cold.extend(replay(held_out[:COLD], family, prior, 0.01, 0))
     return settled, cold
 
 
+def find_weak_kinds(
+    rows: Sequence[Row], more: Sequence[Row], families: Sequence[str]
+) -> list[tuple[str, float, float, float]]:
+    """Return each kind's mean error, bias and share above the bound, in percent."""
+    errors: dict[str, list[tuple[float, bool]]] = {}
+    for half in range(2):
+        held_out = [row for row in more if zlib.crc32(row.kind.encode()) % 2 == half]
+        kept = [row for row in more if zlib.crc32(row.kind.encode()) % 2 != half]
+        for family in families:
+            prior = fit_prior([*rows, *kept], others(family))
+            estimator = Bounded(TextEstimator(prior), Margin())
+            for row in held_out:
+                counted = row.tokens[family]
+                estimate = estimator.estimate("m", row.category, row.features)
+                error = estimate.prompt_tokens / counted - 1
+                above = counted > estimate.bound_tokens
+                errors.setdefault(row.kind, []).append((error, above))
+                estimator.observe("m", row.category, row.features, counted)
+    return [
+        (
+            kind,
+            100 * float(np.mean([abs(error) for error, _ in each])),
+            100 * float(np.mean([error for error, _ in each])),
+            100 * float(np.mean([above for _, above in each])),
+        )
+        for kind, each in errors.items()
+    ]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("corpora", type=Path)
-    rows = read_rows(parser.parse_args().corpora)
+    add_arguments(parser)
+    parser.add_argument("--family", action="append", choices=FAMILIES, metavar="NAME")
+    args = parser.parse_args()
+    families = args.family or list(FAMILIES)
+    rows = read_rows(args.corpora[:1], args.counts)
+    more = read_rows(args.corpora[1:], args.counts)
     unscored = len(rows) // 10
-    print("| | error | misrouted | above | needless | held out: error | misrouted "
-          "| above | needless | first 50 |")  # fmt: skip
-    print("|---|" + "---|" * 9)
-    for family in FAMILIES:
-        shipped = replay(rows, family, known_families(), 0.01, unscored).percent()
-        settled, cold = cross_validate(rows, family)
-        figures = [*shipped, *settled.percent(), cold.percent()[0]]
-        print(f"| {family} | " + " | ".join(f"{x:.2f}" for x in figures) + " |")
+    print("| | error | misrouted | above | needless | first 50 | held out: error | "
+          "misrouted | above | needless | first 50 |")  # fmt: skip
+    print("|---|" + "---|" * 10)
+    for family in families:
+        prior = known_families()
+        shipped = replay(rows, family, prior, 0.01, unscored).percent()
+        first = replay(rows[:COLD], family, prior, 0.01, 0).percent()[0]
+        settled, cold = cross_validate(rows, more, family)
+        figures = [*shipped, first, *settled.percent(), cold.percent()[0]]
+        line = " | ".join(f"{x:.2f}" for x in figures)
+        print(f"| {family} | {line} |", flush=True)
+    if more:
+        weak = sorted(find_weak_kinds(rows, more, families), key=lambda kind: -kind[1])
+        print("\n| kind | error % | bias % | above % |\n|---|---|---|---|")
+        for kind, error, bias, above in weak[:KINDS_SHOWN]:
+            print(f"| {kind} | {error:.1f} | {bias:+.1f} | {above:.1f} |")
+        print(f"| all {len(weak)} | " + " | ".join(
+            f"{np.mean(column):.1f}" for column in list(zip(*weak, strict=True))[1:]
+        ) + " |")  # fmt: skip
     print("\n| rate % | above % | needlessly long % |\n|---|---|---|")
     for rate in RATES:
         replays = [
             replay(rows, family, known_families(), rate, unscored).percent()
-            for family in FAMILIES
+            for family in families
         ]
         _, _, above, needless = np.mean(replays, axis=0)
         print(f"| {100 * rate:g} | {above:.2f} | {needless:.2f} |")
