@@ -1,6 +1,7 @@
 """What inference servers answer to a request that is too long, and to other mistakes.
 
-Texts by version, from the servers' released sources; numbers are filled in.
+Those of vLLM 0.8.5 to 0.32 are from its released sources; earlier ones, and those of
+other servers, are from public reports. Numbers are filled in.
 """
 
 TOO_LONG = {
