@@ -35,7 +35,7 @@ STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
 """Those that remove a client's own x-llm-pool. GKE cannot."""
 
 SHORT_TEXT = "How are you today? " * 20
-OVERFLOWING_TEXT = "hello " * 5000
+OVERFLOWING_TEXT = "The quick brown fox jumps over the lazy dog. " * 480
 """More than the short stand-in holds, less than routers are told that it does."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
 """90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from .outside import Client
-from .scripted import ScriptedBackend
+from .scripted import ScriptedBackend, http_response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 @pytest.fixture(scope="module")
 def open_backends(scripted: ScriptedBackend, start_session_envoy: Any) -> Client:
     """An Envoy whose servers answer 200 whatever they are asked."""
+    scripted.reply = [http_response(200, b"{}")]
     backends = [scripted.as_backend("short"), scripted.as_backend("long")]
     client: Client = start_session_envoy(backends=backends)
     return client
