@@ -59,6 +59,10 @@ def test_noise_decodes_as_hpack_decodes_it(blocks):
         if isinstance(expected, str):
             assert isinstance(found, str)
             return
+        if isinstance(found, str):
+            # More than two changes of the table's size in a block: refused here alone.
+            assert sum(byte & 0xE0 == 0x20 for byte in block) > 2
+            return
         assert found == expected
 
 
