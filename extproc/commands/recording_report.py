@@ -81,7 +81,7 @@ def score_models(
     """Score the decisions of each base model as ``score_recording`` does.
 
     Args:
-        read: begins the recording anew.
+        read: starts reading the recording from its beginning.
     """
     return {
         model: score_recording(partial(_read_model, read, model), thresholds)
@@ -105,7 +105,7 @@ def score_recording(
     larger or a smaller one.
 
     Args:
-        read: begins the recording anew; it is read twice rather than held.
+        read: starts reading the recording; it is called twice, so that nothing is held.
     """
     survey = _survey(read())
     policy = survey.policy()
