@@ -237,6 +237,14 @@ def scripted() -> Iterator[ScriptedBackend]:
     backend.close()
 
 
+@pytest.fixture(autouse=True)
+def _forget_script(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The next test's backend answers 200, whatever this test made it answer."""
+    yield
+    if "scripted" in request.fixturenames:
+        request.getfixturevalue("scripted").reset()
+
+
 @pytest.fixture(scope="session")
 def scripted_client(
     stack: Stack, scripted: ScriptedBackend, start_session_envoy: Callable[..., Client]

@@ -28,8 +28,7 @@ class ScriptedBackend:
     """
 
     def __init__(self) -> None:
-        self.reply: list[bytes | threading.Event] = [http_response(200, b"{}")]
-        self.received: list[Received] = []
+        self.reset()
         script = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -70,6 +69,11 @@ class ScriptedBackend:
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
+
+    def reset(self) -> None:
+        """Answer 200 from now on, and forget the requests received."""
+        self.reply: list[bytes | threading.Event] = [http_response(200, b"{}")]
+        self.received: list[Received] = []
 
     def as_backend(self, pool: str) -> Backend:
         """As part of a stack; there is no process to wait for."""

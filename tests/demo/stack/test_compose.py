@@ -69,7 +69,9 @@ def reachable(services: dict[str, Any]) -> dict[str, str]:
     for name, service in services.items():
         replicas = service.get("deploy", {}).get("replicas", service.get("scale", 1))
         if "profiles" not in service and replicas != 0:
-            aliases = service.get("networks", {}).get("default", {}).get("aliases", [])
+            # Compose 2 writes `default: null` for a network without settings.
+            default = service.get("networks", {}).get("default") or {}
+            aliases = default.get("aliases", [])
             for alias in (name, *aliases):
                 assert names.setdefault(alias, name) == name, (
                     f"two services are {alias}"
