@@ -9,10 +9,10 @@ import numpy as np
 from extproc.fleet.declared import Declared
 from extproc.fleet.replay import Replay
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.simulation import right_pool
 from extproc.fleet.strategy import Arrival, StrategySpec, build_strategy
 from extproc.fleet.workload import Lengths, Recorded, Tokens
-from extproc.routing.policy import Pool
+from extproc.routing.misroute import right_position
+from extproc.routing.policy import Policy, Pool
 
 #: A pool that gets fewer of the requests asked about is given more of its kind,
 _FEW = 1000
@@ -28,6 +28,11 @@ class Tier:
     name: str
     limits: SchedulerLimits
     threshold_tokens: int
+
+    @property
+    def routing_pool(self) -> Pool:
+        """What the router knows of it."""
+        return Pool(self.name, self.limits.max_model_len, self.threshold_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +172,13 @@ class _Desk:
         self, inquiry: Inquiry, lengths: Lengths, rng: np.random.Generator
     ) -> None:
         tiers = inquiry.tiers
-        pools = [
-            Pool(tier.name, tier.limits.max_model_len, tier.threshold_tokens)
-            for tier in tiers
-        ]
+        pools = [tier.routing_pool for tier in tiers]
         text, past = rng.spawn(2)
         self._windows = [tier.limits.max_model_len for tier in tiers]
         self._strategy = build_strategy(inquiry.strategy, pools, text)
         self._declared = inquiry.declared
         self._lag = inquiry.learning_lag
-        self._thresholds = [tier.threshold_tokens for tier in tiers]
+        self._policy = Policy(pools)
         self._pending: deque[tuple[object, int, int]] = deque()
         self.reset()
         # So that it is no longer new.
@@ -202,7 +204,7 @@ class _Desk:
             position, kept = self._strategy.choose(
                 Arrival(prompt, output, declared), {}
             )
-            right = right_pool(self._thresholds, prompt + output)
+            right = right_position(self._policy, prompt + output)
             self.under += position < right
             self.over += position > right
             while position < len(self._windows) and prompt >= self._windows[position]:

@@ -57,13 +57,6 @@ class Histogram:
             return 0.0
         return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
 
-    def share_above(self, value: float) -> float:
-        """Share of the counted values in buckets above that of ``value``."""
-        if not self.count:
-            return 0.0
-        position = math.log(max(value, SMALLEST_S) / SMALLEST_S) / _LOG_GROWTH
-        return float(self._counts[int(position) + 1 :].sum() / self.count)
-
     def cumulative(self) -> Iterator[tuple[float, float]]:
         """(upper end of a bucket, share up to it), for every bucket that counts."""
         seen = 0

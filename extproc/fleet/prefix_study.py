@@ -16,9 +16,11 @@ from extproc.fleet.prefixes import hit_share
 from extproc.fleet.question import Question
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import PoolResult
-from extproc.fleet.simulation import PoolSpec, right_pool, simulate
+from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.steady import RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.routing.misroute import right_position
+from extproc.routing.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ def study(
     assert isinstance(replay, Replay)
     assert replay.prefixes is not None
     prompts, outputs = replay.prompts.tolist(), replay.outputs.tolist()
-    thresholds = [tier.threshold_tokens for tier in split.policy.tiers]
+    policy = Policy([tier.routing_pool for tier in split.policy.tiers])
     classes = [
-        right_pool(thresholds, prompt + output)
+        right_position(policy, prompt + output)
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
     block_size = question.engine.block_size

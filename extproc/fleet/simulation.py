@@ -34,7 +34,8 @@ from extproc.fleet.steady import Measurement, RunSettings
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strategy
 from extproc.fleet.workload import Lengths, RequestStream
-from extproc.routing.policy import IDLE, Pool, PoolLoad
+from extproc.routing.misroute import right_position
+from extproc.routing.policy import IDLE, Policy, Pool, PoolLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class PoolSpec:
     """What its requests are late by."""
     balancing: Balancing = Balancing.LEAST_REQUEST
     """How an instance is chosen."""
+
+    @property
+    def routing_pool(self) -> Pool:
+        """What the router knows of it."""
+        return Pool(self.name, self.limits.max_model_len, self.threshold_tokens)
 
 
 @dataclass(slots=True)
@@ -173,7 +179,7 @@ class Simulation:
         self._loads: dict[str, PoolLoad] = {}
         self._next_tick_s = run.tick_s
         self._batch = Result([])
-        self._thresholds = [spec.threshold_tokens for spec in pools]
+        self._policy = Policy([spec.routing_pool for spec in pools])
 
     def offer(
         self,
@@ -250,9 +256,8 @@ class Simulation:
         return None
 
     def _judge(self, position: int, arrival: Arrival) -> None:
-        """Compare with the smallest pool whose threshold holds the true budget."""
         needed = arrival.prompt_tokens + arrival.output_tokens
-        right = right_pool(self._thresholds, needed)
+        right = right_position(self._policy, needed)
         self._batch.sent_short += position < right
         self._batch.sent_long += position > right
 
@@ -273,14 +278,6 @@ class Simulation:
             self.strategy.learn(ticket.kept, ticket.prompt_tokens, ticket.output_tokens)
 
 
-def right_pool(thresholds: list[int], tokens: int) -> int:
-    """Position of the smallest pool whose threshold holds so many, or of the last."""
-    for position, threshold in enumerate(thresholds):
-        if tokens <= threshold:
-            return position
-    return len(thresholds) - 1
-
-
 def simulate(
     pools: list[PoolSpec],
     stream: RequestStream,
@@ -297,11 +294,7 @@ def simulate(
     # Streams of their own, so that one strategy's draws do not shift the traffic.
     seeds = np.random.SeedSequence(run.seed).spawn(5)
     traffic, instants, balancing, text, past = map(np.random.default_rng, seeds)
-    routing_pools = [
-        Pool(spec.name, spec.limits.max_model_len, spec.threshold_tokens)
-        for spec in pools
-    ]
-    router = build_strategy(strategy, routing_pools, text)
+    router = build_strategy(strategy, [spec.routing_pool for spec in pools], text)
     _teach(router, stream.lengths, past, run)
     simulation = Simulation(pools, router, run)
     left = run.limit

@@ -177,42 +177,6 @@ WORKLOADS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LengthStatistics:
-    """What a workload looks like; shares and quantiles are of total tokens."""
-
-    requests: int
-    mean_prompt_tokens: float
-    mean_output_tokens: float
-    quantiles: Mapping[str, float]
-    share_up_to: Mapping[int, float]
-    token_share_up_to: Mapping[int, float]
-
-
-def describe(
-    workload: Workload,
-    rng: np.random.Generator,
-    thresholds: tuple[int, ...] = (2048, 4096, 6144, 8192, 16_384, 32_768),
-    n: int = 200_000,
-) -> LengthStatistics:
-    """Measure ``n`` draws: means, quantiles, shares of requests and of tokens."""
-    prompts, outputs = workload.lengths.draw(rng, n)
-    totals = prompts + outputs
-    return LengthStatistics(
-        requests=n,
-        mean_prompt_tokens=float(prompts.mean()),
-        mean_output_tokens=float(outputs.mean()),
-        quantiles={
-            f"p{100 * q:g}": float(np.quantile(totals, q))
-            for q in (0.5, 0.9, 0.99, 0.999, 1.0)
-        },
-        share_up_to={t: float((totals <= t).mean()) for t in thresholds},
-        token_share_up_to={
-            t: float(totals[totals <= t].sum() / totals.sum()) for t in thresholds
-        },
-    )
-
-
 class Arrivals(Protocol):
     """Instants of requests."""
 

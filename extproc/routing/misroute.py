@@ -1,7 +1,7 @@
 """The tokens that a request needed, and whether its pool was the right one.
 
-The only definition of both: the router, ``replay``, recordings, threshold advice and
-the demo all judge by it.
+The only definition of both: the router, ``replay``, recordings, threshold advice, the
+demo and the simulated fleet all judge by it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,17 @@ def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
     return None if completion_tokens is None else prompt_tokens + completion_tokens
 
 
+def right_position(policy: Policy, needed_tokens: int, window_tokens: int = 0) -> int:
+    """Return the position of the pool that was right for a need, whatever the loads.
+
+    Args:
+        policy: the pools that there were to choose from.
+        needed_tokens: of one sequence, prompt and output.
+        window_tokens: ``max_model_len`` that the request demanded, whatever its need.
+    """
+    return policy.first_fit(needed_tokens, window_tokens)
+
+
 def find_misroute(
     policy: Policy, decision: Decision, outcome: Outcome
 ) -> Misroute | None:
@@ -75,7 +86,7 @@ def find_misroute(
     needed = needed_tokens(decision, outcome)
     if needed is None:
         return None
-    fitting = policy.choose(needed, window_tokens=decision.window_tokens).pool
+    fitting = policy.pools[right_position(policy, needed, decision.window_tokens)]
     # 5. A larger pool was right.
     if fitting.max_model_len > chosen.max_model_len:
         return Misroute.SHORT_OVERFLOW

@@ -173,7 +173,7 @@ class Policy:
         4. If there is none either, the request stays with its pool.
         """
         capacity_tokens = max(budget_tokens, window_tokens)
-        chosen = self._first_fit(budget_tokens, capacity_tokens)
+        chosen = self.first_fit(budget_tokens, window_tokens)
         reason = self._reason(chosen, capacity_tokens)
         if loads:
             position = self._spill(chosen, capacity_tokens, loads)
@@ -181,7 +181,12 @@ class Policy:
                 return Choice(self.pools[position], Reason.SPILLED)
         return Choice(self.pools[chosen], reason)
 
-    def _first_fit(self, budget_tokens: int, capacity_tokens: int) -> int:
+    def first_fit(self, budget_tokens: int, window_tokens: int = 0) -> int:
+        """Position of the smallest pool meant for a budget, whatever the loads.
+
+        The last one, if none is. The arguments are those of :meth:`choose`.
+        """
+        capacity_tokens = max(budget_tokens, window_tokens)
         for position, limit in enumerate(self.thresholds):
             if (
                 budget_tokens <= limit

@@ -1,7 +1,5 @@
 """The closed form, and every number of the papers that can be derived exactly."""
 
-import math
-
 import pytest
 
 from extproc.fleet import cost
@@ -66,11 +64,6 @@ def test_rounding_up_takes_no_instance_for_a_floating_point_hair() -> None:
     assert cost.Demand(10, 1).instances(max_utilization=0.9) == 12
 
 
-def test_sensitivity_is_the_formula_over_a_grid() -> None:
-    table = cost.sensitivity([0.5, 1.0], [1, 2, 4])
-    assert table.saving == ((0.0, 0.25, 0.375), (0.0, 0.5, 0.75))
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -79,19 +72,8 @@ def test_sensitivity_is_the_formula_over_a_grid() -> None:
         lambda: cost.Demand(1, 0).instances(),
         lambda: cost.Demand(1, 1).instances(1.5),
         lambda: cost.saving(0, 1),
-        lambda: cost.erlang_c(0, 1),
     ],
 )
 def test_arguments_out_of_range_are_refused(call) -> None:
     with pytest.raises(ValueError, match="expected"):
         call()
-
-
-def test_erlang_c() -> None:
-    """One server: the load. Two: a^2 / (2 + a) by hand. Ten at 8: tables say 0.409."""
-    assert cost.erlang_c(1, 0.7) == pytest.approx(0.7)
-    assert cost.erlang_c(2, 1.2) == pytest.approx(1.2**2 / (2 + 1.2))
-    assert cost.erlang_c(10, 8) == pytest.approx(0.409, abs=5e-4)
-    assert cost.erlang_c(3, 3) == 1
-    assert cost.mean_wait_s(1, 0.5, 1) == pytest.approx(1.0)
-    assert cost.mean_wait_s(1, 1, 1) == math.inf

@@ -19,7 +19,6 @@ def test_quantiles_are_within_half_a_percent() -> None:
             float(np.quantile(values, share)), rel=0.007
         )
     assert histogram.mean == pytest.approx(float(values.mean()))
-    assert histogram.share_above(1.0) == pytest.approx(0.5, abs=0.01)
 
 
 @given(
@@ -40,7 +39,6 @@ def test_of_nothing_there_is_no_quantile() -> None:
     empty = Histogram()
     assert math.isnan(empty.quantile(0.5))
     assert math.isnan(empty.mean)
-    assert empty.share_above(1) == 0
 
 
 def test_zeros_are_zero() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from extproc.commands.recording_report import Recorded, score_recording
@@ -11,6 +12,11 @@ from extproc.demo.results import Measured, Sent, judge
 from extproc.demo.stack.access_log import Record
 from extproc.demo.workload import DemoRequest
 from extproc.exchange.events import Observation
+from extproc.fleet.assignment import Inquiry, Tier, assign
+from extproc.fleet.declared import Declared
+from extproc.fleet.scheduler import SchedulerLimits
+from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.workload import Recorded as Lengths
 from extproc.routing.advice import BudgetCounts
 from extproc.routing.bound import Bounded
 from extproc.routing.decision import Decision, Outcome
@@ -212,3 +218,28 @@ def test_the_demo_judges_so(case: Case) -> None:
     if case.needed is not None:
         assert results.under == (case.misroute in (OVERFLOW, CUT))
         assert results.over == (case.misroute is WASTE)
+
+
+@pytest.mark.parametrize("output", [1, 500, 501, 699, 700, 701, 2700, 2701, 7000])
+@pytest.mark.parametrize("limit", list(Declared))
+def test_the_simulated_fleet_judges_so_too(output: int, limit: Declared) -> None:
+    """A rule that looks at prompts alone sends all of these to the short pool."""
+    prompt = 300
+    policy = Policy(THREE)
+    decision = Case(Outcome(200), None, limit=limit.limit(output)).decision
+    outcome = Outcome(200, prompt, output)
+    misroute = find_misroute(policy, decision, outcome)
+
+    tiers = [
+        Tier(pool.name, SchedulerLimits(4, 64, pool.max_model_len, 999), threshold)
+        for pool, threshold in zip(THREE, (800, 3000, 8000), strict=True)
+    ]
+    strategy = StrategySpec(StrategyName.PROMPT_LENGTH, {"prose": 1.0})
+    found = assign(
+        Lengths(np.array([prompt]), np.array([output])),
+        Inquiry(tiers, strategy, 1, limit, requests=10, learning_lag=1),
+        fill=False,
+    )
+
+    assert found.under == (misroute is OVERFLOW)
+    assert found.over == 0
