@@ -24,6 +24,8 @@ from extproc.demo.stack.envoy_config import (
     with_bypass,
 )
 
+from ...pasted import composed
+
 FOLDER = Path(__file__).parents[3] / "envoy"
 ADDRESSES = Addresses(
     listener=("127.0.0.1", 1),
@@ -143,61 +145,23 @@ def test_the_pasted_filter_is_the_complete_one(config: dict[str, Any]) -> None:
     """Filter and cluster in the two files are the same, so that neither grows old."""
     pasted = yaml.safe_load((FOLDER / "ext_proc_filter.yaml").read_text())
     assert pasted["http_filters"][0]["typed_config"] == ext_proc_filter(config)
-    clusters = {
+    complete = {
         cluster["name"]: cluster for cluster in config["static_resources"]["clusters"]
     }
-    assert pasted["clusters"] == [clusters["extproc"]]
+    router, short = pasted["clusters"]
+    assert router == complete["extproc"]
+    assert short == {key: complete["vllm_short"][key] for key in short}
 
+    def routes(host: dict[str, Any]) -> list[Any]:
+        return [route["route"] for route in host["routes"][-2:]]
 
-def composed(config: dict[str, Any]) -> dict[str, Any]:
-    """``ext_proc_filter.yaml`` pasted into an Envoy that has little else."""
-    pieces = yaml.safe_load((FOLDER / "ext_proc_filter.yaml").read_text())
-    router = {
-        "name": "envoy.filters.http.router",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-        },
-    }
-    manager = {
-        "@type": connection_manager(config["static_resources"]["listeners"][0])[
-            "@type"
-        ],
-        "stat_prefix": "mesh",
-        "early_header_mutation_extensions": pieces["early_header_mutation_extensions"],
-        "http_filters": [*pieces["http_filters"], router],
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "request_body_buffer_limit": 1 << 20,
-                    "routes": pieces["routes"],
-                }
-            ]
-        },
-    }
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
-    pools = [
-        {"name": name, "load_assignment": {"cluster_name": name}, "type": "STATIC"}
-        for name in ("vllm_short", "vllm_long")
-    ]
-    filters = [
-        {
-            "name": "envoy.filters.network.http_connection_manager",
-            "typed_config": manager,
-        }
-    ]
-    return {
-        "static_resources": {
-            "listeners": [
-                {
-                    "name": "mesh",
-                    "address": address,
-                    "filter_chains": [{"filters": filters}],
-                }
-            ],
-            "clusters": [*pieces["clusters"], *pools],
-        }
+    (pasted_host,) = pasted["virtual_hosts"]
+    manager = connection_manager(config["static_resources"]["listeners"][0])
+    (host,) = manager["route_config"]["virtual_hosts"]
+    assert routes(pasted_host) == routes(host)
+    settings = [key for key in pasted_host if key != "routes"]
+    assert {key: pasted_host[key] for key in settings} == {
+        key: host[key] for key in settings
     }
 
 
@@ -217,7 +181,7 @@ def test_envoy_accepts_it(variant: str, config: dict[str, Any], tmp_path: Path) 
         "envoy-1.37.yaml": lambda: load_config(FOLDER / "envoy-1.37.yaml"),
         "relocated": lambda: relocate(config, ADDRESSES),
         "with bypass": lambda: with_bypass(config, ("127.0.0.1", 9)),
-        "ext_proc_filter.yaml": lambda: composed(config),
+        "ext_proc_filter.yaml": lambda: composed(),
     }[variant]()
     path = tmp_path / "envoy.yaml"
     path.write_text(yaml.safe_dump(chosen))
@@ -254,13 +218,7 @@ def test_envoy_refuses_a_typo(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 # Fields that are newer than the published descriptors; the real Envoy knows them.
-TOO_NEW = {
-    "envoy.yaml": {
-        "inline_cluster_specifier_plugin",
-        "refresh_cluster_on_retry",
-    },
-    "ext_proc_filter.yaml": set(),
-}
+TOO_NEW = {"inline_cluster_specifier_plugin", "refresh_cluster_on_retry"}
 
 
 def without(node: Any, names: set[str]) -> Any:
@@ -282,8 +240,8 @@ def test_every_field_is_one_that_envoy_has(file: str, config: dict[str, Any]) ->
     In a process of its own: the descriptors of ``envoy.*`` and ours cannot share one.
     It also tries every key misspelled, and reports those that were taken all the same.
     """
-    document = config if file == "envoy.yaml" else composed(config)
-    document = without(document, TOO_NEW[file])
+    document = config if file == "envoy.yaml" else composed()
+    document = without(document, TOO_NEW)
     script = Path(__file__).parent / "parse_bootstrap.py"
     done = subprocess.run(
         [sys.executable, str(script)],
