@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Decided, NotRouted, RequestHead
-from extproc.exchange.openai import RESPONSES, ask_for_usage
+from extproc.exchange.openai import RESPONSES, Endpoint, ask_for_usage
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.models import NO_NAMES, AnyRouter, as_base
 from extproc.routing.policy import Pool, PoolLoad, Reason
@@ -88,8 +88,8 @@ class Decider:
         router = self.find(head.headers, request.model)
         if router is None:
             return NotRouted.UNKNOWN_MODEL
-        if self._is_kept(head, request):
-            return self._keep(head, router, len(body))
+        if self.asks_to_keep(router, head.target.endpoint, request):
+            return self._decided(self.stored(router, len(body)), head)
         hint = head.headers.get(self.settings.category_header)
         request = as_base(request, self._bases())
         decision = router.route(request, hint, self._loads(), approximate=True)
@@ -117,47 +117,64 @@ class Decider:
             headers: its headers; the model header counts first.
             name: by the body, or by the path if the body was not read.
         """
+        header = self.settings.model_header
+        return self.find_named(headers.get(header, "") if header else "", name)
+
+    def find_named(self, named: str, asked: str) -> Router | None:
+        """Return the router of a model's name, or None.
+
+        Args:
+            named: by a parser before us; counts if it is a known model's. May be empty.
+            asked: by the request itself.
+        """
         router, served = self._router, self._served
         if isinstance(router, Router):
             return router
-        header = self.settings.model_header
-        found = None
-        if header:
-            found = router.find_known(headers.get(header, ""), served())
-        return found or router.find(name, served())
+        found = router.find_known(named, served()) if named else None
+        return found or router.find(asked, served())
 
     def keep(self, head: RequestHead) -> Decided | NotRouted:
-        """Decide about a request for a response that a server keeps, by its identifier.
+        """Decide about a request that names a response which a server keeps."""
+        header = self.settings.model_header
+        router = self.find_keeper(head.headers.get(header, "") if header else "")
+        if router is None:
+            return NotRouted.UNKNOWN_MODEL
+        return self._decided(self.stored(router), head)
 
-        With several models its headers name the model, else it is the one of
-        ``responses_pool``.
+    def find_keeper(self, named: str = "") -> Router | None:
+        """Return the router of a response that is asked for by its identifier.
+
+        An identifier says no model. It is the one that a parser before us named, else
+        that of ``responses_pool``, else the one for names that are not known.
         """
-        router = self.find(head.headers, "")
-        if router is None and self._responses_pool is not None:
-            router = self._router.of_pool(self._responses_pool)
-        return NotRouted.UNKNOWN_MODEL if router is None else self._keep(head, router)
+        if isinstance(self._router, Router):
+            return self._router
+        found = self._router.find_known(named, self._served()) if named else None
+        if found is None and self._responses_pool is not None:
+            found = self._router.of_pool(self._responses_pool)
+        return found or self._router.find("")
 
-    def _keep(self, head: RequestHead, router: Router, body_bytes: int = 0) -> Decided:
+    def stored(self, router: Router, body_bytes: int = 0) -> Decision:
         """Decide about a response that a server keeps: always for the same pool.
 
         Its server alone has it, so neither its size nor the load may move it.
         """
         pool = self._pool_of_responses(router) or router.policy.default
-        decision = Decision(
-            pool, Reason.STORED, model=router.model, body_bytes=body_bytes
-        )
-        return self._decided(decision, head)
+        return Decision(pool, Reason.STORED, model=router.model, body_bytes=body_bytes)
 
     def _pool_of_responses(self, router: Router) -> Pool | None:
         """Return ``responses_pool`` if it is one of the model's."""
         pool = self._responses_pool
         return None if pool is None else router.pool(pool.name)
 
-    def _is_kept(self, head: RequestHead, request: Request) -> bool:
-        if head.target.endpoint is not RESPONSES:
+    def asks_to_keep(
+        self, router: Router, endpoint: Endpoint, request: Request
+    ) -> bool:
+        """Return whether the response is one that a server is to keep, or has kept."""
+        if endpoint is not RESPONSES:
             return False
         if request.stored is None:  # the API's default is to keep it, vLLM's is not
-            return self._responses_pool is not None
+            return self._pool_of_responses(router) is not None
         return request.stored
 
     def fail_open(
@@ -171,12 +188,21 @@ class Decider:
         router = self.find(head.headers, head.target.model)
         if router is None:
             return NotRouted.UNKNOWN_MODEL
-        pool = self._pool_of_responses(router)
-        if pool is not None and head.target.endpoint is RESPONSES:
-            decision = Decision(pool, reason, model=router.model, body_bytes=body_bytes)
-        else:
-            decision = router.fail_open(reason, body_bytes, self._loads())
+        decision = self.unread(router, head.target.endpoint, reason, body_bytes)
         return self._decided(decision, head)
+
+    def unread(
+        self,
+        router: Router,
+        endpoint: Endpoint | None,
+        reason: Reason,
+        body_bytes: int,
+    ) -> Decision:
+        """Decide for one model about a request whose body was not read."""
+        pool = self._pool_of_responses(router)
+        if pool is None or endpoint is not RESPONSES:
+            return router.fail_open(reason, body_bytes, self._loads())
+        return Decision(pool, reason, model=router.model, body_bytes=body_bytes)
 
     def after_fault(self, head: RequestHead, body_bytes: int) -> Decided | NotRouted:
         """Decide after an internal error; the pools' load is not asked for again."""

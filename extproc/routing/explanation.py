@@ -132,7 +132,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
-    """A decision that was made without reading the request."""
+    """A decision that was made without an estimate."""
 
     request: RequestSize
     why: str
@@ -191,18 +191,16 @@ def explain(
 
 
 def explain_failure(
-    router: Router, reason: Reason, body_bytes: int, why: str = ""
+    router: Router, decision: Decision, why: str = ""
 ) -> FailedOpenExplanation:
-    """Explain a decision that was made without reading the request.
+    """Explain a decision that was made without an estimate.
 
     Args:
-        reason: one that failed open.
-        body_bytes: size of the body on the wire.
+        decision: of a reason that failed open.
         why: the reason in words, of which none is a client's.
     """
-    decision = router.fail_open(reason, body_bytes)
     return FailedOpenExplanation(
-        request=RequestSize(body_bytes),
+        request=RequestSize(decision.body_bytes),
         why=why,
         pools=_explain_pools(router.policy, decision, {}),
         decision=_explain_decision(router.policy, decision),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xtproc/wire/router.proto\x12\x0etokenbudget.v1\"\x96\x01\n\rDecideRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x04\x62ody\x18\x02 \x01(\x0cH\x00\x12,\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x18.tokenbudget.v1.FeaturesH\x00\x12\x18\n\x10\x63ontent_encoding\x18\x04 \x01(\t\x12\x15\n\rcategory_hint\x18\x05 \x01(\tB\x08\n\x06prompt\"\xae\x01\n\x08\x46\x65\x61tures\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntext_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btext_sample\x18\x03 \x01(\x0c\x12\x10\n\x08messages\x18\x04 \x01(\r\x12\x0e\n\x06images\x18\x05 \x01(\r\x12\x0e\n\x06\x61udios\x18\x06 \x01(\r\x12\r\n\x05\x66iles\x18\x07 \x01(\r\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x12\n\nmax_tokens\x18\t \x01(\r\"\xad\x01\n\x0e\x44\x65\x63ideResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x62ound_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12\x15\n\rbudget_tokens\x18\x07 \x01(\r\x12\x10\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0c\"\x89\x01\n\x0eObserveRequest\x12\x10\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0c\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\"4\n\x0fObserveResponse\x12\x0f\n\x07skipped\x18\x01 \x01(\t\x12\x10\n\x08misroute\x18\x02 \x01(\t2\x9d\x01\n\x06Router\x12G\n\x06\x44\x65\x63ide\x12\x1d.tokenbudget.v1.DecideRequest\x1a\x1e.tokenbudget.v1.DecideResponse\x12J\n\x07Observe\x12\x1e.tokenbudget.v1.ObserveRequest\x1a\x1f.tokenbudget.v1.ObserveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xtproc/wire/router.proto\x12\x0etokenbudget.v1\"\xa5\x01\n\rDecideRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x04\x62ody\x18\x02 \x01(\x0cH\x00\x12,\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x18.tokenbudget.v1.FeaturesH\x00\x12\x18\n\x10\x63ontent_encoding\x18\x04 \x01(\t\x12\x15\n\rcategory_hint\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\tB\x08\n\x06prompt\"\xae\x01\n\x08\x46\x65\x61tures\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntext_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btext_sample\x18\x03 \x01(\x0c\x12\x10\n\x08messages\x18\x04 \x01(\r\x12\x0e\n\x06images\x18\x05 \x01(\r\x12\x0e\n\x06\x61udios\x18\x06 \x01(\r\x12\r\n\x05\x66iles\x18\x07 \x01(\r\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x12\n\nmax_tokens\x18\t \x01(\r\"\xbc\x01\n\x0e\x44\x65\x63ideResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x62ound_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12\x15\n\rbudget_tokens\x18\x07 \x01(\r\x12\x10\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0c\x12\r\n\x05model\x18\t \x01(\t\"\x89\x01\n\x0eObserveRequest\x12\x10\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0c\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\"4\n\x0fObserveResponse\x12\x0f\n\x07skipped\x18\x01 \x01(\t\x12\x10\n\x08misroute\x18\x02 \x01(\t2\x9d\x01\n\x06Router\x12G\n\x06\x44\x65\x63ide\x12\x1d.tokenbudget.v1.DecideRequest\x1a\x1e.tokenbudget.v1.DecideResponse\x12J\n\x07Observe\x12\x1e.tokenbudget.v1.ObserveRequest\x1a\x1f.tokenbudget.v1.ObserveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'extproc.wire.router_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECIDEREQUEST']._serialized_start=46
-  _globals['_DECIDEREQUEST']._serialized_end=196
-  _globals['_FEATURES']._serialized_start=199
-  _globals['_FEATURES']._serialized_end=373
-  _globals['_DECIDERESPONSE']._serialized_start=376
-  _globals['_DECIDERESPONSE']._serialized_end=549
-  _globals['_OBSERVEREQUEST']._serialized_start=552
-  _globals['_OBSERVEREQUEST']._serialized_end=689
-  _globals['_OBSERVERESPONSE']._serialized_start=691
-  _globals['_OBSERVERESPONSE']._serialized_end=743
-  _globals['_ROUTER']._serialized_start=746
-  _globals['_ROUTER']._serialized_end=903
+  _globals['_DECIDEREQUEST']._serialized_end=211
+  _globals['_FEATURES']._serialized_start=214
+  _globals['_FEATURES']._serialized_end=388
+  _globals['_DECIDERESPONSE']._serialized_start=391
+  _globals['_DECIDERESPONSE']._serialized_end=579
+  _globals['_OBSERVEREQUEST']._serialized_start=582
+  _globals['_OBSERVEREQUEST']._serialized_end=719
+  _globals['_OBSERVERESPONSE']._serialized_start=721
+  _globals['_OBSERVERESPONSE']._serialized_end=773
+  _globals['_ROUTER']._serialized_start=776
+  _globals['_ROUTER']._serialized_end=933
 # @@protoc_insertion_point(module_scope)

@@ -6,18 +6,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DecideRequest(_message.Message):
-    __slots__ = ("path", "body", "features", "content_encoding", "category_hint")
+    __slots__ = ("path", "body", "features", "content_encoding", "category_hint", "model")
     PATH_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_HINT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     path: str
     body: bytes
     features: Features
     content_encoding: str
     category_hint: str
-    def __init__(self, path: _Optional[str] = ..., body: _Optional[bytes] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content_encoding: _Optional[str] = ..., category_hint: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, path: _Optional[str] = ..., body: _Optional[bytes] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content_encoding: _Optional[str] = ..., category_hint: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("model", "text_bytes", "text_sample", "messages", "images", "audios", "files", "prompt_tokens", "max_tokens")
@@ -42,7 +44,7 @@ class Features(_message.Message):
     def __init__(self, model: _Optional[str] = ..., text_bytes: _Optional[int] = ..., text_sample: _Optional[bytes] = ..., messages: _Optional[int] = ..., images: _Optional[int] = ..., audios: _Optional[int] = ..., files: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class DecideResponse(_message.Message):
-    __slots__ = ("pool", "reason", "category", "prompt_tokens", "bound_tokens", "output_tokens", "budget_tokens", "decision")
+    __slots__ = ("pool", "reason", "category", "prompt_tokens", "bound_tokens", "output_tokens", "budget_tokens", "decision", "model")
     POOL_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class DecideResponse(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     pool: str
     reason: str
     category: str
@@ -59,7 +62,8 @@ class DecideResponse(_message.Message):
     output_tokens: int
     budget_tokens: int
     decision: bytes
-    def __init__(self, pool: _Optional[str] = ..., reason: _Optional[str] = ..., category: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., bound_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., budget_tokens: _Optional[int] = ..., decision: _Optional[bytes] = ...) -> None: ...
+    model: str
+    def __init__(self, pool: _Optional[str] = ..., reason: _Optional[str] = ..., category: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., bound_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., budget_tokens: _Optional[int] = ..., decision: _Optional[bytes] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ObserveRequest(_message.Message):
     __slots__ = ("decision", "status", "prompt_tokens", "completion_tokens", "truncated", "attempts")

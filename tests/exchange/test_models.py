@@ -1,5 +1,6 @@
 """Several models: each request stays among its model's pools, or is left alone."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -149,3 +150,35 @@ def test_names_of_one_base_are_learned_together(model: str, learned_as: str) -> 
     decider = Decider(router, SETTINGS, lambda decision: True, bases=lambda: bases)
     decision = routed(ask(Exchange(decider), chat(model=model), None))
     assert decision.model == learned_as
+
+
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize(
+    ("named", "pool"), [("", "a-short"), ("b", "b"), ("unknown", "a-short")]
+)
+def test_a_kept_response_is_asked_for_where_such_are_kept(
+    named: str, pool: str, default: bool
+) -> None:
+    """Its identifier names no model; a header does, and the setting's pool is of one."""
+    settings = replace(WITH_HEADER, responses_pool="a-short")
+    machine = exchange(settings, default=default)
+    asked = request(None, path="/v1/responses/r", method="GET", end=True, x_model=named)
+    (step,) = play(machine, asked)
+    assert routed(step).pool.name == pool
+
+
+def test_a_kept_response_of_no_known_model_is_left_on_its_route() -> None:
+    asked = request(None, path="/v1/responses/r", method="GET", end=True)
+    (step,) = play(exchange(), asked)
+    assert step.not_routed is NotRouted.UNKNOWN_MODEL
+
+
+@pytest.mark.parametrize(("model", "reason"), [("a", "within"), ("b", "stored")])
+def test_what_does_not_say_so_is_kept_by_the_model_that_keeps(
+    model: str, reason: str
+) -> None:
+    body = json.dumps({"model": model, "input": "Hi", "max_output_tokens": 9}).encode()
+    machine = exchange(replace(SETTINGS, responses_pool="b"))
+    head = request(body, path="/v1/responses")
+    decision = routed(play(machine, head, RequestBody(body, True))[-1])
+    assert decision.reason.startswith(reason)

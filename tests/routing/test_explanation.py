@@ -200,6 +200,7 @@ def test_explaining_teaches_nothing() -> None:
 
 
 def test_what_was_not_read_has_a_reason_and_no_budget() -> None:
-    told = explain_failure(make_router(), Reason.UNPARSABLE, 12)
+    router = make_router()
+    told = explain_failure(router, router.fail_open(Reason.UNPARSABLE, 12))
     assert told.request == RequestSize(12)
     assert told.decision == DecisionExplanation("long", "unparsable", None)

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from google.protobuf import json_format
 
-from extproc.server.services.codec import BUDGET_HEADER, POOL_HEADER
+from extproc.server.services.codec import BUDGET_HEADER, MODEL_HEADER, POOL_HEADER
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.decide import DECIDE, OBSERVE, Api, InvalidArgumentError
 from extproc.wire import router_pb2 as pb
@@ -54,21 +54,22 @@ class HttpApi:
     async def _post_decide(self, request: web.Request) -> web.Response:
         """Decide on the body as it came; the answer is in the headers too.
 
-        ``?path=`` and ``?hint=`` say what the body does not. With ``?accel=PREFIX`` the
-        answer carries ``x-accel-redirect: PREFIX<pool>``, which takes nginx to the
-        location of that name with the request as it was.
+        ``?path=``, ``?hint=`` and ``?model=`` say what the body does not. With
+        ``?accel=PREFIX`` the answer carries ``x-accel-redirect: PREFIX<pool>``, which
+        takes nginx to the location of that name with the request as it was.
         """
         accel = request.query.get("accel", "")
         if accel and not _LOCATION.fullmatch(accel):
             return _refuse("accel: accepted is the beginning of a location's name")
+        asked = pb.DecideRequest(
+            path=request.query.get("path", ""),
+            category_hint=request.query.get("hint", ""),
+            model=request.query.get("model", ""),
+        )
         try:
-            asked = pb.DecideRequest(
-                path=request.query.get("path", ""),
-                body=await request.read(),
-                category_hint=request.query.get("hint", ""),
-            )
+            asked.body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            answer = self._api.decide_unread(request.content_length or 0)
+            answer = self._api.decide_unread(asked, request.content_length or 0)
         else:
             answer = await self._decide(asked)
         headers = {
@@ -76,6 +77,8 @@ class HttpApi:
             BUDGET_HEADER: str(answer.budget_tokens),
             DECISION_HEADER: base64.b64encode(answer.decision).decode(),
         }
+        if answer.model:
+            headers[MODEL_HEADER] = answer.model
         if accel and answer.pool:
             headers["x-accel-redirect"] = f"{accel}{answer.pool}"
         return web.json_response(_as_json(answer), headers=headers)

@@ -61,15 +61,21 @@ class Explainer:
             reading: of the same; None: it is read here, in one go.
             model_header: what its model header says, if one is configured.
         """
+        now = self._in_force.now
+        paths, decider = now.settings.paths, now.decider
+        named = model_header if now.settings.model_header else ""
         reading = reading or self.begin_parsing(body, path, encoding)
         request = reading.finish()
-        now = self._in_force.now
-        target = now.settings.paths.find(path)
+        target = paths.find(path)
+        endpoint = None if target is None else target.endpoint
         asked = "" if isinstance(request, Reason) else request.model
         if not asked and target is not None:
             asked = target.model
-        headers = {now.settings.model_header: model_header}
-        router = now.decider.find(headers, asked)
+        by_identifier = paths.is_stored_response(path)
+        if by_identifier:
+            router = decider.find_keeper(named)
+        else:
+            router = decider.find_named(named, asked)
         explanation: AnyExplanation
         if router is None:
             explanation = NotRoutedExplanation(
@@ -78,10 +84,15 @@ class Explainer:
                 asked=asked,
                 models=[each.model for each in now.router.routers],
             )
+        elif by_identifier:
+            explanation = explain_failure(router, decider.stored(router, len(body)))
         elif isinstance(request, Reason):
-            explanation = explain_failure(router, request, len(body), reading.detail)
+            decision = decider.unread(router, endpoint, request, len(body))
+            explanation = explain_failure(router, decision, reading.detail)
+        elif endpoint is not None and decider.asks_to_keep(router, endpoint, request):
+            explanation = explain_failure(router, decider.stored(router, len(body)))
         else:
             request = as_base(request, now.watch.base_names())
             explanation = explain(router, request, hint, now.loads())
-        routed = target is not None
+        routed = by_identifier or target is not None
         return replace(explanation, path=path, routed=routed)

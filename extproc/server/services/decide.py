@@ -75,12 +75,11 @@ class Api:
         """
         return self._answer(self._decide(asked, reading))
 
-    def decide_unread(self, body_bytes: int) -> pb.DecideResponse:
-        """Choose for a body that is larger than anyone read it."""
-        router = self._service.router.find("")
-        if router is None:
-            return _UNKNOWN_MODEL
-        return self._answer(router.fail_open(Reason.TOO_LARGE, body_bytes))
+    def decide_unread(
+        self, asked: pb.DecideRequest, body_bytes: int
+    ) -> pb.DecideResponse:
+        """Choose for a body that is too large to receive; ``asked`` is without it."""
+        return self._answer(self._unread(asked, Reason.TOO_LARGE, body_bytes))
 
     def _answer(self, decision: Decision | None) -> pb.DecideResponse:
         if decision is None:
@@ -94,6 +93,7 @@ class Api:
             self._service.in_flight.began(decision_token, decision.pool.name)
         fields = decision_fields(decision)
         return pb.DecideResponse(
+            model=fields.base_model,
             pool=fields.pool,
             reason=fields.reason,
             category=fields.category,
@@ -109,18 +109,39 @@ class Api:
     ) -> Decision | None:
         """Decide; None: the request asks for a model that is not configured."""
         now = self._service.in_force.now
+        decider, paths = now.decider, now.settings.paths
+        if paths.is_stored_response(asked.path):
+            keeper = decider.find_keeper(asked.model)
+            return None if keeper is None else decider.stored(keeper)
         if asked.HasField("features"):
             request: Request | Reason = _request_of(asked.features)
         else:
             request = (reading or self.begin_parsing(asked)).finish()
-        name = "" if isinstance(request, Reason) else request.model
-        router = now.router.find(name, now.watch.served_names())
+        if isinstance(request, Reason):
+            return self._unread(asked, request, len(asked.body))
+        router = decider.find_named(asked.model, request.model)
         if router is None:
             return None
-        if isinstance(request, Reason):
-            return router.fail_open(request, len(asked.body))
+        target = paths.find(asked.path or DEFAULT_PATH)
+        if target is not None and decider.asks_to_keep(
+            router, target.endpoint, request
+        ):
+            return decider.stored(router, len(asked.body))
         request = as_base(request, now.watch.base_names())
         return router.route(request, asked.category_hint or None, now.loads())
+
+    def _unread(
+        self, asked: pb.DecideRequest, reason: Reason, body_bytes: int
+    ) -> Decision | None:
+        """Decide about a body that was not read; None: of no known model."""
+        now = self._service.in_force.now
+        target = now.settings.paths.find(asked.path or DEFAULT_PATH)
+        by_path = "" if target is None else target.model
+        router = now.decider.find_named(asked.model, by_path)
+        if router is None:
+            return None
+        endpoint = None if target is None else target.endpoint
+        return now.decider.unread(router, endpoint, reason, body_bytes)
 
     def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
         """Learn from one response.

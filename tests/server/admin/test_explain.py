@@ -4,14 +4,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
 from extproc.address import Address
-from extproc.config import load_config
+from extproc.config import RequestsConfig, load_config
+from extproc.exchange.events import BodyMode, RequestBody, RequestHeaders
+from extproc.exchange.machine import Exchange
 from extproc.exchange.settings import ExchangeSettings
+from extproc.routing.decision import Decision
 from extproc.routing.explanation import (
     Explanation,
     FailedOpenExplanation,
@@ -21,6 +26,10 @@ from extproc.server.admin.explain import Explainer
 from extproc.server.admin.server import AdminServer
 from extproc.server.build import build_generation
 from extproc.server.in_force import InForce
+from extproc.server.observe.metrics import Metrics
+from extproc.server.services.decide import Api
+from extproc.server.services.ext_proc import ExtProcService
+from extproc.wire import router_pb2 as pb
 
 from ..in_force import make_in_force
 from .reports import status_report
@@ -127,3 +136,47 @@ def test_several_models_are_explained_as_they_are_routed() -> None:
     assert isinstance(unknown, NotRoutedExplanation)
     assert (unknown.asked, unknown.models) == ("c", ["a", "b"])
     assert unknown.not_routed == "unknown_model"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"model": "b", "input": "x", "store": True}),
+        ("/v1/responses", {"model": "a", "input": "x", "store": True}),
+        ("/v1/responses", {"model": "a", "input": "x"}),
+        ("/v1/responses", {"model": "a", "input": "x", "store": False}),
+        ("/v1/responses", {"model": "a", "input": 1}),
+        ("/team/v1/responses/resp_1", {}),
+        ("/openai/deployments/a/chat/completions", {"messages": 1}),
+        ("/openai/deployments/b-1/chat/completions", {"messages": []}),
+    ],
+)
+@pytest.mark.parametrize("responses_pool", ["a-short", "b", None])
+def test_explain_decide_and_envoy_agree(
+    path: str, body: dict[str, Any], responses_pool: str | None
+) -> None:
+    config = replace(FLEET, requests=RequestsConfig(responses_pool=responses_pool))
+    in_force = InForce(build_generation(config))
+    raw = json.dumps(body).encode()
+    decided = ext_proc_decision(in_force, path, raw)
+    explained = Explainer(in_force).explain(raw, path)
+    answered = Api(ExtProcService(in_force, Metrics()), MAX_BODY_BYTES).decide(
+        pb.DecideRequest(path=path, body=raw)
+    )
+    if decided is None:
+        assert isinstance(explained, NotRoutedExplanation)
+        assert (answered.pool, answered.reason) == ("", explained.not_routed)
+        return
+    assert not isinstance(explained, NotRoutedExplanation)
+    assert explained.model == decided.base_model == answered.model
+    seen = (decided.pool.name, decided.reason)
+    assert (explained.decision.pool, explained.decision.reason) == seen
+    assert (answered.pool, answered.reason) == seen
+
+
+def ext_proc_decision(in_force: InForce, path: str, body: bytes) -> Decision | None:
+    exchange = Exchange(in_force.now.decider)
+    headers = {":path": path, ":method": "POST", "content-length": str(len(body))}
+    exchange.receive(RequestHeaders(headers, False, BodyMode.BUFFERED, BodyMode.NONE))
+    exchange.receive(RequestBody(body, True))
+    return exchange.decision

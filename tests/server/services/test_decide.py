@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from extproc.address import Address
+from extproc.config import load_config
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.json_elider import CHUNK_BYTES
 from extproc.exchange.paths import ANY_PREFIX
@@ -276,10 +277,14 @@ def test_what_goes_wrong_in_turns_ends_the_call() -> None:
 
 
 def over_http(
-    steps: Callable[[aiohttp.ClientSession, str], Awaitable[None]], *, enabled: bool
+    steps: Callable[[aiohttp.ClientSession, str], Awaitable[None]],
+    *,
+    enabled: bool,
+    service: ExtProcService | None = None,
 ) -> None:
+    service = service or make_service()
+
     async def run() -> None:
-        service = make_service()
         admin = AdminServer(
             Address.parse("127.0.0.1:0"),
             service.metrics.registry,
@@ -393,6 +398,69 @@ def test_decide_takes_the_body_as_it_is_and_answers_in_headers() -> None:
                 assert response.headers["x-accel-redirect"] == "@long"
 
     over_http(steps, enabled=True)
+
+
+FLEET = load_config(
+    "models:\n"
+    "  a: {adapters: [a-lora], pools: [{name: a-short, max_model_len: 9000}, "
+    "{name: a-long, max_model_len: 90000}]}\n"
+    "  b: {pools: [{name: b, max_model_len: 9000}]}\n",
+    {},
+)
+
+
+def fleet_service() -> ExtProcService:
+    return ExtProcService(make_in_force(config=FLEET), Metrics())
+
+
+def chat_to(model: str) -> bytes:
+    messages = [{"role": "user", "content": "Hello"}]
+    return json.dumps({"model": model, "messages": messages, "max_tokens": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "pool"),
+    [
+        (pb.DecideRequest(body=chat_to("a-lora")), "a", "a-short"),
+        (pb.DecideRequest(body=chat_to("a"), model="b"), "b", "b"),
+        (pb.DecideRequest(body=chat_to("a"), model="c"), "a", "a-short"),
+        (pb.DecideRequest(body=chat_to("c"), model="a-lora"), "a", "a-short"),
+        (pb.DecideRequest(body=b"{", model="a"), "a", "a-long"),
+        (pb.DecideRequest(features=pb.Features(model="a-lora")), "a", "a-short"),
+        (pb.DecideRequest(features=pb.Features(), model="b"), "b", "b"),
+        (
+            pb.DecideRequest(
+                body=b"{", path="/openai/deployments/a-lora/chat/completions"
+            ),
+            "a",
+            "a-long",
+        ),
+        (pb.DecideRequest(body=chat_to("c")), "", ""),
+        (pb.DecideRequest(body=b"{"), "", ""),
+    ],
+)
+def test_several_models(asked: pb.DecideRequest, model: str, pool: str) -> None:
+    answer = Api(fleet_service(), MAX_BODY_BYTES).decide(asked)
+
+    assert (answer.model, answer.pool) == (model, pool)
+    assert (answer.reason == "unknown_model") == (not pool)
+
+
+def test_several_models_over_http() -> None:
+    async def steps(session: aiohttp.ClientSession, url: str) -> None:
+        async with session.post(f"{url}/decide", data=chat_to("a-lora")) as response:
+            assert response.headers["x-llm-model"] == "a"
+            assert (await response.json())["model"] == "a"
+        for body in (b"{", bytes(2 * MAX_BODY_BYTES + 1)):
+            ask = f"{url}/decide?model=a-lora&accel=@"
+            async with session.post(ask, data=body) as response:
+                assert response.headers["x-llm-model"] == "a"
+                assert response.headers["x-accel-redirect"] == "@a-long"
+        async with session.post(f"{url}/decide?accel=@", data=b"{") as response:
+            assert (await response.json())["reason"] == "unknown_model"
+            assert not {"x-llm-model", "x-accel-redirect"} & set(response.headers)
+
+    over_http(steps, enabled=True, service=fleet_service())
 
 
 def test_http_is_off_unless_it_is_enabled() -> None:
