@@ -1,4 +1,4 @@
-"""The public API: its docstring's example and the README's run as they stand."""
+"""The public API: the examples of its docstring and of the README run as they stand."""
 
 import doctest
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import extproc.library
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "extproc" / "README.md"
 BODY = b'{"messages": [{"role": "user", "content": "Hello!"}]}'
 
 
