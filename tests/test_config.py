@@ -29,10 +29,10 @@ def test_each_mistake_is_told_in_one_line(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(text, {})
 
-    told = str(caught.value)
-    assert told.startswith(expected)
-    assert "\n" not in told
-    assert told == expected or path.stem == "not_yaml"
+    message = str(caught.value)
+    assert message.startswith(expected)
+    assert "\n" not in message
+    assert message == expected or path.stem == "not_yaml"
 
 
 def test_nothing_is_the_defaults() -> None:

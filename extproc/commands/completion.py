@@ -127,8 +127,8 @@ def _write_zsh(commands: list[_Command]) -> Iterator[str]:
 def _write_fish(commands: list[_Command]) -> Iterator[str]:
     first = "__fish_use_subcommand"
     for command in commands:
-        told = shlex.quote(command.help)
-        yield f"complete -c extproc -n {first} -f -a {command.name} -d {told}"
+        description = shlex.quote(command.help)
+        yield f"complete -c extproc -n {first} -f -a {command.name} -d {description}"
     yield f"complete -c extproc -n {first} -f -l version -d 'print the version'"
     yield f"complete -c extproc -n {first} -f -s h -l help -d 'tell more'"
     for command in commands:

@@ -56,7 +56,7 @@ class Span:
 
     @property
     def is_escaped(self) -> bool:
-        """Whether its octets are others than those that it stands for."""
+        """Whether its bytes differ from those that it stands for."""
         return self.size_bytes != self.stop - self.start
 
 
@@ -67,12 +67,12 @@ class ElidedJson:
     a part of.
     """
 
-    __slots__ = ("_body", "octets", "spans")
+    __slots__ = ("_body", "content", "spans")
 
     def __init__(
-        self, octets: bytes, body: bytes | memoryview, spans: Sequence[Span]
+        self, raw: bytes, body: bytes | memoryview, spans: Sequence[Span]
     ) -> None:
-        self.octets: Final = octets
+        self.content: Final = raw
         """What is to be parsed."""
         self._body = memoryview(body)
         self.spans: Final = spans
@@ -145,12 +145,16 @@ class ElidedJson:
         if not piece.is_escaped:
             return bytes(self._body[piece.start + low : piece.start + high])
         # About there: the escapes need not be spread evenly.
-        octets_each = (piece.stop - piece.start) / piece.size_bytes
-        start = piece.start + int(low * octets_each)
-        stop = start + int((high - low + _ESCAPE_BYTES) * octets_each) + _ESCAPE_BYTES
+        encoded_bytes_each = (piece.stop - piece.start) / piece.size_bytes
+        start = piece.start + int(low * encoded_bytes_each)
+        stop = (
+            start
+            + int((high - low + _ESCAPE_BYTES) * encoded_bytes_each)
+            + _ESCAPE_BYTES
+        )
         before = bytes(self._body[max(piece.start, start - _ESCAPE_BYTES) : start])
-        octets = bytes(self._body[start : min(stop, piece.stop)])
-        return _unescaped(octets, before)[: high - low]
+        raw = bytes(self._body[start : min(stop, piece.stop)])
+        return _unescaped(raw, before)[: high - low]
 
 
 def _overlapping(
@@ -168,21 +172,21 @@ def _size_bytes(piece: bytes | Span) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.size_bytes
 
 
-def _unescaped(octets: bytes, before: bytes) -> bytes:
+def _unescaped(raw: bytes, before: bytes) -> bytes:
     """Decode part of a JSON string, less what was cut in two at its ends."""
     if b"\\" in before:
         # Only a backslash that follows none surely begins an escape.
-        begin = _ESCAPE_BEGINS.search(before + octets, len(before))
-        octets = octets[begin.start() - len(before) :] if begin else octets
-    if b"\\" not in octets:
-        return octets
-    whole = _WHOLE.match(octets)
+        begin = _ESCAPE_BEGINS.search(before + raw, len(before))
+        raw = raw[begin.start() - len(before) :] if begin else raw
+    if b"\\" not in raw:
+        return raw
+    whole = _WHOLE.match(raw)
     assert whole is not None  # it matches nothing as well
     text = whole[0].decode(errors="surrogateescape")
     try:
         decoded: str = _decode_string(f'"{text}"')
     except JSONDecodeError:  # an escape that there is not; the backend will tell
-        return octets
+        return raw
     try:
         return decoded.encode(errors="surrogateescape")
     except UnicodeEncodeError:  # half a pair

@@ -41,7 +41,7 @@ _OPENS, _CLOSES, _U, _D, _ZERO, _SEVEN = b"{}ud07"
 _CASE: Final = 0x20
 """The bit in which ``[`` differs from ``{``, and a small letter from its capital."""
 
-Octets = npt.NDArray[np.uint8]
+ByteArray = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.intp]
 
 
@@ -54,8 +54,8 @@ def is_large(body: bytes | memoryview) -> bool:
         return False
     if len(body) > DIRECT_BYTES:
         return True
-    octets = np.frombuffer(body, dtype=np.uint8)
-    return bool(np.count_nonzero(octets == _COMMA) > MAX_ELEMENTS // 2)
+    data = np.frombuffer(body, dtype=np.uint8)
+    return bool(np.count_nonzero(data == _COMMA) > MAX_ELEMENTS // 2)
 
 
 class TooIntricate(Exception):  # noqa: N818 - says what the body is
@@ -73,13 +73,13 @@ class JsonElider:
     __slots__ = (
         "_at",
         "_body",
+        "_bytes",
         "_chunk_bytes",
         "_commas",
         "_copied",
         "_elements",
         "_elided",
         "_escaped",
-        "_octets",
         "_open",
         "_shrunk",
         "_spans",
@@ -90,7 +90,7 @@ class JsonElider:
     ) -> None:
         self._chunk_bytes = chunk_bytes
         self._body = memoryview(body)
-        self._octets: Octets = np.frombuffer(body, dtype=np.uint8)
+        self._bytes: ByteArray = np.frombuffer(body, dtype=np.uint8)
         self._elided = bytearray()
         self._spans: list[Span] = []
         self._at = 0
@@ -111,9 +111,9 @@ class JsonElider:
         Raises:
             TooIntricate: what is not left out is too much.
         """
-        start, size = self._at, len(self._octets)
+        start, size = self._at, len(self._bytes)
         self._at = min(start + self._chunk_bytes, size)
-        chunk = self._octets[start : self._at]
+        chunk = self._bytes[start : self._at]
         quotes, escapes = self._quotes_and_escapes(chunk)
         shrinkage = self._shrinkage(start, escapes)
         if quotes.size or not self._in_string:
@@ -130,14 +130,14 @@ class JsonElider:
         """Return the elided JSON after the last step; empty if a bracket is open."""
         if self._open >= 0:
             return ElidedJson(b"", self._body, ())
-        self._copy_to(len(self._octets))
+        self._copy_to(len(self._bytes))
         return ElidedJson(bytes(self._elided), self._body, self._spans)
 
     @property
     def _in_string(self) -> bool:
-        return self._open >= 0 and bool(self._octets[self._open] == _QUOTE)
+        return self._open >= 0 and bool(self._bytes[self._open] == _QUOTE)
 
-    def _quotes_and_escapes(self, chunk: Octets) -> tuple[Places, Places]:
+    def _quotes_and_escapes(self, chunk: ByteArray) -> tuple[Places, Places]:
         """Find the quotes that are not escaped, and the backslashes that escape."""
         is_quote = chunk == _QUOTE
         escapes = np.flatnonzero(chunk == _BACKSLASH)
@@ -152,14 +152,13 @@ class JsonElider:
 
     def _shrinkage(self, start: int, escapes: Places) -> Places:
         """Bytes that decoding takes off at each escape."""
-        octets, last = self._octets, len(self._octets) - 1
+        data, last = self._bytes, len(self._bytes) - 1
         shrinkage = np.ones(len(escapes), dtype=np.intp)
         escapes = escapes + start
-        unicode = np.flatnonzero(octets[np.minimum(escapes + 1, last)] == _U)
+        unicode = np.flatnonzero(data[np.minimum(escapes + 1, last)] == _U)
         if unicode.size:
             first, second, third = (
-                octets[np.minimum(escapes[unicode] + place, last)]
-                for place in (2, 3, 4)
+                data[np.minimum(escapes[unicode] + place, last)] for place in (2, 3, 4)
             )
             two_bytes = (first == _ZERO) & (second <= _SEVEN)  # below U+0800, in UTF-8
             one_byte = two_bytes & (second == _ZERO) & (third <= _SEVEN)
@@ -170,7 +169,7 @@ class JsonElider:
     def _take_spans(
         self,
         start: int,
-        chunk: Octets,
+        chunk: ByteArray,
         quotes: Places,
         escapes: Places,
         shrinkage: Places,
@@ -185,7 +184,7 @@ class JsonElider:
         kinds = chunk[ends]
         if self._open >= 0:
             ends = np.concatenate(([self._open - start], ends))
-            kinds = np.concatenate((self._octets[[self._open]], kinds))
+            kinds = np.concatenate((self._bytes[[self._open]], kinds))
         is_quote = kinds == _QUOTE
         begins_string = is_quote & (np.cumsum(is_quote) & 1 == 1)
         begins_list = kinds == _LIST
@@ -212,7 +211,7 @@ class JsonElider:
             self._commas = commas_seen.after(int(ends[-1]))
             self._elements -= self._commas
 
-    def _structure(self, chunk: Octets, quotes: Places) -> tuple[Places, Places]:
+    def _structure(self, chunk: ByteArray, quotes: Places) -> tuple[Places, Places]:
         """Find the brackets and the commas that are not within strings."""
         folded = chunk | _CASE
         marks = np.flatnonzero(
@@ -262,7 +261,7 @@ def _escaping(backslashes: Places, escaped: bool) -> Places:
 
     Args:
         backslashes: one at least, in order.
-        escaped: whether octet 0 is itself escaped.
+        escaped: whether byte 0 is itself escaped.
     """
     number = np.arange(len(backslashes))
     begins = np.diff(backslashes, prepend=-2) != 1

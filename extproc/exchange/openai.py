@@ -83,12 +83,12 @@ _decode = msgspec.json.Decoder().decode
 
 def _object(source: Source) -> JsonObject:
     try:
-        body = _decode(source.octets)
+        body = _decode(source.content)
     except msgspec.DecodeError as error:
         if "out of range" not in str(error):
             raise NotARequestError(f"not JSON: {error}") from None
         # A number too large for a float; vLLM reads it as infinite.
-        body = json.loads(bytes(source.octets))
+        body = json.loads(bytes(source.content))
     if type(body) is not dict:
         raise NotARequestError(f"a JSON {_kind(body)}; expected an object")
     return body

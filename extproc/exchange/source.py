@@ -13,7 +13,7 @@ class Source(Protocol):
     """
 
     @property
-    def octets(self) -> bytes | memoryview:
+    def content(self) -> bytes | memoryview:
         """JSON."""
 
     @property
@@ -39,14 +39,14 @@ class Source(Protocol):
 class Whole:
     """A body of which nothing is left out."""
 
-    __slots__ = ("octets",)
+    __slots__ = ("content",)
 
-    def __init__(self, octets: bytes | memoryview) -> None:
-        self.octets: bytes | memoryview = octets
+    def __init__(self, content: bytes | memoryview) -> None:
+        self.content: bytes | memoryview = content
 
     @property
     def body_bytes(self) -> int:
-        return len(self.octets)
+        return len(self.content)
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
         return text.encode(), 0

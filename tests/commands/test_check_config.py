@@ -41,7 +41,7 @@ def test_what_is_printed_is_in_force(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("sever: {}", "sever: unknown key; did you mean 'server'?"),
         ("log: {level: loud}", "log.level: 'loud'; accepted: debug, info"),
@@ -49,7 +49,7 @@ def test_what_is_printed_is_in_force(
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, text)
 
@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"extproc: {path}: {told}")
+    assert captured.err.startswith(f"extproc: {path}: {message}")
     assert captured.err.count("\n") == 1
 
 

@@ -29,9 +29,9 @@ def body(tmp_path: Path) -> Path:
 
 def test_json_is_one_object(body: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--json", str(body)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["decision"]["pool"] == "short"
-    assert told["output"] == {
+    explanation = json.loads(capsys.readouterr().out)
+    assert explanation["decision"]["pool"] == "short"
+    assert explanation["output"] == {
         "tokens": 100,
         "declared": True,
         "limit_tokens": 100,
@@ -116,8 +116,8 @@ def test_renders_completions(body: dict[str, object]) -> None:
         TextRatios(),
     )
     explainer = Explainer(make_in_force(router))
-    told = explainer.explain(json.dumps(body).encode(), "/v1/completions")
-    text = "\n".join(render(told))
+    explanation = explainer.explain(json.dumps(body).encode(), "/v1/completions")
+    text = "\n".join(render(explanation))
     if body.get("n"):
         assert "counted by the client: token ids" in text
         assert "4 sequences side by side" in text

@@ -138,7 +138,7 @@ def test_a_file_without_times_has_no_rate_to_take(
 
 
 @pytest.mark.parametrize(
-    ("amount", "told"), [(1_234_567, "$1,234,567"), (-35_215, "-$35,215"), (0, "$0")]
+    ("amount", "text"), [(1_234_567, "$1,234,567"), (-35_215, "-$35,215"), (0, "$0")]
 )
-def test_dollars_have_their_sign_before_them(amount: int, told: str) -> None:
-    assert dollars(amount) == told
+def test_dollars_have_their_sign_before_them(amount: int, text: str) -> None:
+    assert dollars(amount) == text

@@ -58,13 +58,13 @@ def expanded(value: Any, elided: ElidedJson, body: bytes) -> Any:
             return [expanded(each, elided, body) for each in value]
         case str() if found := re.fullmatch("\x7f([0-9]+)\x7f", value):
             piece = elided.spans[int(found[1])]
-            octets = body[piece.start : piece.stop]
+            raw = body[piece.start : piece.stop]
             if piece.items:
-                assert piece.size_bytes == len(octets)
-                content = json.loads(b"[%b]" % octets)
+                assert piece.size_bytes == len(raw)
+                content = json.loads(b"[%b]" % raw)
                 assert elided.items(value) == piece.items == len(content)
             else:
-                content = json.loads(b'"%b"' % octets)
+                content = json.loads(b'"%b"' % raw)
                 assert piece.size_bytes == len(content.encode("utf-8", "surrogatepass"))
                 assert elided.size_bytes(value) == piece.size_bytes
                 assert elided.items(value) == 0
@@ -100,7 +100,7 @@ def test_the_outline_with_what_it_leaves_out_is_the_body(
 
     elided = elided_of(body, chunk_bytes)
 
-    assert expanded(json.loads(elided.octets), elided, body) == value
+    assert expanded(json.loads(elided.content), elided, body) == value
 
 
 @settings(max_examples=100)
@@ -110,7 +110,7 @@ def test_no_bytes_raise(body: bytes, chunk_bytes: int) -> None:
 
     with contextlib.suppress(NotARequestError):
         parse_source(CHAT, elided)
-    elided.excerpt(elided.octets.decode(errors="replace"))
+    elided.excerpt(elided.content.decode(errors="replace"))
 
 
 @settings(max_examples=40)
@@ -118,7 +118,7 @@ def test_no_bytes_raise(body: bytes, chunk_bytes: int) -> None:
 def test_a_window_of_escaped_text_is_of_that_text(text: str, repeated: int) -> None:
     whole = (text or "é") * (repeated + LONG)
     elided = elided_of(json.dumps([whole]).encode())
-    (reference,) = json.loads(elided.octets)
+    (reference,) = json.loads(elided.content)
 
     excerpt, missing_bytes = elided.excerpt(reference)
 
@@ -147,9 +147,9 @@ CALL = {"function": {"name": "f", "arguments": {"code": PROSE * 20}}}
 
 
 def the_same(path: str, body: Any) -> tuple[Request, Request]:
-    octets = json.dumps(body, ensure_ascii=False).encode()
-    whole = parse_source(path, Whole(octets))
-    from_elided = parse_source(path, elided_of(octets))
+    raw = json.dumps(body, ensure_ascii=False).encode()
+    whole = parse_source(path, Whole(raw))
+    from_elided = parse_source(path, elided_of(raw))
     return whole, from_elided
 
 
@@ -199,10 +199,10 @@ def test_features_are_the_same_by_the_outline(copies: int) -> None:
     "text", [PROSE, "a\tb\n", 'say "so"; ', "日本語のテキスト。", "ça 🙂 "]
 )
 def test_escaped_text_is_counted_as_what_it_stands_for(text: str) -> None:
-    octets = json.dumps(chat(text * 4000)).encode()
+    raw = json.dumps(chat(text * 4000)).encode()
 
-    request = parse_source(CHAT, elided_of(octets))
-    plain = parse_source(CHAT, Whole(octets))
+    request = parse_source(CHAT, elided_of(raw))
+    plain = parse_source(CHAT, Whole(raw))
 
     assert request is not None
     assert plain is not None
@@ -216,12 +216,12 @@ def test_escaped_text_is_counted_as_what_it_stands_for(text: str) -> None:
 def test_what_looks_like_a_reference_is_none() -> None:
     forged = "\x7f0\x7f"
     body = chat(PROSE * 20, forged, [IMAGE, {"type": "text", "text": forged}])
-    for octets in (
+    for raw in (
         json.dumps(body).encode(),
         json.dumps(body).replace("\x7f", "\\u007f").encode(),
         json.dumps(body).replace("\x7f", "\\u007F").encode(),
     ):
-        request = parse_source(CHAT, elided_of(octets))
+        request = parse_source(CHAT, elided_of(raw))
 
         assert request is not None
         assert request.prompt.text.decode() == f"{PROSE * 20}\n?0?\n?0?"
@@ -275,7 +275,7 @@ def test_short_texts_are_bounded_as_well() -> None:
 
     with pytest.raises(TooIntricate):
         elided_of(body)
-    assert len(elided_of(body[:900_000] + b'"').octets) <= MAX_OUTLINE_BYTES
+    assert len(elided_of(body[:900_000] + b'"').content) <= MAX_OUTLINE_BYTES
 
 
 def test_token_ids_are_counted_without_being_read() -> None:
@@ -284,7 +284,7 @@ def test_token_ids_are_counted_without_being_read() -> None:
     elided = elided_of(body)
     request = parse_request(COMPLETIONS, body, max_body_bytes=len(body))
 
-    assert len(elided.octets) < 40
+    assert len(elided.content) < 40
     assert isinstance(request, Request)
     assert request.prompt.token_ids == 300_000
 
@@ -306,7 +306,7 @@ def test_what_is_parsed_of_a_long_text_does_not_grow(
     while reading.step():
         steps += 1
 
-    assert len(elided_of(body).octets) < 100
+    assert len(elided_of(body).content) < 100
     assert isinstance(reading.result, Request)
     assert len(reading.result.prompt.text) <= SAMPLE_BYTES
     assert steps == -(-len(body) // CHUNK_BYTES)
@@ -315,7 +315,7 @@ def test_what_is_parsed_of_a_long_text_does_not_grow(
 def test_sources_say_the_same_of_plain_text() -> None:
     for source in (Whole(b"{}"), elided_of(b"{}")):
         checked: Source = source
-        assert checked.octets == b"{}"
+        assert checked.content == b"{}"
         assert checked.body_bytes == 2
         assert checked.excerpt("é") == ("é".encode(), 0)
         assert checked.size_bytes("é") == 2

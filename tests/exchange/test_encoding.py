@@ -175,7 +175,7 @@ def test_very_many_blocks_are_refused() -> None:
         zstandard.compress(b"x") * 100_000,
         zstd_frame(*[b""] * 300_000),
     ],
-    ids=["empty frames", "frames of an octet", "empty blocks"],
+    ids=["empty frames", "frames of one byte", "empty blocks"],
 )
 def test_a_flood_of_pieces_is_refused_by_their_heads(body: bytes) -> None:
     """Its reader would go through all of them in one step."""

@@ -266,11 +266,11 @@ def test_the_lines_of_an_event_that_is_too_long_are_no_events() -> None:
     ],
 )
 def test_a_stream_says_that_it_is_over(last: str, line_end: str) -> None:
-    told = stream(*[chunk()] * 9, line_end=line_end)
+    chunks = stream(*[chunk()] * 9, line_end=line_end)
     end = f"{last}\n\n".replace("\n", line_end).encode()
     beyond = stream(chunk(), line_end=line_end)[:20]
 
-    for pieces in ([told, end], [told + end], [told, end[:9], end[9:]]):
+    for pieces in ([chunks, end], [chunks + end], [chunks, end[:9], end[9:]]):
         reader = SseUsageReader()
         for piece in pieces:
             assert not reader.complete
@@ -279,5 +279,5 @@ def test_a_stream_says_that_it_is_over(last: str, line_end: str) -> None:
         assert reader.complete
 
     reader = SseUsageReader()
-    reader.feed(told + end + beyond)
+    reader.feed(chunks + end + beyond)
     assert not reader.complete  # not all has been passed on

@@ -52,17 +52,19 @@ def test_numbers_are_those_of_the_decision(
     router = make_router()
     request = make_request(text * copies, max_tokens=max_tokens)
     loads = {"short": PoolLoad(available=not down, under_pressure=pressed)}
-    told = explain(router, request, None, loads)
+    explanation = explain(router, request, None, loads)
     decision = router.route(request, None, loads)
-    assert told.decision.pool == decision.pool.name
-    assert told.decision.reason == decision.reason
-    assert told.prompt.tokens == decision.prompt_tokens
-    assert told.prompt.bound_tokens == decision.bound_tokens
-    assert told.budget.bound_tokens == decision.bound_budget_tokens
-    assert told.category.name == decision.category
-    assert sum(told.byte_classes.values()) == len(request.prompt.text)
-    assert [pool.name for pool in told.pools if pool.chosen] == [decision.pool.name]
-    assert msgspec.json.decode(msgspec.json.encode(told), type=Explanation)
+    assert explanation.decision.pool == decision.pool.name
+    assert explanation.decision.reason == decision.reason
+    assert explanation.prompt.tokens == decision.prompt_tokens
+    assert explanation.prompt.bound_tokens == decision.bound_tokens
+    assert explanation.budget.bound_tokens == decision.bound_budget_tokens
+    assert explanation.category.name == decision.category
+    assert sum(explanation.byte_classes.values()) == len(request.prompt.text)
+    assert [pool.name for pool in explanation.pools if pool.chosen] == [
+        decision.pool.name
+    ]
+    assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,8 @@ def test_numbers_are_those_of_the_decision(
 def test_deciding_comparison(
     max_tokens: int, reason: str, limit: str, limit_tokens: int, within: bool
 ) -> None:
-    told = explain(make_router(), make_request(max_tokens=max_tokens))
-    decision = told.decision
+    explanation = explain(make_router(), make_request(max_tokens=max_tokens))
+    decision = explanation.decision
     assert decision.reason == reason
     by = decision.decided_by
     assert by is not None
@@ -87,15 +89,15 @@ def test_deciding_comparison(
         limit_tokens,
         within,
     )
-    assert by.budget_tokens == told.budget.bound_tokens
+    assert by.budget_tokens == explanation.budget.bound_tokens
 
 
 def test_load_decides_when_the_pool_of_choice_is_under_pressure() -> None:
     loads = {"short": PoolLoad(under_pressure=True)}
-    told = explain(make_router(), make_request(max_tokens=10), None, loads)
-    assert told.decision.pool == "long"
-    assert told.decision.decided_by == Comparison("short", "load")
-    assert told.pools[0].under_pressure
+    explanation = explain(make_router(), make_request(max_tokens=10), None, loads)
+    assert explanation.decision.pool == "long"
+    assert explanation.decision.decided_by == Comparison("short", "load")
+    assert explanation.pools[0].under_pressure
 
 
 def test_one_pool_leaves_nothing_to_compare() -> None:
@@ -130,16 +132,18 @@ def test_category_of_tools_and_of_nothing() -> None:
 
 
 def test_token_ids_need_no_estimator() -> None:
-    told = explain(make_router(), make_request(prompt=Prompt(b"", token_ids=77)))
-    assert told.prompt.estimator is None
-    assert told.prompt.tokens == told.prompt.token_ids == 77
-    assert not told.prompt.learned_from
+    explanation = explain(make_router(), make_request(prompt=Prompt(b"", token_ids=77)))
+    assert explanation.prompt.estimator is None
+    assert explanation.prompt.tokens == explanation.prompt.token_ids == 77
+    assert not explanation.prompt.learned_from
 
 
 def test_media_are_counted_apart() -> None:
-    told = explain(make_router(), make_request(prompt=Prompt(b"what?", images=2)))
-    assert told.prompt.media_tokens == 2048
-    assert told.prompt.tokens > 2048
+    explanation = explain(
+        make_router(), make_request(prompt=Prompt(b"what?", images=2))
+    )
+    assert explanation.prompt.media_tokens == 2048
+    assert explanation.prompt.tokens > 2048
 
 
 def made_of(router: Router, request: Request) -> Any:
@@ -157,7 +161,7 @@ def test_estimators_name_coefficients_that_give_the_estimate(
     assert made_of(router, request)["learned"] is False
     for _ in range(20):
         router.learn(router.route(request), Outcome(200, 210, 1))
-    told = explain(router, request).prompt
+    explanation = explain(router, request).prompt
     numbers = made_of(router, request)
     assert numbers["learned"] is True
     if estimator.name == "ema":
@@ -165,7 +169,7 @@ def test_estimators_name_coefficients_that_give_the_estimate(
     else:
         text = len(request.prompt.text) / numbers["bytes_per_token"]
         expected = numbers["template_tokens"] + text
-    assert told.tokens == pytest.approx(expected, abs=1)
+    assert explanation.tokens == pytest.approx(expected, abs=1)
 
 
 def test_the_text_estimator_names_its_heaviest_terms() -> None:
@@ -201,6 +205,6 @@ def test_explaining_teaches_nothing() -> None:
 
 def test_what_was_not_read_has_a_reason_and_no_budget() -> None:
     router = make_router()
-    told = explain_failure(router, router.fail_open(Reason.UNPARSABLE, 12))
-    assert told.request == RequestSize(12)
-    assert told.decision == DecisionExplanation("long", "unparsable", None)
+    explanation = explain_failure(router, router.fail_open(Reason.UNPARSABLE, 12))
+    assert explanation.request == RequestSize(12)
+    assert explanation.decision == DecisionExplanation("long", "unparsable", None)

@@ -351,13 +351,13 @@ def test_explains_an_estimate_by_its_terms(samples: list[Sample]) -> None:
     estimator = Bounded(TextEstimator())
     learn(estimator, samples[:100])
     sample = samples[100]
-    told: Any = estimator.explain("m", sample.category, sample.features)
+    explanation: Any = estimator.explain("m", sample.category, sample.features)
     estimate = estimator.estimate("m", sample.category, sample.features)
-    tokens = [term["tokens"] for term in told["terms"].values()]
+    tokens = [term["tokens"] for term in explanation["terms"].values()]
     assert sum(tokens) == pytest.approx(estimate.prompt_tokens, rel=0.2)
     assert tokens == sorted(tokens, key=abs, reverse=True)
     assert estimate.bound_tokens == pytest.approx(
-        estimate.prompt_tokens * told["factor"], rel=0.05
+        estimate.prompt_tokens * explanation["factor"], rel=0.05
     )
 
 

@@ -48,8 +48,8 @@ class HttpApi:
         await self._slices.finish(reading.step)
         return self._api.decide(asked, reading)
 
-    async def _observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
-        return self._api.observe(told)
+    async def _observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
+        return self._api.observe(request)
 
     async def _post_decide(self, request: web.Request) -> web.Response:
         """Decide on the body as it came; the answer is in the headers too.

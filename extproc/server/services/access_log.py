@@ -81,7 +81,7 @@ class AccessLog:
         for entry in entries:
             found = read_entry(entry, self._service.router)
             if found is not Entry.INTERMEDIATE:
-                self._service.in_flight.ended(_octets(_token_of(entry)))
+                self._service.in_flight.ended(_token_bytes(_token_of(entry)))
             if isinstance(found, Observation):
                 self._service.learn_later(found)
                 found = Entry.OBSERVED
@@ -122,13 +122,13 @@ def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
 
 
 def _read_decision(decision_token: str, router: AnyRouter) -> Decision | None:
-    octets = _octets(decision_token)
-    if octets is None:
+    token = _token_bytes(decision_token)
+    if token is None:
         return None
-    return read_decision_token(octets, router)
+    return read_decision_token(token, router)
 
 
-def _octets(decision_token: str) -> bytes | None:
+def _token_bytes(decision_token: str) -> bytes | None:
     if len(decision_token) > MAX_TOKEN_CHARS:
         return None
     try:

@@ -143,25 +143,25 @@ class Api:
         endpoint = None if target is None else target.endpoint
         return now.decider.unread(router, endpoint, reason, body_bytes)
 
-    def observe(self, told: pb.ObserveRequest) -> pb.ObserveResponse:
+    def observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
         """Learn from one response.
 
         Raises:
             InvalidArgumentError: the decision is not one of ours.
         """
         router = self._service.router
-        self._service.in_flight.ended(told.decision)
-        decision = read_decision_token(told.decision, router)
+        self._service.in_flight.ended(request.decision)
+        decision = read_decision_token(request.decision, router)
         if decision is None:
             raise InvalidArgumentError(
                 "decision: accepted is what Decide answered, under the same pools"
             )
         outcome = Outcome(
-            status=told.status,
-            prompt_tokens=told.prompt_tokens or None,
-            completion_tokens=told.completion_tokens or None,
-            truncated=told.truncated,
-            attempts=max(1, told.attempts),
+            status=request.status,
+            prompt_tokens=request.prompt_tokens or None,
+            completion_tokens=request.completion_tokens or None,
+            truncated=request.truncated,
+            attempts=max(1, request.attempts),
         )
         lesson = self._service.learn(Observation(decision, outcome))
         return pb.ObserveResponse(
@@ -232,9 +232,9 @@ class _Observing:
         self._api = api
 
     def receive(self, message: bytes) -> Replies:
-        told = _parse(pb.ObserveRequest, message)
+        request = _parse(pb.ObserveRequest, message)
         try:
-            answer = self._api.observe(told)
+            answer = self._api.observe(request)
         except InvalidArgumentError as error:
             raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from None
         return (answer.SerializeToString(),), True

@@ -37,7 +37,7 @@ one, with each message."""
 _NOT_THE_BODYS = (*_CONTEXT, _PROTOCOL_CONFIG)
 
 _LONGEST_SHIFT = 28
-"""Of the fifth and last octet of a length."""
+"""Of the fifth and last byte of a length."""
 
 _MODES = {mode.value: mode for mode in BodyMode}
 
@@ -209,16 +209,16 @@ def _span(data: bytes, position: int) -> tuple[int, int]:
     length = data[position]
     start = position + 1
     if length >= 0x80:
-        octet = data[start]
+        byte = data[start]
         start += 1
-        length = length & 0x7F | (octet & 0x7F) << 7
+        length = length & 0x7F | (byte & 0x7F) << 7
         shift = 14
-        while octet >= 0x80:
+        while byte >= 0x80:
             if shift > _LONGEST_SHIFT:
                 raise _UnusualError
-            octet = data[start]
+            byte = data[start]
             start += 1
-            length |= (octet & 0x7F) << shift
+            length |= (byte & 0x7F) << shift
             shift += 7
     end = start + length
     if end > len(data):

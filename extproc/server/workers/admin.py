@@ -130,8 +130,8 @@ class WorkersAdmin:
         ready = await asyncio.gather(*map(self._is_ready, self._workers))
         if all(ready):
             return web.Response(text="ok\n")
-        told = f"{sum(ready)} of {len(ready)} workers are ready\n"
-        return web.Response(text=told, status=503)
+        text = f"{sum(ready)} of {len(ready)} workers are ready\n"
+        return web.Response(text=text, status=503)
 
     async def _get_status(self, request: web.Request) -> web.Response:
         answers = await self._ask_all("/status")

@@ -42,14 +42,14 @@ class Tab:
                 self.complaints.append(message["params"])
 
     async def evaluate(self, expression: str) -> Any:
-        told = await self.call(
+        answer = await self.call(
             "Runtime.evaluate",
             expression=expression,
             returnByValue=True,
             awaitPromise=True,
         )
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
         """Wait until an expression is true; animation frames pace the question."""

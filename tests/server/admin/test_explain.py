@@ -69,10 +69,10 @@ def test_explains_with_path_and_hint(caplog: pytest.LogCaptureFixture) -> None:
     async def calls(session: aiohttp.ClientSession, url: str) -> None:
         async with session.post(f"{url}/explain?hint=code", json=BODY) as response:
             assert response.status == 200
-            told = await response.json()
-        assert told["category"]["name"] == "code"
-        assert told["decision"]["pool"] == "short"
-        assert "secret" not in json.dumps(told)
+            explanation = await response.json()
+        assert explanation["category"]["name"] == "code"
+        assert explanation["decision"]["pool"] == "short"
+        assert "secret" not in json.dumps(explanation)
         completion = {"prompt": [1, 2, 3]}
         path = "?path=/v1/completions"
         async with session.post(f"{url}/explain{path}", json=completion) as response:
@@ -109,9 +109,9 @@ def test_refuses_what_it_cannot_explain() -> None:
 
 def test_a_body_over_the_cap_is_explained_as_routing_would() -> None:
     explainer = Explainer(make_in_force(settings=ExchangeSettings(max_body_bytes=10)))
-    told = explainer.explain(json.dumps(BODY).encode())
-    assert isinstance(told, FailedOpenExplanation)
-    assert told.decision.reason == "too_large"
+    explanation = explainer.explain(json.dumps(BODY).encode())
+    assert isinstance(explanation, FailedOpenExplanation)
+    assert explanation.decision.reason == "too_large"
 
 
 FLEET = load_config(

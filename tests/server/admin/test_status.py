@@ -57,21 +57,21 @@ def test_report_of_a_short_life() -> None:
         metrics.observed(Observation(decision, outcome), lesson)
         history.observed(Observation(decision, outcome), lesson)
     now_s = 160.52
-    told = status.report()
-    assert told.uptime_s == 60.5
-    assert told.decisions == 4
-    assert [(p.name, p.decisions, p.share) for p in told.pools] == [
+    report = status.report()
+    assert report.uptime_s == 60.5
+    assert report.decisions == 4
+    assert [(p.name, p.decisions, p.share) for p in report.pools] == [
         ("short", 3, 0.75),
         ("long", 1, 0.25),
     ]
-    assert told.pools[0].under_pressure
-    assert told.reasons == {"within_threshold": 3, "too_large": 1}
-    assert told.categories["prose"].decisions == 3
-    assert told.categories["prose"].observed == 3
-    assert told.categories["unknown"] == CategoryReport(1)
-    assert told.observations == {"learned": 3, "failed_open": 1}
-    assert told.risk.stated == 0.02
-    assert told.risk.observed == 3
-    assert len(told.last_decisions) == 4
-    assert set(told.bytes_per_token) == {"prose"}
-    assert msgspec.json.decode(msgspec.json.encode(told), type=StatusReport) == told
+    assert report.pools[0].under_pressure
+    assert report.reasons == {"within_threshold": 3, "too_large": 1}
+    assert report.categories["prose"].decisions == 3
+    assert report.categories["prose"].observed == 3
+    assert report.categories["unknown"] == CategoryReport(1)
+    assert report.observations == {"learned": 3, "failed_open": 1}
+    assert report.risk.stated == 0.02
+    assert report.risk.observed == 3
+    assert len(report.last_decisions) == 4
+    assert set(report.bytes_per_token) == {"prose"}
+    assert msgspec.json.decode(msgspec.json.encode(report), type=StatusReport) == report

@@ -67,10 +67,10 @@ def test_last_decisions_come_newest_first_and_without_text() -> None:
     history = make_history()
     for number in range(LAST_DECISIONS + 5):
         history.decided(make_decision(prompt_tokens=number))
-    told = history.last_decisions()
-    assert len(told) == LAST_DECISIONS
-    assert [entry.prompt_tokens for entry in told[:2]] == [54, 53]
-    assert told[0] == DecisionReport(
+    recent = history.last_decisions()
+    assert len(recent) == LAST_DECISIONS
+    assert [entry.prompt_tokens for entry in recent[:2]] == [54, 53]
+    assert recent[0] == DecisionReport(
         time_s=1000.0,
         pool="short",
         category="prose",

@@ -222,8 +222,8 @@ class Server:
 def batch(*entries: pb.HTTPAccessLogEntry) -> bytes:
     message = pb.StreamAccessLogsMessage()
     message.http_logs.log_entry.extend(entries)
-    octets: bytes = message.SerializeToString()
-    return octets
+    serialized: bytes = message.SerializeToString()
+    return serialized
 
 
 def test_a_batch_is_learned_from_after_it_was_taken() -> None:

@@ -360,13 +360,13 @@ def test_json_over_http() -> None:
             assert response.status == 200
             answer = await response.json()
         assert (answer["pool"], answer["category"]) == ("short", "code")
-        told = {
+        observation = {
             "decision": answer["decision"],
             "status": 200,
             "prompt_tokens": 240,
             "completion_tokens": 3,
         }
-        async with session.post(f"{methods}/Observe", json=told) as response:
+        async with session.post(f"{methods}/Observe", json=observation) as response:
             assert await response.json() == {"skipped": "", "misroute": ""}
         for body in ({"decision": "AAAA"}, {"no_such_field": 1}, []):
             async with session.post(f"{methods}/Observe", json=body) as response:

@@ -160,7 +160,7 @@ END = b"\x18\x01"
         "an end of another truth",
         "no end, said",
         "an end twice",
-        "a request's mode of two octets",
+        "a request's mode of two bytes",
         "a response's mode that is cut off",
         "another phase after the configuration",
         "another phase",
@@ -212,7 +212,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
         b"\x12\x05",
         b"\x12\x02\x0a\x05",
         b"\x12\x80\x80\x01",
-        b"\x12\x80\x80\x80\x80\x80\x00",  # a length of six octets
+        b"\x12\x80\x80\x80\x80\x80\x00",  # a length of six bytes
         b"\x12\x00\x12\x00",
         b"\x12\x00\x52\x00",
     ],
@@ -272,14 +272,14 @@ def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
 
 @given(
     at=st.integers(0, 12) | st.integers(LARGE_BYTES, LARGE_BYTES + 12),
-    octet=st.integers(0, 255),
+    byte=st.integers(0, 255),
     cut=st.integers(0, 6),
 )
 def test_reads_nothing_that_the_general_reader_reads_otherwise(
-    at: int, octet: int, cut: int
+    at: int, byte: int, cut: int
 ) -> None:
     changed = bytearray(LARGE.SerializeToString() + METADATA)
-    changed[min(at, len(changed) - 1)] = octet
+    changed[min(at, len(changed) - 1)] = byte
     data = bytes(changed[: len(changed) - cut])
 
     event = fast_body(data)

@@ -98,8 +98,8 @@ class Supervised:
         return self.get("/readyz")[0] == 200
 
     def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.get("/status")[1])
-        return told
+        report: dict[str, Any] = json.loads(self.get("/status")[1])
+        return report
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""
@@ -122,10 +122,10 @@ class Supervised:
         return pb.DecideResponse.FromString(self.ask(worker, "Decide", asked))
 
     def observe(self, worker: int, decision: bytes, prompt_tokens: int) -> None:
-        told = pb.ObserveRequest(
+        report = pb.ObserveRequest(
             decision=decision, status=200, prompt_tokens=prompt_tokens
         )
-        self.ask(worker, "Observe", told.SerializeToString())
+        self.ask(worker, "Observe", report.SerializeToString())
 
     def stop(self) -> None:
         self.process.kill()
@@ -166,10 +166,10 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
         for _ in range(times):
             assert served.decide(worker).pool == "short"
     assert served.metric("extproc_decisions_total") == 5
-    told = served.status()
-    assert [each["decisions"] for each in told["workers"]] == [3, 2]
-    assert told["decisions"] == 5
-    assert told["ready"]
+    report = served.status()
+    assert [each["decisions"] for each in report["workers"]] == [3, 2]
+    assert report["decisions"] == 5
+    assert report["ready"]
 
     # What one learns, the other knows: nothing is configured for it.
     before = served.decide(1).prompt_tokens
