@@ -255,8 +255,8 @@ class ConversationsConfig:
     """Memory of conversations: a later turn starts from the count of the one before."""
 
     entries: int = field(default=65_536, metadata=_NOT_NEGATIVE)
-    """Prompts whose counts each worker remembers, 200 bytes each; the oldest are
-    forgotten. 0: none. It takes every response to be observed: with
+    """Prompts whose counts are remembered, 8 bytes each, by all workers together; the
+    oldest are forgotten. 0: none. It takes every response to be observed: with
     `feedback.access_log` or `feedback.sample: all`."""
 
 

@@ -58,7 +58,7 @@ class App:
         self._path = path
         self._worker = worker
         self._ready = asyncio.Event()
-        self._parts = build(config)
+        self._parts = build(config, None if worker is None else worker.directory)
         self._runtime = Runtime(self._parts, self._ready.is_set, _defer)
         self._store = self._parts.store
         if self._store is None and worker is not None:

@@ -44,6 +44,7 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import Router
 from extproc.server.in_force import Generation
+from extproc.server.learned.conversation_memory import ConversationMemory
 from extproc.server.learned.document import EARLIER_NAMES, NAME
 from extproc.server.learned.store import DirectoryStore, Store
 from extproc.server.observe.recording import Recording
@@ -76,32 +77,43 @@ class Parts:
     """What a configuration describes, before any of it runs."""
 
     first: Generation
+    conversations: ConversationMemory
     store: Store | None
     recording: Recording | None
     tracing: Tracing | None
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, shared: Path | None = None) -> Parts:
     """Build all that a configuration describes.
+
+    Args:
+        shared: the directory of the workers of which this process is one.
 
     Raises:
         ConfigError: it asks for what is not installed or cannot be opened.
     """
+    conversations = ConversationMemory(shared)
     return Parts(
-        build_generation(config),
+        build_generation(config, conversations=conversations),
+        conversations,
         build_store(config.state),
         build_recording(config.recording),
         build_tracing(config.otel),
     )
 
 
-def build_generation(config: Config, previous: Generation | None = None) -> Generation:
+def build_generation(
+    config: Config,
+    previous: Generation | None = None,
+    conversations: ConversationMemory | None = None,
+) -> Generation:
     """Build all that is replaced at once when the configuration changes.
 
     Args:
         previous: the generation in force, whose counts go on where they still apply.
+        conversations: where conversations are remembered; None: nowhere before.
     """
-    router = build_router(config)
+    router = build_router(config, conversations=conversations)
     history = None
     if previous is not None and config.feedback == previous.config.feedback:
         history = previous.sampler.history
@@ -143,18 +155,23 @@ def build_exchange_settings(config: Config) -> ExchangeSettings:
     )
 
 
-def build_router(config: Config, leave_out: Collection[str] = ()) -> AnyRouter:
+def build_router(
+    config: Config,
+    leave_out: Collection[str] = (),
+    conversations: ConversationMemory | None = None,
+) -> AnyRouter:
     """The router that a configuration describes.
 
     Args:
         leave_out: tokenizer families that the estimator's prior must not know.
+        conversations: where conversations are remembered; None: nowhere before.
     """
     learned = _Learned(
         build_bounded_estimator(config, leave_out),
         TextRatios(),
         _build_allowance(config),
         _build_declared_allowance(config),
-        _build_conversations(config),
+        _build_conversations(config, conversations or ConversationMemory()),
     )
     if not config.models:
         policy = build_policy(config.pools)
@@ -210,11 +227,15 @@ def _build_model(
     )
 
 
-def _build_conversations(config: Config) -> Conversations | None:
+def _build_conversations(
+    config: Config, memory: ConversationMemory
+) -> Conversations | None:
     """The memory of conversations, if every response is observed."""
     observes_all = config.feedback.access_log or config.feedback.sample == "all"
     entries = config.conversations.entries
-    return Conversations(entries) if entries and observes_all else None
+    if not entries or not observes_all:
+        return None
+    return Conversations(entries, memory.open(entries))
 
 
 def _build_declared_allowance(config: Config) -> DeclaredAllowance:

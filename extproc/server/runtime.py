@@ -45,6 +45,7 @@ class Runtime:
         defer: Callable[[Callable[[], None]], object],
     ) -> None:
         self.in_force = in_force = InForce(parts.first)
+        self._conversations = parts.conversations
         self.metrics = Metrics()
         self.metrics.registry.register(InForceCollector(in_force))
         recent = RecentDecisions(in_force, time.time)
@@ -98,7 +99,7 @@ class Runtime:
         """
         previous = self.in_force.now
         config, kept = keep_until_restart(previous.config, config)
-        following = build_generation(config, previous)
+        following = build_generation(config, previous, self._conversations)
         try:
             await following.watch.start()
             # Nearly all of it a group at a time, so that requests pass in between.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.bound import Bounded
-from extproc.routing.conversation import Conversations
+from extproc.routing.conversation import Conversations, memory_bytes
 from extproc.routing.decision import Decision, Outcome
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextRatios
@@ -136,11 +136,62 @@ def test_a_count_far_from_the_estimate_is_not_believed() -> None:
     assert decision.prompt_tokens < 2000
 
 
-def test_the_oldest_is_forgotten() -> None:
-    memory = Conversations(2)
-    for key in (1, 2, 3):
-        memory.remember(key, key)
-    assert len(memory) == 2
+def known(memory: Conversations, text: str) -> int:
+    found = memory.find("m", request([text]).prompt)
+    assert found is not None
+    return found.known_tokens
+
+
+def remember(memory: Conversations, text: str, tokens: int) -> None:
+    found = memory.find("m", request([text]).prompt)
+    assert found is not None
+    memory.remember(found.key, tokens)
+
+
+def test_what_was_used_last_is_kept() -> None:
+    memory = Conversations(8)
+    for n in range(1, 9):
+        remember(memory, f"{n}", n)
+    assert known(memory, "1") == 1  # used again, and so not the oldest
+    remember(memory, "9", 9)
+    assert [known(memory, f"{n}") for n in range(1, 10)] == [1, 0, *range(3, 10)]
+
+
+def test_a_count_replaces_the_one_before() -> None:
+    memory = Conversations(8)
+    for tokens in (5, 7):
+        remember(memory, "a", tokens)
+    remember(memory, "b", 9)
+    assert (known(memory, "a"), known(memory, "b")) == (7, 9)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1 << 24, 1 << 70])
+def test_a_count_that_no_prompt_has_is_not_kept(tokens: int) -> None:
+    memory = Conversations()
+    remember(memory, "a", tokens)
+    assert known(memory, "a") == 0
+
+
+@given(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(1, (1 << 24) - 1))
+def test_every_key_and_count_is_kept_as_it_is(key: int, tokens: int) -> None:
+    memory = Conversations(64)
+    memory.remember(key, tokens)
+    assert memory._recall(key) == tokens
+
+
+def test_nearly_all_of_the_stated_entries_are_kept() -> None:
+    memory = Conversations(4096)
+    keys = [hash((n, b"a conversation")) for n in range(4096)]
+    for key in keys:
+        memory.remember(key, 1)
+    assert sum(memory._recall(key) for key in keys) > 0.84 * len(keys)
+
+
+def test_processes_share_what_lies_in_one_memory() -> None:
+    words = memoryview(bytearray(memory_bytes(100)))
+    one, two = Conversations(100, words), Conversations(100, words)
+    remember(one, "a", 5)
+    assert known(two, "a") == 5
 
 
 @pytest.mark.parametrize(

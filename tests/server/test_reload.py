@@ -181,6 +181,20 @@ def test_new_pools_keep_what_was_learned():
     assert "m" in snapshot(server.in_force.now.router.estimator.estimator)
 
 
+@pytest.mark.parametrize(
+    ("entries", "is_known"), [(65536, True), (16, False)], ids=["same", "another size"]
+)
+def test_conversations_are_remembered_across_a_reload(entries, is_known):
+    text = "feedback: {sample: all}\n"
+    server = live(pools_with(10) + text)
+    prompt = Prompt(b"some text", message_ends=(9,))
+    memory = server.in_force.now.router.conversations
+    memory.remember(memory.find("m", prompt).key, 5)
+    replace(server, pools_with(20) + text + f"conversations: {{entries: {entries}}}\n")
+    after = server.in_force.now.router.conversations
+    assert bool(after.find("m", prompt).known_tokens) == is_known
+
+
 def test_another_estimator_starts_from_what_is_stored_of_it():
     server = live(pools_with(10))
     teach(server)

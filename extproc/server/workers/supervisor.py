@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from extproc.address import Address
@@ -39,14 +41,20 @@ class WorkerProcess:
         worker: which.
         command: runs it; until its standard input ends, should we die first.
         admin: told of its restarts, and asked whether it is ready.
+        environment: None for ours.
     """
 
     def __init__(
-        self, worker: Worker, command: Sequence[str], admin: WorkersAdmin
+        self,
+        worker: Worker,
+        command: Sequence[str],
+        admin: WorkersAdmin,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._worker = worker
         self._command = command
         self._admin = admin
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
@@ -76,7 +84,7 @@ class WorkerProcess:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE
+            *self._command, stdin=asyncio.subprocess.PIPE, env=self._environment
         )
         self._admin.started(self._worker.index, process.pid)
         if self._stopping.is_set():  # asked for while it was being started
@@ -127,8 +135,10 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="extproc-") as directory:
             workers = [Worker(Path(directory), i) for i in range(server.workers)]
             admin = WorkersAdmin(server, workers, self._stopping.is_set)
+            environment = _with_one_hash_secret(os.environ)
             keepers = [
-                WorkerProcess(each, self._command(each), admin) for each in workers
+                WorkerProcess(each, self._command(each), admin, environment)
+                for each in workers
             ]
             self._handle_signals(keepers)
             await self._start_admin(admin)
@@ -195,6 +205,18 @@ class Supervisor:
         first = Address.parse(server.listen)
         listen = ", ".join(str(first.nth(i)) for i in range(server.workers))
         _log("all_serving", listen=listen, workers=server.workers)
+
+
+def _with_one_hash_secret(environment: Mapping[str, str]) -> dict[str, str]:
+    """Let all workers know a conversation by the same hash, which nobody can foresee.
+
+    Each Python draws a secret for its hashes, unless this variable has its seed.
+    """
+    name = "PYTHONHASHSEED"
+    seed = environment.get(name) or "random"
+    if seed == "random":
+        seed = str(secrets.randbelow(1 << 32))
+    return {**environment, name: seed}
 
 
 def _next_delay(delay_s: float, lived_s: float) -> float:

@@ -208,6 +208,25 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     assert list(tmp_path.glob("extproc-*")) == []
 
 
+def test_a_conversation_is_known_to_every_worker(start: Start) -> None:
+    served = start(
+        f"127.0.0.1:{adjacent_ports()}",
+        feedback={"sample": "all"},
+        state={"interval_s": 3600},  # what they learn otherwise is not shared
+    )
+    eventually(lambda: served.ready)
+    counted = round(0.9 * served.decide(1).prompt_tokens)
+    served.observe(0, served.decide(0).decision, counted)
+    assert served.decide(1).prompt_tokens == counted
+
+    # Also to one that is started again.
+    killed = served.status()["workers"][1]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: served.status()["workers"][1]["pid"] != killed)
+    eventually(lambda: served.ready)
+    assert served.decide(1).prompt_tokens == counted
+
+
 def test_workers_do_not_outlive_their_supervisor(start: Start, tmp_path: Path) -> None:
     served = start(f"unix:{tmp_path / 'grpc.sock'}")
     eventually(lambda: served.ready)
