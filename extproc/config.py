@@ -195,6 +195,11 @@ class RequestsConfig:
     """The pool whose vLLM keeps responses (`VLLM_ENABLE_RESPONSES_API_STORE`): takes
     all of `/v1/responses` but what says `store: false`. Unset: the largest pool takes
     what says `store: true`, `background: true` or goes on from a kept response."""
+    retry_cut_answers: bool = False
+    """Let Envoy ask the largest pool again for an answer that a smaller pool's window
+    cut though its client allowed more. Streams are not: they have reached the client.
+    Each costs what the cut answer did, in time and tokens: at the most
+    `output.truncation_risk` of the answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ _Dumper.add_representer(str, _represent)
 
 def _for_envoy(models: Sequence[Model], default: str | None) -> Json:
     named = any(model.name for model in models)
-    headers = [POOL_HEADER, "x-llm-budget", "x-llm-overflow"]
+    headers = [POOL_HEADER, "x-llm-budget", "x-llm-overflow", "x-llm-retry-cut"]
     headers += [MODEL_HEADER] if named else []
     document: Json = {
         "early_header_mutations": [{"remove": header} for header in headers],

@@ -50,6 +50,9 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Of a prompt that continued a counted one, the spread of its estimate."""
     window_tokens: int = 0
     """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
+    retry_cut: bool = False
+    """Whether an answer that the pool's window cuts is asked for again, on the largest
+    pool."""
     media_tokens: int = 0
     """Of ``prompt_tokens``, those estimated of images, audio, video and files."""
     media: tuple[float, ...] = ()

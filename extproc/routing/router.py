@@ -75,6 +75,8 @@ class Router:
         hints: categories beside the built-in ones that a hint may name.
         model: the base model as which all requests are learned; empty: each request
             is learned as the model that it names.
+        retry_cut_answers: ask for an answer that a smaller pool's window cut again, on
+            the largest, unless it is streamed.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Router:
         media_tokens: MediaTokens | None = None,
         hints: Collection[str] = (),
         model: str = "",
+        retry_cut_answers: bool = False,
     ) -> None:
         self.model = model
         self.policy = policy
@@ -100,6 +103,7 @@ class Router:
         self.media_tokens = media_tokens or MediaTokens()
         self.media = MediaEstimator(self.media_tokens)
         self.hints = frozenset(hints)
+        self._retry_cut_answers = retry_cut_answers
 
     @property
     def routers(self) -> tuple[Router, ...]:
@@ -208,6 +212,7 @@ class Router:
             operation=request.operation,
             usage_not_requested=request.stream and not request.asks_usage,
             window_tokens=window_tokens,
+            retry_cut=self._retries_cut(request, choice.pool, bound),
             conversation=None if conversation is None else conversation.key,
             turn_spread=0.0 if turn is None else turn.spread,
             features=features if learnable else None,
@@ -262,6 +267,15 @@ class Router:
             return self.policy.default.max_model_len, True
         allowed = self.allowance.allow(model, category)
         return max(allowed, request.min_tokens), request.min_tokens > allowed
+
+    def _retries_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
+        """Return whether a cut answer is asked for again: if it may be the window's."""
+        if not self._retry_cut_answers or request.stream or not request.generates:
+            return False
+        if request.prompts > 1 or request.sequences > 1 or pool == self.policy.default:
+            return False
+        limit_tokens = request.max_tokens
+        return limit_tokens is None or bound_tokens + limit_tokens > pool.max_model_len
 
     def _under_limit(self, request: Request, model: str, category: str) -> int:
         """Return the output tokens to reserve under a declared limit."""
@@ -346,6 +360,9 @@ class Router:
             reserved_tokens=decision.output_tokens,
         )
         relied = decision.output_tokens < limit_tokens
-        if relied and prompt_tokens + limit_tokens > decision.pool.max_model_len:
-            refused = outcome.attempts > 1
+        window_tokens = decision.pool.max_model_len
+        if relied and prompt_tokens + limit_tokens > window_tokens:
+            # One that fills the window was cut and asked for again, not refused.
+            filled = prompt_tokens + completion_tokens >= window_tokens
+            refused = outcome.attempts > 1 and not filled
             self.declared_allowance.relied(model, refused=refused)

@@ -224,6 +224,7 @@ def _build_model(
         ),
         hints=config.category.hints,
         model=model,
+        retry_cut_answers=config.requests.retry_cut_answers,
     )
 
 

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from extproc.routing.allowance import OutputAllowance
 from extproc.routing.bound import Bounded, Turn
 from extproc.routing.category import Category
+from extproc.routing.declared_allowance import DeclaredAllowance
 from extproc.routing.estimate import Estimate
 from extproc.routing.features import Features
 from extproc.routing.policy import Policy, Pool, PoolLoad, Reason
@@ -250,6 +251,60 @@ def test_what_is_not_one_text_teaches_nothing(not_text: Request) -> None:
     assert lesson.skipped is Skipped.NOT_TEXT
     assert estimator.taught == []
     assert routes.ratios.all() == {}
+
+
+def used_to_short_answers(*, retry_cut_answers: bool = False) -> Router:
+    """A router that reserves little under a declared limit of 32,000 tokens."""
+    routes = Router(
+        Policy([Pool("short", 4096, 4096), Pool("long", 65536, 65536)]),
+        Fixed(),
+        TextRatios(),
+        declared_allowance=DeclaredAllowance(0.4),
+        retry_cut_answers=retry_cut_answers,
+    )
+    asked = request(max_tokens=32_000)
+    for _ in range(40):
+        routes.learn(routes.route(asked), Outcome(200, 100, 20))
+    return routes
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"max_tokens": 32_000}, True),
+        ({"max_tokens": 100}, False),
+        ({"stream": True}, False),
+        ({"sequences": 2}, False),
+        ({"prompts": 2}, False),
+        ({"generates": False}, False),
+        ({"max_tokens": 32_000, "min_tokens": 5000}, False),
+    ],
+    ids=["no limit", "a large limit", "a limit with room", "stream", "sequences",
+         "prompts", "embedding", "the largest pool"],
+)  # fmt: skip
+def test_what_is_asked_for_again_if_the_window_cuts_it(
+    change: dict[str, object], expected: bool
+) -> None:
+    asked = replace(request(), **change)
+    for retries in (True, False):
+        routes = used_to_short_answers(retry_cut_answers=retries)
+        assert routes.route(asked).retry_cut == (expected and retries)
+
+
+@pytest.mark.parametrize(
+    ("completion", "believed"), [(20, True), (5000, False)], ids=["refused", "cut"]
+)
+def test_an_answer_that_was_cut_first_was_not_refused(
+    completion: int, believed: bool
+) -> None:
+    routes = used_to_short_answers()
+    asked = request(max_tokens=32_000)
+    for _ in range(8):
+        decision = routes.route(asked)
+        assert decision.pool.name == "short" or believed
+        routes.learn(decision, Outcome(200, 100, completion, attempts=2))
+    assert (routes.route(asked).output_tokens == 32_000) == believed
 
 
 def allowed_after(outcome: Outcome, asked: Request) -> int:

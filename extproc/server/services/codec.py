@@ -32,6 +32,7 @@ from extproc.exchange.events import (
     Route,
     Withhold,
 )
+from extproc.routing.decision import Decision
 from extproc.server.services.fast_decode import Wanted, fast_body, fast_headers
 from extproc.wire import ext_proc_pb2 as pb
 
@@ -39,6 +40,8 @@ POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
 MODEL_HEADER = "x-llm-model"
 """The base model, if models are configured."""
+RETRY_CUT_HEADER = "x-llm-retry-cut"
+"""The pool's window and the client's limit, 0 if it set none: ``8192 32000``."""
 METADATA_NAMESPACE = "extproc.token_budget"
 TOKEN_NAMESPACE = "extproc.receipt"
 """Apart from the numbers, which people read in their logs."""
@@ -273,9 +276,20 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
         decision.output_tokens,
         budget_tokens,
     )
-    return (
-        filled + _encode_token(reply.decision_token) if reply.decision_token else filled
-    )
+    if reply.decision_token:
+        filled += _encode_token(reply.decision_token)
+    if decision.retry_cut and not reply.shadow:
+        filled += _encode_retry_cut(phase, decision)
+    return filled
+
+
+def _encode_retry_cut(phase: str, decision: Decision) -> bytes:
+    """One more header for a reply that sets some: see ``_encode_token``."""
+    message = pb.ProcessingResponse()
+    limit_tokens = decision.limit_tokens or 0
+    value = f"{decision.pool.max_model_len} {limit_tokens}".encode()
+    _set_header(getattr(message, phase).response, RETRY_CUT_HEADER, value)
+    return message.SerializeToString()
 
 
 def _encode_token(decision_token: bytes) -> bytes:

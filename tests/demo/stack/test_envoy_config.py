@@ -131,8 +131,9 @@ def test_every_header_that_decides_is_stripped_first(config: dict[str, Any]) -> 
         for header in route["match"].get("headers", [])
         if not header["name"].startswith(":")  # the request line is the client's
     }
-    assert matched | {"x-llm-budget", "x-llm-overflow"} <= removed
-    assert removed <= matched | {"x-llm-budget", "x-llm-overflow", "x-llm-model"}
+    ours = {"x-llm-budget", "x-llm-overflow", "x-llm-retry-cut"}
+    assert matched | ours <= removed
+    assert removed <= matched | ours | {"x-llm-model"}
 
 
 def test_envoy_may_hold_what_the_router_may_ask_for(config: dict[str, Any]) -> None:

@@ -50,6 +50,12 @@ DECISION = Decision(
     output_tokens=1 << 31,
 )
 NOTHING = Decision(Pool("x" * 63, 1, 1), Reason.LENGTH_UNKNOWN)
+MAY_BE_CUT = Decision(
+    Pool("short", 8192, 8192),
+    Reason.WITHIN_THRESHOLD,
+    limit_tokens=32_000,
+    retry_cut=True,
+)
 REQUEST_HEADERS = RequestHeaders({})
 REQUEST_BODY = RequestBody(b"body", True)
 RESPONSE_BODY = ResponseBody(b"body", True)
@@ -68,6 +74,12 @@ REPLIES: dict[str, tuple[Event, Reply]] = {
     "route on headers": (REQUEST_HEADERS, Route(NOTHING)),
     "route on body": (REQUEST_BODY, Route(DECISION)),
     "route with a body": (REQUEST_BODY, Route(DECISION, b"another body")),
+    "route with a retry": (REQUEST_BODY, Route(MAY_BE_CUT)),
+    "route with a retry and a token": (
+        REQUEST_HEADERS,
+        Route(MAY_BE_CUT, decision_token=b"token"),
+    ),
+    "route with a retry in shadow": (REQUEST_BODY, Route(MAY_BE_CUT, shadow=True)),
     "release": (REQUEST_BODY, Release(DECISION, BIG, True)),
     "release more to come": (REQUEST_BODY, Release(DECISION, b"part", False)),
     "release nothing": (REQUEST_BODY, Release(NOTHING, b"", True)),
@@ -220,6 +232,7 @@ def header_mutation(common: dict[str, Any]) -> dict[str, str]:
         ("route on headers", "request_headers", NOTHING),
         ("route on body", "request_body", DECISION),
         ("route with a body", "request_body", DECISION),
+        ("route with a retry", "request_body", MAY_BE_CUT),
         ("release", "request_headers", DECISION),
         ("release nothing", "request_headers", NOTHING),
         ("release before trailers", "request_headers", DECISION),
@@ -247,6 +260,27 @@ def test_a_decision_sets_headers_metadata_and_the_route(
             "budget_tokens": decision.budget_tokens,
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        ("route with a retry", "request_body"),
+        ("route with a retry and a token", "request_headers"),
+    ],
+)
+def test_an_answer_that_is_asked_for_again_if_cut(
+    name: str, phase: str, upstream: dict[str, Any]
+) -> None:
+    (message,) = upstream[name]
+    headers = header_mutation(message[phase]["response"])
+    assert headers["x-llm-retry-cut"] == "8192 32000"
+    assert set(headers) == {"x-llm-pool", "x-llm-budget", "x-llm-retry-cut"}
+
+
+def test_in_shadow_nothing_is_asked_for_again(upstream: dict[str, Any]) -> None:
+    (message,) = upstream["route with a retry in shadow"]
+    assert "header_mutation" not in message["request_body"].get("response", {})
 
 
 def test_a_new_body_comes_with_its_length(upstream: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from extproc.server.workers.worker import Worker
 from extproc.wire import router_pb2 as pb
 
 PROJECT = Path(__file__).parents[3]
-LIMIT_S = 40.0
+LIMIT_S = 120.0
 TEXT = "31415926535 8979 " * 100
 BODY = json.dumps(
     {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 5}
