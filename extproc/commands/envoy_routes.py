@@ -9,10 +9,13 @@ as vLLM refuses it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
+
+from extproc.routing.models import is_pattern
 
 Json = dict[str, object]
 
@@ -34,6 +37,8 @@ local patterns = {
 %(patterns)s}
 -- What Envoy may hold of one request (request_body_buffer_limit): above it, 413.
 local max_bytes = %(max_bytes)d
+-- Routes of requests whose model is not known.
+local undecided = {no_model = true, default = true}
 
 local function plain(text)
   if not text:find("\\\\", 1, true) then return text end
@@ -88,10 +93,19 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
-  if headers:get("%(model_header)s") or headers:get(":method") ~= "POST" then return end
+  if headers:get("%(model_header)s") then
+    -- If pieces of a body come after the router's answer, Envoy may keep the route of
+    -- before (with request_body_mode BUFFERED_PARTIAL).
+    if undecided[handle:streamInfo():routeName()] then handle:clearRouteCache() end
+    return
+  end
   local name = "%(unreadable)s"
   local length = tonumber(headers:get("content-length") or "0")
-  if not headers:get("content-encoding") and length and length <= max_bytes then
+  if headers:get(":method") ~= "POST" then
+    -- A response that a server keeps: the router knows its pool.
+    local kept = headers:get(":path"):find("/responses/", 1, true)
+    name = kept and name or "%(unnamed)s"
+  elseif not headers:get("content-encoding") and length and length <= max_bytes then
     local body = handle:body()
     local text = body and body:getBytes(0, body:length()) or ""
     -- A file with a form around it, as for /v1/audio/transcriptions.
@@ -114,7 +128,7 @@ class Model:
     pools: Sequence[str]
     """Names of its pools, the largest window last."""
     adapters: Sequence[str] = ()
-    """Other names that clients ask by; ``*`` and ``?`` stand for any characters."""
+    """Other names that clients ask by, or glob patterns of them."""
 
 
 def read_fleet(text: str) -> list[Model]:
@@ -143,8 +157,8 @@ def model_filter(models: Sequence[Model], max_bytes: int) -> str:
         max_bytes: the most that Envoy may hold of one request.
     """
     names = [(name, model.name) for model in models for name in _names(model)]
-    exact = [each for each in names if not _is_pattern(each[0])]
-    patterns = [each for each in names if _is_pattern(each[0])]
+    exact = [each for each in names if not is_pattern(each[0])]
+    patterns = [each for each in names if is_pattern(each[0])]
     return _LUA % {
         "bases": "".join(
             f"  [{_quoted(name)}] = {_quoted(base)},\n" for name, base in exact
@@ -194,7 +208,7 @@ def models_answer(models: Sequence[Model]) -> Json:
         {"id": name, "object": "model", "owned_by": "vllm", "root": model.name}
         for model in models
         for name in _names(model)
-        if not _is_pattern(name)
+        if not is_pattern(name)
     ]
     body = json.dumps({"object": "list", "data": listed})
     return {
@@ -228,7 +242,7 @@ _UNREADABLE_ERROR = {
     "code": 503,
 }
 _UNNAMED_ERROR = {
-    "message": "The body names no model.",
+    "message": "The request names no model.",
     "type": "BadRequestError",
     "param": "model",
     "code": 400,
@@ -317,16 +331,28 @@ def _names(model: Model) -> Iterator[str]:
     yield from model.adapters
 
 
-def _is_pattern(name: str) -> bool:
-    return "*" in name or "?" in name
+_GLOB_PARTS = re.compile(r"\[(!?)(\]?[^\]]*)\]|(.)", re.DOTALL)
+"""A set of characters, or one character."""
 
 
 def _lua_pattern(glob: str) -> str:
-    """Return the Lua pattern of a glob."""
+    """Return the Lua pattern of a glob, as ``fnmatch`` reads it."""
+    return f"^{''.join(map(_lua_part, _GLOB_PARTS.finditer(glob)))}$"
+
+
+def _lua_part(part: re.Match[str]) -> str:
+    negated, members, character = part.groups()
+    if character is None:
+        # A range's dash stays one.
+        escaped = re.sub(r"[^\w\s-]", r"%\g<0>", members, flags=re.ASCII)
+        return f"[{'^' if negated else ''}{escaped}]"
     marks = {"*": ".*", "?": "."}
-    return f"^{''.join(marks.get(c) or (c if c.isalnum() else f'%{c}') for c in glob)}$"
+    plain = character.isalnum() or not character.isascii()
+    return marks.get(character) or (character if plain else f"%{character}")
 
 
 def _quoted(text: str) -> str:
-    """Return a Lua string of printable ASCII."""
-    return json.dumps(text)
+    """Return a Lua string of the text's UTF-8 bytes."""
+    plain = {byte for byte in range(32, 127) if chr(byte) not in '"\\'}
+    escaped = (chr(b) if b in plain else f"\\{b:03d}" for b in text.encode())
+    return f'"{"".join(escaped)}"'

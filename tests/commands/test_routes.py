@@ -188,6 +188,24 @@ def test_names_that_are_patterns_are_not_listed() -> None:
     assert [each["id"] for each in listed] == ["llama", "lora-1", "org/vlm"]
 
 
+@pytest.mark.parametrize(
+    ("glob", "pattern"),
+    [
+        ("legal-*", "^legal%-.*$"),
+        ("org/m?", "^org%/m.$"),
+        ("v[12]", "^v[12]$"),
+        ("v[!a-c].x", "^v[^a-c]%.x$"),
+        ("v[]%^]", "^v[%]%%%^]$"),
+        ("v[", "^v%[$"),
+        ("é*", "^\\195\\169.*$"),
+    ],
+)
+def test_a_glob_is_lua_s_pattern(glob: str, pattern: str) -> None:
+    source = model_filter([Model("m", ["p"], [glob])], 1000)
+
+    assert f'{{"{pattern}", "m"}}' in source
+
+
 def test_the_filter_knows_every_name() -> None:
     source = model_filter(FLEET, 1000)
 

@@ -21,6 +21,7 @@ from extproc.demo.stack.stack import (
 )
 
 from ..patience import be_patient, wait_until
+from .fleet import ALL_POOLS, ENVOY, FLEET
 from .outside import Admin, Client, Response
 from .scripted import ScriptedBackend, http_response
 
@@ -235,6 +236,38 @@ def scripted() -> Iterator[ScriptedBackend]:
     backend = ScriptedBackend()
     yield backend
     backend.close()
+
+
+@pytest.fixture(scope="module")
+def start_fleet(
+    scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Client]]:
+    """Starts an Envoy of the fleet of models, in front of the router at a port."""
+    with contextlib.ExitStack() as started:
+
+        def start(router_port: int, change: Change | None = be_patient) -> Client:
+            new = envoy(
+                ENVOY / "models.yaml",
+                [scripted.as_backend(pool) for pool in ALL_POOLS],
+                router_port,
+                tmp_path_factory.mktemp("models"),
+                change=change,
+            )
+            start_until_killed(new.child, started)
+            new.wait_serving()
+            return Client(new)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+    """The router of the fleet of models."""
+    with contextlib.ExitStack() as started:
+        new = router(FLEET, tmp_path_factory.mktemp("router"))
+        start_until_killed(new.child, started)
+        new.wait_ready()
+        yield new
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,8 @@ class ScriptedBackend:
             def do_GET(self) -> None:
                 self.wfile.write(http_response(200, b""))
 
+            do_DELETE = do_GET  # noqa: N815 - as http.server calls it
+
             def do_POST(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 script.received.append(

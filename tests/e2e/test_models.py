@@ -9,77 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from extproc.demo.stack.envoy_config import ext_proc_filter
-from extproc.demo.stack.stack import Router, envoy, router
+from extproc.demo.stack.stack import Router, router
 
 from ..patience import PATIENCE_S, be_patient, wait_until
+from .fleet import FLEET, LONG, NAMES, POOLS, chat, pool_of
 from .outside import Client, Response
 from .scripted import ScriptedBackend
-from .unsized import send_chunked, send_http2
+from .unsized import PATH, send_chunked, send_http2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-ENVOY = Path(__file__).parents[2] / "envoy"
-FLEET = yaml.safe_load((ENVOY / "models-router.yaml").read_text())
-POOLS = {
-    model: [pool["name"] for pool in each["pools"]]
-    for model, each in FLEET["models"].items()
-}
-ALL_POOLS = [name for pools in POOLS.values() for name in pools]
-NAMES = {model: model for model in POOLS} | {
-    "support-v2": "llama-3.1-8b",
-    "legal-de": "llama-3.1-8b",
-}
-"""Every kind of name that clients ask by, and its base model."""
-
-Change = Callable[[dict[str, Any]], None]
-PATH = "/v1/chat/completions"
-LONG = "all the words of a long story " * 8000
 MIB = 1 << 20
-
-
-def chat(model: object, content: str = "Hello", **more: Any) -> bytes:
-    messages = [{"role": "user", "content": content}]
-    body = {"messages": messages, "model": model, "max_tokens": 4}
-    return json.dumps(body | more).encode()
-
-
-def pool_of(response: Response) -> str:
-    return (response.served_by or "").removeprefix("vllm_")
-
-
-@pytest.fixture(scope="module")
-def start_fleet(
-    scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Client]]:
-    """Starts an Envoy of the fleet, in front of the router at a port."""
-    started = []
-
-    def start(router_port: int, change: Change | None = be_patient) -> Client:
-        backends = [scripted.as_backend(pool) for pool in ALL_POOLS]
-        directory = tmp_path_factory.mktemp("models")
-        new = envoy(
-            ENVOY / "models.yaml", backends, router_port, directory, change=change
-        )
-        new.child.start()
-        started.append(new.child)
-        new.wait_serving()
-        return Client(new)
-
-    yield start
-    for child in started:
-        child.kill()
-
-
-@pytest.fixture(scope="module")
-def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    started = router(FLEET, tmp_path_factory.mktemp("router"))
-    started.child.start()
-    started.wait_ready()
-    yield started
-    started.child.kill()
 
 
 @pytest.fixture
@@ -232,6 +174,32 @@ class TestWithoutRouter:
 
         assert pool_of(response) == "vlm"
 
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", "/v1/models/qwen3-32b", 400),
+            ("GET", "/v1/chat/completions", 400),
+            ("GET", "/v1/responses/resp_1", 503),
+            ("DELETE", "/v1/responses/resp_1", 503),
+            ("GET", "/v1/responses/resp_1/input_items?limit=1", 503),
+        ],
+    )
+    def test_a_request_without_a_body_reaches_no_server(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        fleet: Client,
+        scripted: ScriptedBackend,
+    ) -> None:
+        before = len(scripted.received)
+
+        response = fleet.request(method, path)
+
+        assert response.status == status
+        assert response.json()["error"]["code"] == status
+        assert len(scripted.received) == before
+
     def test_the_models_of_the_fleet_are_listed(self, fleet: Client) -> None:
         listed = fleet.request("GET", "/v1/models").json()["data"]
 
@@ -295,6 +263,67 @@ class TestWithRouter:
         received = scripted.received[-1].headers
         assert received["x-llm-model"] == "llama-3.1-8b"
         assert received["x-llm-pool"] == "llama-short"
+
+
+class TestKeptResponses:
+    """The servers of one pool keep responses; an identifier names no model."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fleet(
+        cls,
+        start_fleet: Callable[..., Client],
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Iterator[Client]:
+        config = FLEET | {"requests": {"responses_pool": "qwen-short"}}
+        started = router(config, tmp_path_factory.mktemp("router"))
+        with started.child:
+            started.wait_ready()
+            client = start_fleet(started.port)
+            wait_until(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+            yield client
+            started.child.kill()
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "pool"),
+        [
+            ("POST", "", {"model": "qwen3-32b"}, "qwen-short"),
+            ("POST", "", {"model": "qwen3-32b", "store": True}, "qwen-short"),
+            ("POST", "", {"model": "qwen3-32b", "input": LONG}, "qwen-short"),
+            (
+                "POST",
+                "",
+                {"model": "qwen3-32b", "previous_response_id": "resp_1"},
+                "qwen-short",
+            ),
+            ("GET", "/resp_1", None, "qwen-short"),
+            ("GET", "/resp_1/input_items?limit=2", None, "qwen-short"),
+            ("POST", "/resp_1/cancel", None, "qwen-short"),
+            ("DELETE", "/resp_1", None, "qwen-short"),
+            (
+                "POST",
+                "",
+                {"model": "qwen3-32b", "input": LONG, "store": False},
+                "qwen-long",
+            ),
+            ("POST", "", {"model": "support-v2"}, "llama-short"),
+            ("POST", "", {"model": "legal-de", "store": True}, "llama-long"),
+        ],
+    )
+    def test_a_conversation_reaches_the_pool_that_keeps_it(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        pool: str,
+        fleet: Client,
+    ) -> None:
+        if body is not None:
+            body = {"input": "Hello", "max_output_tokens": 4} | body
+
+        response = fleet.request(method, f"/v1/responses{path}", body)
+
+        assert (response.status, pool_of(response)) == (200, pool)
 
 
 class TestModelHeader:

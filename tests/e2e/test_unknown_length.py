@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from extproc.demo.stack.envoy_config import ext_proc_filter
-
+from .body_modes import ROUTING, configured
 from .outside import Admin, Client, Response
 from .unsized import send_chunked, send_http2
 
@@ -31,30 +30,6 @@ def chat(words: int = 1, padding_bytes: int = 0) -> bytes:
 def split(body: bytes, pieces: int) -> list[bytes]:
     size = len(body) // pieces + 1
     return [body[at : at + size] for at in range(0, len(body), size)]
-
-
-def configured(mode: str, *, override: bool) -> Callable[[dict[str, Any]], None]:
-    """A filter with a request body mode of its own."""
-
-    def change(config: dict[str, Any]) -> None:
-        ext_proc = ext_proc_filter(config)
-        ext_proc["processing_mode"]["request_body_mode"] = mode
-        ext_proc["allow_mode_override"] = override
-        if mode == "FULL_DUPLEX_STREAMED":
-            ext_proc["processing_mode"]["request_trailer_mode"] = "SEND"
-            ext_proc["failure_mode_allow"] = False
-
-    return change
-
-
-ROUTING = {
-    "asked for": ("NONE", True),
-    "buffered": ("BUFFERED", False),
-    "partial, asked for": ("BUFFERED_PARTIAL", True),
-    "streamed, asked for": ("STREAMED", True),
-    "full duplex": ("FULL_DUPLEX_STREAMED", False),
-}
-"""The modes, and whether the router may ask for another, in which it can route."""
 
 
 @pytest.fixture(scope="module", params=ROUTING.values(), ids=list(ROUTING))

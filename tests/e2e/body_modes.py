@@ -1,0 +1,30 @@
+"""The request body modes of Envoy's ext_proc filter, as an operator may have set them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from extproc.demo.stack.envoy_config import ext_proc_filter
+
+
+def configured(mode: str, *, override: bool) -> Callable[[dict[str, Any]], None]:
+    """A filter with a request body mode of its own."""
+
+    def change(config: dict[str, Any]) -> None:
+        ext_proc = ext_proc_filter(config)
+        ext_proc["processing_mode"]["request_body_mode"] = mode
+        ext_proc["allow_mode_override"] = override
+        if mode == "FULL_DUPLEX_STREAMED":
+            ext_proc["processing_mode"]["request_trailer_mode"] = "SEND"
+            ext_proc["failure_mode_allow"] = False
+
+    return change
+
+
+ROUTING = {
+    "asked for": ("NONE", True),
+    "buffered": ("BUFFERED", False),
+    "partial, asked for": ("BUFFERED_PARTIAL", True),
+    "streamed, asked for": ("STREAMED", True),
+    "full duplex": ("FULL_DUPLEX_STREAMED", False),
+}
+"""The modes, and whether the router may ask for another, in which it can route."""
