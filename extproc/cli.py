@@ -62,7 +62,7 @@ class _Version(argparse.Action):
     """Prints the version, and what counts the features of text here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from extproc.routing.features import COUNTED_BY  # takes NumPy, as few need
+        from extproc.routing.arithmetic import COUNTED_BY  # takes NumPy, as few need
 
         print(f"extproc {extproc.__version__} ({COUNTED_BY})")
         parser.exit()

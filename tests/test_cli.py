@@ -8,7 +8,7 @@ import pytest
 
 import extproc
 from extproc.cli import COMMANDS, main
-from extproc.routing.features import COUNTED_BY
+from extproc.routing.arithmetic import COUNTED_BY
 
 PROJECT = Path(__file__).parents[1]
 

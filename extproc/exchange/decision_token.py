@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import astuple, replace
 
+from extproc.routing.arrays import Vector
 from extproc.routing.decision import (
     Count,
     Decision,
@@ -21,28 +22,36 @@ from extproc.routing.decision import (
     Name,
     decision_fields,
 )
-from extproc.routing.features import CLASSES, Counts, Features, OptionalFeatures
+from extproc.routing.features import Features, OptionalFeatures
 from extproc.routing.media import MEDIA_TERMS
 from extproc.routing.models import AnyRouter
+from extproc.routing.regressors import (
+    REPETITION,
+    TERMS_CHECKSUM,
+    TEXT_COUNTED,
+    TOOLS_COUNTED,
+    VECTOR_TERMS,
+    complete,
+)
 from extproc.routing.request import OptionalKind
 
-_VERSION = 5
-_PAIRS = CLASSES * CLASSES
+_VERSION = 6
+_COUNTED = slice(TOOLS_COUNTED.start, REPETITION + 1)
+"""The terms that are written; the others follow from them."""
 
-_Class = Annotated[int, msgspec.Meta(ge=0, lt=CLASSES)]
 _Term = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-_Pair = Annotated[int, msgspec.Meta(ge=0, lt=_PAIRS)]
+_Place = Annotated[int, msgspec.Meta(ge=_COUNTED.start, lt=_COUNTED.stop)]
 
 
 class _Sparse(msgspec.Struct, array_like=True):
-    pairs: Annotated[list[_Pair], msgspec.Meta(max_length=_PAIRS)]
-    counts: Annotated[list[Count], msgspec.Meta(max_length=_PAIRS)]
+    places: Annotated[list[_Place], msgspec.Meta(max_length=len(VECTOR_TERMS))]
+    counts: Annotated[list[Count], msgspec.Meta(max_length=len(VECTOR_TERMS))]
 
 
 class _Optional(msgspec.Struct, array_like=True):
     kind: OptionalKind
     text_bytes: Count
-    pairs: _Sparse
+    terms: _Sparse
 
 
 class _Features(msgspec.Struct, array_like=True):
@@ -50,11 +59,8 @@ class _Features(msgspec.Struct, array_like=True):
     tools_bytes: Count
     messages: Count
     tools: Count
-    pairs: _Sparse
-    tools_pairs: _Sparse
+    terms: _Sparse
     optional: list[_Optional]
-    runs: Annotated[list[tuple[_Class, Count]], msgspec.Meta(max_length=CLASSES)]
-    repetitions: Count
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
@@ -63,7 +69,8 @@ class _Fields(DecisionFields, array_like=True, frozen=True):
 
 class _DecisionToken(msgspec.Struct, array_like=True):
     version: int
-    classes: int
+    terms: int
+    """Which terms the features are counts of: their checksum."""
     decision: _Fields
     model: Name
     usage_not_requested: bool
@@ -82,7 +89,7 @@ def write_decision_token(decision: Decision) -> bytes:
     return msgspec.msgpack.encode(
         _DecisionToken(
             version=_VERSION,
-            classes=CLASSES,
+            terms=TERMS_CHECKSUM,
             decision=_Fields(*astuple(decision_fields(decision))),
             model=decision.model,
             usage_not_requested=decision.usage_not_requested,
@@ -107,7 +114,7 @@ def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | 
         return None
     fields = token.decision
     pool = router.pool(fields.pool)
-    known = token.version == _VERSION and token.classes == CLASSES
+    known = token.version == _VERSION and token.terms == TERMS_CHECKSUM
     if not known or pool is None or fields.category not in router.categories:
         return None
     if len(token.media) not in (0, len(MEDIA_TERMS)):
@@ -135,56 +142,51 @@ def _write_features(features: Features) -> _Features:
         tools_bytes=features.tools_bytes,
         messages=features.messages,
         tools=features.tools,
-        pairs=_sparse(features.pairs),
-        tools_pairs=_sparse(features.tools_pairs),
+        terms=_sparse(features.terms),
         optional=[
-            _Optional(part.kind, part.text_bytes, _sparse(part.pairs))
+            _Optional(part.kind, part.text_bytes, _sparse(part.terms))
             for part in features.optional
         ],
-        runs=list(features.runs),
-        repetitions=features.repetitions,
     )
 
 
-def _sparse(pairs: Counts) -> _Sparse:
-    where = np.flatnonzero(pairs)
-    return _Sparse(where.tolist(), pairs[where].tolist())
+def _sparse(terms: Vector) -> _Sparse:
+    where = np.flatnonzero(terms[_COUNTED]) + _COUNTED.start
+    return _Sparse(where.tolist(), terms[where].astype(np.int64).tolist())
 
 
 def _read_features(read: _Features, body_bytes: int) -> Features | None:
-    pairs = _dense(read.pairs, read.text_bytes)
-    tools_pairs = _dense(read.tools_pairs, read.tools_bytes)
-    if pairs is None or tools_pairs is None:
+    terms = _dense(read.terms, read.text_bytes, read.tools_bytes)
+    if terms is None:
         return None
     optional = []
     for part in read.optional:
-        optional_pairs = _dense(part.pairs, part.text_bytes)
-        if optional_pairs is None:
+        optional_terms = _dense(part.terms, part.text_bytes, 0)
+        if optional_terms is None:
             return None
-        optional.append(OptionalFeatures(part.kind, part.text_bytes, optional_pairs))
-    repeated = read.repetitions + sum(size for _, size in read.runs)
-    if repeated > read.text_bytes:
-        return None
+        optional.append(OptionalFeatures(part.kind, part.text_bytes, optional_terms))
     if len({part.kind for part in optional}) < len(optional):
         return None
+    complete(terms, read.messages, read.tools)
     return Features(
         body_bytes=body_bytes,
         text_bytes=read.text_bytes,
         tools_bytes=read.tools_bytes,
         messages=read.messages,
         tools=read.tools,
-        pairs=pairs,
-        tools_pairs=tools_pairs,
+        terms=terms,
         optional=tuple(optional),
-        runs=tuple(read.runs),
-        repetitions=read.repetitions,
     )
 
 
-def _dense(sparse: _Sparse, text_bytes: int) -> Counts | None:
-    distinct = len(set(sparse.pairs)) == len(sparse.pairs) == len(sparse.counts)
-    if not distinct or sum(sparse.counts) > text_bytes:
+def _dense(sparse: _Sparse, text_bytes: int, tools_bytes: int) -> Vector | None:
+    distinct = len(set(sparse.places)) == len(sparse.places) == len(sparse.counts)
+    if not distinct:
         return None
-    pairs: Counts = np.zeros(_PAIRS, dtype=np.int64)
-    pairs[sparse.pairs] = sparse.counts
-    return pairs
+    terms = np.zeros(len(VECTOR_TERMS))
+    terms[sparse.places] = sparse.counts
+    of_text, of_tools = terms[TEXT_COUNTED].sum(), terms[TOOLS_COUNTED].sum()
+    # A sample's counts are rounded: each may be half a byte above its share.
+    if of_text > text_bytes + len(VECTOR_TERMS) or terms[REPETITION] > text_bytes:
+        return None
+    return terms if of_tools <= tools_bytes + len(VECTOR_TERMS) else None

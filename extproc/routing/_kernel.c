@@ -1,8 +1,9 @@
-/* Counts pairs of byte classes in one pass over a text, without a copy of it.
+/* What costs most of a decision: the pairs of byte classes of a text, in one pass over
+   it, and the variance of an estimate, over the terms that a prompt has.
 
-   The specification is extproc.routing.features._count_all with NumPy: the table of
-   classes and the room for classes come from Python, so that this file knows neither.
-   Tests compare both on any bytes. Only the stable ABI of Python 3.11 is used. */
+   The specification is extproc.routing.arithmetic with NumPy: the table of classes and
+   the terms come from Python, so that this file knows neither. Tests compare both on
+   any input. Only the stable ABI of Python 3.11 is used. */
 
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API
@@ -12,27 +13,68 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MAX_CLASSES = 64 };
+enum { MAX_CLASSES = 64, MAX_TERMS = 512 };
 
-/* count_pairs(text, table, classes, first, counts): add to counts[classes * a + b] how
-   often class b follows class a in the text, which is taken to follow class `first`. */
-static PyObject *count_pairs(PyObject *module, PyObject *args) {
-    Py_buffer text, table, counts;
-    Py_ssize_t classes, first;
-    /* Two tables in turn: an addition need not wait for the one before it, which is
-       often to the same pair. */
-    uint32_t even[MAX_CLASSES * MAX_CLASSES], odd[MAX_CLASSES * MAX_CLASSES];
-    (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*nnw*", &text, &table, &classes, &first, &counts))
+/* Two tables in turn: an addition need not wait for the one before it, which is often
+   to the same pair. Rows of a power of two: no multiplication. */
+typedef uint32_t Pairs[MAX_CLASSES][MAX_CLASSES];
+
+/* Count a text's pairs; return the set of its classes, the one before it included. */
+static uint64_t count_pairs(const uint8_t *text, Py_ssize_t size,
+                            const uint8_t *class_of, size_t first, Pairs even,
+                            Pairs odd) {
+    size_t before = first;
+    uint64_t seen = (uint64_t)1 << first;
+    Py_ssize_t at = 0;
+    for (; at + 1 < size; at += 2) {
+        size_t one = class_of[text[at]], two = class_of[text[at + 1]];
+        even[before][one]++;
+        odd[one][two]++;
+        seen |= (uint64_t)1 << one | (uint64_t)1 << two;
+        before = two;
+    }
+    if (at < size) {
+        size_t last = class_of[text[at]];
+        even[before][last]++;
+        seen |= (uint64_t)1 << last;
+    }
+    return seen;
+}
+
+static PyObject *list_of(const uint64_t *totals, Py_ssize_t size) {
+    PyObject *list = PyList_New(size);
+    if (list == NULL)
         return NULL;
-    Py_ssize_t pairs = classes * classes;
+    for (Py_ssize_t at = 0; at < size; at++) {
+        PyObject *total = PyLong_FromUnsignedLongLong(totals[at]);
+        if (total == NULL || PyList_SetItem(list, at, total) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* count_terms(text, table, places, classes, first, terms): add 1 to terms[places[classes
+   * a + b]] for each b that follows an a in the text, which is taken to follow class
+   `first`. Return the bytes of the text in each class. */
+static PyObject *count_terms(PyObject *module, PyObject *args) {
+    Py_buffer text, table, places, terms;
+    Py_ssize_t classes, first;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*y*nnw*", &text, &table, &places, &classes, &first,
+                          &terms))
+        return NULL;
+    Py_ssize_t size = terms.len / (Py_ssize_t)sizeof(double);
     const char *wrong = NULL;
     if (classes < 1 || classes > MAX_CLASSES || first < 0 || first >= classes)
         wrong = "classes: out of range";
     else if (table.len != 256)
         wrong = "table: expected 256 bytes";
-    else if (counts.len != pairs * (Py_ssize_t)sizeof(int64_t))
-        wrong = "counts: expected a 64-bit integer for each pair";
+    else if (places.len != classes * classes * (Py_ssize_t)sizeof(uint16_t))
+        wrong = "places: expected a 16-bit number for each pair";
+    else if (terms.len != size * (Py_ssize_t)sizeof(double))
+        wrong = "terms: expected 64-bit floats";
     else if ((uint64_t)text.len > UINT32_MAX)
         wrong = "text: too long";
     else {
@@ -41,37 +83,89 @@ static PyObject *count_pairs(PyObject *module, PyObject *args) {
             if (class_of[byte] >= classes)
                 wrong = "table: a class out of range";
     }
+    PyObject *found = NULL;
     if (wrong == NULL) {
-        const uint8_t *bytes = text.buf, *class_of = table.buf;
-        int64_t *out = counts.buf;
-        memset(even, 0, sizeof(uint32_t) * (size_t)pairs);
-        memset(odd, 0, sizeof(uint32_t) * (size_t)pairs);
-        size_t before = (size_t)first, room = (size_t)classes;
-        Py_ssize_t at = 0;
-        for (; at + 1 < text.len; at += 2) {
-            size_t one = class_of[bytes[at]], two = class_of[bytes[at + 1]];
-            even[before * room + one]++;
-            odd[one * room + two]++;
-            before = two;
+        Pairs even, odd;
+        uint64_t totals[MAX_CLASSES] = {0};
+        const uint16_t *place = places.buf;
+        double *out = terms.buf;
+        size_t used = sizeof(even[0]) * (size_t)classes;
+        memset(even, 0, used);
+        memset(odd, 0, used);
+        uint64_t seen =
+            count_pairs(text.buf, text.len, table.buf, (size_t)first, even, odd);
+        for (Py_ssize_t a = 0; a < classes; a++) {
+            if (!(seen >> a & 1))
+                continue;
+            for (Py_ssize_t b = 0; b < classes; b++) {
+                uint64_t count = (uint64_t)even[a][b] + odd[a][b];
+                uint16_t term = place[classes * a + b];
+                totals[b] += count;
+                if (count && term < size)
+                    out[term] += (double)count;
+            }
         }
-        if (at < text.len)
-            even[before * room + class_of[bytes[at]]]++;
-        for (Py_ssize_t pair = 0; pair < pairs; pair++)
-            out[pair] += (int64_t)even[pair] + odd[pair];
-    }
+        found = list_of(totals, classes);
+    } else
+        PyErr_SetString(PyExc_ValueError, wrong);
     PyBuffer_Release(&text);
     PyBuffer_Release(&table);
-    PyBuffer_Release(&counts);
+    PyBuffer_Release(&places);
+    PyBuffer_Release(&terms);
+    return found;
+}
+
+/* quadratic_form(matrix, x): x' M x of a symmetric matrix. A prompt has a third of the
+   terms: only their rows and columns are read, and of both halves one. */
+static PyObject *quadratic_form(PyObject *module, PyObject *args) {
+    Py_buffer matrix, vector;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*", &matrix, &vector))
+        return NULL;
+    Py_ssize_t size = vector.len / (Py_ssize_t)sizeof(double);
+    const char *wrong = NULL;
+    double form = 0.0;
+    if (vector.len != size * (Py_ssize_t)sizeof(double) || size > MAX_TERMS)
+        wrong = "x: expected at most 512 64-bit floats";
+    else if (matrix.len != size * vector.len)
+        wrong = "matrix: expected as many rows and columns as x has elements";
+    else {
+        const double *x = vector.buf, *rows = matrix.buf;
+        uint16_t present[MAX_TERMS];
+        double values[MAX_TERMS];
+        Py_ssize_t count = 0;
+        for (Py_ssize_t at = 0; at < size; at++)
+            if (x[at] != 0.0) {
+                present[count] = (uint16_t)at;
+                values[count++] = x[at];
+            }
+        for (Py_ssize_t i = 0; i < count; i++) {
+            const double *row = rows + size * present[i];
+            double even = 0.0, odd = 0.0;
+            Py_ssize_t j = 0;
+            for (; j + 1 < i; j += 2) {
+                even += row[present[j]] * values[j];
+                odd += row[present[j + 1]] * values[j + 1];
+            }
+            if (j < i)
+                even += row[present[j]] * values[j];
+            form += values[i] * (2.0 * (even + odd) + row[present[i]] * values[i]);
+        }
+    }
+    PyBuffer_Release(&matrix);
+    PyBuffer_Release(&vector);
     if (wrong != NULL) {
         PyErr_SetString(PyExc_ValueError, wrong);
         return NULL;
     }
-    Py_RETURN_NONE;
+    return PyFloat_FromDouble(form);
 }
 
 static PyMethodDef methods[] = {
-    {"count_pairs", count_pairs, METH_VARARGS,
-     "count_pairs(text, table, classes, first, counts): add the pairs of a text."},
+    {"count_terms", count_terms, METH_VARARGS,
+     "count_terms(text, table, places, classes, first, terms): pairs by term."},
+    {"quadratic_form", quadratic_form, METH_VARARGS,
+     "quadratic_form(matrix, x): x' M x of a symmetric matrix."},
     {NULL, NULL, 0, NULL},
 };
 

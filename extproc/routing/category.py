@@ -7,10 +7,11 @@ bytes a token, prose 4.5, other scripts 2 to 9.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 
-from extproc.routing.features import CLASSES, ByteClass, Features
+from extproc.routing.byte_classes import ByteClass
+from extproc.routing.features import Features
 
 
 class Category(StrEnum):
@@ -42,8 +43,6 @@ _BRACKET_SHARE = 0.06
 _SYMBOL_SHARE = 0.045
 _INDENT_SHARE = 0.05
 
-_SPACE_SPACE = CLASSES * ByteClass.SPACE + ByteClass.SPACE
-
 
 def accepts_hint(hint: str | None, hints: Collection[str] = ()) -> bool:
     """Whether a hint names a built-in category or one of the configured ``hints``.
@@ -73,7 +72,7 @@ def classify(
 
 
 def _classify_text(features: Features) -> Category:
-    counts = features.classes()
+    counts = features.classes
     total = features.text_bytes
     script = _classify_script(counts, total)
     if script is not None:
@@ -87,7 +86,7 @@ def _classify_text(features: Features) -> Category:
         return Category.STRUCTURED if unbroken_data else Category.DIGITS
     if counts[ByteClass.BRACKET] > _BRACKET_SHARE * total:
         return Category.STRUCTURED
-    indented = int(features.pairs[_SPACE_SPACE])
+    indented = features.indent_bytes
     symbols = counts[ByteClass.SYMBOL] + counts[ByteClass.RULE]
     if (
         symbols > _SYMBOL_SHARE * total
@@ -97,7 +96,7 @@ def _classify_text(features: Features) -> Category:
     return Category.PROSE
 
 
-def _classify_script(counts: list[int], total: int) -> Category | None:
+def _classify_script(counts: Sequence[int], total: int) -> Category | None:
     if not any(counts[ByteClass.TRAIL_80 :]):
         return None
     two_byte = sum(counts[ByteClass.GREEK : ByteClass.ARABIC_FAR + 1])

@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
+from extproc.routing.byte_classes import ByteClass
 from extproc.routing.category import accepts_hint, classify
-from extproc.routing.features import ByteClass, Features, measure
+from extproc.routing.features import Features, measure
 from extproc.routing.policy import IDLE, Policy, PoolLoad, Reason
 from extproc.routing.request import Request
 from extproc.routing.router import Decision, Router
@@ -228,7 +229,7 @@ def _explain_request(request: Request, features: Features) -> RequestExplanation
 
 
 def _count_classes(features: Features) -> dict[str, int]:
-    counts = features.classes()
+    counts = features.classes
     named: dict[str, int] = {}
     for byte_class in ByteClass:
         name = byte_class.name.lower()

@@ -21,6 +21,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from extproc.routing.arithmetic import quadratic_form
 from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.mergeable import DecayedSums
 from extproc.routing.prior import Prior
@@ -81,7 +82,7 @@ class Posterior:
     def variance(self, x: Vector) -> float:
         """Return the variance of ``x . w``, without the noise of an observation."""
         self._load_restored()
-        return max(0.0, float(x.dot(self._covariance.dot(x))))  # (3.59)
+        return max(0.0, quadratic_form(self._covariance, x))  # (3.59)
 
     def prediction_variance(self, x: Vector) -> float:
         """Return the variance of ``x . w`` to predict with.

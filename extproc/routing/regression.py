@@ -9,7 +9,6 @@ predicted spread includes the posterior's uncertainty: unfamiliar text has more.
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,8 +27,8 @@ from extproc.routing.features import Features
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 from extproc.routing.posterior import Posterior
 from extproc.routing.prior import Prior, known_families, relative_variance
-from extproc.routing.regressors import TERMS, Weights, vectorize, weigh
-from extproc.routing.rendering import SHARE_TERMS, optional_tokens, with_shares
+from extproc.routing.regressors import TERMS, TERMS_CHECKSUM, VECTOR_TERMS
+from extproc.routing.rendering import optional_tokens, with_shares
 from extproc.routing.trial import Trial
 
 # Errors beyond this many expected deviations lose weight with their square: a wrong
@@ -63,7 +62,6 @@ _FAMILIAR = 20
 _PRICED_BY_PRIOR = 30.0
 
 _TERMS_EXPLAINED = 12
-_TERMS_CHECKSUM = zlib.crc32("\n".join((*TERMS, *SHARE_TERMS)).encode())
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ class _Learned:
 
     posterior: Posterior
     prior_prices: Vector
-    """Tokens of each pair of byte classes of text by the prior."""
+    """Tokens of each term by the prior."""
     surprise: float = 0.8
     """Mean of recent errors, in expected deviations."""
     categories: Counter[str] = field(default_factory=Counter)
@@ -81,43 +79,25 @@ class _Learned:
     """Surprising errors of a category less the others; negative: of overestimates."""
     last_surprise: int = -_BETWEEN_SURPRISES
     challenger: _Challenger | None = None
-    _weights: Weights | None = None
-    _weighed: Vector | None = None
-
-    @property
-    def weights(self) -> Weights:
-        """The posterior mean, laid out by pair."""
-        mean = self.posterior.mean
-        if self._weights is None or self._weighed is not mean:
-            self._weights, self._weighed = weigh(mean[: len(TERMS)]), mean
-        return self._weights
 
     def vectorize(self, features: Features) -> Vector:
-        """Return the counts of ``_ALL_TERMS``; shares count the model's own tokens."""
-        vector = vectorize(features, room=len(SHARE_TERMS))
-        if features.optional:
-            tokens = optional_tokens(features, self._prices)
-            vector[len(TERMS) :] = tokens
+        """Return the counts of ``VECTOR_TERMS``; a share's are the model's tokens."""
+        if not features.optional:
+            return features.terms
+        vector = features.terms.copy()
+        vector[len(TERMS) :] = optional_tokens(features, self._prices)
         return vector
 
     @property
     def _prices(self) -> Vector:
-        """Tokens of each pair of byte classes of optional text.
+        """Tokens of each term of optional text.
 
         The prior's at first: by coefficients that are still being learned, the shares
         and those coefficients would follow each other.
         """
         if self.posterior.observed < _PRICED_BY_PRIOR:
             return self.prior_prices
-        return self.weights.text_pairs
-
-    def tokens(self, features: Features) -> float:
-        """Return the tokens that the posterior mean expects."""
-        tokens = self.weights.total(features)
-        if features.optional:
-            shares = self.posterior.mean[len(TERMS) :]
-            tokens += float(optional_tokens(features, self._prices) @ shares)
-        return tokens
+        return self.posterior.mean
 
 
 @dataclass(slots=True)
@@ -129,11 +109,7 @@ class _Challenger:
 
 
 def _start(prior: Prior) -> _Learned:
-    prices = weigh(prior.mean[: len(TERMS)]).text_pairs
-    return _Learned(Posterior(prior, MEMORY), prices)
-
-
-_ALL_TERMS = (*TERMS, *SHARE_TERMS)
+    return _Learned(Posterior(prior, MEMORY), prior.mean)
 
 
 class TextEstimator:
@@ -147,7 +123,7 @@ class TextEstimator:
     """
 
     name = "text"
-    component = f"text.3.{_TERMS_CHECKSUM:08x}"
+    component = f"text.3.{TERMS_CHECKSUM:08x}"
 
     def __init__(self, prior: Prior | None = None, *, models: int = MODELS) -> None:
         # Not a method: an estimator that refers to itself would stay in memory, with
@@ -165,7 +141,7 @@ class TextEstimator:
         """Estimate the tokens that further messages add to a prompt."""
         learned = self._of(model)
         x = learned.vectorize(features)
-        x[TERMS.index("template")] = 0.0
+        x = np.append(0.0, x[1:])  # the template is there already
         tokens = max(float(x.dot(learned.posterior.mean)), fewest_tokens(features))
         variance = learned.posterior.variance(x)
         noise = relative_variance(tokens)
@@ -173,7 +149,8 @@ class TextEstimator:
 
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the point estimate alone."""
-        return _point(self._of(model), features)
+        learned = self._of(model)
+        return _point(learned, features, learned.vectorize(features))
 
     def _of(self, model: str) -> _Learned:
         return self._models.get(model) or self._untaught
@@ -201,7 +178,7 @@ class TextEstimator:
             "learned": learned is not self._untaught,
             "observed": round(learned.posterior.observed, 1),
             "terms": {
-                _ALL_TERMS[i]: {
+                VECTOR_TERMS[i]: {
                     "count": float(x[i]),
                     "tokens_each": float(mean[i]),
                     "tokens": float(tokens[i]),
@@ -254,13 +231,13 @@ class TextEstimator:
                 learned.posterior.restore(group)
 
 
-def _point(learned: _Learned, features: Features) -> float:
-    tokens = learned.tokens(features)
+def _point(learned: _Learned, features: Features, x: Vector) -> float:
+    tokens = float(x.dot(learned.posterior.mean))
     return min(max(tokens, fewest_tokens(features)), most_tokens(features))
 
 
 def _predict(learned: _Learned, features: Features, x: Vector) -> Prediction:
-    point = _point(learned, features)
+    point = _point(learned, features, x)
     noise = relative_variance(point)
     variance = learned.posterior.prediction_variance(x)
     # The predictive variance: of an observation's noise and of the mean

@@ -1,4 +1,4 @@
-"""The terms of the token count: a prompt's features as one vector.
+"""The terms of the token count, and which pairs of byte classes each one counts.
 
 Prompt tokens are taken to be linear in these terms, with one coefficient a term and
 served model: tokens a message, a tool, a word's start, a further letter, a digit after
@@ -7,14 +7,16 @@ a digit, a Han character. A term of the text counts pairs of byte classes.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.arrays import Matrix, Vector
-from extproc.routing.features import CLASSES, LOWER_CASE, ByteClass, Features
+from extproc.routing.byte_classes import CLASSES, LOWER_CASE, ByteClass
+from extproc.routing.request import OptionalKind
 
 _TRAILS = frozenset(range(ByteClass.TRAIL_80, ByteClass.TRAIL_BA + 1))
 _LEADS = frozenset(range(ByteClass.LATIN_1, ByteClass.ASTRAL + 1))
@@ -139,28 +141,51 @@ def _tools_term(previous: int, current: int) -> str | None:
 _SCALARS = ("template", "message", "tools", "tool")
 _DERIVED = ("run", "repetition", "foreign letter", "foreign word")
 
+Places = npt.NDArray[np.uint16]
+"""For each pair of byte classes, at ``CLASSES * a + b``, the term that counts it;
+``NO_TERM`` if none does."""
 
-def _number_terms(rule: _Rule, first: int) -> tuple[list[str], npt.NDArray[np.intp]]:
-    """Number a rule's terms from ``first``; pairs that it does not count get 0."""
+NO_TERM: Final = 0xFFFF
+
+
+def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
+    """Number a rule's terms from ``first``."""
     names: list[str] = []
-    index = np.zeros(CLASSES * CLASSES, dtype=np.intp)
+    places = np.full(CLASSES * CLASSES, NO_TERM, dtype=np.uint16)
     for pair in range(CLASSES * CLASSES):
         name = rule(*divmod(pair, CLASSES))
         if name is None:
             continue
         if name not in names:
             names.append(name)
-        index[pair] = first + names.index(name)
-    return names, index
+        places[pair] = first + names.index(name)
+    return names, places
 
 
-_TOOLS_NAMES, _TOOLS_INDEX = _number_terms(_tools_term, len(_SCALARS))
-_TEXT_NAMES, _TEXT_INDEX = _number_terms(_text_term, len(_SCALARS) + len(_TOOLS_NAMES))
-
-_FIRST_DERIVED = len(_SCALARS) + len(_TOOLS_NAMES) + len(_TEXT_NAMES)
+_TOOLS_NAMES, TOOLS_PLACES = _number_terms(_tools_term, len(_SCALARS))
+_TEXT_NAMES, TEXT_PLACES = _number_terms(_text_term, len(_SCALARS) + len(_TOOLS_NAMES))
 
 TERMS: tuple[str, ...] = (*_SCALARS, *_TOOLS_NAMES, *_TEXT_NAMES, *_DERIVED)
-"""Name of each element of a vector."""
+"""Name of each element of a vector that has a coefficient in every family."""
+
+SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
+"""Names of the elements behind those: tokens of each kind of text that a template may
+leave out."""
+
+VECTOR_TERMS = (*TERMS, *SHARE_TERMS)
+"""Name of each element of a prompt's vector."""
+
+TERMS_CHECKSUM = zlib.crc32("\n".join(VECTOR_TERMS).encode())
+"""Tells vectors of these terms from those of other versions."""
+
+_FIRST_TEXT = len(_SCALARS) + len(_TOOLS_NAMES)
+RUN = TERMS.index("run")
+REPETITION = TERMS.index("repetition")
+INDENT = TERMS.index("space after space")
+TOOLS_COUNTED = slice(len(_SCALARS), _FIRST_TEXT)
+"""The terms that count bytes of the tool definitions."""
+TEXT_COUNTED = slice(_FIRST_TEXT, RUN + 1)
+"""The terms that count bytes of the text, each at most once."""
 
 SCRIPT_TERMS = frozenset(
     name
@@ -168,10 +193,6 @@ SCRIPT_TERMS = frozenset(
     if " after " not in name or name.partition(" ")[0] in _SCRIPTS.values()
 )
 """The terms that count characters beyond ASCII."""
-
-# For each pair its term; the element behind the last one for pairs without a term.
-_TEXT_PLACE = np.where(_TEXT_INDEX > 0, _TEXT_INDEX, len(TERMS))
-_TOOLS_PLACE = np.where(_TOOLS_INDEX > 0, _TOOLS_INDEX, len(TERMS))
 
 # Share of the pairs of small letters that are pairs of e, t, h: 0.07 to 0.12 in English
 # prose, 0.05 to 0.08 in source code, under 0.04 in most other languages. Text at or
@@ -182,28 +203,24 @@ _FOREIGN_SHARE = 0.03
 _ASSUMED_PAIRS = 50
 _ASSUMED_ETH_PAIRS = 0.07 * _ASSUMED_PAIRS
 
-_ETH_PAIR = CLASSES * ByteClass.LOWER_ETH + ByteClass.LOWER_ETH
 
-
-def _mark_pairs(previous: Iterable[int], current: Iterable[int]) -> Vector:
-    marked = np.zeros((CLASSES, CLASSES))
-    marked[np.ix_(list(previous), list(current))] = 1.0
-    return marked.reshape(-1)
-
-
-def _mark_terms(pairs: Vector) -> Vector:
-    marked = np.zeros(len(TERMS))
-    marked[_TEXT_INDEX[pairs > 0]] = 1.0
+def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
+    pairs = np.zeros((CLASSES, CLASSES), dtype=bool)
+    pairs[np.ix_(list(previous), list(current))] = True
+    marked = np.zeros(len(VECTOR_TERMS))
+    marked[TEXT_PLACES[pairs.reshape(-1)]] = 1.0
     return marked
 
 
-_LETTER_PAIRS = _mark_pairs(LOWER_CASE, LOWER_CASE)
-_WORD_PAIRS = _mark_pairs([ByteClass.SPACE], LOWER_CASE)
-
-
-_LETTER_TERMS = _mark_terms(_LETTER_PAIRS)
-_WORD_TERMS = _mark_terms(_WORD_PAIRS)
-_ETH_TERM = int(_TEXT_INDEX[_ETH_PAIR])
+# Rows that sum the pairs of small letters, the starts of words in small letters, and
+# the pairs of e, t, h.
+_OF_LETTERS: Matrix = np.stack(
+    [
+        _mark_terms(LOWER_CASE, LOWER_CASE),
+        _mark_terms([ByteClass.SPACE], LOWER_CASE),
+        _mark_terms([ByteClass.LOWER_ETH], [ByteClass.LOWER_ETH]),
+    ]
+)
 
 
 def _foreignness(eth_pairs: float, letter_pairs: float) -> float:
@@ -213,113 +230,22 @@ def _foreignness(eth_pairs: float, letter_pairs: float) -> float:
     return min(1.0, max(0.0, excess))
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Coefficients laid out by pair: their sum over a prompt takes one product.
-
-    ``weigh(c).total(f)`` is ``vectorize(f) @ c``, but for rounding, in a fifth of
-    the time.
-    """
-
-    template: float
-    message: float
-    tools: float
-    tool: float
-    run: float
-    repetition: float
-    foreign_letter: float
-    foreign_word: float
-    text_rows: Matrix
-    """By pair: the coefficients of text; letter pairs; word starts."""
-    tools_pairs: Vector
-
-    @property
-    def text_pairs(self) -> Vector:
-        """Tokens of each pair of the text."""
-        pairs: Vector = self.text_rows[0]
-        return pairs
-
-    def total(self, features: Features) -> float:
-        """Return the sum of a prompt's terms, each times its coefficient."""
-        text, letters, words = self.text_rows.dot(
-            features.pairs.astype(np.float64)
-        ).tolist()
-        total: float = self.template + self.message * features.messages + text
-        eth_pairs = int(features.pairs[_ETH_PAIR])
-        for byte_class, size in features.runs:
-            # The bytes of a run have a term of their own instead of their pair's.
-            total += size * (self.run - float(self.text_pairs[_run_pair(byte_class)]))
-            letters -= size * (byte_class in LOWER_CASE)
-            eth_pairs -= size * (byte_class == ByteClass.LOWER_ETH)
-        foreignness = _foreignness(eth_pairs, letters)
-        if foreignness:
-            foreign = self.foreign_letter * letters + self.foreign_word * words
-            total += foreignness * foreign
-        if features.tools:
-            total += self.tools + self.tool * features.tools
-        if features.tools_bytes:
-            counts = features.tools_pairs.astype(np.float64)
-            total += float(counts.dot(self.tools_pairs))
-        return total + self.repetition * features.repetitions
-
-
-def weigh(coefficients: Vector) -> Weights:
-    """Lay out one coefficient for each of ``TERMS``."""
-    padded = np.append(coefficients, 0.0)
-    text = np.stack([padded[_TEXT_PLACE], _LETTER_PAIRS, _WORD_PAIRS])
-    template, message, tools, tool = coefficients[: len(_SCALARS)].tolist()
-    run, repetition, letter, word = coefficients[_FIRST_DERIVED:].tolist()
-    return Weights(
-        template,
-        message,
-        tools,
-        tool,
-        run,
-        repetition,
-        letter,
-        word,
-        text,
-        padded[_TOOLS_PLACE],
-    )
-
-
-def vectorize(features: Features, room: int = 0) -> Vector:
-    """Return the counts of ``TERMS`` in a prompt.
+def complete(vector: Vector, messages: int, tools: int) -> None:
+    """Set the terms of a vector that follow from those counted and from the request.
 
     Args:
-        features: of the prompt.
-        room: zeros to append, for terms of the caller's own.
+        vector: of ``VECTOR_TERMS``; the counted ones are there.
+        messages: chat messages.
+        tools: tool definitions.
     """
-    size = len(TERMS) + room
-    vector: Vector = np.bincount(
-        _TEXT_INDEX, weights=features.pairs, minlength=size
-    ).astype(np.float64, copy=False)
-    if features.tools_bytes:
-        vector += np.bincount(
-            _TOOLS_INDEX, weights=features.tools_pairs, minlength=size
-        )
-    run = 0
-    for byte_class, run_bytes in features.runs:
-        vector[_TEXT_INDEX[_run_pair(byte_class)]] -= run_bytes
-        run += run_bytes
-    terms = vector[: len(TERMS)]
-    letters = float(terms.dot(_LETTER_TERMS))
-    words = float(terms.dot(_WORD_TERMS))
-    foreignness = _foreignness(float(vector[_ETH_TERM]), letters)
-    vector[: len(_SCALARS)] = (
-        1.0,
-        features.messages,
-        features.tools > 0,
-        features.tools,
-    )
-    terms[_FIRST_DERIVED:] = (
-        run,
-        features.repetitions,
-        foreignness * letters,
-        foreignness * words,
-    )
-    return vector
+    letters, words, eth_pairs = _OF_LETTERS.dot(vector).tolist()
+    foreignness = _foreignness(eth_pairs, letters)
+    vector[: len(_SCALARS)] = (1.0, messages, tools > 0, tools)
+    if foreignness:
+        vector[REPETITION + 1 : len(TERMS)] = foreignness * letters, foreignness * words
 
 
-def _run_pair(byte_class: int) -> int:
-    return (CLASSES + 1) * byte_class
+def run_place(byte_class: int) -> int | None:
+    """Return the place of the term that counts a class after itself, if one does."""
+    place = int(TEXT_PLACES[(CLASSES + 1) * byte_class])
+    return None if place == NO_TERM else place

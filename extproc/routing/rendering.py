@@ -21,10 +21,6 @@ _SHARE_SPREAD = 0.4
 """Between dropped and kept: one standard deviation and a half either way."""
 
 
-SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
-"""Names of the coefficients, in the kinds' order."""
-
-
 def with_shares(prior: Prior) -> Prior:
     """Append the shares to a prior of text coefficients, independent of those."""
     size, shares = len(prior.mean), len(OptionalKind)
@@ -49,14 +45,14 @@ def with_shares(prior: Prior) -> Prior:
     return Prior(mean, covariance, precision)
 
 
-def optional_tokens(features: Features, text_pairs: Vector) -> Vector:
+def optional_tokens(features: Features, coefficients: Vector) -> Vector:
     """Return the tokens of each kind's text, if all of it were rendered.
 
     Args:
         features: of a prompt.
-        text_pairs: a model's tokens for each pair of byte classes of text.
+        coefficients: a model's tokens for each of ``regressors.VECTOR_TERMS``.
     """
     tokens = np.zeros(len(OptionalKind))
     for part in features.optional:
-        tokens[part.kind] = max(0.0, float(part.pairs.astype(np.float64) @ text_pairs))
+        tokens[part.kind] = max(0.0, float(part.terms @ coefficients))
     return tokens

@@ -42,7 +42,7 @@ from extproc.routing.category import classify
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import FAMILIES, Prior, from_coefficients, known_families
 from extproc.routing.regression import TextEstimator
-from extproc.routing.regressors import vectorize
+from extproc.routing.regressors import TERMS
 from extproc.routing.request import Request
 from extproc.routing.risk import Margin
 
@@ -143,7 +143,7 @@ def replay(
 
 def fit_prior(rows: Sequence[Row], families: Sequence[str]) -> Prior:
     """Fit the prior on some requests and families."""
-    terms = np.array([vectorize(row.features) for row in rows])
+    terms = np.array([row.features.terms[: len(TERMS)] for row in rows])
     tokens = np.array([[row.tokens[f] for f in families] for row in rows], float)
     return from_coefficients(fit(terms, tokens))
 

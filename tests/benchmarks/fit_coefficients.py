@@ -30,7 +30,7 @@ import numpy.typing as npt
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.features import measure
 from extproc.routing.prior import FAMILIES, relative_variance
-from extproc.routing.regressors import SCRIPT_TERMS, TERMS, vectorize
+from extproc.routing.regressors import SCRIPT_TERMS, TERMS
 from extproc.routing.request import Request
 
 Matrix = npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ def vectorize_request(row: dict[str, Any]) -> Matrix:
     body = {key: row[key] for key in ("messages", "tools") if row.get(key)}
     request = parse_request("/v1/chat/completions", json.dumps(body).encode())
     assert isinstance(request, Request), row["id"]
-    return vectorize(measure(request.prompt, request.body_bytes))
+    return measure(request.prompt, request.body_bytes).terms[: len(TERMS)]
 
 
 def fit(terms: Matrix, tokens: Matrix) -> Matrix:

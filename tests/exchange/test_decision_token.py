@@ -5,7 +5,6 @@ import operator
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,12 @@ from extproc.exchange.decision_token import read_decision_token, write_decision_
 from extproc.routing.bound import Bounded
 from extproc.routing.policy import Policy, Pool
 from extproc.routing.ratio import TextEma, TextRatios
+from extproc.routing.regressors import (
+    REPETITION,
+    TEXT_COUNTED,
+    TOOLS_COUNTED,
+    VECTOR_TERMS,
+)
 from extproc.routing.request import Prompt, Request
 from extproc.routing.risk import NoMargin
 from extproc.routing.router import Decision, Outcome, Router
@@ -39,9 +44,9 @@ def as_values(decision: Decision) -> object:
     features = decision.features
     if features is None:
         return decision
-    arrays = (features.pairs.tolist(), features.tools_pairs.tolist())
-    plain = structs.replace(features, pairs=None, tools_pairs=None)
-    return structs.replace(decision, features=plain), arrays
+    # The classes and the indent say the category, which the decision has already.
+    plain = structs.replace(features, terms=None, classes=(), indent_bytes=0)
+    return structs.replace(decision, features=plain), features.terms.tolist()
 
 
 @given(
@@ -95,8 +100,9 @@ def test_a_damaged_decision_token_is_refused_or_stays_in_bounds(
     decision = read(bytes(decision_token))
     if decision is not None and decision.features is not None:
         features = decision.features
-        assert features.pairs.sum() <= features.text_bytes
-        assert features.pairs.min() >= 0
+        counted = features.terms[TEXT_COUNTED]
+        assert counted.sum() <= features.text_bytes + len(VECTOR_TERMS)
+        assert counted.min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -110,22 +116,32 @@ def test_a_damaged_decision_token_is_refused_or_stays_in_bounds(
         ((2, 5), -1),
         ((2, 8), 0),
         ((2, 9), 0),
-        ((5,), [10, 0, 1, 0, [[1, 1], [1, 1]], [[], []], []]),
-        ((5,), [10, 0, 1, 0, [[1], [11]], [[], []], []]),
-        ((5,), [10, 0, 1, 0, [[1024], [1]], [[], []], []]),
+        ((-1,), [10, 0, 1, 0, [[50, 50], [1, 1]], []]),
+        ((-1,), [10, 0, 1, 0, [[50], [11 + len(VECTOR_TERMS)]], []]),
+        ((-1,), [10, 0, 1, 0, [[REPETITION], [11]], []]),
+        ((-1,), [10, 9, 1, 1, [[TOOLS_COUNTED.start], [10 + len(VECTOR_TERMS)]], []]),
+        ((-1,), [10, 0, 1, 0, [[0], [1]], []]),
+        ((-1,), [10, 0, 1, 0, [[REPETITION + 1], [1]], []]),
+        ((-1,), [10, 0, 1, 0, [[], []], [[0, 9, [[50], [400]]]]]),
+        ((-1,), [10, 0, 1, 0, [[], []], [[0, 9, [[], []]], [0, 9, [[], []]]]]),
     ],
     ids=[
         "another version",
-        "other byte classes",
+        "other terms",
         "no such pool",
         "no such reason",
         "no such category",
         "negative",
         "no prompts",
         "no sequences",
-        "a pair twice",
-        "more pairs than text",
-        "no such pair",
+        "a term twice",
+        "more than the text",
+        "more repetitions than text",
+        "more than the tools",
+        "a term that is not counted",
+        "a term that follows from others",
+        "more than the text of a kind",
+        "a kind twice",
     ],
 )
 def test_refuses_what_does_not_add_up(index: tuple[int, ...], value: object) -> None:
@@ -135,8 +151,20 @@ def test_refuses_what_does_not_add_up(index: tuple[int, ...], value: object) -> 
     assert read(msgspec.msgpack.encode(fields)) is None
 
 
-def test_pairs_are_whole_numbers_again() -> None:
-    decision = read(write_decision_token(route(Prompt(b"abc"))))
+def test_reads_features_that_add_up() -> None:
+    fields = msgspec.msgpack.decode(write_decision_token(route(Prompt(b"hello you"))))
+    terms = [[TOOLS_COUNTED.start, 50, REPETITION], [9, 10, 10]]
+    fields[-1] = [10, 9, 1, 1, terms, [[0, 9, [[50], [9]]]]]
+    decision = read(msgspec.msgpack.encode(fields))
     assert decision is not None
     assert decision.features is not None
-    assert decision.features.pairs.dtype == np.int64
+    assert decision.features.terms[REPETITION] == 10
+
+
+def test_text_that_is_sampled_survives_too() -> None:
+    decision = route(
+        Prompt("Ein Satz, der nicht endet, 12 Wörter weiter. ".encode() * 9000)
+    )
+    again = read(write_decision_token(decision))
+    assert again is not None
+    assert as_values(again) == as_values(decision)

@@ -23,7 +23,6 @@ from extproc.routing.coefficients import FAMILIES as ALL_FAMILIES
 from extproc.routing.features import Features, measure
 from extproc.routing.prior import known_families
 from extproc.routing.regression import TextEstimator
-from extproc.routing.regressors import vectorize
 from extproc.routing.request import Request
 
 FAMILIES = ("llama3", "tekken", "qwen", "o200k", "deepseek_v3", "gemma3")
@@ -90,7 +89,7 @@ def test_one_request_in_three_encodings_has_the_same_features(
         for encoding in encodings:
             request = parse_request("/v1/chat/completions", encoding.encode())
             assert isinstance(request, Request)
-            vectors.append(vectorize(measure(request.prompt, 0)).tolist())
+            vectors.append(measure(request.prompt, 0).terms.tolist())
         assert vectors[0] == vectors[1] == vectors[2]
 
 

@@ -1,27 +1,36 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing.features import (
-    CLASS_TABLE,
-    CLASSES,
-    SAMPLE_BYTES,
-    ByteClass,
-    measure,
+from extproc.routing.arithmetic import count_terms
+from extproc.routing.byte_classes import CLASS_TABLE, ByteClass
+from extproc.routing.features import SAMPLE_BYTES, measure
+from extproc.routing.regressors import (
+    REPETITION,
+    RUN,
+    TEXT_COUNTED,
+    TEXT_PLACES,
+    TOOLS_COUNTED,
+    VECTOR_TERMS,
+    run_place,
 )
 from extproc.routing.request import Prompt
 
 
-def test_counts_which_class_follows_which() -> None:
-    pairs = measure(Prompt(b"ab 12"), 5).pairs
-    counted = {divmod(int(i), CLASSES): int(pairs[i]) for i in pairs.nonzero()[0]}
+def test_counts_classes_and_indentation() -> None:
+    features = measure(Prompt(b"if a:\n    b = 12"), 5)
+    counted = {ByteClass(i): n for i, n in enumerate(features.classes) if n}
     assert counted == {
-        (ByteClass.NEWLINE, ByteClass.LOWER_VOWEL): 1,
-        (ByteClass.LOWER_VOWEL, ByteClass.LOWER): 1,
-        (ByteClass.LOWER, ByteClass.SPACE): 1,
-        (ByteClass.SPACE, ByteClass.DIGIT): 1,
-        (ByteClass.DIGIT, ByteClass.DIGIT): 1,
+        ByteClass.LOWER: 2,
+        ByteClass.LOWER_VOWEL: 2,
+        ByteClass.SPACE: 7,
+        ByteClass.STOP: 1,
+        ByteClass.NEWLINE: 1,
+        ByteClass.RULE: 1,
+        ByteClass.DIGIT: 2,
     }
+    assert features.indent_bytes == 3
 
 
 @pytest.mark.parametrize(
@@ -49,7 +58,7 @@ def test_counts_which_class_follows_which() -> None:
 )
 def test_tells_scripts_apart_by_their_lead_byte(text: str, lead: ByteClass) -> None:
     encoded = text.encode()
-    classes = measure(Prompt(encoded), len(encoded)).classes()
+    classes = measure(Prompt(encoded), len(encoded)).classes
     assert classes[lead] == 1
     assert sum(classes) == len(encoded)
 
@@ -62,14 +71,15 @@ def test_every_byte_has_a_class() -> None:
 @given(st.binary(max_size=2000))
 def test_counts_every_byte_once(text: bytes) -> None:
     features = measure(Prompt(text), len(text))
-    assert features.pairs.sum() == len(text)
-    assert sum(features.classes()) == len(text)
+    assert sum(features.classes) == len(text)
+    assert features.terms.min() >= 0
+    assert features.terms[TEXT_COUNTED].sum() <= len(text)
 
 
 def test_tools_are_counted_apart() -> None:
     features = measure(Prompt(b"hi", tools_text=b'[{"type":1}]', tools=1), 30)
-    assert features.classes()[ByteClass.BRACKET] == 0
-    assert features.tools_pairs.sum() == features.tools_bytes == 12
+    assert features.classes[ByteClass.BRACKET] == 0
+    assert features.terms[TOOLS_COUNTED].sum() == features.tools_bytes == 12
 
 
 def test_long_text_is_sampled_to_the_right_size() -> None:
@@ -77,11 +87,11 @@ def test_long_text_is_sampled_to_the_right_size() -> None:
     assert len(text) > 8 * SAMPLE_BYTES
     sampled = measure(Prompt(text), len(text))
     assert sampled.text_bytes == len(text)
-    assert sampled.pairs.sum() == len(text)
+    assert sum(sampled.classes) == len(text)
     pieces = [text[i : i + SAMPLE_BYTES] for i in range(0, len(text), SAMPLE_BYTES)]
-    counts = [measure(Prompt(piece), 0).classes() for piece in pieces]
+    counts = [measure(Prompt(piece), 0).classes for piece in pieces]
     expected = [sum(column) for column in zip(*counts, strict=True)]
-    assert sampled.classes() == pytest.approx(expected, abs=0.02 * len(text))
+    assert sampled.classes == pytest.approx(expected, abs=0.02 * len(text))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +114,16 @@ def test_runs_and_repeated_words_are_counted(
     text: str, runs: dict[int, int], repetitions: int
 ) -> None:
     features = measure(Prompt(text.encode()), 0)
-    assert dict(features.runs) == runs
-    assert features.repetitions == repetitions
+    plain = np.zeros(len(VECTOR_TERMS))
+    count_terms(text.encode(), TEXT_PLACES, plain)
+    for byte_class, size in runs.items():
+        place = run_place(byte_class)
+        assert place is not None
+        plain[place] -= size
+    counted = slice(TEXT_COUNTED.start, RUN)
+    assert features.terms[counted].tolist() == plain[counted].tolist()
+    assert features.terms[RUN] == sum(runs.values())
+    assert features.terms[REPETITION] == repetitions
 
 
 @given(
@@ -118,12 +136,11 @@ def test_runs_and_repeated_words_are_counted(
 )
 def test_what_repeats_is_never_more_than_the_text(text: bytes) -> None:
     features = measure(Prompt(text), 0)
-    repeated = sum(size for _, size in features.runs)
-    assert 0 <= repeated <= len(text)
-    assert 0 <= features.repetitions <= len(text)
-    assert all(size > 0 for _, size in features.runs)
+    assert 0 <= features.terms[RUN] <= len(text)
+    assert 0 <= features.terms[REPETITION] <= len(text)
+    assert features.terms.min() >= 0
 
 
 def test_repetitions_of_a_long_text_are_scaled_to_its_size() -> None:
     features = measure(Prompt(b"=" * 1_000_000), 0)
-    assert sum(size for _, size in features.runs) == pytest.approx(1_000_000, rel=0.01)
+    assert features.terms[RUN] == pytest.approx(1_000_000, rel=0.01)

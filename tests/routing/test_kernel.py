@@ -1,4 +1,4 @@
-"""The C kernel counts what NumPy counts, on any bytes; built here, if there is a compiler."""
+"""The C kernel finds what NumPy finds, on any bytes; built here, if there is a compiler."""
 
 import importlib.util
 import shutil
@@ -12,15 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing import features
-from extproc.routing.features import (
-    CLASS_TABLE,
-    CLASSES,
-    ByteClass,
-    count_with_numpy,
+from extproc.routing import arithmetic
+from extproc.routing.arithmetic import (
+    count_terms_with_numpy,
+    quadratic_form_with_numpy,
+)
+from extproc.routing.arrays import Vector
+from extproc.routing.byte_classes import CLASS_TABLE, CLASSES, ByteClass
+from extproc.routing.regressors import (
+    TEXT_PLACES,
+    TOOLS_PLACES,
+    VECTOR_TERMS,
+    Places,
 )
 
-SOURCE = Path(features.__file__).with_name("_kernel.c")
+SOURCE = Path(arithmetic.__file__).with_name("_kernel.c")
 
 
 @pytest.fixture(scope="module")
@@ -53,48 +59,95 @@ TEXTS = st.one_of(
 )
 
 
-@given(TEXTS)
-def test_both_count_alike(kernel: ModuleType, text: bytes) -> None:
-    counts = np.zeros(CLASSES * CLASSES, dtype=np.int64)
+def count(kernel: ModuleType, text: bytes, places: Places, terms: Vector) -> list[int]:
+    found = kernel.count_terms(
+        text, CLASS_TABLE, places, CLASSES, int(ByteClass.NEWLINE), terms
+    )
+    assert type(found) is list
+    return found
 
-    kernel.count_pairs(text, CLASS_TABLE, CLASSES, int(ByteClass.NEWLINE), counts)
 
-    assert counts.tolist() == count_with_numpy(text).tolist()
+@given(TEXTS, st.sampled_from([TEXT_PLACES, TOOLS_PLACES]))
+def test_both_count_alike(kernel: ModuleType, text: bytes, places: Places) -> None:
+    ours, theirs = np.ones(len(VECTOR_TERMS)), np.ones(len(VECTOR_TERMS))
+
+    classes = count(kernel, text, places, ours)
+
+    assert classes == list(count_terms_with_numpy(text, places, theirs))
+    assert ours.tolist() == theirs.tolist()
 
 
 def test_counts_are_added(kernel: ModuleType) -> None:
-    counts = np.zeros(4, dtype=np.int64)
+    terms = np.zeros(3)
     table = bytes(byte & 1 for byte in range(256))
+    places = np.array([0, 1, 9, 2], dtype=np.uint16)
 
     for _ in range(2):
-        kernel.count_pairs(b"\0\1\1", table, 2, 0, counts)
+        classes = kernel.count_terms(b"\0\1\0\1\1", table, places, 2, 0, terms)
+        assert classes == [2, 3]
 
-    assert counts.tolist() == [2, 2, 0, 2]
+    assert terms.tolist() == [2, 4, 2]
+
+
+PLACES = np.zeros(CLASSES**2, dtype=np.uint16)
 
 
 @pytest.mark.parametrize(
-    ("table", "classes", "first", "room", "message"),
+    ("table", "places", "classes", "first", "message"),
     [
-        (CLASS_TABLE, 0, 0, 0, "classes"),
-        (CLASS_TABLE, 65, 0, 65 * 65, "classes"),
-        (CLASS_TABLE, CLASSES, CLASSES, CLASSES**2, "classes"),
-        (CLASS_TABLE, CLASSES, -1, CLASSES**2, "classes"),
-        (CLASS_TABLE, 20, 0, 20 * 20, "table: a class out of range"),
-        (CLASS_TABLE[:255], CLASSES, 0, CLASSES**2, "table: expected 256"),
-        (CLASS_TABLE, CLASSES, 0, CLASSES**2 - 1, "counts"),
+        (CLASS_TABLE, PLACES[:0], 0, 0, "classes"),
+        (CLASS_TABLE, np.zeros(65 * 65, dtype=np.uint16), 65, 0, "classes"),
+        (CLASS_TABLE, PLACES, CLASSES, CLASSES, "classes"),
+        (CLASS_TABLE, PLACES, CLASSES, -1, "classes"),
+        (CLASS_TABLE, PLACES[:400], 20, 0, "table: a class out of range"),
+        (CLASS_TABLE[:255], PLACES, CLASSES, 0, "table: expected 256"),
+        (CLASS_TABLE, PLACES[1:], CLASSES, 0, "places"),
+        (CLASS_TABLE, PLACES.astype(np.int64), CLASSES, 0, "places"),
     ],
 )
-def test_arguments_that_do_not_fit_are_errors(
-    kernel: ModuleType, table: bytes, classes: int, first: int, room: int, message: str
+def test_counting_with_arguments_that_do_not_fit_is_an_error(
+    kernel: ModuleType,
+    table: bytes,
+    places: Places,
+    classes: int,
+    first: int,
+    message: str,
 ) -> None:
-    counts = np.zeros(room, dtype=np.int64)
+    terms = np.zeros(5)
 
     with pytest.raises(ValueError, match=message):
-        kernel.count_pairs(b"text", table, classes, first, counts)
+        kernel.count_terms(b"text", table, places, classes, first, terms)
 
-    assert not counts.any()
+    assert not terms.any()
 
 
-def test_counts_that_cannot_be_written_are_an_error(kernel: ModuleType) -> None:
+def test_terms_that_cannot_be_written_are_an_error(kernel: ModuleType) -> None:
     with pytest.raises(TypeError, match="read-write"):
-        kernel.count_pairs(b"", CLASS_TABLE, CLASSES, 0, bytes(8 * CLASSES**2))
+        kernel.count_terms(b"", CLASS_TABLE, PLACES, CLASSES, 0, bytes(8))
+    with pytest.raises(ValueError, match="terms"):
+        kernel.count_terms(b"", CLASS_TABLE, PLACES, CLASSES, 0, bytearray(9))
+
+
+@given(st.integers(0, 60), st.integers(0, 2**32), st.floats(0.0, 1.0))
+def test_both_weigh_alike(
+    kernel: ModuleType, size: int, seed: int, present: float
+) -> None:
+    random = np.random.default_rng(seed)
+    roots = random.normal(size=(size, size))
+    matrix = roots @ roots.T
+    x = random.normal(size=size) * (random.random(size) < present)
+
+    found = kernel.quadratic_form(matrix, x)
+
+    assert found == pytest.approx(quadratic_form_with_numpy(matrix, x), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "message"),
+    [((2, 3), 2, "matrix"), ((3, 3), 2, "matrix"), ((1, 513), 513, "x: expected")],
+)
+def test_a_matrix_that_does_not_fit_is_an_error(
+    kernel: ModuleType, shape: tuple[int, int], size: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel.quadratic_form(np.zeros(shape), np.zeros(size))

@@ -17,14 +17,15 @@ from extproc.routing.ratio import (
     clamp_ratio,
     template_tokens,
 )
+from extproc.routing.regressors import VECTOR_TERMS
 from extproc.routing.risk import NoMargin
 
 
 def features(
     body: int = 0, text: int = 0, tools_text: int = 0, messages: int = 1
 ) -> Features:
-    pairs = np.zeros(1024, dtype=np.int64)
-    return Features(body, text, tools_text, messages, int(tools_text > 0), pairs, pairs)
+    terms = np.zeros(len(VECTOR_TERMS))
+    return Features(body, text, tools_text, messages, int(tools_text > 0), terms)
 
 
 def tokens(estimator: Ema | TextEma, of: Features, category: str = "prose") -> int:

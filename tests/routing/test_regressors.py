@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.features import measure
-from extproc.routing.regressors import TERMS, vectorize, weigh
+from extproc.routing.regressors import TERMS
 from extproc.routing.request import Prompt
 
 
 def named(prompt: Prompt) -> dict[str, float]:
-    vector = vectorize(measure(prompt, 0))
+    vector = measure(prompt, 0).terms
     return {TERMS[i]: float(vector[i]) for i in np.flatnonzero(vector)}
 
 
@@ -73,21 +73,3 @@ def test_languages_in_ascii_letters_are_told_from_english() -> None:
     assert counts["foreign letter"] > 400
     assert counts["foreign word"] > 60
     assert "foreign letter" not in named(Prompt(b"habari"))  # too short to tell
-
-
-REPEATED = st.builds(
-    lambda text, times: text * times, st.text(max_size=9), st.integers(0, 400)
-)
-
-
-@given(
-    st.text() | REPEATED, st.text(max_size=50), st.integers(0, 3), st.integers(1, 40)
-)
-def test_weights_total_what_the_vector_does(
-    text: str, tools_text: str, tools: int, messages: int
-) -> None:
-    features = measure(Prompt(text.encode(), messages, tools_text.encode(), tools), 0)
-    coefficients = np.random.default_rng(1).normal(size=len(TERMS))
-    assert weigh(coefficients).total(features) == pytest.approx(
-        float(vectorize(features) @ coefficients), abs=1e-6
-    )

@@ -1,0 +1,73 @@
+"""The loops over a text's bytes and over an estimate's matrix: in C where it was built.
+
+NumPy is the specification and the fall-back; tests compare both on any input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from extproc.routing.arrays import Matrix, Vector
+from extproc.routing.byte_classes import CLASS_TABLE, CLASSES, ByteClass
+from extproc.routing.regressors import NO_TERM, Places
+
+try:
+    from extproc.routing import _kernel
+except ImportError:  # built only where there is a C compiler
+    _kernel = None  # type: ignore[assignment]
+
+COUNTED_BY = "numpy" if _kernel is None else "C kernel"
+"""What does the arithmetic, for people."""
+
+# Its product with bytes has 16 bits; an array, as NumPy takes longer over a scalar.
+_CLASSES = np.array(CLASSES, dtype=np.uint16)
+_ONES = np.ones(CLASSES, dtype=np.int64)
+
+
+def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequence[int]:
+    """Count the pairs of byte classes of a text by term.
+
+    Args:
+        text: taken to follow a newline.
+        places: the term of each pair.
+        terms: each pair adds 1 to its term; changed in place.
+
+    Returns:
+        The bytes of the text in each class.
+    """
+    classes = np.frombuffer((b"\n" + text).translate(CLASS_TABLE), dtype=np.uint8)
+    pairs = classes[:-1] * _CLASSES
+    pairs += classes[1:]
+    counts = np.bincount(pairs, minlength=CLASSES * CLASSES)
+    present = np.flatnonzero(counts)
+    of_pair = places[present]
+    counted = of_pair != NO_TERM
+    terms += np.bincount(
+        of_pair[counted], weights=counts[present][counted], minlength=len(terms)
+    )
+    # ``sum`` takes twice as long as the product.
+    totals: list[int] = _ONES.dot(counts.reshape(CLASSES, CLASSES)).tolist()
+    return totals
+
+
+def quadratic_form_with_numpy(matrix: Matrix, x: Vector) -> float:
+    """Return ``x' M x`` of a symmetric matrix."""
+    return float(x.dot(matrix.dot(x)))
+
+
+def _count_terms_with_kernel(
+    text: bytes, places: Places, terms: Vector
+) -> Sequence[int]:
+    return _kernel.count_terms(
+        text, CLASS_TABLE, places, CLASSES, ByteClass.NEWLINE, terms
+    )
+
+
+if _kernel is None:
+    count_terms = count_terms_with_numpy
+    quadratic_form = quadratic_form_with_numpy
+else:
+    count_terms = _count_terms_with_kernel
+    quadratic_form = _kernel.quadratic_form
