@@ -26,18 +26,30 @@ from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.mergeable import DecayedSums
 from extproc.routing.prior import Prior
 
-# The posterior is solved again once this share of its observations is new. A solution
-# takes half a millisecond, so about 15 us an observation when settled.
-_STALE_SHARE = 1 / 16
-_SETTLED = 512.0
+Indices = npt.NDArray[np.int32]
 
-# Weights of families that differ by less keep the prior that they last made.
-_SAME_WEIGHTS = 0.01
+# The posterior is solved again once this share of its observations is new. A solution
+# takes two milliseconds, so about 15 us an observation when settled.
+_STALE_SHARE = 1 / 16
+_SETTLED = 2048.0
+
+_MOST_PENDING = 32
+"""Observations that are put into the sums at once, at most."""
 
 
 @cache
-def _upper_triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    return np.triu_indices(size)
+def _packing(size: int) -> tuple[Indices, Indices, Indices]:
+    """Return where a symmetric matrix and its upper triangle are in each other.
+
+    The first packs: each element of the triangle in the flat matrix. The second
+    unpacks: each element of the flat matrix in the triangle. The third is the diagonal
+    in the triangle.
+    """
+    rows, columns = np.triu_indices(size)
+    places = np.empty((size, size), dtype=np.int32)
+    places[rows, columns] = places[columns, rows] = np.arange(len(rows))
+    packed = (rows * size + columns).astype(np.int32)
+    return packed, places, np.flatnonzero(rows == columns).astype(np.int32)
 
 
 class Posterior:
@@ -51,17 +63,20 @@ class Posterior:
     def __init__(self, prior: Prior, memory: float) -> None:
         size = len(prior.mean)
         self._keep = math.exp(-1.0 / memory)
+        self._prior = prior
         self._families = prior.families
         count = 0 if self._families is None else len(self._families.coefficients)
         self._evidence_sum: Vector = np.zeros(count)
-        self._weights: Vector = np.full(count, 1.0 / max(1, count))
-        self._prior = prior
         self._mean = prior.mean
         self._covariance = prior.covariance
-        self._precision_sum: Matrix = np.zeros((size, size))
+        self._precision_sum: Vector | None = None
+        """The upper triangle; None: zeros. Never changed in place: a copied group, and
+        who goes on from it, have the same array."""
         self._moment_sum: Vector = np.zeros(size)
-        self._pending: list[Vector] = []
-        """Observations that are not in the sums yet."""
+        self._pending: list[tuple[Vector, float, float]] = []
+        """Observations that are not in the sums yet: ``x``, ``y``, variance."""
+        self._unsolved = 0
+        """Observations since the posterior was solved."""
         self._group: DecayedSums | None = None
         """The sums as last copied out or restored; None once there are newer ones."""
         self._restored = False
@@ -84,70 +99,85 @@ class Posterior:
         self._load_restored()
         return max(0.0, quadratic_form(self._covariance, x))  # (3.59)
 
-    def prediction_variance(self, x: Vector) -> float:
-        """Return the variance of ``x . w`` to predict with.
+    def narrowed(self, x: Vector, variance: float) -> float:
+        """Return the variance of ``x . w`` to predict with, given ``variance(x)``.
 
         At most that of an unknown family: the prior to learn with is wider than
         families differ.
         """
-        variance = self.variance(x)
         if self._families is None:
             return variance
         return self._families.least_variance(x, variance)
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
-        """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``."""
+        """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``.
+
+        ``x`` is kept until it is in the sums: it must not change.
+        """
         self._load_restored()
         self._group = None
-        if self._families is not None:
-            self._evidence_sum *= self._keep
-            self._evidence_sum += self._families.evidence(x, y)
-        self._pending.append(np.append(x, y) / math.sqrt(variance))
+        self._pending.append((x, y, variance))
+        self._unsolved += 1
         self.observed = self._keep * self.observed + 1.0
         self.observations += 1
-        stale = _STALE_SHARE * min(self.observed, _SETTLED)
-        if len(self._pending) >= stale:
+        if self._unsolved >= _STALE_SHARE * min(self.observed, _SETTLED):
             self.solve()
+        elif len(self._pending) >= _MOST_PENDING:
+            self._add_pending()
 
     def _add_pending(self) -> None:
         if not self._pending:
             return
-        ages = np.arange(len(self._pending))[::-1]
-        rows = np.array(self._pending) * self._keep ** (ages[:, None] / 2)
-        x, y = rows[:, :-1], rows[:, -1]
-        keep = self._keep ** len(rows)
-        self._precision_sum *= keep
-        self._precision_sum += x.T @ x
-        self._moment_sum *= keep
-        self._moment_sum += x.T @ y
+        xs, ys, variances = zip(*self._pending, strict=True)
         self._pending.clear()
+        x, y = np.array(xs), np.array(ys)
+        count = len(y)
+        faded = self._keep ** np.arange(count)[::-1]
+        keep = self._keep**count
+        if self._families is not None:
+            self._evidence_sum *= keep
+            self._evidence_sum += faded @ self._families.evidence(x, y)
+        weighted = (faded / np.array(variances))[:, None] * x
+        self._moment_sum = keep * self._moment_sum + weighted.T @ y
+        packed, _, _ = _packing(len(self._mean))
+        added: Vector = (weighted.T @ x).take(packed)
+        if self._precision_sum is not None:
+            added += keep * self._precision_sum
+        self._precision_sum = added
 
     def solve(self) -> None:
         """Bring the mean and the covariance up to date with every observation."""
         self._add_pending()
-        prior = self._choose_prior()
-        precision = prior.precision + self._precision_sum  # (3.51)
-        moment = prior.precision @ prior.mean + self._moment_sum
+        self._unsolved = 0
+        mean, precision = self._prior_now()
+        moment = precision @ mean + self._moment_sum
+        if self._precision_sum is not None:
+            _, places, _ = _packing(len(mean))
+            precision = precision + self._precision_sum.take(places)  # (3.51)
         self._covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         self._mean = self._covariance @ moment  # (3.50)
 
-    def _choose_prior(self) -> Prior:
-        if self._families is not None:
-            weights = self._families.weights(self._evidence_sum)
-            if np.abs(weights - self._weights).max() > _SAME_WEIGHTS:
-                self._weights, self._prior = weights, self._families.mixture(weights)
-        return self._prior
+    def _prior_now(self) -> tuple[Vector, Matrix]:
+        """Return the mean and the precision of the families that evidence favors."""
+        if self._families is None or not self._evidence_sum.any():
+            return self._prior.mean, self._prior.precision
+        weights = self._families.weights(self._evidence_sum)
+        return self._families.mean_and_precision(weights)
 
     def snapshot(self) -> DecayedSums:
         """Copy the sums out: precision's upper triangle, moment, evidence, observed."""
         if self._group is None:
             self._add_pending()
-            upper = self._precision_sum[_upper_triangle(len(self._mean))]
+            size = len(self._mean)
+            upper = self._precision_sum
+            if upper is None:
+                upper = np.zeros(size * (size + 1) // 2)
             observed = np.array([self.observed])
             sums = np.concatenate(
                 [upper, self._moment_sum, self._evidence_sum, observed]
             )
             self._group = DecayedSums(self._keep, self.observations, sums, self.epoch)
+            self._precision_sum = sums[: len(upper)]
         return self._group
 
     def restore(self, group: DecayedSums) -> bool:
@@ -160,10 +190,10 @@ class Posterior:
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
         size = len(self._mean)
-        rows, columns = _upper_triangle(size)
-        if group.sums.shape != (len(rows) + size + len(self._evidence_sum) + 1,):
+        packed, _, diagonal = _packing(size)
+        if group.sums.shape != (len(packed) + size + len(self._evidence_sum) + 1,):
             return False
-        if (group.sums[: len(rows)][rows == columns] < 0.0).any():
+        if (group.sums[diagonal] < 0.0).any():
             return False
         self._group, self._restored = group, True
         self.observed = max(0.0, float(group.sums[-1]))
@@ -180,19 +210,17 @@ class Posterior:
             return
         self._restored = False
         size = len(self._mean)
-        rows, columns = _upper_triangle(size)
-        precision = np.zeros((size, size))
-        upper = self._group.sums[: len(rows)]
-        precision[rows, columns] = precision[columns, rows] = upper
-        moment = self._group.sums[len(rows) : len(rows) + size].copy()
-        evidence = np.minimum(self._group.sums[len(rows) + size : -1], 0.0)
+        packed, places, _ = _packing(size)
+        sums, count = self._group.sums, len(packed)
+        self._precision_sum = sums[:count]
+        self._moment_sum = sums[count : count + size]
+        self._evidence_sum = np.minimum(sums[count + size : -1], 0.0)
         try:
-            np.linalg.cholesky(self._prior.precision + precision)
+            np.linalg.cholesky(self._prior.precision + self._precision_sum.take(places))
         except np.linalg.LinAlgError:
-            precision[:], moment[:], evidence[:] = 0.0, 0.0, 0.0
+            self._precision_sum, self._moment_sum = None, np.zeros(size)
+            self._evidence_sum[:] = 0.0
             self.observed, self.observations = 0.0, 0
             self.epoch += 1
             self._group = None
-        self._precision_sum, self._moment_sum = precision, moment
-        self._evidence_sum = evidence
         self.solve()

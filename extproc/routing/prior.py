@@ -104,12 +104,17 @@ class Families:
         between = float(apart.dot(apart)) / (len(tokens) - 1)
         return min(most, within + between)
 
-    def evidence(self, x: Vector, prompt_tokens: float) -> Vector:
-        """Return the logarithm of how well each family explains a counted prompt."""
-        errors = np.log(prompt_tokens / np.maximum(self.coefficients @ x, 1.0))
-        variance = relative_variance(prompt_tokens) + _FAMILY_SPREAD**2
+    def evidence(self, x: Matrix, prompt_tokens: Vector) -> Matrix:
+        """Return the logarithm of how well each family explains counted prompts.
+
+        A row for each prompt, in ``x`` as in what is returned.
+        """
+        explained = np.maximum(x @ self.coefficients.T, 1.0)
+        errors = np.log(prompt_tokens[:, None] / explained)
+        noise = _LONG_VARIANCE + _SHORT_VARIANCE / prompt_tokens
+        variance = noise[:, None] + _FAMILY_SPREAD**2
         logarithms = -0.5 * np.minimum(errors * errors / variance, _MOST_EVIDENCE)
-        evidence: Vector = _EVIDENCE_SHARE * logarithms
+        evidence: Matrix = _EVIDENCE_SHARE * logarithms
         return evidence
 
     def weights(self, evidence: Vector) -> Vector:
@@ -120,11 +125,29 @@ class Families:
 
     def mixture(self, weights: Vector) -> Prior:
         """Return the normal distribution with the mixture's mean and covariance."""
-        mean = weights @ self.coefficients
-        apart = self.coefficients - mean
-        between = (weights[:, None] * apart).T @ apart
-        between *= len(weights) / (len(weights) - 1)
-        return make_prior(mean, between + np.diag(self.learning_variances), self)
+        mean, roots = self._between(weights)
+        covariance = roots.T @ roots + np.diag(self.learning_variances)
+        return make_prior(mean, covariance, self)
+
+    def mean_and_precision(self, weights: Vector) -> tuple[Vector, Matrix]:
+        """Return the mixture's mean and the inverse of its covariance.
+
+        The covariance is a diagonal and a product of as many rows as there are
+        families, so that only a matrix of their number need be inverted (Woodbury's
+        identity; Golub and Van Loan, Matrix Computations, section 2.1.4).
+        """
+        mean, roots = self._between(weights)
+        scaled = roots / self.learning_variances
+        inner = np.linalg.inv(np.eye(len(weights)) + scaled @ roots.T)
+        precision: Matrix = -(scaled.T @ inner) @ scaled
+        precision[np.diag_indices_from(precision)] += 1.0 / self.learning_variances
+        return mean, precision
+
+    def _between(self, weights: Vector) -> tuple[Vector, Matrix]:
+        """Return the mean, and rows whose product is the covariance of the families."""
+        mean: Vector = weights @ self.coefficients
+        share = weights * (len(weights) / (len(weights) - 1))
+        return mean, np.sqrt(share)[:, None] * (self.coefficients - mean)
 
 
 @dataclass(frozen=True, slots=True)

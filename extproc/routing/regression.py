@@ -135,7 +135,7 @@ class TextEstimator:
     def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the prompt tokens of a request for a served model."""
         learned = self._of(model)
-        return _predict(learned, features, learned.vectorize(features))
+        return _predict(learned, features, learned.vectorize(features))[0]
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the tokens that further messages add to a prompt."""
@@ -161,8 +161,8 @@ class TextEstimator:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
         learned = self._models.touch(model)
         x = learned.vectorize(features)
-        prediction = _predict(learned, features, x)
-        _learn(learned, category, x, prompt_tokens, prediction)
+        prediction, variance = _predict(learned, features, x)
+        _learn(learned, category, x, prompt_tokens, prediction, variance)
         self._challenge(learned, category, features, prompt_tokens, prediction)
         return prediction
 
@@ -202,8 +202,8 @@ class TextEstimator:
                 learned.challenger = _Challenger(self._start(), _trial_of(learned))
             return
         x = challenger.learned.vectorize(features)
-        other = _predict(challenger.learned, features, x)
-        _learn(challenger.learned, category, x, prompt_tokens, other)
+        other, variance = _predict(challenger.learned, features, x)
+        _learn(challenger.learned, category, x, prompt_tokens, other, variance)
         challenger.trial.add(
             category, _error(prompt_tokens, prediction), _error(prompt_tokens, other)
         )
@@ -236,13 +236,18 @@ def _point(learned: _Learned, features: Features, x: Vector) -> float:
     return min(max(tokens, fewest_tokens(features)), most_tokens(features))
 
 
-def _predict(learned: _Learned, features: Features, x: Vector) -> Prediction:
+def _predict(
+    learned: _Learned, features: Features, x: Vector
+) -> tuple[Prediction, float]:
+    """Return the prediction, and the variance of the mean by the wide prior."""
     point = _point(learned, features, x)
     noise = relative_variance(point)
-    variance = learned.posterior.prediction_variance(x)
+    learning = learned.posterior.variance(x)
+    variance = learned.posterior.narrowed(x, learning)
     # The predictive variance: of an observation's noise and of the mean
     # (Bishop 2006, 3.59), relative to the point.
-    return Prediction(point, math.sqrt(noise + variance / (point * point)))
+    spread = math.sqrt(noise + variance / (point * point))
+    return Prediction(point, spread), learning
 
 
 def _error(prompt_tokens: int, prediction: Prediction) -> float:
@@ -278,24 +283,23 @@ def _learn(
     x: Vector,
     prompt_tokens: int,
     prediction: Prediction,
+    variance: float,
 ) -> None:
     error = math.log(prompt_tokens / prediction.tokens)
     # By the posterior that learns, not by the narrower one that predicts: an honest
     # count of what is hardly known yet must not look like a false one.
     point = prediction.tokens
-    expected = relative_variance(point) + learned.posterior.variance(x) / (
-        point * point
-    )
+    expected = relative_variance(point) + variance / (point * point)
     deviations = abs(error) / math.sqrt(expected)
     clipped = min(deviations, _CLIPPED_DEVIATIONS)
     learned.surprise += _RECENT * (clipped - learned.surprise)
     learned.categories[category] += 1
     # The larger of both sizes: a false count of 1 would else weigh as its square.
     size = max(prompt_tokens, prediction.tokens)
-    variance = size * size * relative_variance(size)
+    noise = size * size * relative_variance(size)
     if not _believed(learned, category, error, deviations):
-        variance *= (deviations / _ROBUST_DEVIATIONS) ** 2
-    learned.posterior.learn(x, prompt_tokens, variance)
+        noise *= (deviations / _ROBUST_DEVIATIONS) ** 2
+    learned.posterior.learn(x, prompt_tokens, noise)
     if deviations > _SURPRISING_DEVIATIONS or abs(error) > _SURPRISING_ERROR:
         observations = learned.posterior.observations
         if observations - learned.last_surprise >= _BETWEEN_SURPRISES:

@@ -41,6 +41,9 @@ _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0
 
+# A quantile is looked for again once this share of a model's observations is new.
+_STALE_SHARE = 1 / 128
+
 # What one error may add to its category's sum of squares.
 _CLIP = 9.0
 
@@ -101,7 +104,9 @@ class _ErrorCounts:
     exceeded: float = 0.0
     observations: int = 0
     quantiles: dict[float, float] = field(default_factory=dict)
-    """Of ``bins``, by rate; empty if they have changed since."""
+    """Of ``bins``, by rate; empty if they have changed too much since."""
+    newer: int = 0
+    """Observations since ``quantiles`` was emptied."""
     latest_factors: dict[str, float] = field(default_factory=dict)
     """The latest factor of each category."""
 
@@ -248,7 +253,10 @@ class Margin:
         errors.observations += 1
         errors.observed = keep * errors.observed + 1.0
         errors.exceeded = keep * errors.exceeded + exceeded
-        errors.quantiles.clear()
+        errors.newer += 1
+        if errors.newer >= _STALE_SHARE * errors.observed:
+            errors.quantiles.clear()
+            errors.newer = 0
         if abs(scaled) < _OUTLIER:
             errors.bins *= keep
             errors.bins[int((scaled - _LOWEST) / _BIN)] += 1.0

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_routing.py
 
-Prints microseconds of CPU by body size, the least of several runs.
+Prints microseconds of CPU by body size, the least of several runs; of one message, and
+of a chat of many. ``route`` is ``measure`` and what follows, to the decision.
 """
 
 from __future__ import annotations
@@ -12,23 +13,28 @@ import time
 import timeit
 from collections.abc import Callable
 
+import extproc.cli  # noqa: F401 - one thread for BLAS, as the server has
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
 from extproc.routing.features import measure
+from extproc.routing.policy import Policy, Pool
+from extproc.routing.ratio import TextRatios
 from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Request
+from extproc.routing.router import Router
 
 _PATH = "/v1/chat/completions"
 _SENTENCE = "The quick brown fox jumps over 13 lazy dogs; it is “typographic”.\n"
 
 
-def make_body(size: int) -> bytes:
-    """Return a chat request of about ``size`` bytes."""
-    text = (_SENTENCE * (size // len(_SENTENCE) + 1))[: size - 150]
+def make_body(size: int, turns: int = 1) -> bytes:
+    """Return a chat request of about ``size`` bytes in so many messages."""
+    text = (_SENTENCE * (size // len(_SENTENCE) + 1))[: (size - 150) // turns]
+    roles = ("user", "assistant")
     body = {
         "model": "meta-llama/Llama-3.1-70B-Instruct",
-        "messages": [{"role": "user", "content": text}],
+        "messages": [{"role": roles[n % 2], "content": text} for n in range(turns)],
         "max_tokens": 256,
         "temperature": 0.7,
         "stream": True,
@@ -43,9 +49,8 @@ def least_us(step: Callable[[], object]) -> float:
     return min(timer.repeat(7, number)) / number * 1e6
 
 
-def time_size(estimator: Bounded, size: int) -> list[float]:
-    """Return the microseconds of each step for a body of ``size`` bytes."""
-    body = make_body(size)
+def time_body(estimator: Bounded, body: bytes) -> list[float]:
+    """Return the microseconds of each step for a body."""
     request = parse_request(_PATH, body)
     assert isinstance(request, Request)
     prompt = request.prompt
@@ -54,24 +59,29 @@ def time_size(estimator: Bounded, size: int) -> list[float]:
     tokens = len(body) // 4
     for _ in range(600):
         estimator.observe("m", category, features, tokens)
+    pools = [Pool("short", 8192, 4096), Pool("long", 131072, 131072)]
+    router = Router(Policy(pools), estimator, TextRatios())
     steps: list[Callable[[], object]] = [
         lambda: parse_request(_PATH, body),
         lambda: measure(prompt, len(body)),
         lambda: classify(features),
         lambda: estimator.estimate("m", category, features),
         lambda: estimator.observe("m", category, features, tokens),
+        lambda: router.route(request, approximate=True),
     ]
     return [least_us(step) for step in steps]
 
 
 def main() -> None:
     """Measure and print."""
-    estimator = Bounded(TextEstimator())
-    names = ("parse", "measure", "classify", "estimate", "observe", "decision")
-    print(f"{'body':>8}", *(f"{name:>9}" for name in names))
-    for size in (512, 4096, 32768, 262144):
-        times = time_size(estimator, size)
-        print(f"{size:8}", *(f"{us:9.1f}" for us in [*times, sum(times[:4])]))
+    names = ("parse", "measure", "classify", "estimate", "observe", "route", "total")
+    print(f"{'body':>8} {'turns':>5}", *(f"{name:>9}" for name in names))
+    for size, turns in ((512, 1), (4096, 1), (32768, 1), (32768, 80), (262144, 1)):
+        # Each with what a model of its own has learned: an observation's price depends
+        # on how much that is.
+        times = time_body(Bounded(TextEstimator()), make_body(size, turns))
+        total = times[0] + times[-1]
+        print(f"{size:8} {turns:5}", *(f"{us:9.1f}" for us in [*times, total]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from extproc.routing.mergeable import merge
 from extproc.routing.posterior import Posterior
-from extproc.routing.prior import Prior, make_prior
+from extproc.routing.prior import Prior, known_families, make_prior
 
 TRUE = np.array([3.0, -1.0, 0.5])
 FOREVER = 1e12
@@ -57,6 +57,39 @@ def test_is_never_far_behind_its_observations() -> None:
     mean, variance = predict(posterior, np.array([1.0, 1.0, 1.0]))
     assert mean == pytest.approx(TRUE.sum(), abs=0.05)
     assert variance < 1e-3
+
+
+def test_many_observations_at_once_teach_what_they_teach_in_turn() -> None:
+    rng = np.random.default_rng(3)
+    prior = known_families()
+    together, in_turn = Posterior(prior, 100.0), Posterior(prior, 100.0)
+    for _ in range(90):
+        x = rng.poisson(9.0, size=len(prior.mean)).astype(float)
+        y = float(x @ prior.mean) * rng.lognormal(0.0, 0.1)
+        together.learn(x, y, 0.01 * y * y)
+        in_turn.learn(x, y, 0.01 * y * y)
+        in_turn.solve()
+    together.solve()
+    assert together.mean == pytest.approx(in_turn.mean, rel=1e-6, abs=1e-6)
+    assert together.variance(x) == pytest.approx(in_turn.variance(x), rel=1e-6)
+    sums = together.snapshot().sums
+    assert sums == pytest.approx(in_turn.snapshot().sums, rel=1e-9, abs=1e-12)
+
+
+def test_a_copied_group_and_who_goes_on_from_it_share_their_memory() -> None:
+    posterior, restored = learned(draw(40)), Posterior(vague(), FOREVER)
+    group = posterior.snapshot()
+    before = group.sums.copy()
+    assert restored.restore(group)
+    posterior.solve()
+    assert predict(restored, TRUE) == pytest.approx(predict(posterior, TRUE))
+    for each in (posterior, restored):
+        assert each._precision_sum is not None
+        assert np.shares_memory(each._precision_sum, group.sums)
+        for x, y in draw(50, seed=2):
+            each.learn(x, y, 0.01)
+        each.solve()
+    assert group.sums.tolist() == before.tolist()
 
 
 def test_forgets_old_observations_and_never_the_prior() -> None:

@@ -26,6 +26,23 @@ def test_covariance_is_positive_definite_and_precision_its_inverse() -> None:
     )
 
 
+@pytest.mark.parametrize("favored", [None, 0, 7])
+def test_a_mixture_of_families_has_the_precision_of_its_covariance(
+    favored: int | None,
+) -> None:
+    families = known_families().families
+    assert families is not None
+    evidence = np.zeros(len(FAMILIES))
+    if favored is not None:
+        evidence[favored] = 4.0
+    weights = families.weights(evidence)
+    mixture = families.mixture(weights)
+    mean, precision = families.mean_and_precision(weights)
+    assert mean == pytest.approx(mixture.mean)
+    largest = np.abs(mixture.precision).max()
+    assert precision / largest == pytest.approx(mixture.precision / largest, abs=1e-9)
+
+
 def test_leaving_a_family_out_changes_the_mean() -> None:
     template = TERMS.index("template")
     without = known_families({"llama3"}).mean[template]

@@ -41,6 +41,22 @@ def test_keeps_the_stated_rate(rate: float, scale: float) -> None:
     assert margin.achieved("m") == margin.achieved()
 
 
+def test_a_factor_is_hardly_behind_the_errors() -> None:
+    """The quantile is looked for again at a hundredth of the lessons."""
+    rng = random.Random(8)
+    margin = Margin()
+    for n in range(3000):
+        error = rng.gauss(0.0, (0.5 if n < 1500 else 3.0) * SPREAD)
+        over = error > math.log(margin.factor("m", "prose", SPREAD))
+        margin.observe("m", "prose", SPREAD, error, over)
+        if n % 50 == 0:
+            fresh = Margin()
+            fresh.restore(snapshot(margin))
+            factors = (each.factor("m", "prose", SPREAD) for each in (margin, fresh))
+            ours, exact = map(math.log, factors)
+            assert ours == pytest.approx(exact, rel=0.12)
+
+
 def test_keeps_it_when_errors_are_skewed() -> None:
     rng = random.Random(4)
     achieved = run(Margin(), lambda: SPREAD * (rng.expovariate(1.0) - 1.0), 8000)
