@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from extproc.config import Config
-from extproc.routing.features import CLASSES
+from extproc.routing.byte_classes import CLASSES
 from extproc.server.observe.recent import LAST_DECISIONS
 
 FAQ = Path(__file__).parent.parent / "extproc/faq.md"
