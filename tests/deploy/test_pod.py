@@ -51,8 +51,8 @@ def base_pod(kustomize, start_pod):
     return start_pod(kustomize("base"))
 
 
-def test_router_starts_and_is_probed(base_pod):
-    assert all(base_pod.probe("extproc", kind) for kind in PROBES)
+def test_router_starts_and_is_probed(base_pod, eventually):
+    eventually(lambda: all(base_pod.probe("extproc", kind) for kind in PROBES))
     status, metrics = get(base_pod.ports["http-admin"], "/metrics")
     assert status == 200
     assert "extproc_decisions_total" in metrics

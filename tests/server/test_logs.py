@@ -13,11 +13,12 @@ logger = logging.getLogger("extproc.server.test")
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, wire = logging.getLogger(), logging.getLogger(WIRE)
+    handlers, levels = root.handlers[:], (root.level, wire.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for changed, level in zip((root, wire), levels, strict=True):
+        changed.setLevel(level)
 
 
 def logged(capsys: pytest.CaptureFixture[str]) -> str:
