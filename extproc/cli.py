@@ -1,6 +1,6 @@
 """The ``extproc`` command: parses arguments and calls one module of ``commands``.
 
-Exit status: 0 fine, 1 the work failed, 2 bad arguments or configuration.
+Exit status: 0 success, 1 the work failed, 2 bad arguments or configuration.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 #: ``_``) has ``add_arguments(parser)`` and ``run(args) -> int``.
 COMMANDS = {
     "serve": "run the ext_proc server",
-    "check-config": "print the configuration in force, or why there is none",
-    "demo": "Envoy, the server and two vLLM stand-ins on this machine",
-    "explain": "one request: every number of its decision",
-    "routes": "the routes and clusters that a gateway needs for a configuration",
-    "replay": "a log through the live code: errors, misroutes, baselines",
-    "plan": "what would the split save: closed form and sized fleet",
-    "simulate": "one fleet, in detail",
+    "check-config": "check a configuration and print what is in force",
+    "demo": "run Envoy, the router and two pools on this machine",
+    "explain": "explain the routing decision for one request",
+    "routes": "print the routes and clusters that a gateway needs",
+    "replay": "score a log of requests, or a recording, with the live code",
+    "plan": "size a fleet with and without the split",
+    "simulate": "simulate one fleet in detail",
     "profile": "measure a live vLLM server and write a hardware profile",
-    "completion": "print the completion of bash, zsh or fish",
+    "completion": "print shell completion for bash, zsh or fish",
 }
 
 _EXTRA_OF_MODULE = {
@@ -45,17 +45,17 @@ _EXTRA_OF_MODULE = {
 
 _EXAMPLES = """\
 examples:
-  extproc demo                                   see it work on this machine
-  extproc check-config extproc.yaml              what is in force, or why not
-  extproc serve --config extproc.yaml            for Envoy's ext_proc filter
-  extproc explain request.json                   why would this one go where?
+  extproc demo                                   run the whole system on this machine
+  extproc check-config extproc.yaml              check a configuration
+  extproc serve --config extproc.yaml            serve Envoy's ext_proc filter
+  extproc explain request.json                   explain one decision
   extproc explain --server http://127.0.0.1:9090 request.json
-  extproc replay log.jsonl --pool-threshold 4096 what would it do to my traffic?
-  extproc plan --workload azure-conv --rate 100  is it worth it?
+  extproc replay log.jsonl --pool-threshold 4096 score your own traffic
+  extproc plan --workload azure-conv --rate 100  size a fleet with and without the split
   source <(extproc completion bash)
 
-extproc COMMAND --help tells more. Exit status: 0 fine, 1 the work failed, 2 bad
-arguments or configuration."""
+extproc COMMAND --help has the details. Exit status: 0 success, 1 the work failed,
+2 bad arguments or configuration."""
 
 
 class _Version(argparse.Action):

@@ -167,7 +167,8 @@ class PoolConfig:
     """The vLLM servers, to ask for their load and limits: of a name with several
     addresses, each. Unset: they are not asked."""
     api_key_file: str | None = field(default=None, metadata=_FILE)
-    """Holds the key that they ask for (vLLM's `--api-key`). Read anew each time."""
+    """Contains the key that the servers require (vLLM's `--api-key`). Read before each
+    request."""
 
 
 DEFAULT_POOLS = (PoolConfig("short", 8192), PoolConfig("long", 65536))
@@ -393,7 +394,7 @@ class ApiConfig:
 
     http: bool = False
     """Answer them as JSON on the admin port too; gRPC always does, on its own port.
-    Whoever reaches that port may then teach the router."""
+    Anyone who reaches that port can then teach the router."""
 
 
 @dataclass(frozen=True, slots=True)

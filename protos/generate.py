@@ -2,7 +2,7 @@
 
 A proto's path below ``protos/extproc/`` is its Python package's, so that the generated
 imports are right as they are. Our own API's path is its proto package's instead, as its
-users expect; protoc is told that it lies in ``extproc/wire`` too.
+users expect; protoc gets ``extproc/wire`` as its place too.
 """
 
 from __future__ import annotations

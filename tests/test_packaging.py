@@ -76,7 +76,7 @@ def installed(
     """The programs' folder of an environment with the wheel and our dependencies.
 
     The dependencies are those of the environment that runs this, as a path behind the
-    wheel's own: to install them anew would test pip.
+    wheel's own: to install them again would test pip.
     """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "env", with_pip=True)

@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         type=Path,
         nargs="?",
-        help="configuration file; omit it to print the defaults",
+        help="configuration file; without one, print the defaults",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print, or exit with status 2."""
+    """Print the configuration in force. Return 2 if the file is invalid."""
     config = read_config(args.file)
     if config is None:
         return 2

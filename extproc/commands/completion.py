@@ -43,7 +43,9 @@ class _Command:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("shell", choices=sorted(_WRITERS), metavar="SHELL")
+    parser.add_argument(
+        "shell", choices=sorted(_WRITERS), metavar="SHELL", help="shell to complete for"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,7 +117,7 @@ def _write_bash(commands: list[_Command]) -> Iterator[str]:
     yield "  fi"
     yield '  COMPREPLY=($(compgen -W "$words" -- "$word"))'
     yield "}"
-    # Where nothing of ours fits, files do.
+    # Complete file names if no word fits.
     yield "complete -o default -o bashdefault -F _extproc extproc"
 
 

@@ -36,43 +36,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests",
         type=Path,
         metavar="FILE.jsonl",
-        help="send these instead, one JSON object a line: a request body, or "
+        help="file of requests to send, one JSON object a line: a request body, or "
         '{"path": ..., "body": ..., "headers": {...}}',
     )
     parser.add_argument(
         "--count",
         type=_positive,
-        help=f"requests to make up ({_COUNT}; {_COUNT_VLLM} with --vllm)",
+        help=f"requests to generate (default: {_COUNT}; {_COUNT_VLLM} with --vllm)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of what is made up (1)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed for the generated requests (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--keep-running", action="store_true", help="leave it up until Ctrl-C"
+        "--keep-running",
+        action="store_true",
+        help="keep everything running until Ctrl-C",
     )
     parser.add_argument(
-        "--no-latency", action="store_true", help="leave out the timed requests"
+        "--no-latency", action="store_true", help="skip the latency measurement"
     )
     parser.add_argument(
         "--vllm",
         action="store_true",
-        help="two real vLLM servers, on CPU; their model is called tiny",
+        help="run two real vLLM servers on CPU, with a model named tiny",
     )
     parser.add_argument(
         "--vllm-python",
         default=sys.executable,
         metavar="PYTHON",
-        help="interpreter of an environment with vllm (this one)",
+        help="Python interpreter that has vllm installed (default: this one)",
     )
     parser.add_argument(
         "--envoy-config",
         type=Path,
         metavar="FILE",
-        help="instead of envoy/envoy.yaml",
+        help="Envoy configuration (default: envoy/envoy.yaml)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 2 for a file of requests, or of Envoy, that is none."""
+    """Run the demo. Return 2 if the request file or Envoy configuration is invalid."""
     try:
         requests = _read(args.requests)
         envoy_config = args.envoy_config or find_config()
@@ -85,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc: --envoy-config: {error}", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
-    # So that the children are stopped, whichever way we are told to stop.
+    # The children are stopped by SIGTERM as by Ctrl-C.
     before = signal.signal(signal.SIGTERM, _interrupt)
     failed = True
     try:

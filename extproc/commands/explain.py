@@ -42,28 +42,36 @@ _SERVER_TIMEOUT_S = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "body", metavar="BODY.json", help="a request's JSON body; - for standard input"
+        "body",
+        metavar="BODY.json",
+        help="JSON body of a request; - reads standard input",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--config", type=Path, metavar="FILE")
     source.add_argument(
-        "--server", metavar="URL", help="ask the server whose admin port this is"
+        "--config", type=Path, metavar="FILE", help="configuration of the router"
+    )
+    source.add_argument(
+        "--server",
+        metavar="URL",
+        help="admin address of a running server that explains the request",
     )
     parser.add_argument(
         "--path",
         choices=_Suggested(ENDPOINTS),
         default=DEFAULT_PATH,
         metavar="PATH",
-        help="request path, with any prefix; default: %(default)s",
+        help="request path, with any prefix (default: %(default)s)",
     )
-    parser.add_argument("--hint", metavar="CATEGORY", help="as if its header said so")
+    parser.add_argument(
+        "--hint", metavar="CATEGORY", help="category hint, as in the request header"
+    )
     parser.add_argument(
         "--model-header",
         metavar="NAME",
         default="",
         help="value of the header that `model.header` names",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 class _Suggested(tuple[str, ...]):

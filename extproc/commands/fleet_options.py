@@ -55,67 +55,69 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="Llama-3-70B",
         metavar="NAME|PATH",
-        help=f"{', '.join(MODELS)}; or a config.json, or the directory it is in; "
-        "default %(default)s",
+        help=f"{', '.join(MODELS)}; or a config.json or its directory "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--gpu",
         choices=list(GPUS),
         default="A100-80GB",
         metavar="NAME",
-        help=f"one of {', '.join(GPUS)}; default %(default)s",
+        help=f"one of {', '.join(GPUS)} (default: %(default)s)",
     )
     group.add_argument(
         "--tensor-parallel-size",
         type=int,
-        help="GPUs of an instance; default: the model's, or the fewest that hold it",
+        help="GPUs of an instance (default: the model's, or the fewest that fit it)",
     )
     group.add_argument(
         "--gpu-memory-utilization",
         type=float,
         default=GPU_MEMORY_UTILIZATION,
-        help="vLLM's share of each GPU's memory; default %(default)s",
+        help="share of each GPU's memory that vLLM uses (default: %(default)s)",
     )
     group.add_argument(
         "--kv-cache-dtype",
         choices=KV_CACHE_DTYPES,
         default="auto",
-        help="vLLM's; auto: what the model's config.json says, else 16 bits",
+        help="data type of the KV cache; auto: that of the model's config.json, else "
+        "16 bits (default: %(default)s)",
     )
     group.add_argument(
         "--step-time",
         choices=STEP_TIMES,
         default="roofline",
-        help="paper: the papers' W + H n, on their 1,048,576 tokens of KV cache",
+        help="step time model; paper: the papers' W + H n, with their 1,048,576 tokens "
+        "of KV cache (default: %(default)s)",
     )
     group.add_argument(
         "--profile",
         metavar="FILE",
-        help="of `extproc profile`, in place of model, GPU and step time",
+        help="output of `extproc profile`, in place of model, GPU and step time",
     )
     group.add_argument(
         "--max-model-len",
         type=int,
-        help="of the last pool; default: the profile's, or "
-        f"{DEFAULT_MAX_MODEL_LEN} or the model's if that is less",
+        help="max_model_len of the last pool (default: the profile's, else the smaller "
+        f"of {DEFAULT_MAX_MODEL_LEN} and the model's)",
     )
     group.add_argument(
         "--max-num-batched-tokens",
         type=int,
-        help="of every instance; default: the profile's, or as large as the TPOT "
-        "promise lets it be",
+        help="max_num_batched_tokens of every instance (default: the profile's, else "
+        "the largest that keeps the TPOT promise)",
     )
     group.add_argument(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether KV blocks are kept for prompts that begin alike; on, as in vLLM",
+        help="reuse KV blocks of a common prefix (default: on, as in vLLM)",
     )
     group.add_argument(
         "--async-scheduling",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether a step is scheduled while the last one runs; on, as in vLLM",
+        help="schedule a step while the previous one runs (default: on, as in vLLM)",
     )
 
 
@@ -127,28 +129,28 @@ def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=2.0,
         metavar="S",
-        help="P99 of the time to the first token; default %(default)s",
+        help="P99 of the time to the first token (default: %(default)s)",
     )
     group.add_argument(
         "--slo-tpot",
         type=float,
         default=0.08,
         metavar="S",
-        help="P99 of the time for each further token; default %(default)s",
+        help="P99 of the time for each further token (default: %(default)s)",
     )
     group.add_argument(
         "--slo-long-ttft",
         type=float,
         metavar="S",
-        help="P99 of requests above the last threshold; default: twice the time that "
-        "they take on an idle instance",
+        help="P99 of the time to the first token of requests above the last threshold "
+        "(default: twice their time on an idle instance)",
     )
     group.add_argument(
         "--slo-preemption-rate",
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="preemptions a request; default 0.01",
+        help="preemptions a request (default: %(default)s)",
     )
 
 
@@ -398,8 +400,10 @@ def read_slo(args: argparse.Namespace) -> Slo:
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how the answer is given."""
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--seed", type=int, default=42, help="default 42")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="random seed (default: %(default)s)"
+    )
 
 
 def usable_cores() -> int:

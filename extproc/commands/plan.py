@@ -86,54 +86,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         metavar="TOKENS",
-        help="max_model_len of a pool below the last; repeat it for more than two "
-        f"pools; default {DEFAULT_THRESHOLD}",
+        help="max_model_len of a pool below the last; repeat for more than two "
+        f"pools (default: {DEFAULT_THRESHOLD})",
     )
     parser.add_argument(
         "--max-num-seqs",
         type=int,
-        help="of pools that are not sized for the worst case; default: vLLM's on the "
-        "GPU, or the profile's",
+        help="max_num_seqs of pools that are not sized for the worst case (default: "
+        "the profile's, else vLLM's for the GPU)",
     )
     add_promise_arguments(parser)
     parser.add_argument(
-        "--usd-per-gpu-hour", type=float, help="default: a public price of the GPU"
+        "--usd-per-gpu-hour",
+        type=float,
+        help="price of a GPU (default: a public price)",
     )
     parser.add_argument(
-        "--hours-per-year", type=float, default=HOURS_PER_YEAR, help="default 8760"
+        "--hours-per-year",
+        type=float,
+        default=HOURS_PER_YEAR,
+        help="hours that the fleet runs (default: %(default)s)",
     )
     parser.add_argument(
         "--headroom",
         type=float,
         default=DEFAULT_HEADROOM,
         metavar="SHARE",
-        help="share of each pool's saturated rate to keep free; default %(default)s",
+        help="share of each pool's saturated rate to keep free (default: %(default)s)",
     )
     parser.add_argument(
         "--requests",
         type=int,
         default=VERIFIED_REQUESTS,
-        help="requests to measure for each policy at the end, once its fleet has "
-        "filled, at the least; half as many are asked where they go, three tenths try "
-        "each size; default %(default)s",
+        help="least number of requests to measure for each policy once its fleet has "
+        "filled; half as many are routed to find each pool's share, and three tenths "
+        "test each size (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-sweep", action="store_true", help="leave the other thresholds out"
+        "--no-sweep", action="store_true", help="skip the other thresholds"
     )
     parser.add_argument(
-        "--paper", action="store_true", help="the papers' numbers beside ours"
+        "--paper", action="store_true", help="print the papers' numbers beside ours"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="one page")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write a report as one HTML page",
+    )
     parser.add_argument(
         "--emit",
         type=Path,
         metavar="DIR",
-        help="write vLLM's command lines and the router's configuration there",
+        help="write vLLM's command lines and the router's configuration to a directory",
     )
     parser.add_argument(
         "--emit-deployments",
         action="store_true",
-        help="patches for Kubernetes Deployments too",
+        help="write patches for Kubernetes Deployments as well",
     )
     add_disaggregation_arguments(parser)
     add_energy_arguments(parser)
@@ -141,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         default=usable_cores(),
-        help="processes at the most; default: the usable cores, here %(default)s",
+        help="most processes to use (default: the usable cores, %(default)s)",
     )
     add_output_arguments(parser)
 

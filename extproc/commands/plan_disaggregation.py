@@ -22,15 +22,15 @@ def add_disaggregation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--disaggregate",
         action="store_true",
-        help="size prefill and decode instances too, for all requests and for each "
-        "pool of the split",
+        help="size prefill and decode instances as well, for all requests and for "
+        "each pool of the split",
     )
     group.add_argument(
         "--kv-transfer-gbits",
         type=float,
         default=100.0,
         metavar="GBIT/S",
-        help="network of one instance for the KV cache; default %(default)g",
+        help="bandwidth of one instance for the KV cache (default: %(default)g)",
     )
 
 

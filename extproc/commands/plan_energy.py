@@ -19,18 +19,23 @@ def add_energy_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--energy",
         action="store_true",
-        help="kWh a year, joules an output token and CO2 of the fleets",
+        help="print the fleets' kWh a year, joules an output token and CO2",
     )
     for option, metavar, usual, what in (
-        ("--host-watts-per-gpu", "W", HOST_WATTS, "watts beside each GPU"),
-        ("--pue", "RATIO", PUE, "power of the hall over that of its computers"),
-        ("--grid-g-per-kwh", "G", GRID_G_PER_KWH, "CO2 of a kWh"),
+        ("--host-watts-per-gpu", "W", HOST_WATTS, "power of the host, for each GPU"),
+        (
+            "--pue",
+            "RATIO",
+            PUE,
+            "power of the data center divided by that of its computers",
+        ),
+        ("--grid-g-per-kwh", "G", GRID_G_PER_KWH, "grams of CO2 for a kWh"),
     ):
         group.add_argument(
             option,
             type=float,
             metavar=metavar,
-            help=f"{what}; default: from {usual.low:g} to {usual.high:g}",
+            help=f"{what} (default: {usual.low:g} to {usual.high:g})",
         )
 
 

@@ -62,31 +62,67 @@ class ServerError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("url", metavar="URL", help="of the server, without /v1")
-    parser.add_argument("--model", help="default: the first that the server names")
+    parser.add_argument("url", metavar="URL", help="address of the server, without /v1")
     parser.add_argument(
-        "--max-num-seqs", type=int, default=256, help="of the server; default 256"
+        "--model", help="model to measure (default: the first that the server lists)"
+    )
+    parser.add_argument(
+        "--max-num-seqs",
+        type=int,
+        default=256,
+        help="max_num_seqs of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--max-num-batched-tokens", type=int, default=2048,
-        help="of the server; default 2048",
+        help="max_num_batched_tokens of the server (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--gpus", type=int, default=1, help="of the server; default 1")
     parser.add_argument(
-        "--usd-per-gpu-hour", type=float, help="price to keep; default: none given"
+        "--gpus",
+        type=int,
+        default=1,
+        help="GPUs of the server (default: %(default)s)",
     )
     parser.add_argument(
-        "--largest-batch", type=int, default=32, help="to measure; default 32"
+        "--usd-per-gpu-hour", type=float, help="price to record (default: none)"
     )
-    parser.add_argument("--tokens", type=int, default=48, help="of a batch; default 48")
-    parser.add_argument("--repeats", type=int, default=3, help="default 3")
     parser.add_argument(
-        "--check-requests", type=int, default=60, help="0 for no check; default 60"
+        "--largest-batch",
+        type=int,
+        default=32,
+        help="largest batch to measure (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, default=Path("profile.json"))
-    parser.add_argument("--api-key", help="for servers that want one")
-    parser.add_argument("--seed", type=int, default=42, help="default 42")
-    parser.add_argument("--json", action="store_true", help="print the profile as well")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=48,
+        help="tokens to generate in each batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="runs of each measurement (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check-requests",
+        type=int,
+        default=60,
+        help="requests of each check; 0 skips the checks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("profile.json"),
+        metavar="FILE",
+        help="file to write (default: %(default)s)",
+    )
+    parser.add_argument("--api-key", help="API key, if the server requires one")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="random seed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the profile as well as write it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

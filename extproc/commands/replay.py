@@ -63,36 +63,41 @@ BASELINES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("log", metavar="LOG.jsonl", help="- for standard input")
-    parser.add_argument("--config", type=Path, metavar="FILE")
+    parser.add_argument(
+        "log", metavar="LOG.jsonl", help="log of requests; - reads standard input"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration of the router"
+    )
     parser.add_argument(
         "--estimator",
         choices=[str(name) for name in EstimatorName],
         metavar="NAME",
-        help=f"one of {', '.join(EstimatorName)}; default: the configuration's",
+        help=f"one of {', '.join(EstimatorName)} (default: the configuration's)",
     )
     parser.add_argument(
         "--pool-threshold",
         type=int,
         action="append",
         metavar="TOKENS",
-        help=f"repeatable; default: {', '.join(map(str, DEFAULT_THRESHOLDS))}",
+        help="threshold to score; repeat for several (default: "
+        f"{', '.join(map(str, DEFAULT_THRESHOLDS))})",
     )
     parser.add_argument(
         "--sample",
         type=_sample,
         default="all",
         metavar="all|auto|SHARE",
-        help="learn from these responses only, as feedback.sample does; default: all",
+        help="responses to learn from, as in feedback.sample (default: %(default)s)",
     )
     parser.add_argument(
         "--cold",
         choices=FAMILIES,
         metavar="FAMILY",
-        help="leave a tokenizer family out of the text estimator's prior and score the "
+        help="tokenizer family to leave out of the text estimator's prior; scores the "
         f"first {COLD_REQUESTS} requests too: {', '.join(FAMILIES)}",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _sample(text: str) -> float | Literal["auto", "all"]:

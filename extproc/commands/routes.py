@@ -42,18 +42,20 @@ _PORT = 8000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--config", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration of the router"
+    )
     parser.add_argument(
         "--for",
         dest="target",
         choices=sorted(_WRITERS),
         default="envoy",
-        help="gateway to print for; default: %(default)s",
+        help="kind of gateway (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print, or exit with status 2."""
+    """Print the routes. Return 2 if the configuration is invalid."""
     config = read_config(args.config)
     if config is None:
         return 2

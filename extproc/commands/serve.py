@@ -25,13 +25,15 @@ from extproc.server.workers.worker import Worker
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--config", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration of the router"
+    )
     # How the supervisor of `server.workers` starts each of them.
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve; 2 for a bad configuration, 1 if the address is taken."""
+    """Serve. Return 2 for an invalid configuration, 1 if the address is in use."""
     config = read_config(args.config)
     if config is None:
         return 2

@@ -74,66 +74,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pool",
         action="append",
         metavar="NAME:MAX_MODEL_LEN:INSTANCES[:MAX_NUM_SEQS]",
-        help="repeat it in increasing order of max_model_len",
+        help="one pool; repeat in increasing order of max_model_len",
     )
     pools.add_argument(
-        "--instances", default="20,2", metavar="N,M", help="of short and long"
+        "--instances",
+        default="20,2",
+        metavar="N,M",
+        help="instances of the short and the long pool (default: %(default)s)",
     )
     pools.add_argument(
         "--max-num-seqs",
         type=int,
-        help="of pools that give none; default: vLLM's on the GPU, or the profile's",
+        help="max_num_seqs of pools that do not set one (default: the profile's, else "
+        "vLLM's for the GPU)",
     )
     pools.add_argument(
         "--router",
         choices=list(StrategyName),
         default=StrategyName.ROUTER,
         metavar="NAME",
-        help=f"one of {', '.join(StrategyName)}; default router, the shipped one",
+        help=f"one of {', '.join(StrategyName)} (default: router, the shipped one)",
     )
     pools.add_argument(
         "--variation",
         type=float,
         default=1.0,
         metavar="FACTOR",
-        help="scales how much bytes a token vary between requests of a kind",
+        help="factor on the variation of bytes a token within a kind of text "
+        "(default: %(default)s)",
     )
     pools.add_argument(
         "--spill-waiting",
         type=float,
         metavar="N",
-        help="waiting requests an instance above which a pool spills; default never",
+        help="waiting requests an instance above which a pool spills (default: never)",
     )
     pools.add_argument(
         "--balancing",
         choices=[str(each) for each in Balancing],
         default=str(Balancing.LEAST_REQUEST),
-        help="how an instance of a pool is chosen: Envoy's least-request, random, or "
-        "the one that got the longest prefix of the prompt last, unless it has over "
-        "1.25 times its share of the requests; default %(default)s",
+        help="load balancer of each pool: Envoy's least-request, random, or prefix: "
+        "the instance that last served the longest prefix of the prompt, unless it has "
+        "over 1.25 times its share of the requests (default: %(default)s)",
     )
     pools.add_argument(
         "--cold-start",
         action="store_true",
-        help="the router has learned nothing before the first request",
+        help="start the router with nothing learned",
     )
     add_promise_arguments(parser)
     parser.add_argument(
         "--requests",
         type=int,
         default=20_000,
-        help="requests to measure, after the fleet has filled, in each replication; "
-        "more if its halves do not agree; default %(default)s",
+        help="requests to measure in each replication after the fleet has filled; "
+        "more if its halves do not agree (default: %(default)s)",
     )
     parser.add_argument(
-        "--replications", type=int, default=1, help="seeds from --seed on; default 1"
+        "--replications",
+        type=int,
+        default=1,
+        help="runs, with consecutive seeds from --seed (default: %(default)s)",
     )
     parser.add_argument("--usd-per-gpu-hour", type=float, help=argparse.SUPPRESS)
     parser.add_argument(
         "--processes",
         type=int,
         default=usable_cores(),
-        help="processes at the most; default: the usable cores, here %(default)s",
+        help="most processes to use (default: the usable cores, %(default)s)",
     )
     add_output_arguments(parser)
 

@@ -49,40 +49,40 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
         default="azure-conv",
         metavar="NAME|FILE",
         help=f"{', '.join(WORKLOAD_NAMES)}; or a file of requests with token "
-        "counts: CSV, "
-        "JSON lines or a JSON document, as public traces, load generators, gateways "
-        "and access logs write them; .gz as well; default azure-conv",
+        "counts, as CSV, JSON lines or JSON from a public trace, load generator, "
+        "gateway or access log, also gzipped (default: azure-conv)",
     )
     group.add_argument(
         "--served-model",
         metavar="NAME",
-        help="base model whose requests count, of a recording of several",
+        help="base model to read from a recording of several models",
     )
     group.add_argument(
         "--rate",
         type=float,
-        help="requests a second; default: the file's own in its busiest hour, "
-        f"{DEFAULT_RATE:g} for a named workload",
+        help="requests a second (default: the file's rate in its busiest hour, or "
+        f"{DEFAULT_RATE:g} for a named workload)",
     )
     group.add_argument(
         "--arrivals",
         choices=ARRIVALS,
-        help="recorded: the requests of the file's busiest hour at their own instants, "
-        "in shifted copies if --rate is higher; bursty: three times the quiet rate in "
-        "a tenth of the time; default: recorded for a file with times, else poisson",
+        help="arrival times; recorded: those of the file's busiest hour, in shifted "
+        "copies if --rate is higher; bursty: three times the quiet rate in a tenth of "
+        "the time (default: recorded for a file with times, else poisson)",
     )
     group.add_argument(
         "--cv",
         type=float,
         default=1.0,
         help="coefficient of variation of the gaps between poisson arrivals; 1 is "
-        "Poisson; default %(default)s",
+        "Poisson (default: %(default)s)",
     )
     group.add_argument(
         "--declared",
         choices=("exact", "absent"),
         default="exact",
-        help="what clients say of their output: its length, or nothing",
+        help="max_tokens that clients declare: the length of their output, or nothing "
+        "(default: %(default)s)",
     )
 
 

@@ -22,7 +22,7 @@ class Reply:
 
     Attributes:
         status: 0 if there was no response at all.
-        prompt_tokens, completion_tokens: the backend's count, where it told us.
+        prompt_tokens, completion_tokens: the backend's count, if it reported one.
         truncated: a limit ended the answer.
         detail: of a failure, in a few words.
     """

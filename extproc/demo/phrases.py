@@ -1,7 +1,7 @@
 """Sentences in many scripts, composed from small parts.
 
 Written for the demo; each language has subjects, verb phrases and closings that fit in
-any combination, so that a seed gives as much running text as is asked for.
+any combination, so that a seed gives running text of any length.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Decider:
         return self._decided(self.stored(router), head)
 
     def find_keeper(self, named: str = "") -> Router | None:
-        """Return the router of a response that is asked for by its identifier.
+        """Return the router of a response that a request names by its identifier.
 
         An identifier says no model. It is the one that a parser before us named, else
         that of ``responses_pool``, else the one for names that are not known.

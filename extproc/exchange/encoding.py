@@ -25,8 +25,8 @@ MAX_ZSTD_WINDOW_BYTES = 8 << 20
 """The window that RFC 9659 lets HTTP content use."""
 
 MAX_ZSTD_BLOCKS = 64 * 1024
-"""A block holds up to 128 KiB; whoever flushes often writes smaller ones. Empty ones
-take three bytes each, and as many as fit are read in one step."""
+"""A block holds up to 128 KiB; a client that flushes often writes smaller ones.
+Empty ones take three bytes each, and as many as fit are read in one step."""
 
 _BLOCKS_AT_ONCE = 2048
 

@@ -38,8 +38,8 @@ NEAR_THRESHOLD = 0.25
 NEAR_WEIGHT = 2.0
 
 SILENT_LOOKS = 20
-"""Looks at streams whose clients asked for no usage. vLLM can be told to send it all
-the same; if none of these had it, it is not."""
+"""Looks at streams whose clients asked for no usage. A setting of vLLM
+sends it all the same; if none of these had it, the setting is off."""
 
 DRIFT_RATIO = 2.0
 """Recent errors above this multiple of the usual ones make a model uncertain again."""

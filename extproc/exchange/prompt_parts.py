@@ -1,6 +1,6 @@
 """Gathers the text and media of a request's prompt.
 
-Every text in a part of the body that bears the prompt counts. Three sorts are told
+Every text in a part of the body that bears the prompt counts. Three sorts are kept
 apart:
 
 - fields that vLLM renders (``content``, ``text``, ``tool_calls``): text;

@@ -7,7 +7,7 @@ Measured on Envoy 1.40::
              else                           AskRequestBody
     body     complete                       Route, end unless the response is observed
 
-A body without a length is asked for like any other: in each split and delay tried its
+A body without a length is requested like any other: in each split and delay tried its
 BUFFERED message came whole and its route was taken. Above Envoy's own limit such a
 request is a 413 before it is seen here.
 

@@ -117,7 +117,7 @@ class ResponseSide(ABC):
 
 
 class StreamedResponse(ResponseSide):
-    """A body in parts of which Envoy keeps a copy; sent only if it is asked for."""
+    """A body in parts, of which Envoy keeps a copy. Envoy sends it on request only."""
 
     __slots__ = ()
     echoes = False

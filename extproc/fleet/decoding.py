@@ -24,7 +24,7 @@ class Decode:
     """One request in a decode instance.
 
     Attributes:
-        ready_s: when it is asked for; the transfer follows.
+        ready_s: time of its arrival; the transfer follows.
         prompt_tokens, output_tokens: both at least 1.
         transfer_s: of its KV cache, which starts once it is admitted.
         first_token_s, finish_s: ends of the steps of its first and last token.

@@ -6,7 +6,7 @@ run is one object: successive blocks of a request that were cached together, hav
 same holders and, once nobody holds them, succeed each other in the queue of free
 blocks. A run is split when a request takes over a part of it, and shrinks from its end
 when it is evicted. Blocks without a hash come first in that queue and are not here:
-whoever takes blocks calls :meth:`PrefixCache.trim` with what is left.
+the caller that takes blocks calls :meth:`PrefixCache.trim` with what is left.
 
 Which tokens are alike is said by keys (:class:`Prefix`), each for a stretch of tokens;
 what follows the last key of a request is its own.

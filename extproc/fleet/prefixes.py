@@ -3,8 +3,8 @@
 From chained hashes of blocks of the prompt (Mooncake, Bailian), or from conversations:
 a turn whose prompt is at least as long as the turn before with its answer repeats both;
 one that is shorter, but not than the prompt before, repeats that prompt; any other
-begins anew. Hashes say nothing of answers, so none is found by a later turn there: what
-they give is a lower bound.
+starts a conversation. Hashes do not cover answers, so a later turn finds none of
+them: the result is a lower bound.
 """
 
 import itertools

@@ -58,7 +58,7 @@ def verdict(sized: Mapping[str, SizedPolicy], gpus_per_instance: int) -> str:
 def _own(split: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
     own = saving(paged.total, split.total)
     counts = f"{gpus * split.total:,} GPUs against {gpus * paged.total:,}"
-    # One instance is as close as two small fleets can be told apart.
+    # Two small fleets cannot differ by less than one instance.
     noise = max(NOISE, 1.5 / paged.total)
     if own > noise:
         return (
@@ -71,7 +71,7 @@ def _own(split: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
             "the same max_num_seqs."
         )
     return (
-        f"The split saves nothing that could be told from noise: {counts} of one pool "
+        f"The split saves nothing beyond noise: {counts} of one pool "
         "with the same max_num_seqs."
     )
 

@@ -79,7 +79,7 @@ class OutputAllowance:
         quantile, default_tokens, ceiling_tokens: see ``AllowanceRule``.
         rules: for models that have a rule of their own.
         memory: observations of a model over which a count fades to 1/e.
-        models: models told apart; the rest share one set of counts.
+        models: models counted apart; the rest share one set of counts.
 
     Raises:
         ValueError: an argument outside its range.

@@ -48,8 +48,8 @@ class AnswerLengths:
 
     Args:
         memory: observations over which a count fades to 1/e.
-        models: models told apart; the rest share one set of counts.
-        kinds: kinds of request told apart for each model; the rest share one.
+        models: models counted apart; the rest share one set of counts.
+        kinds: kinds of request counted apart for each model; the rest share one.
     """
 
     def __init__(self, memory: float, models: int, kinds: int) -> None:

@@ -41,7 +41,7 @@ TRUNCATION_RISK = 0.005
 declared limit sends to the long pool needlessly, with 0.00 to 0.02 % of the answers cut
 by the window: few of the answers that exceed their reserve fill the window too."""
 
-# Octaves of the limit and categories told apart for each model.
+# Octaves of the limit and categories counted apart for each model.
 _KINDS = 64
 _RATE = "rate:"
 
@@ -75,7 +75,7 @@ class DeclaredAllowance:
             reserves what the client declared.
         risks: those of models that have one of their own, by name.
         memory: observations over which a count fades to 1/e.
-        models: models told apart; the rest share one set of counts.
+        models: models counted apart; the rest share one set of counts.
 
     Raises:
         ValueError: a risk outside [0, 0.5).

@@ -59,7 +59,7 @@ class Mergeable(Protocol):
     """Something that learns from observations. Called from the event loop only.
 
     A group at a time costs at most a millisecond, to copy out or to go on from, so
-    that whoever has thousands of them to move can let requests pass in between.
+    that a caller with thousands of them to move can let requests pass in between.
     """
 
     component: str
@@ -92,7 +92,7 @@ def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, DecayedSums]:
         ours: what became of it here.
         theirs: what became of it elsewhere.
 
-    With ``n`` observations of ours since the base, a group becomes
+    With ``n`` own observations since the base, a group becomes
     ``ours + keep**n * (theirs - base)``: theirs first, then ours. A later epoch takes
     the place of an earlier one. A group that we dropped stays only if it was learned
     into elsewhere since.

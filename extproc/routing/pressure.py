@@ -1,7 +1,7 @@
 """When a pool is under pressure, from what its vLLM servers say of themselves.
 
 A request in vLLM's ``waiting`` queue waits because no sequence slot or no KV block is
-free: a queue is the first sign of a pool that has less than it is asked for. A full KV
+free: a queue is the first sign of a pool with too little capacity. A full KV
 cache is the other: running requests are then preempted and computed again. Two limits
 for each, one to enter and a lower one to leave, keep requests from going to and fro.
 """

@@ -119,7 +119,7 @@ class TextEstimator:
 
     Args:
         prior: the distribution of a model's coefficients before its first answer.
-        models: served models told apart.
+        models: served models learned apart.
     """
 
     name = "text"

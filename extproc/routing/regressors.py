@@ -50,7 +50,7 @@ _SCRIPTS = {
     ByteClass.TYPOGRAPHIC: "sign",
     ByteClass.ASTRAL: "sign",
 }
-# Lead bytes that span scripts are told apart by the next byte.
+# Lead bytes that span scripts are split by the next byte.
 _SPLITS = {
     (ByteClass.INDIC, ByteClass.TRAIL_A0): "devanagari",
     (ByteClass.INDIC, ByteClass.TRAIL_A4): "devanagari",

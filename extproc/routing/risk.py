@@ -159,7 +159,7 @@ class Margin:
         rate: share of prompts that may exceed their bound, in (0, 0.5).
         rates: the same for models that have a rate of their own.
         memory: observations of a model over which a count fades to 1/e.
-        models: models told apart; the rest share one set of counts.
+        models: models counted apart; the rest share one set of counts.
 
     Raises:
         ValueError: a rate outside (0, 0.5).

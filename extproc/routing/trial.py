@@ -2,7 +2,8 @@
 
 A challenger that learned from recent prompts alone is compared with the incumbent on
 each new prompt. New kinds of text make an incumbent err too, and a run of one kind
-favors whoever knows nothing else; so the challenger must be better on several kinds.
+favors a model that knows nothing else; so the challenger must be better on several
+kinds.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Call(Protocol):
 
 @runtime_checkable
 class Drainable(Protocol):
-    """A :class:`Call` that would outlive a drain, and so wants to be told of one."""
+    """A :class:`Call` that would outlive a drain unless it is notified."""
 
     def drain(self) -> Replies:
         """Answer that the server stops soon; ``((), True)`` ends the stream at once."""

@@ -99,7 +99,7 @@ class Calls:
         return stream_id in self._lingering
 
     def was_reset(self, stream_id: int) -> bool:
-        """Whether we have reset a stream of late: the peer may not know yet."""
+        """Whether this side reset a stream recently: the peer may not know yet."""
         return stream_id in self._reset_ids
 
     # ---- what the peer does -------------------------------------------------------

@@ -19,7 +19,7 @@ class Outbound:
     """Collects what is to be sent, and holds back what the peer has no window for.
 
     Args:
-        sent_final: told of each stream whose END_STREAM has been put out.
+        sent_final: called with each stream whose END_STREAM has been written.
 
     Attributes:
         unsent: what :meth:`take` returns next; append whole frames.

@@ -116,7 +116,7 @@ class App:
     async def _until_nobody_asks(self, at_most_s: float) -> None:
         """Serve on until the proxies have seen that we are about to go.
 
-        Whoever refuses streams before that costs each of them its decision.
+        A server that refuses streams before that costs each of them its decision.
         """
         service = self._runtime.service
         deadline_s = asyncio.get_running_loop().time() + at_most_s
@@ -156,7 +156,7 @@ class App:
         watch = ConfigWatch(self._path, apply, self._runtime.metrics.reloaded)
         loop.add_signal_handler(signal.SIGHUP, watch.ask)
         if self._worker is not None:
-            # Whoever started it holds the other end, and says nothing until it dies.
+            # The parent holds the other end of standard input, which ends when it dies.
             loop.add_reader(sys.stdin.fileno(), _end_reading, loop, stopping)
         _run_until_stopped(stack, watch.run())
         return stopping

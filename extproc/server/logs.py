@@ -1,7 +1,7 @@
 """Structured logs through the standard library: an event name, then fields.
 
 ``logger.info("serving", extra={"fields": {"listen": ...}})``. Fields are numbers and
-names of ours; never bodies, never credentials.
+names from the configuration; never bodies, never credentials.
 """
 
 from __future__ import annotations

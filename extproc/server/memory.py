@@ -12,7 +12,7 @@ _M_MMAP_THRESHOLD: Final = -3
 
 KEPT_BYTES: Final = 64 << 20
 """Free memory that stays with the process at least. Given back after each request, as
-glibc does by default, it has to be mapped and cleared anew for the next one: three
+glibc does by default, it has to be mapped and cleared again for the next one: three
 fifths of the CPU that a body of 220 kB cost."""
 
 KEPT_BODIES: Final = 8

@@ -77,7 +77,7 @@ class Sample:
 
 
 class Load:
-    """Clients of every kind, until told to stop."""
+    """Clients of every kind that run until they are stopped."""
 
     def __init__(self, port: int, pause_s: float) -> None:
         self._port = port

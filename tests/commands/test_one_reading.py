@@ -1,4 +1,4 @@
-"""One body gives one reason, whoever reads it: the server, ``explain`` or ``replay``."""
+"""One body gives one reason to the server, ``explain`` and ``replay``."""
 
 import base64
 import gzip

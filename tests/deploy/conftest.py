@@ -195,7 +195,7 @@ def envoy_program() -> str:
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
-    """A stand-in for each pool; the short one holds half of what routers are told."""
+    """A stand-in for each pool; the short one holds half of the window in the routers' configuration."""
     directory = tmp_path_factory.mktemp("pools")
     made = [
         stand_in("short", 4096, 64, directory, speed=100),
@@ -273,7 +273,7 @@ def values_of(pools: list[Backend], state: Path) -> list[str]:
     values = [
         "config.state.store=directory",
         f"config.state.path={state}",
-        # Only the one whose window is what the router is told.
+        # Only the one whose window is the configured one.
         f"config.pools[1].endpoints[0]={pools[1].url}",
         "config.pools[0].name=short",
         "config.pools[0].max_model_len=8192",

@@ -31,7 +31,7 @@ def normalized(manifest: Manifest) -> Manifest:
     manifest = copy.deepcopy(manifest)
     metadata = manifest["metadata"]
     metadata["name"] = without_hash(metadata["name"])
-    # The base leaves the namespace to whoever applies it; the chart has a release's.
+    # The base leaves the namespace to the operator; the chart has a release's.
     if metadata.get("namespace", "llm") == "llm":
         metadata["namespace"] = "llm"
     for label in HELM_LABELS:

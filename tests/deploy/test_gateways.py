@@ -36,7 +36,7 @@ STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
 
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "The quick brown fox jumps over the lazy dog. " * 480
-"""More than the short stand-in holds, less than routers are told that it does."""
+"""More than the short stand-in holds, less than the window in the configuration."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
 """90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""
 

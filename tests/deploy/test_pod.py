@@ -72,7 +72,7 @@ def test_a_changed_configmap_is_in_force_without_a_restart(
     lower = text.replace(limit, f"{limit}\n  threshold_tokens: 4000")
     update_config(folder, {"extproc.yaml": lower})
     assert eventually(lambda: thresholds() == [4000, 65536])
-    # The same process, which ends as it should when it is told to.
+    # The same process, which ends cleanly at SIGTERM.
     assert base_pod.containers["extproc"].running
     assert base_pod.containers["extproc"].stop(grace_s=60) == 0
 

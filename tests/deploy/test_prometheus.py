@@ -252,7 +252,7 @@ def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]
 
 def around_the_threshold() -> list[DemoRequest]:
     """Requests of 5,000 to 8,000 tokens: they overflow the short stand-in, which holds
-    half of the 8,192 that the router is told; or, where the bound is above the threshold,
+    half of the 8,192 in the configuration; or, if the bound is above the threshold,
     they waste the long one."""
     return [
         DemoRequest(

@@ -112,7 +112,7 @@ def read_sse(body: bytes) -> Answer:
 
 @dataclass
 class Load:
-    """Clients that send through one Envoy until told to stop."""
+    """Clients that send through one Envoy until they are stopped."""
 
     port: int
     expected: dict[str, Answer]

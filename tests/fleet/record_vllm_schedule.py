@@ -421,7 +421,7 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record the given workload, or all of ours."""
+    """Record the given workload, or every built-in one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where NAME.json.gz are written")
     parser.add_argument("--workload", type=Path, help="a workload of your own")

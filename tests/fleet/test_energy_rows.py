@@ -1,4 +1,4 @@
-"""Energy of the policies of a small plan, and how it is asked for."""
+"""Energy of the policies of a small plan, and its options."""
 
 import argparse
 from dataclasses import asdict

@@ -13,7 +13,7 @@ from extproc.routing.request import Prompt
 
 ENGLISH = (
     "The harbour was quiet when we arrived, and the boats lay still against the "
-    "wooden quay. An old man mending nets told us that the storm would not come "
+    "wooden quay. An old man mending nets thought that the storm would not come "
     'before evening; "you have time," he said, "but not much of it." '
 )
 PYTHON = '''

@@ -186,7 +186,7 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
     assert len(terms) <= 12
     for term in terms.values():
         assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
-    # Fewer terms occur in so short a text than are told, so they are the whole of it.
+    # Fewer terms occur in so short a text than are shown, so they add up to all of it.
     assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
         prompt.tokens, abs=0.6
     )

@@ -1,4 +1,4 @@
-"""How calls fail and end, and what the peer is told of it; h2 is the peer."""
+"""How calls fail and end, and what the peer receives; h2 is the peer."""
 
 import h2.errors
 import pytest

@@ -30,10 +30,10 @@ class ChildError(Exception):
 
 
 class Child:
-    """A process of ours, with its output in a file.
+    """A child process, with its output in a file.
 
-    It leads a session of its own, so that a Ctrl-C meant for us does not reach it:
-    whoever started it decides in which order things stop.
+    It leads a session of its own, so that Ctrl-C does not reach it: the parent decides
+    in which order its children stop.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class StandIn:
             await task
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Say which stand-in answered, and what the router had told it."""
+        """Name the stand-in that answered, and the router's headers on the request."""
         response.headers["x-standin"] = self._settings.name
         for header in ("x-llm-pool", "x-llm-budget", "x-request-id"):
             if header in request.headers:

@@ -1,4 +1,4 @@
-"""Explaining a request to whoever asks: from its bytes to every number."""
+"""Explains a request: from its bytes to every number of its decision."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from extproc.server.pools.watch import EndpointStatus
 
 
 class StatusReporter:
-    """Reports the state of one server; a report costs nothing until it is asked for.
+    """Reports the state of one server; a report costs nothing until it is requested.
 
     Args:
         in_force: its pools, estimator and ratios are reported.

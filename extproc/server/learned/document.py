@@ -95,9 +95,11 @@ def decode(data: bytes) -> Document:
     try:
         head = msgspec.json.decode(first, type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UnreadableDocument("foreign", "not a learned state of ours") from None
+        raise UnreadableDocument(
+            "foreign", "not a learned state of this program"
+        ) from None
     if head.format != FORMAT:
-        raise UnreadableDocument("foreign", "not a learned state of ours")
+        raise UnreadableDocument("foreign", "not a learned state of this program")
     if head.version > VERSION:
         reason = f"of version {head.version}; this server reads up to {VERSION}"
         raise UnreadableDocument("future", reason)

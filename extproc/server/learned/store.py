@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""A model's sums take about 0.2 MB and at most 64 models are told apart; more than
+"""A model's sums take about 0.2 MB and at most 64 models are learned apart; more than
 this was not written by this program, and is not read."""
 
 OF_EARLIER_VERSION = "of an earlier version: learning starts over"

@@ -59,10 +59,10 @@ class StateKeeper:
     """Synchronizes learners with a store.
 
     Args:
-        learners: asked anew each time: a new configuration may bring others.
+        learners: called before each exchange: a new configuration may bring others.
         store: blocking; used on a thread.
         interval_s: between two exchanges, and so the most that a crash loses.
-        synced: told the result of each.
+        synced: called with the result of each.
         wait_s: how long a store may hold up the start, and the end.
     """
 
@@ -226,7 +226,7 @@ class StateKeeper:
     def _take_in_group(
         self, name: str, key: str, ours: Components, merged: Components
     ) -> None:
-        # Asked anew each time: a new configuration may come between two groups.
+        # Looked up for each group: a new configuration may come between two.
         learner = next((one for one in self._learners() if one.component == name), None)
         if learner is None:
             return

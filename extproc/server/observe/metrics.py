@@ -35,7 +35,7 @@ _ERROR_BUCKETS = (
 )
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _MAX_CLUSTERS = 32
-"""Of Envoy's, told apart: their names are its operator's, and so few."""
+"""Clusters of Envoy that are counted apart: an operator names few."""
 NO_CLUSTER = "none"
 """Envoy answered itself."""
 OTHER_CLUSTER = "other"

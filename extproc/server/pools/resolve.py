@@ -17,7 +17,7 @@ Resolve = Callable[[URL], Awaitable[Sequence[str]]]
 async def resolve(url: URL) -> Sequence[str]:
     """Ask the system for a host's addresses.
 
-    IPv4 if there is any, as Envoy is told to do (``V4_PREFERRED``): ``localhost`` is
+    IPv4 if there is any, as Envoy does (``V4_PREFERRED``): ``localhost`` is
     one server, not two.
     """
     host = url.host or ""

@@ -3,7 +3,7 @@
 Each entry brings the decision back, as the reply to the request's body handed it out,
 together with what became of it: status, token usage (from Envoy's json_to_metadata and
 sse_to_metadata filters), attempts, who answered and when. Nothing is kept in between,
-so that any process may be told. ``envoy/access_log.yaml`` is Envoy's side of it.
+so that any process may receive it. ``envoy/access_log.yaml`` is Envoy's side of it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class AccessLog:
     """Learns from entries.
 
     Args:
-        service: told what they say; its router is the one that reads them.
+        service: receives the observations; its router reads the entries.
     """
 
     def __init__(self, service: ExtProcService) -> None:
@@ -215,7 +215,7 @@ class _AccessLogStream:
         return (_THANKS,), True
 
     def drain(self) -> Replies:
-        """End: Envoy sends the next entries to whom it finds then."""
+        """End the stream; Envoy reconnects to a server that is up."""
         return (_THANKS,), True
 
     def closed(self, cancelled: bool) -> None:

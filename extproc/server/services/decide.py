@@ -147,7 +147,7 @@ class Api:
         """Learn from one response.
 
         Raises:
-            InvalidArgumentError: the decision is not one of ours.
+            InvalidArgumentError: the decision is from another configuration.
         """
         router = self._service.router
         self._service.in_flight.ended(request.decision)
@@ -226,7 +226,7 @@ class WithApi:
 
 
 class _Observing:
-    """One response, told of."""
+    """A call of ``Observe``: one response to learn from."""
 
     def __init__(self, api: Api) -> None:
         self._api = api

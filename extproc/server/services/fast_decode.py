@@ -1,9 +1,9 @@
 """Messages as Envoy writes them, read without building protobuf's objects.
 
 Of a request's dozen headers five decide anything, yet each costs the general reader two
-objects and two texts; of a large body it makes two copies, one of them in memory that
-it maps anew. The readers here walk over the bytes, decode the headers that are asked
-for, and give a view of the body. They know the encoding that every protobuf writer
+objects and two texts; of a large body it makes two copies, one of them in memory new
+pages. The readers here walk over the bytes, decode the requested headers, and give a
+view of the body. They know the encoding that every protobuf writer
 uses, and give up on whatever else the format allows: the general reader takes those.
 """
 

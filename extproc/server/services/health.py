@@ -17,7 +17,7 @@ SERVICE_NAMES: Final = ("", "liveness", "readiness", EXT_PROC)
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
 Watcher = Callable[[bool | None], None]
-"""Told of a status: serving or not, or ``None`` where the name is not known."""
+"""Receives a status: serving or not, or ``None`` if the name is unknown."""
 
 
 class HealthStatuses:

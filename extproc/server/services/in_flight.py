@@ -2,8 +2,8 @@
 
 Of some requests the end is known: the stream stays open for the response, Envoy's
 access log tells of it, or a gateway comes back with the outcome. Only those are here;
-what nobody tells of is counted until the pool's servers are asked the next time, which
-counts everything anew.
+a request whose end is not reported counts until the pool's servers report their load
+again, which replaces every count.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class NativeServer:
         max_connections: further ones are closed at once, those in their TLS handshake
             counted.
         monitor: takes note of connections and of what goes wrong with them.
-        linger_s: how long a peer that was told that all is over may take to close.
+        linger_s: time that a peer has to close after GOAWAY.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ _STATUS = msgspec.json.Decoder(StatusReport)
 _OWN_HEADERS = frozenset(
     {"connection", "content-length", "date", "server", "transfer-encoding"}
 )
-"""Headers of an answer that whoever passes it on writes anew."""
+"""Headers of an answer that a proxy replaces by its own."""
 
 
 class WorkersAdmin:
@@ -41,8 +41,8 @@ class WorkersAdmin:
 
     Args:
         server: the addresses, and the largest body to read.
-        workers: whom to ask.
-        draining: whether they have been told to stop.
+        workers: the workers' admin ports.
+        draining: whether the workers are stopping.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WorkersAdmin:
         self._pids[worker] = pid
 
     def restarted(self, worker: int) -> None:
-        """Note that a worker ended, and begins anew."""
+        """Count a worker that ended and starts again."""
         self._restarts[worker] += 1
         self._metrics.restarted(worker)
 

@@ -2,7 +2,7 @@
 
 Counters and histograms add up, and never fall: what an ended worker had counted when
 it was last asked stays in the sums, since Prometheus takes a fall for a restart and
-would count everything again. Gauges are told apart by a label, as replicas' are by
+would count everything again. Gauges carry a label, as replicas' are by
 their instance.
 """
 
@@ -70,7 +70,7 @@ class MergedMetrics(Collector):
         self._known[worker] = self._read(text)
 
     def restarted(self, worker: int) -> None:
-        """Note that a worker begins anew: what the one before counted is kept."""
+        """Keep the counts of a worker that ended and starts again."""
         for key, value in self._known[worker].items():
             if self._adds_up(key):
                 self._ended[key] = self._ended.get(key, 0.0) + value

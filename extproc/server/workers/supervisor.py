@@ -39,8 +39,8 @@ class WorkerProcess:
 
     Args:
         worker: which.
-        command: runs it; until its standard input ends, should we die first.
-        admin: told of its restarts, and asked whether it is ready.
+        command: runs it; it runs until its standard input ends.
+        admin: counts its restarts, and knows whether it is ready.
         environment: None for ours.
     """
 

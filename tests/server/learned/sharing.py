@@ -39,7 +39,7 @@ class Mergeable:
 
 
 class MemoryStore:
-    """Keeps the document here, and fails as it is told to."""
+    """Keeps the document in memory, and fails on request."""
 
     def __init__(self):
         self.document = None

@@ -65,7 +65,7 @@ GROUPS = 50
 
 
 def learned_apart(store):
-    """Two processes that learned of many groups, one of which has told the store."""
+    """Two processes that learned of many groups, one of which has written to the store."""
     one, other = Process(store), Process(store)
     for key in range(GROUPS):
         one.learner.teach(8.0, f"key {key}")

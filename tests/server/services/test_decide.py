@@ -94,7 +94,7 @@ def test_says_why_nothing_was_learned_and_what_went_wrong() -> None:
         (pb.DecideRequest(body=BODY, content_encoding="gzip"), "undecodable"),
         (pb.DecideRequest(body=BODY, path="/elsewhere"), "unparsable"),
     ],
-    ids=["nothing", "no JSON", "too large", "not gzip", "no path of ours"],
+    ids=["nothing", "no JSON", "too large", "not gzip", "another path"],
 )
 def test_what_cannot_be_read_gets_the_largest_pool(
     asked: pb.DecideRequest, reason: str

@@ -206,7 +206,7 @@ def test_requests_without_a_decision_are_counted_by_the_reason() -> None:
     assert counted == {"method": 2, "path": 1, "unread": 1, "no_body": 0}
 
 
-# Faults of ours.
+# Faults of the program.
 
 
 def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:

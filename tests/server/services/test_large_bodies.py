@@ -31,7 +31,7 @@ Calls = list[Callable[[], None]]
 
 
 class Server:
-    """A service, a turn of whose event loop comes when it is asked for."""
+    """A service, whose event loop the test turns."""
 
     def __init__(self, feedback: float = 0.0) -> None:
         self.loop: Calls = []

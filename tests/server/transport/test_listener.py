@@ -23,7 +23,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Counts:
-    """A monitor that keeps what it is told."""
+    """A monitor that keeps what it receives."""
 
     def __init__(self) -> None:
         self.open = 0

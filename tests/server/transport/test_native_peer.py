@@ -1,4 +1,4 @@
-"""One connection, with a transport and a loop that do as they are told."""
+"""One connection, with a transport and a loop that the test controls."""
 
 import logging
 from unittest import mock
@@ -21,7 +21,7 @@ PING = b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
 
 
 class FakeLoop:
-    """Timers that fire when told to."""
+    """Timers that the test fires."""
 
     def __init__(self):
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""One worker that ends, in every way, beside a supervisor that is none."""
+"""One worker that ends, in every way, beside a stand-in for the supervisor."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ WAITS_FOR_INPUT = [sys.executable, "-c", "input()"]
 
 
 class Admin:
-    """What the supervisor's port is told."""
+    """What the supervisor's port receives."""
 
     def __init__(self, *, is_ready: bool) -> None:
         self.starts = 0
