@@ -44,7 +44,7 @@ class _Command:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "shell", choices=sorted(_WRITERS), metavar="SHELL", help="shell to complete for"
+        "shell", choices=sorted(_WRITERS), metavar="SHELL", help="shell"
     )
 
 

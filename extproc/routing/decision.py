@@ -51,7 +51,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     window_tokens: int = 0
     """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
     retry_cut: bool = False
-    """Whether an answer that the pool's window cuts is asked for again, on the largest
+    """Whether an answer that the pool's window cuts is requested again, on the largest
     pool."""
     media_tokens: int = 0
     """Of ``prompt_tokens``, those estimated of images, audio, video and files."""

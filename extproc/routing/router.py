@@ -269,7 +269,7 @@ class Router:
         return max(allowed, request.min_tokens), request.min_tokens > allowed
 
     def _retries_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
-        """Return whether a cut answer is asked for again: if it may be the window's."""
+        """Return whether a cut answer is requested again: if it may be the window's."""
         if not self._retry_cut_answers or request.stream or not request.generates:
             return False
         if request.prompts > 1 or request.sequences > 1 or pool == self.policy.default:

@@ -1,4 +1,4 @@
-"""`requests.retry_cut_answers`: an answer that the short window cut is asked for again."""
+"""`requests.retry_cut_answers`: an answer that the short window cut is requested again."""
 
 import json
 from typing import Any

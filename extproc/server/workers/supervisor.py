@@ -41,7 +41,7 @@ class WorkerProcess:
         worker: which.
         command: runs it; it runs until its standard input ends.
         admin: counts its restarts, and knows whether it is ready.
-        environment: None for ours.
+        environment: None for the parent's.
     """
 
     def __init__(
