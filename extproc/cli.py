@@ -45,16 +45,16 @@ _EXTRA_OF_MODULE = {
 
 _EXAMPLES = """\
 examples:
-  extproc demo                                   run the whole system on this machine
+  extproc demo                                   run everything on this machine
   extproc check-config extproc.yaml              check a configuration
   extproc serve --config extproc.yaml            serve Envoy's ext_proc filter
   extproc explain request.json                   explain one decision
   extproc explain --server http://127.0.0.1:9090 request.json
-  extproc replay log.jsonl --pool-threshold 4096 score your own traffic
-  extproc plan --workload azure-conv --rate 100  size a fleet with and without the split
+  extproc replay log.jsonl --pool-threshold 4096 score a log
+  extproc plan --workload azure-conv --rate 100  size a fleet
   source <(extproc completion bash)
 
-extproc COMMAND --help has the details. Exit status: 0 success, 1 the work failed,
+extproc COMMAND --help has the details. Exit status: 0 success, 1 failure,
 2 bad arguments or configuration."""
 
 
