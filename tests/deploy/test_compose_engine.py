@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,38 @@ def is_routed(project: ComposeProject) -> bool:
     return exchange(project.port, "short").routed
 
 
-@contextmanager
-def clients(project: ComposeProject) -> Iterator[Load]:
-    """Clients throughout; every request of theirs must have been answered in the end."""
-    expected = {kind: exchange(project.port, kind).answer for kind in KINDS}
-    with Load(project.port, expected) as load:
-        load.run(1)
-        yield load
-        wait_until(lambda: is_routed(project))
-        load.run(1)
-    undecided = sum(not each.routed for each in load.done)
-    print(f"\n{len(load.done)} sent, {len(load.failed)} failed, {undecided} undecided")
-    assert load.failed == []
+Clients = Callable[[ComposeProject, str], AbstractContextManager[Load]]
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[Clients]:
+    """Clients throughout a fault; every request must have been answered in the end.
+
+    A row of the README's table for each fault is printed at the end of the module.
+    """
+    rows: list[str] = []
+
+    @contextmanager
+    def during(project: ComposeProject, fault: str) -> Iterator[Load]:
+        expected = {kind: exchange(project.port, kind).answer for kind in KINDS}
+        with Load(project.port, expected) as load:
+            load.run(1)
+            yield load
+            wait_until(lambda: is_routed(project))
+            load.run(1)
+        undecided = sum(not each.routed for each in load.done)
+        sent = len(load.done) + len(load.failed)
+        rows.append(f"| {fault} | {sent:,} | {len(load.failed)} | {undecided:,} |")
+        assert load.failed == []
+
+    yield during
+    print(
+        "",
+        "| | requests | failed | without a decision |",
+        "|---|---|---|---|",
+        sep="\n",
+    )
+    print(*rows, sep="\n")
 
 
 def test_a_newcomer_s_first_up_answers_the_first_request(project: ComposeProject):
@@ -67,47 +87,47 @@ def test_a_newcomer_s_first_up_answers_the_first_request(project: ComposeProject
     assert exchange(project.port, "long").served_by == "vllm_long"
 
 
-def test_plain_load(up: ComposeProject):
-    with clients(up) as load:
+def test_plain_load(up: ComposeProject, clients: Clients):
+    with clients(up, "plain load") as load:
         load.run(3)
     assert all(each.routed for each in load.done)
 
 
-def test_restart(up: ComposeProject):
-    with clients(up):
+def test_restart(up: ComposeProject, clients: Clients):
+    with clients(up, "`restart extproc`"):
         up.run("restart", "extproc")
 
 
-def test_kill_and_start(up: ComposeProject):
-    with clients(up) as load:
+def test_kill_and_start(up: ComposeProject, clients: Clients):
+    with clients(up, "`kill extproc`, then `start`") as load:
         up.run("kill", "extproc")
         load.run(2)
         up.run("start", "extproc")
 
 
-def test_crash(up: ComposeProject):
-    with clients(up):
+def test_crash(up: ComposeProject, clients: Clients):
+    with clients(up, "the process killed, restarted by its policy"):
         up.signal("extproc", "KILL")
         up.wait_healthy("extproc")
 
 
-def test_hang(up: ComposeProject):
-    with clients(up) as load:
+def test_hang(up: ComposeProject, clients: Clients):
+    with clients(up, "SIGSTOP for 5 s") as load:
         up.signal("extproc", "STOP")
         load.run(5)
         up.signal("extproc", "CONT")
 
 
-def test_upgrade_leaves_envoy_alone(up: ComposeProject):
+def test_upgrade_leaves_envoy_alone(up: ComposeProject, clients: Clients):
     before = up.services()
-    with clients(up):
+    with clients(up, "`up -d` with another environment for the router"):
         up.run("up", "-d", EXTPROC_LOG_LEVEL="debug")
     after = up.services()
     assert after["extproc"]["ID"] != before["extproc"]["ID"]
     assert after["envoy"]["ID"] == before["envoy"]["ID"]
 
 
-def test_reload_by_edit_and_by_rename(up: ComposeProject):
+def test_reload_by_edit_and_by_rename(up: ComposeProject, clients: Clients):
     file = up.folder / "envoy/compose/extproc.yaml"
     original = file.read_text()
 
@@ -119,7 +139,7 @@ def test_reload_by_edit_and_by_rename(up: ComposeProject):
             else 0
         )
 
-    with clients(up):
+    with clients(up, "configuration edited, replaced, broken, mended"):
         changed = original.replace("8192\n", "8192\n  threshold_tokens: 4096\n", 1)
         file.write_text(changed)
         wait_until(lambda: threshold() == 4096)
@@ -184,11 +204,11 @@ def test_state_and_recordings_have_a_volume(up: ComposeProject):
     assert ".json" in kept
 
 
-def test_redis_keeps_what_was_learned(up: ComposeProject):
+def test_redis_keeps_what_was_learned(up: ComposeProject, clients: Clients):
     redis: dict[str, Any] = {"EXTPROC_CONFIG": "shared-state.yaml"}
     up.run("--profile=redis", "up", "-d", "--wait", **redis)
     wait_until(lambda: is_routed(up))
-    with clients(up) as load:
+    with clients(up, "Redis restarted") as load:
         load.run(1)
         up.run("--profile=redis", "restart", "redis", **redis)
         load.run(1)
@@ -211,11 +231,11 @@ def synced(project: ComposeProject) -> bool:
     )
 
 
-def test_workers_and_the_access_log(up: ComposeProject):
+def test_workers_and_the_access_log(up: ComposeProject, clients: Clients):
     up.use([THROUGHPUT])
     up.run("up", "-d", "--wait")
     wait_until(lambda: is_routed(up))
-    with clients(up) as load:
+    with clients(up, "four workers: one killed, then a restart") as load:
         load.run(2)
         up.signal("extproc", "KILL", "--worker")
         load.run(2)
