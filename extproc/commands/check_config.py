@@ -2,11 +2,16 @@
 
 The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
 EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
+
+With --online it asks the servers of each pool what they serve, and prints a line for
+each: whether it answers, its models, and its max_model_len against the pool's.
+Exit status: 1 if a server does not answer or does not fit, 2 for a wrong configuration.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from extproc.config import Config, ConfigError, as_document, load_config
+from extproc.server.pools.survey import render, survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="configuration file; without one, print the defaults",
     )
+    parser.add_argument(
+        "--online", action="store_true", help="ask the pools' servers what they serve"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the configuration in force. Return 2 if the file is invalid."""
+    """Print the configuration in force, or what its servers say.
+
+    Return 2 if the file is invalid, 1 if a server does not fit it.
+    """
     config = read_config(args.file)
     if config is None:
         return 2
@@ -37,8 +49,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc: {args.file}: {line}", file=sys.stderr)
     if missing:
         return 2
+    if args.online:
+        return _ask_servers(config)
     yaml.safe_dump(as_document(config), sys.stdout, sort_keys=False)
     return 0
+
+
+def _ask_servers(config: Config) -> int:
+    findings = asyncio.run(survey(config))
+    for line in render(findings):
+        print(line)
+    return 1 if any(finding.faults for finding in findings) else 0
 
 
 def missing_files(config: Config) -> Iterator[str]:

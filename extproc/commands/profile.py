@@ -47,6 +47,7 @@ from extproc.fleet.profile_fit import (
     fit,
     relative_error,
 )
+from extproc.server.pools.unanswered import reason
 
 # Ids that every vocabulary has, above the bytes and the special tokens of most.
 _FIRST_ID, _LAST_ID = 300, 2000
@@ -143,9 +144,10 @@ def run(args: argparse.Namespace) -> int:
         return _refuse("output", args.output, "a file in a folder that is there")
     try:
         profile = asyncio.run(_measure(args))
-    except (ServerError, ProfileError, aiohttp.ClientError, TimeoutError) as error:
-        print(f"extproc profile: {args.url}: {error or 'no answer'}", file=sys.stderr)
-        return 1
+    except (ServerError, ProfileError) as error:
+        return _fail(args.url, str(error))
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return _fail(args.url, reason(error))
     document = profile.to_document()
     args.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if args.json:
@@ -153,6 +155,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(profile, args.output)
     return 0
+
+
+def _fail(url: str, why: str) -> int:
+    print(f"extproc profile: {url}: {why}", file=sys.stderr)
+    return 1
 
 
 def _refuse(option: str, value: object, accepted: str) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from extproc.demo.workload import DemoRequest
+from extproc.server.pools.unanswered import reason
 
 _TIMEOUT = aiohttp.ClientTimeout(total=120)
 
@@ -79,7 +80,7 @@ async def send(session: aiohttp.ClientSession, url: str, request: DemoRequest) -
             status = response.status
             content = await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
-        detail = f"{type(error).__name__}: {error}"
+        detail = reason(error)
     duration_s = time.perf_counter() - started
     if status not in (0, 200):
         detail = content[:300].decode(errors="replace")

@@ -77,8 +77,8 @@ class App:
                 stack.callback(self._parts.recording.close)
             if self._parts.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self._parts.tracing.close)
-            await self._runtime.start()
             stack.push_async_callback(self._runtime.stop)
+            await self._runtime.start()
             state = await self._start_state(stack)
             health = HealthStatuses()
             server = self._runtime.in_force.now.config.server

@@ -112,3 +112,20 @@ state: {{store: directory, path: {tmp_path}/state}}
         "recording.file",
     ]
     assert all("/nowhere/" in line and "expected" in line for line in lines)
+
+
+def test_servers_are_asked_online(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        tmp_path,
+        "pools: [{name: a, max_model_len: 1, endpoints: ['http://127.0.0.1:1']}]",
+    )
+
+    assert main(["check-config", "--online", path]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out.startswith("a  http://127.0.0.1:1  WRONG /v1/models: ")
+    assert printed.err == ""
+    assert main(["check-config", "--online"]) == 0
+    assert capsys.readouterr().out.count("no endpoints: not asked") == 2

@@ -1,4 +1,6 @@
+import http.server
 import json
+import os
 import queue
 import signal
 import socket
@@ -226,3 +228,43 @@ def test_a_unix_socket_is_served(serve: Serve, tmp_path: Path) -> None:
         talk.ask(request_headers())
         assert headers_of(talk.ask(request_body()))["x-llm-pool"] == b"short"
         talk.end()
+
+
+class AnotherWindow(http.server.BaseHTTPRequestHandler):
+    """A vLLM of 4,096 tokens."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(
+            json.dumps({"data": [{"id": "m", "max_model_len": 4096}]}).encode()
+            if self.path == "/v1/models"
+            else b"vllm:num_requests_waiting 0\nvllm:num_requests_running 0\n"
+            b"vllm:kv_cache_usage_perc 0\n"
+        )
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_another_window_than_configured_ends_in_one_line(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), AnotherWindow) as vllm:
+        threading.Thread(target=vllm.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{vllm.server_port}"
+        config = tmp_path / "extproc.yaml"
+        pool = {"name": "a", "max_model_len": 8192, "endpoints": [url]}
+        config.write_text(json.dumps({"pools": [pool]}))
+        done = subprocess.run(
+            [sys.executable, "-m", "extproc", "serve", f"--config={config}"],
+            env={**os.environ, "EXTPROC_LISTEN": "127.0.0.1:0"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        vllm.shutdown()
+    assert done.returncode == 2
+    *logged, last = done.stderr.splitlines()
+    assert last == f"extproc: {config}: pool a: max_model_len: 8192; {url} has 4096"
+    assert len(logged) == 1  # the warning of the watch
+    assert "max_model_len_differs" in logged[0]

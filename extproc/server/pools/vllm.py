@@ -13,6 +13,7 @@ from yarl import URL
 
 from extproc.routing.pressure import EndpointLoad
 from extproc.routing.request import MAX_MODEL_CHARS
+from extproc.server.pools.unanswered import reason
 
 MAX_ANSWER_BYTES = 8 << 20
 """vLLM's /metrics is 50 to 200 KB; whatever answers with more than this is not it."""
@@ -46,6 +47,8 @@ class ServedModels(NamedTuple):
     """The names that it answers to: of its base model, and of adapters."""
     base: str = ""
     """The first name of its base model; empty if it lists none."""
+    status: int = 200
+    """HTTP status of the answer."""
 
 
 _MAX_NAMES = 1000
@@ -101,7 +104,7 @@ class Vllm:
             VllmError: it does not answer.
         """
         status, body = await self._get("/v1/models")
-        return parse_models(body) if status == 200 else ServedModels()
+        return parse_models(body) if status == 200 else ServedModels(status=status)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         url, host = self._base.joinpath(path[1:]), self._base.host
@@ -122,7 +125,7 @@ class Vllm:
                         raise VllmError(f"{path}: over {MAX_ANSWER_BYTES} bytes")
                 return response.status, bytes(body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise VllmError(f"{path}: {type(error).__name__}") from error
+            raise VllmError(f"{path}: {reason(error)}") from error
 
     def _authorization(self) -> dict[str, str]:
         if self._key_file is None:

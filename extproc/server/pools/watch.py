@@ -235,7 +235,7 @@ class LoadWatch:
                 or a key cannot be read.
         """
         for pool in self._pools.values():
-            _check_key(pool.config)
+            check_key(pool.config)
         timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout)
         named = [
@@ -410,7 +410,12 @@ def _log(event: str, pool: _Pool, endpoint: _Endpoint, **fields: object) -> None
     logger.warning(event, extra={"fields": fields})
 
 
-def _check_key(pool: PoolConfig) -> None:
+def check_key(pool: PoolConfig) -> None:
+    """Check that the API key of a pool can be read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     if pool.api_key_file is None:
         return
     try:

@@ -1,0 +1,152 @@
+"""Asks every configured vLLM server once, and holds its answer against its pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from extproc.config import Config, ConfigError, PoolConfig
+from extproc.server.pools.resolve import Resolve, resolve
+from extproc.server.pools.vllm import NoMetricsError, ServedModels, Vllm, VllmError
+from extproc.server.pools.watch import check_key
+
+TIMEOUT_S = 5.0
+"""How long one answer may take: servers under load are slow, and nobody waits here."""
+
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one server of a pool said, or that none was asked."""
+
+    pool: str
+    server: str
+    """Its URL, with its address if the name has several; empty for no server."""
+    said: str
+    """In words, without the faults."""
+    faults: tuple[str, ...] = ()
+    """Each with the value and what was expected; none if it fits its pool."""
+
+
+async def survey(config: Config, resolve: Resolve = resolve) -> list[Finding]:
+    """Ask the servers of every pool at once.
+
+    Args:
+        config: whose pools are asked about.
+        resolve: the addresses behind a URL.
+
+    Returns:
+        A finding for each server, in the order of the configuration; one without a
+        server for a pool that has no ``endpoints``.
+    """
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        found = await asyncio.gather(
+            *(
+                _ask_pool(session, pool, model, resolve)
+                for pool, model in _pools_with_model(config)
+            )
+        )
+    return [finding for findings in found for finding in findings]
+
+
+def _pools_with_model(config: Config) -> Iterator[tuple[PoolConfig, str | None]]:
+    for pool in config.pools:
+        yield pool, None
+    for model, each in config.models.items():
+        for pool in each.pools:
+            yield pool, model
+
+
+async def _ask_pool(
+    session: aiohttp.ClientSession,
+    pool: PoolConfig,
+    model: str | None,
+    resolve: Resolve,
+) -> Sequence[Finding]:
+    if not pool.endpoints:
+        return [Finding(pool.name, "", "no endpoints: not asked")]
+    try:
+        check_key(pool)
+    except ConfigError as error:
+        return [Finding(pool.name, "", "not asked", (str(error),))]
+    addresses = await asyncio.gather(*(resolve(URL(url)) for url in pool.endpoints))
+    unknown: Sequence[str | None] = (None,)
+    servers = [
+        Vllm(session, url, address, pool.api_key_file)
+        for url, found in zip(pool.endpoints, addresses, strict=True)
+        for address in (found or unknown)
+    ]
+    return await asyncio.gather(*(_ask(server, pool, model) for server in servers))
+
+
+async def _ask(server: Vllm, pool: PoolConfig, model: str | None) -> Finding:
+    try:
+        served = await server.models()
+        load = await _ask_load(server)
+    except VllmError as error:
+        return Finding(pool.name, server.name, "no answer", (str(error),))
+    if served.status != 200:
+        return Finding(
+            pool.name, server.name, load, tuple(_refusal(served.status, pool))
+        )
+    window = served.max_model_len
+    said = [
+        "max_model_len not said" if window is None else f"max_model_len {window}",
+        f"serves {_listed(served.names)}",
+        load,
+    ]
+    return Finding(
+        pool.name,
+        server.name,
+        "; ".join(said),
+        tuple(_faults(served, pool, model)),
+    )
+
+
+async def _ask_load(server: Vllm) -> str:
+    try:
+        load = await server.load()
+    except NoMetricsError:
+        return "no metrics of load"
+    return f"{load.running:.0f} running, {load.waiting:.0f} waiting"
+
+
+def _refusal(status: int, pool: PoolConfig) -> Iterator[str]:
+    wanted = "200"
+    if status in (401, 403):
+        key = "its" if pool.api_key_file else "an"
+        wanted = f"200 with {key} api_key_file"
+    yield f"/v1/models: status {status}; expected {wanted}"
+
+
+def _faults(served: ServedModels, pool: PoolConfig, model: str | None) -> Iterator[str]:
+    window = served.max_model_len
+    if window not in (None, pool.max_model_len):
+        yield f"max_model_len: {window}; expected {pool.max_model_len}"
+    if model is not None and model not in served.names:
+        yield f"models: {_listed(served.names)}; expected {model}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def render(findings: Sequence[Finding]) -> Iterator[str]:
+    """Lines for a terminal: pool, server, ``ok`` or the faults, and what it said."""
+    widths = [
+        max((len(value) for value in column), default=0)
+        for column in zip(*((each.pool, each.server) for each in findings), strict=True)
+    ]
+    for each in findings:
+        where = f"{each.pool:{widths[0]}}  {each.server:{widths[1]}}"
+        verdict = "; ".join(f"WRONG {fault}" for fault in each.faults)
+        state = verdict or ("ok" if each.server else "--")
+        yield f"{where}  {state}  ({each.said})"
