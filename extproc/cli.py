@@ -11,9 +11,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import extproc
-from extproc.commands.text import wrap
+from extproc.commands.text import READERS, one_of, wrap
 
 # Before numpy is loaded: its matrices here are of a hundred rows, where handing them to
 # other threads costs ten times what it saves (measured: 2 ms against 0.2 ms a sample).
@@ -56,6 +57,14 @@ examples:
 
 extproc COMMAND --help has the details. Exit status: 0 success, 1 failure,
 2 bad arguments or configuration."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line: the usage of some commands takes twenty."""
+
+    def error(self, message: str) -> NoReturn:
+        said = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {said}; see {self.prog} --help\n")
 
 
 class _Version(argparse.Action):
@@ -115,12 +124,17 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     serve`` never loads the demo or the simulator.
     """
     module = importlib.import_module(f"extproc.commands.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"extproc {name}",
         description=wrap(module.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    for action in parser._actions:
+        if action.choices is not None and action.type is None:
+            action.type = one_of(action.choices)
+        elif action.type in READERS:
+            action.type = READERS[action.type]
     status: int = module.run(parser.parse_args(arguments))
     return status
 

@@ -613,7 +613,7 @@ def _check_pools(
         if pool.max_model_len <= previous:
             raise ConfigError(
                 f"{key}.max_model_len: {pool.max_model_len}; accepted: more than the "
-                f"pool before it ({previous})"
+                f"pool before it ({previous}), as the smallest comes first"
             )
         if (pool.threshold_tokens or 0) > pool.max_model_len:
             raise ConfigError(

@@ -195,7 +195,7 @@ def _names(option: Any) -> Sequence[str]:
 
 
 _SCALARS = {
-    int: "a whole number",
+    int: "a whole number, such as 8192",
     float: "a number",
     bool: "true or false",
     str: "text",

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from extproc.commands.text import positive
 from extproc.demo.report import as_text
 from extproc.demo.run import Demo, Settings, demo
 from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_config
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--count",
-        type=_positive,
+        type=positive,
         help=f"requests to generate (default: {_COUNT}; {_COUNT_VLLM} with --vllm)",
     )
     parser.add_argument(
@@ -165,10 +166,3 @@ Logs: {running.stack.directory}""",
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value

@@ -11,6 +11,7 @@ with it a running server's, with all that it has learned. The text is not kept.
 from __future__ import annotations
 
 import argparse
+import http.client
 import sys
 import urllib.error
 import urllib.parse
@@ -82,17 +83,24 @@ class _Suggested(tuple[str, ...]):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain and print; 2 for an unreadable file, 1 where the server fails."""
+    """Explain and print; 2 for an unreadable file, 1 for a body or a server."""
     try:
         body = _read_body(args.body)
     except OSError as error:
         print(f"extproc: {args.body}: {error.strerror}", file=sys.stderr)
         return 2
     if args.server:
+        if not args.server.startswith(("http://", "https://")):
+            print(
+                f"extproc: --server: {args.server}; expected http://HOST:PORT, the "
+                "router's admin port",
+                file=sys.stderr,
+            )
+            return 2
         try:
             explanation = _ask(args, body)
-        except (OSError, ValueError) as error:
-            print(f"extproc: {args.server}: {error}", file=sys.stderr)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            print(f"extproc: {args.server}: {_reason(error)}", file=sys.stderr)
             return 1
     else:
         config = read_config(args.config)
@@ -107,7 +115,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in render(explanation):
             print(line)
-    return 0
+    return 1 if isinstance(explanation, FailedOpenExplanation) else 0
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case urllib.error.HTTPError(code=status):
+            return f"/explain: status {status}; expected 200"
+        case urllib.error.URLError(reason=Exception() as inner):
+            return _reason(inner)
+        case http.client.HTTPException():
+            return "its answer is not HTTP"
+        case TimeoutError():
+            return "no answer in time"
+        case OSError(strerror=str(said)):
+            return said.lower()
+    return str(error)
 
 
 def _read_body(name: str) -> bytes:
@@ -124,8 +147,6 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
 
 def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
     server: str = args.server
-    if not server.startswith(("http://", "https://")):
-        raise ValueError("http://HOST:PORT of the admin port is accepted")
     said = {"path": args.path, "hint": args.hint, "model": args.model_header}
     query = {name: value for name, value in said.items() if value}
     request = urllib.request.Request(

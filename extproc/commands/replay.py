@@ -24,6 +24,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from extproc.commands.recording_report import (
     score_recording,
 )
 from extproc.commands.request_log import BOM, Entry, LogError, read_log
+from extproc.commands.text import positive
 from extproc.config import Config, EstimatorName
 from extproc.exchange.body_parser import parse_request
 from extproc.exchange.events import NotRouted
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pool-threshold",
-        type=int,
+        type=positive,
         action="append",
         metavar="TOKENS",
         help="threshold to score; repeat for several (default: "
@@ -104,10 +106,11 @@ def _sample(text: str) -> float | Literal["auto", "all"]:
     match text:
         case "all" | "auto":
             return text
-    share = float(text)
-    if not 0 <= share <= 1:
-        raise ValueError(text)
-    return share
+    with suppress(ValueError):
+        share = float(text)
+        if 0 <= share <= 1:
+            return share
+    raise argparse.ArgumentTypeError(f"{text}; expected all, auto or 0 to 1")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,9 +1,12 @@
-"""Prose as wide as the terminal."""
+"""What commands read from and write to a terminal: values of options, prose."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import shutil
 import textwrap
+from collections.abc import Callable, Iterable
 
 MAX_COLUMNS = 100
 """Longer lines are hard to read, however wide the window."""
@@ -36,3 +39,48 @@ def wrap(text: str, indent: int = 0) -> str:
         for each in paragraphs
         if each
     )
+
+
+def positive(text: str) -> int:
+    """Read the value of an option: a whole number above 0."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number above 0")
+    return int(text)
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Make the reader of an option that takes one of these names."""
+    choices = names if isinstance(names, tuple) else tuple(names)
+
+    def read(text: str) -> str:
+        if text in choices:
+            return text
+        lower = {name.lower(): name for name in choices}
+        near = difflib.get_close_matches(text.lower(), lower, 1, cutoff=0.4)
+        advice = (
+            f"did you mean {lower[near[0]]}?"
+            if near
+            else f"expected one of {', '.join(choices)}"
+        )
+        raise argparse.ArgumentTypeError(f"{text}; {advice}")
+
+    return read
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        expected = "expected a whole number"
+        raise argparse.ArgumentTypeError(f"{text}; {expected}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}; expected a number") from None
+
+
+READERS: dict[object, Callable[[str], object]] = {int: _whole, float: _number}
+"""In place of Python's types, whose errors name them."""

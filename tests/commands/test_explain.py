@@ -84,7 +84,7 @@ def test_a_body_that_is_no_request_is_explained_too(
 ) -> None:
     path = tmp_path / "body.json"
     path.write_text("no JSON")
-    assert main(["explain", str(path)]) == 0
+    assert main(["explain", str(path)]) == 1
     assert "long: unparsable" in capsys.readouterr().out
 
 
@@ -93,11 +93,13 @@ def test_a_missing_file_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) ->
     assert "/nowhere/body.json: No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://elsewhere"])
+@pytest.mark.parametrize(
+    ("url", "status"), [("http://127.0.0.1:1", 1), ("ftp://elsewhere", 2)]
+)
 def test_a_server_that_does_not_answer_is_a_failure(
-    url: str, body: Path, capsys: pytest.CaptureFixture[str]
+    url: str, status: int, body: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["explain", "--server", url, str(body)]) == 1
+    assert main(["explain", "--server", url, str(body)]) == status
     assert url in capsys.readouterr().err
 
 
@@ -141,7 +143,7 @@ def test_an_unparsable_body_is_explained_by_its_field(
     file = tmp_path / "body.json"
     file.write_bytes(body)
 
-    assert main(["explain", str(file)]) == 0
+    assert main(["explain", str(file)]) == 1
     out = capsys.readouterr().out
     assert why in out
     assert "secret" not in out

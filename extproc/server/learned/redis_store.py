@@ -19,9 +19,21 @@ from extproc.server.learned.store import (
 
 _CONNECT_TIMEOUT_S = 1.0
 _ANSWER_TIMEOUT_S = 2.0
+_REASONS = (
+    (redis.AuthenticationError, "the user or password is refused"),
+    (redis.TimeoutError, "no answer in time"),
+    (redis.ConnectionError, "cannot be reached"),
+    (redis.ResponseError, "a command is refused"),
+)
+"""By kind of error, since the text of one may hold the URL's user and host."""
+
 _ATTEMPTS = 8
 """Writers that are overtaken start again; with replicas that write every few seconds
 the second attempt nearly always succeeds."""
+
+
+def _reason(error: redis.RedisError) -> str:
+    return next((said for kind, said in _REASONS if isinstance(error, kind)), "failed")
 
 
 class RedisStore:
@@ -52,8 +64,7 @@ class RedisStore:
                 with self._client.pipeline() as pipeline, suppress(redis.WatchError):
                     return self._attempt(pipeline, change)
         except redis.RedisError as error:
-            # Its text may hold the URL's user and host.
-            raise StoreError(f"redis: {type(error).__name__}") from error
+            raise StoreError(f"redis: {_reason(error)}") from error
         raise StoreError("redis: overtaken by other writers")
 
     def _attempt(self, pipeline: Any, change: Change) -> SetAside | None:

@@ -282,4 +282,4 @@ def _reason(error: OSError) -> str:
         return "no complete handshake in time"
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS failed").replace("_", " ").lower()
-    return error.strerror or type(error).__name__
+    return error.strerror or "the connection broke"

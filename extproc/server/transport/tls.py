@@ -53,7 +53,7 @@ class Certificates:
         try:
             self.context = self._load()
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(f"server.tls: {_reason(error)}") from None
+            raise ConfigError(self._fault(error)) from None
 
     def refresh(self) -> None:
         """Take over files that have changed, if they can be used."""
@@ -71,7 +71,7 @@ class Certificates:
         try:
             self.context = self._load()
         except (OSError, ValueError) as error:
-            fields = {"error": _reason(error), "in_force": "the ones before"}
+            fields = {"error": self._fault(error), "in_force": "the ones before"}
             logger.error("certificates_refused", extra={"fields": fields})
             return
         self.version += 1
@@ -84,6 +84,17 @@ class Certificates:
         config = self._config
         names = [config.cert_file, config.key_file, config.client_ca_file]
         return [Path(name) for name in names if name is not None]
+
+    def _fault(self, error: Exception) -> str:
+        """Name the first setting whose file cannot be read, or say what TLS said."""
+        for key in ("cert_file", "key_file", "client_ca_file"):
+            name = getattr(self._config, key)
+            try:
+                if name is not None:
+                    Path(name).read_bytes()
+            except OSError as unread:
+                return f"server.tls.{key}: {name!r}: {_reason(unread)}"
+        return f"server.tls: {_reason(error)}"
 
     def _load(self) -> ssl.SSLContext:
         config = self._config
