@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -260,3 +262,13 @@ def test_images_hold_no_tools(up: ComposeProject):
             "import importlib.util as u, os; print(u.find_spec('pip'), os.getuid())",
         )
         assert found.split() == ["None", "10001"]
+
+
+def test_the_router_s_image_is_small(up: ComposeProject):
+    def size(image: str) -> int:
+        command = ["docker", "image", "inspect", "--format={{.Size}}", image]
+        return int(subprocess.check_output(command, text=True))
+
+    dockerfile = (up.folder / "extproc/Dockerfile").read_text()
+    base = re.findall(r"^FROM (python:\S+)", dockerfile, re.MULTILINE)[-1]
+    assert size("token-budget-router:local") - size(base) < 150e6

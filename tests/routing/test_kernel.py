@@ -151,3 +151,14 @@ def test_a_matrix_that_does_not_fit_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kernel.quadratic_form(np.zeros(shape), np.zeros(size))
+
+
+def test_a_kernel_built_by_any_python_counts_references_for_every_other() -> None:
+    """Python 3.12's headers return None without counting it, which 3.11 counts down."""
+    macros = (
+        "Py_RETURN_NONE",
+        "Py_RETURN_TRUE",
+        "Py_RETURN_FALSE",
+        "Py_RETURN_NOTIMPL",
+    )
+    assert not any(macro in SOURCE.read_text() for macro in macros)
