@@ -5,7 +5,8 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from enum import StrEnum
 
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 
 #: An instance that has found a prefix is passed over once it has this many times the
 #: mean number of requests: Envoy's ``hash_balance_factor``, at the 125 % of its docs.

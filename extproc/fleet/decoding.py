@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.steptime import StepTime
+from extproc.fleet.steptime import StepTime, steps_until
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +135,7 @@ class DecodeInstance:
             steps = self._decoding[0][0] - self._steps
             span_s = until_s - self.now_s
             if steps * first_s + growth_s * steps * (steps - 1) / 2 > span_s:
-                steps = min(steps, _steps_until(span_s, first_s, growth_s))
+                steps = min(steps, steps_until(span_s, first_s, growth_s))
         duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
         self.now_s += duration_s
         self.busy_s += duration_s
@@ -158,12 +158,3 @@ class DecodeInstance:
             ended = True
         if ended:
             self._admit(self.now_s)
-
-
-def _steps_until(span_s: float, first_s: float, growth_s: float) -> int:
-    """Steps that start within a span: the least k whose duration reaches it."""
-    if growth_s <= 0:
-        return max(1, math.ceil(span_s / first_s))
-    half = first_s - growth_s / 2
-    root = (-half + math.sqrt(half * half + 2 * growth_s * span_s)) / growth_s
-    return max(1, math.ceil(root - 1e-9))

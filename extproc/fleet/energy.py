@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Arrivals, Lengths

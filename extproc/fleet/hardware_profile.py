@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.profile_fit import ProfileError
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.steptime import Linear

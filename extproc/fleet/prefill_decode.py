@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.fleet.decoding import Decode, DecodeInstance
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.models import Model
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.slo import COVERED, Slo

@@ -8,8 +8,11 @@ blocks. A run is split when a request takes over a part of it, and shrinks from 
 when it is evicted. Blocks without a hash come first in that queue and are not here:
 the caller that takes blocks calls :meth:`PrefixCache.trim` with what is left.
 
-Which tokens are alike is said by keys (:class:`Prefix`), each for a stretch of tokens;
-what follows the last key of a request is its own.
+Which tokens are alike is said by keys (:class:`Prefix`), each for a stretch of tokens.
+What follows the last key of a request is its own: nobody else can find it, so it is a
+count while the request holds it, and one run while the request waits after a
+preemption. Once the request has ended nothing finds it, and neighbors of that kind in
+the queue are one run.
 
 The blocks that fill up while requests decode are not visited one by one either. They
 are accounted for when somebody looks for them, or when the request stops decoding.
@@ -35,6 +38,7 @@ class Run:
     """Cached blocks of one node, from ``start`` to before ``stop``.
 
     Attributes:
+        node: None for blocks that are a request's own; then only their number counts.
         order: (step, admission) of the request that cached them. If ``offset`` is not
             None, it cached them one by one while it decoded, each at the step at which
             its computed tokens, ``offset`` more than the steps, filled the block.
@@ -56,7 +60,7 @@ class Run:
 
     def __init__(
         self,
-        node: "Node",
+        node: "Node | None",
         start: int,
         stop: int,
         order: tuple[int, int],
@@ -78,13 +82,12 @@ class Node:
     """What is cached of the blocks of one key.
 
     Attributes:
-        key: None for what is a request's own.
         growing: requests that decode here and may have filled blocks since.
     """
 
     __slots__ = ("growing", "key", "runs")
 
-    def __init__(self, key: Hashable | None) -> None:
+    def __init__(self, key: Hashable) -> None:
         self.key = key
         self.runs: list[Run] = []
         self.growing: dict[Holding, None] = {}
@@ -96,7 +99,10 @@ class Holding:
 
     path: list[tuple[Hashable, int]]
     """Keys of its blocks, each with the block before which it ends."""
-    own: Node | None = None
+    shared: int = 0
+    """Blocks with a key; those from there on are its own."""
+    remains: Run | None = None
+    """What may be left of its own blocks since it was preempted."""
     hashed: int = 0
     """Blocks, from the first on, that it holds and that are in the cache."""
     pieces: list[tuple[Run, int]] = field(default_factory=list)
@@ -120,9 +126,8 @@ class Found:
     is_final: bool = True
     """Whether no request that decodes can make it longer."""
     picks: list[tuple[Run, int, int]] = field(default_factory=list)
-
-
-_NOTHING = Found()
+    remains: Run | None = None
+    """Its own blocks at the end of it."""
 
 
 class PrefixCache:
@@ -137,25 +142,22 @@ class PrefixCache:
         self._block_size = block_size
         self._nodes: dict[Hashable, Node] = {}
         # The queue of free runs is a ring that begins and ends here.
-        self._ring = Run(Node(None), 0, 0, (0, 0), None)
+        self._ring = Run(None, 0, 0, (0, 0), None)
         self._ring.earlier = self._ring.later = self._ring
+        # The last run of the queue if nothing finds it any more.
+        self._litter: Run | None = None
 
-    def enter(self, prefix: Prefix | None) -> Holding:
+    def enter(self, prefix: Prefix) -> Holding:
         """A request that holds nothing yet."""
-        if prefix is None:
-            return Holding([])
         size = self._block_size
-        return Holding(
-            [
-                (key, end // size)
-                for key, end in zip(prefix.keys, prefix.ends, strict=True)
-            ]
-        )
+        path = [
+            (key, end // size)
+            for key, end in zip(prefix.keys, prefix.ends, strict=True)
+        ]
+        return Holding(path, path[-1][1] if path else 0)
 
     def find(self, holding: Holding, most: int, step: int) -> Found:
         """The longest cached prefix of at most so many blocks, after this step."""
-        if not holding.path and holding.own is None:
-            return _NOTHING
         found = Found()
         position = 0
         for key, end in holding.path:
@@ -174,9 +176,10 @@ class PrefixCache:
             position = self._follow(node, position, stop, found)
             if position < stop:
                 return found
-        own = holding.own
-        if own is not None and own.runs and position < most:
-            self._follow(own, position, most, found)
+        remains = holding.remains
+        if remains is not None and remains.stop > remains.start:
+            found.remains = remains
+            found.blocks += remains.stop - remains.start
         return found
 
     def hold(self, holding: Holding, found: Found) -> None:
@@ -190,11 +193,12 @@ class PrefixCache:
             if run.stop > stop:
                 self._split(run, stop)
             if run.holders == 0:
-                run.earlier.later = run.later
-                run.later.earlier = run.earlier
-                self.free -= stop - start
+                self._take_out(run)
             run.holders += 1
             holding.pieces.append((run, stop))
+        if found.remains is not None:
+            self._take_out(found.remains)
+        holding.remains = None
         holding.hashed = found.blocks
 
     def store(self, holding: Holding, full: int, order: tuple[int, int]) -> None:
@@ -204,8 +208,6 @@ class PrefixCache:
     def grow(self, holding: Holding, offset: int) -> None:
         """The request decodes from now on."""
         holding.offset = offset
-        if not holding.path:
-            return
         holding.grown_from = holding.hashed
         for key, end in holding.path:
             if end > holding.hashed:
@@ -227,9 +229,19 @@ class PrefixCache:
                     node.growing.pop(holding, None)
                     self._forget(node)
 
-    def release(self, holding: Holding) -> int:
-        """Give up what a request holds; return the cached blocks nobody holds now."""
+    def release(self, holding: Holding, *, ends: bool) -> int:
+        """Give up what a request holds; return the cached blocks nobody holds now.
+
+        Args:
+            ends: whether nobody will look for the request's own blocks again.
+        """
         before = self.free
+        own = holding.hashed - holding.shared
+        if own > 0 and ends:
+            self.litter(own)
+        elif own > 0:
+            holding.remains = Run(None, 0, own, (0, 0), None, holders=0)
+            self._queue(holding.remains)
         runs: list[Run] = []
         for first, stop in holding.pieces:
             run = first
@@ -239,17 +251,38 @@ class PrefixCache:
                 run = run.higher
                 runs.append(run)
         runs.reverse()
-        ring = self._ring
         for run in runs:
             run.holders -= 1
             if run.holders == 0:
-                last = ring.earlier
-                run.earlier, run.later = last, ring
-                last.later = ring.earlier = run
-                self.free += run.stop - run.start
+                self._queue(run)
         holding.pieces = []
         holding.hashed = 0
         return self.free - before
+
+    def litter(self, blocks: int) -> None:
+        """Cached blocks become free that nothing will find."""
+        if self._litter is not None:
+            self._litter.stop += blocks
+            self.free += blocks
+        else:
+            run = Run(None, 0, blocks, (0, 0), None, holders=0)
+            self._queue(run)
+            self._litter = run
+
+    def _queue(self, run: Run) -> None:
+        """A run becomes free, and the last to be evicted."""
+        ring = self._ring
+        last = ring.earlier
+        run.earlier, run.later = last, ring
+        last.later = ring.earlier = run
+        self.free += run.stop - run.start
+        self._litter = None
+
+    def _take_out(self, run: Run) -> None:
+        """A free run is held again."""
+        run.earlier.later = run.later
+        run.later.earlier = run.earlier
+        self.free -= run.stop - run.start
 
     def trim(self, free_blocks: int) -> None:
         """Evict what does not fit in the blocks that are free after an allocation."""
@@ -268,9 +301,13 @@ class PrefixCache:
             ring.later = run.later
             run.later.earlier = ring
             node = run.node
-            node.runs.remove(run)
-            if node.key is not None:
+            if node is not None:
+                node.runs.remove(run)
                 self._forget(node)
+            else:
+                run.stop = run.start
+                if run is self._litter:
+                    self._litter = None
 
     def _add(
         self, holding: Holding, full: int, order: tuple[int, int], offset: int | None
@@ -282,25 +319,13 @@ class PrefixCache:
         for key, end in holding.path:
             if position < end:
                 stop = min(end, full)
-                run = Run(self._node(key), position, stop, order, offset)
-                run.node.runs.append(run)
+                node = self._node(key)
+                run = Run(node, position, stop, order, offset)
+                node.runs.append(run)
                 pieces.append((run, stop))
                 position = stop
                 if position == full:
                     return
-        own = holding.own
-        if own is None:
-            own = holding.own = Node(None)
-        elif len(own.runs) == 1 and pieces:
-            # Whatever is cached beside it comes later, so that its order will do.
-            run = own.runs[0]
-            if run is pieces[-1][0] and run.stop == position:
-                run.stop = full
-                pieces[-1] = (run, full)
-                return
-        run = Run(own, position, full, order, offset)
-        own.runs.append(run)
-        pieces.append((run, full))
 
     def _node(self, key: Hashable) -> Node:
         node = self._nodes.get(key)
@@ -309,16 +334,18 @@ class PrefixCache:
         return node
 
     def _forget(self, node: Node) -> None:
-        if not node.runs and not node.growing and node.key is not None:
+        if not node.runs and not node.growing:
             del self._nodes[node.key]
 
     def _split(self, run: Run, position: int) -> Run:
         """Cut a run in two; return the higher part, freed before the lower one."""
-        higher = Run(run.node, position, run.stop, run.order, run.offset, run.holders)
+        node = run.node
+        assert node is not None
+        higher = Run(node, position, run.stop, run.order, run.offset, run.holders)
         higher.higher = run.higher
         run.higher = higher
         run.stop = position
-        run.node.runs.append(higher)
+        node.runs.append(higher)
         if run.holders == 0:
             before = run.earlier
             before.later = run.earlier = higher

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Self
 
 from extproc.fleet.histogram import Histogram
-from extproc.fleet.instance import Job
+from extproc.fleet.job import Job
 from extproc.fleet.slo import COVERED, Slo
 
 #: Fewer requests than this have no 99th percentile worth printing: ten above it.

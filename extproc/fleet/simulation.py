@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from extproc.fleet.balancing import Balancer, Balancing
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.results import PoolResult, Result
 from extproc.fleet.scheduler import SchedulerLimits

@@ -16,7 +16,8 @@ import numpy as np
 
 from extproc.fleet.assignment import PoolTraffic, Tier
 from extproc.fleet.cost import Demand
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import PoolResult, Result, RunState
 from extproc.fleet.scheduler import SchedulerLimits

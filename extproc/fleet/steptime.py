@@ -4,7 +4,8 @@ From a roofline over the data sheet's rates, from the papers' constants, or from
 measured plane (``extproc profile``).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from extproc.fleet.hardware import Deployment
@@ -27,6 +28,16 @@ class StepTime(Protocol):
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
         """Seconds of a step whatever the context: weights, matrices, overheads."""
+
+
+def steps_until(span_s: float, first_s: float, growth_s: float) -> int:
+    """The fewest steps, at least 1, that last ``span_s`` or longer.
+
+    Steps last ``first_s`` (> 0), ``first_s + growth_s``, ... (``growth_s`` >= 0).
+    """
+    slope = first_s - growth_s / 2
+    root = math.sqrt(slope * slope + 2 * growth_s * span_s)
+    return max(1, math.ceil(2 * span_s / (slope + root) - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,28 @@ class Roofline:
     NVLink's."""
     overhead_s: float = 1e-3
     """Scheduling, sampling and launching a step, an assumption."""
+    # Of fixed_s, which a simulation calls for every step: seconds for each token's
+    # matrices, for reading all weights, for each decoding sequence's windows, and of
+    # the all-reduces the seconds a step and a token.
+    _matrices_s: float = field(init=False, repr=False, compare=False)
+    _weights_s: float = field(init=False, repr=False, compare=False)
+    _windows_s: float = field(init=False, repr=False, compare=False)
+    _latency_s: float = field(init=False, repr=False, compare=False)
+    _moved_s: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        model, gpus = self.deployment.model, self.deployment.tensor_parallel_size
+        latency_s, moved_s = self._all_reduces_s()
+        weights = model.total_weight_bytes / gpus
+        parts = {
+            "_matrices_s": 2 * model.active_parameters / self._flops,
+            "_weights_s": weights / self._bytes_per_s,
+            "_windows_s": self._window_bytes / self._bytes_per_s,
+            "_latency_s": self.overhead_s + latency_s,
+            "_moved_s": moved_s,
+        }
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
 
     @property
     def _bytes_per_s(self) -> float:
@@ -92,12 +125,16 @@ class Roofline:
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
         """Matrices, all-reduces and overhead of a step with so many tokens."""
         tokens = prefill_tokens + decode_seqs
-        matrices_s = max(
-            2 * self.deployment.model.active_parameters * tokens / self._flops,
-            self._read_bytes(tokens) / self._bytes_per_s,
+        matrices_s = self._matrices_s * tokens
+        weights_s = self._weights_s
+        if self.deployment.model.num_experts > 1:
+            weights_s *= self._read_share(tokens)
+        return (
+            (matrices_s if matrices_s > weights_s else weights_s)
+            + self._windows_s * decode_seqs
+            + self._moved_s * tokens
+            + self._latency_s
         )
-        windows_s = decode_seqs * self._window_bytes / self._bytes_per_s
-        return matrices_s + windows_s + self._all_reduces_s(tokens) + self.overhead_s
 
     @property
     def _window_bytes(self) -> float:
@@ -106,31 +143,28 @@ class Roofline:
         layer = model.layer_kv_bytes_per_gpu(self.deployment.tensor_parallel_size)
         return model.sliding_layers * model.sliding_window * layer
 
-    def _read_bytes(self, tokens: int) -> float:
-        """Weights that a step reads on each GPU: of the experts, those that are hit."""
+    def _read_share(self, tokens: int) -> float:
+        """Of the weights, what a step reads: of the experts, those that are hit."""
         model = self.deployment.model
-        share = 1.0
-        if model.num_experts > 1:
-            missed = (1 - model.experts_per_token / model.num_experts) ** tokens
-            routed = model.experts_per_token / model.num_experts
-            # active = dense + routed * experts, all = dense + experts
-            experts = (model.parameters - model.active_parameters) / (1 - routed)
-            share = 1 - missed * experts / model.parameters
-        weights = model.total_weight_bytes * share
-        return weights / self.deployment.tensor_parallel_size
+        missed = (1 - model.experts_per_token / model.num_experts) ** tokens
+        routed = model.experts_per_token / model.num_experts
+        # active = dense + routed * experts, all = dense + experts
+        experts = (model.parameters - model.active_parameters) / (1 - routed)
+        return 1 - missed * experts / model.parameters
 
-    def _all_reduces_s(self, tokens: int) -> float:
-        """Two ring all-reduces a layer of 16-bit activations."""
+    def _all_reduces_s(self) -> tuple[float, float]:
+        """Two ring all-reduces a layer of 16-bit activations: a step, and a token."""
         gpus = self.deployment.tensor_parallel_size
         if gpus == 1:
-            return 0.0
+            return 0.0, 0.0
         model = self.deployment.model
-        moved = 2 * (gpus - 1) / gpus * tokens * model.hidden_size * 2
+        moved = 2 * (gpus - 1) / gpus * model.hidden_size * 2
         gpu = self.deployment.gpu
         within = gpus <= gpu.gpus_per_node
         latency_s = self.all_reduce_s if within else self.network_all_reduce_s
         bytes_per_s = gpu.link_bytes_per_s if within else gpu.network_bytes_per_s
-        return 2 * model.num_hidden_layers * (latency_s + moved / bytes_per_s)
+        reduces = 2 * model.num_hidden_layers
+        return reduces * latency_s, reduces * moved / bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)

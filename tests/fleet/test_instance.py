@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.scheduled import Step
 from extproc.fleet.scheduler import Scheduler, SchedulerLimits

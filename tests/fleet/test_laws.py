@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from extproc.fleet.instance import Instance, Job
+from extproc.fleet.instance import Instance
+from extproc.fleet.job import Job
 from extproc.fleet.results import Result
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
