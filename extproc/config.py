@@ -149,6 +149,10 @@ class ServerConfig:
     """After SIGTERM the health check says no, and new streams are still taken until
     none has come for half a second, at most this long. Envoy takes a health check's
     interval to look elsewhere; refused streams would lose their decisions."""
+    body_timeout_s: float = field(default=5.0, metadata=_POSITIVE)
+    """A body that Envoy was asked for and has not handed over by then is given up: the
+    request goes on undecided, to the default route. Either its client is slow, or Envoy
+    has a limit below `max_body_bytes`, and the request would hang."""
     tls: TlsConfig | None = field(default=None, metadata=RESTART)
     """Unset: plain text, for a loopback, a mesh or a Unix socket."""
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from extproc.exchange.body_parser import BodyParser
 from extproc.exchange.decision_token import write_decision_token
 from extproc.exchange.events import Decided, NotRouted, RequestHead
+from extproc.exchange.gateway_limit import GatewayLimit
 from extproc.exchange.openai import RESPONSES, Endpoint, ask_for_usage
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.models import NO_NAMES, AnyRouter, as_base
@@ -30,6 +31,7 @@ class Decider:
         loads: gives the known load of the pools.
         served: gives the models' names that the pools' servers list, with the pool.
         bases: gives those names, with the base model's of the server.
+        gateway_limit: what the gateway hands over; None: nothing is known of it.
     """
 
     __slots__ = (
@@ -39,6 +41,7 @@ class Decider:
         "_router",
         "_served",
         "_wants_feedback",
+        "gateway_limit",
         "settings",
     )
 
@@ -50,8 +53,10 @@ class Decider:
         loads: Callable[[], Mapping[str, PoolLoad] | None] = lambda: None,
         served: Callable[[], Mapping[str, str]] = lambda: NO_NAMES,
         bases: Callable[[], Mapping[str, str]] = lambda: NO_NAMES,
+        gateway_limit: GatewayLimit | None = None,
     ) -> None:
         self.settings = settings
+        self.gateway_limit = gateway_limit or GatewayLimit(settings.max_body_bytes)
         self._router = router
         self._served = served
         self._bases = bases

@@ -92,6 +92,8 @@ class NotRouted(StrEnum):
     UNREAD = "unread"
     """The path of an API whose requests are not read."""
     NO_BODY = "no_body"
+    BODY_LATE = "body_late"
+    """Its body was requested, and has not come in time."""
     UNKNOWN_MODEL = "unknown_model"
     """A model that is not configured, or a body that was not read and so names none."""
 
@@ -212,3 +214,5 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """An internal error; the reply lets the request go on regardless."""
     not_routed: NotRouted | None = None
     """Why no decision will be made, in the step that settles it."""
+    refused: bool = False
+    """Whether the gateway refused the body that was requested: too large there."""

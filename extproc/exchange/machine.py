@@ -29,6 +29,9 @@ from extproc.exchange.response_modes import ResponseSide, response_side
 from extproc.exchange.transitions import Progress, State, after
 from extproc.routing.router import Decision
 
+_CONTENT_TOO_LARGE = "413"
+"""Of a body above its limit, Envoy says so itself: no server has seen the request."""
+
 
 class Exchange:
     """One HTTP exchange.
@@ -82,6 +85,18 @@ class Exchange:
         """Whether ending the stream early would lose body bytes."""
         return self._progress.owes_bodies
 
+    @property
+    def awaits_body(self) -> bool:
+        """Whether the request waits in the gateway for its body, which is to come here.
+
+        Ending the stream then loses nothing: the request goes on undecided.
+        """
+        return self._progress.awaits_body
+
+    def lose_body(self) -> None:
+        """Take note that the body that is awaited will not come."""
+        self._request.lost()
+
     def receive(self, event: Event) -> Step | BodyParser:
         """Take one event.
 
@@ -105,7 +120,7 @@ class Exchange:
                 case ResponseBody():
                     result = self._response.body(event)
                 case ResponseHeaders():
-                    result = self._response.headers(event)
+                    result = self._response_headers(event)
                 case RequestTrailers():
                     result = self._request.trailers(event)
                 case ResponseTrailers():
@@ -139,6 +154,14 @@ class Exchange:
         self._response = response_side(event, self._progress)
         self._request = request_side(self._decider, event, self._progress)
         return self._request.headers()
+
+    def _response_headers(self, event: ResponseHeaders) -> Step:
+        awaited = self._progress.awaits_body
+        step = self._response.headers(event)
+        if awaited and event.headers.get(":status") == _CONTENT_TOO_LARGE:
+            self._request.lost()
+            return replace(step, refused=True)
+        return step
 
     def _advance(self, state: State, step: Step) -> Step:
         self._progress.state = state

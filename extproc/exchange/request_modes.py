@@ -3,7 +3,7 @@
 Measured on Envoy 1.40::
 
     headers  path not ours, no body         Continue, end
-             over the cap                   Route to the default pool, end
+             over the cap or the gateway's  Route to the default pool, end
              else                           AskRequestBody
     body     complete                       Route, end unless the response is observed
 
@@ -161,18 +161,30 @@ class StreamedRequest(_ReadRequest):
     So it is read if the mode is unknown, too (Envoy before 1.34).
     """
 
-    __slots__ = ()
+    __slots__ = ("_length",)
+
+    def __init__(self, decider: Decider, head: RequestHead, progress: Progress) -> None:
+        super().__init__(decider, head, progress)
+        self._length = _length(head.headers.get("content-length", ""))
 
     def headers(self) -> Step:
-        length = _length(self._head.headers.get("content-length", ""))
+        length = self._length
         settings = self._decider.settings
-        if length is None:
-            if settings.reads_unknown_length:
-                return Step(AskRequestBody())
+        if length is None and not settings.reads_unknown_length:
             return self._leave_unread_at_headers(Reason.LENGTH_UNKNOWN, 0)
-        if length > settings.max_body_bytes:
+        if length is not None and length > settings.max_body_bytes:
             return self._leave_unread_at_headers(Reason.TOO_LARGE, length)
+        if not self._decider.gateway_limit.requests(length):
+            return self._leave_unread_at_headers(Reason.GATEWAY_LIMIT, length or 0)
         return Step(AskRequestBody())
+
+    def body(self, event: RequestBody) -> Step | Unread:
+        if self._progress.request is RequestStage.UNDECIDED:
+            self._decider.gateway_limit.arrived(self._length, len(event.body))
+        return super().body(event)
+
+    def lost(self) -> None:
+        self._decider.gateway_limit.lost(self._length)
 
     def give_up(self, event: Rest) -> Step:
         self._progress.settle()

@@ -57,6 +57,10 @@ class RequestSide(ABC):
     def trailers(self, event: RequestTrailers) -> Step | Unread:
         """Answer the trailers, or have the body read first."""
 
+    def lost(self) -> None:
+        """Take note that the body that was requested will not come."""
+        raise AssertionError("no body was requested")
+
     @abstractmethod
     def give_up(self, event: Rest) -> Step:
         """Answer an event that led to an internal error, in full duplex."""

@@ -142,6 +142,15 @@ class Progress:
         """Whether the stream may end with the request: its response is not needed."""
         return self.response is ResponseStage.IGNORED and not self.response_echoed
 
+    @property
+    def awaits_body(self) -> bool:
+        """Whether a body is to come of which the gateway keeps a copy."""
+        return (
+            self.state is State.REQUEST_BODY
+            and self.request is RequestStage.UNDECIDED
+            and not self.request_echoed
+        )
+
     def settle(self, follows_response: bool = False) -> None:
         """Note that a decision was made, or that none will be."""
         self.request = RequestStage.SETTLED

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """The body is over the cap, or of more parts than are looked at: not read."""
     LENGTH_UNKNOWN = "length_unknown"
     """No content-length, and configured not to ask for such a body."""
+    GATEWAY_LIMIT = "gateway_limit"
+    """Larger than what the gateway hands over, as it seems: not requested."""
     UNDECODABLE = "undecodable"
     """A content-encoding that we do not speak, or a body that is not what it says."""
     FAULT = "fault"
@@ -54,6 +56,7 @@ _FAILED_OPEN = frozenset(
         Reason.STORED,
         Reason.TOO_LARGE,
         Reason.LENGTH_UNKNOWN,
+        Reason.GATEWAY_LIMIT,
         Reason.UNDECODABLE,
         Reason.FAULT,
     }

@@ -59,7 +59,7 @@ class App:
         self._worker = worker
         self._ready = asyncio.Event()
         self._parts = build(config, None if worker is None else worker.directory)
-        self._runtime = Runtime(self._parts, self._ready.is_set, _defer)
+        self._runtime = Runtime(self._parts, self._ready.is_set, _defer, _later)
         self._store = self._parts.store
         if self._store is None and worker is not None:
             self._store = DirectoryStore(worker.state, NAME)
@@ -194,6 +194,10 @@ def _nothing_known(component: str) -> Mapping[str, DecayedSums]:
 
 def _defer(call: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(call)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, call)
 
 
 def _end_reading(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:

@@ -25,6 +25,7 @@ from extproc.config import (
     UnknownLength,
 )
 from extproc.exchange.feedback import FeedbackSampler, SamplingHistory
+from extproc.exchange.gateway_limit import GatewayLimit
 from extproc.exchange.paths import PathTable
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import BudgetCounts, budget_counts
@@ -124,6 +125,10 @@ def build_generation(
         build_exchange_settings(config),
         LoadWatch(config.all_pools, config.load),
         _build_budgets(router, {} if previous is None else previous.budgets),
+        # The gateway is the same, and so is `max_body_bytes`, which takes a restart.
+        GatewayLimit(config.server.max_body_bytes)
+        if previous is None
+        else previous.gateway_limit,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from extproc.config import Config
 from extproc.exchange.deciding import Decider
 from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.gateway_limit import GatewayLimit
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import BudgetCounts
 from extproc.routing.models import AnyRouter
@@ -27,6 +28,8 @@ class Generation:
     budgets: Mapping[str, BudgetCounts]
     """The budgets decided and the tokens needed, between candidate thresholds, by base
     model."""
+    gateway_limit: GatewayLimit
+    """The largest body that the gateway hands over, as it seems."""
     decider: Decider = field(init=False)
     """Decides about the requests of ext_proc's streams."""
 
@@ -38,6 +41,7 @@ class Generation:
             self.watch.current,
             self.watch.served_names,
             self.watch.base_names,
+            self.gateway_limit,
         )
         object.__setattr__(self, "decider", decider)
 

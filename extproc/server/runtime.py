@@ -23,6 +23,7 @@ from extproc.server.observe.timeline import Timeline
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.server.services.in_flight import InFlight
+from extproc.server.services.requested_bodies import Later
 from extproc.server.services.watchers import ObservationWatcher
 
 Known = Callable[[str], Mapping[str, DecayedSums]]
@@ -35,7 +36,7 @@ class Runtime:
     Args:
         parts: as built from the first configuration.
         ready: whether new streams are welcome.
-        defer: see ``ExtProcService``.
+        defer: see ``ExtProcService``, as for ``later``.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Runtime:
         parts: Parts,
         ready: Callable[[], bool],
         defer: Callable[[Callable[[], None]], object],
+        later: Later = lambda seconds, call: None,
     ) -> None:
         self.in_force = in_force = InForce(parts.first)
         self._conversations = parts.conversations
@@ -65,6 +67,7 @@ class Runtime:
             defer=defer,
             in_flight=InFlight(requests.ended),
             slices=TimeSlices(defer),
+            later=later,
         )
         self.timeline = Timeline(self.metrics, recent, time.time)
         self.status = StatusReporter(

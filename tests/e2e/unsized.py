@@ -3,7 +3,7 @@
 import http.client
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import h2.config
 import h2.connection
@@ -14,6 +14,7 @@ from .outside import Client, Response
 
 PATH = "/v1/chat/completions"
 Between = Callable[[], None]
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def send_chunked(
@@ -45,12 +46,15 @@ def send_chunked(
 
 
 def send_http2(
-    client: Client, pieces: Sequence[bytes], between: Between = lambda: None
+    client: Client,
+    pieces: Sequence[bytes],
+    between: Between = lambda: None,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Response:
-    """Send a body over HTTP/2 without a content-length."""
+    """Send a body over HTTP/2, without a content-length unless ``headers`` has it."""
     peer = _Http2(client.envoy.port)
     try:
-        return peer.send(pieces, between)
+        return peer.send(pieces, between, headers)
     finally:
         peer.close()
 
@@ -68,7 +72,9 @@ class _Http2:
         self._body = b""
         self._ended = False
 
-    def send(self, pieces: Sequence[bytes], between: Between) -> Response:
+    def send(
+        self, pieces: Sequence[bytes], between: Between, headers: Mapping[str, str]
+    ) -> Response:
         request_id = str(uuid.uuid4())
         head = {
             ":method": "POST",
@@ -76,7 +82,7 @@ class _Http2:
             ":scheme": "http",
             ":authority": "x",
         }
-        self._h2.send_headers(1, list((head | _headers(request_id)).items()))
+        self._h2.send_headers(1, [*{**head, **_headers(request_id), **headers}.items()])
         self._flush()
         for piece in pieces:
             between()

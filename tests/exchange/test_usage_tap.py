@@ -183,7 +183,7 @@ def test_a_local_reply_before_the_request_body_ends(status: int, end: bool) -> N
     machine = exchange(watch=True)
     _, step = play(machine, request(100), response(status, end=end))
 
-    assert step == Step(Continue(), end=True)
+    assert step == Step(Continue(), end=True, refused=status == 413)
     assert machine.decision is None
     if not end:
         assert send(machine, RequestBody(b"rest", True)) == Step(Continue())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from extproc.config import Config
 from extproc.exchange.feedback import FeedbackSampler
+from extproc.exchange.gateway_limit import GatewayLimit
 from extproc.exchange.settings import ExchangeSettings
 from extproc.routing.advice import budget_counts
 from extproc.routing.models import AnyRouter
@@ -49,6 +50,7 @@ def make_generation(
         settings or ExchangeSettings(),
         FixedLoads(loads),
         {each.model: budget_counts(each.policy) for each in router.routers},
+        GatewayLimit(config.server.max_body_bytes),
     )
 
 

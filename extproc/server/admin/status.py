@@ -17,6 +17,7 @@ from extproc.server.observe.advising import advise_now, report_budgets
 from extproc.server.observe.metrics import Metrics
 from extproc.server.observe.recent import RecentDecisions
 from extproc.server.observe.report import (
+    BodiesReport,
     EndpointReport,
     ModelReport,
     PoolReport,
@@ -93,8 +94,17 @@ class StatusReporter:
             advice=advice[busiest],
             last_decisions=self._recent.last_decisions(),
             router=self._timeline.router(),
+            bodies=self._report_bodies(now),
             intervals=self._timeline.intervals(),
             models=models or UNSET,
+        )
+
+    def _report_bodies(self, now: Generation) -> BodiesReport:
+        limit = now.gateway_limit.limit_bytes
+        return BodiesReport(
+            lost=self._metrics.bodies_lost.total(),
+            requested_bytes=now.settings.max_body_bytes if limit is None else limit,
+            limited=limit is not None,
         )
 
     def _report_models(self, now: Generation) -> list[ModelReport]:

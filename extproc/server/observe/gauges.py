@@ -69,6 +69,7 @@ class InForceCollector(Collector):
         for family in (*_risk(now), *_advice(advise_now(now))):
             yield without_empty_labels(family)
         yield from _names(now.router)
+        yield _body_limit(now)
 
 
 def _ratios(ratios: Mapping[str, float]) -> GaugeMetricFamily:
@@ -79,6 +80,18 @@ def _ratios(ratios: Mapping[str, float]) -> GaugeMetricFamily:
     )
     for category, ratio in sorted(ratios.items()):
         family.add_metric([category], ratio)
+    return family
+
+
+def _body_limit(generation: Generation) -> GaugeMetricFamily:
+    limit = generation.gateway_limit.limit_bytes
+    family = GaugeMetricFamily(
+        "extproc_requested_body_limit_bytes",
+        "The largest body that Envoy is asked for; lower than configured after losses",
+    )
+    family.add_metric(
+        [], generation.config.server.max_body_bytes if limit is None else limit
+    )
     return family
 
 

@@ -105,6 +105,11 @@ class Metrics:
             "ext_proc streams, by the state they ended in",
             ["state"],
         )
+        self.bodies_lost = FastCounter(
+            "extproc_bodies_lost_total",
+            "Bodies that Envoy was asked for and did not hand over, by how that showed",
+            ["how"],
+        )
         self.protocol_errors = FastCounter(
             "extproc_protocol_errors_total",
             "Messages that ext_proc does not have, or out of order",
@@ -137,6 +142,7 @@ class Metrics:
             self.first_byte_seconds,
             self.served,
             self.ended,
+            self.bodies_lost,
             self.protocol_errors,
             self.faults,
             self.message_seconds,

@@ -79,6 +79,17 @@ class RouterReport(Struct, frozen=True):
     """Of the time to answer a message, over the last fifteen minutes."""
 
 
+class BodiesReport(Struct, frozen=True):
+    """Bodies that Envoy was asked for."""
+
+    lost: int
+    """It did not hand them over."""
+    requested_bytes: int
+    """The largest that it is asked for."""
+    limited: bool
+    """Whether that is less than configured, after bodies were lost."""
+
+
 class EndpointReport(Struct, frozen=True):
     """One vLLM server of a pool."""
 
@@ -182,6 +193,7 @@ class StatusReport(Struct, frozen=True):
     last_decisions: Sequence[DecisionReport]
     """The newest first."""
     router: RouterReport
+    bodies: BodiesReport
     intervals: Sequence[IntervalReport]
     """The last fifteen minutes, the oldest first."""
     models: Sequence[ModelReport] | UnsetType = UNSET

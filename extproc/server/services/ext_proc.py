@@ -23,6 +23,7 @@ from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc_stream import ExtProcStream
 from extproc.server.services.health import EXT_PROC
 from extproc.server.services.in_flight import InFlight
+from extproc.server.services.requested_bodies import Later, RequestedBodies
 from extproc.server.services.watchers import (
     DecisionWatcher,
     ObservationWatcher,
@@ -48,6 +49,8 @@ class ExtProcService:
             ``call_soon``. Learning waits there.
         in_flight: the requests whose end will be known.
         slices: where large bodies are parsed in steps; None: at once, as all others.
+        later: runs a call in so many seconds; the event loop's ``call_later``. By
+            default a body that is requested is waited for without end.
         clock: seconds, for the time that answers take.
     """
 
@@ -62,6 +65,7 @@ class ExtProcService:
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
         in_flight: InFlight | None = None,
         slices: TimeSlices | None = None,
+        later: Later = lambda seconds, call: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.in_force = in_force
@@ -73,6 +77,9 @@ class ExtProcService:
         self._defer = defer
         self.slices = slices
         self.clock = clock
+        self.requested_bodies = RequestedBodies(
+            in_force, later, clock, metrics.bodies_lost
+        )
         self.opened = 0
         """Streams begun, ever."""
         self._faults_logged: set[str] = set()

@@ -11,6 +11,7 @@ from extproc.exchange.deciding import Decider
 from extproc.exchange.events import (
     Decided,
     Event,
+    NotRouted,
     Observation,
     Release,
     Reply,
@@ -30,6 +31,7 @@ from extproc.server.observe.metrics import Metrics
 from extproc.server.services.codec import UnknownMessageError, decode, encode
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.in_flight import InFlight
+from extproc.server.services.requested_bodies import Lost, RequestedBodies
 from extproc.server.services.watchers import Tracer
 
 MAX_HELD_MESSAGES = 16
@@ -51,6 +53,7 @@ class Host(Protocol):
 
     metrics: Metrics
     in_flight: InFlight
+    requested_bodies: RequestedBodies
     slices: TimeSlices | None
     clock: Callable[[], float]
     tracer: Tracer | None
@@ -125,6 +128,7 @@ class ExtProcStream:
                 too many messages came at once.
         """
         received_s = self._service.clock()
+        self._service.requested_bodies.ended(self)
         if self._held is None:
             return self._receive(message, received_s)
         if len(self._held) == MAX_HELD_MESSAGES:
@@ -181,6 +185,7 @@ class ExtProcStream:
     def _answer(self, event: Event, step: Step, received_s: float) -> Replies:
         """Report what a step says, and write its reply."""
         service, decided = self._service, step.decided
+        self._watch_body(step)
         if step.fault is not None:
             service.fault(step.fault)
         if decided is not None:
@@ -204,6 +209,13 @@ class ExtProcStream:
         seconds = service.clock() - received_s
         service.metrics.message_seconds.add(seconds, _PHASES[type(event)])
         return messages, step.end
+
+    def _watch_body(self, step: Step) -> None:
+        """Wait for the body that a step leaves to come, or count it if it was lost."""
+        if self._exchange.awaits_body:
+            self._service.requested_bodies.began(self)
+        elif step.refused:
+            self._service.requested_bodies.lost(Lost.REFUSED)
 
     def _end(self, error: Exception) -> Replies:
         """End the stream after an error.
@@ -229,11 +241,24 @@ class ExtProcStream:
     def half_closed(self) -> Replies:
         """Envoy half-closed the stream; end ours too, once its body is answered."""
         self._half_closed = True
+        if self._held is None and self._exchange.awaits_body:
+            self._lose_body(Lost.ENDED)
         return (), self._held is None
+
+    def body_is_late(self) -> None:
+        """Let the request go on undecided: its body has not come in time."""
+        self._lose_body(Lost.TIMEOUT)
+        self._service.metrics.not_routed.add(NotRouted.BODY_LATE)
+        self._send((), True)
+
+    def _lose_body(self, how: Lost) -> None:
+        self._exchange.lose_body()
+        self._service.requested_bodies.lost(how)
 
     def closed(self, cancelled: bool) -> None:
         """Count the state in which the stream ended, by either side."""
         self._service.in_flight.ended(self._exchange)
+        self._service.requested_bodies.ended(self)
         self._held = None
         metrics = self._service.metrics
         metrics.streams_inflight -= 1

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from extproc.routing.advice import Advice
 from extproc.server.observe.recent import LAST_DECISIONS
 from extproc.server.observe.report import (
+    BodiesReport,
     BudgetsReport,
     CategoryReport,
     IntervalReport,
@@ -167,6 +168,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
         budgets=_merge_budgets([report.budgets for report in reports]),
         advice=_merge_advice([report.advice for report in reports]),
         router=_merge_routers([report.router for report in reports]),
+        bodies=_merge_bodies([report.bodies for report in reports]),
         intervals=_merge_intervals([report.intervals for report in reports]),
         models=_merge_models([report.models or () for report in reports], decisions),
         last_decisions=sorted(
@@ -184,6 +186,15 @@ def _merge_routers(routers: Sequence[RouterReport]) -> RouterReport:
         protocol_errors=sum(each.protocol_errors for each in routers),
         p50_s=_largest(each.p50_s for each in routers),
         p99_s=_largest(each.p99_s for each in routers),
+    )
+
+
+def _merge_bodies(bodies: Sequence[BodiesReport]) -> BodiesReport:
+    """Add counts up; of what each worker learned for itself, take the least."""
+    return BodiesReport(
+        lost=sum(each.lost for each in bodies),
+        requested_bytes=min(each.requested_bytes for each in bodies),
+        limited=any(each.limited for each in bodies),
     )
 
 
