@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, count
+from operator import add
 from typing import Any
 
 import msgspec
@@ -248,8 +249,11 @@ def _request(
     tools_text, missing_tools_bytes = b"", 0
     if tools:
         tools_text, missing_tools_bytes = source.excerpt(compact(tools).decode())
-    text, missing_bytes = source.excerpt("\n".join(parts.texts))
-    ends = () if missing_bytes else _message_ends(parts, len(text))
+    joined = "\n".join(parts.texts)
+    text, missing_bytes = source.excerpt(joined)
+    ends: tuple[int, ...] = ()
+    if not missing_bytes:
+        ends = _message_ends(parts, len(text), ascii_only=joined.isascii())
     prompt = Prompt(
         text=text,
         messages=messages,
@@ -268,20 +272,25 @@ def _request(
     return _finished(body, source, prompt, limit, prompts=1)
 
 
-def _message_ends(parts: PromptParts, text_bytes: int) -> tuple[int, ...]:
-    """Return the end of each message in the joined text, in bytes."""
+def _message_ends(
+    parts: PromptParts, text_bytes: int, *, ascii_only: bool
+) -> tuple[int, ...]:
+    """Return the end of each message in the joined text, in bytes.
+
+    Many short messages are walked through in C.
+    """
     if len(parts.message_texts) == 1:
         return (text_bytes,)
-    sizes = map(_joined_bytes, parts.message_texts)
-    start = _joined_bytes(parts.texts[: parts.leading])
-    return tuple(max(0, start + end - 1) for end in accumulate(sizes))
-
-
-def _joined_bytes(texts: Sequence[str]) -> int:
-    """Return the bytes of texts, each with the newline that joins it to the next."""
-    return sum(
-        (len(text) if text.isascii() else len(text.encode())) + 1 for text in texts
-    )
+    texts = list(chain.from_iterable(parts.message_texts))
+    lead = parts.texts[: parts.leading]
+    sizes = list(map(len, texts if ascii_only else map(str.encode, texts)))
+    start = sum(map(len, lead if ascii_only else map(str.encode, lead))) + len(lead)
+    # A newline joins each text to the next.
+    ends = list(map(add, accumulate(sizes), count(start)))
+    if len(texts) == len(parts.message_texts) == sum(map(bool, parts.message_texts)):
+        return tuple(ends)
+    numbers = accumulate(map(len, parts.message_texts))
+    return tuple([ends[n - 1] if n else max(0, start - 1) for n in numbers])
 
 
 def _request_of_prompts(

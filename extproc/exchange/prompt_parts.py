@@ -193,7 +193,7 @@ class PromptParts:
         if "assistant" in roles and text.rfind(_THINK_END) >= 0:
             return False
         self.texts.append(text)
-        self.message_texts = [(content,) for content in contents]
+        self.message_texts = [*zip(contents)]
         self._turn += roles.count("user")
         return True
 

@@ -163,6 +163,27 @@ def test_every_format_gives_its_prompt(
     assert replace(read, message_ends=()) == prompt
 
 
+CONTENTS = st.one_of(
+    st.sampled_from(["", "a", "é", "two words", "漢字\n"]),
+    st.lists(st.sampled_from(["x", "ü"]).map(lambda t: {"type": "text", "text": t})),
+    st.none(),
+)
+
+
+@given(st.lists(CONTENTS, min_size=1, max_size=6), st.sampled_from(["", "ß", None]))
+def test_messages_end_where_the_text_of_the_first_ones_does(
+    contents: list[Any], system: str | None
+) -> None:
+    messages = [{"role": "user", "content": each} for each in contents]
+    first = {} if system is None else {"system": system}
+    ends = parse(CHAT, messages=messages, **first).prompt.message_ends
+    texts = [
+        parse(CHAT, messages=messages[: n + 1], **first).prompt.text
+        for n in range(len(messages))
+    ]
+    assert ends == tuple(map(len, texts))
+
+
 def test_a_list_of_prompts_says_how_many() -> None:
     assert parse(COMPLETIONS, prompt=["a", "b", "c"]).prompts == 3
     assert parse(COMPLETIONS, prompt=[1, 2, 3]).prompts == 1
