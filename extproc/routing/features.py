@@ -141,7 +141,7 @@ def _count(
     classes = count_terms(text, places, sampled)
     scale = size / max(1, len(text))
     terms += np.rint(sampled * scale)
-    scaled = [round(count * scale) for count in classes]
+    scaled = [round(count * scale) if count else 0 for count in classes]
     # The most frequent class takes the rounding: they add up to all the bytes.
     scaled[scaled.index(max(scaled))] += size - sum(scaled)
     return scaled
