@@ -1,11 +1,11 @@
-"""One gRPC stream as the transports show it to the application.
+"""The interface between the transports and the application: one gRPC stream.
 
-The seam is synchronous: a transport hands a :class:`Call` whole request
-messages and sends what it returns.  Nothing here awaits, so one read of a socket
-can be answered with one write.  What is not ready at once (a health watch, a body
-parsed on a thread) goes out later through :class:`Send`.
+The interface is synchronous: a transport passes each complete request message to a
+:class:`Call` and sends the replies it returns.  Nothing here awaits, so one socket read
+can be answered with one write.  Replies that are not ready at once (a health watch, a
+body parsed on a thread) are sent later through :class:`Send`.
 
-All of it runs on one thread, the event loop's.
+All of it runs on the event loop's thread.
 """
 
 import enum
@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 Replies = tuple[Sequence[bytes], bool]
-"""Serialized reply messages in order, and whether the stream ends (OK) after them."""
+"""Serialized reply messages in order, and whether the stream ends with OK after
+them."""
 
 
 class StatusCode(enum.IntEnum):
-    """The gRPC status codes in use (grpc/doc/statuscodes.md)."""
+    """gRPC status codes in use (grpc/doc/statuscodes.md)."""
 
     OK = 0
     CANCELLED = 1
@@ -41,76 +42,77 @@ class RpcError(Exception):
 
 
 def unknown_method(path: str) -> RpcError:
-    """Return the error that ends a stream whose method no service knows."""
+    """Return the error that ends a stream if no service has its method."""
     return RpcError(StatusCode.UNIMPLEMENTED, f"unknown method {path}")
 
 
 def internal_error() -> RpcError:
-    """Return the error that ends a stream after an exception that is not one."""
+    """Return the error that ends a stream after an unexpected exception."""
     return RpcError(StatusCode.INTERNAL, "internal error")
 
 
 class Send(Protocol):
-    """Sends replies on one stream outside of :meth:`Call.receive`.
+    """Callback that sends replies on one stream outside of :meth:`Call.receive`.
 
-    Call from the event loop's thread.  Messages keep their order; after the stream
-    has ended, by either side, the call is without effect.
+    Call it from the event loop's thread.  Messages keep their order; after either side
+    has ended the stream, it does nothing.
     """
 
     def __call__(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
-        """Send.
+        """Send messages and optionally end the stream.
 
         Args:
-            messages: serialized, in order.
-            end: whether the stream ends after them: OK, or with an error.
+            messages: serialized messages, in order.
+            end: true to end the stream with OK after the messages, or an error to end
+                it with that status.
         """
 
 
 class Call(Protocol):
     """One stream of one RPC.
 
-    Any method may raise: :class:`RpcError` ends the stream with its status, anything
-    else with INTERNAL (and one line in the log).  Other streams are not affected.
+    Any method may raise: :class:`RpcError` ends the stream with its status, any other
+    exception with INTERNAL (and one line in the log).  Other streams are not affected.
     """
 
     def receive(self, message: bytes) -> Replies:
-        """Answer one request message."""
+        """Return the replies to one request message."""
         ...
 
     def half_closed(self) -> Replies:
-        """Answer the end of the request; ``((), True)`` where nothing is due."""
+        """Return the replies to the request's end; ``((), True)`` if there are none."""
         ...
 
     def closed(self, cancelled: bool) -> None:
-        """Release what the stream held: called exactly once, whatever ended it.
+        """Release the stream's resources; called exactly once, after any end.
 
         Args:
-            cancelled: the peer or the network ended it (reset, deadline, connection
-                lost), or an error did; false after an end with OK.
+            cancelled: true if the peer or the network ended the stream (reset,
+                deadline, connection lost) or an error did; false if it ended with OK.
         """
         ...
 
 
 @runtime_checkable
 class Drainable(Protocol):
-    """A :class:`Call` that would outlive a drain unless it is notified."""
+    """A :class:`Call` that does not end by itself when the server drains."""
 
     def drain(self) -> Replies:
-        """Answer that the server stops soon; ``((), True)`` ends the stream at once."""
+        """Return the replies to a coming shutdown; ``((), True)`` ends the stream."""
         ...
 
 
 class Service(Protocol):
-    """What a transport serves."""
+    """The application that a transport serves."""
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        """Start a call; ``None`` where the method is not known (UNIMPLEMENTED).
+        """Start a call; ``None`` if the method is unknown (UNIMPLEMENTED).
 
         Args:
             path: ``/package.Service/Method``.
-            headers: the request's headers, names in lower case, no pseudo headers; of a
-                repeated one the values joined with ``,``.  Read-only: calls may share
-                the mapping.
-            send: for what is not ready when the call is asked.
+            headers: request headers with lower-case names, without pseudo headers; the
+                values of a repeated header are joined with ``,``.  Read-only: calls may
+                share the mapping.
+            send: sends replies that are not ready when a method of the call returns.
         """
         ...

@@ -1,8 +1,8 @@
-"""The streams of one connection, and the application's calls on them.
+"""The streams of one connection and the application's calls on them.
 
-A stream ends twice: :attr:`Stream.ended` when the call's answer is complete, and for
-good when both sides have closed it.  In between it *lingers*: the peer may still send,
-and counts it among its concurrent streams.
+A stream ends in two steps: :attr:`Stream.ended` is set when the call's answer is
+complete, and the stream is removed when both sides have closed it.  In between it
+*lingers*: the peer may still send, and counts it as a concurrent stream.
 """
 
 import heapq
@@ -29,18 +29,19 @@ from extproc.rpc.stream import Incoming, Stream
 
 
 class Calls:
-    """Opens calls, hands them their messages, sends what they answer.
+    """Opens calls, passes messages to them and sends their replies.
 
     Args:
-        report: takes each exception that a call raised, with where it happened.
+        report: receives each exception that a call raised, and the place where it
+            happened.
         wake: called when a call has used its ``send``.
-        held: what the incomplete messages of all connections hold.
+        held: byte count of the incomplete messages of all connections.
 
     Attributes:
-        streams: all that are not closed for good, by identifier.
+        streams: streams that at least one side has not closed, by identifier.
         out: the connection's sending half.
-        last_id: the highest stream that the peer has used.
-        delivered: how many messages have been received.
+        last_id: highest stream identifier that the peer has used.
+        delivered: number of messages passed to calls.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Calls:
         self._deadlines: list[tuple[float, int]] = []
         self._held = held
         self._held_bytes = 0
-        # When each incomplete message last grew, the longest ago first.
+        # The time at which each incomplete message last grew, oldest first.
         self._grown: OrderedDict[int, float] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -76,12 +77,12 @@ class Calls:
 
     @property
     def unanswered(self) -> int:
-        """Streams whose answer is not complete, or not all sent."""
+        """Number of streams whose answer is incomplete or not fully sent."""
         return len(self.streams) - len(self._lingering)
 
     @property
     def next_deadline(self) -> float | None:
-        """When :meth:`expire` has work to do."""
+        """Time at which :meth:`expire` has work to do, or ``None``."""
         deadlines = self._deadlines
         while deadlines and not self._is_due(deadlines[0][1]):
             heapq.heappop(deadlines)
@@ -91,15 +92,15 @@ class Calls:
         return min(found, default=None)
 
     def is_idle(self, stream_id: int) -> bool:
-        """Whether the peer never opened it; stream 0 and even ones count as such."""
+        """Whether the peer never opened the stream; true for stream 0 and even ones."""
         return stream_id > self.last_id or not stream_id & 1
 
     def is_lingering(self, stream_id: int) -> bool:
-        """Whether a stream has been answered and waits for the peer to close it."""
+        """Whether a stream has been answered but the peer has not closed it yet."""
         return stream_id in self._lingering
 
     def was_reset(self, stream_id: int) -> bool:
-        """Whether this side reset a stream recently: the peer may not know yet."""
+        """Whether this side reset the stream recently; the peer may still send."""
         return stream_id in self._reset_ids
 
     # ---- what the peer does -------------------------------------------------------
@@ -121,7 +122,7 @@ class Calls:
             self._end(stream, trailers_only(unknown.status, unknown.message))
             return
         stream.call = call
-        if stream.ended:  # by ``send``, before there was a call to close
+        if stream.ended:  # ``send`` ended it before ``stream.call`` was set
             self._release(stream, cancelled=False)
             return
         if head.timeout_s is not None:
@@ -130,13 +131,13 @@ class Calls:
             self.remote_end(stream)
 
     def refuse(self, stream_id: int, response: bytes, ends: bool) -> None:
-        """Answer a request that no call can serve with a header block."""
+        """Answer a request with a header block, without a call."""
         stream = self.streams[stream_id] = Stream(stream_id, self.out.stream_window)
         stream.remote_closed = ends
         self._end(stream, response)
 
     def deliver(self, stream: Stream, message: bytes) -> bool:
-        """Hand over a message: whether the call wants more."""
+        """Pass a message to the call; return whether the call accepts more."""
         self.delivered += 1
         call = stream.call
         if call is None:
@@ -150,7 +151,7 @@ class Calls:
         return not stream.ended
 
     def feed(self, stream: Stream, data: memoryview, now: float) -> int:
-        """Put messages together from a piece of a stream's DATA: the bytes taken."""
+        """Assemble messages from a piece of DATA; return the bytes consumed."""
         if stream.ended:
             return len(data)
         incoming = stream.incoming
@@ -166,7 +167,7 @@ class Calls:
             self._refuse(stream, error.status, error.message)
         if stream.content_left is not None:
             stream.content_left -= taken
-        if stream.ended:  # which it does between messages only: nothing is held
+        if stream.ended:  # streams end only between messages: no bytes are held
             return taken
         self._hold(incoming.held_bytes)
         if incoming.between_messages:
@@ -185,7 +186,7 @@ class Calls:
         return taken
 
     def remote_end(self, stream: Stream) -> None:
-        """Take the peer's END_STREAM."""
+        """Handle the peer's END_STREAM."""
         stream.remote_closed = True
         if stream.ended:
             if self.is_lingering(stream.id):
@@ -200,7 +201,7 @@ class Calls:
     # ---- ends ---------------------------------------------------------------------
 
     def reject(self, stream_id: int, code: ErrorCode) -> None:
-        """Reset a stream that never became one."""
+        """Reset a stream that has no :class:`Stream` object (any more)."""
         self.out.unsent.append(f.rst_stream(stream_id, code))
         self._reset_ids[stream_id] = None
         if len(self._reset_ids) > 2 * self._limits.max_concurrent_streams:
@@ -212,7 +213,7 @@ class Calls:
         self.reject(stream.id, code)
 
     def forget(self, stream: Stream) -> None:
-        """Drop a stream that both sides have closed, or that one of them resets."""
+        """Remove a stream that both sides have closed or one side has reset."""
         del self.streams[stream.id]
         self._lingering.pop(stream.id, None)
         self.out.drop(stream)
@@ -221,12 +222,12 @@ class Calls:
             self._release(stream, cancelled=True)
 
     def forget_all(self) -> None:
-        """Drop all streams: the connection is gone."""
+        """Remove all streams because the connection is gone."""
         for stream in list(self.streams.values()):
             self.forget(stream)
 
     def expire(self, now: float) -> None:
-        """End calls whose ``grpc-timeout`` has passed, or whose message is stuck."""
+        """End calls past their ``grpc-timeout`` and streams with a stalled message."""
         while self._grown:
             stream_id, grown = next(iter(self._grown.items()))
             if grown + self._limits.message_s > now:
@@ -247,13 +248,13 @@ class Calls:
                 )
 
     def drain(self) -> None:
-        """Tell the calls that want to know that the server stops soon."""
+        """Notify each :class:`Drainable` call that the server is about to stop."""
         for stream in list(self.streams.values()):
             if isinstance(stream.call, Drainable):
                 self._answer(stream, stream.call.drain, "drain")
 
     def abort(self, reason: str) -> None:
-        """End what is open (UNAVAILABLE), and the peer's side of it."""
+        """End open calls with UNAVAILABLE, and reset the lingering streams."""
         for stream in list(self.streams.values()):
             self._refuse(stream, StatusCode.UNAVAILABLE, reason)
         for stream in list(self._lingering.values()):
@@ -282,7 +283,7 @@ class Calls:
     def _send(
         self, stream: Stream, messages: Sequence[bytes], end: bool | RpcError = False
     ) -> None:
-        """What a call's ``send`` does."""
+        """Send replies for a call, outside of its own methods."""
         if stream.ended:
             return
         self._reply(stream, messages, end is True)
@@ -297,7 +298,7 @@ class Calls:
         self._refuse(stream, error.status, error.message)
 
     def _refuse(self, stream: Stream, status: StatusCode, message: str) -> None:
-        """End a stream with a status other than OK; drops what it has queued."""
+        """End a stream with a status other than OK, and drop its queued replies."""
         if not stream.ended:
             self.out.drop(stream)
             block = trailers if stream.answered else trailers_only
@@ -310,10 +311,10 @@ class Calls:
         self.out.finish(stream, block)
 
     def _final_sent(self, stream: Stream) -> None:
-        """Close for good, or linger until the peer closes its side too.
+        """Remove the stream if the peer has closed its side, else let it linger.
 
-        Of those that linger the oldest is reset once they are many: a peer that never
-        closes its side would in the end have no stream left.
+        Above the limit of lingering streams the oldest is reset. Otherwise a peer that
+        never closes its side would run out of streams.
         """
         if stream.remote_closed:
             self.forget(stream)
@@ -323,7 +324,7 @@ class Calls:
             self.reset(next(iter(self._lingering.values())), ErrorCode.NO_ERROR)
 
     def _release(self, stream: Stream, cancelled: bool) -> None:
-        """Give back what a call holds, and tell it so, once."""
+        """Release a call's held bytes and close it, once."""
         if stream.incoming is not None:
             self._hold(-stream.incoming.held_bytes)
             stream.incoming = None
@@ -342,7 +343,7 @@ class Calls:
 
     def _set_deadline(self, stream_id: int, when: float) -> None:
         deadlines = self._deadlines
-        if len(deadlines) > 2 * len(self.streams) + 64:  # most have ended since
+        if len(deadlines) > 2 * len(self.streams) + 64:  # most streams have ended
             deadlines[:] = [each for each in deadlines if self._is_due(each[1])]
             heapq.heapify(deadlines)
         heapq.heappush(deadlines, (when, stream_id))

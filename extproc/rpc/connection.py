@@ -1,18 +1,18 @@
-"""The server side of HTTP/2 for gRPC calls, as a machine without I/O.
+"""The server side of HTTP/2 for gRPC calls, as a state machine without I/O.
 
-Bytes go into :meth:`Connection.receive`, gRPC messages to the service's calls, and
-the bytes to send come out of :meth:`Connection.take`.  There is no socket, no clock
-and no loop here: time is a parameter, and everything that one read of a socket brings
-is answered in one piece.
+:meth:`Connection.receive` takes the bytes received and passes gRPC messages to the
+service's calls; :meth:`Connection.take` returns the bytes to send.  There is no socket,
+clock or event loop here: time is a parameter, and one socket read is answered with one
+write.
 
-This module takes frames apart.  Streams and calls are in :mod:`extproc.rpc.calls`,
-what is sent in :mod:`extproc.rpc.outbound`, what concerns the connection as a whole
-in :mod:`extproc.rpc.control`.
+This module parses frames.  :mod:`extproc.rpc.calls` has the streams and calls,
+:mod:`extproc.rpc.outbound` the sending half, and :mod:`extproc.rpc.control` the frames
+of the connection as a whole.
 
-:meth:`Connection._consume` is the hot path.  It knows two shapes of frame, a DATA
-frame that is exactly one message and a HEADERS frame that is a whole request; every
-other frame takes the general path, which would treat those two the same (a test feeds
-every byte by itself and compares).
+:meth:`Connection._consume` is the hot path.  It handles two shapes of frame: a DATA
+frame that is exactly one message, and a HEADERS frame that is a complete request. All
+other frames take the general path, which would give the same result for those two (a
+test feeds every byte separately and compares).
 
 References are to RFC 9113.
 """
@@ -31,11 +31,12 @@ from extproc.rpc.stream import Stream
 from extproc.rpc.wire_log import WireLog
 
 _FREE_CONTINUATIONS: Final = 16
-"""A header block may be in so many frames before each costs (nghttp2 allows 8)."""
+"""Frames that a header block may span before each further one costs a token (nghttp2
+allows 8)."""
 
 _STEP_BYTES: Final = 4 * 1024
-"""How much of what has been received is one step; a frame counts as ``_FRAME_BYTES``
-more, since a small one costs as much as its share of a large one."""
+"""Received bytes in one step. Each frame counts as ``_FRAME_BYTES`` more, since a small
+frame costs as much time as that many bytes of a large one."""
 _FRAME_BYTES: Final = 1024
 
 
@@ -44,7 +45,7 @@ def _always() -> bool:
 
 
 class _Body:
-    """What is left of a DATA frame, or of a frame to skip (``stream`` is ``None``)."""
+    """The rest of a DATA frame, or of a frame to skip (``stream`` is ``None``)."""
 
     __slots__ = ("ends", "left", "padded", "padding", "stream")
 
@@ -58,7 +59,7 @@ class _Body:
 
 
 class _Block:
-    """A header block in several frames."""
+    """A header block split over several frames."""
 
     __slots__ = ("ends", "pieces", "size", "stream_id")
 
@@ -70,21 +71,22 @@ class _Block:
 
 
 class Connection:
-    """One connection's protocol state.
+    """Protocol state of one connection.
 
     Args:
-        service: what is served.
-        limits: what the peer may ask for.
-        report: takes each exception that a call raised, with where it happened.
-        wake: called when there is something to :meth:`take` outside of this class's own
-            methods (a call used its ``send``).
-        log: takes one line for each frame in and out; ``None`` for no log.
-        held: what the incomplete messages of all connections hold, this one's too;
-            ``None`` if it is the only one.
+        service: the application that opens calls.
+        limits: bounds on what the peer may use.
+        report: receives each exception that a call raised, and the place where it
+            happened.
+        wake: called when there are bytes to :meth:`take` although no method of this
+            class was called (a call used its ``send``).
+        log: receives one line for each frame received or sent; ``None`` for no log.
+        held: byte count of the incomplete messages of all connections, including this
+            one; ``None`` if it is the only one.
 
     Attributes:
-        fault: what the peer did to end the connection, or ``None``.
-        behind: part of what has been received waits: call :meth:`receive` again.
+        fault: protocol error of the peer that ended the connection, or ``None``.
+        behind: whether some received bytes wait for another call of :meth:`receive`.
     """
 
     def __init__(
@@ -123,20 +125,21 @@ class Connection:
             f.WINDOW_UPDATE: control.window_update,
             f.CONTINUATION: self._continue_block,
         }
-        """By type; DATA is taken as it comes, any other type is skipped."""
-        # What has not arrived whole: bytes, a DATA frame, a header block.
+        """Handlers by frame type. DATA is handled piece by piece; unknown types are
+        skipped."""
+        # Incomplete input: bytes, a DATA frame, a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
         self._body: _Body | None = None
         self._block: _Block | None = None
         self._incomplete_since: float | None = None
-        """Since when a header block, or the frame in ``_rest``, is incomplete."""
+        """Time since which a header block, or the frame in ``_rest``, is incomplete."""
         self._control.introduce()
 
     def __repr__(self) -> str:
         parts = [repr(self._calls), repr(self._control)]
         if self._body is not None:
-            parts.append(f"{self._body.left} bytes of a frame to come")
+            parts.append(f"{self._body.left} bytes left of a frame")
         if self._block is not None:
             parts.append(f"inside a header block of stream {self._block.stream_id}")
         if self.fault is not None:
@@ -149,36 +152,36 @@ class Connection:
 
     @property
     def ready(self) -> bool:
-        """Whether the peer has introduced itself (preface and SETTINGS)."""
+        """Whether the peer's preface and SETTINGS have arrived."""
         return self._control.introduced
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more is to come: close once all is sent."""
+        """Whether no more bytes will follow; close the socket once all are sent."""
         return self._closed or (
             self._control.leaving and not self._calls.unanswered and not self.behind
         )
 
     @property
     def open_calls(self) -> int:
-        """Streams that have not been answered to the end."""
+        """Number of streams whose answer is not complete."""
         return self._calls.unanswered
 
     @property
     def opened(self) -> int:
-        """The highest stream that the peer has used: it grows with each request."""
+        """Highest stream identifier that the peer has used; grows with each request."""
         return self._calls.last_id
 
     @property
     def next_deadline(self) -> float | None:
-        """When :meth:`expire` has work to do (the clock given to ``receive``)."""
+        """Time at which :meth:`expire` has work to do (same clock as ``receive``)."""
         found = [self._calls.next_deadline]
         if self._incomplete_since is not None:
             found.append(self._incomplete_since + self._limits.header_block_s)
         return min((each for each in found if each is not None), default=None)
 
     def take(self) -> bytes:
-        """Take the bytes to send."""
+        """Return the bytes to send, and clear them."""
         data = self._calls.out.take()
         if self._wire_log is not None:
             self._wire_log.sent(data)
@@ -190,14 +193,14 @@ class Connection:
         now: float,
         may_go_on: Callable[[], bool] = _always,
     ) -> None:
-        """Take what a read of the socket brought; never raises on account of it.
+        """Process the bytes of a socket read; no input makes it raise.
 
         Args:
-            data: may be a view of a buffer that is used again afterwards; empty to work
-                on what an earlier call left.
+            data: bytes received; may be a view of a buffer that is reused afterwards.
+                Empty to continue with what an earlier call left.
             now: seconds, from any monotonic clock.
             may_go_on: called every few frames; false leaves the rest for later
-                (:attr:`behind`), so that other connections have their turn.
+                (:attr:`behind`), so that other connections get their turn.
         """
         if self._closed:
             return
@@ -230,19 +233,19 @@ class Connection:
         self._close()
 
     def expire(self, now: float) -> None:
-        """End what has taken too long: calls, messages, or the connection."""
+        """End calls, messages or the connection if their time limit has passed."""
         self._calls.expire(now)
         since = self._incomplete_since
         if since is not None and since + self._limits.header_block_s <= now:
             self._fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "incomplete frame"))
 
     def drain(self) -> None:
-        """Ask the peer to open no more streams; those that are open go on."""
+        """Ask the peer to open no more streams; open streams continue."""
         if not self._closed:
             self._control.drain()
 
     def abort(self, reason: str) -> None:
-        """End what is still open (UNAVAILABLE), and the connection."""
+        """End open calls with UNAVAILABLE, then the connection."""
         if self._closed:
             return
         self._calls.abort(reason)
@@ -250,17 +253,17 @@ class Connection:
         self._close()
 
     def lost(self) -> None:
-        """Note that the connection is gone."""
+        """Drop all streams because the connection is gone."""
         self._close()
         self._calls.out.unsent.clear()
 
     # ---- receiving: the hot path --------------------------------------------------
 
     def _consume(self, data: memoryview, may_go_on: Callable[[], bool]) -> bool:
-        """Work through what has been received, and keep what is not done.
+        """Process the received bytes and keep the unprocessed rest.
 
         Returns:
-            whether any frame, or part of DATA, could be taken.
+            Whether any frame, or part of a DATA frame, was processed.
         """
         at, end = self._check_preface(data) if self._preface_left else 0, len(data)
         step_end = at + _STEP_BYTES
@@ -310,7 +313,7 @@ class Connection:
     def _take_request(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
     ) -> bool:
-        """Take a HEADERS frame that is all of a header block; false if it is not."""
+        """Handle a HEADERS frame with a complete header block; false for others."""
         if (
             flags & ~f.END_STREAM != f.END_HEADERS
             or self._block is not None
@@ -324,9 +327,9 @@ class Connection:
     def _take_message(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
     ) -> bool:
-        """Take a DATA frame that is exactly one message; false if it is anything else.
+        """Handle a DATA frame that is exactly one message; false for others.
 
-        Then nothing has been taken, and nothing changed.
+        If it returns false, nothing has been consumed or changed.
         """
         stream = self._streams.get(stream_id)
         if (
@@ -363,13 +366,13 @@ class Connection:
         return len(got)
 
     def _take_frame(self, frame: Frame, data: memoryview, start: int) -> int | None:
-        """Take one frame: where the next begins, or ``None`` if more has to arrive."""
+        """Handle one frame; return the offset after it, ``None`` if incomplete."""
         self._check_place(frame)
         take = self._takers.get(frame.kind)
         if take is None:
             if frame.kind == f.DATA:
                 stream = self._begin_data(frame)
-            else:  # of an unknown type: to be ignored (5.5)
+            else:  # unknown types are ignored (5.5)
                 stream = None
                 self._control.spend()
             self._body = _Body(stream, frame)
@@ -381,7 +384,7 @@ class Connection:
         return start + frame.size
 
     def _check_place(self, frame: Frame) -> None:
-        """Raise ConnectionFault unless a frame may come now, of whatever content."""
+        """Raise ConnectionFault if a frame of this type is not allowed now."""
         if frame.size > self._limits.max_frame_bytes:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
         block = self._block
@@ -393,20 +396,20 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
 
     def _check_size(self, frame: Frame) -> None:
-        """Raise ConnectionFault unless a frame's size is one that its kind may have."""
+        """Raise ConnectionFault if the frame's size is not allowed for its type."""
         size = frame.size
         if size != f.FIXED_SIZES.get(frame.kind, size) or (
             frame.kind == f.SETTINGS
             and (size % f.SETTING.size or (frame.flags & f.ACK and size))
         ):
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame of a wrong size")
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "wrong frame size")
         if size > self._heads.max_block_bytes or (
             frame.kind == f.SETTINGS and size > MAX_SETTINGS * f.SETTING.size
         ):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "frame too large")
 
     def _begin_data(self, frame: Frame) -> Stream | None:
-        """Take the head of a DATA frame: the stream that gets it, if any does."""
+        """Handle the head of a DATA frame; return its open stream, or ``None``."""
         size, ends = frame.size, bool(frame.flags & f.END_STREAM)
         stream = self._streams.get(frame.stream_id)
         if stream is None:
@@ -422,20 +425,21 @@ class Connection:
         if ends:
             stream.remote_closed = True
         elif stream.ended:
-            # Answered to the end, and yet it keeps sending: ask it to stop (8.1).
+            # The peer keeps sending on a stream that is fully answered: ask it to stop
+            # (8.1).
             self._calls.reset(stream, ErrorCode.NO_ERROR)
             return None
         return stream
 
     def _count_content(self, size: int, ends: bool) -> None:
-        """Count a DATA frame as work, or against what is allowed if it is empty."""
+        """Count a DATA frame as work, or charge the control budget if it is empty."""
         if size >= MIN_WORK_BYTES:
             self._control.large_frames += 1
         elif not size and not ends:
             self._control.spend()
 
     def _refuse_data(self, frame: Frame) -> None:
-        """Take the head of a DATA frame for a stream that is closed, or never was."""
+        """Handle the head of a DATA frame for a closed or idle stream."""
         if self._calls.is_idle(frame.stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on idle stream")
         self._control.spend()
@@ -444,7 +448,7 @@ class Connection:
         self._control.owe(None, frame.size)
 
     def _continue_body(self, body: _Body, data: memoryview, at: int) -> int:
-        """Take what has arrived of a DATA frame, or of one to skip."""
+        """Process the bytes that have arrived of a DATA frame or of a frame to skip."""
         end = len(data)
         if body.padded:
             if not body.left:
@@ -499,7 +503,7 @@ class Connection:
     def _continue_block(self, frame: Frame) -> None:
         block, payload = self._block, frame.payload
         if block is None:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "stray CONTINUATION")
         block.pieces.append(bytes(payload))
         block.size += len(payload)
         if not payload or len(block.pieces) > _FREE_CONTINUATIONS:
@@ -511,7 +515,7 @@ class Connection:
             self._request(block.stream_id, b"".join(block.pieces), block.ends)
 
     def _request(self, stream_id: int, block: bytes, ends: bool) -> None:
-        """Take a whole header block: a new stream, or the trailers of one."""
+        """Handle a complete header block: a new stream, or trailers."""
         if not self._control.introduced:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
         if stream_id <= self._calls.last_id:
@@ -537,7 +541,7 @@ class Connection:
             self._calls.open(stream_id, head, ends, self._control.now)
 
     def _trailers(self, stream_id: int, block: bytes, ends: bool) -> None:
-        """Take the headers that end a request, or those of a stream that is closed."""
+        """Handle trailers, or headers on a closed stream."""
         well_formed = True
         try:
             self._heads.read_trailers(block)
@@ -549,7 +553,7 @@ class Connection:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not a client's stream")
             self._control.spend()
             if not self._calls.was_reset(stream_id):
-                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS after the end")
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS after end")
         elif stream.remote_closed:
             self._control.blame(stream, ErrorCode.STREAM_CLOSED)
         elif not ends or not well_formed:

@@ -1,4 +1,4 @@
-"""What concerns a connection as a whole: settings, credit, pings, floods, GOAWAY.
+"""Frames of the connection as a whole: settings, credit, pings, floods, GOAWAY.
 
 References are to RFC 9113.
 """
@@ -15,16 +15,16 @@ _DRAIN_PING: Final = b"draining"
 
 
 class Control:
-    """Answers the frames that are not a request's.
+    """Handles the frames that do not belong to a request.
 
     Attributes:
-        now: the time of the read that is being worked on.
-        large_frames: DATA frames of ``MIN_WORK_BYTES`` and more received.  These,
-            messages received, and what a WINDOW_UPDATE released, are the work that
-            control frames are set against.
-        introduced: the peer's SETTINGS have been received.
-        leaving: one side has said that no stream will follow.
-        refusing: streams are refused: our last GOAWAY did not name them.
+        now: time of the socket read in progress.
+        large_frames: number of DATA frames received with at least ``MIN_WORK_BYTES``.
+            These, the messages received and the frames that a WINDOW_UPDATE released
+            are the work that pays for control frames.
+        introduced: whether the peer's SETTINGS have been received.
+        leaving: whether either side has announced that no stream will follow.
+        refusing: whether new streams are refused because our last GOAWAY excludes them.
     """
 
     def __init__(self, calls: Calls, limits: Limits) -> None:
@@ -37,7 +37,7 @@ class Control:
         self._out = calls.out
         self._limits = limits
         self._draining = False
-        # Received DATA that no WINDOW_UPDATE has returned.
+        # Bytes of DATA received and not yet returned by a WINDOW_UPDATE.
         self._owed = 0
         self._owed_limit = limits.connection_window_bytes // 2
         self._stream_owed_limit = limits.stream_window_bytes // 2
@@ -56,11 +56,11 @@ class Control:
         return " ".join(word for word, holds in words.items() if holds) or "new"
 
     def send(self, frame: bytes) -> None:
-        """Send a frame."""
+        """Queue a frame for sending."""
         self._out.unsent.append(frame)
 
     def introduce(self) -> None:
-        """Send our SETTINGS, and the window of the connection."""
+        """Send our SETTINGS and enlarge the connection's window."""
         limits = self._limits
         self.send(
             f.settings(
@@ -77,10 +77,10 @@ class Control:
             self.send(f.window_update(0, more))
 
     def drain(self) -> None:
-        """Ask the peer to open no more streams; those that are open go on (6.8).
+        """Ask the peer to open no more streams; open streams continue (6.8).
 
-        A first GOAWAY names no stream, since requests may be under way; the one that
-        counts follows when the peer has answered a PING sent with the first.
+        The first GOAWAY excludes no stream, since requests may be in flight; the final
+        one follows once the peer has answered the PING sent with the first.
         """
         if self._draining:
             return
@@ -90,35 +90,35 @@ class Control:
         self._calls.drain()
 
     def spend(self) -> None:
-        """Take one from what is allowed of frames that carry nothing.
+        """Spend one token of the budget for frames without content.
 
         Raises:
-            ConnectionFault: none is left.
+            ConnectionFault: the budget is spent.
         """
         work = self.large_frames + self._calls.delivered + self._out.delayed_frames
         if not self._budget.spend(self.now, work):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames")
 
     def spend_reset(self) -> None:
-        """Take one from what is allowed of streams that the peer is to blame for.
+        """Spend one token of the budget for resets that the peer causes.
 
         Raises:
-            ConnectionFault: none is left.
+            ConnectionFault: the budget is spent.
         """
         if not self._resets.spend(self.now, self._out.answered):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
 
     def blame(self, stream: Stream, code: ErrorCode) -> None:
-        """Reset a stream on which the peer has broken a rule.
+        """Reset a stream on which the peer broke a protocol rule.
 
         Raises:
-            ConnectionFault: it has done so too often.
+            ConnectionFault: the peer did so too often.
         """
         self.spend_reset()
         self._calls.reset(stream, code)
 
     def owe(self, stream: Stream | None, size: int) -> None:
-        """Count received DATA (padding too, 6.9.1); return credit in large pieces."""
+        """Count received DATA (with padding, 6.9.1); return credit in large pieces."""
         self._owed += size
         if self._owed >= self._owed_limit:
             if self._owed > self._limits.connection_window_bytes:
@@ -136,7 +136,7 @@ class Control:
                 stream.owed = 0
 
     def window_update(self, frame: Frame) -> None:
-        """Take a WINDOW_UPDATE frame."""
+        """Handle a WINDOW_UPDATE frame."""
         stream_id = frame.stream_id
         increment = f.U32.unpack(frame.payload)[0] & f.MAX_STREAM_ID
         self.spend()
@@ -157,7 +157,7 @@ class Control:
             self._out.credit(stream, increment)
 
     def settings(self, frame: Frame) -> None:
-        """Take a SETTINGS frame."""
+        """Handle a SETTINGS frame."""
         if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
         if frame.flags & f.ACK:
@@ -172,7 +172,7 @@ class Control:
                 window = value
             elif name == f.MAX_FRAME_SIZE:
                 self._out.max_frame_bytes = value
-        if window is not None:  # once: each time walks all streams
+        if window is not None:  # once a frame, since each resize walks all streams
             self._out.resize_windows(self._calls.streams.values(), window)
         if self.introduced:
             self.spend()
@@ -181,7 +181,7 @@ class Control:
         self._out.flush()
 
     def ping(self, frame: Frame) -> None:
-        """Take a PING frame; our own that comes back completes a drain."""
+        """Handle a PING frame; the ACK of our own PING completes a drain."""
         if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         self.spend()
@@ -191,7 +191,7 @@ class Control:
             self._finish_drain()
 
     def goaway(self, frame: Frame) -> None:
-        """Take a GOAWAY frame."""
+        """Handle a GOAWAY frame."""
         if frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if frame.size < 8:
@@ -200,7 +200,7 @@ class Control:
         self.leaving = True
 
     def priority(self, frame: Frame) -> None:
-        """Take a PRIORITY frame, which asks for nothing (5.3.2)."""
+        """Handle a PRIORITY frame, which has no effect (5.3.2)."""
         if not frame.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self.spend()
@@ -210,14 +210,14 @@ class Control:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE received")
 
     def _finish_drain(self) -> None:
-        """Refuse what comes from here on: the peer has seen the first GOAWAY."""
+        """Send the final GOAWAY and refuse streams: the peer has seen the first."""
         if not self.refusing:
             self.refusing = self.leaving = True
             self.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
 
 
 def _check_setting(name: int, value: int) -> None:
-    """Raise ConnectionFault unless a setting's value is allowed (6.5.2)."""
+    """Raise ConnectionFault if a setting's value is not allowed (6.5.2)."""
     if name == f.INITIAL_WINDOW_SIZE and value > f.MAX_WINDOW_BYTES:
         raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
     if name == f.MAX_FRAME_SIZE and not (

@@ -1,4 +1,4 @@
-"""HTTP/2 frames (RFC 9113): their names and numbers, and their bytes."""
+"""HTTP/2 frames (RFC 9113): names, numbers and serialization."""
 
 import enum
 import struct
@@ -10,12 +10,12 @@ FRAME_HEAD_BYTES: Final = 9
 MESSAGE_HEAD_BYTES: Final = 5
 MAX_WINDOW_BYTES: Final = 2**31 - 1
 DEFAULT_WINDOW_BYTES: Final = 65_535
-"""Of streams and of the connection until a peer says otherwise (6.9.2)."""
+"""Initial window of a stream and of the connection, before any SETTINGS (6.9.2)."""
 MAX_STREAM_ID: Final = 2**31 - 1
 MIN_MAX_FRAME_BYTES: Final = 16_384
 MAX_MAX_FRAME_BYTES: Final = 2**24 - 1
 
-# Frame types (section 6), as plain integers: they are compared once a frame.
+# Frame types (section 6). Plain integers, because each frame compares them.
 DATA: Final = 0x0
 HEADERS: Final = 0x1
 PRIORITY: Final = 0x2
@@ -59,7 +59,7 @@ class ErrorCode(enum.IntEnum):
 
 
 class ConnectionFault(Exception):  # noqa: N818 - HTTP/2 calls it a connection error
-    """What the peer sent ends the connection (RFC 9113, 5.4.1)."""
+    """A protocol error of the peer that ends the connection (RFC 9113, 5.4.1)."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(f"{code.name}: {reason}")
@@ -68,37 +68,37 @@ class ConnectionFault(Exception):  # noqa: N818 - HTTP/2 calls it a connection e
 
 
 FRAME_HEAD: Final = struct.Struct(">IBI")
-"""Length and type in one word (``length << 8 | type``), flags, stream."""
+"""Frame head: length and type in one word (``length << 8 | type``), flags, stream."""
 
 MESSAGE_HEAD: Final = struct.Struct(">BI")
-"""gRPC's prefix: compressed flag, length."""
+"""gRPC message prefix: compressed flag, length."""
 
 DATA_MESSAGE_HEAD: Final = struct.Struct(">IBIBI")
-"""A DATA frame's head and the prefix of the one message that it carries."""
+"""Head of a DATA frame, followed by the prefix of its one message."""
 
 U32: Final = struct.Struct(">I")
 SETTING: Final = struct.Struct(">HI")
 
 FIXED_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
-"""The sizes of payloads that have only one, in bytes."""
+"""Payload sizes in bytes of the frame types that have a fixed one."""
 
 
 class Frame(NamedTuple):
-    """A frame that the peer sent."""
+    """A frame received or sent."""
 
     kind: int
-    """Its type; any byte, since a peer may send types that nobody knows."""
+    """Frame type; any byte, since a peer may send unknown types."""
     flags: int
-    """As they came, those that its type does not define among them."""
+    """Flags as received, including those that the type does not define."""
     stream_id: int
-    """Without the reserved bit; 0 is the connection."""
+    """Stream identifier without the reserved bit; 0 is the connection."""
     size: int
-    """Of the payload, in bytes."""
+    """Payload size in bytes."""
     payload: bytes | memoryview = b""
-    """As much of it as has been received."""
+    """The part of the payload received so far."""
 
     def __str__(self) -> str:
-        """Describe the frame in one line, without anything that it carries."""
+        """Describe the frame in one line, without request content."""
         name = _KINDS.get(self.kind, f"type {self.kind:#x}")
         flags = "|".join(
             flag for bit, flag in _FLAGS.get(self.kind, {}).items() if self.flags & bit
@@ -107,7 +107,7 @@ class Frame(NamedTuple):
         return " ".join([*parts, *([flags] if flags else []), *self._details()])
 
     def _details(self) -> list[str]:
-        """What a frame that is about the connection says, if its payload is whole."""
+        """Describe the payload of a connection's control frame, if it is complete."""
         if len(self.payload) < self.size:
             return []
         match self.kind:
@@ -118,7 +118,7 @@ class Frame(NamedTuple):
             case 0x4 if self.size % SETTING.size == 0:  # SETTINGS
                 pairs = SETTING.iter_unpack(self.payload[:_MAX_SHOWN_BYTES])
                 return [f"{_SETTINGS.get(n, f'{n:#x}')}={v}" for n, v in pairs]
-            case 0x7 if self.size >= 8:  # GOAWAY: its debug data may be anything
+            case 0x7 if self.size >= 8:  # GOAWAY, without its free-form debug data
                 last, code = struct.unpack_from(">II", self.payload)
                 return [f"last_stream={last & MAX_STREAM_ID}", _code(code)]
         return []

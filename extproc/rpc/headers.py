@@ -1,10 +1,10 @@
-"""Request header blocks: decompressed, checked, and remembered.
+"""Request header blocks: decoding, checks and a cache.
 
 HPACK is stateful, so every block has to pass through the decoder in order, with one
-exception: a block that changed nothing in the dynamic table decodes to the same
-headers for as long as the table stays unchanged.  A proxy sends the same block for
-each stream, so after the first few requests a block is one dictionary look-up (where a
-header differs each time, as a trace identifier does, a request costs some 20 us more).
+exception: a block that did not change the dynamic table decodes to the same headers
+until the table changes.  A proxy sends the same block for each stream, so after the
+first few requests a block costs one dictionary look-up (or some 20 us more if a header
+such as a trace identifier differs on each request).
 """
 
 import re
@@ -24,37 +24,38 @@ from extproc.rpc.responses import http_error, trailers_only, unsupported_encodin
 
 @dataclass(frozen=True, slots=True)
 class CallHeaders:
-    """A request's headers, checked."""
+    """A request's headers after all checks."""
 
     path: str
     headers: Mapping[str, str]
     timeout_s: float | None = None
     """``grpc-timeout``, or ``None``."""
     content_length: int | None = None
-    """What DATA must add up to, or ``None``."""
+    """Total DATA bytes that the request declares, or ``None``."""
     refusal: bytes | None = None
-    """The response's header block, where the request is answered without a call (not
-    gRPC, no such encoding, too many headers); else ``None``."""
+    """Response header block if the request is answered without a call (not gRPC,
+    unsupported encoding, too many headers), else ``None``."""
 
 
 class Malformed(Exception):  # noqa: N818 - RFC 9113's word
-    """The headers break HTTP/2's rules (RFC 9113, 8.1.1): a stream error."""
+    """The headers break HTTP/2's rules (RFC 9113, 8.1.1), which is a stream error."""
 
 
 MAX_REMEMBERED: Final = 64
 _MAX_REMEMBERED_BLOCK_BYTES: Final = 512
 _MAX_REMEMBERED_FIELD_BYTES: Final = 128
 HARD_LIMIT_FACTOR: Final = 4
-"""A list over the limit is refused, one over this many times it ends the connection:
-by then the decoder's state is lost (C-core has the same two limits)."""
+"""Multiple of the list limit above which the connection ends. A list over the limit
+itself only refuses the request; beyond this factor decoding stops and the decoder's
+state is lost (gRPC C-core has the same two limits)."""
 
 
 class HeaderReader:
     """Reads one connection's request header blocks.
 
     Args:
-        max_header_list_bytes: as in SETTINGS_MAX_HEADER_LIST_SIZE: names, values and
-            32 bytes a header.
+        max_header_list_bytes: size limit as in SETTINGS_MAX_HEADER_LIST_SIZE: names,
+            values and 32 bytes per header.
     """
 
     def __init__(self, max_header_list_bytes: int) -> None:
@@ -86,7 +87,7 @@ class HeaderReader:
         return head
 
     def read_trailers(self, block: bytes) -> None:
-        """Read the headers that end a request: only their rules matter.
+        """Check the trailers of a request; their values are not used.
 
         Raises:
             Malformed: the stream has to be reset.
@@ -99,7 +100,7 @@ class HeaderReader:
             _check_field(name, value)
 
     def _decode(self, block: bytes) -> tuple[list[Field], bool]:
-        """Decode a block, and say whether it left the table as it was."""
+        """Decode a block; return its fields and whether the table stayed unchanged."""
         try:
             fields = self._decoder.decode(block)
         except OversizedHeaderListError:
@@ -162,7 +163,7 @@ def checked(fields: Iterable[Field], max_bytes: int) -> CallHeaders:
         raise Malformed("a required pseudo header is missing")
     length = headers.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) < 19):
-        raise Malformed("content-length is not a number")
+        raise Malformed("content-length: expected a number")
     timeout = headers.get(b"grpc-timeout")
     return CallHeaders(
         path.decode("latin-1"),
@@ -176,7 +177,7 @@ def checked(fields: Iterable[Field], max_bytes: int) -> CallHeaders:
 
 
 def timeout_s(value: bytes) -> float | None:
-    """Parse ``grpc-timeout``; ``None`` where it is not one.
+    """Parse ``grpc-timeout``; return seconds, or ``None`` if it is invalid.
 
     >>> timeout_s(b"250m")
     0.25
@@ -186,7 +187,7 @@ def timeout_s(value: bytes) -> float | None:
 
 
 def _check_field(name: bytes, value: bytes) -> None:
-    """Raise Malformed unless the field keeps to the rules; remember short good ones."""
+    """Raise Malformed if the field breaks HTTP/2's rules; cache short valid ones."""
     if len(name) + len(value) <= _MAX_REMEMBERED_FIELD_BYTES:
         _check_again(name, value)
     else:
@@ -208,7 +209,7 @@ _check_again = lru_cache(maxsize=512)(_check)
 def _refusal(
     method: bytes, headers: Mapping[bytes, bytes], too_large: bool
 ) -> bytes | None:
-    """The response to what no call can serve, or ``None``."""
+    """Return the response to a request that no call can serve, or ``None``."""
     if too_large:
         return trailers_only(StatusCode.RESOURCE_EXHAUSTED, "header list too large")
     if not _GRPC_TYPE.fullmatch(headers.get(b"content-type", b"")):
@@ -220,6 +221,6 @@ def _refusal(
     timeout = headers.get(b"grpc-timeout")
     if timeout is not None and timeout_s(timeout) is None:
         return trailers_only(
-            StatusCode.INVALID_ARGUMENT, "grpc-timeout is not a timeout"
+            StatusCode.INVALID_ARGUMENT, "grpc-timeout: expected digits and a unit"
         )
     return None

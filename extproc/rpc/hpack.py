@@ -1,9 +1,9 @@
-"""Header blocks to header fields (HPACK, RFC 7541).
+"""HPACK decoder: header blocks to header fields (RFC 7541).
 
-The dynamic table, the integers and the Huffman code are the hpack package's.  Its
-decoder takes 30 us for the ten fields of a request that differ from the last request's
-in one (a trace identifier, say); this loop over the same parts takes a third, because
-it copies nothing and remembers the strings that it has seen in Huffman code.
+The hpack package provides the dynamic table, the integers and the Huffman code. Its own
+decoder takes 30 us for a request's ten fields if one of them differs from the last
+request's (e.g. a trace identifier). This loop over the same parts takes a third of
+that, because it copies nothing and caches decoded Huffman strings.
 """
 
 from typing import Final
@@ -16,21 +16,22 @@ from hpack.table import HeaderTable, table_entry_size
 Field = tuple[bytes, bytes]
 
 _MAX_TABLE_BYTES: Final = 4096
-"""SETTINGS_HEADER_TABLE_SIZE, which we leave at its default."""
+"""SETTINGS_HEADER_TABLE_SIZE in bytes; left at HTTP/2's default."""
 _MAX_SIZE_UPDATES: Final = 2
-"""In one block (4.2): the smallest size since the last block, and the last."""
+"""Table size updates in one block (4.2): the smallest size since the last block, and
+the final one."""
 _MAX_STRINGS: Final = 256
 _MAX_STRING_BYTES: Final = 128
 
 
 class HpackDecoder:
-    """Decodes one connection's header blocks, all of them and in order.
+    """Decodes one connection's header blocks; it must see all of them in order.
 
     Args:
-        max_list_bytes: names, values and 32 bytes a field; more is an error.
+        max_list_bytes: limit on names, values and 32 bytes per field.
 
     Attributes:
-        changed: the last block changed the dynamic table.
+        changed: whether the last block changed the dynamic table.
     """
 
     def __init__(self, max_list_bytes: int) -> None:
@@ -44,8 +45,8 @@ class HpackDecoder:
 
         Raises:
             OversizedHeaderListError: the list is too large.
-            HPACKDecodingError: the block is malformed.  Either way the table is lost,
-                and the connection with it.
+            HPACKDecodingError: the block is malformed.  After either error the table is
+                out of step, so the connection has to end.
         """
         self.changed = False
         fields: list[Field] = []
@@ -56,17 +57,17 @@ class HpackDecoder:
             if byte & 0x80:  # 6.1: indexed
                 index, at = _integer(block, at, 7)
                 field = self._table.get_by_index(index)
-            elif byte & 0x40:  # 6.2.1: literal, to be added to the table
+            elif byte & 0x40:  # 6.2.1: literal, added to the table
                 field, at = self._literal(block, at, 6)
                 self._table.add(*field)
                 self.changed = True
-            elif byte & 0x20:  # 6.3: a new size of the table, before all fields
+            elif byte & 0x20:  # 6.3: table size update, before all fields
                 size_updates += 1
                 if fields or size_updates > _MAX_SIZE_UPDATES:
-                    raise HPACKDecodingError("table size update in a wrong place")
+                    raise HPACKDecodingError("table size update after a field")
                 table_bytes, at = _integer(block, at, 5)
                 if table_bytes > _MAX_TABLE_BYTES:
-                    raise InvalidTableSizeError("table size above what is allowed")
+                    raise InvalidTableSizeError("table size above the limit")
                 self._table.maxsize = table_bytes
                 self.changed = True
                 continue
@@ -109,7 +110,7 @@ class HpackDecoder:
 
 
 def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
-    """Read an integer (5.1): its value and where it ends."""
+    """Decode an integer (5.1); return its value and the offset after it."""
     mask = (1 << bits) - 1
     value = block[at] & mask
     if value < mask:

@@ -1,4 +1,4 @@
-"""What one peer may ask of the native transport."""
+"""Limits on what one peer may use of the native transport."""
 
 from dataclasses import dataclass
 
@@ -14,41 +14,43 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on one connection; the defaults suit an Envoy with prompts of megabytes.
+    """Limits on one connection; the defaults suit Envoy with prompts of megabytes.
 
     Attributes:
-        max_concurrent_streams: further ones are refused (REFUSED_STREAM: the peer may
-            retry).  1,024 is Envoy's own default for a cluster's requests.
-        max_header_list_bytes: of a request's headers, as HTTP/2 counts them.
-        max_message_bytes: of one gRPC message; a larger one ends its stream with
+        max_concurrent_streams: streams above this are refused (REFUSED_STREAM: the peer
+            may retry).  1,024 is Envoy's default for a cluster's requests.
+        max_header_list_bytes: size of a request's headers, as HTTP/2 counts it.
+        max_message_bytes: size of one gRPC message; a larger one ends its stream with
             RESOURCE_EXHAUSTED.  Must exceed the largest body that the proxy buffers.
-        max_buffered_bytes: of all messages that are not complete yet.  A :class:`Held`
-            bounds those of all connections together.
-        header_block_s: how long a header block, or any frame but DATA, may take to be
-            complete; then the connection ends.
-        message_s: how long a message may make no progress; then its stream ends.
-        max_queued_bytes: of replies that the peer's flow control holds back; beyond it
-            the connection ends.
-        max_frame_bytes: announced as SETTINGS_MAX_FRAME_SIZE.  Large, so that a body is
-            few frames; a DATA frame needs no buffer of its size.
-        stream_window_bytes, connection_window_bytes: what the peer may send ahead.
-            Credit is returned as bytes arrive, since whatever must be held back is
-            bounded by ``max_buffered_bytes``; a window below the size of a message
-            therefore costs a round trip but cannot block.
-        max_lingering_streams: ended by us and not by the peer; beyond it the oldest is
-            reset (NO_ERROR), so that a peer that never closes its side loses nothing.
-        control_burst, control_per_s: frames that ask for work and carry none (PING,
-            SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, requests
-            that are refused, frames on closed streams): how many at once, and how many
-            a second after that.  Each message, and each DATA frame of
-            ``MIN_WORK_BYTES``, received or released by a WINDOW_UPDATE, earns
-            ``CONTROL_FRAMES_PER_WORK`` more.
-        reset_burst, resets_per_s: the same for streams that the peer resets before they
-            are answered at all ("rapid reset", CVE-2023-44487), or makes us reset by
-            breaking a rule ("MadeYouReset", CVE-2025-8671); each stream that is
-            answered earns one more.  The burst is twice the streams, so that a client
-            may cancel all that it has; 33 is nghttp2's figure.  Resets after an answer
-            are no sign of anything: Envoy ends most of its streams so.
+        max_buffered_bytes: size of all incomplete messages of the connection.
+            :class:`Held` limits those of all connections together.
+        header_block_s: seconds within which a header block, or any frame except DATA,
+            must be complete; after that the connection ends.
+        message_s: seconds without progress after which an incomplete message ends its
+            stream.
+        max_queued_bytes: reply bytes held back by the peer's flow control; above this
+            the stream is reset.
+        max_frame_bytes: announced as SETTINGS_MAX_FRAME_SIZE.  Large, so that a body
+            takes few frames; a DATA frame needs no buffer of its size.
+        stream_window_bytes, connection_window_bytes: bytes that the peer may send
+            ahead. Credit is returned as bytes arrive, since ``max_buffered_bytes``
+            already limits the memory; a window smaller than a message therefore costs a
+            round trip but cannot block.
+        max_lingering_streams: streams that this side has ended and the peer has not;
+            above this the oldest is reset (NO_ERROR), so that a peer that never closes
+            its side does not run out of streams.
+        control_burst, control_per_s: frames that cause work without carrying any (PING,
+            SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, refused
+            requests, frames on closed streams): the burst, and the rate per second
+            after it.  Each message, and each DATA frame of at least ``MIN_WORK_BYTES``,
+            received or released by a WINDOW_UPDATE, earns ``CONTROL_FRAMES_PER_WORK``
+            more.
+        reset_burst, resets_per_s: the same for streams that the peer resets before any
+            answer ("rapid reset", CVE-2023-44487), or makes us reset by breaking a rule
+            ("MadeYouReset", CVE-2025-8671); each answered stream earns one more.  The
+            burst is twice the number of streams, so that a client may cancel all of its
+            requests; 33 is nghttp2's figure.  Resets after an answer do not count:
+            Envoy ends most of its streams with one.
     """
 
     max_concurrent_streams: int = 1024
@@ -84,32 +86,33 @@ class Limits:
 
 @dataclass(slots=True)
 class Held:
-    """What the incomplete messages of all connections hold together."""
+    """Byte count of the incomplete messages of all connections together."""
 
     limit_bytes: int = 512 * MIB
-    """Beyond it a message that grows ends its stream."""
+    """Limit in bytes; above it a message that grows ends its stream."""
     held_bytes: int = 0
-    """Now."""
+    """Bytes held now."""
 
 
 CONTROL_FRAMES_PER_WORK = 4
-"""A DATA frame may bring a WINDOW_UPDATE of stream and connection, and a PING."""
+"""Control frames that one unit of work pays for. A DATA frame may cause a WINDOW_UPDATE
+of the stream, one of the connection, and a PING."""
 
 MIN_WORK_BYTES = 1024
-"""Less content in a DATA frame counts as work only if it completes a message: else a
-peer would pay for floods with single bytes."""
+"""Smallest DATA content in bytes that counts as work without completing a message.
+Otherwise a peer could pay for floods with single bytes."""
 
 MAX_SETTINGS = 32
-"""Entries in a SETTINGS frame (nghttp2's limit); clients send at most 8."""
+"""Maximum entries in a SETTINGS frame (nghttp2's limit); clients send at most 8."""
 
 
 class Budget:
-    """A token bucket that useful work refills as time does.
+    """A token bucket that both time and useful work refill.
 
     Args:
-        burst: tokens at the start, and at most.
-        per_s: tokens a second.
-        per_work: tokens for each unit of the counter given to :meth:`spend`.
+        burst: initial and maximum number of tokens.
+        per_s: tokens added per second.
+        per_work: tokens added for each unit of the counter given to :meth:`spend`.
     """
 
     __slots__ = ("_burst", "_level", "_per_s", "_per_work", "_then", "_work")
@@ -122,11 +125,11 @@ class Budget:
         self._work = 0
 
     def spend(self, now: float, work: int) -> bool:
-        """Take one token; false when there is none.
+        """Spend one token; return false if there is none.
 
         Args:
             now: seconds, from any monotonic clock.
-            work: a counter that only grows.
+            work: a counter that never decreases.
         """
         if self._then is not None:
             earned = (now - self._then) * self._per_s

@@ -1,4 +1,4 @@
-"""The sending half of a connection: bytes to write, windows that bound DATA."""
+"""The sending half of a connection: bytes to write and flow-control windows."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,19 +16,20 @@ from extproc.rpc.stream import Stream
 
 
 class Outbound:
-    """Collects what is to be sent, and holds back what the peer has no window for.
+    """Collects bytes to send, and queues replies for which the peer has no window.
 
     Args:
         sent_final: called with each stream whose END_STREAM has been written.
 
     Attributes:
-        unsent: what :meth:`take` returns next; append whole frames.
-        queued_bytes: of messages held back.
-        answered: how many streams have been answered, if only in part.
-        delayed_frames: how many DATA frames had to wait for a window and then carried
-            the end of a message, or ``MIN_WORK_BYTES``.
-        stream_window: of the peer's new streams (its SETTINGS_INITIAL_WINDOW_SIZE).
-        max_frame_bytes: its SETTINGS_MAX_FRAME_SIZE.
+        unsent: bytes that :meth:`take` returns next; append complete frames.
+        queued_bytes: bytes of queued messages.
+        answered: number of streams with at least a partial answer.
+        delayed_frames: number of DATA frames that waited for a window and carried the
+            end of a message or at least ``MIN_WORK_BYTES``.
+        stream_window: initial window of new streams (the peer's
+            SETTINGS_INITIAL_WINDOW_SIZE).
+        max_frame_bytes: the peer's SETTINGS_MAX_FRAME_SIZE.
     """
 
     def __init__(self, sent_final: Callable[[Stream], None]) -> None:
@@ -39,12 +40,12 @@ class Outbound:
         self.stream_window = f.DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
         self._window = f.DEFAULT_WINDOW_BYTES
-        # Streams whose queue waits for the connection's window, and not for their own.
+        # Streams blocked by the connection's window only, not by their own.
         self._waiting: OrderedDict[int, Stream] = OrderedDict()
         self._sent_final = sent_final
 
     def take(self) -> bytes:
-        """Take the bytes to send."""
+        """Return the bytes to send, and clear them."""
         if not self.unsent:
             return b""
         data = b"".join(self.unsent)
@@ -52,7 +53,7 @@ class Outbound:
         return data
 
     def reply(self, stream: Stream, messages: Sequence[bytes]) -> None:
-        """Send messages, response headers first."""
+        """Send messages, after the response headers if those are not sent yet."""
         out = self.unsent
         if not stream.answered:
             stream.answered = True
@@ -77,21 +78,21 @@ class Outbound:
                 self._queue(stream, f.MESSAGE_HEAD.pack(0, size) + message)
 
     def finish(self, stream: Stream, block: bytes) -> None:
-        """Send the header block that ends a stream, after what it has queued."""
+        """Send the header block that ends a stream, after its queued messages."""
         if stream.queue:
             stream.final = block
         else:
             self._send_final(stream, block)
 
     def drop(self, stream: Stream) -> None:
-        """Forget what a stream has queued."""
+        """Drop a stream's queued messages."""
         if stream.queue:
             self.queued_bytes -= sum(map(len, stream.queue))
             self._waiting.pop(stream.id, None)
         stream.queue = stream.final = None
 
     def credit(self, stream: Stream | None, increment_bytes: int) -> None:
-        """Add to a stream's window, or with ``None`` to the connection's.
+        """Add to a stream's window, or to the connection's if ``stream`` is ``None``.
 
         Raises:
             ConnectionFault: the connection's window overflows.
@@ -106,7 +107,7 @@ class Outbound:
         self.flush()
 
     def resize_windows(self, streams: Iterable[Stream], value: int) -> None:
-        """Take the peer's SETTINGS_INITIAL_WINDOW_SIZE, for open streams too (6.9.2).
+        """Apply the peer's SETTINGS_INITIAL_WINDOW_SIZE, also to open streams (6.9.2).
 
         Raises:
             ConnectionFault: a window overflows.
@@ -121,7 +122,7 @@ class Outbound:
                 self._waiting[stream.id] = stream
 
     def flush(self) -> None:
-        """Send what the windows allow by now, the stream that waits longest first."""
+        """Send as much as the windows allow, longest-waiting stream first."""
         while self._waiting and self._window > 0:
             self._flush(next(iter(self._waiting.values())))
 
@@ -133,10 +134,11 @@ class Outbound:
         self._flush(stream)
 
     def _flush(self, stream: Stream) -> None:
-        """Send what the windows allow of a stream's queue, and note what it waits for.
+        """Send as much of a stream's queue as the windows allow.
 
-        It stays among those that wait for the connection only while its own window is
-        open: then a window update of the connection visits no stream in vain.
+        A stream is listed as waiting for the connection only while its own window is
+        open, so a window update of the connection never visits a stream that cannot
+        send.
         """
         queue = stream.queue
         if queue is None:

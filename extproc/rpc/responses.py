@@ -1,7 +1,7 @@
-"""The header blocks of responses: gRPC's, and HTTP's refusals.
+"""Response header blocks: gRPC's, and HTTP error responses.
 
-They use only literals without indexing and the static table, so none depends on the
-connection's compression state and each can be a constant.
+They use only literals without indexing and the static table. They are therefore
+independent of the connection's compression state and can be constants.
 """
 
 from typing import Final
@@ -39,14 +39,14 @@ RESPONSE_HEADERS_HEAD: Final = FRAME_HEAD.pack(
 OK_TRAILERS_HEAD: Final = FRAME_HEAD.pack(
     len(OK_TRAILERS) << 8 | HEADERS, END_HEADERS | END_STREAM, 0
 )[:5]
-"""Frame heads up to the stream's four bytes."""
+"""Frame heads up to, and without, the four bytes of the stream identifier."""
 
 MAX_GRPC_MESSAGE_BYTES: Final = 1_024
-"""Of a ``grpc-message`` as sent, where each byte may take three."""
+"""Limit on an encoded ``grpc-message``, in which one byte may take three."""
 
 
 def trailers(status: StatusCode, message: str = "") -> bytes:
-    """Encode gRPC's trailers; an overlong message is cut."""
+    """Encode gRPC trailers; a message that is too long is truncated."""
     block = literal(b"grpc-status", str(int(status)).encode())
     if message:
         data = message.encode()[: MAX_GRPC_MESSAGE_BYTES // 3]
@@ -56,25 +56,25 @@ def trailers(status: StatusCode, message: str = "") -> bytes:
 
 
 def trailers_only(status: StatusCode, message: str = "") -> bytes:
-    """Encode a response that is nothing but a status (``Trailers-Only``)."""
+    """Encode a response that consists of a status only (``Trailers-Only``)."""
     return _STATUS_200 + _GRPC + trailers(status, message)
 
 
 def unsupported_encoding() -> bytes:
-    """Encode the refusal of a ``grpc-encoding``, naming the one that is accepted."""
+    """Encode the refusal of a ``grpc-encoding``, listing the accepted one."""
     return trailers_only(
         StatusCode.UNIMPLEMENTED, "grpc-encoding: only identity is supported"
     ) + literal(b"grpc-accept-encoding", b"identity")
 
 
 def http_error(status: int, allow: str = "") -> bytes:
-    """Encode a plain HTTP refusal, for what is not gRPC at all (PROTOCOL-HTTP2.md)."""
+    """Encode an HTTP error for a request that is not gRPC (PROTOCOL-HTTP2.md)."""
     block = b"\x08\x03" + str(status).encode()  # literal, name from index 8: ":status"
     return block + (literal(b"allow", allow.encode()) if allow else b"")
 
 
 def _percent_encoded(data: bytes) -> bytes:
-    """Encode a ``grpc-message``: printable ASCII but ``%`` stays as it is."""
+    """Percent-encode a ``grpc-message``; printable ASCII except ``%`` is unchanged."""
     return b"".join(
         bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
         for byte in data

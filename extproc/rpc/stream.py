@@ -1,4 +1,4 @@
-"""One HTTP/2 stream's state: the message being received, the replies held back."""
+"""State of one HTTP/2 stream: the incoming message and the queued replies."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from extproc.rpc.call import Call, RpcError, StatusCode
 from extproc.rpc.frames import MESSAGE_HEAD, MESSAGE_HEAD_BYTES
 
 MAX_MESSAGES_A_STEP = 4
-"""Messages of one DATA frame that are handed over before others have their turn."""
+"""Messages of one DATA frame to deliver before other connections get their turn."""
 MAX_SMALL_CHUNKS = 256
 _SMALL_CHUNK_BYTES = 1024
 
@@ -17,15 +17,16 @@ class Stream:
 
     Attributes:
         wire_id: the stream identifier as four bytes.
-        call: the application's side, ``None`` once it is closed.
-        answered: our HEADERS have been sent.
-        ended: our END_STREAM has been decided; it follows what is queued.
-        remote_closed: the peer's END_STREAM has been received.
-        window: bytes that we may send.
-        owed: bytes received that no WINDOW_UPDATE has returned.
-        content_left: of the request's ``content-length`` still to come, or ``None``.
-        queue: message bytes that flow control holds back, in order.
-        final: the trailer block that follows the queue, once ``ended``.
+        call: the application's call, ``None`` once it is closed.
+        answered: whether our HEADERS have been sent.
+        ended: whether the answer is complete; END_STREAM follows the queued messages.
+        remote_closed: whether the peer's END_STREAM has been received.
+        window: bytes that this side may send.
+        owed: received bytes not yet returned by a WINDOW_UPDATE.
+        content_left: bytes of the declared ``content-length`` still to arrive, or
+            ``None``.
+        queue: message bytes that wait for a flow-control window, in order.
+        final: trailer block to send after the queue, once ``ended``.
         incoming: the message being received, ``None`` between messages.
     """
 
@@ -65,17 +66,17 @@ class Stream:
         if self.remote_closed:
             parts.append("closed by the peer")
         if self.incoming is not None:
-            parts.append(f"holds {self.incoming.held_bytes} bytes of a message")
+            parts.append(f"{self.incoming.held_bytes} bytes of a message received")
         if self.queue:
-            parts.append(f"{sum(map(len, self.queue))} bytes wait for a window")
+            parts.append(f"{sum(map(len, self.queue))} bytes waiting for a window")
         return f"<{', '.join(parts)}, window {self.window}>"
 
 
 class Incoming:
-    """Puts gRPC messages together from pieces of DATA.
+    """Assembles gRPC messages from pieces of DATA.
 
-    Pieces are kept as they come and joined once, when the message is whole; many
-    tiny ones are joined on the way, because each costs tens of bytes beside its own.
+    Pieces are stored as they arrive and joined once, when the message is complete. Many
+    tiny pieces are joined earlier, because each costs tens of bytes of overhead.
     """
 
     __slots__ = ("_head", "_missing", "_pieces", "held_bytes")
@@ -88,7 +89,7 @@ class Incoming:
 
     @property
     def between_messages(self) -> bool:
-        """Whether nothing of a next message has been seen."""
+        """Whether no byte of a next message has arrived."""
         return not self._missing and not self._head
 
     def feed(
@@ -97,13 +98,14 @@ class Incoming:
         max_message_bytes: int,
         deliver: Callable[[bytes], bool],
     ) -> int:
-        """Take a piece of DATA and hand over each message that it completes.
+        """Process a piece of DATA and deliver each message that it completes.
 
         Args:
-            deliver: takes a message; false to drop the rest.
+            deliver: receives a message; returns false to drop the rest.
 
         Returns:
-            the bytes taken: not all of them after ``MAX_MESSAGES_A_STEP`` messages.
+            The number of bytes consumed; the rest is left after ``MAX_MESSAGES_A_STEP``
+            messages.
 
         Raises:
             RpcError: the message is too large, or compressed.
@@ -148,11 +150,11 @@ class Incoming:
 
 
 def message_bytes(data: bytes | memoryview, at: int, max_message_bytes: int) -> int:
-    """Read a message's prefix: its size.
+    """Read a message's prefix; return the message's size in bytes.
 
     Raises:
-        RpcError: it is too large, or compressed although no ``grpc-encoding`` was
-            agreed (INTERNAL, gRPC's compression.md).
+        RpcError: the message is too large, or compressed although no ``grpc-encoding``
+            was negotiated (INTERNAL, gRPC's compression.md).
     """
     size: int
     compressed, size = MESSAGE_HEAD.unpack_from(data, at)
@@ -161,6 +163,6 @@ def message_bytes(data: bytes | memoryview, at: int, max_message_bytes: int) -> 
     if size > max_message_bytes:
         raise RpcError(
             StatusCode.RESOURCE_EXHAUSTED,
-            f"message of {size} bytes exceeds {max_message_bytes}",
+            f"message of {size} bytes exceeds the limit of {max_message_bytes}",
         )
     return size

@@ -1,4 +1,4 @@
-"""The frames on the wire as lines to read: what each is, never what it carries."""
+"""A log of the frames on the wire, one line each, without request content."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -7,7 +7,7 @@ from extproc.rpc import frames as f
 from extproc.rpc.frames import Frame
 
 _SHOWN: Final = frozenset((f.RST_STREAM, f.SETTINGS, f.GOAWAY, f.WINDOW_UPDATE))
-"""Kinds whose payload says something about the connection, and nothing of a request."""
+"""Frame types whose payload describes the connection and contains no request data."""
 _MAX_SHOWN_BYTES: Final = 256
 
 
@@ -15,7 +15,7 @@ class WireLog:
     """Writes one line for each frame of a connection, in both directions.
 
     Args:
-        write: takes each line: ``<`` for received or ``>`` for sent, then the frame.
+        write: receives each line: ``<`` for received or ``>`` for sent, then the frame.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -24,7 +24,7 @@ class WireLog:
         self._sent = FrameReader()
 
     def received(self, data: bytes | memoryview) -> None:
-        """Log the frames that a read of the socket completes."""
+        """Log the frames that a socket read completes."""
         for frame in self._received.read(data):
             self._write(f"< {frame}")
 
@@ -37,11 +37,11 @@ class WireLog:
 class FrameReader:
     """Splits one direction of a connection into frames.
 
-    A frame is complete when its head is, or with the payload if that is shown; payloads
-    are skipped otherwise, and never kept.
+    A frame is complete once its head is, or its payload if that is logged; other
+    payloads are skipped and never stored.
 
     Args:
-        skip_bytes: how many bytes come before the first frame.
+        skip_bytes: bytes before the first frame.
     """
 
     def __init__(self, skip_bytes: int = 0) -> None:

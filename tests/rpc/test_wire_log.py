@@ -119,7 +119,9 @@ def test_a_connection_describes_its_state() -> None:
     assert "introduced" in described
     assert "2 bytes held" in described
     (stream,) = machine.connection._streams.values()
-    assert repr(stream).startswith("<Stream 1, unanswered, holds 2 bytes of a message")
+    assert repr(stream).startswith(
+        "<Stream 1, unanswered, 2 bytes of a message received"
+    )
 
     machine.feed(frame(PING, 0, 1, bytes(8)))
 
