@@ -14,7 +14,8 @@ OLDER_ENVOY := .venv-envoy/$(ENVOY)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
-.PHONY: help demo test test-slow test-envoy test-vllm check format generate lock dist clean
+.PHONY: help demo test test-slow test-envoy test-vllm check format generate lock dist \
+  wheels clean
 
 help:
 	@echo "make demo        Envoy, the router and two pools on this machine; 2 minutes the first time"
@@ -25,7 +26,7 @@ help:
 	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
 	@echo "make test-vllm   the tests on two real vLLM servers"
 	@echo "make check       formatting, lint, types, imports, generated code"
-	@echo "make format, make generate, make lock, make dist, make clean"
+	@echo "make format, make generate, make lock, make dist, make wheels, make clean"
 
 demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 	$(BIN)/extproc demo $(if $(VLLM),--vllm --vllm-python $(VLLM_VENV)/bin/python) $(ARGS)
@@ -76,6 +77,12 @@ lock: | $(BIN)/python
 dist: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
 	$(BIN)/python -m build
+
+# Wheels with the C kernel for Linux x86_64 and aarch64, in containers of the manylinux
+# project: needs Docker, and QEMU (binfmt) for the architecture that is not this machine's.
+wheels: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cibuildwheel
+	$(BIN)/python -m cibuildwheel --platform linux --output-dir dist $(ARGS)
 
 $(BIN)/python:
 	@$(CHECK_PYTHON)

@@ -89,6 +89,14 @@ def test_a_newcomer_s_first_up_answers_the_first_request(project: ComposeProject
     assert exchange(project.port, "long").served_by == "vllm_long"
 
 
+def test_the_image_counts_in_c_and_holds_no_compiler(up: ComposeProject):
+    inside = ("exec", "-T", "extproc")
+
+    assert "(C kernel)" in up.run(*inside, "extproc", "--version")
+    found = up.run(*inside, "sh", "-c", "command -v cc gcc clang; echo searched")
+    assert found.split() == ["searched"]
+
+
 def test_plain_load(up: ComposeProject, clients: Clients):
     with clients(up, "plain load") as load:
         load.run(3)
