@@ -88,6 +88,27 @@ class _Learned:
         vector[len(TERMS) :] = optional_tokens(features, self._prices)
         return vector
 
+    def linearize(self, features: Features) -> tuple[Vector, float]:
+        """Return the vector to learn by, and the tokens that it has too many.
+
+        The tokens of optional text, ``share * (terms . coefficients)``, are linear in
+        either factor alone. Around what is known of both, ``s`` and ``w``, they are
+        about ``s * (terms . coefficients) + (share - s) * (terms . w)``. So its terms
+        count for ``s`` beside those of the other text, and teach their coefficients.
+        """
+        vector = self.vectorize(features)
+        if not features.optional or self._is_new:
+            return vector, 0.0
+        shares = np.clip(self.posterior.mean[len(TERMS) :], 0.0, 1.0)
+        excess = float(shares @ vector[len(TERMS) :])
+        for part in features.optional:
+            vector += shares[part.kind] * part.terms
+        return vector, excess
+
+    @property
+    def _is_new(self) -> bool:
+        return self.posterior.observed < _PRICED_BY_PRIOR
+
     @property
     def _prices(self) -> Vector:
         """Tokens of each term of optional text.
@@ -95,9 +116,7 @@ class _Learned:
         The prior's at first: by coefficients that are still being learned, the shares
         and those coefficients would follow each other.
         """
-        if self.posterior.observed < _PRICED_BY_PRIOR:
-            return self.prior_prices
-        return self.posterior.mean
+        return self.prior_prices if self._is_new else self.posterior.mean
 
 
 @dataclass(slots=True)
@@ -135,7 +154,7 @@ class TextEstimator:
     def predict(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the prompt tokens of a request for a served model."""
         learned = self._of(model)
-        return _predict(learned, features, learned.vectorize(features))[0]
+        return _predict(learned, features, *learned.linearize(features))[0]
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the tokens that further messages add to a prompt."""
@@ -150,7 +169,7 @@ class TextEstimator:
     def point(self, model: str, category: str, features: Features) -> float:
         """Return the point estimate alone."""
         learned = self._of(model)
-        return _point(learned, features, learned.vectorize(features))
+        return _point(learned, features, *learned.linearize(features))
 
     def _of(self, model: str) -> _Learned:
         return self._models.get(model) or self._untaught
@@ -160,9 +179,9 @@ class TextEstimator:
     ) -> Prediction:
         """Learn from one counted prompt (``prompt_tokens`` > 0)."""
         learned = self._models.touch(model)
-        x = learned.vectorize(features)
-        prediction, variance = _predict(learned, features, x)
-        _learn(learned, category, x, prompt_tokens, prediction, variance)
+        x, excess = learned.linearize(features)
+        prediction, variance = _predict(learned, features, x, excess)
+        _learn(learned, category, x, excess, prompt_tokens, prediction, variance)
         self._challenge(learned, category, features, prompt_tokens, prediction)
         return prediction
 
@@ -201,9 +220,9 @@ class TextEstimator:
             if learned.surprise > _SURPRISE:
                 learned.challenger = _Challenger(self._start(), _trial_of(learned))
             return
-        x = challenger.learned.vectorize(features)
-        other, variance = _predict(challenger.learned, features, x)
-        _learn(challenger.learned, category, x, prompt_tokens, other, variance)
+        x, excess = challenger.learned.linearize(features)
+        other, variance = _predict(challenger.learned, features, x, excess)
+        _learn(challenger.learned, category, x, excess, prompt_tokens, other, variance)
         challenger.trial.add(
             category, _error(prompt_tokens, prediction), _error(prompt_tokens, other)
         )
@@ -231,16 +250,16 @@ class TextEstimator:
                 learned.posterior.restore(group)
 
 
-def _point(learned: _Learned, features: Features, x: Vector) -> float:
-    tokens = float(x.dot(learned.posterior.mean))
+def _point(learned: _Learned, features: Features, x: Vector, excess: float) -> float:
+    tokens = float(x.dot(learned.posterior.mean)) - excess
     return min(max(tokens, fewest_tokens(features)), most_tokens(features))
 
 
 def _predict(
-    learned: _Learned, features: Features, x: Vector
+    learned: _Learned, features: Features, x: Vector, excess: float
 ) -> tuple[Prediction, float]:
     """Return the prediction, and the variance of the mean by the wide prior."""
-    point = _point(learned, features, x)
+    point = _point(learned, features, x, excess)
     noise = relative_variance(point)
     learning = learned.posterior.variance(x)
     variance = learned.posterior.narrowed(x, learning)
@@ -281,6 +300,7 @@ def _learn(
     learned: _Learned,
     category: str,
     x: Vector,
+    excess: float,
     prompt_tokens: int,
     prediction: Prediction,
     variance: float,
@@ -299,7 +319,7 @@ def _learn(
     noise = size * size * relative_variance(size)
     if not _believed(learned, category, error, deviations):
         noise *= (deviations / _ROBUST_DEVIATIONS) ** 2
-    learned.posterior.learn(x, prompt_tokens, noise)
+    learned.posterior.learn(x, prompt_tokens + excess, noise)
     if deviations > _SURPRISING_DEVIATIONS or abs(error) > _SURPRISING_ERROR:
         observations = learned.posterior.observations
         if observations - learned.last_surprise >= _BETWEEN_SURPRISES:
