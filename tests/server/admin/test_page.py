@@ -168,6 +168,52 @@ def test_shows_models_where_there_are_any(session: Session) -> None:
     session.run(steps)
 
 
+def test_budgets_and_the_slider_are_of_the_model_that_is_chosen(
+    session: Session,
+) -> None:
+    """On a report with two models, each with pools, budgets and advice of its own."""
+    fleet = """(() => {
+      const report = structuredClone(before), risk = {stated: 0.01, achieved: null};
+      const prospect = (tokens) => ({threshold_tokens: tokens, short_fraction: 0.5,
+        saving: 0.3, saving_at_most: 0.6, under_rate: 0.01});
+      const advice = (tokens) => ({requests: 900, best: prospect(tokens),
+        current: prospect(tokens), prospects: [prospect(tokens)]});
+      const pool = (name, tokens) => ({...report.pools[0], name, threshold_tokens: tokens});
+      report.pools = [pool("a-short", 4096), pool("a-long", 8192), pool("b-short", 2048),
+        pool("b-long", 8192)];
+      const model = (name, decisions, tokens) => ({name, decisions, share: 0.5, observed: 1,
+        mean_absolute_error: 0, bias: 0, risk, budgets: report.budgets,
+        pools: [`${name}-short`, `${name}-long`], advice: advice(tokens)});
+      report.models = [model("a", 5, 4096), model("b", 9, 2048),
+        {...model("other", 0, 2048), pools: ["a-short", "a-long"]}];
+      report.last_decisions[0].base_model = "a";
+      before = null; show(report); return 0; })()"""
+    names = "[...document.querySelectorAll('#budgets text')].map((e) => e.textContent)"
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("$('pause').click()")
+        await tab.evaluate(fleet)
+        assert await tab.evaluate("$('subject').value") == "b"  # the busiest
+        assert "b-short" in await tab.evaluate(names)
+        assert "a-short" not in await tab.evaluate(names)
+        shown = "$('threshold-shown').textContent"
+        assert await tab.evaluate(shown) == "2,048, in force"
+        await tab.evaluate(
+            "$('subject').value = 'a', $('subject').dispatchEvent(new Event('change')), 0"
+        )
+        assert "a-short" in await tab.evaluate(names)
+        assert await tab.evaluate(shown) == "4,096, in force"
+        rows = "[...$('models').children].map((e) => e.firstChild.textContent)"
+        assert await tab.evaluate(rows) == ["a", "b"]  # nobody asked for others
+        assert await tab.evaluate("$('last').innerText.includes('a')")
+        assert not await tab.evaluate("$('last-model').hidden")
+        await tab.evaluate("$('pause').click()")
+        await tab.wait_for("document.getElementById('models-part').hidden")
+        assert await tab.evaluate("$('subject-part').hidden && $('last-model').hidden")
+
+    session.run(steps)
+
+
 def test_shows_time_with_axes(session: Session) -> None:
     async def steps(tab: Tab) -> None:
         charts = await tab.evaluate(
