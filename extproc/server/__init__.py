@@ -1,1 +1,1 @@
-"""I/O: transports, codec, metrics, state, the admin port."""
+"""The server: transports, codec, metrics, state and the admin port (all I/O)."""

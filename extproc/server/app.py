@@ -1,4 +1,4 @@
-"""The server put together from a configuration, and its life from start to drain."""
+"""The server process: assembled from a configuration, run from start to drain."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ logger = logging.getLogger(__name__)
 
 
 _QUIET_S = 0.5
-"""Without a new stream for so long, the proxies are taken to know that we go."""
+"""Seconds without a new stream after which the proxies are taken to have noticed that
+the server is about to stop."""
 
 
 class App:
     """One server process.
 
     Args:
-        config: as it was read.
-        path: the file that it was read from, to be watched; None for the defaults.
-        worker: which of several processes this is; None: the only one.
+        config: the parsed configuration.
+        path: file that it was read from and that is watched for changes; None for the
+            defaults.
+        worker: which of several worker processes this is; None for a single process.
 
     Raises:
-        ConfigError: the configuration asks for what is not installed, or for a file
+        ConfigError: the configuration needs a package that is not installed, or a file
             that cannot be opened.
     """
 
@@ -69,7 +71,7 @@ class App:
 
         Raises:
             OSError: the gRPC address cannot be bound.
-            ConfigError: the pools' servers are not as configured.
+            ConfigError: a pool's servers differ from the configuration.
         """
         asyncio.get_running_loop().set_exception_handler(log_loop_error)
         async with AsyncExitStack() as stack:
@@ -114,9 +116,10 @@ class App:
         _log("stopped")
 
     async def _until_nobody_asks(self, at_most_s: float) -> None:
-        """Serve on until the proxies have seen that we are about to go.
+        """Keep serving until the proxies have noticed the coming shutdown.
 
-        A server that refuses streams before that costs each of them its decision.
+        If the server refused streams earlier, each refused stream would lose its
+        decision.
         """
         service = self._runtime.service
         deadline_s = asyncio.get_running_loop().time() + at_most_s
@@ -156,7 +159,7 @@ class App:
         watch = ConfigWatch(self._path, apply, self._runtime.metrics.reloaded)
         loop.add_signal_handler(signal.SIGHUP, watch.ask)
         if self._worker is not None:
-            # The parent holds the other end of standard input, which ends when it dies.
+            # Standard input ends when the parent process dies.
             loop.add_reader(sys.stdin.fileno(), _end_reading, loop, stopping)
         _run_until_stopped(stack, watch.run())
         return stopping
@@ -179,7 +182,7 @@ class App:
         try:
             _log("admin", admin=await admin.start())
         except OSError as error:
-            # Requests matter more than their metrics: serve on without the port.
+            # Requests matter more than their metrics: continue without the port.
             fields = {"admin": str(address), "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
 

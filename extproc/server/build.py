@@ -1,4 +1,4 @@
-"""The parts of a server that its configuration describes."""
+"""Builds the parts of a server from its configuration."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ if TYPE_CHECKING:
     from extproc.server.observe.tracing import Tracing
 
 AUTO_SAMPLE_FLOOR = 0.01
-"""Least share of the exchanges observed once all is known, for `sample: auto`."""
+"""Smallest share of exchanges observed after learning has converged, for `sample:
+auto`."""
 
 
 def build_policy(pools: Sequence[PoolConfig], model: str = "") -> Policy:
-    """The policy of one model's pools.
+    """Build the policy for one model's pools.
 
     Args:
-        pools: as configured.
-        model: the base model that they serve; empty if it is the only one.
+        pools: the configured pools.
+        model: base model that the pools serve; empty if there is only one.
     """
     return Policy(
         [
@@ -75,7 +76,7 @@ def build_policy(pools: Sequence[PoolConfig], model: str = "") -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a configuration describes, before any of it runs."""
+    """The parts of a server before any of them runs."""
 
     first: Generation
     conversations: ConversationMemory
@@ -85,13 +86,13 @@ class Parts:
 
 
 def build(config: Config, shared: Path | None = None) -> Parts:
-    """Build all that a configuration describes.
+    """Build the parts that a configuration describes.
 
     Args:
-        shared: the directory of the workers of which this process is one.
+        shared: directory that all workers share; None for a single process.
 
     Raises:
-        ConfigError: it asks for what is not installed or cannot be opened.
+        ConfigError: a package is not installed or a file cannot be opened.
     """
     conversations = ConversationMemory(shared)
     return Parts(
@@ -108,11 +109,11 @@ def build_generation(
     previous: Generation | None = None,
     conversations: ConversationMemory | None = None,
 ) -> Generation:
-    """Build all that is replaced at once when the configuration changes.
+    """Build everything that a reload replaces at once.
 
     Args:
-        previous: the generation in force, whose counts go on where they still apply.
-        conversations: where conversations are remembered; None: nowhere before.
+        previous: the generation in force, whose counts continue where they still apply.
+        conversations: memory of conversations; None to start with an empty one.
     """
     router = build_router(config, conversations=conversations)
     history = None
@@ -135,7 +136,7 @@ def build_generation(
 def _build_budgets(
     router: AnyRouter, previous: Mapping[str, BudgetCounts]
 ) -> dict[str, BudgetCounts]:
-    """Budget counts by model, going on with those between the same thresholds."""
+    """Build the budget counts by model; continue those with unchanged thresholds."""
     budgets = {}
     for each in router.routers:
         counts, before = budget_counts(each.policy), previous.get(each.model)
@@ -145,7 +146,7 @@ def _build_budgets(
 
 
 def build_exchange_settings(config: Config) -> ExchangeSettings:
-    """The settings that all exchanges share."""
+    """Build the settings shared by all exchanges."""
     return ExchangeSettings(
         max_body_bytes=config.server.max_body_bytes,
         paths=PathTable(config.requests.path_prefixes),
@@ -165,11 +166,11 @@ def build_router(
     leave_out: Collection[str] = (),
     conversations: ConversationMemory | None = None,
 ) -> AnyRouter:
-    """The router that a configuration describes.
+    """Build the router that a configuration describes.
 
     Args:
-        leave_out: tokenizer families that the estimator's prior must not know.
-        conversations: where conversations are remembered; None: nowhere before.
+        leave_out: tokenizer families to leave out of the estimator's prior.
+        conversations: memory of conversations; None to start with an empty one.
     """
     learned = _Learned(
         build_bounded_estimator(config, leave_out),
@@ -205,7 +206,7 @@ def build_router(
 
 
 class _Learned(NamedTuple):
-    """What all models share, each learning under its own name."""
+    """Estimators that all models share; each model learns under its own name."""
 
     estimator: Bounded
     ratios: TextRatios
@@ -236,7 +237,7 @@ def _build_model(
 def _build_conversations(
     config: Config, memory: ConversationMemory
 ) -> Conversations | None:
-    """The memory of conversations, if every response is observed."""
+    """Build the memory of conversations; None unless every response is observed."""
     observes_all = config.feedback.access_log or config.feedback.sample == "all"
     entries = config.conversations.entries
     if not entries or not observes_all:
@@ -274,12 +275,12 @@ def _build_allowance(config: Config) -> OutputAllowance:
 
 
 def _models_apart(config: Config) -> int:
-    """How many models are learned apart: those configured, and one for the rest."""
+    """Return the number of models learned separately: the configured ones plus one."""
     return len(config.models) + 1 if config.models else config.estimator.models
 
 
 def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> Bounded:
-    """The estimator that a configuration names, with the bound that it asks for.
+    """Build the configured estimator with the configured bound.
 
     Args:
         leave_out: tokenizer families to leave out of the estimator's prior.
@@ -299,10 +300,10 @@ def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> 
 
 
 def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimator:
-    """The estimator that a configuration names.
+    """Build the configured estimator, without its bound.
 
     Args:
-        leave_out: tokenizer families to leave out of its prior.
+        leave_out: tokenizer families to leave out of the estimator's prior.
     """
     match config.estimator.name:
         case EstimatorName.TEXT:
@@ -321,11 +322,11 @@ def build_estimator(config: Config, leave_out: Collection[str] = ()) -> Estimato
 def build_sampler(
     config: FeedbackConfig, router: AnyRouter, history: SamplingHistory | None = None
 ) -> FeedbackSampler:
-    """The sampler that a configuration describes.
+    """Build the sampler that a configuration describes.
 
     Args:
-        router: between whose pools an error matters most.
-        history: of the sampler before it; None to begin with none.
+        router: its pools determine how much an estimation error matters.
+        history: history of the previous sampler; None to start without.
     """
     match config.sample:
         case "auto" if config.access_log:
@@ -341,10 +342,10 @@ def build_sampler(
 
 
 def build_tracing(config: OtelConfig) -> Tracing | None:
-    """The tracing that a configuration asks for, if it does.
+    """Set up tracing, or return None if it is disabled.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed, or one of its variables is wrong.
+        ConfigError: OpenTelemetry is not installed, or one of its variables is invalid.
     """
     if not config.enabled:
         return None
@@ -360,10 +361,10 @@ def build_tracing(config: OtelConfig) -> Tracing | None:
 
 
 def build_recording(config: RecordingConfig) -> Recording | None:
-    """The recording that a configuration describes, if one does.
+    """Open the configured recording, or return None if none is configured.
 
     Raises:
-        ConfigError: its file cannot be opened.
+        ConfigError: the recording's file cannot be opened.
     """
     if config.file is None:
         return None
@@ -377,10 +378,10 @@ def build_recording(config: RecordingConfig) -> Recording | None:
 
 
 def build_store(config: StateConfig) -> Store | None:
-    """The store that a configuration describes; none if nothing is to be kept.
+    """Open the configured store, or return None if learned state is not stored.
 
     Raises:
-        ConfigError: Redis is wanted, but its client is not installed.
+        ConfigError: Redis is configured, but its client is not installed.
     """
     match config.store:
         case StateStore.NONE:

@@ -18,7 +18,7 @@ from extproc.server.pools.watch import LoadWatch
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Everything that one configuration determines while it is in force."""
+    """Everything that is determined by one configuration."""
 
     config: Config
     router: AnyRouter
@@ -26,12 +26,12 @@ class Generation:
     settings: ExchangeSettings
     watch: LoadWatch
     budgets: Mapping[str, BudgetCounts]
-    """The budgets decided and the tokens needed, between candidate thresholds, by base
+    """Decided budgets and needed tokens, binned by candidate thresholds, by base
     model."""
     gateway_limit: GatewayLimit
     """The largest body that the gateway hands over, as it seems."""
     decider: Decider = field(init=False)
-    """Decides about the requests of ext_proc's streams."""
+    """Decides the requests of ext_proc's streams."""
 
     def __post_init__(self) -> None:
         decider = Decider(
@@ -46,12 +46,12 @@ class Generation:
         object.__setattr__(self, "decider", decider)
 
     def loads(self) -> Mapping[str, PoolLoad]:
-        """Return the known load of each pool that has endpoints."""
+        """Return the known load of each pool with endpoints."""
         return self.watch.current()
 
 
 class InForce:
-    """Holds the generation in force; everything that depends on it asks here.
+    """Holder of the generation in force; components read it on every use.
 
     Attributes:
         now: the generation in force. A reload assigns the next one.

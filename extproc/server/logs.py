@@ -1,7 +1,7 @@
 """Structured logs through the standard library: an event name, then fields.
 
 ``logger.info("serving", extra={"fields": {"listen": ...}})``. Fields are numbers and
-names from the configuration; never bodies, never credentials.
+names from the configuration, never bodies or credentials.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _Raised = (
 
 
 class _Formatter(logging.Formatter):
-    """Shows of an exception its kind and where it was raised.
+    """Formats an exception as its type and the place where it was raised.
 
-    Not its text, which may quote a request; but for the operating system's.
+    Its message is omitted because it may quote a request; only the operating system's
+    errors keep theirs.
     """
 
     def formatException(self, ei: _Raised) -> str:  # noqa: N802 - logging's name
@@ -78,7 +79,8 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 WIRE: Final = "extproc.frames"
-"""The logger of HTTP/2 frames: at DEBUG if they are wanted, whatever the level."""
+"""Logger of HTTP/2 frames. If frames are logged, it is at DEBUG whatever the configured
+level."""
 
 
 def configure_logging(config: LogConfig) -> None:
@@ -91,12 +93,12 @@ def configure_logging(config: LogConfig) -> None:
 
 
 class OncePerInterval(logging.Handler):
-    """Passes one record an interval on to another logger, and drops the others.
+    """Forwards one record per interval to another logger and drops the others.
 
     Args:
-        target: logs what passes.
-        interval_s: seconds from one record to the next.
-        clock: seconds that never jump.
+        target: logger that receives the forwarded records.
+        interval_s: seconds between forwarded records.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -119,13 +121,13 @@ class OncePerInterval(logging.Handler):
 
 
 def log_failure(where: str, error: BaseException) -> None:
-    """Log an exception that a call raised, and where it did."""
+    """Log an exception that a call raised, and the place where it was raised."""
     logger.error("call_failed", extra={"fields": {"where": where}}, exc_info=error)
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what nobody took of the event loop's errors: its exception handler."""
-    what = context["message"].partition("(")[0]  # a callback's arguments follow
+    """Log an unhandled error of the event loop; for use as its exception handler."""
+    what = context["message"].partition("(")[0]  # cut the callback's arguments
     fields = {"what": what.rstrip()}
     error = context.get("exception")
     logger.error("loop_error", extra={"fields": fields}, exc_info=error)

@@ -1,4 +1,4 @@
-"""Settings of the C allocator for a server that handles bodies of megabytes."""
+"""Settings of the C allocator for a server that handles multi-megabyte bodies."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ _M_MMAP_THRESHOLD: Final = -3
 """``mallopt``'s parameters (glibc, malloc.h)."""
 
 KEPT_BYTES: Final = 64 << 20
-"""Free memory that stays with the process at least. Given back after each request, as
-glibc does by default, it has to be mapped and cleared again for the next one: three
-fifths of the CPU that a body of 220 kB cost."""
+"""Minimum free memory in bytes that the process keeps. By default glibc returns it
+after each request, so it has to be mapped and zeroed again for the next one: three
+fifths of the CPU time of a 220 kB body."""
 
 KEPT_BODIES: Final = 8
-"""The same in bodies of the largest size: one takes up to five times its size while its
-pieces are put together."""
+"""Minimum free memory in multiples of the largest body: assembling one takes up to five
+times its size."""
 
 _LARGEST_ON_HEAP_BYTES: Final = 32 << 20
-"""The most that glibc takes: blocks of that size are mapped and unmapped each time."""
+"""Largest threshold that glibc accepts: larger blocks are always mapped and
+unmapped."""
 
 _GROWTH_BYTES: Final = 1 << 20
 _MAX_INT: Final = 2**31 - 1
 
 
 def keep_freed_memory(max_body_bytes: int = 0) -> bool:
-    """Have ``malloc`` keep what is freed, up to a size.
+    """Configure ``malloc`` to keep freed memory, up to a limit.
 
     Args:
-        max_body_bytes: of the requests, for that size.
+        max_body_bytes: largest request body, from which the limit is computed.
 
     Returns:
-        Whether it is glibc's, and took the settings; others are left alone.
+        Whether the allocator is glibc and accepted the settings; others are unchanged.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Notices a new configuration: on SIGHUP, and when the file changes."""
+"""Reloads the configuration on SIGHUP and when the file changes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from extproc.config import Config, ConfigError, load_config
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""Between two looks at the file. A poll sees what no notification tells: the file
-replaced, or a symbolic link on the way to it, as Kubernetes does for a ConfigMap."""
+"""Seconds between two checks of the file. Polling also sees a replaced file, or a
+replaced symbolic link in its path (as in a Kubernetes ConfigMap), which file
+notifications miss."""
 
 
 class Reloaded(StrEnum):
-    """What became of a new configuration. Closed: these are metric labels."""
+    """Result of a reload. A closed set, used as metric labels."""
 
     OK = "ok"
     FAILED = "failed"
-    """The last good one stays in force."""
+    """The previous configuration stays in force."""
 
 
 Fingerprint = tuple[str, int, int, int]
 
 
 def fingerprint(path: Path) -> Fingerprint | None:
-    """What tells one content of a file from another without reading it; None if gone.
+    """Return a value that differs if the file's content differs; None if it is gone.
 
-    The file that the links lead to, its inode, time and size.
+    It consists of the resolved path, inode, modification time and size.
     """
     try:
         real = os.path.realpath(path, strict=True)
@@ -46,11 +47,12 @@ class ConfigWatch:
     """Reloads a configuration file.
 
     Args:
-        path: the file; None where the defaults are served, and SIGHUP does nothing.
-        apply: puts a configuration in force; returns the settings that need a restart.
-        reloaded: called with the result of each attempt, and the number of settings
-            that changed but take a restart.
-        poll_s: between two looks.
+        path: the file; None if the defaults are served and SIGHUP has no effect.
+        apply: applies a configuration; returns the changed settings that need a
+            restart.
+        reloaded: called with the result of each reload and the number of changed
+            settings that need a restart.
+        poll_s: seconds between two checks of the file.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class ConfigWatch:
         self._seen = fingerprint(path) if path is not None else None
 
     def ask(self) -> None:
-        """Reload at once, changed or not; for the signal handler."""
+        """Request an immediate reload, even of an unchanged file (on SIGHUP)."""
         self._asked.set()
 
     async def run(self) -> None:
@@ -78,7 +80,7 @@ class ConfigWatch:
             if self._path is None:
                 continue
             found = fingerprint(self._path)
-            # A file that is gone for a moment is being replaced.
+            # A missing file is probably being replaced: wait for it.
             if asked or (found is not None and found != self._seen):
                 self._seen = found
                 await self.reload(self._path)
@@ -92,7 +94,7 @@ class ConfigWatch:
         return True
 
     async def reload(self, path: Path) -> None:
-        """Read the file and put it in force, or say why not."""
+        """Read and apply the file, or log the error."""
         try:
             config = _read(path)
             kept = await self._apply(config)
@@ -110,7 +112,7 @@ class ConfigWatch:
         self._reloaded(Reloaded.OK, len(kept))
 
     def _failed(self, path: Path, error: Exception) -> None:
-        fields = {"path": str(path), "error": str(error), "in_force": "the one before"}
+        fields = {"path": str(path), "error": str(error), "in_force": "previous"}
         logger.error("config_refused", extra={"fields": fields})
         self._reloaded(Reloaded.FAILED, 0)
 

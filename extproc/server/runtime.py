@@ -1,4 +1,4 @@
-"""The running server: the configuration in force, what watches it, and its reload."""
+"""The running server: the configuration in force, its watches and its reload."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from extproc.server.services.requested_bodies import Later
 from extproc.server.services.watchers import ObservationWatcher
 
 Known = Callable[[str], Mapping[str, DecayedSums]]
-"""Gives what is stored of a component that nobody here has learned into."""
+"""Returns the stored state of a component into which this process has not learned
+yet."""
 
 
 class Runtime:
-    """Everything between the transport and the configuration in force.
+    """Everything between the transports and the configuration in force.
 
     Args:
         parts: as built from the first configuration.
@@ -76,14 +77,14 @@ class Runtime:
         self.explainer = Explainer(in_force)
 
     def learners(self) -> list[Mergeable]:
-        """Return what learns at present, to be kept and shared."""
+        """Return the current learners, whose state is stored and shared."""
         return self.in_force.now.router.learners
 
     async def start(self) -> None:
-        """Begin to watch the pools.
+        """Start watching the pools.
 
         Raises:
-            ConfigError: a pool's servers have another window than configured.
+            ConfigError: a pool's servers have another max_model_len than configured.
         """
         await self.in_force.now.watch.start()
 
@@ -92,27 +93,28 @@ class Runtime:
         await self.in_force.now.watch.stop()
 
     async def replace(self, config: Config, known: Known) -> list[str]:
-        """Serve on with another configuration, and with what was learned.
+        """Apply another configuration, keeping the learned state.
 
         Returns:
-            The settings that changed but take a restart.
+            The changed settings that need a restart.
 
         Raises:
-            ConfigError: it cannot be served with; the one in force stays.
+            ConfigError: the configuration cannot be applied; the one in force stays.
         """
         previous = self.in_force.now
         config, kept = keep_until_restart(previous.config, config)
         following = build_generation(config, previous, self._conversations)
         try:
             await following.watch.start()
-            # Nearly all of it a group at a time, so that requests pass in between.
+            # Transfer most groups with a pause after each, so that requests are served
+            # meanwhile.
             for _ in _teach(following.router, previous.router, known):
                 await asyncio.sleep(0)
         except BaseException:
             await following.watch.stop()
             raise
-        # Nothing awaits from here to the assignment: no request and no lesson falls
-        # between the two.
+        # Nothing awaits from here to the assignment, so no request or lesson falls in
+        # between.
         for _ in _teach(following.router, previous.router, known):
             pass
         self.in_force.now = following
@@ -121,29 +123,29 @@ class Runtime:
 
 
 class RequestsByPool:
-    """Counts a request in, and out, before the pool's servers report it.
+    """Counts the requests in flight by pool, ahead of the servers' own reports.
 
-    Only requests that are sent where they were decided to go: none in shadow mode.
+    It counts only requests that follow their decision, so none in shadow mode.
     """
 
     def __init__(self, in_force: InForce) -> None:
         self._in_force = in_force
 
     def decided(self, decision: Decision) -> None:
-        """Count a request in."""
+        """Count the start of a request."""
         now = self._in_force.now
         if now.config.mode is Mode.ROUTE:
             now.watch.routed(decision.pool.name)
 
     def ended(self, pool: str) -> None:
-        """Count a request out."""
+        """Count the end of a request."""
         now = self._in_force.now
         if now.config.mode is Mode.ROUTE:
             now.watch.landed(pool)
 
 
 def _teach(router: AnyRouter, previous: AnyRouter, known: Known) -> Iterator[None]:
-    """Hand on what was learned, one group a step."""
+    """Transfer the learned state to a new router, one group per step."""
     learned = {learner.component: learner for learner in previous.learners}
     for learner in router.learners:
         before = learned.get(learner.component)

@@ -1,1 +1,1 @@
-"""The admin port: page, status, metrics, JSON API."""
+"""The admin port: page, status, metrics and JSON API."""

@@ -1,6 +1,6 @@
-"""The API over HTTP: its messages as JSON, and a form that nginx can ask.
+"""The decision API over HTTP: its messages as JSON, and an endpoint for nginx.
 
-Errors are those of the Connect protocol: 400 and {"code": ..., "message": ...}.
+Errors follow the Connect protocol: status 400 and {"code": ..., "message": ...}.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from extproc.server.services.decide import DECIDE, OBSERVE, Api, InvalidArgument
 from extproc.wire import router_pb2 as pb
 
 DECISION_HEADER = "x-llm-decision"
-"""The decision in base64, to be handed back to Observe."""
+"""Response header with the decision in base64, to be returned to Observe."""
 
 _LOCATION = re.compile(r"[@/A-Za-z0-9_.-]{1,64}")
 
 
 class HttpApi:
-    """Answers the API's methods, and ``POST /decide`` for the request's own body.
+    """Serves the API's methods, and ``POST /decide`` for unwrapped request bodies.
 
     Args:
-        api: answers.
-        turns: where bodies are read.
+        api: makes the decisions.
+        slices: limit the time of a parsing step.
     """
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:
@@ -37,7 +37,7 @@ class HttpApi:
         self._slices = slices
 
     def add_routes(self, app: web.Application) -> None:
-        """Answer on an application."""
+        """Register the handlers with an application."""
         router = app.router
         router.add_post(DECIDE, _json_method(pb.DecideRequest, self._decide))
         router.add_post(OBSERVE, _json_method(pb.ObserveRequest, self._observe))
@@ -52,15 +52,15 @@ class HttpApi:
         return self._api.observe(request)
 
     async def _post_decide(self, request: web.Request) -> web.Response:
-        """Decide on the body as it came; the answer is in the headers too.
+        """Decide an unwrapped request body; the answer is in response headers too.
 
-        ``?path=``, ``?hint=`` and ``?model=`` say what the body does not. With
-        ``?accel=PREFIX`` the answer carries ``x-accel-redirect: PREFIX<pool>``, which
-        takes nginx to the location of that name with the request as it was.
+        ``?path=``, ``?hint=`` and ``?model=`` supply what the body does not contain.
+        With ``?accel=PREFIX`` the response has ``x-accel-redirect: PREFIX<pool>``,
+        which makes nginx pass the unchanged request to the location of that name.
         """
         accel = request.query.get("accel", "")
         if accel and not _LOCATION.fullmatch(accel):
-            return _refuse("accel: accepted is the beginning of a location's name")
+            return _refuse("accel: expected the prefix of a location's name")
         asked = pb.DecideRequest(
             path=request.query.get("path", ""),
             category_hint=request.query.get("hint", ""),
@@ -88,10 +88,10 @@ def _json_method(
     kind: Any, method: Callable[[Any], Awaitable[Any]]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
-        # A browser asks leave (CORS) before it sends this type to another origin, so
-        # no web page can teach the router behind its visitor's back.
+        # For this content type a browser sends a preflight request (CORS) to other
+        # origins, so no web page can teach the router without its visitor's knowledge.
         if request.content_type != "application/json":
-            return _refuse("content-type: accepted is application/json", 415)
+            return _refuse("content-type: expected application/json", 415)
         try:
             message = json_format.Parse(await request.read(), kind())
             return web.json_response(_as_json(await method(message)))

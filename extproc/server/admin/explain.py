@@ -1,4 +1,4 @@
-"""Explains a request: from its bytes to every number of its decision."""
+"""Explains a request: every number of its decision, computed from its bytes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AnyExplanation = Explanation | FailedOpenExplanation | NotRoutedExplanation
 
 
 class Explainer:
-    """Explains what a router would decide, without deciding anything.
+    """Explains what a router would decide, without side effects.
 
-    Nothing is learned, counted, logged or kept.
+    A request is not learned from, counted, logged or stored.
 
     Args:
-        in_force: whose router would decide.
+        in_force: holder of the router.
     """
 
     def __init__(self, in_force: InForce) -> None:
@@ -37,7 +37,7 @@ class Explainer:
     def begin_parsing(
         self, body: bytes, path: str = DEFAULT_PATH, encoding: str = ""
     ) -> BodyParser:
-        """Begin to read a request, which may take long; see ``explain``."""
+        """Start parsing a request in steps, for use with ``explain``."""
         settings = self._in_force.now.settings
         target = settings.paths.find(path)
         return BodyParser(target, body, encoding, settings.max_body_bytes)
@@ -51,15 +51,15 @@ class Explainer:
         reading: BodyParser | None = None,
         model_header: str = "",
     ) -> AnyExplanation:
-        """Explain one request, as the live exchange would have read it.
+        """Explain one request as the exchange would have parsed it.
 
         Args:
-            body: as on the wire.
+            body: the request body as on the wire.
             path: the request's path.
-            hint: the category that its hint header named.
+            hint: category in its hint header.
             encoding: its ``content-encoding``.
-            reading: of the same; None: it is read here, in one go.
-            model_header: what its model header says, if one is configured.
+            reading: parser of the same body; None to parse it in one step.
+            model_header: value of its model header, if one is configured.
         """
         now = self._in_force.now
         paths, decider = now.settings.paths, now.decider

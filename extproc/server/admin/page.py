@@ -1,4 +1,4 @@
-"""The live page: one file that holds all it needs, and the policy that says so."""
+"""The live page: one self-contained file and its content security policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import resources
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page and the headers to send it with."""
+    """The page and its response headers."""
 
     html: str
     headers: dict[str, str]
@@ -20,8 +20,8 @@ class Page:
 def load_page() -> Page:
     """Read the page from the package.
 
-    Its content security policy (CSP level 3) lets its own script and style run, by
-    their hashes, and nothing else: not what a text on the page might smuggle in.
+    The content security policy (CSP level 3) allows only the page's own script and
+    style, by their hashes, so text shown on the page cannot inject any.
     """
     page = resources.files("extproc.server.admin").joinpath("page.html")
     html = page.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The admin port over HTTP: metrics, probes, the status, its page, explanations."""
+"""The admin port over HTTP: metrics, probes, status, live page and explanations."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class AdminServer:
     """Serves /, /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
-        address: a Unix socket for one of several workers.
-        registry: what /metrics prints.
-        ready: whether new streams are welcome.
-        status: what /status prints.
-        explainer: answers POST /explain.
-        max_body_bytes: the largest body to read; twice that may come, in base64.
-        api: answered as JSON over HTTP, where there is one.
+        address: address to listen on; a Unix socket if there are several workers.
+        registry: metrics for /metrics.
+        ready: whether the server accepts new streams.
+        status: produces the report for /status.
+        explainer: handles POST /explain.
+        max_body_bytes: largest request body; twice as much is read, since it may be in
+            base64.
+        api: decision API to serve as JSON over HTTP, if enabled.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class AdminServer:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
-        """Listen; return the address in use, with the port that was given for 0.
+        """Start listening; return the bound address, with the actual port instead of 0.
 
         Raises:
             OSError: the address cannot be bound.
@@ -107,7 +108,8 @@ class AdminServer:
     async def _post_explain(self, request: web.Request) -> web.Response:
         """Explain the request in the body.
 
-        ``?path=``, ``?hint=`` and ``?model=`` (``model.header``) say how it would come.
+        ``?path=``, ``?hint=`` and ``?model=`` (``model.header``) supply its path and
+        headers.
         """
         path = request.query.get("path", DEFAULT_PATH)
         body = await request.read()

@@ -1,4 +1,4 @@
-"""What the server is, does and has learned: /status, and all that the page shows."""
+"""The report of /status: what the server is, does and has learned."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class StatusReporter:
     """Reports the state of one server; a report costs nothing until it is requested.
 
     Args:
-        in_force: its pools, estimator and ratios are reported.
-        metrics: where the counts are read.
-        recent: the last decisions, and how learning went.
-        timeline: the last fifteen minutes.
-        ready: whether new streams are welcome.
-        clock: seconds since the epoch; read once now, for the uptime.
+        in_force: holder of the pools, estimator and ratios.
+        metrics: source of the counts.
+        recent: source of the last decisions and the learning curves.
+        timeline: source of the last fifteen minutes.
+        ready: whether the server accepts new streams.
+        clock: seconds since the epoch; also read at construction, for the uptime.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StatusReporter:
         self._started_s = clock()
 
     def report(self) -> StatusReport:
-        """Report everything."""
+        """Report the whole state."""
         now, metrics = self._in_force.now, self._metrics
         router = now.router
         by_pool = _counts(metrics.decisions, "pool")
@@ -108,7 +108,7 @@ class StatusReporter:
         )
 
     def _report_models(self, now: Generation) -> list[ModelReport]:
-        """Report each model that is configured, and ``other`` if it is routed."""
+        """Report each configured model, and ``other`` if it is routed."""
         router, advice = now.router, advise_now(now)
         if not isinstance(router, ModelRouter):
             return []
@@ -168,7 +168,7 @@ def _report_pool(
 
 
 def _counts(counter: Collector, label: str) -> Counter[str]:
-    """A counter's values summed up by one of its labels."""
+    """Sum a counter's values by one of its labels."""
     counts: Counter[str] = Counter()
     for family in counter.collect():
         for sample in family.samples:

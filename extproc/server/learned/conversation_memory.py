@@ -1,4 +1,4 @@
-"""Where the counts of conversations lie: this process's memory, or its workers' own."""
+"""Memory for conversation counts, private or shared by the workers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class ConversationMemory:
-    """Gives the memory for ``routing.conversation.Conversations``.
+    """Allocates the memory for ``routing.conversation.Conversations``.
 
-    A reload finds what was remembered before it, unless the size has changed.
+    Its content survives a reload unless the size changes.
 
     Args:
-        directory: of the workers that share it: a file for each size, which they map.
-            It must end with them. None: nobody shares it.
+        directory: directory shared by the workers, in which they map one file per size.
+            It must be deleted when they stop. None if the memory is not shared.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -27,10 +27,11 @@ class ConversationMemory:
         self._opened: tuple[int, memoryview] | None = None
 
     def open(self, entries: int) -> memoryview:
-        """Return the memory for so many entries, at least 1.
+        """Return the memory for a number of entries, at least 1.
 
-        If the file cannot be had, the memory is this process's own, and the log says
-        so: a worker that remembers its own turns alone still serves.
+        If the file cannot be created, the memory is private to the process and the
+        error is logged: a worker that remembers only its own conversations can still
+        serve.
         """
         size = memory_bytes(entries)
         if self._opened is None or self._opened[0] != size:
@@ -51,8 +52,9 @@ class ConversationMemory:
 def _map(path: Path, size: int) -> memoryview:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        # Written, not only made longer: a full disk is an error here, and would be a
-        # fatal signal at the first use of a mapped byte that the file has no room for.
+        # Write zeros instead of just extending the file: a full disk is an error here,
+        # but would be a fatal signal when a mapped byte without disk space is first
+        # used.
         at = os.fstat(descriptor).st_size
         while at < size:
             at += os.pwrite(descriptor, bytes(min(1 << 20, size - at)), at)

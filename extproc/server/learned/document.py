@@ -1,6 +1,7 @@
-"""The learned state as bytes: checked on the way in, so that nothing else gets further.
+"""Serialization of the learned state, with full validation of what is read.
 
-Two lines of JSON: what it is and the checksum of the second line; the state.
+The format is two lines of JSON: a header with the checksum of the second line, and the
+state.
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.store import UnreadableDocument
 
 VERSION = 2
-"""1 had the bound's sums in the estimator's component."""
+"""Version of the format. In version 1 the bound's sums were in the estimator's
+component."""
 NAME = f"learned.v{VERSION}.json"
-"""File name or key. With the version in it, servers of two versions that run side by
-side during an upgrade do not set each other's aside."""
+"""File name or key. It contains the version, so that servers of two versions that run
+side by side during an upgrade do not replace each other's state."""
 
 EARLIER_NAMES = [f"learned.v{version}.json" for version in range(1, VERSION)]
-"""Names of documents that this version does not go on from."""
+"""Names of documents in earlier formats, which this version does not read."""
 
 FORMAT = "token-budget-router learned state"
 
 MAX_GROUPS = 8192
-"""Of a component: 64 models by 64 categories, twice. What is beyond is not kept."""
+"""Maximum groups of one component: 64 models by 64 categories, twice. Further ones are
+dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """All that processes have learned together."""
+    """The combined learned state of all processes."""
 
     components: Mapping[str, Mapping[str, DecayedSums]] = field(default_factory=dict)
-    """By ``Mergeable.component``."""
+    """Sums by ``Mergeable.component`` and group."""
     writers: Mapping[str, int] = field(default_factory=dict)
-    """The number of the last write of each process, by its random name: whether a
-    write whose answer was lost took place."""
+    """Number of each process's last write, by its random name. It shows whether a write
+    took place if its answer was lost."""
 
 
 class _Head(msgspec.Struct):
@@ -51,7 +54,7 @@ class _Group(msgspec.Struct, array_like=True):
     keep: float
     observations: int
     sums: bytes
-    """Little-endian float64, in base64: exact, and half of what digits take."""
+    """Little-endian float64 in base64: exact, and half the size of decimal digits."""
     epoch: int = 0
 
 
@@ -60,13 +63,13 @@ _decode_json = msgspec.json.Decoder(_Group).decode
 
 class _Body(msgspec.Struct):
     components: dict[str, dict[str, msgspec.Raw]]
-    """Each group by itself: all at once, megabytes, would be one step that no other
-    thread gets in between."""
+    """Groups, decoded one at a time: decoding megabytes at once would block all other
+    threads."""
     writers: dict[str, int]
 
 
 def encode(document: Document) -> bytes:
-    """Serialize; exact, floats included."""
+    """Serialize a document exactly, floats included."""
     components = {
         component: {
             key: _encode_group(group)
@@ -86,10 +89,11 @@ def _encode_group(group: DecayedSums) -> msgspec.Raw:
 
 
 def decode(data: bytes) -> Document:
-    """Parse and check.
+    """Parse and validate a document.
 
     Raises:
-        UnreadableDocument: foreign, of a later version, truncated or corrupt.
+        UnreadableDocument: the data is foreign, of a later version, truncated or
+            corrupt.
     """
     first, _, body = data.partition(b"\n")
     try:
@@ -101,12 +105,12 @@ def decode(data: bytes) -> Document:
     if head.format != FORMAT:
         raise UnreadableDocument("foreign", "not a learned state of this program")
     if head.version > VERSION:
-        reason = f"of version {head.version}; this server reads up to {VERSION}"
+        reason = f"version {head.version}; this server reads up to {VERSION}"
         raise UnreadableDocument("future", reason)
     if not body.endswith(b"\n"):
-        raise UnreadableDocument("truncated", "its end is missing")
+        raise UnreadableDocument("truncated", "truncated")
     if zlib.crc32(body[:-1]) != head.crc32:
-        raise UnreadableDocument("corrupt", "its checksum does not match")
+        raise UnreadableDocument("corrupt", "checksum mismatch")
     try:
         parsed = msgspec.json.decode(body, type=_Body)
         components = {

@@ -1,4 +1,4 @@
-"""The document in Redis or Valkey, for replicas on several machines."""
+"""The store in Redis or Valkey, for replicas on several machines."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _REASONS = (
 """By kind of error, since the text of one may hold the URL's user and host."""
 
 _ATTEMPTS = 8
-"""Writers that are overtaken start again; with replicas that write every few seconds
-the second attempt nearly always succeeds."""
+"""Attempts of an update. If another writer is faster, the update is retried; with
+replicas that write every few seconds the second attempt nearly always succeeds."""
 
 
 def _reason(error: redis.RedisError) -> str:
@@ -37,15 +37,15 @@ def _reason(error: redis.RedisError) -> str:
 
 
 class RedisStore:
-    """One key, changed optimistically (WATCH, MULTI, EXEC).
+    """One key, updated with optimistic locking (WATCH, MULTI, EXEC).
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes them.
-        key: where the document is.
-        earlier_keys: where servers of earlier versions keep theirs.
+        key: key of the document.
+        earlier_keys: keys used by servers of earlier versions.
 
     Raises:
-        ValueError: the URL is none of those.
+        ValueError: the URL has another scheme.
     """
 
     def __init__(self, url: str, key: str, earlier_keys: Sequence[str] = ()) -> None:
@@ -58,7 +58,7 @@ class RedisStore:
         self._earlier_keys = earlier_keys
 
     def update(self, change: Change) -> SetAside | None:
-        """Change the document atomically."""
+        """Update the document atomically."""
         try:
             for _ in range(_ATTEMPTS):
                 with self._client.pipeline() as pipeline, suppress(redis.WatchError):

@@ -1,7 +1,7 @@
-"""Where learned state is kept: one document that several processes change in turn.
+"""Storage for learned state: one document that several processes update in turn.
 
-A store knows nothing of the document. It offers one atomic read-modify-write, so that
-no update is lost when two write at once.
+A store does not parse the document. It offers one atomic read-modify-write operation,
+so that no update is lost if two processes write at once.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""A model's sums take about 0.2 MB and at most 64 models are learned apart; more than
-this was not written by this program, and is not read."""
+"""Largest document in bytes. A model's sums take about 0.2 MB and at most 64 models are
+learned separately; anything larger was not written by this program and is ignored."""
 
-OF_EARLIER_VERSION = "of an earlier version: learning starts over"
+OF_EARLIER_VERSION = "from an earlier version: learning starts over"
 
 _LOCK_TIMEOUT_S = 2.0
 _LOCK_POLL_S = 0.02
 
 
 class StoreError(Exception):
-    """The store is away, or does not let us: try again later."""
+    """The store is unreachable or denied access; retry later."""
 
 
 class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
-    """The document is not one that can be gone on from.
+    """The document cannot be used.
 
     Args:
-        kind: a word for the name that it is set aside under.
-        reason: for the log.
+        kind: word for the name under which it is set aside.
+        reason: description for the log.
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -46,38 +46,38 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A document that is not used: moved away, or left to servers of its version."""
+    """An unused document: renamed, or left to the servers of its version."""
 
     place: str
     reason: str
 
 
 Change = Callable[[bytes | None], bytes | None]
-"""Gets the stored document (None: there is none), returns the one to store instead
-(None: leave it as it is). May be called again, should another process have been
-faster; may raise ``UnreadableDocument``, and is then called with None."""
+"""Function from the stored document (None if there is none) to its replacement (None
+for no change). It may be called again if another process wrote first. If it raises
+``UnreadableDocument``, it is called again with None."""
 
 
 class Store(Protocol):
-    """Keeps one document. Its methods block: call them on a thread of their own."""
+    """Stores one document. Its methods block: call them on a separate thread."""
 
     def update(self, change: Change) -> SetAside | None:
-        """Change the document atomically; say if the one there had to be set aside.
+        """Update the document atomically; return what was set aside, if anything.
 
-        What was set aside as the same kind before is overwritten, so that they do not
-        pile up.
+        A document set aside earlier as the same kind is overwritten, so that they do
+        not accumulate.
 
         Raises:
-            StoreError: it did not happen, or nobody knows whether it did.
+            StoreError: the update failed, or its outcome is unknown.
         """
 
 
 class DirectoryStore:
     """A file in a directory that the processes of one machine share.
 
-    A writer holds a lock (``flock``, which the kernel takes back from a process that
-    dies) and replaces the file by a complete one that is on the disk: whatever
-    happens, a reader finds the old document or the new one.
+    A writer holds a lock (``flock``, which the kernel releases if the process dies) and
+    replaces the file by a complete one that has reached the disk, so a reader always
+    finds the old document or the new one.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class DirectoryStore:
         self._lock = directory / f"{name}.lock"
 
     def update(self, change: Change) -> SetAside | None:
-        """Change the document atomically."""
+        """Update the document atomically."""
         try:
             with self._locked():
                 aside = None
@@ -151,7 +151,7 @@ class DirectoryStore:
 
 
 def _acquire(descriptor: int) -> None:
-    # Not for ever: the holder may have been stopped in the middle.
+    # Give up in the end: the process with the lock may be suspended.
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:
@@ -164,7 +164,7 @@ def _acquire(descriptor: int) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Without it a power cut may take the rename back.
+    # Otherwise a power failure may undo the rename.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

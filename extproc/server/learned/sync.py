@@ -1,8 +1,9 @@
-"""Keeps what the process learns in a store, and takes in what others learned.
+"""Synchronizes the process's learned state with a store that other processes share.
 
-Every few seconds, off the event loop: read the stored sums, add what was learned here
-since the last time, write. What others added comes back the same way. A store that is
-away costs nothing but the sharing; what was learned meanwhile is added once it is back.
+Every few seconds, off the event loop, it reads the stored sums, adds what was learned
+here since the last exchange, and writes the result. The same exchange brings in what
+others have added. If the store is unreachable, only the sharing stops; what was learned
+meanwhile is added once it is back.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ logger = logging.getLogger(__name__)
 Components = Mapping[str, Mapping[str, DecayedSums]]
 
 Where = tuple[str, str]
-"""A group: its component, its key."""
+"""Identifies a group by its component and key."""
 
 _MAX_WRITERS = 256
-"""Processes whose last write is remembered; a lost answer is asked after within
-seconds, when the writer is still among the latest."""
+"""Maximum processes whose last write is recorded in the document. A process checks a
+lost answer within seconds, while it is still among the latest writers."""
 
 _MAX_ATTEMPTS = 8
-"""Unanswered writes that are remembered; the next answer settles them all."""
+"""Maximum unanswered writes to remember; the next answer resolves them all."""
 
 
 class Synced(StrEnum):
-    """What became of an exchange with the store. Closed: these are metric labels."""
+    """Result of an exchange with the store. A closed set, used as metric labels."""
 
     OK = "ok"
     SET_ASIDE = "set_aside"
-    """The stored document was not usable: moved away, and a new one begun."""
+    """The stored document was unusable; it was set aside and a new one started."""
     UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A write that may have taken place, as its answer never came."""
+    """A write whose answer was lost, so that it may or may not have taken place."""
 
     ours: Components
     written: Components
@@ -59,11 +60,13 @@ class StateKeeper:
     """Synchronizes learners with a store.
 
     Args:
-        learners: called before each exchange: a new configuration may bring others.
-        store: blocking; used on a thread.
-        interval_s: between two exchanges, and so the most that a crash loses.
-        synced: called with the result of each.
-        wait_s: how long a store may hold up the start, and the end.
+        learners: returns the current learners; called before each exchange, since a
+            reload may add some.
+        store: store with blocking methods, used on a thread.
+        interval_s: seconds between exchanges, and so the most learning that a crash
+            loses.
+        synced: called with the result of each exchange.
+        wait_s: seconds that a slow store may delay startup and shutdown.
     """
 
     def __init__(
@@ -84,12 +87,12 @@ class StateKeeper:
         self._base: Components = {}
         self._attempts: dict[int, _Attempt] = {}
         self._read = (b"", Document())
-        self._idle = asyncio.Event()  # no thread is with the store
+        self._idle = asyncio.Event()  # set while no thread uses the store
         self._idle.set()
         self._away = False
 
     async def start(self) -> None:
-        """Take in the stored state, unless the store keeps us waiting."""
+        """Load the stored state; give up if the store is too slow."""
         await self._in_time(self.sync())
 
     async def run(self) -> None:
@@ -99,12 +102,13 @@ class StateKeeper:
             try:
                 await self.sync()
             except Exception:
-                # Whatever it is: what was learned is still here, and is tried again.
+                # After any error, the learned state is still here and the next exchange
+                # retries.
                 logger.exception("state_sync_failed")
                 self._synced(Synced.UNAVAILABLE)
 
     async def stop(self) -> None:
-        """Write what was learned last, unless the store keeps us waiting."""
+        """Write the latest learned state; give up if the store is too slow."""
         await self._in_time(self._sync_last())
 
     async def _in_time(self, exchange: Coroutine[Any, Any, None]) -> None:
@@ -114,17 +118,17 @@ class StateKeeper:
             self._failed(StoreError(f"no answer within {self._wait_s:g} s"))
 
     async def _sync_last(self) -> None:
-        await self._idle.wait()  # an exchange that was cut short is still at it
+        await self._idle.wait()  # an abandoned exchange may still be running
         await self.sync()
 
     def known(self, component: str) -> Mapping[str, DecayedSums]:
-        """What the store held of a component when last asked."""
+        """Return the stored state of a component, as of the last exchange."""
         return self._base.get(component, {})
 
     async def sync(self) -> None:
-        """Exchange once with the store. Not to be called while it runs."""
+        """Exchange once with the store. Calls must not overlap."""
         if not self._idle.is_set():
-            self._failed(StoreError("still no answer"))
+            self._failed(StoreError("no answer yet"))
             return
         ours = await _snapshot(self._learners())
         try:
@@ -142,7 +146,7 @@ class StateKeeper:
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
 
     def _failed(self, error: StoreError) -> None:
-        if not self._away:  # one line an outage, not one each interval
+        if not self._away:  # one line per outage, not per interval
             self._away = True
             logger.error("state_store_away", extra={"fields": {"error": str(error)}})
         self._synced(Synced.UNAVAILABLE)
@@ -155,7 +159,7 @@ class StateKeeper:
         def change(stored: bytes | None) -> bytes | None:
             nonlocal result
             if stored is None:
-                # A store that has lost everything gets all that we know.
+                # If the store has lost its content, write everything known here.
                 document = Document()
                 result = {**self._base, **ours}
             else:
@@ -176,7 +180,7 @@ class StateKeeper:
         return result, aside
 
     def _decode(self, stored: bytes) -> Document:
-        # Most often it is what this process wrote: no need to parse megabytes of it.
+        # Usually it is what this process wrote: skip parsing megabytes again.
         digest = _digest(stored)
         if digest != self._read[0]:
             self._read = (digest, decode(stored))
@@ -186,16 +190,15 @@ class StateKeeper:
         written = self._attempts.get(document.writers.get(self._writer, 0))
         if written is None:
             return _merge(self._base, ours, document.components)
-        # A write took place after all: go on from there.
+        # The lost write did take place: continue from its result.
         ours = _merge(written.ours, ours, written.written)
         return _merge(written.written, ours, document.components)
 
     async def _take_in(self, ours: Components, merged: Components) -> None:
-        """Let the learners go on from what was merged, a group at a time.
+        """Update the learners with the merged state, one group at a time.
 
-        Requests pass in between. If it is cut short, it ends at once rather than half
-        done: groups that went on from the stored ones, and a base that says that they
-        did not, would count twice.
+        Requests are served in between. If cancelled, it still finishes at once: if
+        groups were updated but the base was not, their sums would be counted twice.
         """
         changed = self._changed(ours, merged)
         try:
@@ -220,13 +223,13 @@ class StateKeeper:
         )
 
     def _then(self, name: str, key: str, ours: Components) -> DecayedSums | None:
-        # A component that a new configuration has brought since began with the base.
+        # A component that a reload has added since started from the base.
         return ours.get(name, self._base.get(name, {})).get(key)
 
     def _take_in_group(
         self, name: str, key: str, ours: Components, merged: Components
     ) -> None:
-        # Looked up for each group: a new configuration may come between two.
+        # Look the learner up for each group: a reload may replace it in between.
         learner = next((one for one in self._learners() if one.component == name), None)
         if learner is None:
             return
@@ -238,13 +241,13 @@ class StateKeeper:
     async def _on_thread(
         self, work: Callable[[], tuple[Components, SetAside | None]]
     ) -> tuple[Components, SetAside | None]:
-        """Run blocking work on a daemon thread: one that hangs cannot hold up exit."""
+        """Run blocking work on a daemon thread: if it hangs, exit is not delayed."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[Components, SetAside | None]] = loop.create_future()
 
         def settle(set_outcome: Callable[[], None]) -> None:
             self._idle.set()
-            if not done.done():  # else nobody waits any more
+            if not done.done():  # else it was cancelled
                 set_outcome()
 
         def run() -> None:
@@ -266,7 +269,7 @@ def _digest(document: bytes) -> bytes:
 
 
 async def _snapshot(learners: Sequence[Mergeable]) -> Components:
-    """Copy out what is learned, a group at a time: requests pass in between."""
+    """Copy the learned state, yielding to requests after each group."""
     components: dict[str, dict[str, DecayedSums]] = {}
     for learner in learners:
         groups = components[learner.component] = {}
@@ -279,7 +282,7 @@ async def _snapshot(learners: Sequence[Mergeable]) -> Components:
 
 
 def _merge(base: Components, ours: Components, theirs: Components) -> Components:
-    # Components that this process does not have stay as they are: another has them.
+    # Keep components that only other processes have.
     return {
         name: merge(base.get(name, {}), ours[name], theirs.get(name, {}))
         if name in ours

@@ -1,1 +1,1 @@
-"""Metrics, traces, recordings and recent decisions."""
+"""Observability: metrics, traces, recordings and recent decisions."""

@@ -1,4 +1,4 @@
-"""Threshold advice from the requests that pass: for the page and the metrics."""
+"""Threshold advice from live traffic, for the page and the metrics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from extproc.server.observe.report import BudgetsReport
 
 
 def advise_now(generation: Generation) -> dict[str, Advice | None]:
-    """Advise on each model's smallest pool's threshold, once there is advice to give.
+    """Advise on the threshold of each model's smallest pool, if there is enough data.
 
-    The only model of a configuration without ``models`` is named ``""``.
+    Without ``models`` in the configuration, the only model is named ``""``.
     """
     return {
         router.model: advise(generation.budgets[router.model], router.policy)
@@ -24,20 +24,20 @@ class Advisor:
     """Counts the budgets decided and the tokens needed, for ``advise_now``.
 
     Args:
-        in_force: whose pools' limits are in question, and whose budgets are counted.
+        in_force: holder of the pools' limits and the budget counts.
     """
 
     def __init__(self, in_force: InForce) -> None:
         self._in_force = in_force
 
     def decided(self, decision: Decision) -> None:
-        """Count a budget."""
+        """Count a decided budget."""
         counts = self._in_force.now.budgets.get(decision.pool.model)
-        if counts is not None:  # None: of a model that was configured until now
+        if counts is not None:  # None if a reload has just removed the model
             counts.decided(decision)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Count the tokens that a request needed, if its response says them."""
+        """Count the tokens that a request needed, if its response reports them."""
         decision = observation.decision
         counts = self._in_force.now.budgets.get(decision.pool.model)
         if counts is not None:
@@ -45,7 +45,7 @@ class Advisor:
 
 
 def report_budgets(counts: BudgetCounts) -> BudgetsReport:
-    """Report the distribution of the budgets decided."""
+    """Report the distribution of the decided budgets."""
     shares = [round(share, 4) for share in counts.shares()]
     token_shares = [round(share, 4) for share in counts.token_shares()]
     requests = round(counts.requests, 1)

@@ -1,4 +1,4 @@
-"""Connections to the gRPC port: metrics, and at most one log line a minute each."""
+"""Connections to the gRPC port: metrics, and one log line a minute per event."""
 
 import logging
 import time
@@ -15,13 +15,13 @@ LOG_INTERVAL_S: Final = 60.0
 
 
 class ConnectionMetrics:
-    """Counts connections, and says what goes wrong with them.
+    """Counts connections and logs their failures.
 
-    Only the native transport shows its connections.
+    Only the native transport reports its connections.
 
     Args:
-        registry: gets the metrics.
-        clock: seconds that never jump.
+        registry: registry to add the metrics to.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -34,55 +34,55 @@ class ConnectionMetrics:
         self._unlogged: dict[str, int] = {}
         self._open = Gauge(
             "extproc_connections",
-            "Open connections to the gRPC port, from accept on (native)",
+            "Open connections to the gRPC port, counted from accept (native transport)",
             registry=registry,
         )
         self._refused = Counter(
             "extproc_connections_refused_total",
-            "Connections closed at once: too many, or no descriptors",
+            "Connections closed on accept: too many, or no file descriptors left",
             registry=registry,
         )
         self._handshakes = Counter(
             "extproc_tls_handshakes_failed_total",
-            "Connections whose TLS handshake failed, or did not agree on HTTP/2",
+            "Connections that failed the TLS handshake or did not negotiate HTTP/2",
             registry=registry,
         )
         self._faults = Counter(
             "extproc_http2_faults_total",
-            "Connections ended because the peer broke HTTP/2's rules, by error code",
+            "Connections ended by an HTTP/2 protocol error of the peer, by error code",
             ["code"],
             registry=registry,
         )
         for each in ErrorCode:
             self._faults.labels(
                 each.name.lower()
-            )  # a rate needs the 0 before the first
+            )  # a rate needs a sample of 0 before the first event
 
     def opened(self) -> None:
-        """Count a connection that has been accepted."""
+        """Count an accepted connection."""
         self._open.inc()
 
     def closed(self) -> None:
-        """Count the end of one."""
+        """Count the end of a connection."""
         self._open.dec()
 
     def refused(self, reason: str) -> None:
-        """Count a connection that was closed as soon as it was accepted."""
+        """Count a connection that was closed on accept."""
         self._refused.inc()
         self._log("connections_refused", reason)
 
     def handshake_failed(self, reason: str) -> None:
-        """Count a connection whose TLS handshake failed, or was not for HTTP/2."""
+        """Count a failed TLS handshake, or one that did not negotiate HTTP/2."""
         self._handshakes.inc()
         self._log("tls_handshakes_failed", reason)
 
     def faulted(self, code: str, reason: str) -> None:
-        """Count a connection that ended because the peer broke HTTP/2's rules."""
+        """Count a connection ended by an HTTP/2 protocol error of the peer."""
         self._faults.labels(code).inc()
         self._log("connection_faults", f"{code}: {reason}")
 
     def _log(self, event: str, reason: str) -> None:
-        """Log the first of a minute, and with it how many the last minute had."""
+        """Log the first event in a minute, with the previous minute's count."""
         count = self._unlogged[event] = self._unlogged.get(event, 0) + 1
         now_s, logged_s = self._clock(), self._logged_s.get(event)
         if logged_s is not None and now_s - logged_s < LOG_INTERVAL_S:

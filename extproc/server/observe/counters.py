@@ -1,8 +1,8 @@
-"""Counters and histograms that cost a dictionary's update, rendered when scraped.
+"""Counters and histograms with cheap updates, rendered when scraped.
 
-prometheus-client's own objects lock and look labels up at every event: 4 us for a
-histogram, and a request makes several. One event loop writes these, so they need no
-lock; a scrape runs on the same loop.
+prometheus-client's own objects take a lock and look up labels at every event: 4 us for
+a histogram, and a request updates several. These need no lock, since updates and
+scrapes run on the same event loop.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 MODEL = "model"
-"""The label of a base model; its value is empty if no models are configured."""
+"""Label for the base model; its value is empty if no models are configured."""
 
 Family = TypeVar("Family", bound=Metric)
 
 
 def without_empty_labels(family: Family) -> Family:
-    """Drop labels without a value, which Prometheus takes to be absent anyway."""
+    """Drop labels with an empty value, which Prometheus treats as absent anyway."""
     family.samples = [
         sample._replace(labels={k: v for k, v in sample.labels.items() if v})
         for sample in family.samples
@@ -32,12 +32,12 @@ def without_empty_labels(family: Family) -> Family:
 
 
 class FastCounter(Collector):
-    """A counter, by label values.
+    """A counter with labels.
 
     Args:
-        name: with its ``_total``.
-        documentation: one line.
-        labels: names; values come as a tuple in the same order.
+        name: metric name with its ``_total`` suffix.
+        documentation: HELP text, one line.
+        labels: label names; values are passed in the same order.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class FastCounter(Collector):
             self.counts[("",) * len(self._labels)] = 0
 
     def add(self, *values: str) -> None:
-        """Count one."""
+        """Add one."""
         self.counts[values] = self.counts.get(values, 0) + 1
 
     def total(self) -> int:
-        """Return the count over all label values."""
+        """Return the sum over all label values."""
         return sum(self.counts.values())
 
     def by(self, label: str) -> Counter[str]:
@@ -67,7 +67,7 @@ class FastCounter(Collector):
         return found
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """One sample for each combination of values that occurred."""
+        """Return one sample for each combination of label values seen."""
         family = CounterMetricFamily(
             self._name, self._documentation, labels=self._labels
         )
@@ -77,13 +77,13 @@ class FastCounter(Collector):
 
 
 class FastHistogram(Collector):
-    """A histogram, by label values.
+    """A histogram with labels.
 
     Args:
-        name: with its unit.
-        documentation: one line.
+        name: metric name with its unit.
+        documentation: HELP text, one line.
         bounds: upper bounds of the buckets, increasing; +Inf is added.
-        labels: names; values come as a tuple in the same order.
+        labels: label names; values are passed in the same order.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class FastHistogram(Collector):
         self._labels = list(labels)
         self._names = [f"{bound:g}" for bound in bounds] + ["+Inf"]
         self._counts: dict[tuple[str, ...], list[float]] = {}
-        """Of each bucket, and behind them the sum."""
+        """Counts of the buckets, followed by the sum."""
 
     def add(self, value: float, *values: str) -> None:
-        """Count one value."""
+        """Add one value."""
         counts = self._counts.get(values)
         if counts is None:
             counts = self._counts[values] = [0] * (len(self._names) + 1)
@@ -110,7 +110,7 @@ class FastHistogram(Collector):
         counts[-1] += value
 
     def counts_of(self, *values: str) -> list[int]:
-        """Return the values in each bucket, summed over values of the first label."""
+        """Return each bucket's count, summed over values of the first label."""
         found = [0] * len(self._names)
         for labels, counts in self._counts.items():
             if labels[0] in values:
@@ -118,7 +118,7 @@ class FastHistogram(Collector):
         return found
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The buckets, cumulative as Prometheus has them, and the sum."""
+        """Return the buckets, cumulative as in Prometheus, and the sum."""
         family = HistogramMetricFamily(
             self._name, self._documentation, labels=self._labels
         )

@@ -1,6 +1,6 @@
-"""The Prometheus metrics that are read from the configuration in force when scraped.
+"""Prometheus metrics computed from the configuration in force at each scrape.
 
-A request costs them nothing.
+They add no cost to a request.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from extproc.server.pools.watch import PoolStatus
 _POOL_GAUGES: Sequence[tuple[str, str, Callable[[PoolStatus], float | None]]] = (
     (
         "endpoints",
-        "Endpoints of the pool that are asked for their load",
+        "Endpoints of the pool whose load is polled",
         lambda pool: pool.endpoints,
     ),
     (
         "healthy_endpoints",
-        "Of those, the ones that answer",
+        "Polled endpoints that respond and are healthy",
         lambda pool: pool.healthy,
     ),
     (
         "under_pressure",
-        "1 while requests spill to a larger pool",
+        "1 while requests spill over to a larger pool",
         lambda pool: pool.under_pressure,
     ),
     (
         "waiting_requests",
-        "Mean queue of an endpoint; absent if not known",
+        "Mean number of waiting requests per endpoint; absent if unknown",
         lambda pool: pool.waiting,
     ),
     (
         "kv_cache_usage",
-        "Mean share in use, 0 to 1; absent if not known",
+        "Mean share of the KV cache in use, 0 to 1; absent if unknown",
         lambda pool: pool.kv_cache_usage,
     ),
     (
         "max_model_len_differs",
-        "1 if an endpoint's is not the configured",
+        "1 if an endpoint's max_model_len differs from the configured one",
         lambda pool: pool.max_model_len_differs,
     ),
 )
 
 
 class InForceCollector(Collector):
-    """Reads the generation in force: its ratios, pools, risk and advice.
+    """Collects the metrics of the generation in force: ratios, pools, risk and advice.
 
     Args:
-        in_force: asked at each scrape.
+        in_force: holder of the generation, read at each scrape.
     """
 
     def __init__(self, in_force: InForce) -> None:
         self._in_force = in_force
 
     def collect(self) -> Iterator[Metric]:
-        """Every family, with no sample for what is not known yet."""
+        """Return every metric family; unknown values have no sample."""
         now = self._in_force.now
         yield _ratios(now.router.ratios.all())
         yield from _pools(now)
@@ -108,7 +108,7 @@ def _pools(generation: Generation) -> Iterator[GaugeMetricFamily]:
 
 
 def _risk(generation: Generation) -> Iterator[GaugeMetricFamily]:
-    """Give no sample for an estimator that states no risk."""
+    """Return the risk metrics, without a sample if the estimator states no risk."""
     margin = generation.router.estimator.margin
     stated = GaugeMetricFamily(
         "extproc_stated_under_estimate_rate",
@@ -117,7 +117,7 @@ def _risk(generation: Generation) -> Iterator[GaugeMetricFamily]:
     )
     achieved = GaugeMetricFamily(
         "extproc_achieved_under_estimate_rate",
-        "Recent share of prompts above their bound",
+        "Recent share of prompts that exceeded their bound",
         labels=[MODEL],
     )
     for router in generation.router.routers:
@@ -140,7 +140,7 @@ def _truncation(generation: Generation) -> Iterator[GaugeMetricFamily]:
     )
     achieved = GaugeMetricFamily(
         "extproc_achieved_truncation_rate",
-        "Recent share of answers above the output reserved under a limit",
+        "Recent share of answers that exceeded the output reserved under a limit",
         labels=[MODEL],
     )
     for router in generation.router.routers:
@@ -157,17 +157,17 @@ def _truncation(generation: Generation) -> Iterator[GaugeMetricFamily]:
 def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:
     advised = GaugeMetricFamily(
         "extproc_advised_threshold_tokens",
-        "The smallest pool's threshold that would save most",
+        "Threshold of the smallest pool that would save the most",
         labels=[MODEL],
     )
     saving = GaugeMetricFamily(
         "extproc_threshold_saving_ratio",
-        "Share of a homogeneous fleet saved, estimated, current or advised",
+        "Estimated share of a homogeneous fleet saved, at each threshold",
         labels=[MODEL, "threshold"],
     )
     exceeded = GaugeMetricFamily(
         "extproc_threshold_exceeded_ratio",
-        "Share of observed requests held to fit the threshold that needed more",
+        "Share of observed requests routed as fitting the threshold that needed more",
         labels=[MODEL, "threshold"],
     )
     for model, given in advice.items():
@@ -182,14 +182,14 @@ def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:
 
 
 def _names(router: AnyRouter) -> Iterator[Metric]:
-    """How many names are learned apart, and how much is learned of the others."""
+    """Return how many names are learned separately, and how much of all others."""
     names = router.estimator.margin.names
     apart = GaugeMetricFamily(
-        "extproc_models_learned_apart", "Names of models that are learned apart"
+        "extproc_models_learned_apart", "Model names that are learned separately"
     )
     shared = CounterMetricFamily(
         "extproc_shared_lessons",
-        "Responses learned from under names that are not learned apart",
+        "Responses learned under names without a state of their own",
     )
     if names is not None:
         apart.add_metric([], len(names))

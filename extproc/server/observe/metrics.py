@@ -1,7 +1,7 @@
-"""Every Prometheus metric that is counted; the facts come from ``service``.
+"""Every Prometheus metric that counts events; the ext_proc service reports them.
 
-Labels are from closed sets: pools and categories of the configuration, reasons of
-the code. Never a model name, a path or anything else that a client chooses.
+Label values come from closed sets: pools and categories of the configuration, reasons
+in the code. They never contain a model name, a path or any other client input.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _ERROR_BUCKETS = (
 )
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _MAX_CLUSTERS = 32
-"""Clusters of Envoy that are counted apart: an operator names few."""
+"""Maximum Envoy clusters counted separately; a deployment has only a few."""
 NO_CLUSTER = "none"
-"""Envoy answered itself."""
+"""Cluster label if Envoy itself produced the response."""
 OTHER_CLUSTER = "other"
 _LATENCY_BUCKETS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
 
 
 class Metrics:
-    """What is counted, in a registry of its own; ``gauges`` has what is read."""
+    """Event counts in a registry of their own; ``gauges`` has the computed values."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -60,18 +60,18 @@ class Metrics:
         )
         self.observations = FastCounter(
             "extproc_observations_total",
-            "Responses observed: learned from, or why not",
+            "Observed responses, by result: learned from, or the reason why not",
             ["result", MODEL],
         )
         self.estimate_error = FastHistogram(
             "extproc_estimate_error_ratio",
-            "(estimated - counted) / counted prompt tokens",
+            "Relative estimation error: (estimated - counted) / counted prompt tokens",
             _ERROR_BUCKETS,
             ["category", MODEL],
         )
         self.under_estimates = FastCounter(
             "extproc_under_estimates_total",
-            "Observed requests whose prompt exceeded the bound that routing used",
+            "Observed requests whose prompt exceeded its bound",
             [MODEL],
         )
         self.misroutes = FastCounter(
@@ -86,23 +86,23 @@ class Metrics:
         )
         self.access_log_entries = FastCounter(
             "extproc_access_log_entries_total",
-            "Access log entries received from Envoy: observed, or why not",
+            "Access log entries received from Envoy, by result",
             ["result"],
         )
         self.first_byte_seconds = FastHistogram(
             "extproc_first_byte_seconds",
-            "Time to a response's first byte, by the pool decided, in the access log",
+            "Time to a response's first byte in the access log, by decided pool",
             _FIRST_BYTE_BUCKETS,
             ["pool"],
         )
         self.served = FastCounter(
             "extproc_served_total",
-            "Responses in the access log, by the pool decided and who answered",
+            "Responses in the access log, by decided pool and answering cluster",
             ["pool", "cluster"],
         )
         self.ended = FastCounter(
             "extproc_exchanges_ended_total",
-            "ext_proc streams, by the state they ended in",
+            "ext_proc streams, by their final state",
             ["state"],
         )
         self.bodies_lost = FastCounter(
@@ -112,21 +112,21 @@ class Metrics:
         )
         self.protocol_errors = FastCounter(
             "extproc_protocol_errors_total",
-            "Messages that ext_proc does not have, or out of order",
+            "ext_proc messages that were invalid or out of order",
         )
         self.faults = FastCounter(
             "extproc_faults_total",
-            "Errors of this program; the requests went on, to the default pool",
+            "Internal errors; the requests continued to the default pool",
         )
         self.message_seconds = FastHistogram(
             "extproc_message_seconds",
-            "Time to answer a message, by phase",
+            "Time to answer an ext_proc message, by phase",
             _LATENCY_BUCKETS,
             ["phase"],
         )
         self.not_routed = FastCounter(
             "extproc_not_routed_total",
-            "Requests without a decision, by the reason",
+            "Requests without a decision, by reason",
             ["reason"],
         )
         for hot in (
@@ -155,24 +155,24 @@ class Metrics:
         ).set_function(lambda: self.streams_inflight)
         self.state_syncs = Counter(
             "extproc_state_syncs_total",
-            "Exchanges of what was learned with the store, by result",
+            "Exchanges of learned state with the store, by result",
             ["result"],
             registry=self.registry,
         )
         self.state_synced = Gauge(
             "extproc_state_synced_timestamp_seconds",
-            "When the last such exchange succeeded; 0: never",
+            "Time of the last successful exchange with the store; 0 if none",
             registry=self.registry,
         )
         self.config_reloads = Counter(
             "extproc_config_reload_total",
-            "Configurations that were read again, by result",
+            "Configuration reloads, by result",
             ["result"],
             registry=self.registry,
         )
         self.restart_needed = Gauge(
             "extproc_restart_needed_settings",
-            "Settings of the configuration file that take effect with a restart",
+            "Changed settings that need a restart to take effect",
             registry=self.registry,
         )
         Gauge(
@@ -186,11 +186,11 @@ class Metrics:
             self.state_synced.set_to_current_time()
 
     def reloaded(self, result: Reloaded, restart_needed: int) -> None:
-        """Count a new configuration.
+        """Count a reload.
 
         Args:
-            result: whether it is in force.
-            restart_needed: settings of it that take a restart.
+            result: whether the new configuration is in force.
+            restart_needed: number of changed settings that need a restart.
         """
         self.config_reloads.labels(result).inc()
         if result is Reloaded.OK:
@@ -206,7 +206,7 @@ class Metrics:
             self.budget_tokens.add(decision.budget_tokens, model)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Count an observation and what it taught."""
+        """Count an observation and its lesson."""
         decision = observation.decision
         model = decision.base_model
         self.observations.add(lesson.skipped or "learned", model)

@@ -1,7 +1,7 @@
-"""What the metrics do not keep: the last decisions, and how learning went.
+"""The last decisions and the course of learning, which the metrics do not contain.
 
-Numbers only: no text, no model name, no path, nothing that identifies a client. Its
-size is fixed by the number of categories. A decision costs one append.
+Everything is numeric: no text, model name, path or client identity. The size is fixed
+by the number of categories. A decision costs one append.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from extproc.server.observe.report import (
 
 LAST_DECISIONS = 50
 CURVE_POINTS = 64
-"""A curve keeps between this many points and twice as many."""
+"""Minimum points of a full curve; the maximum is twice as many."""
 
 RISK_WINDOW = 2000
-"""Observed prompts over which the achieved risk is stated; at 1 % they hold 20
-exceedances, give or take 4."""
+"""Number of observed prompts over which the achieved risk is computed; at a risk of 1 %
+they contain 20 exceedances, give or take 4."""
 
 _ERROR_SMOOTHING = 0.98
 
 
 class Curve:
-    """A value's whole course in a bounded number of evenly spaced points.
+    """The whole course of a value in a bounded number of evenly spaced points.
 
-    When it is full every other point goes and the spacing doubles, so the first
-    samples, where learning shows, stay in sight.
+    When it is full, every other point is dropped and the spacing doubles, so the first
+    samples, which show the learning, remain visible.
     """
 
     def __init__(self, points: int = CURVE_POINTS) -> None:
@@ -48,7 +48,7 @@ class Curve:
         self._points: list[float] = []
 
     def add(self, value: float) -> None:
-        """Take the next value."""
+        """Add the next value."""
         if self._seen % self._spacing == 0:
             if len(self._points) == self._limit:
                 self._points = self._points[::2]
@@ -57,14 +57,14 @@ class Curve:
         self._seen += 1
 
     def report(self) -> CurveReport:
-        """Report the points, to four digits."""
+        """Report the points, rounded to four digits."""
         points = [float(f"{value:.4g}") for value in self._points]
         return CurveReport(self._spacing, points)
 
 
 @dataclass(slots=True)
 class _Mean:
-    """A decayed mean, unbiased from the first sample."""
+    """A decayed mean that is unbiased from the first sample."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -90,10 +90,10 @@ class _Category:
 
 @dataclass(frozen=True, slots=True)
 class LearningTotals:
-    """Sums since the start."""
+    """Totals since the start."""
 
     observed: int = 0
-    """Prompts whose error is known."""
+    """Prompts with a known error."""
     absolute_error: float = 0.0
     """Sum of |estimated - counted| / counted."""
     exceeded: int = 0
@@ -110,7 +110,7 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class ModelCourse:
-    """How learning went for one model."""
+    """The course of learning for one model."""
 
     observed: int
     mean_absolute_error: float | None
@@ -119,10 +119,10 @@ class ModelCourse:
 
 
 class RecentDecisions:
-    """Watches decisions and observations.
+    """Records decisions and observations.
 
     Args:
-        in_force: whose learned ratios the curves show.
+        in_force: holder of the router whose learned ratios the curves show.
         clock: seconds since the epoch.
     """
 
@@ -137,11 +137,11 @@ class RecentDecisions:
         self.totals = LearningTotals()
 
     def decided(self, decision: Decision) -> None:
-        """Take note of a decision."""
+        """Record a decision."""
         self._last.append((self._clock(), decision))
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Take note of a response, and of what it taught."""
+        """Record a response and its lesson."""
         decision = observation.decision
         counted = observation.outcome.prompt_tokens
         if counted:
@@ -174,10 +174,10 @@ class RecentDecisions:
         return self._in_force.now.router.ratios.bytes_per_token(category)
 
     def categories(self, decisions: Mapping[str, int]) -> dict[str, CategoryReport]:
-        """Report each category that was decided or learned.
+        """Report each category with a decision or a lesson.
 
         Args:
-            decisions: by category.
+            decisions: number of decisions by category.
         """
         return {
             name: self._report_category(name, decisions.get(name, 0))
@@ -185,7 +185,7 @@ class RecentDecisions:
         }
 
     def last_decisions(self) -> list[DecisionReport]:
-        """The newest first, each with its counted tokens if they are known."""
+        """Report recent decisions, newest first, with counted tokens if known."""
         counted = {id(decision): tokens for decision, tokens in self._counted}
         return [
             _report_decision(time_s, decision, counted.get(id(decision)))
@@ -193,11 +193,11 @@ class RecentDecisions:
         ]
 
     def risk(self, stated: float | None) -> RiskReport:
-        """Report the share of recently counted prompts that exceeded their bound."""
+        """Report the recent share of counted prompts that exceeded their bound."""
         return _report_risk(stated, self._exceeded)
 
     def model(self, name: str, stated: float | None) -> ModelCourse:
-        """Report how learning went for one model."""
+        """Report the course of learning for one model."""
         model = self._models.get(name, _Model())
         return ModelCourse(
             model.observed,

@@ -1,4 +1,4 @@
-"""Keeps observed decisions in a file, a JSON line each, for ``extproc replay``."""
+"""Records observed decisions in a file, one JSON line each, for ``extproc replay``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class Recording:
-    """Appends a line for each observed response; never fails for it.
+    """Appends a line for each observed response; errors never propagate.
 
-    Lines are handed to the operating system one by one (about 10 us), so that a reader
-    sees whole lines and a crash loses none. At ``max_bytes``, and at the first error
-    of the disk, recording ends with one line in the log: what was recorded stays.
+    Each line is written to the operating system at once (about 10 us), so that readers
+    see complete lines and a crash loses none. At ``max_bytes``, and at the first disk
+    error, recording stops with one log line; the lines already written stay.
 
     Args:
-        path: appended to; created where it is not.
-        max_bytes: the size that the file may reach; other processes may write it too.
+        path: file to append to; created if it does not exist.
+        max_bytes: maximum file size in bytes; other processes may write to it too.
         clock: seconds since the epoch.
 
     Raises:
@@ -52,7 +52,7 @@ class Recording:
             self._end("recording_failed", error.strerror or str(error))
 
     def close(self) -> None:
-        """Close the file; later observations are not kept."""
+        """Close the file; later observations are dropped."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,7 +1,8 @@
-"""The documents of /status: what one server reports, and several workers merged.
+"""The documents of /status, for one server and for several workers merged.
 
-Shares, ratios and errors are fractions, tokens and bytes are counts. Numbers and names
-of the configuration only: no text of a request, no model name that a client wrote.
+Shares, ratios and errors are fractions; tokens and bytes are counts. The documents
+contain only numbers and names from the configuration, never text of a request or a
+model name written by a client.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from extproc.routing.decision import DecisionFields
 
 
 class CurveReport(Struct, frozen=True):
-    """A value's course since the start, in evenly spaced points."""
+    """The course of a value since the start, in evenly spaced points."""
 
     spacing: int
-    """Values from one point to the next."""
+    """Number of values between two points."""
     points: Sequence[float]
 
 
 class CategoryReport(Struct, frozen=True):
-    """What was decided and learned of a category; unset: nothing was learned of it."""
+    """Decisions and learning of a category; fields are unset if nothing was learned."""
 
     decisions: int
     observed: int | UnsetType = UNSET
-    """Responses that were learned from."""
+    """Responses learned from."""
     bytes_per_token: float | UnsetType | None = UNSET
     mean_absolute_error: float | UnsetType | None = UNSET
-    """Of (estimated - counted) / counted prompt tokens, decayed."""
+    """Decayed mean of |estimated - counted| / counted prompt tokens."""
     bias: float | UnsetType | None = UNSET
-    """The mean of the same with its sign."""
+    """Decayed mean of the signed error, (estimated - counted) / counted."""
     bytes_per_token_curve: CurveReport | UnsetType = UNSET
     error_curve: CurveReport | UnsetType = UNSET
 
 
 class RiskReport(Struct, frozen=True):
-    """Prompts above their bound: the stated share, and the recent one."""
+    """Stated and recent share of prompts above their bound."""
 
     stated: float | None
-    """None for an estimator that states no risk."""
+    """Stated share; None if the estimator states no risk."""
     observed: int
     exceeded: int
     achieved: float | None
@@ -52,13 +53,13 @@ class IntervalReport(Struct, frozen=True):
     """Counts of one interval, and quantiles of the time to answer a message."""
 
     time_s: float
-    """The end, in seconds since the epoch."""
+    """End of the interval, in seconds since the epoch."""
     pools: Mapping[str, int]
     """Decisions by pool."""
     spilled: int
     failed_open: int
     observed: int
-    """Prompts whose error is known."""
+    """Prompts with a known error."""
     absolute_error: float
     """Sum of |estimated - counted| / counted over ``observed``."""
     exceeded: int
@@ -71,12 +72,12 @@ class RouterReport(Struct, frozen=True):
     """The server's own work."""
 
     streams: int
-    """ext_proc streams that are open."""
+    """Open ext_proc streams."""
     faults: int
     protocol_errors: int
     p50_s: float | None
     p99_s: float | None
-    """Of the time to answer a message, over the last fifteen minutes."""
+    """99th percentile of the time to answer a message, in the last fifteen minutes."""
 
 
 class BodiesReport(Struct, frozen=True):
@@ -96,16 +97,17 @@ class EndpointReport(Struct, frozen=True):
     name: str
     healthy: bool
     waiting: float | None
-    """Requests in its queue; None without a fresh answer, as the next two."""
+    """Requests in its queue. This field and the next two are None without a recent
+    answer."""
     running: float | None
     kv_cache_usage: float | None
-    """0 to 1."""
+    """Share of the KV cache in use, 0 to 1."""
     max_model_len: int | None
-    """As the server reports it."""
+    """Limit reported by the server."""
 
 
 class PoolReport(Struct, frozen=True):
-    """A pool, its share of the decisions and its load."""
+    """A pool with its share of the decisions and its load."""
 
     name: str
     max_model_len: int
@@ -116,33 +118,33 @@ class PoolReport(Struct, frozen=True):
     under_pressure: bool
     endpoints: Sequence[EndpointReport] = ()
     model: str | UnsetType = UNSET
-    """The base model that it serves, if models are configured."""
+    """Base model that the pool serves, if models are configured."""
 
 
 class BudgetsReport(Struct, frozen=True):
-    """The distribution of the budgets decided."""
+    """The distribution of the decided budgets."""
 
     thresholds: Sequence[int]
     shares: Sequence[float]
-    """Of the budgets up to each threshold, then above the last."""
+    """Share of the budgets in each bin: up to each threshold, then above the last."""
     requests: float
-    """Decayed."""
+    """Number of requests, decayed."""
     token_shares: Sequence[float]
-    """Of the budgets' tokens, by the same bins."""
+    """Share of the budgets' tokens in the same bins."""
 
 
 class ModelReport(Struct, frozen=True):
-    """One base model, or ``other``: the models that are not configured."""
+    """One base model, or ``other`` for all models that are not configured."""
 
     name: str
     pools: Sequence[str]
     decisions: int
     share: float | None
-    """Of all decisions."""
+    """Share of all decisions."""
     observed: int
-    """Responses that were learned from."""
+    """Responses learned from."""
     mean_absolute_error: float | None
-    """Of (estimated - counted) / counted prompt tokens, decayed."""
+    """Decayed mean of |estimated - counted| / counted prompt tokens."""
     bias: float | None
     risk: RiskReport
     budgets: BudgetsReport
@@ -153,14 +155,14 @@ class DecisionReport(DecisionFields, frozen=True, gc=False, kw_only=True):
     """One recent decision."""
 
     time_s: float
-    """Seconds since the epoch."""
+    """Time of the decision in seconds since the epoch."""
     budget_tokens: int
     counted_tokens: int | None
-    """Prompt tokens by the backend's count; None until a response was observed."""
+    """Prompt tokens counted by the backend; None until a response is observed."""
 
 
 class WorkerReport(Struct, frozen=True):
-    """One of several workers; None: it gave no answer."""
+    """One of several workers; fields are None if it does not answer."""
 
     worker: int
     listen: str
@@ -172,7 +174,7 @@ class WorkerReport(Struct, frozen=True):
 
 
 class StatusReport(Struct, frozen=True):
-    """The state of a server."""
+    """The state of one server, or of all workers merged."""
 
     version: str
     ready: bool
@@ -191,19 +193,20 @@ class StatusReport(Struct, frozen=True):
     budgets: BudgetsReport
     advice: Advice | None
     last_decisions: Sequence[DecisionReport]
-    """The newest first."""
+    """Recent decisions, newest first."""
     router: RouterReport
     bodies: BodiesReport
     intervals: Sequence[IntervalReport]
-    """The last fifteen minutes, the oldest first."""
+    """The last fifteen minutes, oldest interval first."""
     models: Sequence[ModelReport] | UnsetType = UNSET
-    """Set if models are configured; ``budgets`` and ``advice`` are of the busiest."""
+    """Set if models are configured; ``budgets`` and ``advice`` are those of the
+    busiest."""
     workers: Sequence[WorkerReport] | UnsetType = UNSET
-    """Set if several workers were merged."""
+    """Set if the report merges several workers."""
 
 
 class NoWorkerReport(Struct, frozen=True):
-    """The report while no worker answers."""
+    """The report if no worker answers."""
 
     workers: Sequence[WorkerReport]
     ready: bool = False

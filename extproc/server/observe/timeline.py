@@ -1,7 +1,7 @@
 """The last fifteen minutes in intervals of ten seconds, for the page.
 
-The counters are read once an interval and subtracted, so that a request costs nothing.
-Intervals end at multiples of ten seconds, so that those of several workers add up.
+The counters are read and subtracted once an interval, so a request costs nothing.
+Intervals end at multiples of ten seconds, so those of several workers can be added.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _DECISION_PHASES = ("request_headers", "request_body")
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The counters at one time."""
+    """The counters at one point in time."""
 
     time_s: float
     pools: Counter[str]
     reasons: Counter[str]
     learning: LearningTotals
     seconds: Sequence[int]
-    """Messages answered, by bucket of ``extproc_message_seconds``."""
+    """Answered messages, by bucket of ``extproc_message_seconds``."""
 
 
 class Timeline:
-    """Reads the counters of the last fifteen minutes.
+    """Samples the counters over the last fifteen minutes.
 
     Args:
-        metrics: the counters of decisions and times.
-        recent: the totals of what was learned.
+        metrics: counters of decisions and answer times.
+        recent: totals of learning.
         clock: seconds since the epoch.
     """
 
@@ -64,11 +64,11 @@ class Timeline:
         self._snapshots.append(self._snapshot())
 
     def intervals(self) -> list[IntervalReport]:
-        """Report the intervals, the oldest first; the one under way is left out."""
+        """Report the complete intervals, oldest first."""
         return list(self._intervals())
 
     def router(self) -> RouterReport:
-        """Report the server's own work: of the last fifteen minutes, and in all."""
+        """Report the server's own work, in the last fifteen minutes and in total."""
         metrics = self._metrics
         times = _difference(self._snapshots[0].seconds, self._snapshot().seconds)
         bounds = metrics.message_seconds.bounds
@@ -113,15 +113,15 @@ class Timeline:
 def quantile(
     bounds: Sequence[float], counts: Sequence[int], share: float
 ) -> float | None:
-    """Return a quantile by interpolation within its bucket, as Prometheus does.
+    """Return a quantile, interpolated within its bucket as Prometheus does.
 
     Args:
-        bounds: upper bounds of all buckets but the last.
-        counts: values in each bucket, not cumulative.
-        share: 0 to 1.
+        bounds: upper bounds of all buckets except the last.
+        counts: number of values in each bucket, not cumulative.
+        share: the quantile, 0 to 1.
 
     Returns:
-        None without values; the last bound for a quantile above it.
+        The quantile; None without values, and the last bound if it lies above that.
     """
     rank = share * sum(counts)
     if not rank:

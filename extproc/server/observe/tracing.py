@@ -1,16 +1,16 @@
-"""OpenTelemetry: a span a decision and the GenAI token metric, over OTLP.
+"""OpenTelemetry over OTLP: one span per decision, and the GenAI token metric.
 
-Imported only where ``otel.enabled`` is on; without it nothing here is loaded and no
-exchange does more. The span continues the trace of the stream itself (measured: an
-Envoy 1.40 that traces puts its own span's ``traceparent`` into the call's metadata),
-else the request's own W3C context, and ends with the decision: its duration is the time
-that the router added to the request. The router makes no inference, so its span has no
+This module is imported only if ``otel.enabled`` is true; otherwise tracing costs
+nothing. A span continues the trace of the stream (an Envoy 1.40 with tracing was
+measured to put its own span's ``traceparent`` into the call's metadata), else that of
+the request's W3C headers. It ends with the decision, so its duration is the time that
+the router added to the request. The router performs no inference, so its span has no
 ``gen_ai`` attribute: tools that count inferences by them would count each request
 twice. The metric follows the GenAI semantic conventions
-(open-telemetry/semantic-conventions-genai). No text of a request is in either; the
-served model's name is.
+(open-telemetry/semantic-conventions-genai). Neither contains text of a request; both
+contain the served model's name.
 
-The SDK's own variables name the collector and the sampling: OTEL_SERVICE_NAME,
+Collector and sampling are configured with the SDK's own variables: OTEL_SERVICE_NAME,
 OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (``grpc`` or
 ``http/protobuf``), OTEL_TRACES_SAMPLER and the rest.
 """
@@ -46,17 +46,19 @@ _PROVIDER = "vllm"
 _SPAN_NAME = "choose_pool"
 
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
-"""The convention's bounds of ``gen_ai.client.token.usage``: 1 to 67,108,864."""
+"""Bucket bounds that the convention sets for ``gen_ai.client.token.usage``: 1 to
+67,108,864."""
 
 _PROTOCOLS = {"grpc": "grpc", "http/protobuf": "http"}
-"""OTEL_EXPORTER_OTLP_PROTOCOL, and the package of the exporter that speaks it."""
+"""Values of OTEL_EXPORTER_OTLP_PROTOCOL, with the exporter package of each."""
 
 _LOG_INTERVAL_S = 60.0
-"""Between two lines of the SDK: a collector that is away gives one each second."""
+"""Seconds between log lines of the SDK, which logs every second while the collector is
+unreachable."""
 
 MAX_MODELS = 64
-"""Model names in the metric. Only names that a backend answered count; any further one
-is ``other``."""
+"""Maximum model names in the metric. Only names that a backend reported are used; any
+further one becomes ``other``."""
 
 OTHER_MODEL = "other"
 
@@ -68,7 +70,8 @@ _ESTIMATED = (
     "output_tokens",
     "budget_tokens",
 )
-"""The decision's fields that a span has, the latter if there was an estimate."""
+"""Decision fields for a span's attributes; the second set only if there was an
+estimate."""
 
 Attributes = dict[str, str | int]
 
@@ -76,15 +79,15 @@ Attributes = dict[str, str | int]
 class Tracing:
     """Exports spans and token usage.
 
-    Spans are handed over in batches by a thread of the SDK's; a collector that does not
-    answer costs spans, never requests.
+    A thread of the SDK exports spans in batches; an unreachable collector loses spans
+    but never delays requests.
 
     Args:
-        environment: OTEL_SERVICE_NAME and OTEL_EXPORTER_OTLP_PROTOCOL are read from
-            it; the SDK reads its other variables itself.
+        environment: source of OTEL_SERVICE_NAME and OTEL_EXPORTER_OTLP_PROTOCOL; the
+            SDK reads its other variables itself.
 
     Raises:
-        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names another protocol.
+        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names an unsupported protocol.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -114,20 +117,20 @@ class Tracing:
         ).create_histogram(
             "gen_ai.client.token.usage",
             unit="{token}",
-            description="Tokens that observed responses counted",
+            description="Tokens used by observed responses",
         )
         self._propagator = TraceContextTextMapPropagator()
 
     def record(
         self, decided: Decided, metadata: Mapping[str, str], elapsed_s: float
     ) -> None:
-        """Record the span of a decision that was made just now.
+        """Record the span of a decision that has just been made.
 
-        It continues the trace of Envoy's own stream, else the client's.
+        It continues the trace of Envoy's stream, else the client's.
 
         Args:
-            decided: the decision and its request's headers.
-            metadata: the gRPC stream's.
+            decided: the decision and the request's headers.
+            metadata: metadata of the gRPC stream.
             elapsed_s: seconds since the stream was opened.
         """
         carrier = metadata if "traceparent" in metadata else decided.head.headers
@@ -142,7 +145,7 @@ class Tracing:
         span.end(now_ns)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Count the tokens of a response, by type."""
+        """Count the tokens of a response by type."""
         outcome = observation.outcome
         common = {
             "gen_ai.operation.name": observation.decision.operation,
@@ -158,9 +161,9 @@ class Tracing:
                 self._usage.record(tokens, {**common, "gen_ai.token.type": kind})
 
     def _model(self, observation: Observation) -> str:
-        """Return the model's name, if the metric may have it.
+        """Return the model's name for the metric, or ``other``.
 
-        Names are text of clients; a backend answers those that it serves.
+        Clients can send any name, but a backend only answers for names that it serves.
         """
         name = observation.decision.model
         if name not in self._models:
@@ -171,7 +174,7 @@ class Tracing:
         return name
 
     def close(self) -> None:
-        """Hand over what is left, waiting for the collector if need be; blocks."""
+        """Export the remaining spans and metrics; blocks on the collector."""
         self._tracers.shutdown()
         self._meters.shutdown()
 
@@ -192,10 +195,10 @@ def _attributes(decision: Decision) -> Attributes:
 def _exporters(
     environment: Mapping[str, str],
 ) -> tuple[Callable[[], SpanExporter], Callable[[], MetricExporter]]:
-    """Return the classes that export spans and metrics.
+    """Return factories for the span and metric exporters.
 
     Raises:
-        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names another protocol.
+        ValueError: OTEL_EXPORTER_OTLP_PROTOCOL names an unsupported protocol.
     """
     variable = "OTEL_EXPORTER_OTLP_PROTOCOL"
     protocol = environment.get(variable) or "grpc"
@@ -210,7 +213,7 @@ def _exporters(
 
 
 def _quiet_the_sdk() -> None:
-    """Let the SDK log one line a minute: its exporters retry each second."""
+    """Limit the SDK's log to one line a minute: its exporters retry each second."""
     logger = logging.getLogger("opentelemetry")
     if not any(isinstance(each, OncePerInterval) for each in logger.handlers):
         logger.addHandler(OncePerInterval(logging.getLogger(), _LOG_INTERVAL_S))

@@ -1,1 +1,1 @@
-"""Watching the vLLM endpoints: load, limits and addresses."""
+"""Polling of the vLLM endpoints: load, limits and addresses."""

@@ -1,4 +1,4 @@
-"""The servers behind a URL: a name may stand for several (a headless Service)."""
+"""Resolves a URL's host to the servers behind it, such as a headless Service."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from yarl import URL
 
 Resolve = Callable[[URL], Awaitable[Sequence[str]]]
-"""Gives the addresses of a URL's host; none if they are not known now."""
+"""Returns the addresses of a URL's host; empty if they are unknown at present."""
 
 
 async def resolve(url: URL) -> Sequence[str]:
-    """Ask the system for a host's addresses.
+    """Resolve a URL's host with the system's resolver.
 
-    IPv4 if there is any, as Envoy does (``V4_PREFERRED``): ``localhost`` is
-    one server, not two.
+    Returns only IPv4 addresses if there are any, as Envoy does (``V4_PREFERRED``):
+    ``localhost`` is one server, not two.
     """
     host = url.host or ""
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
-        pass  # a name
+        pass  # a host name
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
@@ -34,9 +34,9 @@ async def resolve(url: URL) -> Sequence[str]:
 
 
 def choose(found: Iterable[tuple[Any, ...]]) -> Sequence[str]:
-    """The addresses to ask, of what ``getaddrinfo`` found: each once, in order.
+    """Return the addresses to poll from ``getaddrinfo``'s result, unique and sorted.
 
-    In the same order whatever the system's, which turns them from answer to answer.
+    They are sorted because the system's resolver rotates their order.
     """
     by_family: dict[int, set[str]] = {}
     for family, _, _, _, address in found:

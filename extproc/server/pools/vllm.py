@@ -1,4 +1,4 @@
-"""What a vLLM server says of itself over HTTP: load, limits, health."""
+"""HTTP client for a vLLM server's load, limits and health."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from extproc.routing.request import MAX_MODEL_CHARS
 from extproc.server.pools.unanswered import reason
 
 MAX_ANSWER_BYTES = 8 << 20
-"""vLLM's /metrics is 50 to 200 KB; whatever answers with more than this is not it."""
+"""Maximum response size in bytes. vLLM's /metrics is 50 to 200 KB, so a larger response
+is not vLLM's."""
 
 _MAX_KEY_BYTES = 8192
-"""Servers take no longer header."""
+"""Maximum key size in bytes; servers reject longer headers."""
 
-# Other metrics begin with the same words (``num_requests_waiting_by_reason``).
-# ``gpu_cache_usage_perc`` is the name before vLLM 0.10.
+# The whole name is matched, since other names start alike
+# (``num_requests_waiting_by_reason``). ``gpu_cache_usage_perc`` is the name before vLLM
+# 0.10.
 _SAMPLE = re.compile(
     rb"^vllm:(num_requests_waiting|num_requests_running"
     rb"|kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{.*\})? +(\S+)",
@@ -31,20 +33,20 @@ _SAMPLE = re.compile(
 
 
 class VllmError(Exception):
-    """No answer, or not one of vLLM's; the message says which."""
+    """The server did not respond, or not as vLLM does; the message gives the cause."""
 
 
 class NoMetricsError(VllmError):
-    """The server is there, but has no metrics for us."""
+    """The server is up but returns no load metrics."""
 
 
 class ServedModels(NamedTuple):
-    """What a server serves."""
+    """The models that a server serves."""
 
     max_model_len: int | None = None
-    """The window; None if the server does not say."""
+    """Token limit of the base model; None if the server does not report it."""
     names: tuple[str, ...] = ()
-    """The names that it answers to: of its base model, and of adapters."""
+    """Names of the base model and of the loaded adapters."""
     base: str = ""
     """The first name of its base model; empty if it lists none."""
     status: int = 200
@@ -52,17 +54,17 @@ class ServedModels(NamedTuple):
 
 
 _MAX_NAMES = 1000
-"""Names of one server that are looked at."""
+"""Maximum names read from one server."""
 
 
 class Vllm:
     """One vLLM server.
 
     Args:
-        session: its timeout is how long an answer may take.
+        session: HTTP session; its timeout limits each request.
         url: its base URL.
-        address: of the one server that is meant, where the URL's name has several.
-        key_file: holds the API key that it asks for. Read each time, as keys change.
+        address: IP address of the server, if the URL's host has several.
+        key_file: file with the server's API key. Read on each request, as keys change.
     """
 
     def __init__(
@@ -77,16 +79,16 @@ class Vllm:
         self._address = address
         self._key_file = key_file
         self.name = str(self._base)
-        """For logs."""
+        """Name for log lines."""
         if address not in (None, self._base.host):
             self.name = f"{self._base} ({address})"
 
     async def load(self) -> EndpointLoad:
-        """Ask for the load.
+        """Query the load.
 
         Raises:
-            NoMetricsError: it is healthy, but says nothing of its load.
-            VllmError: it does not answer, or is not healthy.
+            NoMetricsError: the server is healthy but does not report its load.
+            VllmError: the server does not respond, or is not healthy.
         """
         status, body = await self._get("/metrics")
         found = parse_metrics(body) if status == 200 else None
@@ -98,10 +100,10 @@ class Vllm:
         raise VllmError(f"/health: status {health}")
 
     async def models(self) -> ServedModels:
-        """Return what it serves; nothing if it does not say (without an API key, say).
+        """Return the served models; empty if they are not listed (no API key).
 
         Raises:
-            VllmError: it does not answer.
+            VllmError: the server does not respond.
         """
         status, body = await self._get("/v1/models")
         return parse_models(body) if status == 200 else ServedModels(status=status)
@@ -135,24 +137,24 @@ class Vllm:
         except OSError as error:
             raise VllmError(f"{self._key_file}: {error.strerror}") from None
         except ValueError:
-            raise VllmError(f"{self._key_file}: no key in it") from None
+            raise VllmError(f"{self._key_file}: contains no API key") from None
 
 
 def read_key(file: str) -> str:
-    """Read an API key.
+    """Read an API key from a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not one line of what a header may hold.
+        ValueError: the file is not a single line of valid header characters.
     """
     key = Path(file).read_bytes()[:_MAX_KEY_BYTES].decode("ascii").strip()
     if not key or not key.isprintable():
-        raise ValueError("not a key")
+        raise ValueError("contains no API key")
     return key
 
 
 def parse_metrics(body: bytes) -> EndpointLoad | None:
-    """Read a vLLM server's /metrics; None if the load is not in it."""
+    """Parse a vLLM server's /metrics; return None if it does not contain the load."""
     values: dict[bytes, list[float]] = {}
     for name, text in _SAMPLE.findall(body):
         try:
@@ -180,10 +182,10 @@ class _Models(msgspec.Struct):
 
 
 def parse_models(body: bytes) -> ServedModels:
-    """Read a vLLM server's /v1/models.
+    """Parse a vLLM server's /v1/models.
 
-    It lists the base model, under each of its names, and every adapter that is loaded
-    (an entry with a ``parent``); of an adapter no window is given.
+    It lists the base model under each of its names, and every loaded adapter (an entry
+    with a ``parent``). Adapters have no token limit of their own.
     """
     try:
         models = msgspec.json.decode(body, type=_Models)

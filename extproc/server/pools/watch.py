@@ -1,4 +1,4 @@
-"""Asks the pools' vLLM servers how they are, and says what that means for routing."""
+"""Polls the pools' vLLM servers and derives the load of each pool for routing."""
 
 from __future__ import annotations
 
@@ -20,39 +20,42 @@ from extproc.server.pools.vllm import NoMetricsError, Vllm, VllmError, read_key
 logger = logging.getLogger(__name__)
 
 _UNHEALTHY_AFTER = 3
-"""Questions in a row without an answer. Fewer would take a busy server for a dead one:
-a vLLM that compiles or captures graphs can be silent for a second."""
+"""Failed polls in a row after which an endpoint counts as unhealthy. Fewer would
+misjudge a busy server: vLLM can be silent for a second while it compiles or captures
+graphs."""
 
 _ANSWER_TIMEOUT_S = 1.0
 
 _LIMITS_INTERVAL_S = 60.0
-"""Between two looks at an endpoint's window: it changes with a new deployment only."""
+"""Seconds between two queries of an endpoint's token limit, which changes only with a
+new deployment."""
 
 _FIRST_TIMEOUT_S = 3.0
-"""How long endpoints that do not answer may hold up the start."""
+"""Seconds that unresponsive endpoints may delay startup."""
 
 _RESOLVE_INTERVAL_S = 5.0
-"""Between two looks at a name's addresses; Envoy's STRICT_DNS looks as often."""
+"""Seconds between two DNS lookups of an endpoint's name; the same as Envoy's
+STRICT_DNS."""
 
 
 @dataclass(slots=True, eq=False)
 class _Endpoint:
     vllm: Vllm
     url: str
-    """As configured."""
+    """Base URL as configured."""
     address: str | None
-    """One of its name's; None where the name has none."""
+    """IP address of this server; None if the name does not resolve."""
     load: EndpointLoad | None = None
     measured_s: float = 0.0
     in_flight: int = 0
-    """``PoolPressure.in_flight`` when it was measured."""
+    """Value of ``PoolPressure.in_flight`` when the load was measured."""
     asked: bool = False
     failures: int = 0
     max_model_len: int | None = None
     names: tuple[str, ...] = ()
-    """The models' names that it lists."""
+    """Model names that the server lists."""
     base: str = ""
-    """The first of its base model's."""
+    """First name of its base model."""
     asked_limits_s: float | None = None
 
     @property
@@ -73,7 +76,7 @@ class _Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """The last answer of one vLLM server; None without a fresh one."""
+    """The last answer of one vLLM server; fields are None without a recent one."""
 
     name: str
     healthy: bool
@@ -85,17 +88,17 @@ class EndpointStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What is known of a pool, for metrics and the status page."""
+    """The known state of a pool, for the metrics and the status page."""
 
     name: str
     endpoints: int
     healthy: int
     under_pressure: bool
     waiting: float | None
-    """Mean over the endpoints with fresh data; None without any."""
+    """Mean over the endpoints with a recent answer; None if there is none."""
     kv_cache_usage: float | None
     max_model_len_differs: bool
-    """Whether an endpoint's window is not the configured one."""
+    """Whether an endpoint's max_model_len differs from the configured one."""
 
 
 @dataclass(slots=True)
@@ -103,7 +106,7 @@ class _Pool:
     config: PoolConfig
     pressure: PoolPressure
     endpoints: dict[_Endpoint, asyncio.Task[None] | None] = field(default_factory=dict)
-    """Each with the task that asks it."""
+    """Endpoints, each with the task that polls it."""
 
     def differing(self) -> _Endpoint | None:
         wanted = self.config.max_model_len
@@ -127,21 +130,21 @@ class _Pool:
 def reconcile(
     known: Collection[str | None], wanted: Collection[str | None]
 ) -> tuple[list[str | None], list[str | None]]:
-    """Return the known addresses that are gone, and the new ones."""
+    """Return the known addresses to remove, and the new ones to add."""
     gone = [address for address in known if address not in wanted]
     new = [address for address in wanted if address not in known]
     return gone, new
 
 
 class LoadWatch:
-    """Watches the endpoints of the pools that have any.
+    """Polls the endpoints of all pools that have some.
 
     Args:
-        pools: as configured; those without endpoints are not watched.
-        config: how often, and where pressure begins.
-        clock: seconds that never jump.
-        resolve: the addresses behind a URL.
-        resolve_interval_s: between two looks at them.
+        pools: the configured pools; those without endpoints are not polled.
+        config: polling interval and pressure thresholds.
+        clock: monotonic clock in seconds.
+        resolve: returns the addresses behind a URL.
+        resolve_interval_s: seconds between two lookups of the addresses.
     """
 
     def __init__(
@@ -171,17 +174,17 @@ class LoadWatch:
         self._lookups: list[asyncio.Task[None]] = []
 
     def current(self) -> Mapping[str, PoolLoad]:
-        """What routing should know; a pool that is not in it counts as idle."""
+        """Return the load of each pool; a pool without an entry counts as idle."""
         return self._loads
 
     def served_names(self) -> Mapping[str, str]:
-        """Return the models' names that servers list, and the pool of the server."""
+        """Return the pool of each model name that the servers list."""
         return self._names
 
     def base_names(self) -> Mapping[str, str]:
-        """Return the names that servers list, and the base model's of the server.
+        """Return the base model's name for each model name that the servers list.
 
-        A server has one base model: its other names are aliases of it and adapters.
+        A server has one base model; its other names are aliases and adapters.
         """
         return self._bases
 
@@ -190,7 +193,7 @@ class LoadWatch:
         bases: dict[str, str] = {}
         for pool in self._pools.values():
             for endpoint in pool.endpoints:
-                # Another server may know the same base by other names.
+                # Another server may list the same base model under other names.
                 base = bases.get(endpoint.base, endpoint.base)
                 for name in endpoint.names:
                     names.setdefault(name, pool.config.name)
@@ -198,14 +201,14 @@ class LoadWatch:
         self._names, self._bases = names, bases
 
     def routed(self, pool: str) -> None:
-        """Note that a request was sent to a pool."""
+        """Count a request sent to a pool."""
         watched = self._pools.get(pool)
         if watched is not None:
             watched.pressure.sent()
             self._recount(watched)
 
     def landed(self, pool: str) -> None:
-        """Note that one that was sent has ended."""
+        """Count the end of a request sent to a pool."""
         watched = self._pools.get(pool)
         if watched is not None:
             watched.pressure.ended()
@@ -216,11 +219,11 @@ class LoadWatch:
             self._conclude(pool)
 
     def statuses(self) -> list[PoolStatus]:
-        """Every watched pool."""
+        """Return the status of every polled pool."""
         return [pool.status() for pool in self._pools.values()]
 
     def endpoints(self) -> dict[str, list[EndpointStatus]]:
-        """Return the servers of every watched pool, by the pool's name."""
+        """Return the servers of every polled pool, by the pool's name."""
         oldest_s = self._clock() - self._config.stale_after_s
         return {
             name: [endpoint.status(oldest_s) for endpoint in pool.endpoints]
@@ -228,11 +231,11 @@ class LoadWatch:
         }
 
     async def start(self) -> None:
-        """Ask every endpoint once, then go on asking in the background.
+        """Poll every endpoint once, then continue in the background.
 
         Raises:
-            ConfigError: an endpoint's window is not the one configured for its pool,
-                or a key cannot be read.
+            ConfigError: an endpoint's max_model_len differs from its pool's
+                configuration, or a key cannot be read.
         """
         for pool in self._pools.values():
             check_key(pool.config)
@@ -262,10 +265,10 @@ class LoadWatch:
         self._lookups = [asyncio.create_task(self._keep_up(*pair)) for pair in named]
 
     def check_limits(self) -> None:
-        """Hold what endpoints said of their windows against the configuration.
+        """Compare the endpoints' token limits with the configuration.
 
         Raises:
-            ConfigError: one differs.
+            ConfigError: an endpoint's limit differs.
         """
         for pool in self._pools.values():
             endpoint = pool.differing()
@@ -277,7 +280,7 @@ class LoadWatch:
                 )
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         asking = [t for pool in self._pools.values() for t in pool.endpoints.values()]
         tasks = [*self._lookups, *(task for task in asking if task is not None)]
         for task in tasks:
@@ -287,17 +290,17 @@ class LoadWatch:
             await self._session.close()
 
     async def _keep_up(self, pool: _Pool, url: str) -> None:
-        """Follow a name's addresses."""
+        """Keep a name's addresses up to date."""
         while True:
             await asyncio.sleep(self._resolve_interval_s)
             await self._look_up(pool, url)
 
     async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
-        """Keep one endpoint for each address behind a URL's name."""
+        """Update the endpoints to one for each address behind a URL's name."""
         addresses: Sequence[str | None] = await self._addresses(url)
         if not addresses:
             if not first:
-                return  # no answer is no news
+                return  # the lookup failed: keep the known addresses
             addresses = [None]
         known = {e.address: e for e in pool.endpoints if e.url == url}
         gone, new = reconcile(known, addresses)
@@ -313,7 +316,7 @@ class LoadWatch:
             self._measure(pool)
 
     async def _addresses(self, url: str) -> Sequence[str]:
-        """Return the addresses behind a URL's name; none if they are not known."""
+        """Return the addresses behind a URL's name; empty if they are unknown."""
         try:
             async with asyncio.timeout(_FIRST_TIMEOUT_S):
                 return await self._resolve(URL(url))
@@ -337,7 +340,7 @@ class LoadWatch:
             try:
                 await self._ask(pool, endpoint)
             except Exception:
-                # One odd answer must not end the watch.
+                # One unexpected answer must not stop the polling.
                 logger.exception("load_watch_failed")
 
     async def _ask(self, pool: _Pool, endpoint: _Endpoint) -> None:
@@ -357,7 +360,7 @@ class LoadWatch:
             if was_healthy and not endpoint.healthy:
                 _log("endpoint_down", pool, endpoint, error=str(error))
         if endpoint.healthy and not was_healthy:
-            endpoint.asked_limits_s = None  # it may have come back as another
+            endpoint.asked_limits_s = None  # it may restart with other limits
             _log("endpoint_back", pool, endpoint)
         self._measure(pool)
 
@@ -421,7 +424,7 @@ def check_key(pool: PoolConfig) -> None:
     try:
         read_key(pool.api_key_file)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no key in it"
+        reason = error.strerror if isinstance(error, OSError) else "contains no API key"
         raise ConfigError(
             f"pool {pool.name}: api_key_file: {pool.api_key_file!r}: {reason}; "
             "accepted: a file with one line"

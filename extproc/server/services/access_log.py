@@ -1,9 +1,10 @@
-"""Envoy's access log as feedback: of every response, and none looked at as it passes.
+"""Feedback from Envoy's access log: covers every response without reading its body.
 
-Each entry brings the decision back, as the reply to the request's body handed it out,
-together with what became of it: status, token usage (from Envoy's json_to_metadata and
-sse_to_metadata filters), attempts, who answered and when. Nothing is kept in between,
-so that any process may receive it. ``envoy/access_log.yaml`` is Envoy's side of it.
+Each entry returns the decision, which the reply to the request's body handed to Envoy,
+together with its outcome: status, token usage (from Envoy's json_to_metadata and
+sse_to_metadata filters), attempts, answering cluster and times. No state is kept in
+between, so any process may receive the entry. ``envoy/access_log.yaml`` configures
+Envoy for it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from extproc.wire import access_log_pb2 as pb
 STREAM: Final = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 USAGE_NAMESPACE: Final = "llm.usage"
-"""Where the filters in ``envoy/access_log.yaml`` put a response's counts."""
+"""Metadata namespace in which the filters of ``envoy/access_log.yaml`` store token
+counts."""
 
 MAX_TOKEN_CHARS: Final = 16 * 1024
-"""Largest decision token in base64. Text in every script at once under a long model
-name gives 6 KiB."""
+"""Largest decision token in base64 characters. Text in all scripts at once with a long
+model name gives 6 KiB."""
 
 _MAX_TOKENS = 1 << 31
 _MAX_CLUSTER_CHARS = 256
@@ -43,32 +45,33 @@ _THANKS: Final = pb.StreamAccessLogsResponse().SerializeToString()
 
 
 class Entry(StrEnum):
-    """What an entry was good for. Closed: these are metric labels."""
+    """Result of reading an entry. A closed set: the values are metric labels."""
 
     OBSERVED = "observed"
     UNRELATED = "unrelated"
-    """No decision token: nothing was decided, or the response was read as it passed."""
+    """No decision token: no decision was made, or the response was read as it
+    passed."""
     REFUSED = "refused"
-    """A decision token that is not one of this configuration."""
+    """The decision token does not match this configuration."""
     INTERMEDIATE = "intermediate"
-    """Of a response that is still under way."""
+    """The response is still in progress."""
 
 
 class AccessLog:
-    """Learns from entries.
+    """Learns from access log entries.
 
     Args:
-        service: receives the observations; its router reads the entries.
+        service: receives the observations; its router interprets the entries.
     """
 
     def __init__(self, service: ExtProcService) -> None:
         self._service = service
 
     def take(self, message: bytes) -> None:
-        """Learn, a little later, from each entry of a message.
+        """Learn from each entry of a message after the current event-loop turn.
 
         Raises:
-            RpcError: it is no ``StreamAccessLogsMessage``.
+            RpcError: the message is not a ``StreamAccessLogsMessage``.
         """
         metrics = self._service.metrics
         try:
@@ -89,11 +92,11 @@ class AccessLog:
 
 
 def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation | Entry:
-    """Read what one entry says, or why it says nothing; never raises.
+    """Read the observation in an entry, or why there is none; never raises.
 
     Args:
-        entry: of a response, complete or not; it may be of anyone's making.
-        router: whose pools and categories the decision may name.
+        entry: entry for a complete or partial response; untrusted.
+        router: router with the pools and categories that the decision may name.
     """
     common = entry.common_properties
     if common.intermediate_log_entry:
@@ -114,7 +117,7 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation |
 
 def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
     metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
-    # "in" first: to look a name up in a map of messages would put it there.
+    # Check with "in" first: a look-up in a map of messages would insert the name.
     if TOKEN_NAMESPACE not in metadata:
         return ""
     fields = metadata[TOKEN_NAMESPACE].fields
@@ -161,10 +164,10 @@ def _outcome(
 def _was_cut(
     decision: Decision, prompt: int, completion: int, max_model_len: int
 ) -> bool:
-    """Whether the output ended at a limit.
+    """Whether the output was truncated by a limit.
 
-    The filters cannot reach ``finish_reason``, which is in a list. vLLM ends an output
-    where it reaches the client's limit or fills the window, and nowhere before.
+    The filters cannot read ``finish_reason``, which is inside a list. vLLM truncates an
+    output only if it reaches the client's limit or fills the window.
     """
     each = -(-completion // max(1, decision.sequences))
     limit = decision.client_limit_tokens
@@ -173,7 +176,7 @@ def _was_cut(
 
 
 def _usage(counts: Struct) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens, in the names of OpenAI or of Anthropic."""
+    """Return prompt and completion tokens, under OpenAI's or Anthropic's names."""
     read = read_token_counts(lambda name: _count(counts, name))
     return read.prompt, read.completion
 
@@ -182,27 +185,27 @@ def _count(counts: Struct, name: str) -> int | None:
     if name not in counts.fields:
         return None
     number = counts.fields[name].number_value
-    # Not a number that is not one: no comparison with it is true.
+    # NaN fails the comparison, too.
     whole = 0 <= number < _MAX_TOKENS and number == int(number)
     return int(number) if whole else None
 
 
 class WithAccessLog:
-    """A service and, beside it, Envoy's access log service."""
+    """Combines a service with Envoy's access log service."""
 
     def __init__(self, service: Service, access_log: AccessLog) -> None:
         self._service = service
         self._access_log = access_log
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        """Start a call of either."""
+        """Start a call of either service."""
         if path == STREAM:
             return _AccessLogStream(self._access_log)
         return self._service.open(path, headers, send)
 
 
 class _AccessLogStream:
-    """One stream of entries, which Envoy holds open for as long as it can."""
+    """One stream of entries, which Envoy keeps open as long as possible."""
 
     def __init__(self, access_log: AccessLog) -> None:
         self._access_log = access_log

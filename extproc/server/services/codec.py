@@ -1,6 +1,6 @@
-"""ext_proc's protobuf messages to events, and replies to messages.
+"""Decodes ext_proc's protobuf messages to events, and encodes replies.
 
-The only module that names the protobuf types of the exchange.
+This is the only module that uses the protobuf types of the exchange.
 """
 
 from __future__ import annotations
@@ -39,50 +39,52 @@ from extproc.wire import ext_proc_pb2 as pb
 POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
 MODEL_HEADER = "x-llm-model"
-"""The base model, if models are configured."""
+"""Header with the base model, if models are configured."""
 RETRY_CUT_HEADER = "x-llm-retry-cut"
-"""The pool's window and the client's limit, 0 if it set none: ``8192 32000``."""
+"""Header with the pool's window and the client's limit (0 if there is none): ``8192
+32000``."""
 METADATA_NAMESPACE = "extproc.token_budget"
 TOKEN_NAMESPACE = "extproc.receipt"
-"""Apart from the numbers, which people read in their logs."""
+"""Metadata namespace for the token, separate from the numbers that people read in
+logs."""
 TOKEN_KEY = "decision"
 
 MAX_ECHO_BYTES = 64 * 1024
-"""The largest ``StreamedBodyResponse`` that Envoy's documentation advises."""
+"""Largest ``StreamedBodyResponse`` in bytes that Envoy's documentation recommends."""
 
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 class UnknownMessageError(Exception):
-    """A message that ext_proc does not have, or that is not protobuf."""
+    """The message is not protobuf or not part of ext_proc."""
 
 
 def decode(data: bytes, wanted: Wanted) -> Event:
-    """Read one ``ProcessingRequest``, fast if it is one of the usual ones.
+    """Decode one ``ProcessingRequest``, with the fast readers if possible.
 
     Args:
         data: the serialized message.
-        wanted: the headers to read. Those of an unusual message are all read.
+        wanted: headers to decode. For unusual messages all headers are decoded.
 
     Raises:
-        UnknownMessageError: not protobuf, or none of the six phases.
+        UnknownMessageError: the message is not protobuf, or none of the six phases.
     """
     return fast_headers(data, wanted) or fast_body(data) or decode_any(data)
 
 
 def decode_any(data: bytes) -> Event:
-    """Read any ``ProcessingRequest``: the specification of the fast readers.
+    """Decode any ``ProcessingRequest``: the reference for the fast readers.
 
     Raises:
-        UnknownMessageError: not protobuf, or none of the six phases.
+        UnknownMessageError: the message is not protobuf, or none of the six phases.
     """
     try:
         message = pb.ProcessingRequest.FromString(data)
-    except Exception as error:  # protobuf's DecodeError has no stable home
+    except Exception as error:  # protobuf's DecodeError moves between modules
         raise UnknownMessageError("not a ProcessingRequest") from error
     phase = message.WhichOneof("request")
     if phase is None:
-        raise UnknownMessageError("a ProcessingRequest of no known phase")
+        raise UnknownMessageError("a ProcessingRequest with an unknown phase")
     return _DECODERS[phase](message)
 
 
@@ -123,13 +125,13 @@ _BODY_MODES = frozenset(BodyMode)
 
 
 def _body_mode(number: int) -> BodyMode | None:
-    # A number that is not in the enum comes as it is: a mode of a later Envoy.
+    # A value outside the enum is kept as a number: a mode of a later Envoy.
     return BodyMode(number) if number in _BODY_MODES else None
 
 
 def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
-    # Envoy sends raw_value since 1.28, value before; the first of a name wins, as a
-    # second content-length or path is no client's honest doing.
+    # Envoy sends raw_value since 1.28, value before. The first header of a name wins,
+    # since honest clients do not send a second content-length or path.
     decoded: dict[str, str] = {}
     for header in headers.headers.headers:
         key = header.key
@@ -139,7 +141,7 @@ def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
 
 
 def encode(event: Event, reply: Reply) -> Sequence[bytes]:
-    """Write a reply to an event: one message, or in full duplex none or several."""
+    """Encode a reply to an event: one message, or any number in full duplex."""
     match reply:
         case Route():
             return (_encode_route(event, reply),)
@@ -173,7 +175,7 @@ def _encode_route(event: Event, reply: Route) -> bytes:
         return _encode_decision(_PHASES[type(event)], reply)
     message = pb.ProcessingResponse.FromString(_encode_decision("request_body", reply))
     common = message.request_body.response
-    # Envoy leaves content-length as it was; a body that does not match is a 500.
+    # Envoy does not update content-length, and a mismatch with the body is a 500.
     _set_header(common, "content-length", str(len(reply.body)).encode())
     common.body_mutation.body = reply.body
     return message.SerializeToString()
@@ -186,34 +188,34 @@ def _set_header(common: pb.CommonResponse, key: str, value: bytes) -> None:
     option.append_action = _OVERWRITE
 
 
-# Replies with a decision differ in a few numbers at fixed places. Building one of
-# protobuf's objects takes 30 us, a third of all that a request costs, so they are built
-# once, with marks in the numbers' places, and filled in for each request.
+# Replies with a decision differ only in a few numbers at fixed places. Building them
+# with protobuf's objects takes 30 us, a third of a request's total cost, so they are
+# built once, with markers in place of the numbers, and filled in for each request.
 
 _DOUBLE = struct.Struct("<d")
 _NUMBERS = ("bytes", "prompt_tokens", "output_tokens", "budget_tokens")
-_MARKS = tuple(b"mark_no%d" % i for i in range(len(_NUMBERS)))  # as doubles: 8 bytes
+_MARKS = tuple(b"mark_no%d" % i for i in range(len(_NUMBERS)))  # 8 bytes, a double
 _BUDGET_MARK = b"\xff"
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """A serialized reply, cut at its marks.
+    """A serialized reply, split at its markers.
 
-    With a budget mark of two digits and one number, ``...BB...NNNNNNNN...`` becomes
+    With a budget marker of two digits and one number, ``...BB...NNNNNNNN...`` becomes
     ``fixed = (b"...", b"...", b"...")`` and the layout ``<3s2s3sd3s``; ``fill(b"42",
-    7)`` packs ``...42...``, the double 7.0 and ``...``. Protobuf may write the values
-    in another order than ``fill`` takes them: ``arrange`` has it.
+    7)`` packs ``...42...``, the double 7.0 and ``...``. Protobuf may serialize the
+    values in another order than ``fill`` takes them; ``arrange`` corrects the order.
     """
 
     layout: struct.Struct
-    """Fixed pieces and, between them, slots."""
+    """Layout of the fixed pieces with the value slots between them."""
     fixed: tuple[bytes, ...]
     arrange: Callable[[tuple[bytes | int, ...]], tuple[bytes | int, ...]]
-    """Puts the fixed pieces and the values behind them into the layout's order."""
+    """Arranges the fixed pieces, followed by the values, in the layout's order."""
 
     def fill(self, *values: bytes | int) -> bytes:
-        """Put the values between the fixed pieces."""
+        """Serialize the reply with these values."""
         return self.layout.pack(*self.arrange(self.fixed + values))
 
 
@@ -240,7 +242,7 @@ def _template(
     for key, mark in zip(_NUMBERS, _MARKS, strict=True):
         values[key].number_value = _DOUBLE.unpack(mark)[0]
     wire = message.SerializeToString()
-    # Where each mark begins, which value of ``fill`` it stands for, and the mark.
+    # The offset of each marker, the index of its value in ``fill``, and the marker.
     marks = sorted(
         (wire.index(m), i, m) for i, m in enumerate((budget_mark, *_MARKS)) if m
     )
@@ -257,9 +259,9 @@ def _template(
 
 
 def _encode_decision(phase: str, reply: Route | Release) -> bytes:
-    """Write the reply that sets a decision's headers and metadata.
+    """Encode the reply that sets a decision's headers and metadata.
 
-    In shadow mode the metadata only: no header, and the route as it was.
+    In shadow mode it sets only the metadata, no header, and keeps the route.
     """
     decision = reply.decision
     assert decision is not None
@@ -284,7 +286,7 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
 
 
 def _encode_retry_cut(phase: str, decision: Decision) -> bytes:
-    """One more header for a reply that sets some: see ``_encode_token``."""
+    """Encode one more header for a reply that sets some; see ``_encode_token``."""
     message = pb.ProcessingResponse()
     limit_tokens = decision.limit_tokens or 0
     value = f"{decision.pool.max_model_len} {limit_tokens}".encode()
@@ -293,10 +295,10 @@ def _encode_retry_cut(phase: str, decision: Decision) -> bytes:
 
 
 def _encode_token(decision_token: bytes) -> bytes:
-    """More ``dynamic_metadata`` for a reply that has some.
+    """Encode additional ``dynamic_metadata`` for a reply that has some.
 
-    A reader merges a message field that comes twice (protobuf's encoding, "Last One
-    Wins"), so this goes behind the reply as it is.
+    A parser merges a message field that occurs twice (protobuf's encoding guide, "Last
+    One Wins"), so this can be appended to the serialized reply.
     """
     message = pb.ProcessingResponse()
     values = message.dynamic_metadata.fields[TOKEN_NAMESPACE].struct_value.fields
@@ -333,7 +335,7 @@ def _chunks(phase: str, body: bytes, end_of_stream: bool) -> list[bytes]:
 
 def _constant(phase: str, **override: Any) -> tuple[bytes]:
     message = pb.ProcessingResponse()
-    # Only touching a submessage would leave the oneof unset: a spurious reply, and a
+    # Merely accessing a submessage would leave the oneof unset: an invalid reply, and a
     # 500 for the client.
     getattr(message, phase).SetInParent()
     if override:
@@ -349,9 +351,8 @@ _CONTINUE: dict[type[Event], tuple[bytes]] = {
     ResponseBody: _constant("response_body"),
     ResponseTrailers: _constant("response_trailers"),
 }
-# The response's headers are asked for in every case: whether the exchange is chosen
-# for feedback is known only with the body, whose reply cannot change the mode; for
-# those that are not chosen the stream is ended.
+# Response headers are always requested: the sampler decides only with the body, whose
+# reply cannot change the mode. For exchanges that are not sampled the stream is ended.
 _ASK_REQUEST_BODY = _constant(
     "request_headers",
     request_body_mode=BodyMode.BUFFERED,

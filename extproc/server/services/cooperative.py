@@ -1,4 +1,4 @@
-"""Long work in steps, between which the event loop does what else there is."""
+"""Long computations in steps, so that the event loop can do other work in between."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Later = Callable[[Callable[[], None]], object]
 
 
 class TimeSlices:
-    """Does one step of all the work there is at each turn of the event loop.
+    """Runs one step of each pending task in turn, one step per event-loop iteration.
 
-    However many bodies are read at one time, what comes in between waits for one step.
+    However many bodies are parsed at once, other work waits for one step at most.
 
     Args:
-        later: runs a call at the loop's next turn; its ``call_soon``.
+        later: schedules a call for the loop's next iteration; the loop's ``call_soon``.
     """
 
     def __init__(self, later: Later) -> None:
@@ -23,22 +23,22 @@ class TimeSlices:
         self._work: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
 
     def add(self, step: Callable[[], bool], done: Callable[[], None]) -> None:
-        """Do some work, in turn with what else there is.
+        """Add a task, to be run in turn with the others.
 
-        An exception of either call ends this work and is raised in the event loop.
+        An exception in either call ends this task and is raised in the event loop.
 
         Args:
-            step: does the next of it; false once there is nothing left to do.
-            done: called after that.
+            step: runs the next step; returns false once none is left.
+            done: called after the last step.
         """
         self._work.append((step, done))
         if len(self._work) == 1:
             self._later(self._turn)
 
     async def finish(self, step: Callable[[], bool]) -> None:
-        """Do some work, in turn with what else there is, until there is none left.
+        """Run a task to its end, in turn with the others.
 
-        If the caller is cancelled while it waits, the rest stays undone. Exceptions of
+        If the caller is cancelled, the remaining steps are skipped. Exceptions of
         ``step`` are raised here.
         """
         done = asyncio.get_running_loop().create_future()
@@ -58,7 +58,7 @@ class TimeSlices:
         await done
 
     def _turn(self) -> None:
-        step, done = self._work[0]  # stays there: what it adds must not ask for a turn
+        step, done = self._work[0]  # left listed: ``add`` schedules no second turn
         goes_on = False
         try:
             goes_on = step()

@@ -1,7 +1,7 @@
-"""Decide and Observe: the same decisions and lessons, for gateways without ext_proc.
+"""Decide and Observe: the same decisions and learning, for gateways without ext_proc.
 
-``protos/tokenbudget/v1/router.proto`` is the contract. Transports call ``Api`` with its
-messages: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
+``protos/tokenbudget/v1/router.proto`` is the contract. Transports pass its messages to
+``Api``: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _UINT32 = (1 << 32) - 1
 
 
 _UNKNOWN_MODEL = pb.DecideResponse(pool="", reason=NotRouted.UNKNOWN_MODEL)
-"""No pool: the gateway's own default route takes the request."""
+"""Response without a pool: the gateway's own default route applies."""
 
 
 class InvalidArgumentError(Exception):
-    """The caller's mistake; says what is accepted."""
+    """The caller's request is invalid; the message names the expected value."""
 
 
 class Api:
-    """Answers the messages of the API.
+    """Handles the messages of the API.
 
     Args:
-        service: decides and learns; its metrics count these decisions too.
-        max_body_bytes: of a body after content-decoding.
+        service: decides and learns; its metrics include these decisions.
+        max_body_bytes: largest body after content-decoding.
     """
 
     def __init__(self, service: ExtProcService, max_body_bytes: int) -> None:
@@ -54,7 +54,7 @@ class Api:
         self._max_body_bytes = max_body_bytes
 
     def begin_parsing(self, asked: pb.DecideRequest) -> BodyParser:
-        """Begin to read the body that a question brings, which may take long."""
+        """Start parsing the request's body in steps."""
         paths = self._service.in_force.now.settings.paths
         target = paths.find(asked.path or DEFAULT_PATH)
         return BodyParser(
@@ -64,21 +64,21 @@ class Api:
     def decide(
         self, asked: pb.DecideRequest, reading: BodyParser | None = None
     ) -> pb.DecideResponse:
-        """Choose a pool.
+        """Choose a pool for a request.
 
         Args:
-            asked: the question.
-            reading: of its body; None: it is read here, in one go.
+            asked: the request message.
+            reading: parser of its body; None to parse it in one step.
 
         Raises:
-            InvalidArgumentError: features that contradict each other.
+            InvalidArgumentError: the features contradict each other.
         """
         return self._answer(self._decide(asked, reading))
 
     def decide_unread(
         self, asked: pb.DecideRequest, body_bytes: int
     ) -> pb.DecideResponse:
-        """Choose for a body that is too large to receive; ``asked`` is without it."""
+        """Choose a pool for a body too large to receive; ``asked`` lacks the body."""
         return self._answer(self._unread(asked, Reason.TOO_LARGE, body_bytes))
 
     def _answer(self, decision: Decision | None) -> pb.DecideResponse:
@@ -107,7 +107,7 @@ class Api:
     def _decide(
         self, asked: pb.DecideRequest, reading: BodyParser | None
     ) -> Decision | None:
-        """Decide; None: the request asks for a model that is not configured."""
+        """Decide; return None if the requested model is not configured."""
         now = self._service.in_force.now
         decider, paths = now.decider, now.settings.paths
         if paths.is_stored_response(asked.path):
@@ -133,7 +133,7 @@ class Api:
     def _unread(
         self, asked: pb.DecideRequest, reason: Reason, body_bytes: int
     ) -> Decision | None:
-        """Decide about a body that was not read; None: of no known model."""
+        """Decide without parsing the body; return None if the model is unknown."""
         now = self._service.in_force.now
         target = now.settings.paths.find(asked.path or DEFAULT_PATH)
         by_path = "" if target is None else target.model
@@ -147,14 +147,14 @@ class Api:
         """Learn from one response.
 
         Raises:
-            InvalidArgumentError: the decision is from another configuration.
+            InvalidArgumentError: the decision was made under another configuration.
         """
         router = self._service.router
         self._service.in_flight.ended(request.decision)
         decision = read_decision_token(request.decision, router)
         if decision is None:
             raise InvalidArgumentError(
-                "decision: accepted is what Decide answered, under the same pools"
+                "decision: expected a value returned by Decide under the same pools"
             )
         outcome = Outcome(
             status=request.status,
@@ -179,12 +179,12 @@ def _request_of(features: pb.Features) -> Request:
         )
     if bool(sample) != bool(size) or len(sample) > size:
         raise InvalidArgumentError(
-            "text_sample: accepted is a part of the text, and text_bytes its whole size"
+            "text_sample: expected a part of the text, with text_bytes its full size"
         )
     if size and features.prompt_tokens:
-        raise InvalidArgumentError("prompt_tokens: accepted in place of the text only")
+        raise InvalidArgumentError("prompt_tokens: expected only without text")
     prompt = Prompt(
-        # The sample over and over is a text of that size with the sample's features.
+        # Repeating the sample gives a text of that size with the sample's features.
         text=(sample * (size // max(1, len(sample)) + 1))[:size],
         messages=features.messages or 1,
         images=features.images,
@@ -201,12 +201,12 @@ def _request_of(features: pb.Features) -> Request:
 
 
 class WithApi:
-    """A service and, beside it, the API as unary gRPC.
+    """Combines a service with the API as unary gRPC.
 
     Args:
-        service: serves all other methods.
-        api: answers.
-        turns: where large bodies are read; None: at once, as all others.
+        service: handles all other methods.
+        api: handles Decide and Observe.
+        slices: limit the time of a parsing step; None to parse bodies in one step.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class WithApi:
         self._slices = slices
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        """Start a call of either."""
+        """Start a call of either service."""
         if path == DECIDE:
             return _Deciding(self._api, self._slices, send)
         if path == OBSERVE:
@@ -247,14 +247,15 @@ class _Observing:
 
 
 class _Deciding:
-    """One question, whose body may take long to read."""
+    """A call of ``Decide``, whose body may take long to parse."""
 
     def __init__(self, api: Api, slices: TimeSlices | None, send: Send) -> None:
         self._api = api
         self._slices = slices
         self._send = send
         self._reading: BodyParser | None = None
-        """In turns; None: it was not begun, or nobody waits for it any more."""
+        """Parser that runs in steps; None before the start and after the call has
+        ended."""
 
     def receive(self, message: bytes) -> Replies:
         if self._reading is not None:

@@ -1,7 +1,7 @@
-"""The ext_proc service without a transport: serialized messages in and out.
+"""The ext_proc service, independent of the transport: serialized messages in and out.
 
-Synchronous on purpose: nothing here awaits, so a transport answers each read with
-one write, and the estimator needs no lock.
+It is synchronous by design: nothing awaits, so a transport answers each read with one
+write, and the estimator needs no lock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROCESS = f"/{EXT_PROC}/Process"
 
 
 class ExtProcService:
-    """Answers ``Process`` streams.
+    """Serves ``Process`` streams.
 
     Args:
         in_force: the configuration that new streams begin with; open ones end with
@@ -81,11 +81,11 @@ class ExtProcService:
             in_force, later, clock, metrics.bodies_lost
         )
         self.opened = 0
-        """Streams begun, ever."""
+        """Number of streams opened since the start."""
         self._faults_logged: set[str] = set()
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        """Begin one ``Process`` stream; any other method is not ours."""
+        """Open a ``Process`` stream; return None for any other method."""
         if path != PROCESS:
             return None
         self.opened += 1
@@ -93,11 +93,11 @@ class ExtProcService:
         return ExtProcStream(self, self.in_force.now.decider, headers, send)
 
     def decided(self, decision: Decision) -> None:
-        """Tell those who watch of a decision; never raises."""
+        """Notify all watchers of a decision; never raises."""
         try:
             for watcher in self._decision_watchers:
                 watcher.decided(decision)
-        except Exception as error:  # the decision is still to be sent
+        except Exception as error:  # the decision must still be sent
             self.fault(error)
 
     def trace(
@@ -107,11 +107,11 @@ class ExtProcService:
         assert self.tracer is not None
         try:
             self.tracer.record(decided, metadata, self.clock() - opened_s)
-        except Exception as error:  # the decision is still to be sent
+        except Exception as error:  # the decision must still be sent
             self.fault(error)
 
     def learn_later(self, observation: Observation) -> None:
-        """Learn from a response once nobody waits for a reply; never raises."""
+        """Learn from a response after pending replies are sent; never raises."""
         self._defer(partial(self._learn, observation))
 
     def _learn(self, observation: Observation) -> None:
@@ -121,7 +121,7 @@ class ExtProcService:
             self.fault(error)
 
     def learn(self, observation: Observation) -> Lesson:
-        """Learn from a response, and tell those who watch what it taught."""
+        """Learn from a response, and notify all watchers of the lesson."""
         now = self.in_force.now
         lesson = now.router.learn(observation.decision, observation.outcome)
         if lesson.error_ratio is not None:
@@ -137,13 +137,13 @@ class ExtProcService:
 
     @property
     def loads(self) -> Mapping[str, PoolLoad]:
-        """The known load of the pools."""
+        """The known load of each pool."""
         return self.in_force.now.loads()
 
     def fault(self, error: Exception) -> None:
-        """Count an internal error; log the first of each place.
+        """Count an internal error, and log the first at each place in the code.
 
-        Its text is left out: it may quote a body.
+        The message is omitted because it may quote a body.
         """
         self.metrics.faults.add()
         frames = traceback.extract_tb(error.__traceback__)
@@ -154,6 +154,6 @@ class ExtProcService:
             logger.error("fault", extra={"fields": fields})
 
     def protocol_error(self, error: Exception) -> None:
-        """Count and log a message that Envoy should not have sent."""
+        """Count and log an invalid or unexpected message from Envoy."""
         self.metrics.protocol_errors.add()
         logger.warning("protocol_error", extra={"fields": {"error": str(error)}})

@@ -1,4 +1,4 @@
-"""One ``Process`` stream: the messages of an exchange, in order, and their answers."""
+"""One ``Process`` stream: the messages of an exchange and their replies, in order."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from extproc.server.services.requested_bodies import Lost, RequestedBodies
 from extproc.server.services.watchers import Tracer
 
 MAX_HELD_MESSAGES = 16
-"""Messages a stream may queue while its body is parsed. Envoy sends one or two at most,
-as it waits for the answer to each phase before the next."""
+"""Maximum messages a stream may queue while its body is parsed. Envoy sends one or two
+at most, as it waits for the reply to each phase before the next."""
 
 _PHASES: dict[type[Event], str] = {
     RequestHeaders: "request_headers",
@@ -49,7 +49,7 @@ _PHASES: dict[type[Event], str] = {
 
 
 class Host(Protocol):
-    """What a stream needs of its service."""
+    """The part of the service that a stream uses."""
 
     metrics: Metrics
     in_flight: InFlight
@@ -59,7 +59,7 @@ class Host(Protocol):
     tracer: Tracer | None
 
     def decided(self, decision: Decision) -> None:
-        """Tell those who watch of a decision; never raises."""
+        """Notify all watchers of a decision; never raises."""
 
     def trace(
         self, decided: Decided, metadata: Mapping[str, str], opened_s: float
@@ -67,23 +67,23 @@ class Host(Protocol):
         """Record the span of a decision; never raises."""
 
     def learn_later(self, observation: Observation) -> None:
-        """Learn from a response once nobody waits for a reply; never raises."""
+        """Learn from a response after pending replies are sent; never raises."""
 
     def fault(self, error: Exception) -> None:
         """Count and log an internal error."""
 
     def protocol_error(self, error: Exception) -> None:
-        """Count and log a message that Envoy should not have sent."""
+        """Count and log an invalid or unexpected message from Envoy."""
 
 
 class ExtProcStream:
     """One ``Process`` stream.
 
     Args:
-        service: the stream's.
-        decider: decides about its request.
-        metadata: the stream's own headers.
-        send: for answers that are not ready when their message comes.
+        service: the service that opened the stream.
+        decider: decides the stream's request.
+        metadata: headers of the gRPC stream.
+        send: sends replies that are not ready when ``receive`` returns.
     """
 
     __slots__ = (
@@ -111,21 +111,21 @@ class ExtProcStream:
         self._send = send
         self._opened_s = service.clock()
         self._held: list[tuple[bytes, float]] | None = None
-        """Messages that wait until a body is parsed, and when they came; None: no body
-        is being parsed."""
+        """Messages that wait for a body to be parsed, with their arrival times; None if
+        no body is being parsed."""
         self._half_closed = False
 
     def __repr__(self) -> str:
-        held = "" if self._held is None else f", {len(self._held)} messages held"
+        held = "" if self._held is None else f", {len(self._held)} messages queued"
         closed = ", half-closed" if self._half_closed else ""
         return f"<ExtProcStream {self._exchange!r}{held}{closed}>"
 
     def receive(self, message: bytes) -> Replies:
-        """Answer one message.
+        """Return the replies to one message.
 
         Raises:
-            RpcError: the stream cannot go on, and a clean end would lose body bytes; or
-                too many messages came at once.
+            RpcError: the stream cannot continue and a clean end would lose body bytes,
+                or the peer sent too many messages at once.
         """
         received_s = self._service.clock()
         self._service.requested_bodies.ended(self)
@@ -155,9 +155,9 @@ class ExtProcStream:
         return self._held is not None and parser.step()
 
     def _resume(self, event: Event, received_s: float) -> None:
-        """Answer the event whose body was parsed, then the messages after it."""
+        """Answer the event whose body was parsed, then the queued messages."""
         if self._held is None:
-            return  # closed in the meantime
+            return  # the stream was closed meanwhile
         held, self._held = self._held, None
         try:
             replies, end = self._resumed(event, received_s)
@@ -166,7 +166,7 @@ class ExtProcStream:
                 if end:
                     return
                 replies, end = self._receive(message, came_s)
-                if self._held is not None:  # a second body is being parsed
+                if self._held is not None:  # another body is being parsed
                     self._held += held[place:]
                     return
                 self._send(replies, end)
@@ -183,7 +183,7 @@ class ExtProcStream:
             return self._end(error)
 
     def _answer(self, event: Event, step: Step, received_s: float) -> Replies:
-        """Report what a step says, and write its reply."""
+        """Report a step's results and encode its reply."""
         service, decided = self._service, step.decided
         self._watch_body(step)
         if step.fault is not None:
@@ -193,7 +193,7 @@ class ExtProcStream:
             if service.tracer is not None:
                 service.trace(decided, self._metadata, self._opened_s)
             key = self._exchange if decided.follows_response else decided.decision_token
-            if key:  # its end will be known
+            if key:  # the end of the request will be reported
                 service.in_flight.began(key, decided.decision.pool.name)
         elif step.not_routed is not None:
             service.metrics.not_routed.add(step.not_routed)
@@ -228,14 +228,14 @@ class ExtProcStream:
         else:
             self._service.fault(error)
         if self._exchange.owes_bodies:
-            # In full duplex a clean end means that the rest of the body is empty: the
-            # backend would get half a request, or the client half an answer.
+            # In full duplex a clean end means that no more body follows: the backend
+            # would receive a truncated request, or the client a truncated response.
             raise RpcError(
                 StatusCode.INTERNAL,
-                "internal error: a full-duplex stream cannot go on without losing data",
+                "internal error: a full-duplex stream would lose data",
             ) from None
-        # A clean end lets Envoy go on without us; an error status would be a 500 for
-        # the client if failure_mode_allow is off.
+        # After a clean end Envoy continues without the router; an error status would be
+        # a 500 for the client if failure_mode_allow is off.
         return (), True
 
     def half_closed(self) -> Replies:
@@ -256,7 +256,7 @@ class ExtProcStream:
         self._service.requested_bodies.lost(how)
 
     def closed(self, cancelled: bool) -> None:
-        """Count the state in which the stream ended, by either side."""
+        """Count the stream's final state, whichever side ended it."""
         self._service.in_flight.ended(self._exchange)
         self._service.requested_bodies.ended(self)
         self._held = None
@@ -266,7 +266,7 @@ class ExtProcStream:
 
 
 def _without_decision(reply: Reply) -> Reply:
-    """Return what must not be lost of a reply that cannot be written: the body."""
+    """Return a reply with only the body, which must not be lost."""
     if isinstance(reply, Release):
         return Release(None, reply.body, reply.end_of_stream, reply.trailers)
     return reply

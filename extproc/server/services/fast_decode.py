@@ -1,10 +1,10 @@
-"""Messages as Envoy writes them, read without building protobuf's objects.
+"""Fast decoders for the messages that Envoy sends, without protobuf objects.
 
-Of a request's dozen headers five decide anything, yet each costs the general reader two
-objects and two texts; of a large body it makes two copies, one of them in memory new
-pages. The readers here walk over the bytes, decode the requested headers, and give a
-view of the body. They know the encoding that every protobuf writer
-uses, and give up on whatever else the format allows: the general reader takes those.
+A decision uses five of a request's dozen headers, yet each costs protobuf's decoder two
+objects and two strings; a large body it copies twice, once into newly mapped pages. The
+decoders here walk over the bytes, decode only the wanted headers, and return a view of
+the body. They support the encoding that all protobuf serializers produce, and leave
+other valid encodings to the general decoder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from extproc.exchange.events import (
     ResponseHeaders,
 )
 
-# Tags of protobuf's wire format: field number times eight, plus 2 with a length before
-# the value, plus 0 for a number. ProcessingRequest, HttpHeaders, HeaderValue, HttpBody
-# and ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
+# Tags of protobuf's wire format: the field number times eight, plus 2 for a
+# length-prefixed value or 0 for a varint. For ProcessingRequest, HttpHeaders,
+# HeaderValue, HttpBody and ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY = 0x12, 0x1A, 0x22
 _METADATA_CONTEXT, _ATTRIBUTES, _PROTOCOL_CONFIG = 0x42, 0x4A, 0x5A
 _HEADERS_PHASES = (bytes((_REQUEST_HEADERS,)), bytes((_RESPONSE_HEADERS,)))
@@ -32,38 +32,39 @@ _BODY_ENDS_STREAM = b"\x10\x01"
 _REQUEST_BODY_MODE, _RESPONSE_BODY_MODE = 0x08, 0x10
 
 _CONTEXT = (_METADATA_CONTEXT, _ATTRIBUTES)
-"""What we have not asked for; Envoy sends the metadata's context, if only an empty
-one, with each message."""
+"""Fields that the router does not use; Envoy sends the metadata context, even if empty,
+with each message."""
 _NOT_THE_BODYS = (*_CONTEXT, _PROTOCOL_CONFIG)
 
 _LONGEST_SHIFT = 28
-"""Of the fifth and last byte of a length."""
+"""Bit shift of the fifth and last byte of a length."""
 
 _MODES = {mode.value: mode for mode in BodyMode}
 
 LARGE_BYTES = 16 * 1024
-"""Of a message with a body; below, copies cost less than looking at the bytes here."""
+"""Smallest message with a body that is decoded here; below this size, copies are
+cheaper."""
 
 Wanted = Mapping[bytes, str]
-"""Names of the headers to read, in lower case, by the bytes that they are sent as."""
+"""Headers to decode: the lower-case name, by its bytes on the wire."""
 
 
 class _UnusualError(Exception):
-    """Not as a protobuf writer has it."""
+    """The encoding is not the one that protobuf serializers produce."""
 
 
 def fast_headers(
     data: bytes, wanted: Wanted
 ) -> RequestHeaders | ResponseHeaders | None:
-    """Read a ``ProcessingRequest`` of one of the two headers phases.
+    """Decode a ``ProcessingRequest`` in one of the two headers phases.
 
     Args:
         data: the serialized message; untrusted.
-        wanted: the headers to read; the first of a name counts.
+        wanted: headers to decode; the first of each name counts.
 
     Returns:
-        None for what the general reader must look at: another phase, an unusual
-        encoding, or no message at all.
+        None if the general decoder has to decode it: another phase, an unusual
+        encoding, or an invalid message.
     """
     if data[:1] not in _HEADERS_PHASES:
         return None
@@ -74,14 +75,14 @@ def fast_headers(
 
 
 def fast_body(data: bytes) -> RequestBody | None:
-    """Read a ``ProcessingRequest`` whose phase is the request body.
+    """Decode a ``ProcessingRequest`` in the request body phase.
 
     Args:
-        data: the serialized message; untrusted. The event holds a view of it.
+        data: the serialized message; untrusted. The event keeps a view of it.
 
     Returns:
-        None for what the general reader must look at: a small message, another phase,
-        an unusual encoding, or no message at all.
+        None if the general decoder has to decode it: a small message, another phase, an
+        unusual encoding, or an invalid message.
     """
     if len(data) < LARGE_BYTES or data[0] != _REQUEST_BODY:
         return None
@@ -99,7 +100,7 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
         _walk(data, start, position, wanted, headers)
     end_of_stream = False
     if position < end:
-        # Whatever number above 1 there may be, the general reader knows what it means.
+        # The general decoder handles numbers above 1.
         if data[position] != _END_OF_STREAM or data[position + 1] != 1:
             raise _UnusualError
         end_of_stream = True
@@ -115,14 +116,15 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
 def _walk(
     data: bytes, position: int, end: int, wanted: Wanted, headers: dict[str, str]
 ) -> None:
-    """Read the headers between two places.
+    """Decode the headers between two offsets.
 
-    Whether each ends where it should shows at its value's end, and at that of the last.
+    Each header's end is checked at the end of its value, and the last one's at the end.
     """
     while position < end:
         if data[position] != _HEADER:
             raise _UnusualError
-        # ``_span`` for the short ones, written out: every header of every request.
+        # ``_span`` inlined for short headers, since every header of every request
+        # passes here.
         length = data[position + 1]
         position += 2
         following = position + length
@@ -148,7 +150,7 @@ def _value(data: bytes, position: int, end: int) -> str:
     if position == end:
         return ""
     if data[position] != _RAW_VALUE:
-        raise _UnusualError  # Envoy before 1.28 wrote ``value``
+        raise _UnusualError  # Envoy before 1.28 sent ``value``
     length = data[position + 1]
     start, value_end = position + 2, position + 2 + length
     if length >= 0x80:
@@ -159,7 +161,7 @@ def _value(data: bytes, position: int, end: int) -> str:
 
 
 def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None]:
-    """Read what may follow the headers: the protocol configuration, if anything."""
+    """Decode the optional protocol configuration after the headers."""
     position = _pass_over(data, position, _CONTEXT)
     if position == len(data):
         return None, None
@@ -168,7 +170,7 @@ def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None
     position, end = _span(data, position + 1)
     if end != len(data):
         raise _UnusualError
-    request_mode = response_mode = 0  # which proto3 does not write
+    request_mode = response_mode = 0  # proto3 does not serialize zeros
     if position < end and data[position] == _REQUEST_BODY_MODE:
         request_mode = data[position + 1]
         position += 2
@@ -194,17 +196,17 @@ def _read_body(data: bytes) -> RequestBody | None:
 
 
 def _pass_over(data: bytes, position: int, tags: tuple[int, ...]) -> int:
-    """Skip the fields of some tags, each of which has a length."""
+    """Skip length-prefixed fields with the given tags."""
     while position < len(data) and data[position] in tags:
         _, position = _span(data, position + 1)
     return position
 
 
 def _span(data: bytes, position: int) -> tuple[int, int]:
-    """Read a length; return where what it measures starts and ends.
+    """Read a length; return the start and end of the bytes that it covers.
 
     Raises:
-        _UnusualError: one of over five bytes, or that leads beyond the data.
+        _UnusualError: the length has over five bytes, or exceeds the data.
     """
     length = data[position]
     start = position + 1

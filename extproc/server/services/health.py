@@ -1,7 +1,7 @@
-"""gRPC health (grpc.health.v1): a registry of statuses, and the service that shows it.
+"""gRPC health (grpc.health.v1): a registry of statuses, and the service for it.
 
-The registry knows nothing of a transport; :class:`HealthService` serves it wherever
-:class:`~extproc.rpc.call.Service` is served.
+The registry is independent of the transport; :class:`HealthService` is an ordinary
+:class:`~extproc.rpc.call.Service`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ SERVICE_NAMES: Final = ("", "liveness", "readiness", EXT_PROC)
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
 Watcher = Callable[[bool | None], None]
-"""Receives a status: serving or not, or ``None`` if the name is unknown."""
+"""Receives a status: true if serving, ``None`` if the name is unknown."""
 
 
 class HealthStatuses:
-    """Which services are serving; starts with all of ``SERVICE_NAMES`` not serving.
+    """Serving status by service name; initially none of ``SERVICE_NAMES`` is serving.
 
     Not thread-safe: use it from the event loop only.
     """
@@ -31,11 +31,11 @@ class HealthStatuses:
         self._watchers: dict[str, dict[object, Watcher]] = {}
 
     def get(self, name: str) -> bool | None:
-        """Say whether a service is serving; ``None`` where the name is not known."""
+        """Return whether a service is serving; ``None`` if the name is unknown."""
         return self._serving.get(name)
 
     def set(self, name: str, serving: bool) -> None:
-        """Set a service's status, and tell its watchers if it changed."""
+        """Set a service's status, and notify its watchers if it changed."""
         if self._serving.get(name) == serving:
             return
         self._serving[name] = serving
@@ -43,13 +43,13 @@ class HealthStatuses:
             watcher(serving)
 
     def set_all(self, serving: bool, but: tuple[str, ...] = ()) -> None:
-        """Set every known service's status, except for those named in ``but``."""
+        """Set the status of all known services except those named in ``but``."""
         for name in tuple(self._serving):
             if name not in but:
                 self.set(name, serving)
 
     def watch(self, name: str, watcher: Watcher) -> Callable[[], None]:
-        """Call ``watcher`` on each change; returns what ends that."""
+        """Call ``watcher`` on each change; return a function that stops this."""
         watchers = self._watchers.setdefault(name, {})
         key = object()
         watchers[key] = watcher
@@ -103,7 +103,7 @@ class HealthService:
 
 
 class _Check:
-    """One question, one answer; an unknown name is NOT_FOUND."""
+    """A call of ``Check``: one request, one response; NOT_FOUND for an unknown name."""
 
     def __init__(self, statuses: HealthStatuses) -> None:
         self._statuses = statuses
@@ -123,7 +123,7 @@ class _Check:
 
 
 class _Watch:
-    """One question; an answer at once and at each change, until the client leaves."""
+    """A call of ``Watch``: sends the status now and after each change."""
 
     def __init__(self, statuses: HealthStatuses, send: Send) -> None:
         self._statuses = statuses
@@ -143,7 +143,7 @@ class _Watch:
         return (), False
 
     def drain(self) -> Replies:
-        """End: a client that watches on sees the next server's status."""
+        """End the stream, so that the client watches the next server."""
         return (), True
 
     def closed(self, cancelled: bool) -> None:
@@ -155,14 +155,14 @@ class _Watch:
 
 
 class WithHealth:
-    """A service and, beside it, the health of all."""
+    """Combines a service with the health service."""
 
     def __init__(self, service: Service, statuses: HealthStatuses) -> None:
         self._service = service
         self._health = HealthService(statuses)
 
     def open(self, path: str, headers: Mapping[str, str], send: Send) -> Call | None:
-        """Start a call of either."""
+        """Start a call of either service."""
         if path.startswith(HEALTH_PREFIX):
             return self._health.open(path, headers, send)
         return self._service.open(path, headers, send)

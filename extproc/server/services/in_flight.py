@@ -1,9 +1,9 @@
-"""Requests in flight whose end will be known, so that a pool's count can be exact.
+"""Requests in flight whose end will be reported, for exact counts by pool.
 
-Of some requests the end is known: the stream stays open for the response, Envoy's
-access log tells of it, or a gateway comes back with the outcome. Only those are here;
-a request whose end is not reported counts until the pool's servers report their load
-again, which replaces every count.
+A request's end is reported if the stream stays open for the response, if Envoy's access
+log covers it, or if a gateway calls Observe. Only these requests are tracked; any other
+request counts until the pool's servers next report their load, which replaces the
+count.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 MAX_FLIGHTS = 16_384
-"""Requests on their way that are remembered. The oldest go first: of those the log
-record was lost, or went to another process."""
+"""Maximum requests tracked. Above it the oldest are dropped: their log entry was lost
+or went to another process."""
 
 
 class InFlight:
-    """Who is on the way to which pool.
+    """Tracks the pool of each request in flight.
 
     Args:
-        landed: called with the pool of each request that has ended.
-        limit: requests remembered, at least 1.
+        landed: called with the pool of each request that ends.
+        limit: maximum requests tracked, at least 1.
     """
 
     def __init__(self, landed: Callable[[str], None], limit: int = MAX_FLIGHTS) -> None:
         self._landed = landed
         self._limit = limit
-        # A plain dict looks for its first key among all that have left before it.
+        # In a plain dict, finding the first key means skipping all keys deleted before
+        # it.
         self._pools: OrderedDict[Hashable, list[str]] = OrderedDict()
         self._count = 0
 
@@ -35,11 +36,11 @@ class InFlight:
         return self._count
 
     def began(self, key: Hashable, pool: str) -> None:
-        """Remember a request.
+        """Start tracking a request.
 
         Args:
             key: identifies the request when it ends. Equal requests have equal decision
-                tokens; which of them ends first does not matter.
+                tokens; it does not matter which of them ends first.
         """
         if self._count >= self._limit:
             self._take(next(iter(self._pools)))
@@ -47,7 +48,7 @@ class InFlight:
         self._count += 1
 
     def ended(self, key: Hashable) -> None:
-        """Take note of an end; one that is not known is somebody else's, or late."""
+        """Record the end of a request; unknown ones (late, not ours) are ignored."""
         pool = self._take(key)
         if pool is not None:
             self._landed(pool)

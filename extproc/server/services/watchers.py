@@ -1,4 +1,4 @@
-"""What the ext_proc service tells others of its exchanges."""
+"""Interfaces of the components that the ext_proc service notifies."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from extproc.routing.router import Decision, Lesson
 
 
 class DecisionWatcher(Protocol):
-    """Takes note of decisions; the metrics do."""
+    """Receives decisions, as the metrics do."""
 
     def decided(self, decision: Decision) -> None:
-        """Take note of a decision, before its reply is sent: no time to lose."""
+        """Handle a decision, quickly: its reply has not been sent yet."""
 
 
 class ObservationWatcher(Protocol):
-    """Takes note of responses; the metrics do."""
+    """Receives responses, as the metrics do."""
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Take note of a response, and of what it taught."""
+        """Handle a response and its lesson."""
 
 
 class Tracer(Protocol):
@@ -29,10 +29,10 @@ class Tracer(Protocol):
     def record(
         self, decided: Decided, metadata: Mapping[str, str], elapsed_s: float
     ) -> None:
-        """Record the span of a decision that was made just now.
+        """Record the span of a decision that has just been made.
 
         Args:
-            decided: the decision and its request's headers.
-            metadata: the gRPC stream's.
+            decided: the decision and the request's headers.
+            metadata: metadata of the gRPC stream.
             elapsed_s: seconds since the stream was opened.
         """

@@ -1,1 +1,1 @@
-"""Listeners for gRPC: the native transport, grpcio, TLS."""
+"""Transports for gRPC: the native one and grpcio, with TLS."""

@@ -1,4 +1,4 @@
-"""The transport that a configuration names."""
+"""Builds the transport that the configuration selects."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from extproc.server.transport.native import NativeServer, new_event_loop
 from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
 
 _ENVOY_BYTES = 32 << 20
-"""The most that Envoy holds of one request as shipped (`request_body_buffer_limit`): a
-body without a length comes up to it. Parts of responses are smaller: 16 MiB is Envoy's
-default HTTP/2 window, and an answer of 8 MB came in parts above 4 MiB."""
+"""Maximum request bytes that Envoy buffers as shipped (`request_body_buffer_limit`); a
+body without a length may reach it. Parts of responses are smaller: Envoy's default
+HTTP/2 window is 16 MiB, and a response of 8 MB came in parts above 4 MiB."""
 
 _ENVELOPE_BYTES = 64 * 1024
-"""What a message has beside the body: headers, attributes, metadata."""
+"""Allowance for the rest of a message: headers, attributes, metadata."""
 
 
 class Transport(Protocol):
-    """Serves calls on one address."""
+    """A gRPC server on one address."""
 
     @property
     def port(self) -> int:
-        """The port that is bound; 0 for a Unix socket."""
+        """The bound port; 0 for a Unix socket."""
 
     async def start(self) -> None:
         """Listen and serve.
@@ -40,11 +40,11 @@ class Transport(Protocol):
         """
 
     async def drain(self, timeout_s: float, /) -> None:
-        """Refuse new streams, let open ones finish within the time, then stop."""
+        """Refuse new streams, wait for open ones until the timeout, then stop."""
 
 
 def max_message_bytes(server: ServerConfig) -> int:
-    """The largest gRPC message to accept: a body, or a part of a response."""
+    """Return the largest gRPC message size: a body, or part of a response."""
     return max(_ENVOY_BYTES, server.max_body_bytes) + _ENVELOPE_BYTES
 
 
@@ -54,16 +54,17 @@ def build_transport(
     listen: Address,
     monitor: Monitor | None = None,
 ) -> Transport:
-    """The transport that is configured, with TLS if that is.
+    """Build the configured transport, with TLS if configured.
 
     Args:
-        server: names the transport, its limits and its certificates.
-        service: what is served.
-        listen: where: ``server.listen``, or the address of one of several workers.
-        monitor: takes note of connections (native).
+        server: selects the transport, its limits and its certificates.
+        service: application to serve.
+        listen: address to listen on: ``server.listen``, or that of one of several
+            workers.
+        monitor: receives connection events (native transport only).
 
     Raises:
-        ConfigError: a file of ``tls`` cannot be used.
+        ConfigError: a file in ``tls`` is unusable.
     """
     certificates = Certificates(server.tls) if server.tls is not None else None
     message_bytes = max_message_bytes(server)
@@ -91,7 +92,7 @@ def build_transport(
 
 
 def loop_factory(server: ServerConfig) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Makes the event loop that suits the transport best."""
+    """Return the factory of the event loop that suits the transport best."""
     if server.transport is TransportName.NATIVE:
         return new_event_loop
     return asyncio.new_event_loop

@@ -1,4 +1,4 @@
-"""The grpc.aio transport: serves calls of ``rpc`` with gRPC's own library."""
+"""The grpc.aio transport: serves calls with gRPC's own library."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class GrpcioServer:
 
     Args:
         service: opens the calls.
-        address: where to listen; port 0 is any free one.
-        limits: what one connection may ask for; of them only the sizes of a message and
-            of metadata, beyond which a stream ends (RESOURCE_EXHAUSTED).
-        credentials: for TLS; none is plain text.
+        address: address to listen on; port 0 means any free port.
+        limits: limits on one connection. Only the sizes of messages and of metadata
+            apply here; a stream that exceeds them ends with RESOURCE_EXHAUSTED.
+        credentials: TLS credentials; None for plain text.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GrpcioServer:
         self._credentials = credentials
         self._calls: set[_OpenCall] = set()
         self.port = 0
-        """The port that is bound; 0 for a Unix socket."""
+        """The bound port; 0 for a Unix socket."""
         limits = limits or Limits()
         self._server = grpc.aio.server(
             options=[
@@ -58,11 +58,12 @@ class GrpcioServer:
                     "grpc.max_receive_message_length",
                     limits.max_message_bytes,
                 ),
-                # Refused above the first, at random from the first to the second.
+                # Up to the first limit all are accepted, above the second none; in
+                # between gRPC refuses at random.
                 ("grpc.max_metadata_size", limits.max_header_list_bytes),
                 ("grpc.absolute_max_metadata_size", 4 * limits.max_header_list_bytes),
-                # Envoy's keepalive pings every second, idle or not; gRPC would take
-                # that for an attack and close the connection.
+                # Envoy's keepalive may ping every second even when idle; by default
+                # gRPC would treat that as an attack and close the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", 100),
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -90,13 +91,13 @@ class GrpcioServer:
         self.port = 0 if self._address.is_unix else port
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new streams, let open ones finish within the time, then stop."""
+        """Refuse new streams, wait for open ones until the timeout, then stop."""
         for call in tuple(self._calls):
             await call.drain()
         await self._server.stop(timeout_s)
 
     async def serve_stream(self, path: str, context: Any) -> RpcError | None:
-        """Run one stream to its end, or to the error that it is to end with."""
+        """Run one stream; return the error to end it with, if any."""
         stream = _OpenCall(context)
         headers = {
             key: value
@@ -116,9 +117,10 @@ class GrpcioServer:
             ending = await stream.run()
             cancelled = ending is not None
             return ending
-        finally:  # a client that goes away cancels the handler
+        finally:  # gRPC cancels the handler if the client disconnects
             self._calls.discard(stream)
-            # Break the cycle of call and ``send``, so that both are freed at once.
+            # Break the reference cycle of call and ``send``, so that both are freed at
+            # once.
             stream.call = None
             try:
                 call.closed(cancelled)
@@ -127,7 +129,7 @@ class GrpcioServer:
 
 
 def _ending(where: str, error: BaseException) -> RpcError:
-    """The error to end a stream with after an exception of its call."""
+    """Return the error that ends a stream after its call raised an exception."""
     if not isinstance(error, RpcError):
         log_failure(where, error)
         error = internal_error()
@@ -139,7 +141,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
-    """Hands every method to the service, which knows its own."""
+    """Passes every method to the service."""
 
     def __init__(self, server: GrpcioServer) -> None:
         self._server = server
@@ -152,16 +154,16 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
             if error is not None:
                 await context.abort(_CODES[error.status.value], error.message)
 
-        # With no (de)serializer, messages are bytes both ways.
+        # Without (de)serializers, messages are bytes in both directions.
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
 
 class _OpenCall:
-    """One stream: what it still has to send, and when it is over.
+    """One stream: its replies to send and its end.
 
-    The handler does not read: gRPC cancels it when the client resets the stream, and a
-    read that is cancelled keeps what it allocated (96 bytes in 1.71 to 1.85). A task
-    beside it reads, and what it waits for then ends by itself.
+    The handler does not read, because gRPC cancels it when the client resets the
+    stream, and a cancelled read leaks its allocation (96 bytes in 1.71 to 1.85).
+    Instead a separate task reads, and its pending read then ends by itself.
     """
 
     def __init__(self, context: Any) -> None:
@@ -173,13 +175,13 @@ class _OpenCall:
         self._over = asyncio.get_running_loop().create_future()
 
     async def run(self) -> RpcError | None:
-        """Answer each message until either side ends the stream, or an error does."""
+        """Answer each message until either side or an error ends the stream."""
         answering = asyncio.ensure_future(self._answer())
         answering.add_done_callback(self._settle)
         return await self._over
 
     async def _answer(self) -> bool:
-        """Answer until the client says no more; whether the stream is over then."""
+        """Answer messages until the client half-closes; true if the stream is over."""
         while True:
             message = await self._context.read()
             if self._over.done():
@@ -191,7 +193,7 @@ class _OpenCall:
                 return end
 
     def _ask(self, message: Any) -> Replies:
-        # Apart from the loop, whose frame a traceback of gRPC's may keep.
+        # A separate method, because a traceback in gRPC may keep the frame alive.
         if self.call is None:
             return (), True
         if message is grpc.aio.EOF:
@@ -211,7 +213,7 @@ class _OpenCall:
             self._end(True)
 
     def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
-        """Send outside of an answer; without effect once the stream is over."""
+        """Send replies outside of an answer; no effect once the stream is over."""
         if self._over.done():
             return
         self._late.extend(messages)
@@ -231,12 +233,12 @@ class _OpenCall:
         try:
             while self._late:
                 await self._context.write(self._late.popleft())
-        except Exception:  # the client is gone; gRPC has no one error for that
+        except Exception:  # the client is gone; gRPC raises various errors for that
             self._late.clear()
             logger.debug("late_reply_lost")
 
     async def drain(self) -> None:
-        """Tell a call that would outlive a drain; end it if it agrees."""
+        """Notify a drainable call of the shutdown; end it if it agrees."""
         if isinstance(self.call, Drainable):
             replies, end = self.call.drain()
             self.send(replies, end)

@@ -1,7 +1,7 @@
-"""Accepting connections: counted from the first moment, and never more than allowed.
+"""Accepts connections, counts them from the start and limits their number.
 
-asyncio's servers show a connection only after its TLS handshake: until then it could
-not be counted, nor could it be seen why it failed.
+asyncio's servers report a connection only after its TLS handshake, so an open handshake
+could not be counted, nor the cause of a failed one logged.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from typing import Final, Protocol
 from extproc.address import Address
 
 HANDSHAKE_S: Final = 10.0
-"""A TLS handshake that is not complete by then ends its connection."""
+"""Seconds until an incomplete TLS handshake ends its connection."""
 SPARE_DESCRIPTORS: Final = 64
-"""Kept back from connections: the admin port, files, the pools' endpoints."""
+"""File descriptors reserved for the admin port, files and the pools' endpoints."""
 _BACKLOG: Final = 1024
 _ACCEPTS_A_TURN: Final = 64
 _PAUSE_S: Final = 1.0
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
-"""Finds peers that vanished without a word, in two minutes."""
+"""TCP keepalive: detects vanished peers within two minutes."""
 
 
 class Monitor(Protocol):
-    """Takes note of connections; the metrics are one."""
+    """Receives connection events; the metrics implement it."""
 
     def opened(self) -> None:
-        """Count a connection that has been accepted."""
+        """Count an accepted connection."""
 
     def closed(self) -> None:
-        """Count the end of one."""
+        """Count the end of a connection."""
 
     def refused(self, reason: str) -> None:
-        """Count a connection that was closed as soon as it was accepted."""
+        """Count a connection that was closed on accept."""
 
     def handshake_failed(self, reason: str) -> None:
-        """Count a connection whose TLS handshake failed, or was not for HTTP/2."""
+        """Count a failed TLS handshake, or one that did not negotiate HTTP/2."""
 
     def faulted(self, code: str, reason: str) -> None:
-        """Count a connection that ended because the peer broke HTTP/2's rules."""
+        """Count a connection ended by an HTTP/2 protocol error of the peer."""
 
 
 class NoMonitor:
-    """Takes note of nothing."""
+    """A monitor that ignores all events."""
 
     def opened(self) -> None:
         pass
@@ -70,15 +70,16 @@ class NoMonitor:
 
 
 class Listener:
-    """Listens on one address, and makes a protocol for each connection.
+    """Listens on one address and creates a protocol for each connection.
 
     Args:
-        address: where; port 0 is any free one.
-        make_protocol: makes the protocol of a connection; call :meth:`made` with it
-            when the connection is made, and :meth:`left` when it is lost.
-        ssl_context: for TLS.
-        max_connections: those beyond it are closed at once.
-        monitor: takes note of connections.
+        address: address to listen on; port 0 means any free port.
+        make_protocol: creates the protocol of a connection, which must call
+            :meth:`made` when it is connected and :meth:`left` when the connection is
+            lost.
+        ssl_context: TLS context; None for plain text.
+        max_connections: connections above this are closed at once.
+        monitor: receives connection events.
     """
 
     def __init__(
@@ -101,18 +102,18 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """Connections that are open, in their TLS handshake too."""
+        """Number of open connections, including those in the TLS handshake."""
         return len(self._accepted)
 
     @property
     def port(self) -> int:
-        """The port that is bound; 0 for a Unix socket, or before the start."""
+        """The bound port; 0 for a Unix socket or before the start."""
         if self._address.is_unix or not self._sockets:
             return 0
         return int(self._sockets[0].getsockname()[1])
 
     async def start(self) -> None:
-        """Bind and accept.
+        """Bind the address and start accepting.
 
         Raises:
             OSError: the address cannot be bound.
@@ -125,7 +126,7 @@ class Listener:
                 await self._bind_tcp(loop)
         except OSError as error:
             self.close()
-            number = error.errno or 0  # negative: of getaddrinfo
+            number = error.errno or 0  # negative if it is getaddrinfo's
             reason = os.strerror(number) if number > 0 else str(error)
             raise OSError(f"cannot listen on {self._address}: {reason}") from error
         for each in self._sockets:
@@ -134,9 +135,9 @@ class Listener:
             loop.add_reader(each, self._accept, each)
 
     def close(self) -> None:
-        """Accept no more; connections that are open stay so."""
+        """Stop accepting; open connections stay open."""
         for each in self._sockets:
-            with contextlib.suppress(RuntimeError):  # there was no loop yet
+            with contextlib.suppress(RuntimeError):  # the loop never ran
                 asyncio.get_running_loop().remove_reader(each)
             each.close()
         self._sockets.clear()
@@ -145,11 +146,11 @@ class Listener:
             task.cancel()
 
     def made(self, protocol: asyncio.BaseProtocol) -> None:
-        """Note that a connection, with its handshake, has been made."""
+        """Record that a connection and its handshake are complete."""
         self._beginning.pop(protocol, None)
 
     def left(self, protocol: asyncio.BaseProtocol) -> None:
-        """Note that a connection is gone."""
+        """Record that a connection is gone."""
         if protocol in self._accepted:
             self._accepted.discard(protocol)
             self._monitor.closed()
@@ -169,7 +170,7 @@ class Listener:
 
     def _bind_unix(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode):  # left by a process that died
+            if stat.S_ISSOCK(os.stat(path).st_mode):  # left behind by a dead process
                 os.unlink(path)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sockets.append(bound)
@@ -177,7 +178,7 @@ class Listener:
         self._socket_file = (path, os.stat(path).st_ino)
 
     def _remove_socket_file(self) -> None:
-        """Remove the socket's file, unless another server has put its own there."""
+        """Remove the socket file unless another server has replaced it."""
         if self._socket_file is None:
             return
         path, inode = self._socket_file
@@ -205,9 +206,9 @@ class Listener:
                 self._begin(connection)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Accept nothing for a second: each try would fail, and be repeated at once."""
+        """Stop accepting for a second, since immediate retries would fail too."""
         loop = asyncio.get_running_loop()
-        self._monitor.refused(error.strerror or "no descriptors")
+        self._monitor.refused(error.strerror or "no file descriptors left")
         loop.remove_reader(listening)
         loop.call_later(_PAUSE_S, self._resume, listening)
 
@@ -236,7 +237,7 @@ class Listener:
                 ssl=self._ssl,
                 ssl_handshake_timeout=HANDSHAKE_S if self._ssl is not None else None,
             )
-        except OSError as error:  # of SSL and time-outs too
+        except OSError as error:  # includes SSL errors and timeouts
             self._monitor.handshake_failed(_reason(error))
             self._give_up(connection, protocol)
         except asyncio.CancelledError:
@@ -252,9 +253,9 @@ class Listener:
 
 
 def connection_limit(wanted: int) -> int:
-    """Return how many connections the process may have: descriptors bound them.
+    """Return the maximum number of connections, limited by file descriptors.
 
-    Raises the soft limit of descriptors as far as the system lets.
+    Raises the soft limit of file descriptors as far as the system permits.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE_DESCRIPTORS
@@ -277,9 +278,9 @@ def _set_options(connection: socket.socket) -> None:
 
 
 def _reason(error: OSError) -> str:
-    """Why a handshake failed, in the library's words; of the peer's bytes nothing."""
+    """Return the library's reason for a failed handshake, without the peer's bytes."""
     if isinstance(error, TimeoutError):
-        return "no complete handshake in time"
+        return "handshake timed out"
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS failed").replace("_", " ").lower()
     return error.strerror or "the connection broke"

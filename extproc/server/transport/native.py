@@ -5,7 +5,7 @@
     ...
     await server.drain(seconds=10)
 
-Runs on any event loop; on uvloop at about half the cost (:func:`new_event_loop`).
+It runs on any event loop; on uvloop at about half the cost (:func:`new_event_loop`).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ wire_logger = logging.getLogger(WIRE)
 
 _READ_BYTES: Final = 256 * 1024
 TURN_S: Final = 0.002
-"""How long one connection may be worked for before the others have their turn."""
+"""Seconds of work for one connection before the others get their turn."""
 INTRODUCTION_S: Final = 10.0
-"""A peer that has not sent preface and SETTINGS by then is cut off."""
+"""Seconds within which a peer must send its preface and SETTINGS."""
 IDLE_S: Final = 600.0
-"""A connection without a stream for so long is let go: its peer connects again when it
-needs to, and a thousand idle ones would keep others out."""
+"""Seconds without a stream after which a connection is closed. Its peer reconnects when
+needed, whereas a thousand idle connections would keep others out."""
 STALL_S: Final = 30.0
-"""A peer that has not read for so long what it asked for is cut off."""
+"""Seconds that a peer may leave its replies unread before it is disconnected."""
 LINGER_S: Final = 1.0
-"""The peer closes first, if it does so in time: our closing with unread input would
-reset the connection, and either way a gRPC client may drop the status that it has just
-received for the error of a closed socket."""
+"""Seconds to wait for the peer to close first. Closing with unread input would reset
+the connection, and then a gRPC client may report a socket error instead of the status
+that it has just received."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Make uvloop's loop where it is installed, else asyncio's."""
+    """Create uvloop's event loop if it is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -57,14 +57,14 @@ class NativeServer:
     """Serves calls over HTTP/2 on one address.
 
     Args:
-        service: what is served.
-        address: where to listen; port 0 is any free one.
-        limits: what one connection may ask for.
-        ssl_context: for TLS; ALPN is set to ``h2``, and required of clients.
-        max_connections: further ones are closed at once, those in their TLS handshake
-            counted.
-        monitor: takes note of connections and of what goes wrong with them.
-        linger_s: time that a peer has to close after GOAWAY.
+        service: application to serve.
+        address: address to listen on; port 0 means any free port.
+        limits: limits on one connection.
+        ssl_context: TLS context; ALPN is set to ``h2`` and clients must negotiate it.
+        max_connections: connections above this are closed at once; those in the TLS
+            handshake count too.
+        monitor: receives connection events and errors.
+        linger_s: seconds that a peer has to close after GOAWAY.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class NativeServer:
         self.linger_s: Final = linger_s
         self.held: Final = Held()
         self.buffer: Final = memoryview(bytearray(_READ_BYTES))
-        """Where all connections read to: the loop fills it and hands it over in one
-        step, and a connection keeps no view of it."""
+        """Read buffer shared by all connections: the loop fills it and passes it on in
+        one step, and connections keep no view of it."""
         self.peers: Final[set[_Peer]] = set()
         self._ssl = ssl_context
         self._idle = asyncio.Event()
@@ -95,7 +95,7 @@ class NativeServer:
         )
 
     async def start(self) -> None:
-        """Bind and accept connections.
+        """Bind the address and start accepting.
 
         Raises:
             OSError: the address cannot be bound.
@@ -109,19 +109,19 @@ class NativeServer:
 
     @property
     def port(self) -> int:
-        """The port that is bound; 0 for a Unix socket."""
+        """The bound port; 0 for a Unix socket."""
         return self._listener.port
 
     @property
     def open_calls(self) -> int:
-        """Calls that have not been answered to the end."""
+        """Number of calls whose answer is not complete."""
         return sum(peer.machine.open_calls for peer in self.peers)
 
     async def drain(self, seconds: float) -> None:
-        """Stop: accept nothing new, let what is open end, then end it.
+        """Stop accepting, wait for open calls, then end the rest.
 
         Args:
-            seconds: how long open calls may go on; then they end with UNAVAILABLE.
+            seconds: seconds that open calls have left; then they end with UNAVAILABLE.
         """
         self._listener.close()
         for peer in tuple(self.peers):
@@ -135,11 +135,11 @@ class NativeServer:
         await self._wait_idle(self.linger_s)
 
     def made(self, peer: _Peer) -> None:
-        """Note that a connection has been made."""
+        """Record that a connection is complete."""
         self._listener.made(peer)
 
     def left(self, peer: _Peer) -> None:
-        """Note that a connection is gone."""
+        """Record that a connection is gone."""
         self._listener.left(peer)
         self.peers.discard(peer)
         if not self.peers:
@@ -169,14 +169,15 @@ class _Peer(asyncio.BufferedProtocol):
         self._buffer = server.buffer
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        """Of the one thing the connection waits for: its peer's introduction, its
-        reading, its closing."""
+        """Timer of the one event that the connection waits for: the peer's
+        introduction, read or close."""
         self._deadline: asyncio.TimerHandle | None = None
         self._closing = False
         self._opened = 0
         self._let_go = False
         self._turn_ends_s = 0.0
-        # Why nothing is read: the peer does not read, or others have their turn.
+        # Reasons why reading is paused: the peer does not read, or other connections
+        # get their turn.
         self._stalled = False
         self._waiting_for_turn = False
 
@@ -212,9 +213,9 @@ class _Peer(asyncio.BufferedProtocol):
         return time.monotonic() < self._turn_ends_s
 
     def _yield_turn(self) -> None:
-        """Read no more before the loop has looked at all other connections.
+        """Stop reading until the event loop has polled all other connections.
 
-        uvloop would read a socket that is never empty 32 times in a row.
+        Otherwise uvloop reads a socket that is never empty 32 times in a row.
         """
         if not self._waiting_for_turn and self._transport is not None:
             self._waiting_for_turn = True
@@ -236,7 +237,7 @@ class _Peer(asyncio.BufferedProtocol):
         return False
 
     def pause_writing(self) -> None:
-        """The peer does not read: take no more requests from it."""
+        """Stop reading requests, because the peer does not read replies."""
         if self._transport is not None and not self._closing:
             self._stalled = True
             self._transport.pause_reading()
@@ -258,17 +259,17 @@ class _Peer(asyncio.BufferedProtocol):
         self._server.left(self)
 
     def drain(self) -> None:
-        """Ask the peer to leave; open calls go on."""
+        """Ask the peer to leave; open calls continue."""
         self.machine.drain()
         self._flush()
 
     def stop(self) -> None:
-        """End what is open, and the connection."""
+        """End open calls, then the connection."""
         self.machine.abort("the server is shutting down")
         self._flush()
 
     def cut_off(self) -> None:
-        """End the connection without a word."""
+        """Close the connection without sending anything."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -283,7 +284,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._shut(transport)
 
     def _shut(self, transport: asyncio.Transport) -> None:
-        """Close once the peer has, or soon: all has been said."""
+        """Close after the peer, or after a short wait: everything has been sent."""
         self._closing = True
         fault = self.machine.fault
         if fault is not None:
@@ -291,7 +292,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._wait(self._server.linger_s, self._close)
 
     def _close(self) -> None:
-        """Close, once what is left to send is sent or nobody reads it."""
+        """Close once the remaining output is sent or the peer stops reading it."""
         if self._transport is not None:
             self._transport.close()
             self._wait(STALL_S, self.cut_off)
@@ -313,11 +314,11 @@ class _Peer(asyncio.BufferedProtocol):
             self._wait(IDLE_S, self._check_idle)
 
     def _check_idle(self) -> None:
-        """Let a connection go that has had no stream since the last look."""
+        """Drain a connection without a stream since the last check."""
         opened, self._opened = self._opened, self.machine.opened
         if opened == self._opened and not self.machine.open_calls:
             if self._let_go:
-                self.stop()  # it was asked to go, and has not
+                self.stop()  # it was drained but did not close
             else:
                 self._let_go = True
                 self.drain()
@@ -325,7 +326,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._wait(IDLE_S, self._check_idle)
 
     def _watch_deadline(self) -> None:
-        """Have a timer for the next deadline; one that is not needed may fire."""
+        """Set a timer for the next deadline; superseded timers may still fire."""
         when = self.machine.next_deadline
         if when is None:
             return

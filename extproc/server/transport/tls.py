@@ -1,8 +1,8 @@
-"""TLS on the gRPC port, with certificates that are read again when they change.
+"""TLS on the gRPC port, with certificates that are reloaded when they change.
 
-One source of what is in force for both transports. A file that cannot be used, or a
-key that is not its certificate's, leaves the last good ones in force: certificates
-are replaced one file at a time, and a renewal must not close the port.
+Both transports use the same certificates. If a file is unusable, or key and certificate
+do not match, the last valid ones stay in force: certificates are replaced one file at a
+time, and a renewal must not close the port.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from extproc.server.reload import Fingerprint, fingerprint
 logger = logging.getLogger(__name__)
 
 _TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Those of TLS 1.2 that HTTP/2 does not prohibit (RFC 9113, 9.2.2 and appendix A)."""
+"""TLS 1.2 ciphers that HTTP/2 does not prohibit (RFC 9113, 9.2.2 and appendix A)."""
 
 _CHECK_S = 1.0
-"""At most this often are the files looked at; new connections ask."""
+"""Minimum seconds between checks of the files; new connections trigger the check."""
 
 
 class Certificates:
-    """The files of a ``TlsConfig``, as they are now.
+    """The current certificates of a ``TlsConfig``.
 
     Args:
-        config: names the files.
-        clock: seconds that never jump.
+        config: paths of the files.
+        clock: monotonic clock in seconds.
 
     Raises:
-        ConfigError: a file cannot be used.
+        ConfigError: a file is unusable.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Certificates:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._lock = threading.Lock()  # gRPC asks on threads of its own
+        self._lock = threading.Lock()  # gRPC calls from its own threads
         self._checked_s = clock()
         self._seen = self._fingerprints()
         self.version = 0
-        """Grows with each change that is in force."""
+        """Version number; increases with each reload."""
         try:
             self.context = self._load()
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(self._fault(error)) from None
 
     def refresh(self) -> None:
-        """Take over files that have changed, if they can be used."""
+        """Reload changed files if they are valid."""
         with self._lock:
             now = self._clock()
             if now - self._checked_s >= _CHECK_S:
@@ -111,31 +111,31 @@ class Certificates:
 
 
 class LiveContext(ssl.SSLContext):
-    """A context for asyncio whose every new connection gets the certificates in force.
+    """An SSL context that uses the current certificates for every new connection.
 
-    asyncio makes a connection's TLS object with ``wrap_bio``; this one asks the
-    context of the moment for it.
+    asyncio creates a connection's TLS object with ``wrap_bio``; this class delegates
+    that call to the current context.
     """
 
     _certificates: Certificates
 
     @classmethod
     def of(cls, certificates: Certificates) -> LiveContext:
-        """Make the context that follows these certificates."""
+        """Create a context that uses these certificates."""
         context = cls(ssl.PROTOCOL_TLS_SERVER)
         context._certificates = certificates
         return context
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """Begin the TLS of one connection."""
+        """Start TLS on one connection with the current certificates."""
         self._certificates.refresh()
         return self._certificates.context.wrap_bio(*args, **options)
 
 
 def grpc_credentials(certificates: Certificates) -> grpc.ServerCredentials:
-    """Credentials for grpcio that follow the certificates.
+    """Create credentials for grpcio that use the current certificates.
 
-    gRPC asks at each handshake, on a thread of its own; None means no change.
+    gRPC calls the function at each handshake, on its own threads; None means no change.
     """
     given = certificates.version
 
@@ -149,7 +149,7 @@ def grpc_credentials(certificates: Certificates) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(certificates),
-        changed,  # type: ignore[arg-type]  # the stubs do not know that None is fine
+        changed,  # type: ignore[arg-type]  # the stubs lack None
         require_client_authentication=len(certificates.pem) == 3,
     )
 
@@ -164,7 +164,7 @@ def _configuration(
 
 
 def _reason(error: Exception) -> str:
-    # An SSL error of the files names no file, and its text quotes nothing of them.
+    # An SSL error of these files contains neither a file name nor their content.
     return (
         getattr(error, "strerror", None) or getattr(error, "reason", "") or str(error)
     )

@@ -1,4 +1,4 @@
-"""One admin port for all workers: what each of them says at its own, merged."""
+"""One admin port for all workers, which merges their own reports."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _STATUS = msgspec.json.Decoder(StatusReport)
 _OWN_HEADERS = frozenset(
     {"connection", "content-length", "date", "server", "transfer-encoding"}
 )
-"""Headers of an answer that a proxy replaces by its own."""
+"""Hop-by-hop headers, which a proxy does not forward."""
 
 
 class WorkersAdmin:
-    """Serves what ``AdminServer`` does, for several processes.
+    """Serves the same paths as ``AdminServer``, for several processes.
 
-    /metrics and /status are merged, /readyz is of all, anything else is passed on to
-    one that is ready.
+    /metrics and /status are merged, /readyz covers all workers, and other paths are
+    forwarded to one worker that is ready.
 
     Args:
         server: the addresses, and the largest body to read.
@@ -66,7 +66,7 @@ class WorkersAdmin:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
-        """Listen; return the address in use, with the port that was given for 0.
+        """Start listening; return the bound address, with the actual port instead of 0.
 
         Raises:
             OSError: the address cannot be bound.
@@ -81,16 +81,16 @@ class WorkersAdmin:
         await self._runner.cleanup()
 
     def started(self, worker: int, pid: int) -> None:
-        """Note the process that a worker is now."""
+        """Record the process ID of a worker."""
         self._pids[worker] = pid
 
     def restarted(self, worker: int) -> None:
-        """Count a worker that ended and starts again."""
+        """Count the restart of a worker."""
         self._restarts[worker] += 1
         self._metrics.restarted(worker)
 
     async def until_ready(self, worker: int) -> None:
-        """Return once a worker says that it is ready."""
+        """Wait until a worker reports that it is ready."""
         while True:
             if await self._is_ready(self._workers[worker]):
                 return
@@ -100,7 +100,7 @@ class WorkersAdmin:
         return await self._ask(worker, "/readyz") is not None
 
     async def _ask(self, worker: Worker, path: str) -> bytes | None:
-        """What a worker answers with status 200; None: it does not."""
+        """Return the body of a worker's response with status 200, else None."""
         try:
             async with _asked(worker, "GET", path) as response:
                 return await response.read() if response.status == 200 else None
@@ -114,7 +114,7 @@ class WorkersAdmin:
     async def _get_metrics(self, request: web.Request) -> web.Response:
         restarts = list(self._restarts)
         for worker, answer in enumerate(await self._ask_all("/metrics")):
-            # Of a worker that has ended since, what it counted is kept already.
+            # Skip a worker that has restarted since: its counts were added already.
             if self._restarts[worker] == restarts[worker]:
                 self._metrics.take(worker, None if answer is None else answer.decode())
         return web.Response(
@@ -176,17 +176,18 @@ class WorkersAdmin:
                         body=await response.read(), status=response.status, headers=kept
                     )
             except (aiohttp.ClientConnectorError, FileNotFoundError):
-                continue  # not there, so it has not been asked
+                continue  # it did not receive the request, so another may
             except (aiohttp.ClientError, OSError, TimeoutError):
-                raise web.HTTPBadGateway(text="the worker gave no answer\n") from None
-        raise web.HTTPServiceUnavailable(text="no worker is there\n")
+                raise web.HTTPBadGateway(text="the worker did not answer\n") from None
+        raise web.HTTPServiceUnavailable(text="no worker is available\n")
 
 
 @asynccontextmanager
 async def _asked(
     worker: Worker, method: str, path: str, **options: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    # A connection each: they are few, and a worker may be another process by now.
+    # One connection per request: requests are few, and the worker may have been
+    # restarted.
     connector = aiohttp.UnixConnector(str(worker.admin_socket))
     async with (
         aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,

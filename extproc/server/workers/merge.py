@@ -1,9 +1,9 @@
-"""Several workers' metrics and reports as if they were one server's.
+"""Merges the metrics and reports of several workers into those of one server.
 
-Counters and histograms add up, and never fall: what an ended worker had counted when
-it was last asked stays in the sums, since Prometheus takes a fall for a restart and
-would count everything again. Gauges carry a label, as replicas' are by
-their instance.
+Counters and histograms are added and never decrease: the last known counts of an ended
+worker stay in the sums, since Prometheus treats a decrease as a restart and would count
+everything again. Gauges get a label for the worker, as replicas have one for the
+instance.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _CUMULATIVE = frozenset({"counter", "histogram"})
 
 _Labels = tuple[tuple[str, str], ...]
 _Key = tuple[str, str, _Labels]
-"""Family, sample and labels."""
+"""Family name, sample name and labels."""
 
 
 class MergedMetrics(Collector):
-    """What all workers count.
+    """The merged metrics of all workers.
 
     Args:
-        workers: how many there are.
+        workers: number of workers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -61,17 +61,17 @@ class MergedMetrics(Collector):
         self._registry.register(self)
 
     def take(self, worker: int, text: str | None) -> None:
-        """Note what a worker's /metrics said; None: it gave no answer."""
+        """Record a worker's /metrics; None if it did not answer."""
         self._up[worker] = text is not None
         known = self._known[worker]
         if text is None:
-            # Its counts stand until it says more; its state is not known.
+            # Keep its counts until it answers again; drop its gauges.
             self._known[worker] = {k: v for k, v in known.items() if self._adds_up(k)}
             return
         self._known[worker] = self._read(text)
 
     def restarted(self, worker: int) -> None:
-        """Keep the counts of a worker that ended and starts again."""
+        """Keep the counts of a worker that is being restarted."""
         for key, value in self._known[worker].items():
             if self._adds_up(key):
                 self._ended[key] = self._ended.get(key, 0.0) + value
@@ -79,14 +79,14 @@ class MergedMetrics(Collector):
         self._restarts[worker] += 1
 
     def render(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Render all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _read(self, text: str) -> dict[_Key, float]:
         values: dict[_Key, float] = {}
         for family in text_string_to_metric_families(text):
             if family.name.endswith("_created"):
-                continue  # when a worker began to count says nothing of a sum
+                continue  # a sum has no single start time
             self._kinds[family.name] = (family.type, family.documentation)
             for sample in family.samples:
                 labels = tuple(sorted(sample.labels.items()))
@@ -97,7 +97,7 @@ class MergedMetrics(Collector):
         return self._kinds[key[0]][0] in _CUMULATIVE
 
     def collect(self) -> Iterator[Metric]:
-        """Every family once, and how the workers are."""
+        """Return every family once, and the state of the workers."""
         families = {
             name: Metric(name, documentation, kind)
             for name, (kind, documentation) in sorted(self._kinds.items())
@@ -109,7 +109,7 @@ class MergedMetrics(Collector):
             "extproc_worker_up", "1 while a worker answers", labels=["worker"]
         )
         restarts = CounterMetricFamily(
-            "extproc_worker_restarts", "Workers started again", labels=["worker"]
+            "extproc_worker_restarts", "Worker restarts", labels=["worker"]
         )
         for worker, (is_up, count) in enumerate(
             zip(self._up, self._restarts, strict=True)
@@ -153,7 +153,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
         ready=all(report.ready for report in reports),
         uptime_s=max(report.uptime_s for report in reports),
         decisions=decisions,
-        # Workers have the same pools, but for a moment while they reload.
+        # All workers have the same pools, except briefly during a reload.
         pools=[
             _merge_pools(pools, decisions)
             for pools in zip(*(report.pools for report in reports), strict=False)
@@ -179,7 +179,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
 
 
 def _merge_routers(routers: Sequence[RouterReport]) -> RouterReport:
-    """Add counts up; of a quantile, take the slowest worker's."""
+    """Add the counts; use the slowest worker's quantiles."""
     return RouterReport(
         streams=sum(each.streams for each in routers),
         faults=sum(each.faults for each in routers),
@@ -201,7 +201,7 @@ def _merge_bodies(bodies: Sequence[BodiesReport]) -> BodiesReport:
 def _merge_intervals(
     lists: Sequence[Sequence[IntervalReport]],
 ) -> list[IntervalReport]:
-    """Add up the intervals that end at the same time."""
+    """Add the intervals that end at the same time."""
     by_time: dict[float, list[IntervalReport]] = {}
     for intervals in lists:
         for each in intervals:
@@ -227,10 +227,10 @@ def _largest(values: Iterable[float | None]) -> float | None:
 
 
 def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
-    """Weigh shares by their requests.
+    """Average shares, weighted by requests.
 
-    Only reports with the thresholds of the first: workers have the same pools, but for
-    a moment while they reload.
+    Only reports with the same thresholds as the first are used: all workers have the
+    same pools, except briefly during a reload.
     """
     thresholds = budgets[0].thresholds
     alike = [each for each in budgets if each.thresholds == thresholds]
@@ -240,7 +240,8 @@ def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
         thresholds,
         _weighed_means([each.shares for each in alike], weights),
         requests,
-        # By requests too: workers take equal traffic, and the sums are not reported.
+        # Also weighted by requests: workers get equal traffic, and the token sums are
+        # not reported.
         _weighed_means([each.token_shares for each in alike], weights),
     )
 
@@ -256,7 +257,7 @@ def _weighed_means(
 
 
 def _merge_advice(advices: Sequence[Advice | None]) -> Advice | None:
-    """Take the advice of the worker with the most requests."""
+    """Return the advice of the worker with the most requests."""
     given = [advice for advice in advices if advice is not None]
     if not given:
         return None
@@ -293,9 +294,9 @@ def _merge_categories(
 
 
 def _merge_category(categories: Sequence[CategoryReport]) -> CategoryReport:
-    """Add counts up and weigh errors by them; the curves are the busiest worker's.
+    """Add counts and average errors weighted by them; use the busiest worker's curves.
 
-    What is learned is shared, so one worker's course is nearly everyone's.
+    Learned state is shared, so the workers' curves are nearly the same.
     """
     merged = replace(
         max(categories, key=_observed),
@@ -316,7 +317,7 @@ def _mean(
     categories: Sequence[CategoryReport],
     read: Callable[[CategoryReport], float | UnsetType | None],
 ) -> float:
-    """Return the mean of a value, weighed by the responses observed."""
+    """Return the mean of a value, weighted by the responses observed."""
     weighed = ((read(each) or 0.0) * _observed(each) for each in categories)
     return sum(weighed) / sum(map(_observed, categories))
 
@@ -328,7 +329,7 @@ def _observed(category: CategoryReport | None) -> int:
 
 
 def _merge_ratios(reports: Sequence[StatusReport]) -> Mapping[str, float]:
-    """Take each category's ratio from the worker that observed the most of it."""
+    """Return each category's ratio from the worker that observed it most."""
     ratios: dict[str, float] = {}
     most: dict[str, int] = {}
     for report in reports:
@@ -350,7 +351,7 @@ def _merge_models(
 
 
 def _merge_model(models: Sequence[ModelReport], decisions: int) -> ModelReport:
-    """Add counts up, and weigh errors by the responses observed."""
+    """Add counts, and average errors weighted by the responses observed."""
     here = sum(model.decisions for model in models)
     observed = sum(model.observed for model in models)
     errors = [model for model in models if model.observed]

@@ -1,8 +1,8 @@
 """``server.workers``: several processes, each an endpoint of its own for Envoy.
 
-Python runs one thread at a time, so more cores take more processes. The supervisor
-decides nothing: it starts the workers, starts again those that end, passes signals on,
-and shows all of them at one admin port.
+Python runs one thread at a time, so more cores need more processes. The supervisor
+makes no decisions: it starts the workers, restarts those that end, forwards signals,
+and serves one admin port for all of them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
 _STEADY_S = 10.0
-"""A worker that lived this long was not failing at its start."""
+"""Seconds of uptime after which a worker's end does not count as a failed start."""
 
 _GRACE_S = 10.0
-"""Beyond the time that the configuration gives a worker to stop."""
+"""Seconds to wait beyond the worker's configured shutdown time."""
 
 
 class WorkerProcess:
-    """One worker, started again whenever it ends.
+    """One worker process, restarted whenever it ends.
 
     Args:
-        worker: which.
-        command: runs it; it runs until its standard input ends.
-        admin: counts its restarts, and knows whether it is ready.
-        environment: None for the parent's.
+        worker: the worker's index and directory.
+        command: command line of the worker, which runs until its standard input ends.
+        admin: counts the restarts and checks readiness.
+        environment: environment variables; None for the parent's.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
-        """Set once it was ready for the first time, and for good."""
+        """Set when the worker is ready for the first time, and never cleared."""
 
     async def keep(self) -> int:
-        """Run it until ``stop``, or until it ends before it was ever ready.
+        """Run the worker until ``stop``, or until it ends before its first readiness.
 
         Returns:
-            0, or the status of the one that could not start: its configuration, or its
-            address, would be no better the next time.
+            0, or the exit status of a worker that could not start: with the same
+            configuration and address, a restart would fail again.
         """
         delay_s = _FIRST_DELAY_S
         while True:
@@ -87,7 +87,7 @@ class WorkerProcess:
             *self._command, stdin=asyncio.subprocess.PIPE, env=self._environment
         )
         self._admin.started(self._worker.index, process.pid)
-        if self._stopping.is_set():  # asked for while it was being started
+        if self._stopping.is_set():  # stopped while it was starting
             process.terminate()
         asking = asyncio.create_task(self._note_ready())
         status = await process.wait()
@@ -101,12 +101,12 @@ class WorkerProcess:
             self.ready.set()
 
     def stop(self) -> None:
-        """Let it drain, and start it no more."""
+        """Drain the worker and do not restart it."""
         self._stopping.set()
         self.send(signal.SIGTERM)
 
     def send(self, number: signal.Signals) -> None:
-        """Pass a signal on, if it runs."""
+        """Forward a signal to the worker if it is running."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -116,8 +116,8 @@ class Supervisor:
     """All workers of one configuration.
 
     Args:
-        config: as it was read; the workers read it again for themselves.
-        path: the file that it was read from; None for the defaults.
+        config: the parsed configuration; each worker parses the file again.
+        path: file that it was read from; None for the defaults.
     """
 
     def __init__(self, config: Config, path: Path | None) -> None:
@@ -126,10 +126,10 @@ class Supervisor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> int:
-        """Keep the workers until SIGTERM or SIGINT, then let them drain.
+        """Run the workers until SIGTERM or SIGINT, then drain them.
 
         Returns:
-            0, or the status of a worker that could not start.
+            0, or the exit status of a worker that could not start.
         """
         server = self._config.server
         with tempfile.TemporaryDirectory(prefix="extproc-") as directory:
@@ -168,7 +168,7 @@ class Supervisor:
         try:
             _log("admin", admin=await admin.start())
         except OSError as error:
-            # As for a single process: requests matter more than their metrics.
+            # As in a single process, requests matter more than their metrics.
             fields = {
                 "admin": self._config.server.admin,
                 "error": error.strerror or str(error),
@@ -208,9 +208,9 @@ class Supervisor:
 
 
 def _with_one_hash_secret(environment: Mapping[str, str]) -> dict[str, str]:
-    """Let all workers know a conversation by the same hash, which nobody can foresee.
+    """Give all workers the same secret seed for Python's hash of a conversation.
 
-    Each Python draws a secret for its hashes, unless this variable has its seed.
+    Without this variable, each Python process draws its own random seed.
     """
     name = "PYTHONHASHSEED"
     seed = environment.get(name) or "random"

@@ -1,4 +1,4 @@
-"""One of several processes that serve together, each at an address of its own."""
+"""One of several worker processes, each with its own address."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Which of them a process is."""
+    """Identity of a worker: its index and its directory."""
 
     directory: Path
-    """Theirs alone, for as long as their supervisor lives."""
+    """Directory that only the workers share; it exists as long as their supervisor."""
     index: int
-    """From 0."""
+    """Index of the worker, starting at 0."""
 
     @classmethod
     def at(cls, place: Path) -> Worker:
-        """Read ``str(worker)`` back.
+        """Parse ``str(worker)``.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the string is not a worker.
         """
         return cls(place.parent, int(place.name))
 
@@ -29,10 +29,10 @@ class Worker:
 
     @property
     def admin_socket(self) -> Path:
-        """Where it serves what a single process serves at ``server.admin``."""
+        """Unix socket of the worker's own admin port."""
         return self.directory / f"admin.{self.index}"
 
     @property
     def state(self) -> Path:
-        """Where they share what they learn, if nothing else is configured."""
+        """Directory of the shared learned state, unless a store is configured."""
         return self.directory / "state"
