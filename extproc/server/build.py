@@ -126,7 +126,7 @@ def build_generation(
         build_exchange_settings(config),
         LoadWatch(config.all_pools, config.load),
         _build_budgets(router, {} if previous is None else previous.budgets),
-        # The gateway is the same, and so is `max_body_bytes`, which takes a restart.
+        # The gateway is the same, and `max_body_bytes` needs a restart to change.
         GatewayLimit(config.server.max_body_bytes)
         if previous is None
         else previous.gateway_limit,
@@ -372,8 +372,8 @@ def build_recording(config: RecordingConfig) -> Recording | None:
         return Recording(Path(config.file), config.max_bytes, time.time)
     except OSError as error:
         raise ConfigError(
-            f"recording.file: {config.file!r}: {error.strerror}; accepted: a file "
-            "that can be written"
+            f"recording.file: {config.file!r}: {error.strerror}; expected a "
+            "writable file"
         ) from None
 
 

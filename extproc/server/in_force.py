@@ -29,7 +29,7 @@ class Generation:
     """Decided budgets and needed tokens, binned by candidate thresholds, by base
     model."""
     gateway_limit: GatewayLimit
-    """The largest body that the gateway hands over, as it seems."""
+    """Estimate of the largest body that the gateway hands over."""
     decider: Decider = field(init=False)
     """Decides the requests of ext_proc's streams."""
 

@@ -35,9 +35,9 @@ class Runtime:
     """Everything between the transports and the configuration in force.
 
     Args:
-        parts: as built from the first configuration.
-        ready: whether new streams are welcome.
-        defer: see ``ExtProcService``, as for ``later``.
+        parts: parts built from the first configuration.
+        ready: whether the server accepts new streams.
+        defer: see ``ExtProcService``; the same for ``later``.
     """
 
     def __init__(

@@ -128,4 +128,4 @@ def test_servers_are_asked_online(
     assert printed.out.startswith("a  http://127.0.0.1:1  WRONG /v1/models: ")
     assert printed.err == ""
     assert main(["check-config", "--online"]) == 0
-    assert capsys.readouterr().out.count("no endpoints: not asked") == 2
+    assert capsys.readouterr().out.count("no endpoints: not checked") == 2

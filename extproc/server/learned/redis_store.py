@@ -20,12 +20,13 @@ from extproc.server.learned.store import (
 _CONNECT_TIMEOUT_S = 1.0
 _ANSWER_TIMEOUT_S = 2.0
 _REASONS = (
-    (redis.AuthenticationError, "the user or password is refused"),
-    (redis.TimeoutError, "no answer in time"),
-    (redis.ConnectionError, "cannot be reached"),
-    (redis.ResponseError, "a command is refused"),
+    (redis.AuthenticationError, "user or password rejected"),
+    (redis.TimeoutError, "timeout"),
+    (redis.ConnectionError, "unreachable"),
+    (redis.ResponseError, "command rejected"),
 )
-"""By kind of error, since the text of one may hold the URL's user and host."""
+"""Reasons by type of error, since the error's text may contain the URL's user and
+host."""
 
 _ATTEMPTS = 8
 """Attempts of an update. If another writer is faster, the update is retried; with
@@ -33,7 +34,7 @@ replicas that write every few seconds the second attempt nearly always succeeds.
 
 
 def _reason(error: redis.RedisError) -> str:
-    return next((said for kind, said in _REASONS if isinstance(error, kind)), "failed")
+    return next((text for kind, text in _REASONS if isinstance(error, kind)), "failed")
 
 
 class RedisStore:
@@ -65,7 +66,7 @@ class RedisStore:
                     return self._attempt(pipeline, change)
         except redis.RedisError as error:
             raise StoreError(f"redis: {_reason(error)}") from error
-        raise StoreError("redis: overtaken by other writers")
+        raise StoreError("redis: too many concurrent writers")
 
     def _attempt(self, pipeline: Any, change: Change) -> SetAside | None:
         pipeline.watch(self._key)

@@ -87,7 +87,7 @@ def _body_limit(generation: Generation) -> GaugeMetricFamily:
     limit = generation.gateway_limit.limit_bytes
     family = GaugeMetricFamily(
         "extproc_requested_body_limit_bytes",
-        "The largest body that Envoy is asked for; lower than configured after losses",
+        "Largest body requested from Envoy; below the configured limit after losses",
     )
     family.add_metric(
         [], generation.config.server.max_body_bytes if limit is None else limit

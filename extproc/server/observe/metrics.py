@@ -107,7 +107,7 @@ class Metrics:
         )
         self.bodies_lost = FastCounter(
             "extproc_bodies_lost_total",
-            "Bodies that Envoy was asked for and did not hand over, by how that showed",
+            "Bodies requested from Envoy that did not arrive, by symptom",
             ["how"],
         )
         self.protocol_errors = FastCounter(

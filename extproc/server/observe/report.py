@@ -81,14 +81,14 @@ class RouterReport(Struct, frozen=True):
 
 
 class BodiesReport(Struct, frozen=True):
-    """Bodies that Envoy was asked for."""
+    """Bodies requested from Envoy."""
 
     lost: int
-    """It did not hand them over."""
+    """Number of requested bodies that did not arrive."""
     requested_bytes: int
-    """The largest that it is asked for."""
+    """Size of the largest body to request, in bytes."""
     limited: bool
-    """Whether that is less than configured, after bodies were lost."""
+    """Whether lost bodies have lowered it below the configured limit."""
 
 
 class EndpointReport(Struct, frozen=True):

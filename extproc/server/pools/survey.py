@@ -1,4 +1,4 @@
-"""Asks every configured vLLM server once, and holds its answer against its pool."""
+"""Queries every configured vLLM server once and compares it with its pool."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from extproc.server.pools.vllm import NoMetricsError, ServedModels, Vllm, VllmEr
 from extproc.server.pools.watch import check_key
 
 TIMEOUT_S = 5.0
-"""How long one answer may take: servers under load are slow, and nobody waits here."""
+"""Seconds to wait for one response; long, because servers under load are slow."""
 
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one server of a pool said, or that none was asked."""
+    """Result for one server of a pool, or for a pool without servers."""
 
     pool: str
     server: str
-    """Its URL, with its address if the name has several; empty for no server."""
+    """URL of the server, with its address if the name has several; empty for no
+    server."""
     said: str
-    """In words, without the faults."""
+    """Description of the response, without the faults."""
     faults: tuple[str, ...] = ()
-    """Each with the value and what was expected; none if it fits its pool."""
+    """Mismatches, each with its value and the expected one; empty if the server fits
+    its pool."""
 
 
 async def survey(config: Config, resolve: Resolve = resolve) -> list[Finding]:
-    """Ask the servers of every pool at once.
+    """Query the servers of all pools concurrently.
 
     Args:
-        config: whose pools are asked about.
-        resolve: the addresses behind a URL.
+        config: the pools to check.
+        resolve: returns the addresses behind a URL.
 
     Returns:
-        A finding for each server, in the order of the configuration; one without a
-        server for a pool that has no ``endpoints``.
+        A finding for each server, in the order of the configuration; for a pool without
+        ``endpoints``, one finding without a server.
     """
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -70,11 +72,11 @@ async def _ask_pool(
     resolve: Resolve,
 ) -> Sequence[Finding]:
     if not pool.endpoints:
-        return [Finding(pool.name, "", "no endpoints: not asked")]
+        return [Finding(pool.name, "", "no endpoints: not checked")]
     try:
         check_key(pool)
     except ConfigError as error:
-        return [Finding(pool.name, "", "not asked", (str(error),))]
+        return [Finding(pool.name, "", "not checked", (str(error),))]
     addresses = await asyncio.gather(*(resolve(URL(url)) for url in pool.endpoints))
     unknown: Sequence[str | None] = (None,)
     servers = [
@@ -97,7 +99,7 @@ async def _ask(server: Vllm, pool: PoolConfig, model: str | None) -> Finding:
         )
     window = served.max_model_len
     said = [
-        "max_model_len not said" if window is None else f"max_model_len {window}",
+        "max_model_len not reported" if window is None else f"max_model_len {window}",
         f"serves {_listed(served.names)}",
         load,
     ]
@@ -113,7 +115,7 @@ async def _ask_load(server: Vllm) -> str:
     try:
         load = await server.load()
     except NoMetricsError:
-        return "no metrics of load"
+        return "no load metrics"
     return f"{load.running:.0f} running, {load.waiting:.0f} waiting"
 
 
@@ -140,7 +142,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def render(findings: Sequence[Finding]) -> Iterator[str]:
-    """Lines for a terminal: pool, server, ``ok`` or the faults, and what it said."""
+    """Return the lines to print: pool, server, ``ok`` or faults, and the response."""
     widths = [
         max((len(value) for value in column), default=0)
         for column in zip(*((each.pool, each.server) for each in findings), strict=True)

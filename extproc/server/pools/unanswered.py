@@ -1,4 +1,4 @@
-"""Why a server did not answer, in words: no class of a library's, no address."""
+"""Describes why a server did not respond, without library class names or addresses."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import aiohttp
 
 
 def reason(error: Exception) -> str:
-    """Say why an HTTP request had no answer.
+    """Describe why an HTTP request failed.
 
     Args:
-        error: what aiohttp or a socket raised.
+        error: exception raised by aiohttp or a socket.
     """
     match error:
         case TimeoutError():
-            return "no answer in time"
+            return "timeout"
         case aiohttp.ClientConnectorDNSError():
-            return "its name is not known"
+            return "unknown host name"
         case aiohttp.ClientConnectorCertificateError(certificate_error=fault):
             return _of_certificate(fault)
         case ssl.SSLError() | aiohttp.ClientSSLError():
-            return "TLS failed; expected http:// if it speaks no TLS"
+            return "TLS failed; expected http:// for a server without TLS"
         case aiohttp.ServerDisconnectedError():
-            return "it closed the connection"
+            return "the server closed the connection"
         case aiohttp.InvalidURL() | ValueError():
             return "expected http://HOST:PORT"
         case OSError(errno=int(number)):
             return os.strerror(number).lower()
-    return "its answer is not HTTP"
+    return "the response is not HTTP"
 
 
 def _of_certificate(fault: Exception) -> str:
-    said = getattr(fault, "verify_message", "") or "cannot be verified"
-    return f"certificate: {said}"
+    text = getattr(fault, "verify_message", "") or "cannot be verified"
+    return f"certificate: {text}"

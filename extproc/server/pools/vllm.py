@@ -48,9 +48,9 @@ class ServedModels(NamedTuple):
     names: tuple[str, ...] = ()
     """Names of the base model and of the loaded adapters."""
     base: str = ""
-    """The first name of its base model; empty if it lists none."""
+    """First name of the base model; empty if the server lists none."""
     status: int = 200
-    """HTTP status of the answer."""
+    """HTTP status of the response."""
 
 
 _MAX_NAMES = 1000

@@ -427,5 +427,5 @@ def check_key(pool: PoolConfig) -> None:
         reason = error.strerror if isinstance(error, OSError) else "contains no API key"
         raise ConfigError(
             f"pool {pool.name}: api_key_file: {pool.api_key_file!r}: {reason}; "
-            "accepted: a file with one line"
+            "expected a file with one line"
         ) from None

@@ -172,10 +172,12 @@ class Api:
 def _request_of(features: pb.Features) -> Request:
     sample, size = features.text_sample, features.text_bytes
     if size > MAX_TEXT_BYTES:
-        raise InvalidArgumentError(f"text_bytes: {size}; accepted: {MAX_TEXT_BYTES}")
+        raise InvalidArgumentError(
+            f"text_bytes: {size}; expected at most {MAX_TEXT_BYTES}"
+        )
     if len(sample) > MAX_SAMPLE_BYTES:
         raise InvalidArgumentError(
-            f"text_sample: {len(sample)} bytes; accepted: {MAX_SAMPLE_BYTES}"
+            f"text_sample: {len(sample)} bytes; expected at most {MAX_SAMPLE_BYTES}"
         )
     if bool(sample) != bool(size) or len(sample) > size:
         raise InvalidArgumentError(

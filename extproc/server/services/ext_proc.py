@@ -39,19 +39,19 @@ class ExtProcService:
     """Serves ``Process`` streams.
 
     Args:
-        in_force: the configuration that new streams begin with; open ones end with
-            what they began with.
-        metrics: counts every fact.
-        decision_watchers: take note of decisions beside the metrics.
-        observation_watchers: take note of responses beside the metrics.
-        tracer: records spans; None: there are none.
-        defer: runs a call once the reply is on its way; the event loop's
-            ``call_soon``. Learning waits there.
-        in_flight: the requests whose end will be known.
-        slices: where large bodies are parsed in steps; None: at once, as all others.
-        later: runs a call in so many seconds; the event loop's ``call_later``. By
-            default a body that is requested is waited for without end.
-        clock: seconds, for the time that answers take.
+        in_force: holder of the configuration. A stream keeps the configuration that it
+            started with.
+        metrics: counts all events.
+        decision_watchers: notified of decisions in addition to the metrics.
+        observation_watchers: notified of responses in addition to the metrics.
+        tracer: records spans; None for no tracing.
+        defer: schedules a call after the reply is sent, such as the event loop's
+            ``call_soon``. Used for learning.
+        in_flight: requests in flight whose end will be reported.
+        slices: limit the time of a parsing step; None to parse bodies in one step.
+        later: schedules a call after a number of seconds, such as the event loop's
+            ``call_later``. By default there is no timeout for a requested body.
+        clock: seconds, for measuring answer times.
     """
 
     def __init__(

@@ -211,7 +211,7 @@ class ExtProcStream:
         return messages, step.end
 
     def _watch_body(self, step: Step) -> None:
-        """Wait for the body that a step leaves to come, or count it if it was lost."""
+        """Start the timeout of a requested body, or count the body as lost."""
         if self._exchange.awaits_body:
             self._service.requested_bodies.began(self)
         elif step.refused:
@@ -246,7 +246,7 @@ class ExtProcStream:
         return (), self._held is None
 
     def body_is_late(self) -> None:
-        """Let the request go on undecided: its body has not come in time."""
+        """End the stream undecided, because the body did not arrive in time."""
         self._lose_body(Lost.TIMEOUT)
         self._service.metrics.not_routed.add(NotRouted.BODY_LATE)
         self._send((), True)

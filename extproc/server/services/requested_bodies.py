@@ -1,8 +1,9 @@
-"""Bodies that were requested: how long to wait for them, and what their loss teaches.
+"""Timeouts for requested bodies, and learning from lost ones.
 
-A gateway that cannot hand a body over says so (413), or nothing at all: the request
-then hangs there for as long as its client does. What is waited for too long is given
-up; what is lost is counted, logged, and lowers what is requested (``GatewayLimit``).
+A gateway that cannot hand over a body answers 413, or does nothing, in which case the
+request hangs there for as long as its client waits. A body that takes too long is given
+up; each lost body is counted, logged, and lowers the size of the bodies to request
+(``GatewayLimit``).
 """
 
 from __future__ import annotations
@@ -19,41 +20,42 @@ from extproc.server.observe.counters import FastCounter
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 60.0
-"""From one line in the log to the next."""
+"""Minimum seconds between two log lines."""
 
 Later = Callable[[float, Callable[[], None]], object]
-"""Runs a call in so many seconds, on the event loop's thread."""
+"""Schedules a call after a number of seconds, on the event loop's thread."""
 
 
 class Lost(StrEnum):
-    """How it showed that a requested body will not come. A metric's label."""
+    """How a requested body was lost. A closed set, used as a metric label."""
 
     TIMEOUT = "timeout"
-    """It did not come in ``server.body_timeout_s``."""
+    """It did not arrive within ``server.body_timeout_s``."""
     REFUSED = "refused"
     """The gateway answered 413."""
     ENDED = "ended"
-    """The gateway ended the stream: the client went away, or was refused unseen."""
+    """The gateway ended the stream: the client disconnected, or the request was
+    rejected."""
 
 
 class Waiting(Protocol):
-    """A stream that waits for a body."""
+    """A stream that waits for a requested body."""
 
     def body_is_late(self) -> None:
-        """Wait no more."""
+        """Stop waiting for the body."""
 
 
 class RequestedBodies:
-    """Gives up bodies that do not come, and takes note of those that are lost.
+    """Gives up bodies that arrive too late, and records lost ones.
 
-    All wait equally long, so that the first that began is the first that is late: one
-    timer serves them all, and a body that comes in time costs two updates of a table.
+    All timeouts are equal, so the body that has waited longest is due first. One timer
+    is therefore enough, and a body that arrives in time costs two dictionary updates.
 
     Args:
-        in_force: has the time that a body may take, and the limit that is learned.
-        later: for the timer.
-        clock: seconds that never jump.
-        lost: counts the bodies lost, by how.
+        in_force: holder of the timeout and of the learned limit.
+        later: schedules the timer.
+        clock: monotonic clock in seconds.
+        lost: counter of lost bodies, by symptom.
     """
 
     def __init__(
@@ -76,18 +78,18 @@ class RequestedBodies:
         return len(self._began)
 
     def began(self, stream: Waiting) -> None:
-        """Wait for a stream's body from now on."""
+        """Start the timeout of a stream's body."""
         self._began[stream] = self._clock()
         if not self._looks:
             self._looks = True
             self._later(self._timeout_s, self._look)
 
     def ended(self, stream: Waiting) -> None:
-        """Wait no more; of a stream that did not wait, without effect."""
+        """Stop the timeout of a stream's body, if it has one."""
         self._began.pop(stream, None)
 
     def lost(self, how: Lost) -> None:
-        """Count and log a body that was lost; its exchange has learned from it."""
+        """Count and log a lost body; its exchange has already learned from it."""
         self._lost.add(how)
         now, limit = self._in_force.now, self._in_force.now.gateway_limit
         if self._clock() >= self._log_from_s:
@@ -109,7 +111,7 @@ class RequestedBodies:
         return self._in_force.now.config.server.body_timeout_s
 
     def _look(self) -> None:
-        """Give up what is late, and look again when the next one will be."""
+        """Give up bodies past their timeout, and schedule the next check."""
         now_s, timeout_s = self._clock(), self._timeout_s
         while self._began:
             stream, began_s = next(iter(self._began.items()))

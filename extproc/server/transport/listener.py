@@ -283,4 +283,4 @@ def _reason(error: OSError) -> str:
         return "handshake timed out"
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS failed").replace("_", " ").lower()
-    return error.strerror or "the connection broke"
+    return error.strerror or "connection lost"

@@ -71,7 +71,7 @@ class Certificates:
         try:
             self.context = self._load()
         except (OSError, ValueError) as error:
-            fields = {"error": self._fault(error), "in_force": "the ones before"}
+            fields = {"error": self._fault(error), "in_force": "previous"}
             logger.error("certificates_refused", extra={"fields": fields})
             return
         self.version += 1
@@ -86,7 +86,7 @@ class Certificates:
         return [Path(name) for name in names if name is not None]
 
     def _fault(self, error: Exception) -> str:
-        """Name the first setting whose file cannot be read, or say what TLS said."""
+        """Name the first setting whose file is unreadable, or return the TLS error."""
         for key in ("cert_file", "key_file", "client_ca_file"):
             name = getattr(self._config, key)
             try:

@@ -190,7 +190,7 @@ def _merge_routers(routers: Sequence[RouterReport]) -> RouterReport:
 
 
 def _merge_bodies(bodies: Sequence[BodiesReport]) -> BodiesReport:
-    """Add counts up; of what each worker learned for itself, take the least."""
+    """Add counts; use the smallest limit that any worker has learned."""
     return BodiesReport(
         lost=sum(each.lost for each in bodies),
         requested_bytes=min(each.requested_bytes for each in bodies),

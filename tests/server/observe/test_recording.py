@@ -74,7 +74,7 @@ def test_a_full_disk_ends_it_and_nothing_else(caplog: pytest.LogCaptureFixture) 
 
 def test_a_file_that_cannot_be_written_is_the_operators_mistake(tmp_path: Path) -> None:
     assert build_recording(RecordingConfig()) is None
-    with pytest.raises(ConfigError, match=r"recording\.file.*accepted"):
+    with pytest.raises(ConfigError, match=r"recording\.file.*expected"):
         build_recording(RecordingConfig(str(tmp_path / "no" / "file")))
 
 

@@ -39,7 +39,7 @@ def test_a_server_that_fits_its_pool():
         str(server.url),
         "max_model_len 8192; serves m, adapter; 3 running, 0 waiting",
     )
-    assert long == Finding("long", "", "no endpoints: not asked")
+    assert long == Finding("long", "", "no endpoints: not checked")
 
 
 def test_another_window_is_a_fault_with_both_numbers():
@@ -53,7 +53,9 @@ def test_a_window_that_is_not_said_and_no_metrics_are_no_faults():
     server.metrics_status = 404
     short, _ = found(server, config=pools(server))
     assert short.faults == ()
-    assert short.said == "max_model_len not said; serves m, adapter; no metrics of load"
+    assert (
+        short.said == "max_model_len not reported; serves m, adapter; no load metrics"
+    )
 
 
 def test_a_server_that_is_not_there_beside_one_that_is():
@@ -78,7 +80,7 @@ def test_a_name_that_nobody_knows():
         pools=(PoolConfig("short", 8192, endpoints=("http://vllm.invalid:8000",)),)
     )
     (only,) = asyncio.run(survey(config))
-    assert only.faults == ("/v1/models: its name is not known",)
+    assert only.faults == ("/v1/models: unknown host name",)
 
 
 def test_a_key_that_is_missing_and_one_that_cannot_be_read(tmp_path):

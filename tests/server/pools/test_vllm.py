@@ -79,7 +79,7 @@ def test_a_key_that_is_gone_is_an_answer_that_is_not_given(tmp_path):
     with pytest.raises(VllmError, match="No such file"):
         ask(FakeVllm(), Vllm.load, key_file=str(file))
     file.write_text("two\nlines")
-    with pytest.raises(VllmError, match="no key in it"):
+    with pytest.raises(VllmError, match="contains no API key"):
         ask(FakeVllm(), Vllm.load, key_file=str(file))
 
 

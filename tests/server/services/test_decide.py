@@ -146,7 +146,7 @@ def test_features_stand_for_their_text() -> None:
     ids=["no sample", "short of it", "no size", "huge", "large sample", "both"],
 )
 def test_features_that_contradict_are_refused(features: pb.Features) -> None:
-    with pytest.raises(InvalidArgumentError, match="accepted"):
+    with pytest.raises(InvalidArgumentError, match="expected"):
         make_api().decide(pb.DecideRequest(features=features))
 
 

@@ -364,7 +364,7 @@ def test_a_stream_shows_where_it_stands() -> None:
     assert repr(client.call) == (
         "<ExtProcStream <Exchange BufferedRequest StreamedResponse waits for "
         "request_body, request undecided, response ignored, decision none>, "
-        "1 messages held>"
+        "1 messages queued>"
     )
 
 
