@@ -1,4 +1,4 @@
-"""Addresses to listen on: HOST:PORT, or unix:PATH for a Unix socket."""
+"""Listening addresses: HOST:PORT, or unix:PATH for a Unix socket."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\s\[\]]+):(\d{1,5})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address to listen on. ``str`` gives the text that :meth:`parse` reads."""
+    """A listening address. ``str`` gives the text that :meth:`parse` accepts."""
 
     host: str = ""
-    """A name or an IP address without brackets; empty for a Unix socket."""
+    """Host name or IP address without brackets; empty for a Unix socket."""
     port: int = 0
-    """From 0 (any free port) to 65535; 0 for a Unix socket."""
+    """Port, 0 (any free port) to 65535; 0 for a Unix socket."""
     path: str = ""
-    """Of a Unix socket; empty for TCP."""
+    """Path of a Unix socket; empty for TCP."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address.
+        """Parse an address.
 
         Raises:
-            ValueError: it is neither HOST:PORT nor unix:PATH.
+            ValueError: the text is neither HOST:PORT nor unix:PATH.
         """
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
@@ -40,20 +40,20 @@ class Address:
 
     @property
     def is_unix(self) -> bool:
-        """Whether it names a Unix socket."""
+        """Whether this is the address of a Unix socket."""
         return bool(self.path)
 
     def nth(self, index: int) -> Address:
-        """Return the address of one of several servers, counted from 0.
+        """Return the address of one of several servers, counting from 0.
 
-        Their ports follow each other; their sockets are PATH.0, PATH.1 and so on.
+        TCP ports are consecutive; sockets are PATH.0, PATH.1 and so on.
         """
         if self.is_unix:
             return replace(self, path=f"{self.path}.{index}")
         return replace(self, port=self.port + index)
 
     def with_port(self, port: int) -> Address:
-        """Return the same address with the port that was bound; a Unix socket as is."""
+        """Return the address with the bound port; a Unix socket is unchanged."""
         return self if self.is_unix else replace(self, port=port)
 
     def __str__(self) -> str:

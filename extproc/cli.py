@@ -16,13 +16,14 @@ from typing import NoReturn
 import extproc
 from extproc.commands.text import READERS, one_of, wrap
 
-# Before numpy is loaded: its matrices here are of a hundred rows, where handing them to
-# other threads costs ten times what it saves (measured: 2 ms against 0.2 ms a sample).
+# Must be set before numpy is loaded. The matrices here have about a hundred rows, for
+# which multithreading costs ten times what it saves (measured: 2 ms against 0.2 ms a
+# sample).
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
-#: Command name to its one-line description; the module of the same name (``-`` as
-#: ``_``) has ``add_arguments(parser)`` and ``run(args) -> int``.
+#: One-line descriptions by command name. The module of the same name (with ``_`` for
+#: ``-``) has ``add_arguments(parser)`` and ``run(args) -> int``.
 COMMANDS = {
     "serve": "run the ext_proc server",
     "check-config": "check a configuration and print what is in force",
@@ -42,7 +43,7 @@ _EXTRA_OF_MODULE = {
     "redis": "redis",
     "tiktoken": "demo",
 }
-"""The extra of the package that brings each module outside of the dependencies."""
+"""Extras that install optional modules, by module name."""
 
 _EXAMPLES = """\
 examples:
@@ -60,18 +61,18 @@ extproc COMMAND --help has the details. Exit status: 0 success, 1 failure,
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line: the usage of some commands takes twenty."""
+    """Argument parser that prints errors in one line, without the long usage."""
 
     def error(self, message: str) -> NoReturn:
-        said = message.removeprefix("argument ")
-        self.exit(2, f"{self.prog}: {said}; see {self.prog} --help\n")
+        reason = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {reason}; see {self.prog} --help\n")
 
 
 class _Version(argparse.Action):
-    """Prints the version, and what counts the features of text here."""
+    """Prints the version, and the implementation that counts text features."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from extproc.routing.arithmetic import COUNTED_BY  # takes NumPy, as few need
+        from extproc.routing.arithmetic import COUNTED_BY  # slow: loads NumPy
 
         print(f"extproc {extproc.__version__} ({COUNTED_BY})")
         parser.exit()
@@ -100,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has enough. What Python would still flush at its exit goes nowhere,
-        # without a complaint.
+        # The reader has closed the pipe: discard the output that Python flushes at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
@@ -120,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     """Import a command's module, parse its arguments and run it.
 
-    Only the chosen command is imported: ``extproc --help`` stays quick and ``extproc
-    serve`` never loads the demo or the simulator.
+    Only the chosen command is imported, so that ``extproc --help`` is quick and
+    ``extproc serve`` never loads the demo or the simulator.
     """
     module = importlib.import_module(f"extproc.commands.{name.replace('-', '_')}")
     parser = _Parser(
@@ -143,8 +144,6 @@ def _is_known(argument: str) -> bool:
     if argument in COMMANDS or argument.startswith("-"):
         return True
     near = difflib.get_close_matches(argument, COMMANDS, 1)
-    advice = (
-        f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(COMMANDS)}"
-    )
+    advice = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(COMMANDS)}"
     print(f"extproc: no command {argument!r}; {advice}", file=sys.stderr)
     return False

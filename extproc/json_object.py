@@ -1,6 +1,6 @@
-"""The type of JSON objects from outside: bodies, logs and records of other programs.
+"""Type of JSON objects from outside: bodies, logs and records of other programs.
 
-Documents that this program writes have types of their own.
+Documents written by this program have types of their own.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ from collections.abc import Mapping
 from typing import Any
 
 JsonObject = Mapping[str, Any]
-"""An object whose keys are known only when it is read."""
+"""A JSON object with unknown keys."""

@@ -1,4 +1,4 @@
-"""The public API: the routing core, for a proxy that decides by itself.
+"""The public Python API: the routing core, for a proxy that embeds it.
 
 >>> from extproc.library import Bounded, Outcome, Policy, Pool, Request
 >>> from extproc.library import Router, TextEstimator, TextRatios, parse_request
@@ -7,19 +7,19 @@
 >>> router = Router(Policy(pools), Bounded(TextEstimator()), TextRatios())
 >>> body = b'{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}'
 >>> request = parse_request("/v1/chat/completions", body)
->>> assert isinstance(request, Request)  # else it is the Reason why it is none
+>>> assert isinstance(request, Request)  # else the Reason why not
 >>> decision = router.route(request)
 >>> decision.pool.name, decision.reason.value, decision.budget_tokens < 100
 ('short', 'within_threshold', True)
 
-and after the response, with its ``usage``:
+After the response, pass its ``usage`` to ``learn``:
 
 >>> lesson = router.learn(decision, Outcome(200, prompt_tokens=9, completion_tokens=12))
 >>> lesson.skipped is None
 True
 
-``explain(router, request)`` gives every number of a decision. A router is for one
-thread or event loop; nothing in it blocks.
+``explain(router, request)`` returns every number of a decision. Use a router from one
+thread or event loop only; none of its calls block.
 """
 
 from extproc.exchange.body_parser import parse_request

@@ -1,9 +1,9 @@
-"""A mapping, as YAML gives it, to frozen dataclasses: they are the schema.
+"""Builds frozen dataclasses, which are the schema, from a mapping parsed from YAML.
 
-A key is a field and its default is the field's. An unknown key is an error that
-suggests the near one; every error names the key, the value and what is accepted.
-Field metadata may hold a check (see ``check``), ``secret``: such a value never
-appears in an error or in ``as_document``, and ``restart`` (see ``RESTART``).
+Keys are the dataclass's fields, with the fields' defaults. An unknown key is an error
+that suggests a similar one; every error names the key, the value and the expected
+values. Field metadata may contain a check (see ``check``); ``secret``, for a value that
+must never appear in an error or in ``as_document``; and ``restart`` (see ``RESTART``).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 HIDDEN = "(hidden)"
-"""What stands where a secret would."""
+"""Placeholder for a secret value."""
 
 
 RESTART = {"restart": True}
-"""Field metadata: a running process keeps its value, of a section every value in it."""
+"""Field metadata: a reload does not change this value, or any value in this section."""
 
 
 class ConfigError(Exception):
-    """The operator's mistake: one line that names key, value and what is accepted."""
+    """An invalid setting: one line with its key, value and expected values."""
 
 
 def check(
     accepted: str, valid: Callable[[Any], object], *, secret: bool = False
 ) -> dict[str, Any]:
-    """Field metadata: what a value has to be, in words and as a predicate."""
+    """Return field metadata with a description and a predicate of the valid values."""
     return {"accepted": accepted, "valid": valid, "secret": secret}
 
 
@@ -44,16 +44,16 @@ _Section = TypeVar("_Section", bound="DataclassInstance")
 def keep_until_restart(
     running: _Section, wanted: _Section, path: str = ""
 ) -> tuple[_Section, list[str]]:
-    """Take over a configuration but for what takes a restart.
+    """Apply a new configuration, except for settings that need a restart.
 
     Args:
-        running: the dataclass in force.
-        wanted: the one to replace it.
-        path: what stands before the names of its fields.
+        running: the configuration in force.
+        wanted: the new configuration.
+        path: prefix of its fields' names.
 
     Returns:
-        ``wanted`` with the values of ``running`` where a field says ``RESTART``, and
-        the dotted names of those that differ.
+        ``wanted``, but with the values of ``running`` for fields marked ``RESTART``,
+        and the dotted names of those that differ.
     """
     kept: dict[str, Any] = {}
     differing: list[str] = []
@@ -88,15 +88,15 @@ def _differing(before: Any, after: Any, name: str) -> list[str]:
 
 
 def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
-    """Make a dataclass of a mapping.
+    """Build a dataclass from a mapping.
 
     Args:
-        schema: the dataclass.
-        document: its content.
-        path: what stands before its keys in error messages.
+        schema: the dataclass type.
+        document: the mapping.
+        path: prefix of its keys in error messages.
 
     Raises:
-        ConfigError: an unknown or missing key, or a value that is not accepted.
+        ConfigError: an unknown or missing key, or an invalid value.
     """
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
@@ -110,12 +110,12 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
             values[key] = _convert(hints[key], value, name)
         except ConfigError:
             if rule.get("secret"):
-                raise ConfigError(f"{name}: {HIDDEN}; accepted: text") from None
+                raise ConfigError(f"{name}: {HIDDEN}; expected text") from None
             raise
         valid = rule.get("valid")
         if valid and values[key] is not None and not valid(values[key]):
             shown = HIDDEN if rule["secret"] else repr(value)
-            raise ConfigError(f"{name}: {shown}; accepted: {rule['accepted']}")
+            raise ConfigError(f"{name}: {shown}; expected {rule['accepted']}")
     for name, described in fields.items():
         if name not in values and (
             described.default is dataclasses.MISSING
@@ -127,7 +127,7 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
 
 def _unknown(name: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(known)}"
+    advice = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
     return f"{name}: unknown key; {advice}"
 
 
@@ -135,9 +135,9 @@ def _convert(wanted: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(wanted)
     if dataclasses.is_dataclass(wanted):
         if value is None:
-            value = {}  # a section with nothing in it, or all of it commented out
+            value = {}  # an empty section, or one commented out entirely
         if not isinstance(value, dict):
-            raise ConfigError(f"{name}: {value!r}; accepted: a mapping of settings")
+            raise ConfigError(f"{name}: {value!r}; expected a mapping of settings")
         return build(wanted, value, f"{name}.")
     if origin is tuple:
         return _convert_list(wanted, value, name)
@@ -148,14 +148,14 @@ def _convert(wanted: Any, value: Any, name: str) -> Any:
     if isinstance(wanted, type) and issubclass(wanted, StrEnum):
         if value not in list(wanted):
             accepted = ", ".join(wanted)
-            raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
+            raise ConfigError(f"{name}: {value!r}; expected {accepted}")
         return wanted(value)
     return _convert_scalar(wanted, value, name)
 
 
 def _convert_list(wanted: Any, value: Any, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ConfigError(f"{name}: {value!r}; accepted: a list")
+        raise ConfigError(f"{name}: {value!r}; expected a list")
     inner = typing.get_args(wanted)[0]
     return tuple(_convert(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
 
@@ -164,7 +164,7 @@ def _convert_mapping(wanted: Any, value: Any, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{name}: {value!r}; accepted: a mapping of names")
+        raise ConfigError(f"{name}: {value!r}; expected a mapping of names")
     inner = typing.get_args(wanted)[1]
     return {key: _convert(inner, v, f"{name}.{key}") for key, v in value.items()}
 
@@ -182,11 +182,11 @@ def _convert_union(wanted: Any, value: Any, name: str) -> Any:
         ):
             return _convert(option, value, name)
     accepted = ", ".join(name for option in options for name in _names(option))
-    raise ConfigError(f"{name}: {value!r}; accepted: {accepted}")
+    raise ConfigError(f"{name}: {value!r}; expected {accepted}")
 
 
 def _names(option: Any) -> Sequence[str]:
-    """What a text could not be turned into, in words."""
+    """Describe the values that a type accepts."""
     if option is types.NoneType:
         return ()
     if dataclasses.is_dataclass(option):
@@ -206,12 +206,12 @@ def _convert_scalar(wanted: Any, value: Any, name: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{name}: {value!r}; accepted: {_SCALARS[wanted]}")
+        raise ConfigError(f"{name}: {value!r}; expected {_SCALARS[wanted]}")
     return value
 
 
 def as_document(config: object) -> Any:
-    """The configuration as plain values, for printing."""
+    """Return the configuration as plain values, for printing."""
     if dataclasses.is_dataclass(config):
         return {
             f.name: HIDDEN

@@ -1,7 +1,7 @@
-"""YAML whose mappings name each key once.
+"""YAML parser that rejects duplicate keys in a mapping.
 
-PyYAML keeps the last of two equal keys without a word, so that of two blocks ``pools``
-the first would be ignored.
+PyYAML silently keeps the last of two equal keys, so that the first of two ``pools``
+sections would be ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import yaml
 
 
 class DuplicateKeyError(yaml.YAMLError):
-    """A mapping names a key twice."""
+    """A mapping contains a key twice."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     ) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            # A merge key (`<<`) may repeat: its mappings are overridden, not lost.
+            # A merge key (`<<`) may repeat: its values are overridden, not lost.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 line = key.start_mark.line + 1
                 if key.value in lines:
@@ -38,6 +38,6 @@ def load(text: str) -> Any:
     """Read one YAML document with the safe loader.
 
     Raises:
-        yaml.YAMLError: not YAML, or a mapping names a key twice.
+        yaml.YAMLError: the text is not YAML, or a mapping contains a key twice.
     """
     return yaml.load(text, Loader=_Loader)

@@ -37,7 +37,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "advice"),
-    [("xplain", "did you mean 'explain'?"), ("qqq", "accepted: serve, ")],
+    [("xplain", "did you mean 'explain'?"), ("qqq", "expected serve, ")],
 )
 def test_an_unknown_command_is_answered_with_advice(
     argument: str, advice: str, capsys: pytest.CaptureFixture[str]

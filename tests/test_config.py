@@ -114,7 +114,7 @@ def test_an_empty_variable_overrides_nothing() -> None:
 
 
 def test_a_mistake_in_the_environment_is_told_too() -> None:
-    with pytest.raises(ConfigError, match=r"^log\.level: 'loud'; accepted: debug, "):
+    with pytest.raises(ConfigError, match=r"^log\.level: 'loud'; expected debug, "):
         load_config("", {"EXTPROC_LOG_LEVEL": "loud"})
 
 
@@ -140,7 +140,7 @@ def test_what_is_printed_can_be_read_back() -> None:
 
 
 def test_a_variable_that_is_no_number_of_workers_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"^server\.workers: 'many'; accepted"):
+    with pytest.raises(ConfigError, match=r"^server\.workers: 'many'; expected"):
         load_config("", {"EXTPROC_WORKERS": "many"})
 
 

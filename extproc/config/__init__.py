@@ -1,4 +1,4 @@
-"""Configuration: a YAML file to frozen dataclasses, or the reason why not."""
+"""Configuration: parses a YAML file into frozen dataclasses and validates it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What values settings accept: the checks that several of them share."""
+"""Checks of setting values that several settings share."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from extproc.schema import check
 
 
 class EstimatorName(StrEnum):
-    """Which estimator routes."""
+    """Names of the estimators."""
 
     TEXT = "text"
     EMA_TEXT = "ema-text"
@@ -21,74 +21,74 @@ class EstimatorName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EstimatorConfig:
-    """What estimates prompt tokens."""
+    """Estimator of prompt tokens."""
 
     name: EstimatorName = EstimatorName.TEXT
-    """`text` learns from text features, with a bound at the stated risk; `ema-text` is
-    a ratio of decoded text, `ema` the papers' own, `bytes/4` and `semantic-router` are
-    there to compare with."""
+    """`text` learns from text features, with a bound at the stated risk. `ema-text` is
+    a ratio of decoded text, and `ema` the papers' ratio of bytes. `bytes/4` and
+    `semantic-router` are for comparison."""
     beta: float = field(
         default=0.95, metadata=check("between 0 and 1", lambda value: 0 < value < 1)
     )
-    """`ema`: weight of the old ratio against a new sample."""
+    """`ema`: weight of the old ratio when a new sample arrives."""
     gamma: float = field(default=1.0, metadata=NOT_NEGATIVE)
-    """`ema`: deviations taken off the ratio, for safety."""
+    """`ema`: standard deviations subtracted from the ratio, for safety."""
     models: int = field(
         default=64, metadata=check("from 1 to 10000", lambda value: 1 <= value <= 10000)
     )
-    """Without `models`: names of models that are learned apart. Requests for the others
-    are learned as one, `other`, until a name has been idle for 20,000 responses. With
-    `models`, each of them is learned apart."""
+    """Without `models`: maximum model names learned separately. Further names are
+    learned together, as `other`, until a name has been idle for 20,000 responses. With
+    `models`, each configured model is learned separately."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """How much output a request is allowed for."""
+    """Output tokens reserved for a request."""
 
     default_tokens: int = field(default=512, metadata=POSITIVE)
-    """Where the client set no limit, until answers have been seen."""
+    """Tokens reserved if the client sets no limit, until answers have been observed."""
     quantile: float = field(
         default=0.95, metadata=check("between 0 and 1", lambda value: 0 < value < 1)
     )
-    """Share of the answers to such requests that the learned allowance covers."""
+    """Share of answers without a limit that the learned reservation covers."""
     ceiling_tokens: int = field(default=4096, metadata=POSITIVE)
-    """The most that is learned; at least `default_tokens`."""
+    """Maximum of the learned reservation; at least `default_tokens`."""
     truncation_risk: float = field(
         default=0.005,
         metadata=check("at least 0 and below 0.5", lambda value: 0 <= value < 0.5),
     )
-    """Share of the answers that may exceed what is reserved for them under a limit that
-    the client declared; the window of a smaller pool may cut these, though their client
-    allowed more. 0: reserve all that clients declare."""
+    """Share of answers that may exceed their reservation although the client's limit
+    allows them; in a smaller pool the window may truncate these. 0: reserve the full
+    limit that each client declares."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationsConfig:
-    """Memory of conversations: a later turn starts from the count of the one before."""
+    """Memory of prompt counts, from which later turns of a conversation start."""
 
     entries: int = field(default=65_536, metadata=NOT_NEGATIVE)
-    """Prompts whose counts are remembered, 8 bytes each, by all workers together; the
-    oldest are forgotten. 0: none. It takes every response to be observed: with
-    `feedback.access_log` or `feedback.sample: all`."""
+    """Prompts to remember, 8 bytes each, shared by all workers; the oldest are dropped.
+    0 disables it. It needs every response to be observed: set `feedback.access_log`, or
+    `feedback.sample: all`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RiskConfig:
-    """How sure to be before a smaller pool is chosen."""
+    """Risk of choosing a pool that is too small."""
 
     under_estimate_rate: float = field(
         default=0.01,
         metadata=check("above 0 and below 0.5", lambda value: 0 < value < 0.5),
     )
-    """Share of the requests whose prompt may exceed the bound that routing uses."""
+    """Share of requests whose prompt may exceed the bound used for routing."""
     every_estimator: bool = False
-    """Hold that rate with every estimator, not with `text` only: the others' point
-    estimates are otherwise their bounds, as published."""
+    """Apply this rate to every estimator, not only to `text`. Otherwise the other
+    estimators use their point estimate as the bound, as published."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaConfig:
-    """Prompt tokens expected of parts of unknown size, before a model has answered."""
+    """Prompt tokens assumed for media of unknown size, until answers are observed."""
 
     image_tokens: int = field(default=1024, metadata=NOT_NEGATIVE)
     audio_tokens: int = field(default=1500, metadata=NOT_NEGATIVE)

@@ -1,4 +1,4 @@
-"""Settings of a fleet of several models."""
+"""Settings of a fleet with several models."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from extproc.config.estimate import MediaConfig, OutputConfig, RiskConfig
 from extproc.config.pools import PoolConfig
 
 OTHER_MODEL = "other"
-"""The name under which models that are not configured are counted: no model's."""
+"""Name under which all models that are not configured are counted; reserved."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One base model: the pools that serve it, and what differs for it."""
+    """One base model: its pools and its overrides."""
 
     pools: tuple[PoolConfig, ...]
-    """Its pools, in order of `max_model_len`."""
+    """The model's pools, in order of `max_model_len`."""
     adapters: tuple[str, ...] = field(default=(), metadata=MODEL_NAMES)
-    """Other names that clients ask by: LoRA adapters, exact or with `*` and `?`. They
-    are routed and learned as the model. What its servers list is known without."""
+    """Other names in clients' requests, such as LoRA adapters; exact, or patterns with
+    `*` and `?`. They are routed and learned as the model. Names that its servers list
+    need not be given."""
     output: OutputConfig | None = None
-    """Unset: the fleet's; of one that is set, the keys that are not."""
+    """Overrides of `output` for this model; keys that are not set keep the fleet's
+    value."""
     risk: RiskConfig | None = None
-    """Unset: the fleet's."""
+    """Overrides of `risk` for this model."""
     media: MediaConfig | None = None
-    """Unset: the fleet's; of one that is set, the keys that are not."""
+    """Overrides of `media` for this model; keys that are not set keep the fleet's
+    value."""
 
 
 @dataclass(frozen=True, slots=True)
 class DefaultModelConfig:
-    """Where requests for models that are not configured go."""
+    """Routing of requests for models that are not configured."""
 
     default: str = field(metadata=MODEL_NAME)
-    """The model whose pools take them."""
+    """The model whose pools receive them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelNameConfig:
-    """Where a request's model is read from."""
+    """Source of a request's model name."""
 
     header: str | None = field(default=None, metadata=HEADER)
-    """Request header with the name, set by a parser before this one, such as
-    `x-gateway-model-name`; it counts before the body's. Envoy must strip the clients'
-    own. Unset: the body names the model."""
+    """Request header with the model name, set by an earlier filter, such as
+    `x-gateway-model-name`; takes precedence over the body. Envoy must remove it from
+    clients' requests. Unset: the name in the body is used."""

@@ -1,4 +1,4 @@
-"""A YAML file and the environment to a configuration, or the reason why not."""
+"""Reads a configuration from a YAML file and environment variables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "EXTPROC_LOG_LEVEL": ("log", "level"),
     "EXTPROC_STATE_URL": ("state", "url"),
 }
-"""Variables that override the file."""
+"""Environment variables that override the file."""
 
 
 def load_config(text: str, environment: Mapping[str, str]) -> Config:
@@ -33,10 +33,11 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
 
     Args:
         text: YAML; empty for the defaults.
-        environment: looked up for the ``ENVIRONMENT`` overrides.
+        environment: variables; those in ``ENVIRONMENT`` override the file.
 
     Raises:
-        ConfigError: not YAML, an unknown key, or a value that is not accepted.
+        ConfigError: the text is not YAML, or contains an unknown key or an invalid
+            value.
     """
     document = _read_document(text)
     for variable, (section, key) in ENVIRONMENT.items():
@@ -56,7 +57,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
         _check_pools(config.pools)
     if config.output.ceiling_tokens < config.output.default_tokens:
         raise ConfigError(
-            f"output.ceiling_tokens: {config.output.ceiling_tokens}; accepted: at "
+            f"output.ceiling_tokens: {config.output.ceiling_tokens}; expected at "
             f"least output.default_tokens ({config.output.default_tokens})"
         )
     _check_responses_pool(config)
@@ -64,7 +65,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     _check_workers(config.server)
     for hint in config.category.hints:
         if not NAME["valid"](hint):
-            raise ConfigError(f"category.hints: {hint!r}; accepted: {NAME['accepted']}")
+            raise ConfigError(f"category.hints: {hint!r}; expected {NAME['accepted']}")
     return config
 
 
@@ -77,7 +78,9 @@ def _read_document(text: str) -> dict[str, Any]:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
     document = {} if document is None else document
     if not isinstance(document, dict):
-        raise ConfigError(f"a mapping of settings is accepted, got {document!r}")
+        raise ConfigError(
+            f"configuration: {document!r}; expected a mapping of settings"
+        )
     return document
 
 
@@ -91,16 +94,16 @@ _INHERITED = ("output", "risk", "media")
 
 
 def _inherit(document: dict[str, Any]) -> None:
-    """Complete the sections of each model by the fleet's, and check both are not given.
+    """Merge the fleet's values into each model's sections.
 
     Raises:
-        ConfigError: ``pools`` beside ``models``.
+        ConfigError: both ``pools`` and ``models`` are set.
     """
     models = document.get("models")
     if not isinstance(models, dict) or not models:
         return
     if document.get("pools"):
-        raise ConfigError("pools: given beside models; expected one of the two")
+        raise ConfigError("pools: set beside models; expected only one of them")
     for model in models.values():
         for section in _INHERITED:
             own = model.get(section) if isinstance(model, dict) else None
@@ -122,7 +125,7 @@ def _check_models(config: Config) -> None:
         for name in (model, *each.adapters):
             if name in names:
                 raise ConfigError(
-                    f"{key}: {name!r}; expected a name that {names[name]} has not"
+                    f"{key}: {name!r}; expected a name not used by {names[name]}"
                 )
             names[name] = key
         _check_pools(each.pools, f"{key}.", pools)
@@ -146,26 +149,26 @@ def _check_pools(
     """Check the pools of one model.
 
     Args:
-        path: what stands before ``pools``.
-        taken: names of the pools of other models; these are added.
+        path: prefix of ``pools`` in error messages.
+        taken: pool names of other models; extended by this model's.
     """
     if not pools:
-        raise ConfigError(f"{path}pools: []; accepted: one pool or more")
+        raise ConfigError(f"{path}pools: []; expected at least one pool")
     previous = 0
     names: set[str] = set() if taken is None else taken
     for position, pool in enumerate(pools):
         key = f"{path}pools[{position}]"
         if pool.name in names:
-            raise ConfigError(f"{key}.name: {pool.name!r}; accepted: a name of its own")
+            raise ConfigError(f"{key}.name: {pool.name!r}; expected a unique name")
         names.add(pool.name)
         if pool.max_model_len <= previous:
             raise ConfigError(
-                f"{key}.max_model_len: {pool.max_model_len}; accepted: more than the "
-                f"pool before it ({previous}), as the smallest comes first"
+                f"{key}.max_model_len: {pool.max_model_len}; expected more than the "
+                f"previous pool's {previous} (pools are in ascending order)"
             )
         if (pool.threshold_tokens or 0) > pool.max_model_len:
             raise ConfigError(
-                f"{key}.threshold_tokens: {pool.threshold_tokens}; accepted: at most "
+                f"{key}.threshold_tokens: {pool.threshold_tokens}; expected at most "
                 f"max_model_len ({pool.max_model_len})"
             )
         previous = pool.max_model_len
@@ -187,13 +190,15 @@ def _check_workers(server: ServerConfig) -> None:
     last = (1 << 16) - server.workers
     if not 0 < listen.port <= last:
         raise ConfigError(
-            f"server.listen: {server.listen!r}; accepted with {server.workers} "
-            f"workers: a port from 1 to {last}"
+            f"server.listen: {server.listen!r}; expected a port from 1 to {last} "
+            f"with {server.workers} workers"
         )
 
 
 def _check_state(state: StateConfig) -> None:
     if state.store is StateStore.DIRECTORY and state.path is None:
-        raise ConfigError("state.path: missing; state.store: directory needs it")
+        raise ConfigError(
+            "state.path: missing; expected a path with state.store: directory"
+        )
     if state.store is StateStore.REDIS and state.url is None:
-        raise ConfigError("state.url: missing; state.store: redis needs it")
+        raise ConfigError("state.url: missing; expected a URL with state.store: redis")

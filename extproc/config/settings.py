@@ -29,7 +29,7 @@ from extproc.schema import RESTART
 
 
 class Mode(StrEnum):
-    """What becomes of the decisions."""
+    """Effect of the decisions."""
 
     ROUTE = "route"
     SHADOW = "shadow"
@@ -37,19 +37,19 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings; the defaults run."""
+    """All settings, with working defaults."""
 
     mode: Mode = Mode.ROUTE
-    """`shadow` decides, learns, counts and says so in the metadata, but leaves every
-    request on the route that it has."""
+    """`shadow` decides, learns, counts and reports decisions in the metadata, but
+    changes no request's route."""
     server: ServerConfig = ServerConfig()
     pools: tuple[PoolConfig, ...] = DEFAULT_POOLS
-    """The pools, in order of `max_model_len`, if all serve one model."""
+    """Pools in order of `max_model_len`, if all serve the same model."""
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
-    """Base models by name, each with pools of its own, in place of `pools`."""
+    """Base models by name, each with its own pools; replaces `pools`."""
     unknown_model: Literal["pass"] | DefaultModelConfig = "pass"
-    """With `models`, a request for none of them: `pass` leaves it on the route that it
-    has, with no header; `{default: NAME}` sends it to that model's pools."""
+    """With `models`, handling of requests for any other model: `pass` keeps their route
+    and sets no header; `{default: NAME}` sends them to that model's pools."""
     model: ModelNameConfig = ModelNameConfig()
     requests: RequestsConfig = RequestsConfig()
     category: CategoryConfig = CategoryConfig()
@@ -68,6 +68,6 @@ class Config:
 
     @property
     def all_pools(self) -> tuple[PoolConfig, ...]:
-        """The pools of every model."""
+        """Pools of all models."""
         own = (pool for model in self.models.values() for pool in model.pools)
         return (*self.pools, *own)

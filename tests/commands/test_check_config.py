@@ -44,7 +44,7 @@ def test_what_is_printed_is_in_force(
     ("text", "message"),
     [
         ("sever: {}", "sever: unknown key; did you mean 'server'?"),
-        ("log: {level: loud}", "log.level: 'loud'; accepted: debug, info"),
+        ("log: {level: loud}", "log.level: 'loud'; expected debug, info"),
         ("\ufeff{", "not YAML: "),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_bad_configuration_is_status_2(serve: Serve) -> None:
     server = serve(EXTPROC_LOG_LEVEL="loud")
 
     assert server.process.wait(LIMIT_S) == 2
-    assert "log.level: 'loud'; accepted: debug" in server.rest()
+    assert "log.level: 'loud'; expected debug" in server.rest()
 
 
 def test_a_file_that_is_not_there_is_status_2(serve: Serve) -> None:
