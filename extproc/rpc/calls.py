@@ -103,7 +103,7 @@ class Calls:
         """Whether this side reset the stream recently; the peer may still send."""
         return stream_id in self._reset_ids
 
-    # ---- what the peer does -------------------------------------------------------
+    # ---- the peer's frames --------------------------------------------------------
 
     def open(self, stream_id: int, head: CallHeaders, ends: bool, now: float) -> None:
         """Start a call."""
@@ -198,7 +198,7 @@ class Calls:
         elif stream.call is not None:
             self._answer(stream, stream.call.half_closed, "half_closed")
 
-    # ---- ends ---------------------------------------------------------------------
+    # ---- closing streams ----------------------------------------------------------
 
     def reject(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream that has no :class:`Stream` object (any more)."""
@@ -260,7 +260,7 @@ class Calls:
         for stream in list(self._lingering.values()):
             self.reset(stream, ErrorCode.NO_ERROR)
 
-    # ---- answers ------------------------------------------------------------------
+    # ---- replies ------------------------------------------------------------------
 
     def _reply(self, stream: Stream, replies: Sequence[bytes], ends: bool) -> None:
         if stream.ended:

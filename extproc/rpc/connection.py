@@ -148,7 +148,7 @@ class Connection:
             parts.append("closed")
         return f"<Connection: {', '.join(parts)}>"
 
-    # ---- what the shell uses ------------------------------------------------------
+    # ---- for the transport --------------------------------------------------------
 
     @property
     def ready(self) -> bool:
@@ -572,7 +572,7 @@ class Connection:
             self._control.spend_reset()
         self._calls.forget(stream)
 
-    # ---- the rest -----------------------------------------------------------------
+    # ---- internals ----------------------------------------------------------------
 
     def _woken(self) -> None:
         if not self._busy:
