@@ -70,7 +70,7 @@ def by_name(value: Manifest) -> str:
 
 
 def without_hash(name: str) -> str:
-    return re.sub(r"^(llm-gateway-envoy)-[a-z0-9]{10}$", r"\1", name)
+    return re.sub(r"^(token-budget-router-envoy)-[a-z0-9]{10}$", r"\1", name)
 
 
 def test_chart_and_overlay_agree(variant, kustomize, chart):
@@ -140,11 +140,19 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
         ),
         (["gateway.type=istio", "workers=2"], "asks one port of a Service"),
         (["transport=http2"], "transport"),
+        (["gateway.type=envoy-gateway", "workers=17"], "workers: 17"),
+        (["gateway.type=istio", "gateway.selector.istio=null"], "gateway.selector"),
+        (["backends.short.service=vllm.models"], "service"),
+        (
+            ["gateway.type=inference-extension", "gateway.bufferLimitBytes=500000"],
+            "gateway.bufferLimitBytes: 500000",
+        ),
     ],
     ids=[
         *("gateway", "unknown", "pull-policy", "digest", "autoscaling", "tls", "path"),
         *("duration", "backend", "sidecar-pools"),
         *("workers", "transport"),
+        *("many-workers", "selector", "service", "buffer"),
     ],
 )
 def test_chart_refuses_a_mistake(helm, envoy_folder: Path, values, complaint):
@@ -166,7 +174,12 @@ def test_a_third_pool_becomes_a_route_before_the_last(chart):
         "backends.middle.service=vllm-middle",
         "backends.middle.port=8000",
     )
-    (service,) = [m for m in manifests if m["kind"] == "VirtualService"]
+    (service,) = [
+        m
+        for m in manifests
+        if m["kind"] == "VirtualService"
+        and not m["metadata"]["name"].endswith("-cluster")
+    ]
     matched = [route["match"][0].get("headers") for route in service["spec"]["http"]]
     assert matched == [
         {"x-llm-pool": {"exact": "short"}},

@@ -68,6 +68,17 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
     return found
 
 
+def virtual_service(manifests: list[Manifest]) -> Manifest:
+    """The one with our routes; the other keeps the router's cluster in the gateway."""
+    (found,) = [
+        manifest["spec"]
+        for manifest in manifests
+        if manifest["kind"] == "VirtualService"
+        and not manifest["metadata"]["name"].endswith("-cluster")
+    ]
+    return found
+
+
 def pod_of(manifests: list[Manifest]) -> Manifest:
     template: Manifest = only(manifests, "Deployment")["spec"]["template"]
     return template
@@ -193,7 +204,7 @@ def test_routes_take_hosts_path_and_the_gateway_s_namespace(chart) -> None:
     assert route["parentRefs"][0]["namespace"] == "gateways"
     paths = {m["path"]["value"] for rule in route["rules"] for m in rule["matches"]}
     assert paths == {"/team/v1"}
-    service = only(chart("istio", *values), "VirtualService")["spec"]
+    service = virtual_service(chart("istio", *values))
     assert service["hosts"] == ["llm.example.com"]
     assert {
         match["uri"]["prefix"] for rule in service["http"] for match in rule["match"]
@@ -291,11 +302,21 @@ def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
         ]
         for rule in rules
     }
-    assert refs["llama-short"] == ["vllm-llama-short", "vllm-llama-long-fallback"]
+    assert refs["llama-short"] == [
+        "token-budget-router-llama-short",
+        "token-budget-router-llama-long-fallback",
+    ]
+    (targets,) = [
+        [target["sectionName"] for target in manifest["spec"]["targetRefs"]]
+        for manifest in manifests
+        if manifest["kind"] == "BackendTrafficPolicy"
+        and manifest["metadata"]["name"].endswith("-overflow")
+    ]
+    assert targets == ["llama-short"]
 
 
 def test_istio_has_the_same_routes(chart) -> None:
-    service = only(chart("istio", *MODELS), "VirtualService")["spec"]
+    service = virtual_service(chart("istio", *MODELS))
     found = [
         (
             {k: v["exact"] for k, v in route["match"][0]["headers"].items()},
@@ -327,3 +348,71 @@ def test_a_sidecar_for_models_takes_an_envoy_configuration(
 def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
     (text,) = only(chart("base", *MODELS), "ConfigMap")["data"].values()
     assert set(yaml.safe_load(text)) == {"models", "log"}
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) -> None:
+    """Neither two in a namespace, nor one name in two namespaces."""
+    options = ["--set", f"gateway.type={gateway}", "--set", "monitoring.enabled=true"]
+    if gateway == "envoy-gateway":
+        options += ["--set", "gateway.retryOverflow=true"]
+
+    def objects(name: str, namespace: str) -> set[tuple[str, str, str]]:
+        chart = str(envoy_folder / "helm/token-budget-router")
+        done = helm("template", name, chart, "--namespace", namespace, *options)
+        assert done.returncode == 0, done.stderr
+        return {
+            (m["kind"], m["metadata"]["namespace"], m["metadata"]["name"])
+            for m in yaml.safe_load_all(done.stdout)
+            if m is not None and m["kind"] not in SHARED
+        }
+
+    first, second, third = (
+        objects(*release) for release in (("a", "x"), ("b", "x"), ("a", "y"))
+    )
+    assert not first & second
+    assert not first & third
+
+
+SHARED = {"InferencePool"}
+"""The pools themselves: two releases for the same pools have the same."""
+
+
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_names_that_look_like_numbers_stay_texts(
+    helm, envoy_folder: Path, gateway: str
+) -> None:
+    chart = str(envoy_folder / "helm/token-budget-router")
+    names = ("1", "true")
+    pools = [{"name": name, "max_model_len": 8192} for name in names]
+    backends = {
+        name: {"service": "vllm", "port": 8000, "podLabels": {"pool": name}}
+        for name in names
+    }
+    values = [
+        *("--set-json", f"config.pools={json.dumps(pools)}"),
+        *("--set-json", f"backends={json.dumps(backends)}"),
+    ]
+    if gateway == "sidecar":  # has routes for pools short and long only
+        values = []
+    done = helm("template", "123", chart, "--set", f"gateway.type={gateway}", *values)
+    assert done.returncode == 0, done.stderr
+    for manifest in yaml.safe_load_all(done.stdout):
+        for key, value in texts(manifest):
+            assert isinstance(value, str), (manifest["kind"], key, value)
+
+
+def texts(value: Any) -> list[tuple[str, Any]]:
+    """Names, and the values of labels and header matches."""
+    found: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in {"labels", "matchLabels"}:
+                found += inner.items()
+            elif key in {"name", "exact", "namespace"}:
+                found.append((key, inner))
+            found += texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            found += texts(inner)
+    return found

@@ -141,6 +141,8 @@ def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
             for rule in service["spec"]["http"]
         ]
         for service in of_kind(manifests, "VirtualService")
+        # The other one keeps the router's cluster in the gateway; no client asks for it.
+        if not service["spec"]["hosts"][0].endswith(".invalid")
     ]
     return found
 
@@ -326,8 +328,11 @@ def test_a_pod_has_time_to_drain(variant, kustomize):
 def test_buffer_limits_hold_what_the_router_reads(kustomize):
     """Above the limit a body that the router asked for makes the request hang."""
     asked = load_config("", {}).server.max_body_bytes
-    policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")
-    assert policy["spec"]["connection"]["bufferLimit"] >= asked
+    policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")["spec"]
+    assert policy["connection"]["bufferLimit"] >= asked
+    # Of an HTTP/2 request only the stream's window counts.
+    stream = policy["http2"]["initialStreamWindowSize"]
+    assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
     for variant in ("inference-extension", "istio"):
         patches = only(kustomize(variant), "EnvoyFilter")["spec"]["configPatches"]
         (limit,) = [
@@ -336,6 +341,112 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
             if patch["applyTo"] == "LISTENER"
         ]
         assert limit >= asked
+    assert limit_of(kustomize("inference-extension")) <= PICKER_TAKES
+
+
+PICKER_TAKES = 3 << 20
+"""A Go gRPC server takes messages of 4 MiB; Envoy sends its limit and one read more."""
+
+
+def limit_of(manifests: list[Manifest]) -> int:
+    (limit,) = [
+        patch["patch"]["value"]["per_connection_buffer_limit_bytes"]
+        for patch in only(manifests, "EnvoyFilter")["spec"]["configPatches"]
+        if patch["applyTo"] == "LISTENER"
+    ]
+    return int(limit)
+
+
+def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
+    """Another team's host on the same gateway has none of our settings that cost."""
+    for variant in ("inference-extension", "istio"):
+        manifests = kustomize(variant)
+        patches = only(manifests, "EnvoyFilter")["spec"]["configPatches"]
+        (asks,) = [p for p in patches if p["applyTo"] == "HTTP_FILTER"]
+        assert asks["patch"]["value"]["disabled"] is True
+        on = {
+            p["match"]["routeConfiguration"]["vhost"]["route"]["name"]
+            for p in patches
+            if p["applyTo"] == "HTTP_ROUTE"
+        }
+        assert on == {"llm.token-budget-router.short", "llm.token-budget-router.long"}
+        assert on == {
+            rule["name"]
+            for kind, rules in (("HTTPRoute", "rules"), ("VirtualService", "http"))
+            for route in of_kind(manifests, kind)
+            for rule in route["spec"][rules]
+            if "name" in rule
+        }
+        assert "idle" not in json.dumps(patches)
+
+
+def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
+    """No 5xx shows that it hangs, so each gateway has to ask it."""
+    asked = "envoy.service.ext_proc.v3.ExternalProcessor"
+    (ext_proc,) = only(kustomize("envoy-gateway"), "EnvoyExtensionPolicy")["spec"][
+        "extProc"
+    ]
+    check = ext_proc["backendSettings"]["healthCheck"]
+    assert check["active"]["grpc"]["service"] == asked
+    assert check["panicThreshold"] == 0
+    for variant in ("inference-extension", "istio"):
+        patches = only(kustomize(variant), "EnvoyFilter")["spec"]["configPatches"]
+        (cluster,) = [p for p in patches if p["applyTo"] == "CLUSTER"]
+        (check,) = cluster["patch"]["value"]["health_checks"]
+        assert check["grpc_health_check"]["service_name"] == asked
+        assert cluster["patch"]["value"]["ignore_health_on_host_removal"] is True
+
+
+def test_another_policy_of_the_platform_team_stays_in_force(kustomize):
+    policy = only(kustomize("envoy-gateway"), "EnvoyExtensionPolicy")
+    assert policy["spec"]["mergeType"] == "StrategicMerge"
+
+
+def test_only_the_short_rule_is_tried_again_after_an_overflow(kustomize):
+    policies = of_kind(kustomize("envoy-gateway+overflow"), "BackendTrafficPolicy")
+    retried = [
+        target.get("sectionName")
+        for policy in policies
+        for target in policy["spec"]["targetRefs"]
+        if "httpStatusCodes" in policy["spec"]["retry"]["retryOn"]
+    ]
+    assert retried == ["short"]
+    # A rule's policy takes the place of the route's: all else is alike.
+    (one, other) = ({**p["spec"], "retry": 0, "targetRefs": 0} for p in policies)
+    assert one == other
+
+
+LISTS_OF_ONE_OWNER = {
+    "backendRefs": {"group", "kind", "weight"},
+    "parentRefs": {"group", "kind"},
+    "ports": {"protocol"},
+}
+"""Lists that server-side apply takes for one value: what the API server adds to an item
+would make each owner's list another, and a conflict."""
+
+
+def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize):
+    for manifest in kustomize(variant):
+        if manifest["kind"] in {"HTTPRoute", "NetworkPolicy", "EnvoyExtensionPolicy"}:
+            for name, item in list_items(manifest["spec"]):
+                missing = LISTS_OF_ONE_OWNER.get(name, set()) - item.keys()
+                assert not missing, (manifest["kind"], name, item)
+                if name == "headers":
+                    assert item["type"] == "Exact"
+
+
+def list_items(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The objects in lists, with the lists' names."""
+    found = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, list):
+                found += [(key, item) for item in inner if isinstance(item, dict)]
+            found += list_items(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            found += list_items(inner)
+    return found
 
 
 def test_files_made_from_others_are_current(envoy_folder: Path):

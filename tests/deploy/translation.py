@@ -132,6 +132,7 @@ def http_routes(route: Manifest) -> tuple[list[Config], list[list[str]]]:
         backends.append(names)
         routes.append(
             {
+                **({"name": rule["name"]} if "name" in rule else {}),
                 "match": {
                     "path_separated_prefix": match["path"]["value"],
                     "headers": [
@@ -179,11 +180,12 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
             },
         },
     }
-    for route in routes:
+    rules = of_kind(manifests, "HTTPRoute")["spec"]["rules"]
+    for route, rule in zip(routes, rules, strict=True):
         route["typed_per_filter_config"] = {
             name: {"@type": f"{TYPES}.config.route.v3.FilterConfig", "config": {}}
         }
-        retry = of_kind(manifests, "BackendTrafficPolicy")["spec"]["retry"]
+        retry = traffic_policy(manifests, rule["name"])["retry"]
         route["route"]["retry_policy"] = {
             "num_retries": retry["numRetries"],
             "retry_on": ",".join(retry["retryOn"]["triggers"]),
@@ -219,6 +221,18 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     return Gateway(made, [router_cluster, *clusters])
 
 
+def traffic_policy(manifests: list[Manifest], rule: str) -> Config:
+    """The policy of a rule: one for the rule takes the place of the route's."""
+    policies = {
+        target.get("sectionName"): manifest["spec"]
+        for manifest in manifests
+        if manifest["kind"] == "BackendTrafficPolicy"
+        for target in manifest["spec"]["targetRefs"]
+    }
+    found: Config = policies.get(rule) or policies[None]
+    return found
+
+
 def backend_cluster(
     manifests: list[Manifest], names: list[str], at: dict[str, Address]
 ) -> Config:
@@ -228,15 +242,15 @@ def backend_cluster(
     }
     if len(names) == 1:
         return cluster(names[0], at[names[0]])
-    made = cluster(names[0], at[names[0]])
-    made["load_assignment"]["endpoints"] = []
+    localities = []
     for name in names:
         (endpoint,) = backends[name]["endpoints"]
         service = endpoint["fqdn"]["hostname"].partition(".")[0]
         (locality,) = cluster(name, at[service])["load_assignment"]["endpoints"]
         locality["priority"] = 1 if backends[name].get("fallback") else 0
-        made["load_assignment"]["endpoints"].append(locality)
-    return made
+        localities.append(locality)
+    assignment = {"cluster_name": names[0], "endpoints": localities}
+    return {"name": names[0], "type": "STATIC", "load_assignment": assignment}
 
 
 def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
@@ -273,9 +287,11 @@ def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     return Gateway(made, [called, *(cluster(b, at[b]) for (b,) in backends)])
 
 
-def patched(made: Config, envoy_filter: Manifest) -> Config:
-    """A listener with an EnvoyFilter's patches applied, as istiod applies them."""
-    made = copy.deepcopy(made)
+def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
+    """A gateway with an EnvoyFilter's patches applied, as istiod applies them."""
+    gateway = copy.deepcopy(gateway)
+    made = gateway.listener
+    (host,) = manager_of(made)["route_config"]["virtual_hosts"]
     for patch in envoy_filter["spec"]["configPatches"]:
         assert patch["match"]["context"] == "GATEWAY"
         value = copy.deepcopy(patch["patch"]["value"])
@@ -291,9 +307,18 @@ def patched(made: Config, envoy_filter: Manifest) -> Config:
                 merge(made["filter_chains"][0]["filters"][0], value)
             case "LISTENER", "MERGE":
                 merge(made, value)
+            case "HTTP_ROUTE", "MERGE":
+                named = patch["match"]["routeConfiguration"]["vhost"]["route"]["name"]
+                (route,) = [each for each in host["routes"] if each["name"] == named]
+                merge(route, value)
+            case "CLUSTER", "MERGE":
+                asked = patch["match"]["cluster"]
+                named = f"outbound|{asked['portNumber']}||{asked['service']}"
+                (one,) = [each for each in gateway.clusters if each["name"] == named]
+                merge(one, value)
             case other:
                 pytest.fail(f"a patch that these tests cannot apply: {other}")
-    return made
+    return gateway
 
 
 def merge(into: Config, value: Config) -> None:
@@ -336,12 +361,14 @@ def mesh_router_cluster(manifests: list[Manifest], at: dict[str, Address]) -> Co
 
 def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     routes, clusters = [], [mesh_router_cluster(manifests, at)]
-    for rule in of_kind(manifests, "VirtualService")["spec"]["http"]:
+    service = of_kind(manifests, "VirtualService", "token-budget-router")
+    for rule in service["spec"]["http"]:
         (match,), (target,) = rule["match"], rule["route"]
         destination = target["destination"]
         name = f"outbound|{destination['port']['number']}||{destination['host']}"
         routes.append(
             {
+                "name": rule["name"],
                 "match": {
                     "prefix": match["uri"]["prefix"],
                     "headers": [
@@ -361,19 +388,23 @@ def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
             }
         )
         clusters.append(cluster(name, at[destination["host"].partition(".")[0]]))
-    plain = listener("istio", routes, [])
-    return Gateway(patched(plain, of_kind(manifests, "EnvoyFilter")), clusters)
+    plain = Gateway(listener("istio", routes, []), clusters)
+    return patched(plain, of_kind(manifests, "EnvoyFilter"))
 
 
 def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
     for (backend,) in backends:
         of_kind(manifests, "InferencePool", backend)
-    plain = listener("inference-extension", routes, [])
-    made = patched(plain, of_kind(manifests, "EnvoyFilter"))
-    assert manager_of(made)["http_filters"][0]["name"] == "token-budget-router"
     clusters = [cluster(b, at[b]) for (b,) in backends]
-    return Gateway(made, [mesh_router_cluster(manifests, at), *clusters])
+    plain = Gateway(
+        listener("inference-extension", routes, []),
+        [mesh_router_cluster(manifests, at), *clusters],
+    )
+    made = patched(plain, of_kind(manifests, "EnvoyFilter"))
+    first = manager_of(made.listener)["http_filters"][0]
+    assert first["name"] == "token-budget-router"
+    return made
 
 
 TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]] = {

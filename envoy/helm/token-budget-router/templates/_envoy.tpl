@@ -43,7 +43,8 @@
     # that this one chooses.
     operation: {{ eq .Values.gateway.type "istio" | ternary "INSERT_BEFORE" "INSERT_FIRST" }}
     value:
-      name: token-budget-router
+      name: {{ include "router.name" . | quote }}
+      disabled: true
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
         grpc_service:
@@ -92,7 +93,6 @@
     value:
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-        stream_idle_timeout: 1800s
         early_header_mutation_extensions:
         - name: envoy.http.early_header_mutation.header_mutation
           typed_config:
@@ -106,7 +106,80 @@
   patch:
     operation: MERGE
     value:
-      per_connection_buffer_limit_bytes: {{ int .Values.gateway.bufferLimitBytes }}
+      per_connection_buffer_limit_bytes: {{ include "router.bufferLimit" . }}
+{{- range (include "router.routes" . | fromJson).routes }}
+- applyTo: HTTP_ROUTE
+  match:
+    context: GATEWAY
+    routeConfiguration:
+      vhost:
+        route: {name: {{ include "router.routeName" (dict "root" $ "route" .name) }}}
+  patch:
+    operation: MERGE
+    value:
+      typed_per_filter_config:
+        {{ include "router.name" $ | quote }}:
+          "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
+          config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute
+            overrides: {}
+{{- end }}
+- applyTo: CLUSTER
+  match:
+    context: GATEWAY
+    cluster:
+      service: {{ include "router.host" . }}
+      portNumber: 9002
+  patch:
+    operation: MERGE
+    value:
+      ignore_health_on_host_removal: true
+      health_checks:
+      - timeout: 1s
+        interval: 2s
+        no_traffic_interval: 1s
+        unhealthy_interval: 0.5s
+        unhealthy_threshold: 2
+        healthy_threshold: 1
+        grpc_health_check: {service_name: envoy.service.ext_proc.v3.ExternalProcessor}
+{{- end }}
+
+{{/* The listener's limit. Behind a picker less: what Envoy has collected while it waits goes
+to it as one message, of which a Go gRPC server takes 4 MiB. */}}
+{{- define "router.bufferLimit" -}}
+{{- $limit := int64 .Values.gateway.bufferLimitBytes }}
+{{- $limit = eq .Values.gateway.type "inference-extension" | ternary (min $limit 2097152) $limit }}
+{{- $read := dig "server" "max_body_bytes" 1048576 .Values.config | int64 }}
+{{- if lt $limit $read }}
+{{- fail (printf "gateway.bufferLimitBytes: %d: expected at least config.server.max_body_bytes, %d (inference-extension takes 2097152 at most)" $limit $read) }}
+{{- end }}
+{{- $limit }}
+{{- end }}
+
+{{/* A route's name, which no other release's route has: dict "root" $ "route" NAME. */}}
+{{- define "router.routeName" -}}
+{{- if eq .root.Values.gateway.type "envoy-gateway" }}
+{{- .route | quote }}
+{{- else }}
+{{- printf "%s.%s.%s" .root.Release.Namespace (include "router.name" .root) .route | quote }}
+{{- end }}
+{{- end }}
+
+{{/* What all of Envoy Gateway's policies for the pools have. */}}
+{{- define "router.backendTraffic" -}}
+loadBalancer:
+  type: LeastRequest
+circuitBreaker: {maxConnections: 4096, maxParallelRequests: 4096, maxParallelRetries: 1024, maxPendingRequests: 4096}
+healthCheck:
+  active:
+    type: HTTP
+    interval: 5s
+    timeout: 2s
+    unhealthyThreshold: 3
+    healthyThreshold: 1
+    http:
+      path: /health
+      expectedStatuses: [200]
 {{- end }}
 
 {{/* An HTTPRoute's rules: one for each pool, the last without a header to match. */}}
@@ -115,23 +188,27 @@
 {{- range (include "router.pools" . | fromJson).pools }}{{ $_ := set $largest .name .largest }}{{ end }}
 {{- range (include "router.routes" . | fromJson).routes }}
 {{- $backend := include "router.backend" (dict "root" $ "pool" .pool) | fromJson }}
+{{- if ne $.Values.gateway.type "gke" }}
+- name: {{ include "router.routeName" (dict "root" $ "route" .name) }}
+  matches:
+{{- else }}
 - matches:
+{{- end }}
   - path: {type: PathPrefix, value: {{ $.Values.gateway.pathPrefix }}}
     {{- with .headers }}
     headers:
     {{- range $header, $value := . }}
-    - {name: {{ $header }}, value: {{ $value | quote }}}
+    - {type: Exact, name: {{ $header }}, value: {{ $value | quote }}}
     {{- end }}
     {{- end }}
   backendRefs:
   {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .pool (get $largest .pool)) }}
-  {{- $lastBackend := include "router.backend" (dict "root" $ "pool" (get $largest .pool)) | fromJson }}
-  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $backend.service }}}
-  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ $lastBackend.service }}-fallback}
+  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ printf "%s-%s" (include "router.name" $) .pool | quote }}, weight: 1}
+  - {group: gateway.envoyproxy.io, kind: Backend, name: {{ printf "%s-%s-fallback" (include "router.name" $) (get $largest .pool) | quote }}, weight: 1}
   {{- else if eq $.Values.gateway.type "inference-extension" }}
-  - {group: inference.networking.k8s.io, kind: InferencePool, name: {{ $backend.service }}}
+  - {group: inference.networking.k8s.io, kind: InferencePool, name: {{ $backend.service | quote }}, weight: 1}
   {{- else }}
-  - {name: {{ $backend.service }}, port: {{ $backend.port }}}
+  - {group: "", kind: Service, name: {{ $backend.service | quote }}, port: {{ $backend.port }}, weight: 1}
   {{- end }}
   {{- if ne $.Values.gateway.type "gke" }}
   timeouts: {request: 0s}
@@ -143,10 +220,12 @@
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
-  {{- include "router.metadata" (dict "root" $ "name" "llm") | nindent 2 }}
+  {{- include "router.metadata" (dict "root" $) | nindent 2 }}
 spec:
   parentRefs:
-  - name: {{ .Values.gateway.name }}
+  - group: gateway.networking.k8s.io
+    kind: Gateway
+    name: {{ .Values.gateway.name | quote }}
     {{- with .Values.gateway.parentNamespace }}
     namespace: {{ . }}
     {{- end }}

@@ -5,7 +5,7 @@
 {{- end }}
 
 {{- define "router.selector" -}}
-app.kubernetes.io/name: {{ include "router.name" . }}
+app.kubernetes.io/name: {{ include "router.name" . | quote }}
 {{- end }}
 
 {{- define "router.labels" -}}
@@ -19,13 +19,13 @@ app.kubernetes.io/part-of: llm-gateway
 {{ toYaml . }}
 {{- end }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{/* Metadata of an object of the release's own name: dict "root" $ ["name" NAME]. */}}
 {{- define "router.metadata" -}}
-name: {{ .name | default (include "router.name" .root) }}
-namespace: {{ .namespace | default .root.Release.Namespace }}
+name: {{ .name | default (include "router.name" .root) | quote }}
+namespace: {{ .namespace | default .root.Release.Namespace | quote }}
 labels:
   {{- include "router.objectLabels" .root | nindent 2 }}
 {{- end }}
@@ -35,6 +35,9 @@ labels:
 {{- $workers := int .Values.workers }}
 {{- if and (gt $workers 1) (not (has .Values.gateway.type (list "none" "envoy-gateway" "sidecar"))) }}
 {{- fail (printf "workers: %d: gateway.type %s asks one port of a Service; autoscaling.maxReplicas does it there" $workers .Values.gateway.type) }}
+{{- end }}
+{{- if and (gt $workers 16) (eq .Values.gateway.type "envoy-gateway") }}
+{{- fail (printf "workers: %d: expected at most 16, as an EnvoyExtensionPolicy takes so many ports" $workers) }}
 {{- end }}
 {{- $workers }}
 {{- end }}
