@@ -1,4 +1,4 @@
-"""One HTTP exchange as ext_proc shows it: events in, replies and observations out.
+"""One HTTP exchange as ext_proc sees it: events in, replies and observations out.
 
 Pure: no I/O, no clock, no randomness.
 """

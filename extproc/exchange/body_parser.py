@@ -1,7 +1,7 @@
-"""From a body as it came on the wire to a request, or the reason why it is none.
+"""Turn a body as received into a request, or into the reason why it is not one.
 
-The only path from bytes to a request: the server, ``explain``, ``replay`` and the demo
-read by it, and so give one reason for one body.
+This is the only path from bytes to a request. The server, ``explain``, ``replay`` and
+the demo all use it, and therefore give the same reason for the same body.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Request
 
 MAX_BODY_BYTES = 1 << 20
-"""The largest body that is read unless a caller says otherwise."""
+"""The default limit of a body, in bytes."""
 
 
 def parse_request(
@@ -31,13 +31,13 @@ def parse_request(
     encoding: str = "",
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Request | Reason:
-    """Read an inference request, or return the reason why it is none.
+    """Parse an inference request, or return the reason why it is not one.
 
     Args:
-        path: request path, query string and all.
+        path: request path, including the query string.
         body: as received; never raises on its bytes.
-        encoding: the ``content-encoding`` header; empty for none.
-        max_body_bytes: the most that the body may hold, as received and decoded.
+        encoding: the ``content-encoding`` header; empty if absent.
+        max_body_bytes: the size limit, both as received and after decoding.
 
     Returns:
         The request, or ``UNDECODABLE``, ``UNPARSABLE`` or ``TOO_LARGE``.
@@ -47,13 +47,13 @@ def parse_request(
 
 
 class BodyParser:
-    """A body that is read in steps, none of which takes more than a few milliseconds.
+    """Parses a body in steps of at most a few milliseconds each.
 
     Args:
-        target: what the request's path asks for; None gives ``UNPARSABLE``.
+        target: the API and model in the request's path; None gives ``UNPARSABLE``.
         body: as received.
-        encoding: the ``content-encoding`` header; empty for none.
-        max_body_bytes: the most that the body may hold, as received and decoded.
+        encoding: the ``content-encoding`` header; empty if absent.
+        max_body_bytes: the size limit, both as received and after decoding.
     """
 
     __slots__ = (
@@ -74,10 +74,10 @@ class BodyParser:
         max_body_bytes: int,
     ) -> None:
         self.result: Request | Reason | None = None
-        """The request once it is read, or why there is none: ``UNDECODABLE``,
-        ``UNPARSABLE`` or ``TOO_LARGE``."""
+        """The parsed request, or the reason why there is none: ``UNDECODABLE``,
+        ``UNPARSABLE`` or ``TOO_LARGE``. None until the last step."""
         self.detail = ""
-        """Why the result is a reason, in words; no text of the body."""
+        """Explanation of a failure; contains no text of the body."""
         self._target = target
         self._body = body
         self._decoding: Decoding | None = None
@@ -90,11 +90,11 @@ class BodyParser:
 
     @property
     def may_take_long(self) -> bool:
-        """Whether it is worth while to do other work between the steps."""
+        """Whether the body is large enough to yield to other work between steps."""
         return self._decoding is not None or len(self._body) > DIRECT_BYTES
 
     def finish(self) -> Request | Reason:
-        """Read all that is left.
+        """Run all remaining steps and return the result.
 
         Raises:
             Exception: any internal error.
@@ -107,10 +107,10 @@ class BodyParser:
         return self.result
 
     def step(self) -> bool:
-        """Go on reading; false once there is nothing more to do.
+        """Run one step. Return false if none is left.
 
-        Never raises: ``finish`` raises an internal error. Nothing is read after
-        one, as what is left of the body may well read like another.
+        Never raises: ``finish`` raises an internal error. After such an error, nothing
+        more is read, because the rest of the body might be misparsed.
         """
         if self.result is not None or self._fault is not None:
             return False
@@ -147,7 +147,7 @@ class BodyParser:
 
     def _parse(self, source: Source) -> None:
         if self._target is None:
-            self.result, self.detail = Reason.UNPARSABLE, "path: of no API that is read"
+            self.result, self.detail = Reason.UNPARSABLE, "path: not a parsed API"
             return
         try:
             request = parse_source(self._target.endpoint.path, source)

@@ -1,4 +1,4 @@
-"""From a request's headers and body to its decision, and what depends on that."""
+"""Decide about a request from its headers and body."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Decider:
     Args:
         router: makes the decisions.
         settings: shared by all exchanges.
-        wants_feedback: whether to observe the response, asked once after each decision
-            that can be learned from.
-        loads: gives the known load of the pools.
-        served: gives the models' names that the pools' servers list, with the pool.
-        bases: gives those names, with the base model's of the server.
-        gateway_limit: what the gateway hands over; None: nothing is known of it.
+        wants_feedback: returns whether to observe the response; called once after each
+            decision that can be learned from.
+        loads: returns the current load of the pools, as far as it is known.
+        served: maps the model names that servers list to their pools.
+        bases: maps these names to the server's base model.
+        gateway_limit: the gateway's limit for bodies; None if unknown.
     """
 
     __slots__ = (
@@ -65,7 +65,7 @@ class Decider:
         self._responses_pool = router.pool(settings.responses_pool or "")
 
     def parser(self, head: RequestHead, body: Body) -> BodyParser:
-        """Return the parser of a request's whole body."""
+        """Return a parser for a complete request body."""
         return BodyParser(
             head.target,
             bytes(body) if isinstance(body, bytearray) else body,
@@ -76,13 +76,13 @@ class Decider:
     def decide(
         self, head: RequestHead, parser: BodyParser, body: Body, *, replaceable: bool
     ) -> Decided | NotRouted:
-        """Decide about a request whose whole body is here.
+        """Decide about a request whose body is complete.
 
         Args:
             head: its headers.
-            parser: of its body; read to the end here.
+            parser: the parser of its body; it is run to the end here.
             body: as received.
-            replaceable: whether Envoy would take another body in its place.
+            replaceable: whether Envoy accepts a replacement for the body.
 
         Raises:
             Exception: an internal error.
@@ -112,25 +112,26 @@ class Decider:
             decision = router.with_bound(decision)
             token = write_decision_token(decision)
             return Decided(decision, head, False, None, token)
-        decision = replace(decision, features=None)  # 8 kB that nobody will read
+        decision = replace(decision, features=None)  # no longer needed: 8 kB
         return Decided(decision, head)
 
     def find(self, headers: Mapping[str, str], name: str) -> Router | None:
-        """Return the router of the model that a request asks for, or None.
+        """Return the router of the requested model, or None.
 
         Args:
-            headers: its headers; the model header counts first.
-            name: by the body, or by the path if the body was not read.
+            headers: the request's headers; the model header takes precedence.
+            name: the model in the body, or in the path if the body was not read.
         """
         header = self.settings.model_header
         return self.find_named(headers.get(header, "") if header else "", name)
 
     def find_named(self, named: str, asked: str) -> Router | None:
-        """Return the router of a model's name, or None.
+        """Return the router of a model by name, or None.
 
         Args:
-            named: by a parser before us; counts if it is a known model's. May be empty.
-            asked: by the request itself.
+            named: the name from an upstream parser; takes precedence if the model is
+                known. May be empty.
+            asked: the name in the request itself.
         """
         router, served = self._router, self._served
         if isinstance(router, Router):
@@ -139,7 +140,7 @@ class Decider:
         return found or router.find(asked, served())
 
     def keep(self, head: RequestHead) -> Decided | NotRouted:
-        """Decide about a request that names a response which a server keeps."""
+        """Decide about a request that refers to a stored response."""
         header = self.settings.model_header
         router = self.find_keeper(head.headers.get(header, "") if header else "")
         if router is None:
@@ -147,10 +148,11 @@ class Decider:
         return self._decided(self.stored(router), head)
 
     def find_keeper(self, named: str = "") -> Router | None:
-        """Return the router of a response that a request names by its identifier.
+        """Return the router of the model that stored a response.
 
-        An identifier says no model. It is the one that a parser before us named, else
-        that of ``responses_pool``, else the one for names that are not known.
+        The response's identifier does not contain the model. It is the one named by an
+        upstream parser, else the one of ``responses_pool``, else the one for unknown
+        names.
         """
         if isinstance(self._router, Router):
             return self._router
@@ -160,25 +162,26 @@ class Decider:
         return found or self._router.find("")
 
     def stored(self, router: Router, body_bytes: int = 0) -> Decision:
-        """Decide about a response that a server keeps: always for the same pool.
+        """Send a request for a stored response to the pool that stores responses.
 
-        Its server alone has it, so neither its size nor the load may move it.
+        Only that pool's server has the response, so neither size nor load may change
+        the pool.
         """
         pool = self._pool_of_responses(router) or router.policy.default
         return Decision(pool, Reason.STORED, model=router.model, body_bytes=body_bytes)
 
     def _pool_of_responses(self, router: Router) -> Pool | None:
-        """Return ``responses_pool`` if it is one of the model's."""
+        """Return ``responses_pool`` if it belongs to the model, else None."""
         pool = self._responses_pool
         return None if pool is None else router.pool(pool.name)
 
     def asks_to_keep(
         self, router: Router, endpoint: Endpoint, request: Request
     ) -> bool:
-        """Return whether the response is one that a server is to keep, or has kept."""
+        """Return whether the server stores the response, or reads a stored one."""
         if endpoint is not RESPONSES:
             return False
-        if request.stored is None:  # the API's default is to keep it, vLLM's is not
+        if request.stored is None:  # stored by default in OpenAI's API, but not in vLLM
             return self._pool_of_responses(router) is not None
         return request.stored
 
@@ -187,8 +190,8 @@ class Decider:
     ) -> Decided | NotRouted:
         """Decide about a request whose body is not read.
 
-        With several models it is routed if its headers or its path name one, or if
-        there is one for names that are not known.
+        With several models, it is routed if its headers or path name a model, or if a
+        model for unknown names is configured.
         """
         router = self.find(head.headers, head.target.model)
         if router is None:
@@ -203,34 +206,34 @@ class Decider:
         reason: Reason,
         body_bytes: int,
     ) -> Decision:
-        """Decide for one model about a request whose body was not read."""
+        """Decide about a request with an unread body for one model."""
         pool = self._pool_of_responses(router)
         if pool is None or endpoint is not RESPONSES:
             return router.fail_open(reason, body_bytes, self._loads())
         return Decision(pool, reason, model=router.model, body_bytes=body_bytes)
 
     def after_fault(self, head: RequestHead, body_bytes: int) -> Decided | NotRouted:
-        """Decide after an internal error; the pools' load is not asked for again."""
+        """Decide after an internal error, without reading the pools' load again."""
         router = self.find(head.headers, head.target.model)
         if router is None:
             return NotRouted.UNKNOWN_MODEL
         return self._decided(router.fail_open(Reason.FAULT, body_bytes), head)
 
     def last_resort(self, head: RequestHead, body_bytes: int) -> Decided:
-        """Decide if not even the router can be asked; the decision is only counted."""
+        """Return a decision if even the router fails; it is used for counting only."""
         default = self._router.routers[0].policy.default
         decision = Decision(default, Reason.FAULT, body_bytes=body_bytes)
         return Decided(decision, head)
 
     def _decided(self, decision: Decision, head: RequestHead) -> Decided:
-        """Return a decision that teaches nothing."""
+        """Return a decision that is not learned from."""
         tokens = self.settings.decision_tokens
         token = write_decision_token(decision) if tokens else b""
         return Decided(decision, head, decision_token=token)
 
 
 def _may_inject(head: RequestHead, request: Request) -> bool:
-    """Return whether a request can be made to ask for usage."""
+    """Return whether ``include_usage`` can be added to the request."""
     return (
         request.stream
         and not request.asks_usage

@@ -1,9 +1,9 @@
-"""A decision as an opaque token, which comes back with the response's outcome.
+"""A decision as an opaque token that is returned with the response's outcome.
 
-Gateways without ext_proc ask once before the request and report after the response,
-perhaps to another process. The token carries what learning needs: numbers and the
-model's name, no text. It is not signed: a caller that may report outcomes may also lie
-about them, so the port must not face clients.
+Gateways without ext_proc call once before the request and report the outcome after the
+response, perhaps to another process. The token contains what learning needs: numbers
+and the model's name, no text. It is not signed: a client that can report outcomes can
+also forge them, so the port must not be reachable by clients.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from extproc.routing.request import OptionalKind
 
 _VERSION = 6
 _COUNTED = slice(TOOLS_COUNTED.start, REPETITION + 1)
-"""The terms that are written; the others follow from them."""
+"""The terms that are written; the others are computed from them."""
 
 _Term = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Place = Annotated[int, msgspec.Meta(ge=_COUNTED.start, lt=_COUNTED.stop)]
@@ -64,13 +64,13 @@ class _Features(msgspec.Struct, array_like=True):
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
-    """Positions in place of names: a third of the bytes."""
+    """Encoded as an array without field names: a third of the bytes."""
 
 
 class _DecisionToken(msgspec.Struct, array_like=True):
     version: int
     terms: int
-    """Which terms the features are counts of: their checksum."""
+    """Checksum of the feature terms."""
     decision: _Fields
     model: Name
     usage_not_requested: bool
@@ -84,7 +84,7 @@ _decode = msgspec.msgpack.Decoder(_DecisionToken).decode
 
 
 def write_decision_token(decision: Decision) -> bytes:
-    """Write a decision down: about 0.5 KiB, 2 KiB at the most for many scripts."""
+    """Encode a decision: about 0.5 KiB, at most 2 KiB for text in many scripts."""
     features = decision.features
     return msgspec.msgpack.encode(
         _DecisionToken(
@@ -102,11 +102,11 @@ def write_decision_token(decision: Decision) -> bytes:
 
 
 def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | None:
-    """Read a decision back, or return None if it is of another configuration.
+    """Decode a decision; None if invalid or from another configuration.
 
     Args:
         decision_token: untrusted bytes; never raises on them.
-        router: whose pools and categories it may name.
+        router: defines the valid pools and categories.
     """
     try:
         token = _decode(decision_token)
@@ -186,7 +186,7 @@ def _dense(sparse: _Sparse, text_bytes: int, tools_bytes: int) -> Vector | None:
     terms = np.zeros(len(VECTOR_TERMS))
     terms[sparse.places] = sparse.counts
     of_text, of_tools = terms[TEXT_COUNTED].sum(), terms[TOOLS_COUNTED].sum()
-    # A sample's counts are rounded: each may be half a byte above its share.
+    # Counts of a sample are rounded: each may exceed its share by half a byte.
     if of_text > text_bytes + len(VECTOR_TERMS) or terms[REPETITION] > text_bytes:
         return None
     return terms if of_tools <= tools_bytes + len(VECTOR_TERMS) else None

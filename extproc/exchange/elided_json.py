@@ -1,9 +1,9 @@
 """A large JSON body without its long strings and number lists.
 
-A long text is only sampled in the end, so there is no use in decoding it whole, which
-takes 3 ms a MB where it is not plain ASCII. What is parsed is the elided JSON, with
-references to what is left out. :mod:`extproc.exchange.json_elider` makes it; this
-module measures the elided strings and reads excerpts of them.
+Long text is only sampled, so decoding all of it would be wasted work: 3 ms per MB if it
+is not ASCII. Instead, the elided JSON is parsed, in which references replace the long
+values. :mod:`extproc.exchange.json_elider` produces it; this module measures the elided
+strings and reads excerpts of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from extproc.routing.features import sample_windows
 
 _MARK = "\x7f"
-"""DEL, around a reference: it needs no escape in JSON, and no text needs it."""
+"""DEL, the delimiter of a reference: valid unescaped in JSON, and unused in text."""
 _DEL = _MARK.encode()
 _ESCAPED_DEL = re.compile(rb"\\u007[fF]")
 _REFERENCE = re.compile("\x7f([0-9]+)\x7f")
@@ -31,12 +31,12 @@ _WHOLE = re.compile(rb"(?:[^\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*")
 
 
 def reference(number: int) -> bytes:
-    """What stands in the elided JSON for what is left out, in quotes."""
+    """Return the JSON string that replaces an elided value."""
     return b"%b%d%b" % (_DEL, number, _DEL)
 
 
 def without_marks(piece: bytes) -> bytes:
-    """Part of a body in which nothing looks like a reference."""
+    """Return part of a body with every byte that could mark a reference replaced."""
     if _DEL in piece or b"u007" in piece:
         piece = _ESCAPED_DEL.sub(rb"\\u003f", piece.replace(_DEL, b"?"))
     return piece
@@ -44,27 +44,26 @@ def without_marks(piece: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A string, or a list of scalars, that is not in the elided JSON."""
+    """A string or a list of scalars that was removed from the elided JSON."""
 
     start: int
-    """Where its content begins in the body."""
+    """Offset of its content in the body."""
     stop: int
     size_bytes: int
-    """A string's in UTF-8 without its escapes; a list's as it is written."""
+    """Size of a string in UTF-8 without escapes, or of a list as written."""
     items: int = 0
-    """A list's; 0 for a string."""
+    """Length of a list; 0 for a string."""
 
     @property
     def is_escaped(self) -> bool:
-        """Whether its bytes differ from those that it stands for."""
+        """Whether the content contains escapes."""
         return self.size_bytes != self.stop - self.start
 
 
 class ElidedJson:
-    """JSON with references in the places of its long strings and lists of scalars.
+    """JSON with references in place of its long strings and lists of scalars.
 
-    A reference is a string of its own, and remains one within whatever text it becomes
-    a part of.
+    A reference is a JSON string and stays intact if it is joined into a longer text.
     """
 
     __slots__ = ("_body", "content", "spans")
@@ -73,27 +72,27 @@ class ElidedJson:
         self, raw: bytes, body: bytes | memoryview, spans: Sequence[Span]
     ) -> None:
         self.content: Final = raw
-        """What is to be parsed."""
+        """The JSON to parse."""
         self._body = memoryview(body)
         self.spans: Final = spans
-        """What the references stand for, by number."""
+        """The elided values; a reference is an index into this list."""
 
     @property
     def body_bytes(self) -> int:
-        """The body's size."""
+        """The size of the original body."""
         return len(self._body)
 
     def items(self, text: str) -> int:
-        """The length of the list that a text stands for; 0 if it stands for none."""
+        """The length of the list that a reference stands for; 0 for any other text."""
         whole = self._whole(text)
         return whole.items if whole else 0
 
     def refers(self, text: str) -> bool:
-        """Whether a text holds a reference."""
+        """Whether a text contains a reference."""
         return _MARK in text
 
     def head(self, text: str, size: int) -> str:
-        """About the first ``size`` characters of a text."""
+        """Roughly the first ``size`` characters of a text."""
         if _MARK not in text[:1]:
             return text[:size]
         pieces = self._pieces(text)
@@ -101,7 +100,7 @@ class ElidedJson:
         return self._read(first, 0, size).decode(errors="replace")
 
     def size_bytes(self, text: str) -> int:
-        """A text's size in UTF-8 with all that it refers to."""
+        """A text's size in UTF-8, including the values that it refers to."""
         if _MARK not in text:
             return len(text.encode())
         whole = self._whole(text)
@@ -110,10 +109,10 @@ class ElidedJson:
         return sum(_size_bytes(piece) for piece in self._pieces(text))
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
-        """A text in UTF-8: all of it, or the windows that its features are counted in.
+        """A text in UTF-8: all of it, or the windows in which features are counted.
 
         Returns:
-            What there is of it, and how many bytes are missing.
+            The excerpt, and the number of bytes that it omits.
         """
         pieces = self._pieces(text)
         ends = list(accumulate(_size_bytes(piece) for piece in pieces))
@@ -125,7 +124,7 @@ class ElidedJson:
         return found, ends[-1] - len(found)
 
     def _whole(self, text: str) -> Span | None:
-        """What a text stands for that is nothing but a reference."""
+        """The elided value, if the text is exactly one reference."""
         number = text[1:-1]
         is_reference = text[:1] == _MARK and number.isdecimal()
         return self.spans[int(number)] if is_reference else None
@@ -138,13 +137,13 @@ class ElidedJson:
         return pieces
 
     def _read(self, piece: bytes | Span, low: int, high: int) -> bytes:
-        """Read a piece from one of its places to another, or to its end."""
+        """Read a piece from one offset to another, or to its end."""
         if isinstance(piece, bytes):
             return piece[low:high]
         high = min(high, piece.size_bytes)
         if not piece.is_escaped:
             return bytes(self._body[piece.start + low : piece.start + high])
-        # About there: the escapes need not be spread evenly.
+        # An approximation: escapes may be distributed unevenly.
         encoded_bytes_each = (piece.stop - piece.start) / piece.size_bytes
         start = piece.start + int(low * encoded_bytes_each)
         stop = (
@@ -160,7 +159,7 @@ class ElidedJson:
 def _overlapping(
     pieces: Sequence[bytes | Span], ends: Sequence[int], start: int, stop: int
 ) -> Iterator[tuple[bytes | Span, int]]:
-    """The pieces between two places of the text, and where each begins in it."""
+    """The pieces between two offsets of the text, with the offset of each."""
     for i in range(bisect_right(ends, start), len(pieces)):
         begin = ends[i - 1] if i else 0
         if begin >= stop:
@@ -173,21 +172,21 @@ def _size_bytes(piece: bytes | Span) -> int:
 
 
 def _unescaped(raw: bytes, before: bytes) -> bytes:
-    """Decode part of a JSON string, less what was cut in two at its ends."""
+    """Decode part of a JSON string, without characters that are cut at its ends."""
     if b"\\" in before:
-        # Only a backslash that follows none surely begins an escape.
+        # A backslash certainly starts an escape only if no backslash precedes it.
         begin = _ESCAPE_BEGINS.search(before + raw, len(before))
         raw = raw[begin.start() - len(before) :] if begin else raw
     if b"\\" not in raw:
         return raw
     whole = _WHOLE.match(raw)
-    assert whole is not None  # it matches nothing as well
+    assert whole is not None  # the pattern also matches the empty string
     text = whole[0].decode(errors="surrogateescape")
     try:
         decoded: str = _decode_string(f'"{text}"')
-    except JSONDecodeError:  # an escape that there is not; the backend will tell
+    except JSONDecodeError:  # invalid escape; the backend will report it
         return raw
     try:
         return decoded.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # half a pair
+    except UnicodeEncodeError:  # half a surrogate pair
         return decoded.encode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Content-encodings of a whole body, decoded with a bound."""
+"""Bounded decoding of a complete body's content encodings."""
 
 from __future__ import annotations
 
@@ -11,41 +11,42 @@ import zstandard
 
 _IN_BYTES = 16 * 1024
 _OUT_BYTES = 256 * 1024
-"""What one step takes in at most, and lets out, about: 0.1 to 1 ms."""
+"""Approximate limit of a step's input and output, in bytes: 0.1 to 1 ms."""
 
 MAX_LAYERS = 2
-"""Encodings stacked on one body; more is nobody's client."""
+"""Maximum number of encodings applied to one body; no real client uses more."""
 
 MAX_MEMBERS = 64
-"""Members of one gzip body, frames of one zstd body: each costs a decoder, and 50,000
-empty ones in 1 MB would take a second. Clients send one; ``bgzip``, the tool that cuts
-most, one for each 64 KiB."""
+"""Maximum gzip members or zstd frames in one body. Each needs its own decoder: 50,000
+empty ones in 1 MB would take a second. Clients send one; ``bgzip``, which splits
+most, writes one for each 64 KiB."""
 
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
-"""The window that RFC 9659 lets HTTP content use."""
+"""Maximum window for HTTP content (RFC 9659)."""
 
 MAX_ZSTD_BLOCKS = 64 * 1024
-"""A block holds up to 128 KiB; a client that flushes often writes smaller ones.
-Empty ones take three bytes each, and as many as fit are read in one step."""
+"""Maximum zstd blocks in one body. A block contains up to 128 KiB; a client that
+flushes often writes smaller ones. An empty one takes three bytes, and one step reads
+as many as fit."""
 
 _BLOCKS_AT_ONCE = 2048
 
 
 Decoding = Generator[None, None, bytes | None]
-"""One step each time that it is asked; returns what ``decode_content`` does."""
+"""A decoder that yields after each step and returns like ``decode_content``."""
 
 
 def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None:
-    """Decode a body, or None where that cannot be done within the bound.
+    """Decode a body, or return None if it is invalid or exceeds the limit.
 
     Args:
-        body: the whole body as received.
-        encoding: the ``content-encoding`` header's value; empty means none.
-        limit_bytes: the most that any layer may decode to.
+        body: the complete body as received.
+        encoding: the value of the ``content-encoding`` header; empty if absent.
+        limit_bytes: the maximum decoded size of each layer.
 
     Returns:
         The decoded body; None for an unknown encoding, too many layers, a corrupt or
-        truncated body, or more than ``limit_bytes``.
+            truncated body, or more than ``limit_bytes``.
     """
     decoding = decode_in_steps(body, encoding, limit_bytes)
     while True:
@@ -57,7 +58,7 @@ def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None
 
 
 def decode_in_steps(body: bytes, encoding: str, limit_bytes: int) -> Decoding:
-    """Do the same in steps, so that a large body holds nobody up."""
+    """Decode in steps, so that a large body does not block other requests."""
     layers = [
         name
         for part in encoding.lower().split(",")
@@ -82,7 +83,7 @@ def decode_in_steps(body: bytes, encoding: str, limit_bytes: int) -> Decoding:
 def _gunzip(body: bytes, limit_bytes: int) -> Decoding:
     decoded = bytearray()
     at = 0
-    for _ in range(MAX_MEMBERS):  # a gzip body may be several members in a row
+    for _ in range(MAX_MEMBERS):  # a gzip body may consist of several members
         read = yield from _inflate_from(31, body, at, decoded, limit_bytes)
         if read is None:
             return None
@@ -93,7 +94,7 @@ def _gunzip(body: bytes, limit_bytes: int) -> Decoding:
 
 
 def _inflate(body: bytes, limit_bytes: int) -> Decoding:
-    # RFC 9110 means zlib by "deflate"; some clients send the raw format.
+    # RFC 9110 defines "deflate" as zlib; some clients send the raw format.
     decoded = bytearray()
     try:
         read = yield from _inflate_from(15, body, 0, decoded, limit_bytes)
@@ -106,9 +107,9 @@ def _inflate(body: bytes, limit_bytes: int) -> Decoding:
 def _inflate_from(
     wbits: int, body: bytes, at: int, decoded: bytearray, limit_bytes: int
 ) -> Generator[None, None, int | None]:
-    """Decode one stream onto the end of what is decoded; where it ends in the body.
+    """Append one decoded stream to ``decoded`` and return its end in the body.
 
-    None if it does not end, or decodes to more than the limit.
+    Returns None if the stream is truncated or decodes to more than the limit.
     """
     stream = zlib.decompressobj(wbits=wbits)
     taken = b""
@@ -143,8 +144,8 @@ def _unbrotli(body: bytes, limit_bytes: int) -> Decoding:
 
 
 def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
-    # The reader takes a body that stops inside a frame for a whole one, and goes on
-    # until it has something to give.
+    # The reader accepts a body that is truncated inside a frame, and runs until it has
+    # output.
     is_whole = yield from _is_whole_zstd(body)
     if not is_whole:
         return None
@@ -162,7 +163,7 @@ def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
 
 
 def _is_whole_zstd(body: bytes) -> Generator[None, None, bool]:
-    """Whether a body is frames to its end, and of how many pieces; RFC 8878, 3.1."""
+    """Whether a body consists of complete frames, within the limits (RFC 8878, 3.1)."""
     at = blocks = 0
     for _ in range(MAX_MEMBERS):
         if body[at + 1 : at + 4] == _ZSTD_SKIPPABLE:
@@ -188,9 +189,9 @@ def _is_whole_zstd(body: bytes) -> Generator[None, None, bool]:
 
 
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
-"""After a first byte that is the application's to choose from sixteen."""
+"""The magic number of skippable frames, after its first byte: 0x50 to 0x5F."""
 _ZSTD_HEADER_BYTES = 18
-"""The longest that a frame's header gets."""
+"""Maximum size of a frame header, in bytes."""
 
 
 _DECODERS: dict[str, Callable[[bytes, int], Decoding]] = {

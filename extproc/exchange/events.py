@@ -1,4 +1,4 @@
-"""The events of one HTTP exchange as ext_proc sends them, and the replies to them."""
+"""The events of one HTTP exchange in ext_proc, and the replies to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from extproc.routing.router import Decision, Outcome
 
 
 class BodyMode(IntEnum):
-    """How Envoy sends a body; the numbers are ``ProcessingMode.BodySendMode``'s."""
+    """How Envoy sends a body; values as in ``ProcessingMode.BodySendMode``."""
 
     NONE = 0
     STREAMED = 1
@@ -20,50 +20,51 @@ class BodyMode(IntEnum):
     BUFFERED_PARTIAL = 3
     FULL_DUPLEX_STREAMED = 4
 
-    # Enum's own hashes the name, in Python, and every request looks its mode up.
+    # Enum hashes the name, in Python code; every request looks up its mode.
     __hash__ = int.__hash__
 
 
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
-    """The request's headers, keys in lower case."""
+    """The request's headers, with lowercase names."""
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
     request_mode: BodyMode | None = None
-    """The configured request body mode; None if Envoy (before 1.34) does not say."""
+    """The configured request body mode; None before Envoy 1.34, which does not send
+    it."""
     response_mode: BodyMode | None = None
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
-    """A part of the request's body, or all of it."""
+    """Part or all of the request's body."""
 
     body: bytes | memoryview
-    """A view if it is large; of bytes that do not change."""
+    """The bytes; a view of immutable bytes if they are large."""
     end_of_stream: bool = False
 
 
 class RequestTrailers(msgspec.Struct, frozen=True, gc=False):
-    """The end of a request whose body trailers follow."""
+    """The trailers that end a request."""
 
     end_of_stream: bool = True
 
 
 class ResponseHeaders(msgspec.Struct, frozen=True, gc=False):
-    """The response's headers, ``:status`` among them."""
+    """The response's headers, including ``:status``."""
 
     headers: Mapping[str, str]
     end_of_stream: bool = False
 
 
 class ResponseBody(msgspec.Struct, frozen=True, gc=False):
-    """A part of the response's body."""
+    """Part of the response's body."""
 
     body: bytes
     end_of_stream: bool = False
 
 
 class ResponseTrailers(msgspec.Struct, frozen=True, gc=False):
-    """The end of a response whose body trailers follow."""
+    """The trailers that end a response."""
 
     end_of_stream: bool = True
 
@@ -79,57 +80,57 @@ Event = (
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
-    """Go on; nothing changes."""
+    """Continue without changes."""
 
 
 class NotRouted(StrEnum):
-    """Why no decision is made about a request."""
+    """Why a request is not routed."""
 
     METHOD = "method"
-    """Not a POST."""
+    """The method is not POST."""
     PATH = "path"
-    """No API's path, or one under a prefix that is not configured."""
+    """The path is not an API's, or its prefix is not configured."""
     UNREAD = "unread"
-    """The path of an API whose requests are not read."""
+    """The path belongs to an API whose requests are not read."""
     NO_BODY = "no_body"
     BODY_LATE = "body_late"
-    """Its body was requested, and has not come in time."""
+    """The requested body did not arrive in time."""
     UNKNOWN_MODEL = "unknown_model"
-    """A model that is not configured, or a body that was not read and so names none."""
+    """The model is not configured, or unknown because the body was not read."""
 
 
 class AskRequestBody(msgspec.Struct, frozen=True, gc=False):
-    """Go on, and send the request body buffered and the response headers."""
+    """Continue; request the buffered request body and the response headers."""
 
 
 class AskResponseBody(msgspec.Struct, frozen=True, gc=False):
-    """Go on, and send the response body in chunks as it comes."""
+    """Continue; request the response body in chunks."""
 
 
 class Withhold(msgspec.Struct, frozen=True, gc=False):
-    """Send no reply yet: in full duplex Envoy waits for neither reply nor body."""
+    """Send no reply yet; in full duplex, Envoy does not wait for one."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """Set the decision's headers and metadata, and choose the route again."""
+    """Set the decision's headers and metadata, and clear the route cache."""
 
     decision: Decision
     body: bytes | None = None
-    """The request body to send instead of the one received."""
+    """A replacement for the request body; None keeps it."""
     shadow: bool = False
-    """Set the metadata only: the request takes the route that it has."""
+    """Set the metadata only, and keep the request's route."""
     decision_token: bytes = b""
-    """The decision, to come back in the access log; empty: it does not."""
+    """The decision for the access log; empty if it is not logged."""
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):
-    """Full duplex: the headers' reply with its decision, then the body so far."""
+    """Full duplex: reply to the headers with the decision, then send the body."""
 
     decision: Decision | None
     body: bytes
     end_of_stream: bool
     trailers: bool = False
-    """Whether the body ended in trailers, which are to be answered too."""
+    """Whether the body ended in trailers, which need a reply too."""
     shadow: bool = False
     """As in ``Route``."""
     decision_token: bytes = b""
@@ -137,13 +138,13 @@ class Release(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rewrite(msgspec.Struct, frozen=True, gc=False):
-    """Send these bytes instead of the response chunk received."""
+    """Replace the response chunk with these bytes."""
 
     body: bytes
 
 
 class Echo(msgspec.Struct, frozen=True, gc=False):
-    """Full duplex: send the chunk on as it came (Envoy keeps no copy)."""
+    """Full duplex: return the chunk unchanged (Envoy keeps no copy)."""
 
     body: bytes
     end_of_stream: bool
@@ -162,57 +163,60 @@ Reply = (
 
 
 class Serving(msgspec.Struct, frozen=True, gc=False):
-    """How a response came about, as Envoy's access log has it."""
+    """How a response was served, according to Envoy's access log."""
 
     cluster: str
-    """The cluster that answered; after a retry not the decision's. Empty: Envoy."""
+    """The cluster that responded; after a retry not the decision's. Empty if Envoy
+    did."""
     first_byte_s: float | None = None
-    """From the request's first byte to the response's; None: there was none."""
+    """Seconds from the request's first byte to the response's; None without a
+    response."""
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A decision, and what its response said."""
+    """A decision and the outcome of its response."""
 
     decision: Decision
     outcome: Outcome
     serving: Serving | None = None
-    """None if the response was observed as it passed."""
+    """None if the response was observed in the stream."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
-    """What the headers of a request that is routed say."""
+    """The relevant headers of a routed request."""
 
     headers: Mapping[str, str]
-    """Those that were read, ``:path`` among them."""
+    """The headers that are read, including ``:path``."""
     target: Target
-    """What its path asks for."""
+    """The API and model that the path names."""
 
 
 class Decided(msgspec.Struct, frozen=True, gc=False):
-    """A decision when it is made, with everything that depends on it."""
+    """A new decision with everything that depends on it."""
 
     decision: Decision
     head: RequestHead
     follows_response: bool = False
     """Whether the stream stays open to observe the response."""
     body: bytes | None = None
-    """The request body that asks for usage in the client's place; None: it stays."""
+    """The request body with ``include_usage`` added; None keeps the original."""
     decision_token: bytes = b""
-    """The decision, to come back in the access log; empty: it does not."""
+    """The decision for the access log; empty if it is not logged."""
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """Everything that one event leads to."""
+    """The complete result of one event."""
 
     reply: Reply
     end: bool = False
-    """Whether we end the stream after this reply: Envoy goes on without us."""
+    """Whether the router ends the stream after this reply; Envoy continues without
+    it."""
     observation: Observation | None = None
     decided: Decided | None = None
     """The decision, in the step that makes it."""
     fault: Exception | None = None
-    """An internal error; the reply lets the request go on regardless."""
+    """An internal error; the request continues regardless."""
     not_routed: NotRouted | None = None
     """Why no decision will be made, in the step that settles it."""
     refused: bool = False
-    """Whether the gateway refused the body that was requested: too large there."""
+    """Whether the gateway rejected the requested body as too large."""

@@ -1,10 +1,10 @@
-"""Which exchanges are looked at for their usage: dense while uncertain, then thin.
+"""Choose the responses to observe: many while estimates are uncertain, then few.
 
-Looking at a response costs two gRPC messages and, for a stream, one a chunk, so it is
-done where it teaches something: every response of a model until its estimate has
-settled and of a category until it has been seen; a thin sample from then on, thicker
-near a pool's limit, where an error moves a request; every response again when the
-errors grow, as they do when another model comes up behind a name.
+Observing a response costs two gRPC messages, and one more for each chunk of a stream.
+So responses are observed where they teach most: all of a model until its estimate has
+settled, and all of a category until it is covered; after that a small sample, larger
+near a pool's limit, where an error moves a request; all again if the errors grow, as
+they do if another model is deployed under the same name.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from typing import TypeVar
 from extproc.routing.router import Decision
 
 MODEL_SAMPLES = 200
-"""Responses of a model that are all looked at. The estimators' errors settle within
-100 to 200 samples."""
+"""Responses of a model that are all observed first. The estimators' errors settle
+within 100 to 200 samples."""
 
 CATEGORY_SAMPLES = 20
-"""Responses of a category of a model that are all looked at."""
+"""Responses of a model's category that are all observed first."""
 
 MEDIA_SAMPLES = 100
-"""Responses with media of a model that are all looked at."""
+"""Responses with media that are all observed first, for each model."""
 
 _MEDIA = "media"
-"""Where a category's name stands, of which there is none like it."""
+"""Key of the media samples; no category has this name."""
 
 SETTLED_RATE = 0.04
-"""Share that is looked at right after; falls towards the floor as samples add up."""
+"""Share that is observed next; it falls towards the floor as samples accumulate."""
 
 NEAR_THRESHOLD = 0.25
-"""Budgets within this share of a limit between two pools count as near it."""
+"""Budgets within this share of the limit between two pools count as near it."""
 
 NEAR_WEIGHT = 2.0
 
 SILENT_LOOKS = 20
-"""Looks at streams whose clients asked for no usage. A setting of vLLM
-sends it all the same; if none of these had it, the setting is off."""
+"""Streams without requested usage to observe before giving up. vLLM can be configured
+to send usage regardless; if none of these streams has it, vLLM is not."""
 
 DRIFT_RATIO = 2.0
-"""Recent errors above this multiple of the usual ones make a model uncertain again."""
+"""A model is uncertain again if recent errors exceed the usual ones by this factor."""
 
 DRIFT_FLOOR = 0.12
-"""Recent errors below this are no drift, however small the usual ones are."""
+"""Recent errors below this never count as drift, however small the usual ones are."""
 
 _RECENT_SMOOTHING = 1 / 16
 _USUAL_SMOOTHING = 1 / 64
 _MAX_KEYS = 1024
-"""Models and their categories remembered; the names are clients' text."""
+"""Limit of remembered models and categories; the names come from clients."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -67,7 +67,7 @@ class _Known:
 
 @dataclass(slots=True)
 class SamplingHistory:
-    """The responses observed so far; a sampler with other limits goes on with it."""
+    """The responses observed so far; kept when a sampler is replaced by a new one."""
 
     models: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
     categories: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
@@ -80,15 +80,14 @@ class FeedbackSampler:
     """Chooses the exchanges to observe.
 
     Args:
-        floor: the least share of the exchanges that is looked at, 0 to 1.
-        adaptive: whether uncertainty raises it; else the share is ``floor``.
-        limits: the budgets, in tokens, at which one pool ends and the next begins, by
-            the base model (``Pool.model``).
-        history: of a sampler before it; None to begin with none.
+        floor: the minimum share of exchanges to observe, 0 to 1.
+        adaptive: whether uncertainty raises the share; else it is ``floor``.
+        limits: the budgets, in tokens, at which one pool ends and the next starts, by
+            base model (``Pool.model``).
+        history: from the previous sampler; None starts an empty one.
 
-    Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` falls
-    below the rate, which spreads the choices evenly and keeps in step with no
-    periodic traffic.
+    Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` is below
+    the rate. This spreads the choices evenly and does not align with periodic traffic.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class FeedbackSampler:
         self._adaptive = adaptive
 
     def wants(self, decision: Decision) -> bool:
-        """Whether this decision's response is to be observed."""
+        """Whether to observe the response to this decision."""
         history = self.history
         history.position = (history.position + _GOLDEN) % 1.0
         wanted = history.position < self.rate(decision)
@@ -113,7 +112,7 @@ class FeedbackSampler:
         return wanted
 
     def rate(self, decision: Decision) -> float:
-        """The share of decisions like this one that are observed."""
+        """The share of similar decisions to observe."""
         teaches = decision.features is not None or bool(decision.media)
         barren = not teaches or (
             decision.usage_not_requested
@@ -139,14 +138,14 @@ class FeedbackSampler:
         return rate
 
     def observed(self, decision: Decision, error_ratio: float) -> None:
-        """Note that a response was learned from.
+        """Record that a response was learned from.
 
         Args:
-            decision: what was decided.
-            error_ratio: the estimate's relative error, whose growth tells of drift.
+            decision: the decision.
+            error_ratio: the estimate's relative error; its growth indicates drift.
         """
         self.history.silent_samples += decision.usage_not_requested
-        if decision.media:  # apart from the errors of text
+        if decision.media:  # counted separately from the errors of text
             key = (decision.model, _MEDIA)
             _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
             return
@@ -154,7 +153,7 @@ class FeedbackSampler:
         _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
         model = self.history.models.get(decision.model) or _Known()
         _bump(self.history.models, decision.model, model)
-        error = min(abs(error_ratio), 0.5)  # one wild count is not yet a drift
+        error = min(abs(error_ratio), 0.5)  # a single outlier is not drift
         model.samples += 1
         first = 1.0 / model.samples
         model.recent_error += max(first, _RECENT_SMOOTHING) * (

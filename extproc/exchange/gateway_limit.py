@@ -1,39 +1,41 @@
-"""What size of body a gateway hands over, learned from the bodies that never came.
+"""The gateway's limit for bodies, learned from bodies that never arrive.
 
-The router cannot see a gateway's buffer limit or HTTP/2 window. A body above it that is
-requested whole is refused there (413), or waits until somebody gives up. After
-``LOSSES`` such bodies, while none of their size comes, the router requests no larger
-ones than have come. Now and then it tries again.
+The router cannot see a gateway's buffer limit or HTTP/2 window. A larger body that is
+requested in full is either rejected there (413), or waits until a timeout. After
+``LOSSES`` such bodies, while none of their size arrives, the router requests no larger
+ones than have arrived. From time to time it tries again.
 """
 
 from __future__ import annotations
 
 LOSSES = 3
-"""Bodies lost before a limit is taken to be there: one may be a client that went away,
-three in a row hardly are."""
+"""Lost bodies before a limit is assumed: one may be a client that disconnected, three
+in a row hardly are."""
 ARRIVALS = 10
-"""Bodies of a lost one's size that must come for it to be forgiven: clients of HTTP/1.1
-and of HTTP/2 meet other limits at one gateway, so that a few do not disprove it."""
+"""Bodies as large as a lost one that must arrive before its loss is discarded: clients
+of HTTP/1.1 and HTTP/2 have different limits at the same gateway, so a few do not
+disprove it."""
 SMALL_ARRIVALS = 100
-"""The same for bodies whose length is not known before, and which are small: they say
-little of a limit, but something of clients that go away."""
+"""The same for small bodies of unknown length: they say little about a limit, but
+something about clients that disconnect."""
 FLOOR_BYTES = 16 << 10
-"""Bodies up to this are always requested. Half of the smallest limit in use: that of
-Envoy Gateway's listeners, 32 KiB."""
+"""Bodies up to this size are always requested. Half of the smallest limit in use: that
+of Envoy Gateway's listeners, 32 KiB."""
 FIRST_PAUSE_S = 600.0
-"""From a limit's discovery to the next attempt to exceed it."""
+"""Seconds from the discovery of a limit to the first attempt to exceed it."""
 LONGEST_PAUSE_S = 6 * 3600.0
-"""Each failed attempt doubles the pause, up to this: an attempt costs a request."""
+"""Maximum pause, in seconds. Each failed attempt costs a request and doubles the
+pause."""
 
 
 class GatewayLimit:
     """The largest body that is worth requesting.
 
-    Without a clock: whoever has one calls ``try_again`` each ``pause_s`` while there is
-    a limit.
+    It has no clock: the caller calls ``try_again`` every ``pause_s`` while there is a
+    limit.
 
     Args:
-        max_body_bytes: the largest body that is requested anyway.
+        max_body_bytes: the largest body to request in any case.
     """
 
     __slots__ = (
@@ -49,24 +51,24 @@ class GatewayLimit:
 
     def __init__(self, max_body_bytes: int) -> None:
         self.limit_bytes: int | None = None
-        """The largest body that is requested; None: no limit is known."""
+        """The largest body to request; None if no limit is known."""
         self.pause_s = FIRST_PAUSE_S
-        """Seconds to the next attempt."""
+        """Seconds until the next attempt."""
         self._lost: list[int | None] = []
-        """Sizes of the bodies lost and not forgiven, up to ``LOSSES``; once there is a
-        limit, the smallest alone. None: not known before."""
+        """Sizes of lost bodies, up to ``LOSSES``; only the smallest once a limit is
+        known. None stands for an unknown length."""
         self._arrivals = 0
         self._small_arrivals = 0
         self._largest = [0] * (max_body_bytes.bit_length() + 1)
-        """The largest body that came, by its bit length."""
+        """The largest body that arrived, by bit length."""
         self._may_try = False
         self._tried = False
 
     def requests(self, length: int | None) -> bool:
-        """Say whether to request a body. An attempt above the limit is used up by it.
+        """Return whether to request a body. An attempt above the limit is then used up.
 
         Args:
-            length: in bytes; None: not known.
+            length: in bytes; None if unknown.
         """
         if self.limit_bytes is None:
             return True
@@ -78,11 +80,11 @@ class GatewayLimit:
         return False
 
     def arrived(self, length: int | None, size: int) -> None:
-        """Take note of a body that was requested and came.
+        """Record that a requested body arrived.
 
         Args:
-            length: as known before, in bytes.
-            size: of what came, in bytes.
+            length: the announced length in bytes; None if unknown.
+            size: the size received, in bytes.
         """
         bits = min(size.bit_length(), len(self._largest) - 1)
         if size > self._largest[bits]:
@@ -100,15 +102,15 @@ class GatewayLimit:
             self._forgive(size)
 
     def lost(self, length: int | None) -> None:
-        """Take note of a body that was requested and never came.
+        """Record that a requested body never arrived.
 
         Args:
-            length: as known before, in bytes.
+            length: the announced length in bytes; None if unknown.
         """
         if length is not None and length <= FLOOR_BYTES:
-            return  # no gateway's limit: its client went away
+            return  # not a gateway's limit: the client disconnected
         if self._holds(length):
-            # The gateway is another one now: what came before says nothing of it.
+            # The gateway has changed: earlier arrivals say nothing about the new one.
             self._largest = [0] * len(self._largest)
         self._arrivals = self._small_arrivals = 0
         self._lost.append(length)
@@ -120,13 +122,13 @@ class GatewayLimit:
         self.limit_bytes = self._largest_below(self._lost[0])
 
     def try_again(self) -> None:
-        """Request the next body above the limit, whatever its size."""
+        """Allow one request above the limit, of any size."""
         if self._tried and not self._may_try:
             self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
         self._tried = self._may_try = True
 
     def _try_succeeded(self, length: int | None, size: int) -> None:
-        """Raise the limit to what came, or count it against the loss above it."""
+        """Raise the limit to the size received, or count it against the last loss."""
         assert self.limit_bytes is not None
         lost = self._lost[0]
         if length is not None and size <= self.limit_bytes:
@@ -138,7 +140,7 @@ class GatewayLimit:
             self.limit_bytes = max(self.limit_bytes, size)
 
     def _forgive(self, size: int) -> None:
-        """Forgive a loss, or lift the limit."""
+        """Discard a loss, or the limit."""
         self._arrivals = self._small_arrivals = 0
         if self.limit_bytes is not None:
             self.limit_bytes, self._lost = None, []
@@ -150,7 +152,7 @@ class GatewayLimit:
                 return
 
     def _holds(self, length: int | None) -> bool:
-        """Whether the gateway was taken to hand a body of a length over."""
+        """Return whether the gateway was assumed to pass on a body of this length."""
         if self.limit_bytes is None or length is None:
             return False
         return length <= self.limit_bytes

@@ -1,8 +1,8 @@
-"""Elides the long strings and number lists of a JSON body, a chunk at a time.
+"""Removes the long strings and number lists of a JSON body, a chunk at a time.
 
-``JsonElider`` looks for quotes, brackets and backslashes only, in steps, so that its
-caller can do other work in between. It validates nothing: invalid JSON stays invalid
-when it is elided, or gives the estimate of a body that the backend will refuse.
+``JsonElider`` looks only for quotes, brackets and backslashes, and works in steps, so
+that its caller can do other work in between. It validates nothing: invalid JSON either
+stays invalid, or yields an estimate for a body that the backend will reject.
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ import numpy.typing as npt
 from extproc.exchange.elided_json import ElidedJson, Span, reference, without_marks
 
 CHUNK_BYTES: Final = 32 * 1024
-"""What one step looks at."""
+"""Bytes scanned in one step."""
 
 LONG_BYTES: Final = 512
-"""Strings and lists of scalars above this are left out. To leave one out costs 2 us, as
-much as parsing so many bytes of text that is not ASCII."""
+"""Longer strings and lists of scalars are elided. Eliding one costs 2 us, as much as
+parsing this many bytes of non-ASCII text."""
 
 MAX_OUTLINE_BYTES: Final = 1 << 20
-"""It is parsed in one step, of 3 ms a MB."""
+"""Maximum size of the elided JSON, which is parsed in one step at 3 ms per MB."""
 
 MAX_ELEMENTS: Final = 8_192
-"""Values and containers in the elided JSON. Each takes up to 0.4 us to parse and
-gather, in that step: 330,000 empty messages in a MB would be 0.2 s. Each also costs
-the model tokens, be it through the chat template, so that a request of more of them
+"""Maximum values and containers in the elided JSON. Each takes up to 0.4 us to parse
+and gather, in that one step: 330,000 empty messages in a MB would take 0.2 s. Each
+also adds prompt tokens, at least through the chat template, so a request with more
 needs a large pool whatever its texts are."""
 
 SIMPLE_BYTES: Final = 8 * 1024
-"""A body has room for so few elements that nobody need count them."""
+"""Bodies up to this size are too small to contain too many elements."""
 
 DIRECT_BYTES: Final = 256 * 1024
-"""Parsing so much directly takes 0.1 to 0.8 ms, less than eliding it first."""
+"""Bodies up to this size are parsed directly, in 0.1 to 0.8 ms: faster than eliding."""
 
 _QUOTE, _BACKSLASH, _COMMA, _LIST, _LIST_END = b'"\\,[]'
 _OPENS, _CLOSES, _U, _D, _ZERO, _SEVEN = b"{}ud07"
 _CASE: Final = 0x20
-"""The bit in which ``[`` differs from ``{``, and a small letter from its capital."""
+"""The bit in which ``[`` differs from ``{``, and a lowercase letter from its
+capital."""
 
 ByteArray = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.intp]
 
 
 def is_large(body: bytes | memoryview) -> bool:
-    """Whether a body is better read by way of its elided JSON.
+    """Whether a body should be elided before it is parsed.
 
-    Commas bound the elements from above: most bodies need no closer look.
+    The number of commas is an upper bound of the elements, and settles most bodies.
     """
     if len(body) <= SIMPLE_BYTES:
         return False
@@ -59,15 +60,15 @@ def is_large(body: bytes | memoryview) -> bool:
 
 
 class TooIntricate(Exception):  # noqa: N818 - says what the body is
-    """The elided JSON is too large to be worth its parsing."""
+    """The elided JSON is too large to parse."""
 
 
 class JsonElider:
-    """Makes the elided JSON of a body, a chunk at each step.
+    """Produces the elided JSON of a body, one chunk in each step.
 
     Args:
-        body: must stay as it is for as long as its elided JSON is read.
-        chunk_bytes: what one step looks at.
+        body: must not change while its elided JSON is in use.
+        chunk_bytes: bytes scanned in one step.
     """
 
     __slots__ = (
@@ -95,21 +96,22 @@ class JsonElider:
         self._spans: list[Span] = []
         self._at = 0
         self._copied = 0
-        """End of the part of the body that was copied or elided."""
+        """End of the part of the body that is copied or elided."""
         self._elements = 0
         self._escaped = False
-        """Whether the last chunk ended in a backslash that escapes what follows."""
-        # A string, or a list of scalars, that goes on in the next chunk: where it opens
-        # (-1: there is none), what decoding takes off the one, the commas of the other.
+        """Whether the last chunk ended in a backslash that escapes the next byte."""
+        # A string or list of scalars that continues in the next chunk: its start (-1 if
+        # none), the bytes that decoding removes from a string, and the commas of a
+        # list.
         self._open = -1
         self._shrunk = 0
         self._commas = 0
 
     def step(self) -> bool:
-        """Look at the next chunk; false once there is none left.
+        """Scan the next chunk. Return false if none is left.
 
         Raises:
-            TooIntricate: what is not left out is too much.
+            TooIntricate: the elided JSON is too large.
         """
         start, size = self._at, len(self._bytes)
         self._at = min(start + self._chunk_bytes, size)
@@ -138,7 +140,7 @@ class JsonElider:
         return self._open >= 0 and bool(self._bytes[self._open] == _QUOTE)
 
     def _quotes_and_escapes(self, chunk: ByteArray) -> tuple[Places, Places]:
-        """Find the quotes that are not escaped, and the backslashes that escape."""
+        """Find the unescaped quotes, and the backslashes that escape."""
         is_quote = chunk == _QUOTE
         escapes = np.flatnonzero(chunk == _BACKSLASH)
         if escapes.size:
@@ -151,7 +153,7 @@ class JsonElider:
         return quotes, escapes
 
     def _shrinkage(self, start: int, escapes: Places) -> Places:
-        """Bytes that decoding takes off at each escape."""
+        """Bytes that decoding removes at each escape."""
         data, last = self._bytes, len(self._bytes) - 1
         shrinkage = np.ones(len(escapes), dtype=np.intp)
         escapes = escapes + start
@@ -160,9 +162,9 @@ class JsonElider:
             first, second, third = (
                 data[np.minimum(escapes[unicode] + place, last)] for place in (2, 3, 4)
             )
-            two_bytes = (first == _ZERO) & (second <= _SEVEN)  # below U+0800, in UTF-8
+            two_bytes = (first == _ZERO) & (second <= _SEVEN)  # below U+0800
             one_byte = two_bytes & (second == _ZERO) & (third <= _SEVEN)
-            half = (first | _CASE == _D) & (second > _SEVEN)  # two of them: four bytes
+            half = (first | _CASE == _D) & (second > _SEVEN)  # half a surrogate pair
             shrinkage[unicode] = 3 + (two_bytes | half) + one_byte
         return shrinkage
 
@@ -174,7 +176,7 @@ class JsonElider:
         escapes: Places,
         shrinkage: Places,
     ) -> None:
-        """Leave out the long ones of the strings and lists that end in this chunk."""
+        """Elide the long strings and lists that end in this chunk."""
         brackets, commas = self._structure(chunk, quotes)
         opening = np.count_nonzero(chunk[brackets] | _CASE == _OPENS)
         self._elements += int(opening) + self._commas + len(commas)
@@ -212,7 +214,7 @@ class JsonElider:
             self._elements -= self._commas
 
     def _structure(self, chunk: ByteArray, quotes: Places) -> tuple[Places, Places]:
-        """Find the brackets and the commas that are not within strings."""
+        """Find the brackets and commas outside strings."""
         folded = chunk | _CASE
         marks = np.flatnonzero(
             (chunk == _COMMA) | (folded == _OPENS) | (folded == _CLOSES)
@@ -223,7 +225,7 @@ class JsonElider:
         return marks[~is_comma], marks[is_comma]
 
     def _leave_out(self, low: int, high: int, shrunk: int, items: int) -> None:
-        """Put a reference in the place of what lies between two quotes or brackets."""
+        """Replace the content between two quotes or brackets with a reference."""
         self._copy_to(low)
         self._elided += b'"%b"' % reference(len(self._spans))
         self._copied = high + 1
@@ -235,7 +237,7 @@ class JsonElider:
 
 
 class _ElementCounts:
-    """Running sums over places of a chunk; what was there before counts as at -1."""
+    """Running sums over offsets in a chunk; earlier counts are entered at offset -1."""
 
     __slots__ = ("_places", "_sums")
 
@@ -244,23 +246,23 @@ class _ElementCounts:
         self._sums = np.concatenate(([0, before], before + np.cumsum(weights)))
 
     def between(self, lows: Places, highs: Places) -> Places:
-        """The sums between pairs of places."""
+        """The sums between pairs of offsets."""
         first = np.searchsorted(self._places, lows)
         last = np.searchsorted(self._places, highs)
         found: Places = self._sums[last] - self._sums[first]
         return found
 
     def after(self, place: int) -> int:
-        """The sum from a place on."""
+        """The sum from an offset on."""
         first = np.searchsorted(self._places, place)
         return int(self._sums[-1] - self._sums[first])
 
 
 def _escaping(backslashes: Places, escaped: bool) -> Places:
-    """Those that escape what follows: every other one of a run, from its first.
+    """The backslashes that escape the next byte: every other one of a run.
 
     Args:
-        backslashes: one at least, in order.
+        backslashes: sorted offsets; at least one.
         escaped: whether byte 0 is itself escaped.
     """
     number = np.arange(len(backslashes))

@@ -8,10 +8,10 @@ absent on completions      16 (``completion/protocol.py``); null means the windo
                            protocol.py``); completions ignore it
 ``max_output_tokens``      responses (``responses/protocol.py``)
 0                          no limit; with ``echo`` on completions, no output
-``min_tokens``             at least so many (``sampling_params.py``)
-``ignore_eos``             without a limit, to the end of the window
-``truncate_prompt_tokens`` keeps so many tokens of the prompt; -1: the window's;
-                           refused above the window (``renderers/params.py``)
+``min_tokens``             minimum output (``sampling_params.py``)
+``ignore_eos``             without a limit, output fills the window
+``truncate_prompt_tokens`` cuts the prompt to so many tokens; -1: to the window;
+                           rejected above the window (``renderers/params.py``)
 numbers                    as pydantic's lax mode reads an integer: 8.0, " 8 ",
                            "8_000", "+8", "8.0", true
 =========================  =========================================================
@@ -27,19 +27,19 @@ from typing import Any, Final
 from extproc.json_object import JsonObject
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
-"""Limits above this are cut to it: no model's window comes near."""
+"""Larger limits are reduced to this, which is far above any model's window."""
 
 COMPLETION_DEFAULT_TOKENS: Final = 16
-"""``max_tokens`` of a completion that does not name it."""
+"""vLLM's default of ``max_tokens`` for completions."""
 
 _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*(?:\.0+)?", re.ASCII)
 _MAX_DIGITS = 20
 
 
 def read_integer(value: Any) -> int | None:
-    """Read an integer as pydantic's lax mode does; None if it is none.
+    """Read an integer as pydantic's lax mode does; None if it is invalid.
 
-    The size is cut to twice ``MAX_OUTPUT_TOKENS`` either way.
+    The result is clamped to twice ``MAX_OUTPUT_TOKENS`` in both directions.
     """
     kind = type(value)
     if kind is str:
@@ -67,7 +67,7 @@ def _read_text(text: str) -> int | None:
 
 
 def read_count(value: Any) -> int | None:
-    """Read a limit above 0, at most ``MAX_OUTPUT_TOKENS``; None if there is none."""
+    """Read a limit from 1 to ``MAX_OUTPUT_TOKENS``; None if unset or not positive."""
     if value is None:
         return None
     count = value if type(value) is int else read_integer(value)
@@ -75,7 +75,7 @@ def read_count(value: Any) -> int | None:
 
 
 def first_limit(body: JsonObject, *names: str) -> int | None:
-    """Return the first of these limits that is set."""
+    """Return the first limit in the list that is set, or None."""
     for name in names:
         if name in body:
             limit = read_count(body[name])
@@ -85,7 +85,7 @@ def first_limit(body: JsonObject, *names: str) -> int | None:
 
 
 def completion_limit(body: JsonObject) -> int | None:
-    """Return the output limit of a completion, in tokens; None if it has none."""
+    """Return the output limit of a completion, in tokens, or None."""
     value = body.get("max_tokens", COMPLETION_DEFAULT_TOKENS)
     if body.get("echo") is True and read_integer(value) == 0:
         return 0
@@ -93,10 +93,10 @@ def completion_limit(body: JsonObject) -> int | None:
 
 
 def prompt_limit(body: JsonObject) -> int | None:
-    """Return the tokens that the prompt is cut to, if the request names a number."""
+    """Return the number of tokens that the prompt is truncated to, or None."""
     return read_count(body.get("truncate_prompt_tokens"))
 
 
 def is_cut_to_window(body: JsonObject) -> bool:
-    """Whether the prompt is cut to the window of the server that it gets to."""
+    """Whether the prompt is truncated to the window of the server that receives it."""
     return read_integer(body.get("truncate_prompt_tokens")) == -1

@@ -1,8 +1,8 @@
-"""One HTTP exchange as ext_proc shows it: a state machine without effects.
+"""One HTTP exchange in ext_proc: a state machine without side effects.
 
-``Exchange.receive(event)`` gives exactly one step for each event, and over the whole
-exchange at most one decision and one observation. ``transitions`` has the order of the
-events and all state that decides what happens next; ``request_modes`` and
+``Exchange.receive(event)`` returns exactly one step for each event, and at most one
+decision and one observation over the whole exchange. ``transitions`` defines the order
+of events and all state that determines the next step; ``request_modes`` and
 ``response_modes`` have one class for each body mode, chosen at the request's headers.
 """
 
@@ -30,18 +30,18 @@ from extproc.exchange.transitions import Progress, State, after
 from extproc.routing.router import Decision
 
 _CONTENT_TOO_LARGE = "413"
-"""Of a body above its limit, Envoy says so itself: no server has seen the request."""
+"""Envoy's own status for a body above its limit, which no server has seen."""
 
 
 class Exchange:
     """One HTTP exchange.
 
-    Beside ``progress`` it holds both sides, chosen at the headers and never changed;
-    the decision, for those who look at an exchange from outside; and the body that is
-    being parsed in steps, if any.
+    Its state is ``progress``, and: both sides, which are chosen at the headers and
+    never change; the decision, for inspection; and the body that is being parsed, if
+    any.
 
     Args:
-        decider: decides; shared by all exchanges.
+        decider: makes the decisions; shared by all exchanges.
     """
 
     __slots__ = (
@@ -55,7 +55,7 @@ class Exchange:
 
     def __init__(self, decider: Decider) -> None:
         self.decision: Decision | None = None
-        """The decision once it is made."""
+        """The decision, or None before it is made."""
         self._decider = decider
         self._progress = Progress()
         self._request: RequestSide
@@ -77,7 +77,7 @@ class Exchange:
 
     @property
     def state(self) -> State:
-        """The message that the exchange waits for."""
+        """The next message that the exchange expects."""
         return self._progress.state
 
     @property
@@ -87,27 +87,28 @@ class Exchange:
 
     @property
     def awaits_body(self) -> bool:
-        """Whether the request waits in the gateway for its body, which is to come here.
+        """Whether the gateway keeps the request until its body has arrived here.
 
-        Ending the stream then loses nothing: the request goes on undecided.
+        Ending the stream then loses nothing: the request continues without a decision.
         """
         return self._progress.awaits_body
 
     def lose_body(self) -> None:
-        """Take note that the body that is awaited will not come."""
+        """Record that the expected body will not arrive."""
         self._request.lost()
 
     def receive(self, event: Event) -> Step | BodyParser:
-        """Take one event.
+        """Process one event.
 
         Returns:
-            What it leads to. Or, if it ended a body that takes long to read, the
-            body's parser: ``resume`` reads what is left and gives the step. Other work
-            can be done between the parser's steps, but no event received.
+            The resulting step. If the event completes a body that takes long to parse,
+                the body's parser instead: ``resume`` parses the rest and returns the
+                step. Other work can run between the parser's steps, but no further
+                event may be received.
 
         Raises:
             ProtocolError: the event is out of order.
-            Exception: an internal error, if ending the stream loses nothing.
+            Exception: an internal error, if no data is lost by ending the stream.
         """
         state = after(self._progress.state, event)
         result: Step | Unread
@@ -135,10 +136,10 @@ class Exchange:
         return self._advance(state, result)
 
     def resume(self) -> Step:
-        """Give the step of the event whose body was read.
+        """Return the step for the event whose body was parsed.
 
         Raises:
-            Exception: an internal error, if ending the stream loses nothing.
+            Exception: an internal error, if no data is lost by ending the stream.
         """
         assert self._unread is not None
         unread, self._unread = self._unread, None
@@ -172,9 +173,9 @@ class Exchange:
         return step
 
     def _give_up(self, event: Event, error: Exception) -> Step:
-        """In full duplex, let all go on as it came after an internal error.
+        """After an internal error in full duplex, pass everything through unchanged.
 
-        To end the stream would lose the bodies, of which Envoy keeps no copy.
+        Ending the stream would lose the bodies, of which Envoy keeps no copy.
         """
         self._progress.ignore_response()
         match event:

@@ -1,7 +1,8 @@
-"""The size of an image and the length of audio or video, from the first bytes.
+"""Image sizes and audio or video durations from the first bytes of a file.
 
-A data: URL has them in its first kilobytes: PNG, WebP, GIF and BMP in 30 bytes, most
-JPEGs in 4 kB. What is not found is not known; nothing here raises.
+The first kilobytes of a data: URL contain them: within 30 bytes for PNG, WebP, GIF and
+BMP, within 4 kB for most JPEGs. A size that is not found is unknown; nothing here
+raises.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import struct
 from typing import Final
 
 HEAD_CHARS: Final = 8192
-"""Of base64 that is looked at: 6 kB of a file. A JPEG whose thumbnail is longer has an
-unknown size."""
+"""Characters of base64 to decode: 6 kB of a file. The size of a JPEG with a longer
+thumbnail is unknown."""
 
 MAX_PIXELS: Final = 1 << 16
-"""Sides above this are no image's."""
+"""Maximum width or height of an image; larger values are invalid."""
 _MAX_SECONDS: Final = 24 * 3600.0
 
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,")
 
 _MP3_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
-"""By the header's index, of MPEG 1 layer III (ISO 11172-3, 2.4.2.3)."""
+"""Bit rates of MPEG 1 layer III by header index (ISO 11172-3, 2.4.2.3)."""
 
 
 def decode_head(text: str) -> bytes:
-    """Decode the first bytes of base64, with or without ``data:...;base64,`` before."""
+    """Decode the first bytes of base64, with or without a ``data:...;base64,``."""
     prefix = _DATA_URL.match(text)
     encoded = text[prefix.end() if prefix else 0 :]
     encoded = encoded[: len(encoded) // 4 * 4]
@@ -38,7 +39,7 @@ def decode_head(text: str) -> bytes:
 
 
 def image_size(head: bytes) -> tuple[int, int] | None:
-    """Return an image's width and height in pixels, or None."""
+    """Return an image's width and height in pixels, or None if unknown."""
     try:
         size = _image_size(head)
     except (struct.error, IndexError):
@@ -82,13 +83,13 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """Follow the segments to the frame header (ITU T.81, B.2.2)."""
+    """Return a JPEG's size from its frame header (ITU T.81, B.2.2)."""
     at = 2
     while at + 9 <= len(head):
         if head[at] != 0xFF:
             return None
         marker = head[at + 1]
-        if marker == 0xFF:  # a fill byte
+        if marker == 0xFF:  # padding
             at += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", head, at + 5)
@@ -102,11 +103,11 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
 
 
 def audio_seconds(head: bytes, size_bytes: int) -> float | None:
-    """Return the length of WAV or MP3 audio in seconds, or None.
+    """Return the duration of WAV or MP3 audio in seconds, or None if unknown.
 
     Args:
-        head: its first bytes.
-        size_bytes: of the whole.
+        head: the file's first bytes.
+        size_bytes: the size of the whole file.
     """
     try:
         seconds = _audio_seconds(head, size_bytes)
@@ -130,7 +131,7 @@ def _audio_seconds(head: bytes, size_bytes: int) -> float | None:
 
 
 def video_seconds(head: bytes) -> float | None:
-    """Return the length of an MP4 whose movie header comes first, or None."""
+    """Return the duration of an MP4 that starts with its movie header, or None."""
     at = head.find(b"mvhd")
     try:
         if at < 0:

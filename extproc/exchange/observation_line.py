@@ -1,6 +1,6 @@
-"""One decision and its outcome as a line of JSON: numbers, no text of a client.
+"""One decision and its outcome as a line of JSON, without any text of a client.
 
-``replay`` scores such lines at any threshold, ``plan`` and ``simulate`` read their
+``replay`` evaluates such lines at any threshold; ``plan`` and ``simulate`` use their
 ``time`` and ``usage`` as a workload.
 """
 
@@ -22,7 +22,7 @@ class _Usage(msgspec.Struct, frozen=True):
 
 
 class _Decided(DecisionFields, frozen=True, kw_only=True):
-    """A decision's fields, and the limits that its pool had."""
+    """A decision's fields, and the limits of its pool at the time."""
 
     max_model_len: Count
     threshold_tokens: Count
@@ -32,19 +32,19 @@ class ObservationLine(msgspec.Struct, frozen=True):
     """One line of a recording."""
 
     time: float
-    """When the outcome was known, in seconds since the epoch."""
+    """Time of the outcome, in seconds since the epoch."""
     status: int
     usage: _Usage
     truncated: bool
     attempts: int
     decision: _Decided
     cluster: str | msgspec.UnsetType = _NOT_SERVED
-    """The cluster that answered; absent unless the access log said it."""
+    """The cluster that responded; absent if the access log did not report it."""
     first_byte_s: float | msgspec.UnsetType | None = _NOT_SERVED
 
     @property
     def observation(self) -> Observation:
-        """The observation that the line was written from, without a model name."""
+        """The observation that was written, without a model name."""
         decided = self.decision
         pool = Pool(
             decided.pool,
@@ -72,11 +72,11 @@ _decode = msgspec.json.Decoder(ObservationLine, strict=False).decode
 
 
 def write_line(observation: Observation, time_s: float) -> bytes:
-    """Write an observation as a line, its line feed included.
+    """Return an observation as a line, including the line feed.
 
     Args:
         observation: a decision and its outcome.
-        time_s: when the outcome was known, in seconds since the epoch.
+        time_s: time of the outcome, in seconds since the epoch.
     """
     decision, outcome = observation.decision, observation.outcome
     serving = observation.serving
@@ -103,10 +103,10 @@ def write_line(observation: Observation, time_s: float) -> bytes:
 
 
 def read_line(line: bytes) -> ObservationLine:
-    """Read what ``write_line`` wrote.
+    """Parse a line that ``write_line`` wrote.
 
     Raises:
-        ValueError: another line; the message names the key and what is expected.
+        ValueError: an invalid line; the message names the key and the expected value.
     """
     try:
         return _decode(line)

@@ -1,7 +1,7 @@
 """Requests of the OpenAI and Anthropic APIs, as vLLM serves them.
 
-``ENDPOINTS`` is the table of the APIs. A body that is no request goes to the default
-pool, whose backend judges it.
+``ENDPOINTS`` is the table of APIs. An invalid request goes to the default pool, whose
+backend rejects it.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ _NOT_PROMPT = frozenset(
     use_beam_search user verbosity vllm_xargs watermarking web_search_options
     """.split()  # noqa: SIM905 - a list of words, not of lines
 )
-"""Fields of a body that reach no prompt: those of vLLM 0.8 to 0.32
+"""Body fields that do not become part of the prompt: those of vLLM 0.8 to 0.32
 (``protocol.py`` of each API) and of OpenAI's and Anthropic's references that set
-sampling, limits, schemas of the output, or accounting."""
+sampling, limits, output schemas, or accounting."""
 
 _OPAQUE = frozenset({"chat_template", "prompt_embeds"})
-"""Fields that replace or add what cannot be estimated."""
+"""Fields with content that cannot be estimated."""
 
 _ELSEWHERE = ("previous_response_id", "conversation")
-"""Fields of the Responses API that name a history which the server keeps."""
+"""Fields of the Responses API that refer to a history stored on the server."""
 
 
 class NotARequestError(ValueError):
-    """A body that is no request; names the field, quotes nothing."""
+    """The body is not a valid request; the message names the field, not its value."""
 
 
 _CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
@@ -88,7 +88,7 @@ def _object(source: Source) -> JsonObject:
     except msgspec.DecodeError as error:
         if "out of range" not in str(error):
             raise NotARequestError(f"not JSON: {error}") from None
-        # A number too large for a float; vLLM reads it as infinite.
+        # A number too large for a float; vLLM parses it as infinite.
         body = json.loads(bytes(source.content))
     if type(body) is not dict:
         raise NotARequestError(f"a JSON {_kind(body)}; expected an object")
@@ -147,7 +147,7 @@ def _parse_completion(body: JsonObject, source: Source) -> Request:
 
 def _parse_embedding(body: JsonObject, source: Source) -> Request:
     if body.get("input") is None and body.get("messages") is not None:
-        # vLLM also embeds a conversation: ``messages`` in place of ``input``.
+        # vLLM also embeds a conversation, from ``messages`` instead of ``input``.
         request = _parse_chat(body, source)
     else:
         parts = PromptParts(source)
@@ -198,7 +198,7 @@ def _parse_response(body: JsonObject, source: Source) -> Request:
         found = "missing" if items is None else _kind(items)
         raise NotARequestError(f"input: {found}; expected a text or a list of items")
     if body.get("prompt") is not None:
-        parts.opaque = True  # a stored prompt, of which only the variables are here
+        parts.opaque = True  # a stored prompt; the request contains only its variables
     _add_rest(parts, body, _RESPONSE)
     limit = first_limit(body, "max_output_tokens")
     request = _request(body, source, parts, turns, limit)
@@ -206,7 +206,7 @@ def _parse_response(body: JsonObject, source: Source) -> Request:
 
 
 def _is_stored(body: JsonObject) -> bool | None:
-    """Whether a server keeps the response, or what it goes on from."""
+    """Whether the server stores the response, or the history that it continues."""
     if body.get("background") is True:
         return True
     if any(body.get(name) is not None for name in _ELSEWHERE):
@@ -216,7 +216,7 @@ def _is_stored(body: JsonObject) -> bool | None:
 
 
 def _add_rest(parts: PromptParts, body: JsonObject, done: frozenset[str]) -> None:
-    """Take the fields of a body that may be rendered, beside those ``done``."""
+    """Add the remaining fields of a body that templates may render, except ``done``."""
     if body.keys() <= done:
         return
     for key in body.keys() - done:
@@ -226,7 +226,7 @@ def _add_rest(parts: PromptParts, body: JsonObject, done: frozenset[str]) -> Non
         if key in _OPAQUE:
             parts.opaque = True
         if key == "prompt_embeds":
-            parts.add_file()  # base64 is no text
+            parts.add_file()  # base64 is not text
         elif key == "documents":
             parts.add_optional(OptionalKind.DOCUMENTS, value)
         elif key == "chat_template_kwargs" and type(value) is dict:
@@ -275,9 +275,9 @@ def _request(
 def _message_ends(
     parts: PromptParts, text_bytes: int, *, ascii_only: bool
 ) -> tuple[int, ...]:
-    """Return the end of each message in the joined text, in bytes.
+    """Return the end of each message in the joined text, as offsets in bytes.
 
-    Many short messages are walked through in C.
+    For many short messages, the loop runs in C.
     """
     if len(parts.message_texts) == 1:
         return (text_bytes,)
@@ -285,7 +285,7 @@ def _message_ends(
     lead = parts.texts[: parts.leading]
     sizes = list(map(len, texts if ascii_only else map(str.encode, texts)))
     start = sum(map(len, lead if ascii_only else map(str.encode, lead))) + len(lead)
-    # A newline joins each text to the next.
+    # A newline follows each text.
     ends = list(map(add, accumulate(sizes), count(start)))
     if len(texts) == len(parts.message_texts) == sum(map(bool, parts.message_texts)):
         return tuple(ends)
@@ -302,7 +302,8 @@ def _request_of_prompts(
     limit: int | None,
 ) -> Request:
     if type(value) is list and value and type(value[0]) is not int:
-        # Each prompt is a sequence of its own: the longest decides whether a pool fits.
+        # Each prompt is a separate sequence: the longest determines whether a pool
+        # fits.
         longest = max(value, key=lambda each: _rough_tokens(each, source))
         prompts = len(value)
         longest = _text_of(longest, source) if type(longest) is dict else longest
@@ -323,7 +324,7 @@ def _request_of_prompts(
 
 
 def _rough_tokens(value: Any, source: Source) -> int:
-    """A prompt's size in bytes of text; a token id counts as four."""
+    """A prompt's size in bytes of text; a token id counts as four bytes."""
     if type(value) is list:
         return len(value) * 4
     text = _text_of(value, source)
@@ -342,7 +343,7 @@ def _prompt(value: Any, source: Source) -> Prompt | None:
 
 
 def _text_of(value: Any, source: Source) -> str:
-    """The text of a string, or of a content part (vLLM embeds those)."""
+    """The text of a string, or of a content part, which vLLM also embeds."""
     if type(value) is str:
         return value
     parts = PromptParts(source)
@@ -391,12 +392,12 @@ class Endpoint:
 
     path: str
     parse: Callable[[JsonObject, Source], Request]
-    """Reads a body; raises ``NotARequestError``."""
+    """Parses a body; raises ``NotARequestError``."""
     operation: str
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
     stream_options: bool
-    """Whether clients ask for a stream's usage (``stream_options.include_usage``);
-    the other APIs end every stream with it."""
+    """Whether clients request a stream's usage (``stream_options.include_usage``);
+    other APIs end every stream with it."""
 
 
 CHAT = Endpoint("/v1/chat/completions", _parse_chat, "chat", stream_options=True)
@@ -426,14 +427,14 @@ ENDPOINTS = {
         *_SCORE,
     )
 }
-"""By path: the only list of them."""
+"""The routed APIs by path; the only list of them."""
 
 DEFAULT_PATH = CHAT.path
-"""The path of a request that came without one, as in a log."""
+"""The path of a request without one, as in a log."""
 
 
 def find_endpoint(path: str) -> Endpoint | None:
-    """Return the endpoint of a request path, query string and all, or None."""
+    """Return the endpoint of a request path, which may have a query string, or None."""
     return ENDPOINTS.get(path.partition("?")[0])
 
 
@@ -441,7 +442,7 @@ def parse_source(path: str, source: Source) -> Request:
     """Parse an inference request.
 
     Raises:
-        NotARequestError: it is none; never another error, whatever its bytes are.
+        NotARequestError: the body is invalid; no other error, whatever the bytes.
     """
     endpoint = find_endpoint(path)
     if endpoint is None:
@@ -467,14 +468,14 @@ _ASK = b',"stream_options":{"include_usage":true}}'
 
 
 def ask_for_usage(body: bytes) -> bytes | None:
-    """Add ``stream_options.include_usage`` to a JSON request, byte by byte the same.
+    """Add ``stream_options.include_usage`` to a JSON request; keep all other bytes.
 
     Args:
         body: a JSON object with at least one key (it was parsed already).
 
     Returns:
-        The new body; None if the client named ``stream_options`` itself (perhaps only
-        inside a text: not worth a parse), or the body does not end as an object does.
+        The new body; None if ``stream_options`` occurs in the body (perhaps only inside
+            a text: not worth parsing), or if the body does not end like an object.
     """
     end = body.rstrip(b" \t\r\n")
     if b'"stream_options"' in body or not end.endswith(b"}"):

@@ -1,6 +1,6 @@
 """The pairs of texts that a reranker scores, such as a query and a document.
 
-Each pair is a prompt of its own: both texts, one after the other. The longest decides
+Each pair is a separate prompt that consists of both texts. The longest determines
 whether a pool fits.
 """
 
@@ -20,21 +20,21 @@ SCORE_FIELDS = (
     ("queries", "documents"),
     ("queries", "items"),
 )
-"""The two sides of a score, by the names that vLLM has had for them."""
+"""Field names of the two sides in vLLM's score API, old and new."""
 
 
 def longest_pair(
     body: JsonObject, source: Source, fields: Sequence[tuple[str, str]]
 ) -> tuple[PromptParts, int] | None:
-    """Return the parts of the longest pair of a request, and how many pairs it has.
+    """Return the parts of the request's longest pair, and the number of pairs.
 
     Args:
         body: the request.
-        source: what its texts stand for.
-        fields: the names of the two sides; the first that are there count.
+        source: resolves references in its texts.
+        fields: field names of the two sides; the first pair present is used.
 
     Returns:
-        None if it has no two sides of texts.
+        None if the request lacks a side of texts.
     """
     for names in fields:
         sides = [_side(body.get(name), source) for name in names]
@@ -44,7 +44,7 @@ def longest_pair(
 
 
 def _side(value: Any, source: Source) -> list[PromptParts]:
-    """Return the parts of each text of one side."""
+    """Return the parts of each text on one side."""
     if type(value) is dict and type(value.get("content")) is list:
         value = value["content"]  # vLLM's multimodal documents: a list of parts
     texts = value if type(value) is list else [value]
@@ -61,7 +61,7 @@ def _side(value: Any, source: Source) -> list[PromptParts]:
 def _longest(
     queries: list[PromptParts], documents: list[PromptParts], source: Source
 ) -> tuple[PromptParts, int]:
-    """Pair the sides: one by one if they are as long, else the first with each."""
+    """Pair the sides one to one if their lengths match, else the first with each."""
     paired = len(queries) == len(documents)
     left = queries if paired else queries[:1] * len(documents)
     pairs = list(zip(left, documents, strict=True))

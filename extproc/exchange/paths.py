@@ -1,4 +1,4 @@
-"""From a request's path to the API that it asks for."""
+"""Find the API that a request's path names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from extproc.exchange.openai import (
 )
 
 MAX_PATH_CHARS = 2048
-"""A longer path, query aside, is no API's."""
+"""Maximum length of a path, without the query; a longer one is not routed."""
 
 UNREAD = frozenset(
     {
@@ -36,28 +36,28 @@ UNREAD = frozenset(
         "/v1/moderations",
     }
 )
-"""Paths of vLLM and of OpenAI whose requests are not read: no budget is in them, or
-their bodies are files. They keep the route that they have."""
+"""Paths of vLLM and OpenAI whose requests are not read, because they have no token
+budget or their bodies are files. They keep their route."""
 
 _DEPLOYMENTS = "/openai/deployments/"
 _MAX_SEGMENTS = 3
-"""Of the longest path of an API."""
+"""Number of segments in the longest API path."""
 
 _STORED_RESPONSE = re.compile("(.*/responses)/[^/]+(/cancel|/input_items)?")
 
 _ESCAPED_UNRESERVED = re.compile(
     "%(2D|2E|5F|7E|3[0-9]|[46][1-9A-F]|[57][0-9A])", re.IGNORECASE
 )
-"""Escapes of characters that need none (RFC 3986, section 2.3)."""
+"""Unnecessarily escaped characters (RFC 3986, section 2.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a request path asks for."""
+    """The API and model that a request path names."""
 
     endpoint: Endpoint
     model: str = ""
-    """The model that the path names, as in Azure's deployments; empty: the body's."""
+    """The model in the path, as in Azure's deployments; empty if the body names it."""
 
 
 _TARGETS = {path: Target(endpoint) for path, endpoint in ENDPOINTS.items()}
@@ -65,22 +65,24 @@ _TARGETS = {path: Target(endpoint) for path, endpoint in ENDPOINTS.items()}
 _VERSIONED = {
     path: target for path, target in _TARGETS.items() if path[:3] in ("/v1", "/v2")
 }
-"""Found behind any prefix; vLLM's ``/score`` and ``/rerank`` are not."""
+"""API paths with a version, found after any prefix; ``/score`` and ``/rerank`` of vLLM
+have none."""
 
 _UNVERSIONED = {
     each.path.removeprefix("/v1"): Target(each)
     for each in (CHAT, COMPLETIONS, EMBEDDINGS)
 }
-"""For clients whose base URL lacks the version, which a gateway adds, and for Azure's
-deployments. The other APIs' last segments alone are too common to go by."""
+"""API paths without a version, for clients whose base URL lacks the one that a gateway
+adds, and for Azure's deployments. The last segments of other APIs are too generic to
+match."""
 
 
 class PathTable:
     """The request paths whose requests are routed by budget.
 
     Args:
-        prefixes: what may stand before the path of an API, its ``/v1`` included or not;
-            None: anything.
+        prefixes: prefixes that an API path may have, with or without its ``/v1``; None
+            accepts any.
     """
 
     def __init__(self, prefixes: Sequence[str] | None = None) -> None:
@@ -95,10 +97,10 @@ class PathTable:
             }
 
     def find(self, path: str) -> Target | None:
-        """Return what a request path asks for, or None.
+        """Return the API and model that a request path names, or None.
 
         Args:
-            path: as it came, query string and all.
+            path: as received, including the query string.
         """
         return self._targets.get(path) or self._find_normalized(normalize(path))
 
@@ -111,7 +113,7 @@ class PathTable:
         return target
 
     def _find_deployment(self, path: str) -> Target | None:
-        """Find Azure's ``/openai/deployments/MODEL/API``."""
+        """Match Azure's ``/openai/deployments/MODEL/API``."""
         prefix, found, rest = path.partition(_DEPLOYMENTS)
         if not found or not (self._any_prefix or prefix in self._prefixes):
             return None
@@ -120,10 +122,10 @@ class PathTable:
         return None if target is None else Target(target.endpoint, unquote(model))
 
     def is_stored_response(self, path: str) -> bool:
-        """Whether a path is that of a response that a server keeps.
+        """Whether a path names a stored response.
 
-        To retrieve, delete or cancel it, or to list its input: ``/v1/responses/ID``
-        and ``/v1/responses/ID/cancel``, at any prefix that counts.
+        These are the paths to retrieve, delete or cancel it, or to list its input:
+        ``/v1/responses/ID`` and ``/v1/responses/ID/cancel``, after any accepted prefix.
         """
         if "/responses/" not in path:
             return False
@@ -132,15 +134,15 @@ class PathTable:
         return target is not None and target.endpoint is RESPONSES
 
     def is_unread(self, path: str) -> bool:
-        """Whether a path is one of ``UNREAD``, at any prefix."""
+        """Whether a path is in ``UNREAD``, after any prefix."""
         return any(tail in UNREAD for tail in _tails(normalize(path)))
 
 
 def normalize(path: str) -> str:
-    """Return a path as Envoy's ``normalize_path`` and ``merge_slashes`` have it.
+    """Normalize a path as Envoy's ``normalize_path`` and ``merge_slashes`` do.
 
-    Without query and fragment, and without a slash at the end. An escaped slash stays
-    one (``path_with_escaped_slashes_action: KEEP_UNCHANGED``).
+    Query, fragment and trailing slash are removed. An escaped slash is kept
+    (``path_with_escaped_slashes_action: KEEP_UNCHANGED``).
     """
     path = path.partition("?")[0].partition("#")[0]
     if len(path) > MAX_PATH_CHARS:
@@ -170,7 +172,7 @@ def _paths_under(prefix: str) -> Iterator[tuple[str, Target]]:
 
 
 def _tails(path: str) -> Iterator[str]:
-    """Yield the last segments of a path: three, two, one."""
+    """Yield the last three, two and one segments of a path."""
     segments = path.rsplit("/", _MAX_SEGMENTS)
     for first in range(1, len(segments)):
         yield "/" + "/".join(segments[first:])
@@ -185,4 +187,4 @@ def _find_tail(path: str, targets: Mapping[str, Target]) -> Target | None:
 
 
 ANY_PREFIX = PathTable()
-"""The table unless prefixes are configured."""
+"""The default table, if no prefixes are configured."""

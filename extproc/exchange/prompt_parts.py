@@ -1,15 +1,14 @@
 """Gathers the text and media of a request's prompt.
 
-Every text in a part of the body that bears the prompt counts. Three sorts are kept
-apart:
+All text in the parts of the body that form the prompt is counted, in three groups:
 
 - fields that vLLM renders (``content``, ``text``, ``tool_calls``): text;
-- fields that a chat template may or may not render (reasoning, ``documents``, any
-  field without a name here): text of an ``OptionalKind``, whose share of the prompt is
-  learned for each model;
-- fields that reach no prompt, by name: identifiers, states, signatures.
+- fields that a chat template may or may not render (reasoning, ``documents``, any field
+  not listed here): text of an ``OptionalKind``, whose share of the prompt is learned
+  for each model;
+- fields that are never rendered, listed by name: identifiers, states, signatures.
 
-Identifiers count once they are longer than identifiers are.
+Unusually long identifiers are counted as text.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from extproc.routing.media import MediaVector
 from extproc.routing.request import OptionalKind, OptionalText
 
 MAX_IDENTIFIER_CHARS: Final = 64
-"""Identifiers up to this length are priced with their message, as the template's own
-words are; longer ones are text."""
+"""Maximum length of an identifier. Up to this length its tokens count as overhead of
+the message, like the template's own words; a longer one is text."""
 
 _NOT_PROMPT = frozenset(
     {
@@ -79,7 +78,7 @@ _CALL_TEXT = frozenset({"arguments", "input", "name"})
 _CALL_TYPES = frozenset({"function", "function_call", "server_tool_use", "tool_use"})
 _REDACTED = frozenset({"redacted_thinking"})
 _OPAQUE_TYPES = frozenset({"compaction", "item_reference", "prompt_embeds"})
-"""Parts that stand for text which is not in the body."""
+"""Types of parts that refer to text outside the body."""
 
 _MESSAGE_DONE = _NOT_PROMPT | {"content"}
 
@@ -103,20 +102,20 @@ _THINK_END = "</think>"
 _THINK_START = "<think>"
 
 _TAKEN_FROM_SOURCE = ("data", "content")
-"""The text of a document, or the payload of another source."""
+"""Keys of a source with the text of a document, or with another payload."""
 
 _PAYLOAD = re.compile(r"data:|https?:|[A-Za-z0-9+/_=-]{64}")
-"""How a data URL, an address or base64 begins."""
+"""Start of a data URL, an address or base64."""
 
 compact = msgspec.json.encode
 _content_of, _role_of = itemgetter("content"), itemgetter("role")
 
 
 class PromptParts:
-    """Text and media, gathered while walking through a body's parts.
+    """Text and media, gathered from the parts of a body.
 
     Args:
-        source: what the parts were parsed from.
+        source: the JSON from which the parts were parsed.
     """
 
     __slots__ = (
@@ -148,11 +147,11 @@ class PromptParts:
         self._source = source
         self._optional: dict[OptionalKind, list[str]] = {}
         self._reasoning: list[tuple[int, str]] = []
-        """Each with the number of user messages before it."""
+        """Reasoning texts, each with the number of user messages before it."""
         self._turn = 0
 
     def add(self, value: Any) -> None:
-        """Take content: a string, a list of strings and parts, or a part."""
+        """Add content: a string, a list of strings and parts, or a part."""
         if type(value) is str:
             self.texts.append(value)
         elif type(value) is list:
@@ -169,7 +168,7 @@ class PromptParts:
             self.add_other(value)
 
     def add_messages(self, messages: Sequence[JsonObject]) -> None:
-        """Take chat messages, in their order."""
+        """Add chat messages, in order."""
         self.leading = len(self.texts)
         if self._add_plain(messages):
             return
@@ -179,17 +178,17 @@ class PromptParts:
             self.message_texts.append(self.texts[before:])
 
     def _add_plain(self, messages: Sequence[JsonObject]) -> bool:
-        """Take messages of a role and a text each, as most are; false for others."""
+        """Add messages with only a role and a text, as most are; else return false."""
         try:
             contents = [*map(_content_of, messages)]
             text = "\n".join(contents)
             roles = [*map(_role_of, messages)]
             usual = _USUAL_ROLES.issuperset(roles)
-        except (KeyError, TypeError):  # none, or of another type
+        except (KeyError, TypeError):  # missing, or of another type
             return False
         if not usual or sum(map(len, messages)) > 2 * len(messages):
             return False
-        # Searched from the end, which takes a tenth of the time.
+        # Searching from the end takes a tenth of the time.
         if "assistant" in roles and text.rfind(_THINK_END) >= 0:
             return False
         self.texts.append(text)
@@ -198,7 +197,7 @@ class PromptParts:
         return True
 
     def add_message(self, message: JsonObject) -> None:
-        """Take a chat message."""
+        """Add a chat message."""
         role, content = message.get("role"), message.get("content")
         if role == "user" and not _only_tool_results(content):
             self._turn += 1
@@ -226,7 +225,7 @@ class PromptParts:
         if role == "assistant":
             end = text.rfind(_THINK_END)
             if end >= 0:
-                # Templates of reasoning models cut this part off earlier answers.
+                # Templates of reasoning models remove this part from earlier answers.
                 reasoning = text[:end].replace(_THINK_START, "")
                 self._reasoning.append((self._turn, reasoning))
                 text = text[end + len(_THINK_END) :]
@@ -240,7 +239,7 @@ class PromptParts:
                 self.add_other(call)
 
     def _add_call(self, call: JsonObject) -> None:
-        """Take a tool call: its name, and its arguments as text or as an object."""
+        """Add a tool call: its name, and its arguments as text or as an object."""
         for key, value in call.items():
             if key == "function" and type(value) is dict:
                 self._add_call(value)
@@ -255,11 +254,11 @@ class PromptParts:
 
     def _add_reasoning(self, value: Any, message: JsonObject, key: str) -> None:
         if key == "reasoning_content" and value == message.get("reasoning"):
-            return  # the same under both names
+            return  # the same text under the older name
         self.add_reasoning(value)
 
     def add_reasoning(self, value: Any) -> None:
-        """Take reasoning of the current turn: text, or parts with text."""
+        """Add reasoning of the current turn: text, or parts with text."""
         if type(value) is list:
             for each in value:
                 self.add_reasoning(each)
@@ -275,9 +274,9 @@ class PromptParts:
             self._reasoning += ((self._turn, text) for text in _strings(value))
 
     def add_part(self, part: JsonObject) -> None:
-        """Take a content part, or an item of the Responses API."""
+        """Add a content part, or an item of the Responses API."""
         kind = part.get("type")
-        kind = kind if type(kind) is str else ""  # a list would not even hash
+        kind = kind if type(kind) is str else ""  # a list is unhashable
         if kind in _CALL_TYPES:
             self._add_call(part)
             return
@@ -305,11 +304,11 @@ class PromptParts:
                 self.add_other(value)
 
     def add_item(self, item: Any) -> None:
-        """Take an item of the Responses API's ``input``."""
+        """Add an item of the Responses API's ``input``."""
         if type(item) is not dict:
             self.add([item])
         elif item.get("type") == "reasoning":
-            # vLLM takes the summary if there is no content.
+            # vLLM uses the summary if there is no content.
             self._add_reasoning_item(item)
         elif "role" in item:
             self.add_message(item)
@@ -328,7 +327,7 @@ class PromptParts:
                 self.add_other(value)
 
     def _take_media(self, kind: str, part: JsonObject) -> bool:
-        """Count the part if it is an image, audio, video or a file."""
+        """Count the part and return true if it is an image, audio, video or a file."""
         keys = [kind, *(key for key in part if key in _MEDIA_KEYS)]
         source = part.get("source")
         if kind == "document" and type(source) is dict:
@@ -377,7 +376,7 @@ class PromptParts:
         return decode_head(self._source.head(payload, HEAD_CHARS)) if payload else b""
 
     def _payload_of(self, value: Any) -> str:
-        """The data URL or base64 in a media part; empty if there is none."""
+        """The data URL or base64 in a media part; empty if it has none."""
         if type(value) is str:
             return value if self._is_payload(value) else ""
         if type(value) is dict:
@@ -387,17 +386,17 @@ class PromptParts:
 
     @property
     def media(self) -> tuple[float, ...]:
-        """The media as one number for each of ``MEDIA_TERMS``; or nothing."""
+        """The media counts in the order of ``MEDIA_TERMS``; empty without media."""
         return () if self._media is None else tuple(self._media.terms)
 
     def _add_identifier(self, value: Any) -> None:
         short = type(value) is str and len(value) <= MAX_IDENTIFIER_CHARS
-        # A reference to a text that is left out is short itself.
+        # A reference to elided text is itself short.
         if not short or self._source.refers(value):
             self.add_other(value)
 
     def _add_media_field(self, value: Any) -> None:
-        """Take what stands beside the media in one of its fields."""
+        """Add the other content of a media part's field."""
         if type(value) is dict:
             for key, each in value.items():
                 if key not in _NOT_PROMPT and key not in _TAKEN_FROM_SOURCE:
@@ -406,12 +405,12 @@ class PromptParts:
             self._add_identifier(value)
 
     def _is_payload(self, value: Any) -> bool:
-        """Whether a field of a media part is the media itself, or where it is."""
+        """Whether a field of a media part is the media itself, or its address."""
         head = self._source.head(value, 64) if type(value) is str else ""
         return _PAYLOAD.match(head) is not None
 
     def add_optional(self, kind: OptionalKind, value: Any) -> None:
-        """Take text of a kind that the template may leave out, and media in it."""
+        """Add text and media of a kind that templates may omit."""
         for text in _strings(value):
             head = self._source.head(text, 16)
             if head.startswith("data:image/"):
@@ -426,12 +425,12 @@ class PromptParts:
                 self._optional.setdefault(kind, []).append(text)
 
     def add_other(self, value: Any) -> None:
-        """Take a value of which it is not known whether any template renders it."""
+        """Add a value that an unknown template may render."""
         self.add_optional(OptionalKind.OTHER, value)
 
     @property
     def optional(self) -> tuple[OptionalText, ...]:
-        """The text that the template may leave out, by kind."""
+        """The text that templates may omit, by kind."""
         if not self._reasoning and not self._optional:
             return ()
         gathered = dict(self._optional)
@@ -451,14 +450,14 @@ class PromptParts:
 
 
 def _is_low(part: JsonObject) -> bool:
-    """Whether the client asks for an image of low detail."""
+    """Whether the client requests low detail for an image."""
     image = part.get("image_url")
     inner = image.get("detail") if type(image) is dict else None
     return "low" in (part.get("detail"), inner)
 
 
 def _only_tool_results(content: Any) -> bool:
-    """Whether a user's message is Anthropic's way to bring results of tools."""
+    """Whether a user message contains only tool results, in Anthropic's format."""
     return (
         type(content) is list
         and bool(content)
@@ -473,7 +472,7 @@ def _text(value: Any) -> str:
 
 
 def _strings(value: Any) -> list[str]:
-    """The texts in a value, an object's keys and numbers among them."""
+    """All strings in a value, including an object's keys and numbers."""
     if type(value) is str:
         return [value] if value else []
     if type(value) is list:

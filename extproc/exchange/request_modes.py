@@ -2,17 +2,17 @@
 
 Measured on Envoy 1.40::
 
-    headers  path not ours, no body         Continue, end
+    headers  path not routed, no body       Continue, end
              over the cap or the gateway's  Route to the default pool, end
              else                           AskRequestBody
     body     complete                       Route, end unless the response is observed
 
-A body without a length is requested like any other: in each split and delay tried its
-BUFFERED message came whole and its route was taken. Above Envoy's own limit such a
-request is a 413 before it is seen here.
+A body of unknown length is requested like any other: with every split and delay tested,
+its BUFFERED message arrived complete and its route was taken. Above Envoy's own limit,
+Envoy answers such a request with 413 before the router sees it.
 
-Full duplex cannot end early, and Envoy keeps no copy of the body: the reply to the
-headers is withheld until the body is here, then released with it.
+In full duplex, the stream cannot end early, because Envoy keeps no copy of the body.
+The reply to the headers is withheld until the body is complete, then sent with it.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ from extproc.routing.policy import Reason
 
 
 class _ReadRequest(RequestSide):
-    """A request whose body is collected, then decided upon.
+    """A request whose body is collected before the decision.
 
-    Beside ``progress``, it holds the body received so far: its size decides whether
-    the body is over the cap, and nothing else.
+    Beside ``progress``, its only state is the body received so far, whose size
+    determines whether it is over the cap.
 
     Args:
-        decider: decides; shared by all exchanges.
-        head: what the request's headers say.
-        progress: the exchange's.
+        decider: makes the decision; shared by all exchanges.
+        head: the request's headers.
+        progress: the exchange's state.
     """
 
     __slots__ = ("_decider", "_head", "_received")
 
     replaceable = False
-    """Whether Envoy takes another body in the place of the one that came."""
+    """Whether Envoy accepts a replacement for the body."""
 
     def __init__(self, decider: Decider, head: RequestHead, progress: Progress) -> None:
         super().__init__(progress)
@@ -97,13 +97,13 @@ class _ReadRequest(RequestSide):
             decided = self._decider.decide(
                 self._head, parser, self._received, replaceable=self.replaceable
             )
-        except Exception as error:  # reported by the service; the request goes on
+        except Exception as error:  # reported by the service; the request continues
             fault = error
             decided = self._decider.after_fault(self._head, len(self._received))
         return self._settle(decided, event, fault)
 
     def _read(self, event: Rest) -> Step | Unread:
-        """Read the whole body: at once, or in steps if that may take long."""
+        """Parse the complete body: at once, or in steps if it may take long."""
         parser = self._decider.parser(self._head, self._received)
         if parser.may_take_long:
             return Unread(event, parser, partial(self._conclude, event, parser))
@@ -124,7 +124,7 @@ class _ReadRequest(RequestSide):
         else:
             self._progress.settle(decided.follows_response)
             step = self._decided(decided, event, fault)
-        self._received = b""  # the exchange may live on for long
+        self._received = b""  # frees the body: the exchange may live on for minutes
         return step
 
     def _append(self, body: bytes | memoryview) -> None:
@@ -134,31 +134,31 @@ class _ReadRequest(RequestSide):
 
     @abstractmethod
     def _collected(self, event: RequestBody) -> Step | Unread:
-        """Answer a part of a body within the cap."""
+        """Reply to a part of a body within the cap."""
 
     @abstractmethod
     def _decided(self, decided: Decided, event: Rest, fault: Exception | None) -> Step:
-        """Answer the event with a decision."""
+        """Reply to the event with a decision."""
 
     @abstractmethod
     def _undecided(
         self, reason: NotRouted, event: Rest, fault: Exception | None
     ) -> Step:
-        """Answer the event without a decision."""
+        """Reply to the event without a decision."""
 
     @abstractmethod
     def _late_body(self, event: RequestBody) -> Step:
-        """Answer a part of a body that nothing is decided upon any more."""
+        """Reply to a part of the body that arrives after the decision."""
 
     @abstractmethod
     def _late_trailers(self) -> Step:
-        """Answer trailers that nothing is decided upon any more."""
+        """Reply to trailers that arrive after the decision."""
 
 
 class StreamedRequest(_ReadRequest):
-    """A body in parts of which Envoy keeps a copy: it ends with the last part.
+    """A body in parts of which Envoy keeps a copy; it ends with the last part.
 
-    So it is read if the mode is unknown, too (Envoy before 1.34).
+    Also used if the mode is unknown (Envoy before 1.34).
     """
 
     __slots__ = ("_length",)
@@ -202,8 +202,8 @@ class StreamedRequest(_ReadRequest):
 
     def _decided(self, decided: Decided, event: Rest, fault: Exception | None) -> Step:
         if isinstance(event, RequestTrailers):
-            # Too late for a route of its own, as the headers have gone on, but not to
-            # say what was decided, and to learn.
+            # The headers have left, so the route is fixed; the decision is still
+            # reported and learned from.
             shadow, end = True, self._progress.may_end
         else:
             shadow = self._decider.settings.shadow
@@ -219,14 +219,14 @@ class StreamedRequest(_ReadRequest):
         return Step(Continue(), end, fault=fault, not_routed=reason)
 
     def _late_body(self, event: RequestBody) -> Step:
-        return Step(Continue())  # its end repeated, or the response is under way
+        return Step(Continue())  # a repeated end, or the response has started
 
     def _late_trailers(self) -> Step:
         return Step(Continue(), end=self._progress.may_end)
 
 
 class BufferedRequest(StreamedRequest):
-    """A body in one message, as configured or as asked for.
+    """A body in one message, as configured or requested.
 
     Its ``end_of_stream`` is false if trailers follow.
     """
@@ -239,7 +239,7 @@ class BufferedRequest(StreamedRequest):
 
 
 class PartialRequest(StreamedRequest):
-    """A body in one message, cut off at Envoy's limit."""
+    """A body in one message, truncated at Envoy's limit."""
 
     __slots__ = ()
 
@@ -250,7 +250,7 @@ class PartialRequest(StreamedRequest):
 
 
 class FullDuplexRequest(_ReadRequest):
-    """A body of which Envoy keeps no copy: withheld with the headers, then released."""
+    """A body of which Envoy keeps no copy: withheld with the headers, then sent."""
 
     __slots__ = ()
     echoes = True
@@ -295,8 +295,8 @@ class FullDuplexRequest(_ReadRequest):
         return Step(Continue(), end=self._progress.may_end)
 
     def _overtaken(self) -> Step:
-        # The response began while the request's headers were withheld: nothing waits
-        # for them any more, and a reply would be one out of order.
+        # The response started while the request's headers were withheld: Envoy no
+        # longer waits for a reply to them, and would reject one as out of order.
         self._received = b""
         return Step(Withhold())
 
@@ -304,7 +304,7 @@ class FullDuplexRequest(_ReadRequest):
 def request_side(
     decider: Decider, event: RequestHeaders, progress: Progress
 ) -> RequestSide:
-    """Choose how a request is answered, by its headers and its body's mode."""
+    """Return the handler for a request, by its headers and its body's mode."""
     paths = decider.settings.paths
     path = event.headers.get(":path", "")
     target = paths.find(path)
@@ -343,7 +343,7 @@ def _why_not(
 
 
 _READ: dict[BodyMode | None, type[_ReadRequest]] = {
-    BodyMode.NONE: BufferedRequest,  # the mode that its headers' reply asks for
+    BodyMode.NONE: BufferedRequest,  # the mode requested in the reply to the headers
     BodyMode.BUFFERED: BufferedRequest,
     BodyMode.BUFFERED_PARTIAL: PartialRequest,
     BodyMode.STREAMED: StreamedRequest,
@@ -371,6 +371,6 @@ def _release(
 
 
 def _length(text: str) -> int | None:
-    # The slice: int() refuses texts of thousands of digits.
+    # Slice first: int() rejects texts of thousands of digits.
     digits = text.isascii() and text.isdigit()
     return int(text.lstrip("0")[:20] or "0") if digits else None

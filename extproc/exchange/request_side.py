@@ -1,4 +1,4 @@
-"""What answers a request's events, and the requests that pass without being read."""
+"""The interface of request handlers, and handlers for requests that are not read."""
 
 from __future__ import annotations
 
@@ -17,59 +17,59 @@ from extproc.exchange.events import (
 from extproc.exchange.transitions import Progress
 
 Rest = RequestBody | RequestTrailers
-"""What comes after a request's headers."""
+"""The messages after a request's headers."""
 
 
 class Unread(NamedTuple):
-    """A whole body that takes long to read."""
+    """A complete body that takes long to parse."""
 
     event: Rest
-    """The event that ended it."""
+    """The event that completed the body."""
     parser: BodyParser
     conclude: Callable[[], Step]
-    """Answers the event; reads what is left of the body."""
+    """Replies to the event; parses the rest of the body first."""
 
 
 class RequestSide(ABC):
-    """Answers the events of one request.
+    """Replies to the events of one request.
 
     Args:
-        progress: the exchange's; the only state that decides what is answered.
+        progress: the exchange's state; nothing else determines the replies.
     """
 
     __slots__ = ("_progress",)
 
     echoes = False
-    """Whether Envoy keeps no copy of the body."""
+    """Whether the body must be returned, because Envoy keeps no copy."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     @abstractmethod
     def headers(self) -> Step:
-        """Answer the headers."""
+        """Reply to the headers."""
 
     @abstractmethod
     def body(self, event: RequestBody) -> Step | Unread:
-        """Answer a part of the body, or have the body read first."""
+        """Reply to a part of the body, or return the body to be parsed first."""
 
     @abstractmethod
     def trailers(self, event: RequestTrailers) -> Step | Unread:
-        """Answer the trailers, or have the body read first."""
+        """Reply to the trailers, or return the body to be parsed first."""
 
     def lost(self) -> None:
-        """Take note that the body that was requested will not come."""
+        """Record that the requested body will not arrive."""
         raise AssertionError("no body was requested")
 
     @abstractmethod
     def give_up(self, event: Rest) -> Step:
-        """Answer an event that led to an internal error, in full duplex."""
+        """Reply to an event that caused an internal error, in full duplex."""
 
 
 class UnreadRequest(RequestSide):
-    """A request whose headers are all that is looked at.
+    """A request of which only the headers are read.
 
-    Beside ``progress``, it holds the answer to them.
+    Beside ``progress``, its state is the reply to them.
     """
 
     __slots__ = ("_answer",)
@@ -93,7 +93,7 @@ class UnreadRequest(RequestSide):
 
 
 class EchoedRequest(UnreadRequest):
-    """The same in full duplex: the body is to be echoed."""
+    """A request of which only the headers are read, in full duplex."""
 
     __slots__ = ()
     echoes = True
@@ -107,7 +107,7 @@ class EchoedRequest(UnreadRequest):
 
 
 def echo(event: Rest) -> Step:
-    """Send a part of a request on as it came."""
+    """Return a part of the request unchanged."""
     if isinstance(event, RequestTrailers):
         return Step(Continue())
     return Step(Echo(bytes(event.body), event.end_of_stream))

@@ -1,7 +1,7 @@
 """The response side of an exchange: one class for each mode of the response body.
 
-The headers of a 200 with usage in its body ask for the body, in parts as it comes;
-any other response ends the stream.
+For a 200 with usage in its body, the reply to the headers requests the body in chunks;
+for any other response, the stream ends.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ Response = ResponseHeaders | ResponseBody | ResponseTrailers
 
 
 class ResponseSide(ABC):
-    """Answers the events of one response.
+    """Replies to the events of one response.
 
-    Beside ``progress``, it holds the decision that the response is observed for, and
-    the tap that reads its body: they are what an observation is made of.
+    Beside ``progress``, its state is the observed decision and the tap that reads the
+    body; together they form an observation.
     """
 
     __slots__ = ("_decided", "_progress", "_tap")
 
     echoes: ClassVar[bool]
-    """Whether Envoy keeps no copy of the body, and the stream must not end early."""
+    """Whether Envoy keeps no copy of the body, so that the stream must not end
+    early."""
     asks: ClassVar[Continue | AskResponseBody]
-    """The answer to the headers of a response whose body is to be read."""
+    """The reply to the headers of a response whose body is read."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -53,7 +54,7 @@ class ResponseSide(ABC):
         self._decided = decided
 
     def headers(self, event: ResponseHeaders) -> Step:
-        """Answer the headers."""
+        """Reply to the headers."""
         self._progress.respond()
         if self._progress.response is not ResponseStage.AWAITED:
             return Step(Continue(), end=not self.echoes)
@@ -68,7 +69,7 @@ class ResponseSide(ABC):
         return Step(self.asks)
 
     def body(self, event: ResponseBody) -> Step:
-        """Answer a part of the body."""
+        """Reply to a part of the body."""
         tap = self._tap
         if tap is None or self._progress.response is not ResponseStage.OBSERVED:
             return self._unobserved(event)
@@ -77,13 +78,13 @@ class ResponseSide(ABC):
             passed += tap.finish()
         observation = None
         if event.end_of_stream or tap.complete:
-            # A stream's own last event is enough: the end of the body would tell no
-            # more, and often never comes, as clients hang up here.
+            # A stream's final event is enough: the end of the body adds nothing, and
+            # often never comes, because clients disconnect here.
             observation = self._observation(tap)
         return self._observed(event, passed, observation)
 
     def trailers(self, event: ResponseTrailers) -> Step:
-        """Answer the trailers."""
+        """Reply to the trailers."""
         tap = self._tap
         if tap is None or self._progress.response is not ResponseStage.OBSERVED:
             return Step(Continue(), end=True)
@@ -97,27 +98,27 @@ class ResponseSide(ABC):
 
     @abstractmethod
     def give_up(self, event: Response) -> Step:
-        """Answer an event that led to an internal error, in full duplex."""
+        """Reply to an event that caused an internal error, in full duplex."""
 
     @abstractmethod
     def _unobserved(self, event: ResponseBody) -> Step:
-        """Answer a part of a body that is not read, or not any more."""
+        """Reply to a part of a body that is not, or no longer, read."""
 
     @abstractmethod
     def _observed(
         self, event: ResponseBody, passed: bytes, observation: Observation | None
     ) -> Step:
-        """Answer a part of a body that is read.
+        """Reply to a part of a body that is read.
 
         Args:
             event: the part.
-            passed: the bytes that the client gets in its place.
-            observation: of the response, if the part completes it.
+            passed: the bytes that the client receives instead.
+            observation: the response's observation, if the part completes it.
         """
 
 
 class StreamedResponse(ResponseSide):
-    """A body in parts, of which Envoy keeps a copy. Envoy sends it on request only."""
+    """A body in chunks of which Envoy keeps a copy, sent on request only."""
 
     __slots__ = ()
     echoes = False
@@ -139,7 +140,7 @@ class StreamedResponse(ResponseSide):
 
 
 class EchoedResponse(ResponseSide):
-    """A body in full duplex: every part is sent on, to its end."""
+    """A body in full duplex: every part is returned, to the end."""
 
     __slots__ = ()
     echoes = True
@@ -161,7 +162,7 @@ class EchoedResponse(ResponseSide):
 
 
 def response_side(head: RequestHeaders, progress: Progress) -> ResponseSide:
-    """Choose how a response is answered, by its mode in the request's headers."""
+    """Return the handler for a response, by the mode in the request's headers."""
     side = _SIDES.get(head.response_mode, StreamedResponse)
     progress.response_echoed = side.echoes
     return side(progress)

@@ -1,4 +1,4 @@
-"""What all exchanges share, and the headers that they read."""
+"""Settings shared by all exchanges, and the headers that they read."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True)
 class ExchangeSettings:
-    """What all exchanges share."""
+    """Settings shared by all exchanges."""
 
     max_body_bytes: int = MAX_BODY_BYTES
-    """Bodies above this are not read. Must not exceed Envoy's buffer limit, or the
-    request hangs there."""
+    """Larger bodies are not read. Must not exceed Envoy's buffer limit, or the request
+    hangs there."""
     paths: PathTable = ANY_PREFIX
     """The request paths that are routed."""
     reads_unknown_length: bool = True
-    """Ask for a body whose length the headers do not give."""
+    """Request a body even if the headers do not give its length."""
     responses_pool: str | None = None
-    """The pool of the responses that a server keeps. None: the default pool, and a
-    request that does not say whether it is to be kept is taken not to be."""
+    """The pool of stored responses. None: the default pool; a request that does not set
+    ``store`` then counts as not stored."""
     category_header: str = "x-llm-category"
     model_header: str = ""
-    """Request header that names the model, before the body does; empty: none."""
+    """Request header with the model name, which takes precedence over the body; empty
+    if unused."""
     inject_usage: bool = False
-    """Ask for usage in the place of a stream's client that did not."""
+    """Request usage on behalf of clients that stream without it."""
     shadow: bool = False
-    """Decide and learn, but leave every request on the route that it has."""
+    """Decide and learn, but keep every request's route."""
     decision_tokens: bool = False
-    """Hand each decision out, to come back in the access log; except for those whose
-    response is observed here, as nothing is to be learned twice."""
+    """Attach each decision for the access log, unless its response is observed here:
+    nothing is learned twice."""
     traced: bool = False
-    """Read the request's W3C trace context, too."""
+    """Also read the request's W3C trace context."""
     headers_read: Mapping[bytes, str] = field(init=False)
-    """Names of the headers that an exchange reads, by their bytes on the wire."""
+    """Names of the headers to read, by their bytes on the wire."""
 
     def __post_init__(self) -> None:
         traced = TRACE_HEADERS if self.traced else ()

@@ -1,4 +1,4 @@
-"""The JSON that is parsed of a body: all of it, or what is left when it is elided."""
+"""The JSON to parse for a body: the body itself, or its elided JSON."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """What is parsed of a body: the whole, or its elided JSON.
+    """The JSON to parse for a body: the body itself, or its elided JSON.
 
-    Texts from an elided body may hold references to what is left out; only a source
-    can read and measure them.
+    Texts from an elided body may contain references; only its source can read and
+    measure them.
     """
 
     @property
     def content(self) -> bytes | memoryview:
-        """JSON."""
+        """The JSON to parse."""
 
     @property
     def body_bytes(self) -> int:
-        """The body's size."""
+        """The size of the original body."""
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
-        """A text from the JSON in UTF-8, and how many of its bytes are missing."""
+        """A text from the JSON in UTF-8, and the number of bytes that it omits."""
 
     def head(self, text: str, size: int) -> str:
-        """About the first ``size`` characters of a text."""
+        """Roughly the first ``size`` characters of a text."""
 
     def size_bytes(self, text: str) -> int:
         """A text's size in UTF-8."""
 
     def refers(self, text: str) -> bool:
-        """Whether a text holds a reference to what is left out."""
+        """Whether a text contains a reference."""
 
     def items(self, text: str) -> int:
-        """The length of a list that the text stands for; 0 if it stands for none."""
+        """The length of the list that a reference stands for; 0 for any other text."""
 
 
 class Whole:
-    """A body of which nothing is left out."""
+    """A body without elided parts."""
 
     __slots__ = ("content",)
 

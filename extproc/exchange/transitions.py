@@ -1,9 +1,10 @@
-"""The states of an exchange and their moves: all state that decides what happens next.
+"""The states of an exchange and their transitions.
 
-``State`` is the order in which Envoy sends its messages, named for the message that we
-wait for; ``TRANSITIONS`` holds every legal move of it. What we did so far decides how
-a message is answered: ``RequestStage`` and ``ResponseStage``. As in h11, every state
-that affects a transition is in this file; the classes that answer list the rest.
+``State`` follows the order in which Envoy sends its messages, and is named for the next
+one expected; ``TRANSITIONS`` lists every legal transition. ``RequestStage`` and
+``ResponseStage`` record the progress so far, which determines the reply to a message.
+As in h11, all state that affects a transition is in this file; the handler classes list
+the rest.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from extproc.exchange.events import (
 
 
 class ProtocolError(Exception):
-    """The messages came in an order that ext_proc does not have."""
+    """A message arrived out of the order that ext_proc defines."""
 
 
 class State(Enum):
-    """What we wait for."""
+    """The message that the exchange expects next."""
 
     REQUEST_HEADERS = "request_headers"
     REQUEST_BODY = "request_body"
@@ -34,7 +35,7 @@ class State(Enum):
     RESPONSE_BODY = "response_body"
     DONE = "done"
 
-    # Enum's own hashes the name, in Python, and every event looks its move up.
+    # Enum hashes the name, in Python code; every event looks up its transition.
     __hash__ = object.__hash__
 
 
@@ -46,7 +47,7 @@ TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
     (State.REQUEST_BODY, RequestBody, MORE): State.REQUEST_BODY,
     (State.REQUEST_BODY, RequestBody, END): State.RESPONSE_HEADERS,
     (State.REQUEST_BODY, RequestTrailers, END): State.RESPONSE_HEADERS,
-    # A local reply (413, 408), or a backend that answers before it has read all.
+    # A local reply (413, 408), or a backend that responds before it has read all.
     (State.REQUEST_BODY, ResponseHeaders, MORE): State.RESPONSE_BODY,
     (State.REQUEST_BODY, ResponseHeaders, END): State.DONE,
     # Streamed modes repeat the end of the body in an empty message.
@@ -58,7 +59,7 @@ TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
     (State.RESPONSE_BODY, ResponseBody, MORE): State.RESPONSE_BODY,
     (State.RESPONSE_BODY, ResponseBody, END): State.DONE,
     (State.RESPONSE_BODY, ResponseTrailers, END): State.DONE,
-    # The rest of a request whose response is under way already.
+    # The rest of a request whose response has started.
     (State.RESPONSE_BODY, RequestBody, MORE): State.RESPONSE_BODY,
     (State.RESPONSE_BODY, RequestBody, END): State.RESPONSE_BODY,
     (State.RESPONSE_BODY, RequestTrailers, END): State.RESPONSE_BODY,
@@ -72,10 +73,10 @@ TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
 
 
 def after(state: State, event: Event) -> State:
-    """What we wait for once an event has come.
+    """Return the state after an event.
 
     Raises:
-        ProtocolError: a move that ``TRANSITIONS`` does not have: Envoy, not a client,
+        ProtocolError: ``TRANSITIONS`` has no such transition: Envoy, not a client,
             broke the order.
     """
     try:
@@ -88,34 +89,34 @@ def after(state: State, event: Event) -> State:
 
 
 class RequestStage(Enum):
-    """What became of the request."""
+    """The progress of the request."""
 
     UNDECIDED = "undecided"
-    """Its body is collected for the decision."""
+    """The body is collected for the decision."""
     SETTLED = "settled"
-    """A decision was made, or none will be: the rest of it passes."""
+    """A decision was made, or none will be: the rest passes through."""
     OVERTAKEN = "overtaken"
-    """Its response began first: no decision will be made."""
+    """The response started first: no decision will be made."""
 
 
 class ResponseStage(Enum):
-    """What happens to the response."""
+    """What is done with the response."""
 
     IGNORED = "ignored"
-    """Nothing, or nothing more."""
+    """Nothing, or nothing any more."""
     AWAITED = "awaited"
-    """It was chosen to be observed, and has not begun."""
+    """The response will be observed; it has not started."""
     OBSERVED = "observed"
-    """Its body is read as it passes."""
+    """The body is read as it passes."""
 
 
 class Progress:
-    """Where an exchange stands.
+    """The state of an exchange.
 
     Attributes:
-        state: the message that we wait for.
-        request: what became of the request.
-        response: what happens to the response.
+        state: the message expected next.
+        request: the progress of the request.
+        response: what is done with the response.
         request_echoed: whether the request body is sent in full duplex.
         response_echoed: whether the response body is sent in full duplex.
     """
@@ -144,7 +145,7 @@ class Progress:
 
     @property
     def awaits_body(self) -> bool:
-        """Whether a body is to come of which the gateway keeps a copy."""
+        """Whether a body is expected of which the gateway keeps a copy."""
         return (
             self.state is State.REQUEST_BODY
             and self.request is RequestStage.UNDECIDED
@@ -152,16 +153,16 @@ class Progress:
         )
 
     def settle(self, follows_response: bool = False) -> None:
-        """Note that a decision was made, or that none will be."""
+        """Record that a decision was made, or that none will be."""
         self.request = RequestStage.SETTLED
         if follows_response:
             self.response = ResponseStage.AWAITED
 
     def ignore_response(self) -> None:
-        """Observe the response no more."""
+        """Stop observing the response."""
         self.response = ResponseStage.IGNORED
 
     def respond(self) -> None:
-        """Note that the response has begun."""
+        """Record that the response has started."""
         if self.request is RequestStage.UNDECIDED:
             self.request = RequestStage.OVERTAKEN

@@ -1,7 +1,7 @@
-"""Token usage out of a response body, JSON or server-sent events, in any split.
+"""Read token usage from a response body, JSON or server-sent events, in any split.
 
-Only what is needed is kept: the current event of a stream, or the last part of a
-JSON body. Nothing here raises on what a backend sent.
+Only what is needed is buffered: the current event of a stream, or the last part of a
+JSON body. Nothing here raises on bytes from a backend.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from extproc.json_object import JsonObject
 from extproc.routing.token_counts import read_token_counts
 
 MAX_KEPT_BYTES = 256 * 1024
-"""Of a JSON body, and of one event: usage stands at the end of the one, and the
-largest events seen (log probabilities) are a tenth of it."""
+"""Bytes buffered of a JSON body, or of one event. Usage is at the end of a JSON body;
+the largest events seen (log probabilities) are a tenth of this."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a response has said so far."""
+    """The usage in a response so far."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     truncated: bool = False
-    """The output stopped at a token limit."""
+    """Whether the output stopped at a token limit."""
     error_status: int | None = None
-    """The status that an error inside the response stands for. A stream that has begun
-    with a 200 reports its refusal so, which no gateway can try again."""
+    """The status code of an error inside the response. A stream that started with a 200
+    reports errors this way, and no gateway can retry it."""
 
     def merge(self, message: object) -> None:
-        """Take what a response object or one event of a stream says.
+        """Add the usage of a response object or of one event of a stream.
 
-        Partial usage objects add up: Anthropic's streams give the input tokens first
-        and the output tokens last; where counts repeat, the larger one stands.
+        Partial usage objects are combined: Anthropic's streams send the input tokens
+        first and the output tokens last. If a count repeats, the larger one is used.
         """
         if type(message) is not dict:
             return
         if message.get("error"):
             self.error_status = _error_status(message["error"])
-        # Events of the Responses and Anthropic APIs carry the response inside.
+        # Events of the Responses and Anthropic APIs contain the response.
         for part in (message, message.get("response"), message.get("message")):
             if type(part) is dict:
                 self._merge_usage(part.get("usage"))
@@ -59,10 +59,10 @@ class Usage:
 
 
 def _first_turn(usage: JsonObject) -> int | None:
-    """The tokens of the first of several prompts that one request led to.
+    """The prompt tokens of the first model call that a request caused.
 
-    A built-in tool (vLLM's gpt-oss) calls the model again with its result; the total
-    sums all calls, but the first prompt is the one that was routed.
+    A built-in tool (vLLM's gpt-oss) calls the model again with its result. The total
+    covers all calls, but the routed prompt is the first one.
     """
     details = usage.get("input_tokens_details")
     turns = details.get("input_tokens_per_turn") if type(details) is dict else None
@@ -104,13 +104,13 @@ class UsageReader(Protocol):
 
     usage: Usage
     complete: bool
-    """Whether all has been said and passed on, before the body's end."""
+    """Whether nothing further can be learned, before the end of the body."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take a chunk; return the bytes that the client is to get for it."""
+        """Read a chunk; return the bytes to send to the client for it."""
 
     def finish(self) -> bytes:
-        """The body is over; return the bytes still owed to the client."""
+        """End the body; return the bytes still to be sent to the client."""
 
 
 class JsonUsageReader:
@@ -124,7 +124,7 @@ class JsonUsageReader:
         self._cut = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Keep the end of the body."""
+        """Buffer the end of the body."""
         self._kept += chunk
         if len(self._kept) > 2 * MAX_KEPT_BYTES:
             del self._kept[:-MAX_KEPT_BYTES]
@@ -132,7 +132,7 @@ class JsonUsageReader:
         return chunk
 
     def finish(self) -> bytes:
-        """Read the usage from what was kept."""
+        """Read the usage from the buffer."""
         if not self._cut:
             self.usage.merge(_decode(self._kept))
         else:
@@ -151,7 +151,7 @@ def _decode(data: bytes | bytearray) -> object:
 def _last_usage(tail: bytearray) -> object:
     """Read the last ``"usage"`` object in the tail of a JSON body.
 
-    Inside a JSON string the quotes would be escaped, so these bytes are a key.
+    Inside a JSON string the quotes would be escaped, so this pattern is always a key.
     """
     at = tail.rfind(b'"usage"')
     if at < 0:
@@ -164,26 +164,26 @@ def _last_usage(tail: bytearray) -> object:
 
 
 MAX_USAGE_BYTES = 4096
-"""Of one usage object in a cut body; vLLM's take 100 to 300."""
+"""Maximum size of one usage object in a truncated body; vLLM's take 100 to 300."""
 
 _DECODER = json.JSONDecoder()
 _CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
 
-# An event ends with each empty line; lines end in LF, CR LF or CR. Atomic, so that one
-# CR LF is never taken for two line ends.
+# An empty line ends an event; lines end in LF, CR LF or CR. Atomic groups, so that one
+# CR LF never counts as two line ends.
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _EVENT_END_BYTES = 4
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
-# How OpenAI's streams, the Responses API's and Anthropic's say that they are over.
+# The final events of OpenAI's streams, the Responses API and Anthropic's API.
 _LAST_EVENT = re.compile(
     rb"^data: ?\[DONE\]|^event: ?(?:message_stop|response\.(?:completed|incomplete))",
     re.MULTILINE,
 )
 
 
-# What some event has to hold for ``_complete`` to make anything of it, and how an event
-# ends in the streams that there are: most of a stream is passed over by these alone.
+# Bytes of which an event needs at least one to matter to ``_complete``, and the ends of
+# events as today's servers write them: most of a stream is skipped by this test alone.
 _TELLS = (
     b'"usage"',
     b'"error"',
@@ -202,9 +202,9 @@ class SseUsageReader:
     """Usage of a stream of server-sent events.
 
     Args:
-        drop_usage_chunk: take the event away that only ``include_usage`` makes the
-            backend send (no choices, a usage object), for a client that did not ask
-            for it. Everything else passes byte for byte.
+        drop_usage_chunk: remove the event that the backend sends only because of
+            ``include_usage`` (no choices, a usage object), for a client that did not
+            request it. All other bytes pass unchanged.
     """
 
     def __init__(self, *, drop_usage_chunk: bool = False) -> None:
@@ -219,7 +219,7 @@ class SseUsageReader:
         """Read the events that this chunk completes."""
         if len(chunk) <= _SLICE_BYTES:
             return self._feed(chunk)
-        # A stream in one piece, as after decompression: pass over most of it.
+        # A stream in one piece, as after decompression: skip most of it.
         return b"".join(
             self._feed(chunk[at : at + _SLICE_BYTES])
             for at in range(0, len(chunk), _SLICE_BYTES)
@@ -228,7 +228,7 @@ class SseUsageReader:
     def _feed(self, chunk: bytes) -> bytes:
         self._pending += chunk
         passed = bytearray()
-        # A CR at the end may be half of a CR LF: the event's end is not known yet.
+        # A CR at the end may be half of a CR LF: the end of the event is not known yet.
         end = len(self._pending) - self._pending.endswith(b"\r")
         start = self._tells_nothing_until(end)
         if start:
@@ -242,7 +242,7 @@ class SseUsageReader:
         self._searched = max(0, len(self._pending) - _EVENT_END_BYTES)
         self.complete &= not self._pending
         if len(self._pending) > MAX_KEPT_BYTES:
-            # The last bytes stay: they may be the first half of the event's end.
+            # Keep the last bytes: they may be the first half of the end of the event.
             passed += self._pending[:-_EVENT_END_BYTES]
             del self._pending[:-_EVENT_END_BYTES]
             self._searched = 0
@@ -256,8 +256,8 @@ class SseUsageReader:
         return rest if self._drop else b""
 
     def _next_end(self, start: int, end: int) -> re.Match[bytes] | None:
-        # An empty line where an event would begin is an event without a line: where
-        # one ends must not depend on how the stream comes in pieces.
+        # An empty line at the start of an event counts as an event without lines: the
+        # boundaries must not depend on how the stream is split.
         at_once = None
         if not self._overlong:
             at_once = _LINE_END.match(self._pending, start, end)
@@ -266,7 +266,7 @@ class SseUsageReader:
         )
 
     def _tells_nothing_until(self, end: int) -> int:
-        # Looks only at what is new, or passes on: linear in the stream.
+        # Scans only new bytes, or passes them on: linear in the stream.
         ends = [
             at + len(stop)
             for stop in _USUAL_ENDS
@@ -274,12 +274,12 @@ class SseUsageReader:
         ]
         last = max(ends, default=0)
         if last and self._pending[last - 1 : last + 1] == b"\r\n":
-            last += 1  # the empty line's own end
+            last += 1  # the empty line itself
         tells = any(self._pending.find(tell, 0, last) >= 0 for tell in _TELLS)
         return 0 if tells else last
 
     def _complete(self, event: bytes) -> bytes:
-        if self._overlong:  # its first part has passed already
+        if self._overlong:  # its first part has already passed
             self._overlong = False
             return event
         if _LAST_EVENT.search(event):
@@ -322,7 +322,7 @@ def _only_usage(message: object) -> bool:
 def usage_reader(
     content_type: str, *, drop_usage_chunk: bool = False
 ) -> UsageReader | None:
-    """The reader for a response's content type, or None where there is no usage."""
+    """Return the reader for a response's content type, or None if it has no usage."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/event-stream":
         return SseUsageReader(drop_usage_chunk=drop_usage_chunk)

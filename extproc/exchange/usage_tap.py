@@ -1,4 +1,4 @@
-"""The response to a decision, watched for what it teaches: its status and usage."""
+"""Observe the response to a decision: its status and usage."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from extproc.exchange.usage import UsageReader, usage_reader
 from extproc.routing.router import Decision, Outcome
 
 MAX_ENCODED_RESPONSE_BYTES = 1 << 20
-"""Of a compressed response; one that is larger teaches nothing."""
+"""Maximum size of a compressed response; a larger one is not learned from."""
 
 MAX_DECODED_RESPONSE_BYTES = 2 << 20
-"""A stream takes 5 ms a MiB to look through, and 0.2 s where each of its events has a
-"usage" of null, on the event loop."""
+"""Maximum decoded size. Scanning a stream takes 5 ms a MiB, and 0.2 s if each of its
+events has a "usage" of null, on the event loop."""
 
 
 class UsageTap:
-    """Reads the usage out of a response's body as it passes.
+    """Reads the usage from a response's body as it passes.
 
     Args:
-        decision: the one that the response came of.
-        attempts: how often Envoy asked a backend for it.
-        encoding: the response's content-encoding; empty: none.
-        reader: of its content type.
+        decision: the decision about the request.
+        attempts: how often Envoy sent the request to a backend.
+        encoding: the response's content-encoding; empty if absent.
+        reader: the reader for its content type.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class UsageTap:
 
     @property
     def complete(self) -> bool:
-        """Whether no later part of the body can tell more."""
+        """Whether the rest of the body can add nothing."""
         return self._reader.complete
 
     def read(self, chunk: bytes) -> bytes:
-        """Take a part of the body; return what of it the client gets now."""
+        """Read a part of the body; return the bytes to send to the client now."""
         if self._encoded is None:
             return self._reader.feed(chunk)
         if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
@@ -48,7 +48,7 @@ class UsageTap:
         return chunk
 
     def finish(self) -> bytes:
-        """The body is over: read what was kept, return what is still owed of it."""
+        """End the body: read the buffer, return the bytes still to be sent."""
         if self._encoded is None:
             return self._reader.finish()
         if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
@@ -60,7 +60,7 @@ class UsageTap:
         return b""
 
     def observe(self) -> Observation:
-        """What the response said, as far as it was read."""
+        """The response's outcome, as far as it was read."""
         usage = self._reader.usage
         outcome = Outcome(
             usage.error_status or 200,
@@ -75,13 +75,13 @@ class UsageTap:
 def watch_response(
     decision: Decision, event: ResponseHeaders, *, injected: bool
 ) -> UsageTap | Observation:
-    """Begin to watch a response, or observe it at once where its body tells no more.
+    """Start observing a response, or return the observation if the body adds nothing.
 
     Args:
-        decision: the one that it came of.
-        event: its headers.
-        injected: whether we asked for usage in the client's place, who must not get
-            the event that it comes in.
+        decision: the decision about the request.
+        event: the response's headers.
+        injected: whether the router requested usage on the client's behalf; the client
+            must not receive the event that contains it.
     """
     headers = event.headers
     status = _number(headers.get(":status", ""))
