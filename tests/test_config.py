@@ -174,7 +174,7 @@ def test_a_fleet_of_models_reads_back_as_it_is_printed() -> None:
     assert [pool.name for pool in config.all_pools] == ["a-short", "a-long", "b"]
     assert load_config(yaml.safe_dump(as_document(config)), {}) == config
     assert list(missing_files(config)) == [
-        "models.b.pools[0].api_key_file: '/no/such'; expected a file that can be read"
+        "models.b.pools[0].api_key_file: '/no/such'; expected a readable file"
     ]
     with pytest.raises(ConfigError, match="expected one of a-short, a-long, b"):
         load_config(FLEET.replace("responses_pool: a-long", "responses_pool: c"), {})

@@ -1,1 +1,1 @@
-"""The sub-commands of ``extproc``, a module each: arguments, then work."""
+"""The subcommands of ``extproc``, one per module: arguments, then work."""

@@ -1,11 +1,11 @@
-"""Print the configuration in force as YAML, or the line that says why there is none.
+"""Print the configuration in force as YAML, or the first error in it.
 
-The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
-EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
+The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN, EXTPROC_TRANSPORT,
+EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
 
-With --online it asks the servers of each pool what they serve, and prints a line for
-each: whether it answers, its models, and its max_model_len against the pool's.
-Exit status: 1 if a server does not answer or does not fit, 2 for a wrong configuration.
+With --online, query the servers of each pool and print a line for each: its state, its
+models, and its max_model_len compared with the pool's. Exit status: 1 if a server does
+not respond or differs from its pool, 2 for an invalid configuration.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="configuration file; without one, print the defaults",
     )
     parser.add_argument(
-        "--online", action="store_true", help="ask the pools' servers what they serve"
+        "--online", action="store_true", help="compare the pools' servers with it"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the configuration in force, or what its servers say.
+    """Print the configuration in force, or the state of its servers.
 
-    Return 2 if the file is invalid, 1 if a server does not fit it.
+    Return 2 if the file is invalid, 1 if a server differs from it.
     """
     config = read_config(args.file)
     if config is None:
@@ -63,7 +63,7 @@ def _ask_servers(config: Config) -> int:
 
 
 def missing_files(config: Config) -> Iterator[str]:
-    """Yield a line for each file or folder that the server would not find."""
+    """Yield an error for each file or folder that the server needs but cannot find."""
     tls = config.server.tls
     needed = {
         f"{path}pools[{position}].api_key_file": pool.api_key_file
@@ -79,15 +79,15 @@ def missing_files(config: Config) -> Iterator[str]:
         needed["server.tls.client_ca_file"] = tls.client_ca_file
     for key, name in needed.items():
         if name is not None and not os.access(name, os.R_OK):
-            yield f"{key}: {name!r}; expected a file that can be read"
+            yield f"{key}: {name!r}; expected a readable file"
     made = {"recording.file": config.recording.file, "state.path": config.state.path}
     for key, name in made.items():
         if name is not None and not Path(name).resolve().parent.is_dir():
-            yield f"{key}: {name!r}; expected a folder that exists around it"
+            yield f"{key}: {name!r}; expected a path in an existing folder"
 
 
 def read_config(path: Path | None) -> Config | None:
-    """Load a file and the environment; on a mistake, say so on stderr."""
+    """Load a file and the environment. On an error, print it to stderr."""
     try:
         text = "" if path is None else path.read_text(encoding="utf-8")
         return load_config(text, os.environ)

@@ -18,7 +18,7 @@ import extproc.commands
 from extproc.fleet.conversations import WORKLOAD_NAMES
 
 _NAMES = {"--workload": WORKLOAD_NAMES}
-"""Options that take one of these names, or a file."""
+"""Options that take a name from this list, or a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class _Option:
     flags: tuple[str, ...]
     help: str
     values: tuple[str, ...]
-    """What it accepts; empty where that is a file or free."""
+    """Accepted values; empty for a file or free text."""
     takes_value: bool
     takes_file: bool = False
-    """Beside ``values``."""
+    """Whether a file is accepted as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Command:
     help: str
     options: tuple[_Option, ...]
     values: tuple[str, ...]
-    """What its positional arguments accept; empty for files."""
+    """Values of its positional arguments; empty for files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print."""
+    """Print the completion script."""
     commands = list(_describe_commands())
     print("\n".join(_WRITERS[args.shell](commands)))
     return 0
@@ -59,7 +59,7 @@ def _describe_commands() -> Iterator[_Command]:
     for found in pkgutil.iter_modules(extproc.commands.__path__):
         module = importlib.import_module(f"extproc.commands.{found.name}")
         if not hasattr(module, "run"):
-            continue  # a part of other commands
+            continue  # part of other commands
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)
         yield _Command(
@@ -132,7 +132,7 @@ def _write_fish(commands: list[_Command]) -> Iterator[str]:
         description = shlex.quote(command.help)
         yield f"complete -c extproc -n {first} -f -a {command.name} -d {description}"
     yield f"complete -c extproc -n {first} -f -l version -d 'print the version'"
-    yield f"complete -c extproc -n {first} -f -s h -l help -d 'tell more'"
+    yield f"complete -c extproc -n {first} -f -s h -l help -d 'show this help'"
     for command in commands:
         inside = shlex.quote(f"__fish_seen_subcommand_from {command.name}")
         begin = f"complete -c extproc -n {inside}"

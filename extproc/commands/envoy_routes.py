@@ -1,9 +1,9 @@
-"""The routes and clusters that an Envoy needs for a fleet of models.
+"""The routes and clusters that Envoy needs for a fleet of models.
 
-Every request ends at its own model's largest pool unless the router decided otherwise:
-if the router set no ``x-llm-model``, a Lua filter after it reads the model's name from
-the body and chooses the route again. A request whose model nobody can name is refused,
-as vLLM refuses it.
+Each request goes to its model's largest pool unless the router decides otherwise: if
+the router sets no ``x-llm-model``, a Lua filter after it reads the model's name from
+the body and clears the route cache. A request for an unknown model is rejected with
+vLLM's error.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Json = dict[str, object]
 MODEL_HEADER = "x-llm-model"
 POOL_HEADER = "x-llm-pool"
 NO_MODEL = "no_model"
-"""A cluster without a server."""
+"""Name of a cluster without endpoints."""
 UNREADABLE = "-"
-"""``x-llm-model`` of a request whose body Envoy does not read: encoded, or too long."""
+"""``x-llm-model`` of a request whose body Envoy cannot read: encoded, or too long."""
 UNNAMED = "."
-"""``x-llm-model`` of a request whose body names no model, or is no JSON object."""
+"""``x-llm-model`` of a request whose body names no model, or is not a JSON object."""
 
 _LUA = """\
--- The base model of each name that clients ask by, for requests for which the router
--- named no model: it is down, or did not read the body.
+-- The base model of each requested name, for requests without a model from the
+-- router: it is down, or did not read the body.
 local bases = {
 %(bases)s}
 local patterns = {
 %(patterns)s}
--- What Envoy may hold of one request (request_body_buffer_limit): above it, 413.
+-- Largest request that Envoy buffers (request_body_buffer_limit); above it: 413.
 local max_bytes = %(max_bytes)d
--- Routes of requests whose model is not known.
+-- Routes of requests for an unknown model.
 local undecided = {no_model = true, default = true}
 
 local function plain(text)
@@ -46,7 +46,7 @@ local function plain(text)
   return (text:gsub("\\\\(.)", "%%1"))
 end
 
--- The value of the last key "model" of a JSON object itself, as JSON parsers have it.
+-- The value of the last top-level key "model" of an object, as JSON parsers return it.
 local function model_of(json)
   local depth, at, found = 0, 1, nil
   while true do
@@ -60,7 +60,7 @@ local function model_of(json)
       depth = depth - 1
     else
       local stop, escapes = here, 0
-      repeat  -- a quote behind an odd number of backslashes is one of the text
+      repeat  -- a quote after an odd number of backslashes is escaped
         stop = json:find('"', stop + 1, true)
         if not stop then return nil end
         escapes = 0
@@ -94,26 +94,26 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   if headers:get("%(model_header)s") then
-    -- If pieces of a body come after the router's answer, Envoy may keep the route of
-    -- before (with request_body_mode BUFFERED_PARTIAL).
+    -- If more of the body arrives after the router's reply, Envoy may keep the old
+    -- route (with request_body_mode BUFFERED_PARTIAL).
     if undecided[handle:streamInfo():routeName()] then handle:clearRouteCache() end
     return
   end
   local name = "%(unreadable)s"
   local length = tonumber(headers:get("content-length") or "0")
   if headers:get(":method") ~= "POST" then
-    -- A response that a server keeps: the router knows its pool.
+    -- A stored response: the router determines its pool.
     local kept = headers:get(":path"):find("/responses/", 1, true)
     name = kept and name or "%(unnamed)s"
   elseif not headers:get("content-encoding") and length and length <= max_bytes then
     local body = handle:body()
     local text = body and body:getBytes(0, body:length()) or ""
-    -- A file with a form around it, as for /v1/audio/transcriptions.
+    -- A form with a file, as for /v1/audio/transcriptions.
     local field = '; name="model"\\r\\n\\r\\n([^\\r\\n]+)\\r\\n'
     local named = model_of(text) or text:match(field)
     name = named and (base_of(named) or named) or "%(unnamed)s"
   end
-  -- Not a variable from above: body() waits, and what was got before it is gone.
+  -- Get the headers again: body() yields, which invalidates earlier handles.
   handle:headers():replace("%(model_header)s", name)
   handle:clearRouteCache()
 end
@@ -122,20 +122,20 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One base model of a fleet."""
+    """A base model of a fleet."""
 
     name: str
     pools: Sequence[str]
-    """Names of its pools, the largest window last."""
+    """Names of its pools; the one with the largest window is last."""
     adapters: Sequence[str] = ()
-    """Other names that clients ask by, or glob patterns of them."""
+    """Other names that clients use for it, or glob patterns of them."""
 
 
 def read_fleet(text: str) -> list[Model]:
-    """Return the fleet of a router's configuration, or of its ``pools`` alone.
+    """Return the fleet in a router's configuration, or in its ``pools`` alone.
 
     Args:
-        text: the configuration file's, in YAML; valid.
+        text: a valid configuration file, in YAML.
     """
     document = yaml.safe_load(text) or {}
     models = document.get("models") or {"": document}
@@ -154,7 +154,7 @@ def model_filter(models: Sequence[Model], max_bytes: int) -> str:
 
     Args:
         models: the fleet.
-        max_bytes: the most that Envoy may hold of one request.
+        max_bytes: the largest request that Envoy buffers.
     """
     names = [(name, model.name) for model in models for name in _names(model)]
     exact = [each for each in names if not is_pattern(each[0])]
@@ -175,12 +175,12 @@ def model_filter(models: Sequence[Model], max_bytes: int) -> str:
 
 
 def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json]:
-    """Yield the routes of a fleet, in their order.
+    """Yield the routes of a fleet, in order.
 
     Args:
         models: the fleet.
-        default: the model that takes requests for a model that is not in it; None:
-            they are answered as vLLM does.
+        default: the model that serves requests for unknown models; None rejects them
+            with vLLM's error.
     """
     for model in models:
         largest = model.pools[-1]
@@ -197,8 +197,8 @@ def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json
     yield _refusal("no_model_named", 400, _UNNAMED_ERROR, _has(MODEL_HEADER, UNNAMED))
     named: Json = {"name": MODEL_HEADER, "present_match": True}
     yield _refusal("unknown_model", 404, _UNKNOWN_ERROR, named)
-    # Before the model is known a request matches this one. It must not be a direct
-    # response: Envoy holds no body for those, whatever ``request_body_buffer_limit``.
+    # Matches every request until its model is known. It must not be a direct response:
+    # Envoy buffers no body for those, whatever ``request_body_buffer_limit``.
     yield _route("no_model", {"cluster": NO_MODEL, "timeout": "0s"})
 
 
@@ -223,7 +223,7 @@ def models_answer(models: Sequence[Model]) -> Json:
 
 
 def health_answer() -> Json:
-    """Return the route that answers for the gateway itself."""
+    """Return the route for the gateway's own health check."""
     return {
         "name": "health",
         "match": {"safe_regex": {"regex": "/(health|ping)"}},
@@ -258,7 +258,7 @@ _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
 def _small_pool_route(pool: str, largest: str) -> Json:
-    """Route to a pool; what it refuses as too long is sent again, to the largest."""
+    """Return the route to a pool, with a retry on the largest if it is too small."""
     groups = [
         {"name": name, "clusters": [{"cluster_name": cluster(name), "weight": 1}]}
         for name in (pool, largest)
@@ -343,7 +343,7 @@ def _lua_pattern(glob: str) -> str:
 def _lua_part(part: re.Match[str]) -> str:
     negated, members, character = part.groups()
     if character is None:
-        # A range's dash stays one.
+        # The dash of a range stays unescaped.
         escaped = re.sub(r"[^\w\s-]", r"%\g<0>", members, flags=re.ASCII)
         return f"[{'^' if negated else ''}{escaped}]"
     marks = {"*": ".*", "?": "."}

@@ -1,11 +1,11 @@
-"""Tell every number of the decision on one request.
+"""Explain the routing decision for one request, with all its numbers.
 
   extproc explain request.json
   curl -s ... | extproc explain --path /v1/completions -
   extproc explain --server http://127.0.0.1:9090 request.json
 
-Without --server the configuration's router answers, which has learned nothing yet;
-with it a running server's, with all that it has learned. The text is not kept.
+Without --server, a new router with this configuration decides, which has learned
+nothing yet; with it, a running server, with its learned state. The text is not stored.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Suggested(tuple[str, ...]):
-    """Values that a shell completes; any other is accepted, too."""
+    """Suggestions for shell completion; other values are accepted, too."""
 
     def __contains__(self, value: object) -> bool:
         return True
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain and print; 2 for an unreadable file, 1 for a body or a server."""
+    """Explain and print. Return 2 for an unreadable file, 1 if explaining fails."""
     try:
         body = _read_body(args.body)
     except OSError as error:
@@ -125,9 +125,9 @@ def _reason(error: Exception) -> str:
         case urllib.error.URLError(reason=Exception() as inner):
             return _reason(inner)
         case http.client.HTTPException():
-            return "its answer is not HTTP"
+            return "its response is not HTTP"
         case TimeoutError():
-            return "no answer in time"
+            return "no response in time"
         case OSError(strerror=str(said)):
             return said.lower()
     return str(error)
@@ -142,7 +142,7 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
     msgspec.json.Decoder(FailedOpenExplanation).decode,
     msgspec.json.Decoder(NotRoutedExplanation).decode,
 )
-"""The most said first: one document's keys are others' too."""
+"""Most specific first: some documents' keys are a subset of others'."""
 
 
 def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
@@ -154,7 +154,7 @@ def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
         data=body,
         headers={"content-type": "application/json"},
     )
-    # An admin port is inside: no proxy of the environment stands before it.
+    # The admin port is internal: ignore proxies from the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_SERVER_TIMEOUT_S) as response:
         answer = response.read()
@@ -163,15 +163,15 @@ def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
             return decode(answer)
         except msgspec.ValidationError:
             continue
-    raise ValueError("no explanation; expected the answer of /explain")
+    raise ValueError("no explanation; expected the output of /explain")
 
 
 def render(explanation: AnyExplanation) -> Iterator[str]:
-    """Lay an explanation out for people, a line at a time."""
+    """Format an explanation for people, line by line."""
     size = f"{explanation.request.body_bytes:,} B"
     yield _line("request", f"{explanation.path or DEFAULT_PATH}, {size}")
     if explanation.routed is False:
-        yield _line("", "not routed: the path is no API's, or has another prefix")
+        yield _line("", "not routed: unknown API path, or prefix not configured")
     if isinstance(explanation, NotRoutedExplanation):
         asked = explanation.asked or "(none)"
         yield _line("", f"model {asked}")
@@ -199,12 +199,12 @@ def _render_warnings(explanation: Explanation) -> Iterator[str]:
     if explanation.budget.bound_tokens > largest.max_model_len:
         yield _line(
             "",
-            f"no pool holds it: {largest.name}, the largest, has "
-            f"{largest.max_model_len:,} tokens; it may be refused or cut short there",
+            f"it fits no pool: {largest.name}, the largest, has "
+            f"{largest.max_model_len:,} tokens; it may be rejected or truncated there",
         )
     made_of = explanation.prompt.made_of
     if made_of and made_of.get("learned") is False:
-        yield _line("", "nothing learned of this model yet, which widens the bound")
+        yield _line("", "nothing learned about this model yet, which widens the bound")
 
 
 def _line(label: str, text: str) -> str:
@@ -227,7 +227,7 @@ def _render_request(request: RequestExplanation) -> Iterator[str]:
     if request.prompts > 1:
         parts.append(f"the longest of {request.prompts} prompts")
     if request.sequences > 1:
-        parts.append(f"{request.sequences} sequences side by side")
+        parts.append(f"{request.sequences} parallel sequences")
     yield _line("", ", ".join([f"model {request.model or '(none)'}", *parts]))
     tools = f", tools {request.tools_bytes:,} B" if request.tools_bytes else ""
     yield _line("text", f"{request.text_bytes:,} B decoded{tools}")
@@ -252,14 +252,14 @@ def _render_estimate(explanation: Explanation) -> Iterator[str]:
     yield from _render_estimator(prompt)
     output = explanation.output
     if not output.declared:
-        whose = "none declared: allowance"
+        whose = "no limit declared: allowance"
     elif output.limit_tokens is None or output.tokens >= output.limit_tokens:
         whose = "the client's limit"
     else:
-        whose = f"of a limit of {output.limit_tokens:,}: such answers take no more"
+        whose = f"of a limit of {output.limit_tokens:,}: estimated output is shorter"
     yield _line("output", f"{output.tokens:,} tokens ({whose})")
     budget = explanation.budget
-    held = f"{budget.bound_tokens:,} are held against the limits"
+    held = f"{budget.bound_tokens:,} compared with the limits"
     yield _line("budget", f"{budget.tokens:,} tokens; {held}")
 
 
@@ -313,7 +313,7 @@ def _render_decision(decision: DecisionExplanation) -> str:
     if by is None:
         return head
     if by.within is UNSET:
-        return f"{head} ({by.pool} would hold it)"
+        return f"{head} (fits {by.pool})"
     sign = "<=" if by.within else ">"
     return (
         f"{head} ({by.budget_tokens:,} {sign} {by.limit_tokens:,}, "

@@ -1,4 +1,4 @@
-"""What ``plan`` and ``simulate`` have in common: hardware, promises, output."""
+"""Options that ``plan`` and ``simulate`` share: hardware, SLOs, output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KV_CACHE_DTYPES = ("auto", "bfloat16", "fp8")
 
 
 def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what serves it."""
+    """Declare the hardware options."""
     group = parser.add_argument_group("hardware")
     group.add_argument(
         "--model",
@@ -122,7 +122,7 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what users are promised."""
+    """Declare the SLO options."""
     group = parser.add_argument_group("promises")
     group.add_argument(
         "--slo-ttft",
@@ -155,10 +155,10 @@ def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_engine(args: argparse.Namespace) -> Engine:
-    """One instance, from a profile or from tables.
+    """Return one instance, from a profile or from the built-in tables.
 
     Raises:
-        OptionError: a profile that cannot be read, or weights that do not fit.
+        OptionError: the profile cannot be read, or the weights do not fit.
     """
     return replace(
         _read_engine(args),
@@ -175,7 +175,7 @@ def _read_engine(args: argparse.Namespace) -> Engine:
     if args.step_time == "paper":
         if args.gpu not in PAPER_STEP_TIMES:
             raise OptionError(
-                f"--step-time: paper, expected --gpu {' or '.join(PAPER_STEP_TIMES)}"
+                f"--step-time: paper; expected --gpu {' or '.join(PAPER_STEP_TIMES)}"
             )
         return Engine(
             f"{args.gpu}, the papers' W + H n",
@@ -198,10 +198,10 @@ def _read_engine(args: argparse.Namespace) -> Engine:
 
 
 def read_deployment(args: argparse.Namespace) -> Deployment:
-    """The model on its GPUs that the arguments ask for, without a profile.
+    """Return the model and GPUs selected by the arguments, without a profile.
 
     Raises:
-        OptionError: no such model, a size that does not divide its heads, or weights
+        OptionError: an unknown model, a size that does not divide its heads, or weights
             that leave no room for a KV cache.
     """
     model, gpu = read_model(args.model, args.kv_cache_dtype), GPUS[args.gpu]
@@ -236,10 +236,10 @@ def read_deployment(args: argparse.Namespace) -> Deployment:
 
 
 def read_serving(args: argparse.Namespace) -> Serving:
-    """How an instance is started, for the command lines of a plan.
+    """Return an instance's start options, for the command lines of a plan.
 
     Raises:
-        OptionError: as :func:`read_deployment`.
+        OptionError: see :func:`read_deployment`.
     """
     return replace(
         _read_serving(args),
@@ -267,10 +267,10 @@ def _read_serving(args: argparse.Namespace) -> Serving:
 
 
 def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
-    """A model of the table, or of a ``config.json``.
+    """Return a model from the table, or from a ``config.json``.
 
     Raises:
-        OptionError: neither a name nor a configuration that gives a model.
+        OptionError: the name is unknown, or the file does not describe a model.
     """
     if name in MODELS:
         model = MODELS[name]
@@ -283,7 +283,7 @@ def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
     if not path.is_file():
         raise OptionError(
             f"--model: {name}; expected one of {', '.join(MODELS)}, a config.json or "
-            "the directory it is in"
+            "its directory"
         )
     label = path.parent.resolve().name if path.name == "config.json" else path.stem
     try:
@@ -294,14 +294,15 @@ def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
 
 
 def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with the limits that were not given.
+    """Return the arguments with defaults for missing limits.
 
-    A profile's window, sequences and batch are those that it was measured with; without
-    one, the window is 65,536 tokens or the model's, and the sequences are vLLM's
-    default on the GPU. The default threshold is half of a window that it does not fit.
+    With a profile, window, sequences and batch default to the values at its
+    measurement. Without one, the window is 65,536 tokens or the model's maximum, and
+    the sequences are vLLM's default for the GPU. The default threshold is half the
+    window if the window does not exceed it.
 
     Raises:
-        OptionError: a profile or a model that cannot be read.
+        OptionError: the profile or the model cannot be read.
     """
     profile = read_profile(args.profile) if args.profile else None
     window, batched = args.max_model_len, args.max_num_batched_tokens
@@ -326,10 +327,10 @@ def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
 def warn_beyond_profile(
     args: argparse.Namespace, limits: Sequence[SchedulerLimits], *, priced: bool
 ) -> None:
-    """Print what a fleet of these limits takes from a profile that did not measure it.
+    """Print a warning for each limit or price that the profile did not measure.
 
     Args:
-        priced: whether dollars are asked for, so that a missing price matters.
+        priced: whether costs are requested, so that a missing price matters.
     """
     if not args.profile:
         return
@@ -344,12 +345,12 @@ def warn_beyond_profile(
 
 
 def read_batch_defaults(args: argparse.Namespace) -> BatchDefaults:
-    """``max_num_seqs`` and ``max_num_batched_tokens`` of a server started without them.
+    """Return ``max_num_seqs`` and ``max_num_batched_tokens`` of a default server.
 
-    A profile's own are those that it was measured with.
+    With a profile, these are the values at its measurement.
 
     Raises:
-        OptionError: a profile that cannot be read.
+        OptionError: the profile cannot be read.
     """
     if args.profile:
         profile = read_profile(args.profile)
@@ -358,10 +359,10 @@ def read_batch_defaults(args: argparse.Namespace) -> BatchDefaults:
 
 
 def read_profile(name: str) -> Profile:
-    """A profile that ``extproc profile`` wrote.
+    """Return a profile that ``extproc profile`` wrote.
 
     Raises:
-        OptionError: a file that cannot be read, or no profile.
+        OptionError: the file cannot be read, or is not a profile.
     """
     try:
         return Profile.from_document(json.loads(Path(name).read_text()))
@@ -382,10 +383,10 @@ def _profiled(name: str, usd: float | None) -> Engine:
 
 
 def read_slo(args: argparse.Namespace) -> Slo:
-    """The promises.
+    """Return the SLOs.
 
     Raises:
-        OptionError: one out of range.
+        OptionError: a value is out of range.
     """
     for option in ("slo_ttft", "slo_tpot", "slo_long_ttft"):
         value = getattr(args, option)
@@ -393,13 +394,13 @@ def read_slo(args: argparse.Namespace) -> Slo:
             raise OptionError(f"--{option.replace('_', '-')}: {value}; expected > 0")
     if args.slo_preemption_rate < 0:
         raise OptionError(
-            f"--slo-preemption-rate: {args.slo_preemption_rate}, expected >= 0"
+            f"--slo-preemption-rate: {args.slo_preemption_rate}; expected >= 0"
         )
     return Slo(args.slo_ttft, args.slo_tpot, args.slo_preemption_rate)
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how the answer is given."""
+    """Declare the output options."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--seed", type=int, default=42, help="random seed (default: %(default)s)"
@@ -407,14 +408,14 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # pragma: no cover  macOS
 
 
 class Progress:
-    """A bar on standard error with the time left, if it is a terminal."""
+    """A progress bar with the time left, on standard error if it is a terminal."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
@@ -424,7 +425,7 @@ class Progress:
         self.show(0)
 
     def show(self, done: int) -> None:
-        """Draw the bar at so many of the total."""
+        """Draw the bar with ``done`` of the total."""
         if not self._shown:
             return
         filled = 30 * min(done, self._total) // self._total
@@ -441,7 +442,7 @@ class Progress:
 
 
 def time_left(passed_s: float, done: int, total: int) -> str:
-    """What is said of the time that the rest takes, at the pace so far."""
+    """Return a note on the time left, at the pace so far."""
     if not 0 < done < total:
         return ""
     left_s = passed_s * (total - done) / done
@@ -451,5 +452,5 @@ def time_left(passed_s: float, done: int, total: int) -> str:
 
 
 def plain_json(document: dict[str, Any]) -> str:
-    """One line of JSON; NaN would not be JSON, and is refused."""
+    """Return one line of JSON; raise on NaN, which JSON does not allow."""
     return json.dumps(document, allow_nan=False)

@@ -1,9 +1,9 @@
-"""What a split into pools would save, and what one setting saves without it.
+"""Compute the savings of a split into pools, and of better settings without a split.
 
-Sizes the fleet for a workload, a rate, hardware and an SLO: the split with the shipped
-router, and every baseline the same way, by simulating vLLM's scheduler. Named workloads
-need no download. --paper derives the numbers of the papers that can be derived, and
-sizes their setting.
+Sizes the fleet for a workload, a rate, hardware and an SLO by simulating vLLM's
+scheduler: the split with the shipped router, and every baseline in the same way. Named
+workloads need no download. --paper derives the papers' numbers as far as possible, and
+sizes a fleet in their setting.
 
   extproc plan --workload azure-conv --rate 1000
   extproc plan --workload my.csv.gz --gpu H100-80GB --report p.html
@@ -71,7 +71,8 @@ from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
-# The papers' two traces, as far as they can be had: their Azure tail is not public.
+# The papers' two traces, as far as they are public: the tail of their Azure trace is
+# not.
 _PAPER_WORKLOADS = ("azure-heavy", "lmsys")
 _PAPER_RATE = 1000.0
 _PAPER_BATCHED_TOKENS = 8192
@@ -118,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests",
         type=int,
         default=VERIFIED_REQUESTS,
-        help="least number of requests to measure for each policy once its fleet has "
+        help="minimum number of requests to measure for each policy once its fleet has "
         "filled; half as many are routed to find each pool's share, and three tenths "
         "test each size (default: %(default)s)",
     )
@@ -126,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-sweep", action="store_true", help="skip the other thresholds"
     )
     parser.add_argument(
-        "--paper", action="store_true", help="print the papers' numbers beside ours"
+        "--paper", action="store_true", help="compare the papers' numbers with ours"
     )
     parser.add_argument(
         "--report",
@@ -151,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         default=usable_cores(),
-        help="most processes to use (default: the usable cores, %(default)s)",
+        help="maximum number of processes (default: the usable cores, %(default)s)",
     )
     add_output_arguments(parser)
 
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.report is not None and not args.report.parent.is_dir():
             raise OptionError(
-                f"--report: {args.report}; expected a file in a folder that is there"
+                f"--report: {args.report}; expected a file in an existing folder"
             )
         if args.emit is not None and args.emit.exists() and not args.emit.is_dir():
             raise OptionError(f"--emit: {args.emit}; expected a directory")
@@ -202,10 +203,10 @@ def _run_paper(args: argparse.Namespace) -> int:
 
 
 def read_question(args: argparse.Namespace) -> Question:
-    """Everything that the arguments ask.
+    """Return all inputs of a plan from the arguments.
 
     Raises:
-        OptionError: one of them is out of range.
+        OptionError: an argument is out of range.
     """
     args = complete_limits(args)
     traffic = read_traffic(args)
@@ -269,7 +270,7 @@ def _check(args: argparse.Namespace, thresholds: tuple[int, ...]) -> None:
 
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
-    """The plan, and its page if one is wanted."""
+    """Return the plan, and its HTML page if requested."""
     started = time.monotonic()
     question = read_question(args)
     check_disaggregation(args, question)
@@ -308,7 +309,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
-    """A map over processes, or in this one, that yields whatever is done first."""
+    """Return a map over processes, or in this one, that yields results as completed."""
     if processes == 1:
         yield map
         return
@@ -318,7 +319,7 @@ def _mapper(processes: int) -> Iterator[Any]:
 
 def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
     tasks = [PolicyTask(question, policy) for policy in policies(question)]
-    # The longest first, so that the last ones to end are short.
+    # Longest first, so that the last ones to finish are short.
     longest_first = sorted(
         tasks, key=lambda task: not task.policy.strategy.reads_bodies
     )
@@ -333,7 +334,7 @@ def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
 def _study_prefixes(
     question: Question, sized: Mapping[str, SizedPolicy], mapped: Any
 ) -> PrefixStudy | None:
-    """What caching and the split save, of requests that have something in common."""
+    """Return the savings of prefix caching and of the split for related requests."""
     without = without_prefixes(question)
     if without is None:
         return None
@@ -344,7 +345,7 @@ def _study_prefixes(
 
 
 def _paper(args: argparse.Namespace) -> dict[str, Any]:
-    """Derive what can be derived, and size the papers' setting by our means."""
+    """Derive the papers' numbers, and size a fleet in their setting by simulation."""
     started = time.monotonic()
     args.gpu, args.step_time, args.profile = "A100-80GB", "paper", None
     engine = read_engine(args)

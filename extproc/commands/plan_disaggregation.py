@@ -1,4 +1,4 @@
-"""``extproc plan --disaggregate``: prefill and decode apart, beside the other ways."""
+"""``extproc plan --disaggregate``: separate prefill and decode instances."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _BYTES_PER_GBIT = 1e9 / 8
 
 
 def add_disaggregation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
-    group = parser.add_argument_group("prefill and decode apart")
+    """Declare the options."""
+    group = parser.add_argument_group("separate prefill and decode")
     group.add_argument(
         "--disaggregate",
         action="store_true",
@@ -30,15 +30,15 @@ def add_disaggregation_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=100.0,
         metavar="GBIT/S",
-        help="bandwidth of one instance for the KV cache (default: %(default)g)",
+        help="bandwidth of each instance for KV cache transfers (default: %(default)g)",
     )
 
 
 def check_disaggregation(args: argparse.Namespace, question: Question) -> None:
-    """Refuse what cannot be sized apart, before anything is simulated.
+    """Reject unsupported combinations of options before anything is simulated.
 
     Raises:
-        OptionError: a profile, the papers' step times, a file's own instants, or a
+        OptionError: a profile, the papers' step times, arrival times from a file, or a
             network without bandwidth.
     """
     if not args.disaggregate:
@@ -65,7 +65,7 @@ def disaggregate(
     one_pool: SizedPolicy,
     split: SizedPolicy,
 ) -> FourWays:
-    """Size the ways that the arguments ask for."""
+    """Size every alternative that the arguments select."""
     model = read_deployment(args).model
     bytes_per_s = args.kv_transfer_gbits * _BYTES_PER_GBIT
     transfer = KvTransfer.of(model, bytes_per_s)
@@ -76,7 +76,7 @@ def print_four_ways(found: FourWays) -> None:
     """Print the table and the verdict."""
     gbits = found.transfer_bytes_per_s / _BYTES_PER_GBIT
     print(
-        f"prefill and decode apart, {gbits:g} Gbit/s an instance, "
+        f"separate prefill and decode, {gbits:g} Gbit/s an instance, "
         f"{found.kv_bytes_per_token / 1024:,.0f} KiB a token:"
     )
     print(f"{'':25} {'GPUs':>7}  prefill + decode, P99 TTFT, P99 TPOT, transfer")

@@ -1,4 +1,4 @@
-"""``extproc plan --energy``: kWh, joules and CO2 of the fleets, as ranges."""
+"""``extproc plan --energy``: ranges of the fleets' kWh, joules and CO2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from extproc.fleet.question import Question
 
 
 def add_energy_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
+    """Declare the options."""
     group = parser.add_argument_group("energy and carbon")
     group.add_argument(
         "--energy",
@@ -40,14 +40,14 @@ def add_energy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_energy(args: argparse.Namespace) -> None:
-    """Refuse what has no power curve, and figures out of range.
+    """Reject a GPU without a power curve, and values out of range.
 
     Raises:
-        OptionError: a profile, or a figure below its least.
+        OptionError: a profile is given, or a value is below its minimum.
     """
     if args.energy and args.profile:
         raise OptionError(
-            "--energy: a profile does not say its GPU; expected --gpu without --profile"
+            "--energy: a profile has no GPU name; expected --gpu without --profile"
         )
     for option, least in (("host_watts_per_gpu", 0), ("pue", 1), ("grid_g_per_kwh", 0)):
         value = getattr(args, option)
@@ -60,7 +60,7 @@ def check_energy(args: argparse.Namespace) -> None:
 def energy(
     args: argparse.Namespace, question: Question, sized: Mapping[str, SizedPolicy]
 ) -> EnergyRows:
-    """Energy of these policies, by the names that they have here."""
+    """Return the energy of the policies, keyed by their names in the report."""
     around = Surroundings(
         _given(args.host_watts_per_gpu, HOST_WATTS),
         _given(args.pue, PUE),
@@ -74,7 +74,7 @@ def _given(value: float | None, usual: Range) -> Range:
 
 
 def print_energy(found: EnergyRows) -> None:
-    """Print the table, the relation and the source."""
+    """Print the table, the comparison and the source."""
     print(
         f"{'':26}{'GPUs':>7} {'W a GPU':>8} {'idle':>6} {'GWh a year':>16} "
         f"{'J a token':>14} {'t CO2 a year':>18}"

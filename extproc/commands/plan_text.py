@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""Formats a plan for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POOL_COLUMNS = (
     ("share", 9), ("used", 7), ("P99 TTFT", 18), ("P99 TPOT", 18), ("measured", 10),
 )  # fmt: skip
 
-#: The terms of the papers, once.
+#: Definitions of the papers' terms.
 TERMS = (
     "alpha is the share of the requests under the threshold; rho the requests a second "
     "of a saturated short instance over those of one in today's fleet; the papers' "
@@ -57,7 +57,7 @@ def print_plan(plan: Plan, serving: Serving) -> None:
 
 
 def print_prefixes(found: PrefixStudy) -> None:
-    """What caching saves, what the split does to it, and by which load balancer."""
+    """Print the savings of prefix caching, by split and load balancer."""
     none, cached, split, both = found.instances.values()
     print("\nPrefix caching")
     print(
@@ -69,10 +69,10 @@ def print_prefixes(found: PrefixStudy) -> None:
     )
     print(
         wrap(
-            f"Of the prompt tokens, {found.unlimited_share:.1%} are in a cache that "
-            f"forgets nothing; {found.unlimited_share_split:.1%} with one for each "
+            f"Of the prompt tokens, {found.unlimited_share:.1%} would hit an unlimited "
+            f"cache; {found.unlimited_share_split:.1%} with one for each "
             "class, since a conversation that outgrows the threshold leaves its prefix "
-            "behind. Found in these fleets:"
+            "behind. Hit rates in these fleets:"
         )
     )
     print(f"{'':10}{'load balancer':>16}{'instances':>14}{'found':>9}{'P99 TTFT':>10}")
@@ -85,7 +85,7 @@ def print_prefixes(found: PrefixStudy) -> None:
 
 
 def _print_counts(plan: Plan) -> None:
-    """GPUs today, mended and with the split, in three lines."""
+    """Print the GPUs today, with a better max_num_seqs, and with the split."""
     for label, name in (
         ("GPUs today", BASELINE),
         ("GPUs, max_num_seqs mended", PAGED),
@@ -101,7 +101,7 @@ def _print_counts(plan: Plan) -> None:
 
 
 def faults(row: PolicyRow) -> list[str]:
-    """What keeps a policy from being run, and what it does to some requests."""
+    """Return why a policy is unusable, and which requests it rejects or truncates."""
     found = [] if row.slo_met else ["MISSES ITS PROMISES"]
     if row.state != "steady":
         found.append(row.state)
@@ -126,7 +126,7 @@ def _setting(plan: Plan) -> list[str]:
 
 
 def print_pools(pools: list[PoolRow]) -> None:
-    """The split's pools, each P99 with its 95 % interval."""
+    """Print the split's pools, each P99 with its 95 % interval."""
     print("".join(f"{title:>{width}}" for title, width in _POOL_COLUMNS))
     for pool in pools:
         used = pool.figures["utilization"]
@@ -144,11 +144,11 @@ def print_pools(pools: list[PoolRow]) -> None:
         row = zip(cells, _POOL_COLUMNS, strict=True)
         print("".join(f"{cell:>{width}}" for cell, (_, width) in row))
     if any(pool.measured_alone for pool in pools):
-        print("* gets too few of the fleet's requests: measured by itself, for longer")
+        print("* has too few of the fleet's requests: measured separately, for longer")
 
 
 def print_policies(policies: Mapping[str, PolicyRow]) -> None:
-    """Every policy in a row, the split first."""
+    """Print one row for each policy, the split first."""
     print(
         f"{'':23} {'':>9} {'saved by':>9} {'P99':>8} {'P99':>7} {'re-':>8} {'cut':>7}\n"
         f"{'policy':23} {'instances':>9} {'the split':>9} {'TTFT':>8} {'TPOT':>7} "
@@ -177,7 +177,7 @@ def _print_sweep(plan: Plan) -> None:
     if advice is None:
         return
     if not advice.split:
-        print("No threshold saves anything by throughput: keep one pool.")
+        print("No threshold saves anything by throughput: use one pool.")
         return
     print(
         wrap(
@@ -200,14 +200,14 @@ def _print_sweep(plan: Plan) -> None:
 
 
 def _papers(plan: Plan) -> list[str]:
-    """The savings in the papers' terms."""
+    """Return the savings in the papers' terms."""
     lines = [TERMS]
     if len(plan.pools) > 2:
         each = "; ".join(
             f"{pool.name} alpha {pool.alpha:.4f}, rho {pool.rho:.2f}"
             for pool in plan.pools
         )
-        lines.append(f"Of each pool: {each}.")
+        lines.append(f"By pool: {each}.")
     saved = "no saving is claimed"
     if plan.saving_pct is not None:
         saved = f"simulated {plan.saving_pct:g} %"
@@ -254,19 +254,19 @@ def with_interval(
     half_widths: Mapping[str, float | None],
     key: str,
 ) -> str:
-    """A duration and half the width of its interval, if it has one."""
+    """Format a duration with half the width of its interval, if it has one."""
     value, half = figures[key], half_widths[key]
     text = seconds(value)
     return text if half is None or value is None else f"{text} +- {seconds(half)}"
 
 
 def dollars(amount: float) -> str:
-    """An amount with its sign before the dollar's."""
+    """Format an amount with its sign before the dollar sign."""
     return f"{'-' if amount < 0 else ''}${abs(amount):,}"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds from one on, milliseconds below."""
+    """Format a duration: in seconds from 1 s, in milliseconds below."""
     if value is None:
         return "-"
     if value >= 1:

@@ -1,13 +1,12 @@
-"""Measure a live vLLM server and write a profile that `plan` and `simulate` take.
+"""Measure a live vLLM server and write a profile for `plan` and `simulate`.
 
-Reads what the server says of itself (/v1/models, /metrics), then sends completions of
-random token ids: lone prompts of several lengths for the prefill, and batches of
-several sizes and contexts for the decoding step. The fit is checked against two loads
-of another kind, mixed lengths at 60 % and at 150 % of the capacity, which it predicts
-with the simulator.
+Reads the server's /v1/models and /metrics, then sends completions of random token ids:
+single prompts of several lengths to measure prefill, and batches of several sizes and
+contexts to measure decoding. The fit is checked with two other loads, mixed lengths at
+60 % and 150 % of the capacity, against the simulator's prediction.
 
-Nothing else should use the server meanwhile. max_num_seqs and max_num_batched_tokens
-are not published by vLLM: give them as it was started.
+Nothing else should use the server during the measurement. vLLM does not publish
+max_num_seqs and max_num_batched_tokens: give the values it was started with.
 
   extproc profile http://127.0.0.1:8000 --max-num-seqs 64 --output my-gpu.json
   extproc plan --profile my-gpu.json --usd-per-gpu-hour 2 --rate 20
@@ -49,16 +48,16 @@ from extproc.fleet.profile_fit import (
 )
 from extproc.server.pools.unanswered import reason
 
-# Ids that every vocabulary has, above the bytes and the special tokens of most.
+# Ids in every vocabulary, above the bytes and most special tokens.
 _FIRST_ID, _LAST_ID = 300, 2000
 _TIMEOUT_S = 600.0
-# Offered rates of the checks over the predicted capacity: what a fleet runs at, and
-# more than can be served.
+# Request rates of the checks as a share of the predicted capacity: an ordinary load,
+# and an overload.
 _ORDINARY_LOAD, _OVERLOAD = 0.6, 1.5
 
 
 class ServerError(Exception):
-    """The server cannot be measured: what was asked, and what it said."""
+    """The server cannot be measured; the message has the request and its error."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     if not re.match(r"https?://", args.url):
         return _refuse("url", args.url, "http:// or https://")
     if not args.output.parent.is_dir():
-        return _refuse("output", args.output, "a file in a folder that is there")
+        return _refuse("output", args.output, "a file in an existing folder")
     try:
         profile = asyncio.run(_measure(args))
     except (ServerError, ProfileError) as error:
@@ -164,20 +163,20 @@ def _fail(url: str, why: str) -> int:
 
 def _refuse(option: str, value: object, accepted: str) -> int:
     name = option if option == "url" else f"--{option.replace('_', '-')}"
-    print(f"extproc profile: {name}: {value}, expected {accepted}", file=sys.stderr)
+    print(f"extproc profile: {name}: {value}; expected {accepted}", file=sys.stderr)
     return 2
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """When the tokens of one streamed completion came, in seconds of this process."""
+    """Arrival times of a streamed completion's tokens, in seconds of this process."""
 
     sent_s: float
     token_s: tuple[float, ...]
 
 
 class _Server:
-    """One vLLM server, over its OpenAI API."""
+    """A vLLM server, accessed over its OpenAI API."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, rng: random.Random
@@ -191,11 +190,11 @@ class _Server:
         async with self._session.get(self._url + path) as response:
             body = await response.text()
             if response.status != 200:
-                raise ServerError(f"{path}: status {response.status}, expected 200")
+                raise ServerError(f"{path}: status {response.status}; expected 200")
             return body
 
     async def complete(self, prompt_tokens: int, output_tokens: int) -> _Answer:
-        """Stream a completion of a random prompt; never the same, so never cached."""
+        """Stream a completion of a new random prompt, which no cache contains."""
         ids = [self._rng.randint(_FIRST_ID, _LAST_ID) for _ in range(prompt_tokens)]
         body = {
             "model": self.model,
@@ -221,7 +220,7 @@ class _Server:
                 if line.startswith(b"data:") and b"[DONE]" not in line
             ]
         if not times:
-            raise ServerError("/v1/completions: an answer without tokens")
+            raise ServerError("/v1/completions: a response without tokens")
         return _Answer(sent_s, tuple(times))
 
 
@@ -235,7 +234,7 @@ async def _measure(args: argparse.Namespace) -> Profile:
         server = _Server(session, args.url, random.Random(args.seed))
         max_model_len = await _identify(server, args.model)
         num_blocks, block_size = await _kv_cache(server)
-        await server.complete(16, 4)  # the first one compiles
+        await server.complete(16, 4)  # warm-up: the first one compiles
         prefill = await _measure_prefill(server, args, max_model_len)
         decode = await _measure_decode(server, args, max_model_len)
         step_time, request_s = fit(decode, prefill)
@@ -280,19 +279,19 @@ async def _identify(server: _Server, wanted: str | None) -> int:
         server.model = wanted or names[0]
     except (ValueError, KeyError, TypeError, IndexError):
         raise ServerError(
-            f"/v1/models: {body[:80]!r}, expected an OpenAI list of models"
+            f"/v1/models: {body[:80]!r}; expected an OpenAI list of models"
         ) from None
     for model in models:
         if model["id"] == server.model:
             length = model.get("max_model_len")
             if not length:
-                raise ServerError("/v1/models: no max_model_len, expected vLLM's")
+                raise ServerError("/v1/models: no max_model_len; expected vLLM's")
             return int(length)
-    raise ServerError(f"--model: {wanted}, expected one of {', '.join(names)}")
+    raise ServerError(f"--model: {wanted}; expected one of {', '.join(names)}")
 
 
 async def _kv_cache(server: _Server) -> tuple[int, int]:
-    """Blocks and block size, from the labels of ``vllm:cache_config_info``."""
+    """Return the number of blocks and their size from ``vllm:cache_config_info``."""
     metrics = await server.text("/metrics")
     line = next(
         (x for x in metrics.splitlines() if x.startswith("vllm:cache_config_info{")), ""
@@ -318,7 +317,7 @@ async def _preemptions(server: _Server) -> float:
 async def _measure_prefill(
     server: _Server, args: argparse.Namespace, max_model_len: int
 ) -> list[PrefillSample]:
-    """Lone prompts within one step's budget, so that each is one step."""
+    """Measure single prompts within one step's budget, so that each takes one step."""
     longest = min(args.max_num_batched_tokens, max_model_len - 1)
     lengths = sorted({max(1, longest * share // 16) for share in (1, 2, 4, 8, 12, 16)})
     progress = Progress("prefill", len(lengths) * args.repeats)
@@ -358,7 +357,7 @@ async def _measure_decode(
 async def _decode_once(
     server: _Server, batch: int, prompt: int, tokens: int
 ) -> float | None:
-    """Mean step while the whole batch decodes; None if that was too short to tell."""
+    """Return the mean step time of a full batch, or None if too short to measure."""
     answers = await asyncio.gather(
         *(server.complete(prompt, tokens) for _ in range(batch))
     )
@@ -372,10 +371,10 @@ async def _decode_once(
 async def _check(
     server: _Server, profile: Profile, args: argparse.Namespace, load: float
 ) -> Check:
-    """Offer a mixed load, and compare it with the prediction.
+    """Send a mixed load, and compare the result with the prediction.
 
     Args:
-        load: offered rate over the capacity that the profile predicts.
+        load: the request rate as a share of the predicted capacity.
     """
     rng = random.Random(f"{args.seed} {load}")
     offered = _mixed_load(profile, args.check_requests, load, rng)
@@ -408,7 +407,7 @@ async def _check(
 def _mixed_load(
     profile: Profile, n: int, load: float, rng: random.Random
 ) -> list[Sent]:
-    """Mixed lengths, at ``load`` times what the profile says can be served."""
+    """Generate mixed lengths at ``load`` times the predicted capacity."""
     window = profile.max_model_len
     sizes = [
         (

@@ -1,6 +1,6 @@
-"""Scores for a recording of the server's own decisions (``recording.file``).
+"""Evaluates a recording of the server's own decisions (``recording.file``).
 
-In shadow mode: what they would do to a fleet, before anything is moved.
+In shadow mode, this predicts the effect on a fleet before any request is moved.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from extproc.routing.policy import Policy, Pool
 
 
 class RecordingError(Exception):
-    """A line that is not of a recording; names the line and what is accepted."""
+    """An invalid line in a recording; the message has its number and expected form."""
 
 
 def is_recording(line: bytes) -> bool:
-    """Whether a line of a log is of a recording, rather than of requests."""
+    """Return whether a line of a log belongs to a recording, not to a request log."""
     try:
         record = msgspec.json.decode(line)
     except (ValueError, RecursionError):
@@ -38,7 +38,7 @@ def is_recording(line: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One line: an observation, and when it was made."""
+    """One line: an observation and its time."""
 
     time_s: float
     """Seconds since the epoch."""
@@ -49,7 +49,7 @@ def read_recording(lines: Iterable[bytes]) -> Iterator[Recorded]:
     """Read a recording.
 
     Raises:
-        RecordingError: a line that is not of one.
+        RecordingError: an invalid line.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -70,7 +70,7 @@ def of_model(recording: Iterable[Recorded], model: str) -> Iterator[Recorded]:
 
 
 def models_of(recording: Iterable[Recorded]) -> list[str]:
-    """Return the base models of a recording; none if its pools served one model."""
+    """Return the base models in a recording; empty if the pools serve one model."""
     names = {line.observation.decision.base_model for line in recording}
     return sorted(names - {""})
 
@@ -78,10 +78,10 @@ def models_of(recording: Iterable[Recorded]) -> list[str]:
 def score_models(
     read: Callable[[], Iterable[Recorded]], thresholds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Score the decisions of each base model as ``score_recording`` does.
+    """Evaluate the decisions of each base model as ``score_recording`` does.
 
     Args:
-        read: starts reading the recording from its beginning.
+        read: opens the recording at its start.
     """
     return {
         model: score_recording(partial(_read_model, read, model), thresholds)
@@ -98,14 +98,14 @@ def _read_model(
 def score_recording(
     read: Callable[[], Iterable[Recorded]], thresholds: Sequence[int]
 ) -> dict[str, Any]:
-    """Score the decisions as they were made, at several thresholds.
+    """Evaluate the recorded decisions, and those at several other thresholds.
 
-    Only 200s with usage are scored; ``pools`` holds where all of them would have gone
-    (in shadow mode), or went, and how many of those that were scored belonged into a
-    larger or a smaller one.
+    Only 200s with usage are scored. ``pools`` counts the requests that each pool
+    received (or would receive, in shadow mode), and how many of the scored ones needed
+    a larger pool or fitted a smaller one.
 
     Args:
-        read: starts reading the recording; it is called twice, so that nothing is held.
+        read: opens the recording; called twice, so that no lines are kept in memory.
     """
     survey = _survey(read())
     policy = survey.policy()
@@ -147,18 +147,18 @@ class _PoolCounts:
     too_small: int = 0
     """Scored requests that needed a larger pool."""
     too_large: int = 0
-    """Scored requests that a smaller one would have held."""
+    """Scored requests that fitted a smaller pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
     pools: Mapping[str, Pool]
-    """By name, in order of their windows; where a limit changed, as it was last."""
+    """By name, in order of their windows; with the last value if a limit changed."""
     first_s: float
     last_s: float
 
     def policy(self) -> Policy | None:
-        """The pools as one policy, names that share a window as one; None if empty."""
+        """Return the pools as one policy, one name for each window; None if empty."""
         by_window = {pool.max_model_len: pool for pool in self.pools.values()}
         return Policy(list(by_window.values())) if by_window else None
 
@@ -182,12 +182,12 @@ def _advice(policy: Policy | None, counts: BudgetCounts) -> dict[str, Any] | Non
 def render_recording(
     report: dict[str, Any], name: str, model: str = ""
 ) -> Iterator[str]:
-    """Lay the scores out for people, a line at a time.
+    """Format the scores for people, line by line.
 
     Args:
-        report: as ``score_recording`` returned it.
-        name: the recording's, for the command that goes on from here.
-        model: the base model that the report is of, if there are several.
+        report: the result of ``score_recording``.
+        name: the recording's file name, for the command suggested next.
+        model: the report's base model, if there are several.
     """
     if model:
         yield f"{model}:"
@@ -218,7 +218,7 @@ def render_recording(
     if report["advice"]:
         yield "\n" + wrap(_describe_advice(report["advice"]))
     if rate and report["scored"]:
-        yield "\nSized with hardware and promises, and beside one pool:"
+        yield "\nTo size it with hardware and SLOs, and compare it with one pool:"
         served = f" --served-model {model}" if model else ""
         yield f"  extproc plan --workload {name}{served} --rate {rate:.3g}"
 
@@ -249,9 +249,9 @@ def _describe_advice(advice: Mapping[str, Any]) -> str:
 
     current, best = advice["current"], advice["best"]
     text = (
-        f"By the papers' formula and constants, a short pool of "
+        f"With the papers' formula and constants, a short pool of "
         f"{current['threshold_tokens']:,}: {describe(current)}."
     )
     if best["threshold_tokens"] != current["threshold_tokens"]:
-        text += f" Of {best['threshold_tokens']:,}, which saves most: {describe(best)}."
+        text += f" The best is {best['threshold_tokens']:,}: {describe(best)}."
     return text

@@ -1,18 +1,18 @@
-"""Run a log of requests through the live code: errors, misroutes, by category.
+"""Replay a log of requests through the router: estimation errors and misroutes.
 
 Lines of {"path": ..., "body": ..., "headers": {..}?, "usage": {"prompt_tokens": n,
-"completion_tokens": m}}. The body is JSON as text or as an object; "body_base64" has
-the bytes on the wire, whose content-encoding header counts. OpenAI's batch lines
-("url"), LiteLLM's logs and Langfuse's exports are read too, if they carry bodies.
-Bodies are read as the server reads them, up to `server.max_body_bytes`. Each request
-is estimated first and learned from afterwards; the first 10 % are not scored. A
-request counts as misrouted at a threshold if the decision does not agree with what it
-needed: its prompt tokens plus its declared limit, or plus its completion tokens where
-it declared none.
+"completion_tokens": m}}. The body is JSON as text or as an object; "body_base64"
+contains the bytes on the wire, to which the content-encoding header applies. OpenAI's
+batch lines ("url"), LiteLLM's logs and Langfuse's exports are accepted too, if they
+contain bodies. Bodies are parsed as the server does, up to `server.max_body_bytes`.
+Each request is estimated first and learned from afterwards; the first 10 % are not
+scored. A request counts as misrouted at a threshold if the decision differs from its
+actual need: its prompt tokens plus its declared limit, or plus its completion tokens if
+it declares none.
 
-A file that the server wrote (`recording.file`) is scored as it was decided: with
-`mode: shadow`, what the decisions would do to the fleet. It holds the responses that
-were observed: all of them with `feedback.sample: all` or `feedback.access_log`, else a
+A recording of the server (`recording.file`) is scored with its original decisions: with
+`mode: shadow`, this shows their effect on the fleet. It contains the observed
+responses: all of them with `feedback.sample: all` or `feedback.access_log`, else a
 sample that is denser at first and near a pool's limit.
 """
 
@@ -53,14 +53,14 @@ from extproc.server.build import build_router, build_sampler
 UNSCORED_SHARE = 0.1
 
 COLD_REQUESTS = 50
-"""A cold start is judged by the first so many requests."""
+"""Number of initial requests that are scored as a cold start."""
 
 BASELINES = (
     EstimatorName.EMA,
     EstimatorName.BYTES_OVER_FOUR,
     EstimatorName.SEMANTIC_ROUTER,
 )
-"""What the report shows beside the chosen estimator."""
+"""Estimators that the report compares with the chosen one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cold",
         choices=FAMILIES,
         metavar="FAMILY",
-        help="tokenizer family to leave out of the text estimator's prior; scores the "
+        help="tokenizer family to exclude from the text estimator's prior; scores the "
         f"first {COLD_REQUESTS} requests too: {', '.join(FAMILIES)}",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -223,7 +223,7 @@ def replay(
 
 
 def _report_models(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The scores of each base model, if models are configured."""
+    """Return the scores of each base model, if models are configured."""
     keys = ("scored", "mape_pct", "bias_pct", "under_estimate_rate", "misroute_pct")
     models = {
         name: {key: evaluation.report()[key] for key in keys}
@@ -250,7 +250,7 @@ def _baselines(
 
 
 def _decide(router: AnyRouter, entry: Entry, max_body_bytes: int) -> Decision | None:
-    """Decide; None: the request asks for a model that is not configured."""
+    """Decide; None if the request's model is not configured."""
     request = parse_request(entry.path, entry.body, entry.encoding, max_body_bytes)
     found = router.find("" if isinstance(request, Reason) else request.model)
     if found is None:

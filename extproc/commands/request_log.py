@@ -1,15 +1,16 @@
-"""Reads logs of requests with their counted tokens, as ``replay`` takes them.
+"""Reads logs of requests with their token counts, as input of ``replay``.
 
-A line is one JSON object. Its body stands in one of these forms, in this order:
+A line is a JSON object. Its body is read from the first of these that is present:
 
-- ``body_base64``: the bytes on the wire, whose content-encoding header counts;
-- ``body``: the JSON body, as text or as an object (OpenAI's batch lines have it too);
-- ``request`` or ``proxy_server_request`` (LiteLLM): an object with ``body``,
-  or the body itself;
-- ``input`` of an export that counts generations (Langfuse), with ``modelParameters``;
+- ``body_base64``: the bytes on the wire, to which the content-encoding header applies;
+- ``body``: the JSON body, as text or as an object (also in OpenAI's batch lines);
+- ``request`` or ``proxy_server_request`` (LiteLLM): an object with ``body``, or the
+  body itself;
+- ``input`` of an export of generations with counts (Langfuse), with
+  ``modelParameters``;
 - the fields of a body themselves (``messages``, ``prompt``, ``input``).
 
-The counts stand in ``usage``, here or in ``response`` (and its ``body``), in
+The counts are in ``usage``, here or in ``response`` (or its ``body``), in
 ``usageDetails``, or beside the body.
 """
 
@@ -43,7 +44,7 @@ _MAX_TOKENS = 1 << 31
 
 
 class LogError(Exception):
-    """A line that is no log entry; names the line, the field and what is due."""
+    """An invalid log line; the message has its number, field and expected form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def read_log(name: str, hint_header: str) -> Iterator[Entry]:
         hint_header: the header that names a category.
 
     Raises:
-        LogError: a line that is not an entry, or no line at all.
+        LogError: an invalid line, or no lines.
         OSError: the file cannot be read.
     """
     if name == "-":
@@ -78,7 +79,7 @@ def read_log(name: str, hint_header: str) -> Iterator[Entry]:
 
 
 def read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
-    """Read the entries of lines, a byte order mark before the first aside.
+    """Parse lines into entries; a byte order mark before the first is ignored.
 
     Raises:
         LogError: see ``read_log``.
@@ -94,11 +95,11 @@ def read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
         except _FieldError as error:
             raise LogError(f"line {number}: {error}") from None
     if empty:
-        raise LogError("empty; expected a JSON object a line, one for each request")
+        raise LogError("empty; expected one JSON object a line, one for each request")
 
 
 class _FieldError(ValueError):
-    """What is wrong with a field; quotes nothing of a body."""
+    """An invalid field; the message quotes nothing of the body."""
 
 
 def _record(line: bytes) -> JsonObject:
@@ -127,7 +128,7 @@ def _entry(record: JsonObject, hint_header: str) -> Entry:
 
 
 def _request_of(record: JsonObject) -> JsonObject:
-    """The object in which a gateway keeps the client's request, or an empty one."""
+    """Return the object in which a gateway logs the client's request, or {}."""
     for name in ("proxy_server_request", "request"):
         value = record.get(name)
         if type(value) is str and value.lstrip()[:1] == "{":
@@ -161,7 +162,7 @@ def _header(headers: JsonObject, name: str) -> str | None:
 def _body(
     record: JsonObject, request: JsonObject, headers: JsonObject
 ) -> tuple[bytes, str, JsonObject]:
-    """The body, its encoding, and its fields as far as they are known."""
+    """Return the body, its encoding, and its fields as far as they are known."""
     if (encoded := record.get("body_base64")) is not None:
         return _from_base64(encoded), _header(headers, "content-encoding") or "", {}
     value = record.get("body", request.get("body"))
@@ -184,7 +185,7 @@ def _from_base64(encoded: Any) -> bytes:
 
 
 def _fields_of(record: JsonObject) -> JsonObject | None:
-    """The fields of a body that stand in a record itself."""
+    """Return the fields of a body that are stored in the record itself."""
     if type(record.get("messages")) is list or record.get("prompt") is not None:
         names = ["messages", "prompt", "system", "tools", "model"]
     elif record.get("input") is not None and not _is_generation(record):
@@ -212,7 +213,7 @@ def _is_generation(record: JsonObject) -> bool:
 
 
 def _generation(record: JsonObject) -> JsonObject | None:
-    """The chat that an export of generations has as ``input``."""
+    """Return the chat that an export of generations has as ``input``."""
     value = record.get("input")
     if type(value) is str and value.lstrip()[:1] in ("{", "["):
         value = _decoded(value) or value
@@ -231,7 +232,7 @@ _CALL_TYPES = {
     "text_completion": COMPLETIONS,
     "anthropic_messages": MESSAGES,
 }
-"""LiteLLM's, without the ``a`` of its asynchronous ones."""
+"""LiteLLM's call types; asynchronous ones start with another ``a``."""
 
 
 def _path(record: JsonObject, request: JsonObject, fields: JsonObject) -> str:

@@ -1,4 +1,4 @@
-"""Print the routes and clusters that a configuration's pools need.
+"""Print the gateway's routes and clusters for a configuration's pools.
 
 Examples:
   extproc routes --config extproc.yaml                    for Envoy
@@ -37,7 +37,7 @@ _BUFFER_LIMIT = 32 << 20
 """``request_body_buffer_limit`` of the shipped ``envoy.yaml``."""
 
 _PORT = 8000
-"""vLLM's."""
+"""vLLM's default port."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fleet_of(config: Config) -> list[Model]:
-    """Return the models of a configuration; one without a name for ``pools``."""
+    """Return the models of a configuration; for ``pools``, one without a name."""
     if not config.models:
         return [Model("", [pool.name for pool in config.pools])]
     return [
@@ -79,7 +79,7 @@ def fleet_of(config: Config) -> list[Model]:
 
 
 def default_of(config: Config) -> str | None:
-    """Return the model that takes requests for models that are not configured."""
+    """Return the model that serves requests for models that are not configured."""
     if not config.models:
         return ""
     unknown = config.unknown_model
@@ -87,7 +87,7 @@ def default_of(config: Config) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
+    """Writes multi-line strings as blocks."""
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -130,7 +130,7 @@ def _lua(models: Sequence[Model]) -> Json:
 
 
 def _clusters(models: Sequence[Model]) -> Iterator[Json]:
-    """Yield a cluster for each pool, like the two of ``envoy.yaml``."""
+    """Yield a cluster for each pool, like those of ``envoy.yaml``."""
     shipped = load_config(find_config())["static_resources"]["clusters"]
     by_name = {each["name"]: each for each in shipped}
     for model in models:
@@ -148,7 +148,7 @@ def _clusters(models: Sequence[Model]) -> Iterator[Json]:
 
 
 def _header_rules(models: Sequence[Model]) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield the headers that lead to a pool; none for what is left."""
+    """Yield each pool's header rule; the last, for all others, has no headers."""
     for model in models:
         for pool in model.pools[:-1]:
             yield {POOL_HEADER: pool}, pool

@@ -1,9 +1,8 @@
 """Run the ext_proc server until SIGTERM or SIGINT.
 
-Without a file it runs with the defaults: pools short (8,192) and long (65,536),
-gRPC on 0.0.0.0:9002, admin on 127.0.0.1:9090.
-The environment overrides the file: EXTPROC_LISTEN, EXTPROC_ADMIN,
-EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
+Without a file, it uses the defaults: pools short (8,192) and long (65,536), gRPC on
+0.0.0.0:9002, admin on 127.0.0.1:9090. The environment overrides the file:
+EXTPROC_LISTEN, EXTPROC_ADMIN, EXTPROC_TRANSPORT, EXTPROC_WORKERS, EXTPROC_LOG_LEVEL.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="configuration of the router"
     )
-    # How the supervisor of `server.workers` starts each of them.
+    # Used by the supervisor of `server.workers` to start each worker.
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
 
 

@@ -1,9 +1,10 @@
-"""One fleet under traffic, in detail: latencies, queues, preemptions, misroutes.
+"""Simulate a fleet under traffic: latencies, queues, preemptions, misroutes.
 
-Without --pool it is the papers' pair, short (8,192) and long (65,536), with --instances
-for each. Figures are of the steady state: the fleet fills first, and is measured until
-two halves agree. 95 % intervals are by batch means, or, with --replications, by runs of
-other seeds, in parallel. A P99 of fewer than 1,000 requests is left out.
+Without --pool, the fleet is the papers' pair, short (8,192) and long (65,536), with
+--instances for each. All figures describe the steady state: measurement starts once the
+fleet has filled, and continues until the results of both halves agree. 95 % intervals
+come from batch means, or, with --replications, from parallel runs with other seeds. A
+P99 of fewer than 1,000 requests is omitted.
 
   extproc simulate --workload azure-conv --rate 100 --instances 23,2
   extproc simulate --workload my-log.jsonl --rate 40 \\
@@ -59,9 +60,9 @@ from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
-#: Requests that the router is asked about to learn what each pool gets.
+#: Requests routed in advance to learn each pool's share.
 _ASKED = 10_000
-#: Rounds of a replayed file that are measured at the least.
+#: Minimum number of rounds of a replayed file to measure.
 _FEWEST_ROUNDS = 4
 
 
@@ -141,7 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         default=usable_cores(),
-        help="most processes to use (default: the usable cores, %(default)s)",
+        help="maximum number of processes (default: the usable cores, %(default)s)",
     )
     add_output_arguments(parser)
 
@@ -177,7 +178,7 @@ class _Task:
         )
 
     def saturated_rates(self) -> list[float]:
-        """Requests a second that each whole pool serves at most."""
+        """Return the maximum request rate of each whole pool, in req/s."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
         inquiry = Inquiry(
             tiers, self.strategy, self.run.seed, self.run.declared, _ASKED, _ASKED // 10
@@ -204,9 +205,9 @@ def _read(args: argparse.Namespace) -> _Task:
     for option in ("requests", "replications", "processes", "max_num_seqs"):
         value = getattr(args, option)
         if value < 1:
-            raise OptionError(f"--{option.replace('_', '-')}: {value}, expected >= 1")
+            raise OptionError(f"--{option.replace('_', '-')}: {value}; expected >= 1")
     if args.variation < 0:
-        raise OptionError(f"--variation: {args.variation}, expected >= 0")
+        raise OptionError(f"--variation: {args.variation}; expected >= 0")
     traffic = read_traffic(args)
     slo, engine = read_slo(args), read_engine(args)
     pools = _read_pools(args, engine, slo)
@@ -248,13 +249,13 @@ def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[Pool
         name, *numbers = text.split(":")
         if len(numbers) not in (2, 3) or not all(n.isdecimal() for n in numbers):
             raise OptionError(
-                f"--pool: {text}, expected NAME:MAX_MODEL_LEN:INSTANCES[:MAX_NUM_SEQS]"
+                f"--pool: {text}; expected NAME:MAX_MODEL_LEN:INSTANCES[:MAX_NUM_SEQS]"
             )
         max_model_len, instances, *seqs = map(int, numbers)
         if instances < 1:
-            raise OptionError(f"--pool: {text}, expected at least one instance")
+            raise OptionError(f"--pool: {text}; expected at least one instance")
         if pools and max_model_len <= pools[-1].limits.max_model_len:
-            raise OptionError(f"--pool: {text}, expected increasing MAX_MODEL_LEN")
+            raise OptionError(f"--pool: {text}; expected increasing MAX_MODEL_LEN")
         try:
             limits = engine.limits(
                 max_model_len, seqs[0] if seqs else args.max_num_seqs, budget
@@ -279,7 +280,7 @@ def _read_pools(args: argparse.Namespace, engine: Engine, slo: Slo) -> list[Pool
 def _default_pools(args: argparse.Namespace) -> list[str]:
     counts = args.instances.split(",")
     if len(counts) != 2 or not all(count.isdecimal() for count in counts):
-        raise OptionError(f"--instances: {args.instances}, expected N,M")
+        raise OptionError(f"--instances: {args.instances}; expected N,M")
     threshold = min(DEFAULT_THRESHOLD, args.max_model_len // 2)
     return [
         f"short:{threshold}:{counts[0]}",
@@ -334,7 +335,7 @@ def _document(
 
 
 def _state(results: Sequence[Result]) -> RunState:
-    """The worst of the runs."""
+    """Return the worst state of the runs."""
     order = (
         RunState.OVERLOADED,
         RunState.UNSETTLED,

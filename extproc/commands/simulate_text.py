@@ -1,4 +1,4 @@
-"""A simulated fleet on the terminal."""
+"""Formats a simulated fleet for the terminal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _FLEET_ROWS = (
 
 
 def print_fleet(document: dict[str, Any]) -> None:
-    """Print what :mod:`extproc.commands.simulate` found, pools side by side."""
+    """Print the results of :mod:`extproc.commands.simulate`, one column per pool."""
     print(
         wrap(
             f"{document['workload']}: {document['traffic']}; router "

@@ -1,4 +1,4 @@
-"""What commands read from and write to a terminal: values of options, prose."""
+"""Terminal input and output of commands: option values, wrapped text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import textwrap
 from collections.abc import Callable, Iterable
 
 MAX_COLUMNS = 100
-"""Longer lines are hard to read, however wide the window."""
+"""Maximum width; longer lines are hard to read on any terminal."""
 
 
 def wrap(text: str, indent: int = 0) -> str:
-    """Fill the paragraphs of a text again; indented lines stay as they are.
+    """Wrap the paragraphs of a text; keep indented lines unchanged.
 
-    To the width that ``COLUMNS`` or the terminal says, 80 where neither does; each
-    line behind ``indent`` spaces.
+    The width is that of ``COLUMNS`` or the terminal, else 80. Each line is indented by
+    ``indent`` spaces.
     """
     columns = min(MAX_COLUMNS, shutil.get_terminal_size().columns)
     paragraphs: list[list[str]] = [[]]
@@ -42,14 +42,14 @@ def wrap(text: str, indent: int = 0) -> str:
 
 
 def positive(text: str) -> int:
-    """Read the value of an option: a whole number above 0."""
+    """Parse an option's value: a whole number above 0."""
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; expected a whole number above 0")
     return int(text)
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Make the reader of an option that takes one of these names."""
+    """Return the parser of an option that accepts one of these names."""
     choices = names if isinstance(names, tuple) else tuple(names)
 
     def read(text: str) -> str:
@@ -83,4 +83,4 @@ def _number(text: str) -> float:
 
 
 READERS: dict[object, Callable[[str], object]] = {int: _whole, float: _number}
-"""In place of Python's types, whose errors name them."""
+"""Replace Python's types, whose error messages name them instead of the value."""

@@ -1,4 +1,4 @@
-"""The traffic that ``plan`` and ``simulate`` are about: lengths, rate and instants."""
+"""The traffic options of ``plan`` and ``simulate``: lengths, rate and arrival times."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from extproc.fleet.workload import (
 )
 
 ARRIVALS = ("poisson", "bursty", "recorded")
-#: Requests a second of a named workload, as in the papers.
+#: Request rate of a named workload, in req/s, as in the papers.
 DEFAULT_RATE = 1000.0
 
 
 class OptionError(Exception):
-    """The operator's mistake: one line of option, value and what is accepted."""
+    """An invalid option; the message has option, value and expected value."""
 
 
 def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what arrives."""
+    """Declare the traffic options."""
     group = parser.add_argument_group("traffic")
     group.add_argument(
         "--workload",
@@ -81,7 +81,7 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
         "--declared",
         choices=("exact", "absent"),
         default="exact",
-        help="max_tokens that clients declare: the length of their output, or nothing "
+        help="max_tokens that clients declare: the length of their output, or none "
         "(default: %(default)s)",
     )
 
@@ -90,7 +90,7 @@ def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
     """Yield the lines of a recording that one base model's pools served.
 
     Raises:
-        TraceFormatError: none is; the message names the models that there are.
+        TraceFormatError: there are none; the message lists the models in the recording.
     """
     others: set[str] = set()
     found = False
@@ -112,14 +112,14 @@ def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
 
 
 def read_workload(name: str, served_model: str | None = None) -> Workload:
-    """A named workload, or the records of a file.
+    """Return a named workload, or one from the records of a file.
 
     Args:
-        name: of the workload, or of the file.
-        served_model: base model whose records of a recording count; None: all.
+        name: a workload's name or a file name.
+        served_model: base model whose records are used; None uses all.
 
     Raises:
-        OptionError: neither a name nor a file that can be read.
+        OptionError: the name is unknown, or the file cannot be read.
     """
     if name in WORKLOADS:
         return WORKLOADS[name]
@@ -128,7 +128,7 @@ def read_workload(name: str, served_model: str | None = None) -> Workload:
     path = Path(name)
     if not path.is_file():
         raise OptionError(
-            f"--workload: {name}, expected a file or one of {', '.join(WORKLOAD_NAMES)}"
+            f"--workload: {name}; expected a file or one of {', '.join(WORKLOAD_NAMES)}"
         )
     try:
         with open_text(path) as lines:
@@ -139,7 +139,7 @@ def read_workload(name: str, served_model: str | None = None) -> Workload:
     if records.skipped:
         print(
             f"extproc: {path.name}: {records.skipped} of {records.read} records have "
-            "no usable token counts and are left out",
+            "no usable token counts and are skipped",
             file=sys.stderr,
         )
     for note in records.notes:
@@ -148,7 +148,7 @@ def read_workload(name: str, served_model: str | None = None) -> Workload:
 
 
 def require_records(workload: Workload) -> None:
-    """Refuse to plan for a file of so few requests that they carry no median.
+    """Reject a file with too few requests to estimate a median.
 
     Raises:
         OptionError: fewer than 20 records.
@@ -165,7 +165,7 @@ def require_records(workload: Workload) -> None:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file, gunzipping what is gzipped whatever its name."""
+    """Open a text file; decompress gzip, whatever the file's name."""
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(raw) if packed else raw as binary:
@@ -177,30 +177,30 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What arrives."""
+    """Requests with their arrival process."""
 
     workload: Workload
     rate: float
-    """Requests a second, on average."""
+    """Average rate, in requests a second."""
     arrivals: Arrivals | Replay
-    """Instants that lengths do not depend on, or a file replayed."""
+    """Arrival times independent of the lengths, or a replayed file."""
     said: str
-    """In a sentence for the operator."""
+    """Description for the operator."""
 
     @property
     def stream(self) -> RequestStream:
-        """Instants and lengths together."""
+        """Return the stream of arrival times and lengths."""
         if isinstance(self.arrivals, Replay):
             return self.arrivals
         return Independent(self.workload.lengths, self.arrivals)
 
 
 def read_traffic(args: argparse.Namespace) -> Traffic:
-    """The workload, its rate and its arrivals.
+    """Return the workload, its rate and its arrivals.
 
     Raises:
-        OptionError: a workload that cannot be read, a rate or variation out of range,
-            a file without times and no rate, or nothing recorded.
+        OptionError: an unreadable workload, a rate or variation out of range, a file
+            without times and no rate, or an empty recording.
     """
     workload = read_workload(args.workload, args.served_model)
     if args.rate is not None and args.rate <= 0:
@@ -210,7 +210,7 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
     hour = _busiest_hour(workload)
     if args.arrivals == "recorded" and hour is None:
         raise OptionError(
-            f"--arrivals: recorded; expected a --workload file with times, "
+            f"--arrivals: recorded; expected a --workload file with times; "
             f"{workload.name} has none"
         )
     if hour is not None and args.cv == 1 and args.arrivals in (None, "recorded"):
@@ -219,7 +219,7 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
     if rate is None and workload.name not in WORKLOADS:
         raise OptionError(
             f"--rate: missing; expected requests a second, for {workload.name} has no "
-            "times to take it from"
+            "arrival times"
         )
     rate = rate or DEFAULT_RATE
     if args.arrivals == "bursty":
@@ -242,7 +242,7 @@ def _busiest_hour(workload: Workload) -> Replay | None:
 
 
 def _replayed(workload: Workload, rate: float | None) -> Traffic:
-    """The busiest stretch of a file, and how it was chosen, in a sentence."""
+    """Return the busiest part of a file, with a description of the choice."""
     assert workload.arrivals is not None
     assert isinstance(workload.lengths, Recorded)
     hour = _busiest_hour(workload)
@@ -259,7 +259,7 @@ def _replayed(workload: Workload, rate: float | None) -> Traffic:
     if hour.period_s < whole_s and replayed.period_s < LONGEST_S:
         said += f" (its busiest hour has {hour.own_rate:.4g})"
     if replayed.copies > 1:
-        said += f"; {replayed.copies:.4g} copies laid over each other, each shifted"
+        said += f"; {replayed.copies:.4g} overlaid copies, each shifted"
         said += f" by up to a minute, make {replayed.rate:.4g} req/s"
     elif replayed.copies < 1:
         said += f"; of them {replayed.copies:.2%}, at random: {replayed.rate:.4g} req/s"

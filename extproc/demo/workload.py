@@ -211,10 +211,10 @@ def _logged_request(record: dict[str, object], number: int) -> DemoRequest:
     body = record["body"]
     headers = record.get("headers", {})
     if not isinstance(path, str) or not path.startswith("/"):
-        raise RequestFileError(f"line {number}: path {path!r}, expected /v1/...")
+        raise RequestFileError(f"line {number}: path {path!r}; expected /v1/...")
     if not isinstance(headers, dict):
         raise RequestFileError(
-            f"line {number}: headers {headers!r}, expected an object"
+            f"line {number}: headers {headers!r}; expected an object"
         )
     raw = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
     try:

@@ -122,7 +122,7 @@ def test_renders_completions(body: dict[str, object]) -> None:
     text = "\n".join(render(explanation))
     if body.get("n"):
         assert "counted by the client: token ids" in text
-        assert "4 sequences side by side" in text
+        assert "4 parallel sequences" in text
     else:
         assert "the longest of 3 prompts" in text
 
@@ -157,5 +157,5 @@ def test_what_no_pool_holds_and_what_is_not_learned_is_said(
 
     assert main(["explain", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "no pool holds it: long, the largest, has 65,536 tokens" in out
-    assert "nothing learned of this model yet" in out
+    assert "it fits no pool: long, the largest, has 65,536 tokens" in out
+    assert "nothing learned about this model yet" in out

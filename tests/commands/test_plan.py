@@ -23,11 +23,11 @@ SMALL = [
         (["--cv", "-1"], "--cv: -1.0; expected > 0"),
         (
             ["--workload", "none"],
-            "--workload: none, expected a file or one of azure-code",
+            "--workload: none; expected a file or one of azure-code",
         ),
         (["--threshold", "70000"], "--threshold: 70000; expected 2 or more, and less"),
         (["--slo-ttft", "0"], "--slo-ttft: 0.0; expected > 0"),
-        (["--slo-preemption-rate", "-1"], "--slo-preemption-rate: -1.0, expected >= 0"),
+        (["--slo-preemption-rate", "-1"], "--slo-preemption-rate: -1.0; expected >= 0"),
         (["--slo-long-ttft", "-1"], "--slo-long-ttft: -1.0; expected > 0"),
         (["--headroom", "1"], "--headroom: 1.0; expected 0 <= x < 1"),
         (["--emit", __file__], f"--emit: {__file__}; expected a directory"),
@@ -57,7 +57,7 @@ SMALL = [
         ),
         (
             ["--step-time", "paper", "--gpu", "L40S-48GB"],
-            "--step-time: paper, expected --gpu A100-80GB or H100-80GB",
+            "--step-time: paper; expected --gpu A100-80GB or H100-80GB",
         ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",

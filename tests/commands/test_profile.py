@@ -159,7 +159,7 @@ def test_a_server_without_kv_metrics_is_status_1(
     [
         ({"models": []}, "expected an OpenAI list of models"),
         ({"data": []}, "expected an OpenAI list of models"),
-        ({"data": [{"id": "gpt"}]}, "no max_model_len, expected vLLM's"),
+        ({"data": [{"id": "gpt"}]}, "no max_model_len; expected vLLM's"),
     ],
 )
 def test_another_kind_of_server_is_status_1(
@@ -182,16 +182,16 @@ def test_an_unknown_model_is_named(
 ) -> None:
     url, _ = served
     assert profile(url, tmp_path / "profile.json", "--model", "other") == 1
-    assert "--model: other, expected one of fake" in capsys.readouterr().err
+    assert "--model: other; expected one of fake" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["127.0.0.1:1"], "url: 127.0.0.1:1, expected http:// or https://"),
-        (["http://x", "--tokens", "2"], "--tokens: 2, expected >= 8"),
-        (["http://x", "--repeats", "0"], "--repeats: 0, expected >= 1"),
-        (["http://x", "--output", "no/such/f"], "--output: no/such/f, expected a file"),
+        (["127.0.0.1:1"], "url: 127.0.0.1:1; expected http:// or https://"),
+        (["http://x", "--tokens", "2"], "--tokens: 2; expected >= 8"),
+        (["http://x", "--repeats", "0"], "--repeats: 0; expected >= 1"),
+        (["http://x", "--output", "no/such/f"], "--output: no/such/f; expected a file"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

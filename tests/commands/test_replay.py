@@ -142,7 +142,7 @@ def test_an_empty_log_is_an_error(
     log.write_text(text, encoding="utf-8")
 
     assert main(["replay", str(log)]) == 2
-    assert "empty; expected a JSON object a line" in capsys.readouterr().err
+    assert "empty; expected one JSON object a line" in capsys.readouterr().err
 
 
 def test_a_dash_is_standard_input(

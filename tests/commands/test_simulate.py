@@ -16,19 +16,19 @@ SMALL = [
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--requests", "0"], "--requests: 0, expected >= 1"),
-        (["--pool", "a:10"], "--pool: a:10, expected NAME:MAX_MODEL_LEN:INSTANCES"),
-        (["--pool", "a:10:0"], "--pool: a:10:0, expected at least one instance"),
+        (["--requests", "0"], "--requests: 0; expected >= 1"),
+        (["--pool", "a:10"], "--pool: a:10; expected NAME:MAX_MODEL_LEN:INSTANCES"),
+        (["--pool", "a:10:0"], "--pool: a:10:0; expected at least one instance"),
         (
             ["--pool", "a:100:1", "--pool", "b:100:1"],
-            "--pool: b:100:1, expected increasing MAX_MODEL_LEN",
+            "--pool: b:100:1; expected increasing MAX_MODEL_LEN",
         ),
         (
             ["--pool", "a:999999999:1"],
             "--pool: a:999999999:1: max_model_len: 999999999",
         ),
-        (["--instances", "few"], "--instances: few, expected N,M"),
-        (["--variation", "-1"], "--variation: -1.0, expected >= 0"),
+        (["--instances", "few"], "--instances: few; expected N,M"),
+        (["--variation", "-1"], "--variation: -1.0; expected >= 0"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )

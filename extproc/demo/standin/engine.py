@@ -93,7 +93,7 @@ class Engine:
         # A prompt that no number of free blocks can hold would block the queue.
         if limits.usable_tokens < limits.max_model_len:
             raise ValueError(
-                f"num_blocks: {limits.num_blocks}, expected enough for one request of "
+                f"num_blocks: {limits.num_blocks}; expected enough for one request of "
                 f"max_model_len {limits.max_model_len}"
             )
         # A step's tokens are delivered when it ends, before the next is scheduled.
