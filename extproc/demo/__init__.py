@@ -1,1 +1,1 @@
-"""The whole thing on one machine: Envoy, the server, two pools, real requests."""
+"""The whole stack on one machine: Envoy, the router, two pools and real requests."""

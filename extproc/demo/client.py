@@ -1,4 +1,4 @@
-"""Sends requests through Envoy and notes what came back."""
+"""Sends requests through Envoy and records the responses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TIMEOUT = aiohttp.ClientTimeout(total=120)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one request got.
+    """The outcome of one request.
 
     Attributes:
-        status: 0 if there was no response at all.
-        prompt_tokens, completion_tokens: the backend's count, if it reported one.
-        truncated: a limit ended the answer.
-        detail: of a failure, in a few words.
+        status: HTTP status; 0 without a response.
+        prompt_tokens, completion_tokens: the backend's counts, if it reports any.
+        truncated: whether a limit ended the output.
+        detail: a short description of a failure.
     """
 
     request_id: str
@@ -39,7 +39,7 @@ class Reply:
 
     @property
     def failed(self) -> bool:
-        """Whether it got anything but a whole answer."""
+        """Whether the request got no complete response."""
         return self.status != 200 or bool(self.detail)
 
 
@@ -49,7 +49,7 @@ async def send_all(
     concurrency: int,
     progress: Callable[[], None],
 ) -> list[Reply]:
-    """Send all requests, ``concurrency`` at a time; replies in the same order."""
+    """Send all requests, ``concurrency`` at a time; return replies in that order."""
     replies: list[Reply | None] = [None] * len(requests)
     waiting = iter(enumerate(requests))
     async with _session() as session:
@@ -64,7 +64,7 @@ async def send_all(
 
 
 async def send(session: aiohttp.ClientSession, url: str, request: DemoRequest) -> Reply:
-    """Send one request and read its answer to the end."""
+    """Send one request and read its response to the end."""
     request_id = str(uuid.uuid4())
     headers = {
         "content-type": "application/json",
@@ -100,10 +100,10 @@ async def send(session: aiohttp.ClientSession, url: str, request: DemoRequest) -
 async def time_alternately(
     urls: Sequence[str], requests: Sequence[DemoRequest], rounds: int
 ) -> list[list[float]]:
-    """Seconds of each of ``rounds`` requests to each URL, the URLs taking turns.
+    """Return the seconds of ``rounds`` requests to each URL, in alternation.
 
-    One at a time, over one connection each. A machine that is busy for a moment hits
-    all URLs alike.
+    Requests are sent one at a time, over one connection for each URL. Temporary load on
+    the machine thus affects all URLs alike.
     """
     seconds: list[list[float]] = [[] for _ in urls]
     async with _session() as session:
@@ -117,9 +117,9 @@ async def time_alternately(
 
 
 def read_usage(content: bytes) -> tuple[dict[str, int], bool]:
-    """Token counts in a response, JSON or events, and whether a limit cut the answer.
+    """Return a response's token counts, from JSON or events, and whether it was cut.
 
-    Later counts win: a stream's last word is its total.
+    Later counts override earlier ones: the last in a stream is the total.
     """
     usage: dict[str, int] = {}
     truncated = False
@@ -167,8 +167,8 @@ def _count(usage: dict[str, int], *names: str) -> int | None:
 
 
 def _session() -> aiohttp.ClientSession:
-    # The connections are Envoy's to close; a request that finds one closed is not
-    # sent again by aiohttp if it is a POST.
+    # Close idle connections before Envoy does: aiohttp does not resend a POST that
+    # finds its connection closed.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3)
     return aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, read_bufsize=1 << 20

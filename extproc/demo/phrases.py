@@ -1,7 +1,7 @@
 """Sentences in many scripts, composed from small parts.
 
-Written for the demo; each language has subjects, verb phrases and closings that fit in
-any combination, so that a seed gives running text of any length.
+Written for the demo: in each language, subjects, verb phrases and closings fit in any
+combination, so that a seed yields running text of any length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Parts of sentences, and what stands between them and between sentences."""
+    """Parts of sentences, and the separators between parts and between sentences."""
 
     subjects: tuple[str, ...]
     verbs: tuple[str, ...]
@@ -20,7 +20,7 @@ class Language:
     space: str = " "
 
     def sentence(self, rng: random.Random) -> str:
-        """One sentence."""
+        """Return a random sentence."""
         parts = (
             rng.choice(self.subjects),
             rng.choice(self.verbs),
@@ -192,7 +192,7 @@ OTHER_SCRIPTS = {
 
 
 def compose(language: Language, size_bytes: int, rng: random.Random) -> str:
-    """Running text of about ``size_bytes`` bytes of UTF-8, in paragraphs."""
+    """Compose about ``size_bytes`` bytes of UTF-8 text, in paragraphs."""
     sentences: list[str] = []
     written = 0
     while written < size_bytes:

@@ -1,4 +1,4 @@
-"""The demo's results as a person reads them."""
+"""Formats the demo's results for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADINGS = (
 
 
 def as_text(results: Results, pools: Sequence[str]) -> str:
-    """The table and what it says.
+    """Format the results as a table and conclusions.
 
     Args:
         pools: names of the pools, the short one first.
@@ -127,7 +127,7 @@ def _percents(errors: Errors) -> list[str]:
 
 
 class ProgressBar:
-    """One line on a terminal; nothing where the output is no terminal."""
+    """A one-line progress bar on a terminal; no output elsewhere."""
 
     _WIDTH = 30
 
@@ -139,7 +139,7 @@ class ProgressBar:
         self._draw()
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more item as done."""
         self._done += 1
         self._draw()
 

@@ -1,4 +1,4 @@
-"""What the demo's requests showed: judged against the backends' own counts."""
+"""The demo's results: estimates and routes compared with the backends' token counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FAILURES_TOLD = 5
 
 
 class Estimate(Enum):
-    """Whose estimate of the prompt tokens."""
+    """Source of an estimate of the prompt tokens."""
 
     RULE_OF_THUMB = "bytes / 4"
     COLD = "nothing learned"
@@ -36,8 +36,8 @@ class Estimate(Enum):
 class Sent:
     """One request: its reply, Envoy's record of it, and a cold router's decision.
 
-    ``cold`` is what the same code decides of the same bytes with nothing learned;
-    None where it cannot read them.
+    ``cold`` is the decision of the same code on the same bytes with nothing learned;
+    None if the body cannot be read.
     """
 
     reply: Reply
@@ -46,11 +46,11 @@ class Sent:
 
     @property
     def category(self) -> str:
-        """As the router saw it; ``-`` without a decision."""
+        """The router's category for the request; ``-`` without a decision."""
         return (self.record and self.record.category) or "-"
 
     def estimate(self, whose: Estimate) -> int | None:
-        """An estimate of the prompt tokens; None where there was none."""
+        """Return an estimate of the prompt tokens, or None."""
         match whose:
             case Estimate.ROUTED:
                 return self.record.prompt_tokens if self.record else None
@@ -61,7 +61,7 @@ class Sent:
 
     @property
     def comparable(self) -> bool:
-        """Whether there is an estimate and a count to hold it against."""
+        """Whether both an estimate and a count are known."""
         return bool(
             self.reply.prompt_tokens
             and self.record
@@ -73,13 +73,13 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Mean absolute errors in percent of the counted tokens, of the same requests."""
+    """Mean absolute errors over the same requests, in percent of the counted tokens."""
 
     bytes_over_four_pct: float | None = None
     before_pct: float | None = None
     """The router with nothing learned."""
     after_pct: float | None = None
-    """The router as it routed these requests."""
+    """The router when it routed these requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +115,17 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found out beside the requests; None where it was not looked at."""
+    """Results of the additional measurements; None if not measured."""
 
     learned_bytes_per_token: Mapping[str, float] = field(default_factory=dict)
-    """The router's, at the end, by category."""
+    """The router's final values, by category."""
     latency: Latency | None = None
     overflow: OverflowCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All of it."""
+    """All results of the demo."""
 
     requests: int
     failed: list[Reply]
@@ -134,21 +134,21 @@ class Results:
     answered_by: Mapping[str, int]
     overflow_retries: int
     under: int
-    """Sent to the short pool, needed more than it holds."""
+    """Requests sent to the short pool that needed a longer window."""
     over: int
-    """Sent to the long pool, would have fitted the short one."""
+    """Requests sent to the long pool that would have fitted the short one."""
     cold_under: int
     cold_over: int
     judged: int
     compared: int
-    """Requests of the last half that the two errors are of."""
+    """Number of requests, all in the last half, on which the errors are based."""
     errors: Errors
     rows: list[Row]
     duration_s: float
     measured: Measured
 
     def as_json(self) -> dict[str, object]:
-        """One object of plain values."""
+        """Return all results as one JSON-compatible object."""
         return {
             "requests": self.requests,
             "failed": len(self.failed),
@@ -213,7 +213,7 @@ def _latency(latency: Latency | None) -> dict[str, float | None] | None:
 def join(
     config: Config, replies: Sequence[Reply], records: Mapping[str, Record]
 ) -> list[Sent]:
-    """Put the three views of each request together, in the order of sending."""
+    """Combine the three views of each request, in the order of sending."""
     (cold_router,) = build_router(config).routers
     joined = []
     for reply in replies:
@@ -229,7 +229,7 @@ def join(
 def judge(
     config: Config, sent: Sequence[Sent], duration_s: float, measured: Measured
 ) -> Results:
-    """Count and compare."""
+    """Compute the results."""
     after = [each for each in sent[len(sent) // 2 :] if each.comparable]
     policy = build_policy(config.pools)
     directions = Counter(_direction(policy, each, cold=False) for each in sent)
@@ -297,7 +297,7 @@ def _mape(sent: Sequence[Sent], whose: Estimate) -> float | None:
 
 
 def _true_ratio(sent: Sequence[Sent]) -> float | None:
-    """Bytes of text per counted token, over all requests; the router's definition."""
+    """Return bytes of text per counted token over all requests, as the router does."""
     text_bytes = text_tokens = 0
     for each in sent:
         if each.cold and each.cold.features and each.reply.prompt_tokens:
@@ -308,12 +308,12 @@ def _true_ratio(sent: Sequence[Sent]) -> float | None:
 
 
 def _direction(policy: Policy, sent: Sent, *, cold: bool) -> str | None:
-    """``under``, ``over``, ``right``, or None if it is unknown.
+    """Return ``under``, ``over`` or ``right``, or None if unknown.
 
     Args:
         policy: the pools.
         sent: a request.
-        cold: judge the cold router's decision rather than the one that routed.
+        cold: judge the cold router's decision instead of the actual one.
     """
     decision, reply = sent.cold, sent.reply
     if decision is None or not reply.prompt_tokens:
@@ -348,13 +348,13 @@ _DIRECTIONS = {
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of ``values`` (not empty) do not exceed."""
+    """Return the smallest value that at least ``share`` of ``values`` do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def added_latency(with_s: Sequence[float], without_s: Sequence[float]) -> Latency:
-    """The difference of two sets of times at their percentiles, in milliseconds.
+    """Return the difference of two sets of times at their percentiles, in milliseconds.
 
     A negative difference is noise, and becomes 0.
     """

@@ -1,4 +1,4 @@
-"""The whole demo: start the stack, send the requests, judge what happened."""
+"""Runs the demo: start the stack, send the requests, evaluate the results."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ from extproc.exchange.feedback import MODEL_SAMPLES
 
 _CONCURRENCY = 8
 _TIMED_ROUNDS = 200
-# Until a category is known, the router looks at every response of it; time what comes
-# after. One more than it takes, and the backends and connections are warm as well.
+# The router observes every response until a category is known; latency is measured
+# after that. One more request than needed, which also warms up backends and
+# connections.
 _WARM_UP_REQUESTS = MODEL_SAMPLES + 1
-# Ten times an A100: the queues are as long as in earnest, the wait is not.
+# Ten times an A100: queues have realistic lengths, but the demo takes less time.
 _SPEED = 10.0
 
 
@@ -55,30 +56,30 @@ class RouterStatus(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run of the demo."""
+    """Settings of one demo run."""
 
     envoy_config: Path
     directory: Path
-    """For logs and generated configuration."""
+    """Directory for logs and generated configuration."""
     count: int = 400
     seed: int = 1
     requests: Sequence[DemoRequest] | None = None
-    """The user's own; None for ``count`` made from ``seed``."""
+    """The user's requests; None generates ``count`` requests from ``seed``."""
     vllm_python: str | None = None
-    """An interpreter with vLLM, to use real servers; None: stand-ins."""
+    """Python interpreter with vLLM, to use real servers; None uses stand-ins."""
     measure_latency: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A running stack, and how to send it the requests."""
+    """A running stack, with the requests to send."""
 
     settings: Settings
     config: Config
     stack: Stack
 
     def send(self) -> Results:
-        """Send everything and judge it."""
+        """Send all requests and return the results."""
         requests = self._requests()
         bar = ProgressBar("sending", len(requests))
         started = time.monotonic()
@@ -110,14 +111,15 @@ class Demo:
         target = Target(
             model=MODEL_NAME,
             short_window=self.config.pools[0].max_model_len,
-            # Random weights hardly ever end an answer by themselves, and cannot see.
+            # A model with random weights rarely ends its output, and does not read
+            # images.
             longest_answer=16 if real else None,
             images=not real,
         )
         return list(make_requests(self.settings.count, self.settings.seed, target))
 
     def _overflow(self) -> OverflowCheck:
-        """Send the short pool what it cannot hold, past the router."""
+        """Send the short pool a prompt that is too long, bypassing the router."""
         prompt = "over and over " * (self.config.pools[0].max_model_len // 2)
         body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1}
         pool = self.config.pools[0].name
@@ -139,9 +141,10 @@ class Demo:
         )
 
     def _latency(self) -> Latency:
-        """The same small request with and without the router, to the same pool.
+        """Time a small request with and without the router, to the same pool.
 
-        Once the router knows the request's category, as it would after some minutes.
+        Measured after the router knows the request's category, as it does after some
+        minutes of traffic.
         """
         body = {
             "model": MODEL_NAME,
@@ -149,7 +152,7 @@ class Demo:
             "max_tokens": 1,
         }
         request = DemoRequest("/v1/chat/completions", json.dumps(body).encode(), "")
-        # Where nobody sets the header, the client's own chooses the route.
+        # On the bypass listener, the client's own pool header chooses the route.
         pool = self.config.pools[0].name
         by_hand = replace(request, headers={"x-llm-pool": pool})
         urls = (self.stack.envoy.url, self.stack.envoy.bypass_url)
@@ -166,7 +169,7 @@ def demo(settings: Settings) -> Iterator[Demo]:
     """Start everything; stop it at the end.
 
     Raises:
-        ChildError, EnvoyConfigError, VllmError: something could not be started.
+        ChildError, EnvoyConfigError, VllmError: a component could not be started.
     """
     backends = _backends(settings)
     config = Config(

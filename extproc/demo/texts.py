@@ -1,8 +1,8 @@
-"""Text of every kind that clients send, from what any Python installation has.
+"""Generates all kinds of text that clients send, from any Python installation.
 
-Prose is the documentation in the standard library's sources, code is those sources;
-data, digits and other scripts are made up. Everything follows from a random number
-generator that the caller seeds.
+Prose is the documentation in the standard library's sources, code is the sources
+themselves; data, digits and other scripts are generated. The caller's seeded random
+number generator determines everything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from extproc.demo.phrases import CJK, OTHER_SCRIPTS, compose
 
-# Long, well documented, and in every Python.
+# Long, well documented modules in every Python.
 _MODULES = (
     *("argparse.py", "asyncio/base_events.py", "bisect.py", "collections/__init__.py"),
     *("configparser.py", "csv.py", "difflib.py", "doctest.py", "email/message.py"),
@@ -33,7 +33,7 @@ _MODULES = (
 
 
 class Kind(StrEnum):
-    """What a request's text is made of."""
+    """The kind of text in a request."""
 
     PROSE = "prose"
     CODE = "code"
@@ -45,7 +45,7 @@ class Kind(StrEnum):
 
 
 def write(kind: Kind, size_bytes: int, rng: random.Random) -> str:
-    """Text of a kind, of about ``size_bytes`` bytes of UTF-8 (> 0)."""
+    """Return about ``size_bytes`` bytes (> 0) of UTF-8 text of a kind."""
     return _WRITERS[kind](size_bytes, rng)
 
 
@@ -140,7 +140,7 @@ def _as_csv(records: list[dict[str, object]]) -> str:
 def _collect(
     pieces: tuple[str, ...], separator: str, size_bytes: int, rng: random.Random
 ) -> str:
-    """Consecutive pieces from a random start, cut at ``size_bytes``."""
+    """Join consecutive pieces from a random start, truncated at ``size_bytes``."""
     collected: list[str] = []
     written = 0
     position = rng.randrange(len(pieces))
@@ -166,7 +166,7 @@ def _sources() -> tuple[tuple[str, ast.Module], ...]:
 
 @functools.cache
 def _paragraphs() -> tuple[str, ...]:
-    """Documentation strings of some length."""
+    """Return docstrings of a minimum length."""
     return tuple(
         text
         for _, tree in _sources()
@@ -178,7 +178,7 @@ def _paragraphs() -> tuple[str, ...]:
 
 @functools.cache
 def _functions() -> tuple[str, ...]:
-    """Classes and functions at the top of a module."""
+    """Return a module's top-level classes and functions."""
     pieces: list[str] = []
     for source, tree in _sources():
         lines = source.splitlines()

@@ -1,4 +1,4 @@
-"""The requests of the demo: every kind, size and API, or the user's own from a file."""
+"""The requests of the demo: generated, of every kind, size and API, or from a file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from extproc.demo.texts import Kind, write
 
 _MIB = 1024 * 1024
 
-# The most bytes of a kind that stay below some 50,000 tokens, so that the long pool
-# (65,536) can hold any request: 1.1 bytes a token in digits, 2.4 in JSON, 3.5 and more
-# in the rest.
+# Maximum bytes of a kind that stay below some 50,000 tokens, so that every request fits
+# the long pool (65,536): 1.1 bytes per token in digits, 2.4 in JSON, 3.5 or more in
+# other text.
 _MOST_BYTES = {Kind.DIGITS: 40_000, Kind.STRUCTURED: 90_000, Kind.MIXED: 70_000}
 _MOST_BYTES_ELSE = 140_000
 _FEWEST_BYTES = 80
-# Four requests in five are below this: chats and short documents.
+# Four requests in five are smaller: chats and short documents.
 _USUAL_BYTES = 12_000
 _REFERENCE_WINDOW = 8192
 
@@ -41,7 +41,7 @@ _TASKS = (
 
 
 class RequestFileError(Exception):
-    """A line of a file of requests is not one; names the line and why."""
+    """An invalid line in a request file; the message has its number and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +51,30 @@ class DemoRequest:
     path: str
     body: bytes
     kind: str
-    """What it was made of; ``file`` for the user's own."""
+    """The kind of its text; ``file`` for the user's own requests."""
     stream: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the made-up requests have to fit."""
+    """Constraints on the generated requests."""
 
     model: str = "demo"
-    """The name to ask for."""
+    """The model to request."""
     short_window: int = _REFERENCE_WINDOW
-    """``max_model_len`` of the short pool; sizes grow and shrink with it, so that about
-    one request in six does not fit."""
+    """``max_model_len`` of the short pool; sizes scale with it, so that about one
+    request in six does not fit."""
     longest_answer: int | None = None
-    """Every request limits its answer to this; None: some do, to limits of their own.
-    """
+    """Output limit of every request; None sets a limit of its own on some of them."""
     images: bool = True
-    """Whether one chat in fifty has a picture."""
+    """Whether one chat in fifty contains an image."""
 
 
 def make_requests(
     count: int, seed: int, target: Target | None = None
 ) -> Iterator[DemoRequest]:
-    """Make ``count`` requests of all kinds in turn; equal seeds give equal ones."""
+    """Generate ``count`` requests of all kinds in turn, determined by the seed."""
     target = target or Target()
     rng = random.Random(seed)
     kinds = list(Kind)
@@ -87,7 +86,7 @@ def make_requests(
 
 
 def _size_bytes(kind: Kind, rng: random.Random) -> int:
-    """Log-uniform in two ranges: the usual, and up to the most of its kind."""
+    """Return a log-uniform size, either usual or up to the maximum of its kind."""
     most = _MOST_BYTES.get(kind, _MOST_BYTES_ELSE)
     low, high = (
         (_FEWEST_BYTES, _USUAL_BYTES) if rng.random() < 0.8 else (_USUAL_BYTES, most)
@@ -116,7 +115,7 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
             _set(body, rng.choice(("max_tokens", "max_completion_tokens")), limit)
         case ServedApi.MESSAGES:
             body["messages"] = _messages(text, rng, system=False)
-            # Anthropic's API has no default.
+            # Anthropic's API requires a limit.
             body["max_tokens"] = limit or 512
         case ServedApi.COMPLETIONS:
             body["prompt"] = text
@@ -124,7 +123,7 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
         case ServedApi.RESPONSES:
             body["input"] = text
             _set(body, "max_output_tokens", limit)
-    # Clients differ in how they write JSON; the tokens do not.
+    # Clients write JSON in different ways; the tokens are the same.
     raw = json.dumps(body, ensure_ascii=rng.random() < 0.5)
     return DemoRequest(api, raw.encode(), kind, stream)
 
@@ -173,7 +172,7 @@ def _tools(rng: random.Random) -> list[dict[str, object]]:
 
 
 def _attach_image(message: dict[str, object], rng: random.Random) -> None:
-    """Add a picture as clients do: base64 in the body, some above a megabyte."""
+    """Add an image as clients do: base64 in the body, sometimes above a megabyte."""
     picture = base64.b64encode(rng.randbytes(rng.choice((_MIB // 8, _MIB)))).decode()
     message["content"] = [
         {"type": "text", "text": message["content"]},
@@ -182,14 +181,14 @@ def _attach_image(message: dict[str, object], rng: random.Random) -> None:
 
 
 def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
-    """The user's own requests, one JSON object a line.
+    """Read the user's own requests, one JSON object on each line.
 
-    Each is either ``{"path": ..., "body": ..., "headers": {...}?}``, as ``replay``
-    reads them, with the body as an object or as a string, or a bare body, whose API
-    follows from its fields.
+    Each is either ``{"path": ..., "body": ..., "headers": {...}?}``, as for ``replay``,
+    with the body as an object or as a string; or a bare body, whose fields determine
+    the API.
 
     Raises:
-        RequestFileError: a line is neither.
+        RequestFileError: an invalid line.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -220,7 +219,7 @@ def _logged_request(record: dict[str, object], number: int) -> DemoRequest:
     try:
         parsed = json.loads(raw)
     except ValueError:
-        parsed = None  # a broken body is a request too: the backend will refuse it
+        parsed = None  # an invalid body is a request too: the backend will reject it
     return DemoRequest(
         path,
         raw.encode(),

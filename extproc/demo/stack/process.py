@@ -1,4 +1,4 @@
-"""One child process: started, waited for until it is ready, stopped for certain."""
+"""A child process with a readiness check and a reliable stop."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _LOG_TAIL_LINES = 15
 
 _FIRST_PORT = 10_240
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-# Linux's own default; other systems begin at 49,152 or above.
+# Linux's default; other systems start at 49,152 or above.
 _USUAL_EPHEMERAL_START = 32_768
 
 
 class ChildError(Exception):
-    """A child ended early or was not ready in time; the message names its log."""
+    """A child exited early or was not ready in time; the message names its log."""
 
 
 class Child:
-    """A child process, with its output in a file.
+    """A child process whose output goes to a file.
 
-    It leads a session of its own, so that Ctrl-C does not reach it: the parent decides
-    in which order its children stop.
+    It runs in its own session, so that Ctrl-C does not reach it: the parent determines
+    the order in which its children stop.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the process was started and has not exited."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """Its process id.
+        """The process id.
 
         Raises:
-            ChildError: it was never started.
+            ChildError: the process was never started.
         """
         if self._process is None:
             raise ChildError(f"{self.name} was not started")
         return self._process.pid
 
     def start(self) -> None:
-        """Start it; its standard output and error are appended to the log."""
+        """Start the process; append its standard output and error to the log."""
         if self.running:
             raise ChildError(f"{self.name} is running already")
         with self.log.open("ab") as log:
@@ -87,10 +87,10 @@ class Child:
             )
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Return once ``ready()`` is true.
+        """Wait until ``ready()`` returns true.
 
         Raises:
-            ChildError: the process ended, or ``timeout_s`` passed.
+            ChildError: the process exited, or ``timeout_s`` passed.
         """
         deadline = time.monotonic() + timeout_s
         while not ready():
@@ -103,24 +103,24 @@ class Child:
             time.sleep(_POLL_S)
 
     def pause(self) -> None:
-        """Stop it from running, without ending it (SIGSTOP)."""
+        """Suspend the process (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it run on (SIGCONT)."""
+        """Resume the process (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def stop(self, grace_s: float = 5.0) -> int | None:
-        """End it and everything that it started; return its exit status.
+        """Stop the process and its children; return its exit status.
 
-        It gets SIGTERM and ``grace_s`` seconds, then SIGKILL. Without effect on one
-        that has ended, or was never started.
+        It receives SIGTERM and, after ``grace_s`` seconds, SIGKILL. No effect if it has
+        exited, or was never started.
         """
         process = self._process
         if process is None:
             return None
         if process.poll() is None:
-            # A stopped process would not see the SIGTERM.
+            # A suspended process would not handle SIGTERM.
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGTERM)
             try:
@@ -128,15 +128,15 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
         status = process.wait()
-        # Its own children, should it have died without them.
+        # Kills its children if they outlive it.
         self._signal(signal.SIGKILL)
         return status
 
     def wait(self, timeout_s: float) -> int:
-        """Return its exit status once it has ended by itself.
+        """Wait until the process exits; return its exit status.
 
         Raises:
-            ChildError: it has not within ``timeout_s``, or was never started.
+            ChildError: it runs longer than ``timeout_s``, or was never started.
         """
         if self._process is None:
             raise ChildError(f"{self.name} was not started")
@@ -148,7 +148,7 @@ class Child:
             ) from late
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill the process at once (SIGKILL)."""
         self.stop(grace_s=0.0)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -163,11 +163,11 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, never given out twice.
+    """Return free ports of 127.0.0.1, never the same one twice.
 
-    From below those that the system gives to outgoing connections: one of those could
-    be taken by any client before its owner listens, which may be a minute later. Nor
-    does any other process of this program get one while this one lives.
+    The ports are below the range for outgoing connections: a port in that range could
+    be taken by any client before its owner listens on it, perhaps a minute later. No
+    other process of this program gets one of them while this process runs.
     """
     found: list[int] = []
     candidates = random.SystemRandom()
@@ -181,15 +181,15 @@ def free_ports(count: int) -> list[int]:
 
 
 _reservations = contextlib.ExitStack()
-"""Open until this process ends, however it does."""
+"""Stays open until this process exits, in whatever way."""
 atexit.register(_reservations.close)
 
 
 def _reserve(port: int) -> socket.socket:
-    """Take the UDP port of the same number, which nothing here uses for itself.
+    """Reserve a port by binding the unused UDP port of the same number.
 
     Raises:
-        OSError: somebody else has it.
+        OSError: another process has reserved it.
     """
     reservation = socket.socket(type=socket.SOCK_DGRAM)
     try:
@@ -201,7 +201,7 @@ def _reserve(port: int) -> socket.socket:
 
 
 def _ephemeral_start() -> int:
-    """The first port of the range for outgoing connections."""
+    """Return the first port of the range for outgoing connections."""
     try:
         first = int(_EPHEMERAL_RANGE.read_text().split()[0])
     except (OSError, ValueError, IndexError):
@@ -210,7 +210,7 @@ def _ephemeral_start() -> int:
 
 
 def answers_200(url: str, timeout_s: float = 1.0) -> bool:
-    """Whether a GET of ``url`` is answered with 200."""
+    """Return whether a GET of ``url`` returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as response:
             return bool(response.status == 200)

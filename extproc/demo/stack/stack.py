@@ -1,4 +1,4 @@
-"""Everything that one machine needs: backends, the router and Envoy, as children.
+"""All processes of the stack: backends, the router and Envoy.
 
 The demo and the end-to-end tests run the same stack.
 """
@@ -29,12 +29,12 @@ from extproc.demo.stack.process import Child, answers_200, free_ports
 
 _HOST = "127.0.0.1"
 _READY_S = 60.0
-"""A cold start on a busy machine; usually it takes two or three seconds."""
+"""Allows for a cold start on a busy machine; two or three seconds are typical."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One pool's only server: a stand-in or a real vLLM."""
+    """The only server of a pool: a stand-in or a real vLLM."""
 
     pool: str
     max_model_len: int
@@ -44,11 +44,11 @@ class Backend:
 
     @property
     def url(self) -> str:
-        """Its base URL, without Envoy between."""
+        """The backend's base URL, which bypasses Envoy."""
         return f"http://{_HOST}:{self.port}"
 
     def wait_ready(self) -> None:
-        """Return once it is healthy."""
+        """Wait until the backend is healthy."""
         self.child.wait_ready(
             lambda: answers_200(f"{self.url}/health"), self.ready_timeout_s
         )
@@ -63,7 +63,7 @@ def stand_in(
     speed: float = 10.0,
     python: str = sys.executable,
 ) -> Backend:
-    """A stand-in as a child process, not started."""
+    """Return a stand-in as a child process that is not started."""
     (port,) = free_ports(1)
     command = [
         *(python, "-m", "extproc.demo.standin"),
@@ -77,7 +77,7 @@ def stand_in(
 
 
 def _same_package() -> dict[str, str]:
-    """Environment in which a child runs this very package, installed or not."""
+    """Return an environment in which a child imports this copy of the package."""
     here = str(Path(extproc.__file__).resolve().parents[1])
     return {"PYTHONPATH": os.pathsep.join([here, *_python_path()])}
 
@@ -96,16 +96,16 @@ class Router:
 
     @property
     def admin_url(self) -> str:
-        """Where /metrics, /status and /readyz are."""
+        """Base URL of /metrics, /status and /readyz."""
         return f"http://{_HOST}:{self.admin_port}"
 
     def wait_ready(self) -> None:
-        """Return once it says that it is ready."""
+        """Wait until the router reports that it is ready."""
         self.child.wait_ready(lambda: answers_200(f"{self.admin_url}/readyz"), _READY_S)
 
 
 def router(config: Config | None, directory: Path) -> Router:
-    """The router, not started; ``config`` is its configuration file's content."""
+    """Return the router, not started; ``config`` is its configuration file's text."""
     port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "extproc", "serve"]
     if config is not None:
@@ -123,7 +123,7 @@ def router(config: Config | None, directory: Path) -> Router:
 
 @dataclass(slots=True)
 class Envoy:
-    """Envoy as a child process, with one listener that asks the router and one not."""
+    """Envoy as a child process; one of its two listeners bypasses the router."""
 
     child: Child
     port: int
@@ -134,34 +134,34 @@ class Envoy:
 
     @property
     def url(self) -> str:
-        """What clients talk to."""
+        """URL for clients."""
         return f"http://{_HOST}:{self.port}"
 
     @property
     def bypass_url(self) -> str:
-        """The same routes without the router."""
+        """URL with the same routes, without the router."""
         return f"http://{_HOST}:{self.bypass_port}"
 
     def wait_serving(self) -> None:
-        """Return once it takes requests, whatever the state of its clusters."""
+        """Wait until Envoy accepts requests, whatever the state of its clusters."""
         url = f"http://{_HOST}:{self.admin_port}/ready"
         self.child.wait_ready(lambda: answers_200(url), _READY_S)
 
     def wait_ready(self) -> None:
-        """Return once it takes requests, and finds its clusters healthy."""
+        """Wait until Envoy accepts requests and all its clusters are healthy."""
         self.wait_serving()
         self.child.wait_ready(self.all_healthy, _READY_S)
 
     def all_healthy(self) -> bool:
-        """Whether every cluster has its endpoint."""
+        """Return whether every cluster has a healthy endpoint."""
         return all(self.healthy_endpoints(name) for name in self.clusters)
 
     def healthy_endpoints(self, cluster: str) -> int:
-        """Endpoints of a cluster that Envoy would choose."""
+        """Return the number of endpoints to which Envoy would route."""
         return self.stat(f"cluster.{cluster}.membership_healthy")
 
     def stat(self, name: str) -> int:
-        """The value of one counter or gauge; 0 if there is none of that name."""
+        """Return the value of a counter or gauge; 0 if it does not exist."""
         url = f"http://{_HOST}:{self.admin_port}/stats?format=json&filter=^{name}$"
         with urllib.request.urlopen(url, timeout=30) as response:
             stats = json.load(response)["stats"]
@@ -176,10 +176,10 @@ def envoy(
     *,
     change: Callable[[Config], None] | None = None,
 ) -> Envoy:
-    """Envoy with the configuration file ``source`` on this stack's addresses.
+    """Return Envoy with the configuration ``source`` and this stack's addresses.
 
     Args:
-        change: edits the configuration in place, for variants of it.
+        change: edits the configuration in place, to test variants.
     """
     port, bypass_port, admin_port = free_ports(3)
     clusters = {f"vllm_{backend.pool}": (_HOST, backend.port) for backend in backends}
@@ -194,10 +194,10 @@ def envoy(
     log = directory / "envoy.log"
     command = [
         *(find_envoy(), "--config-path", str(path)),
-        # Shared memory of its own: other Envoys may run on this machine.
+        # Avoids sharing memory with other Envoys on this machine.
         *("--use-dynamic-base-id", "--concurrency", "1"),
         *("--log-level", "warning", "--log-path", str(directory / "envoy-errors.log")),
-        # Access log lines at once, not every 10 s.
+        # Flushes the access log at once instead of every 10 s.
         *("--file-flush-interval-msec", "50"),
     ]
     child = Child("envoy", command, log)
@@ -206,7 +206,7 @@ def envoy(
 
 @dataclass(slots=True)
 class Stack:
-    """The whole, running."""
+    """The running stack."""
 
     directory: Path
     backends: Sequence[Backend]
@@ -214,7 +214,7 @@ class Stack:
     envoy: Envoy
 
     def backend(self, pool: str) -> Backend:
-        """The server of a pool."""
+        """Return the server of a pool."""
         return next(backend for backend in self.backends if backend.pool == pool)
 
 
@@ -228,13 +228,13 @@ def running(
     ready: Callable[[], None] = lambda: None,
     change_envoy: Callable[[Config], None] | None = None,
 ) -> Iterator[Stack]:
-    """Start everything, wait until it is ready, stop it at the end.
+    """Start everything, wait until it is ready, and stop it at the end.
 
-    Envoy starts last: it would count a router or a backend that is not there yet as
-    unhealthy until the next probe. ``ready`` is called as each part is.
+    Envoy starts last, because it would mark a missing router or backend as unhealthy
+    until the next probe. ``ready`` is called as each component becomes ready.
 
     Raises:
-        ChildError: a part did not come up.
+        ChildError: a component did not start.
     """
     chosen_router = router(router_config, directory)
     chosen_envoy = envoy(

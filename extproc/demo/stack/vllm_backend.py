@@ -1,8 +1,8 @@
-"""Real vLLM servers on CPU, with a tiny random model made on the spot.
+"""Real vLLM servers on CPU, with a tiny random model that is generated locally.
 
-Nothing is downloaded: the model is a configuration (vLLM makes up the weights) and a
-tokenizer trained on the standard library's sources. Its answers are noise, but its
-API, limits, counts and errors are vLLM's own.
+Nothing is downloaded: the model consists of a configuration (vLLM generates random
+weights) and a tokenizer trained on the standard library's sources. Its output is noise,
+but API, limits, counts and errors are vLLM's own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from extproc.demo.stack.stack import Backend
 MODEL_NAME = "tiny"
 SHORT_WINDOW = 2048
 LONG_WINDOW = 65536
-"""Above the bytes of any request that the demo makes for the short window: a tokenizer
-that has never seen a script takes a token for each of its bytes."""
+"""More than the bytes of any demo request for the short window: a tokenizer uses one
+token per byte for a script that was not in its training data."""
 _START_S = 240.0
-"""Two servers that compile and warm up on a small machine take about a minute."""
+"""Two servers compile and warm up in about a minute on a small machine."""
 
-# Runs in vLLM's Python, which has the package `tokenizers`; ours may not.
+# Runs in vLLM's Python, which has `tokenizers`; this one may not.
 _TRAIN = """
 import glob, sys, sysconfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,14 +50,14 @@ _CHAT_TEMPLATE = (
 
 
 class VllmError(Exception):
-    """There is no vLLM to run; says what was tried."""
+    """vLLM is not available; the message names what was tried."""
 
 
 def find_vllm(python: str) -> None:
     """Check that ``python`` can import vLLM and the package ``tokenizers``.
 
     Raises:
-        VllmError: it cannot.
+        VllmError: one of them is missing.
     """
     probe = [
         *(python, "-c"),
@@ -76,7 +76,7 @@ def find_vllm(python: str) -> None:
 
 
 def make_model(directory: Path, python: str) -> Path:
-    """Write the model's files; return their folder.
+    """Write the model's files; return their directory.
 
     Raises:
         VllmError: the tokenizer could not be trained.
@@ -131,16 +131,16 @@ def vllm(
     *,
     python: str = sys.executable,
 ) -> Backend:
-    """A vLLM server as a child process, not started."""
+    """Return a vLLM server as a child process that is not started."""
     (port,) = free_ports(1)
-    # `python -m`: the `vllm` command of the CPU wheel does not find its own metadata.
+    # `python -m`: the CPU wheel's `vllm` command does not find its own metadata.
     command = [
         *(python, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(model), "--served-model-name", MODEL_NAME),
         *("--load-format", "dummy", "--enforce-eager"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
-        # Requests with tools are refused without a parser for what the model calls.
+        # vLLM rejects requests with tools unless a parser for tool calls is set.
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     ]
     environment = {

@@ -1,1 +1,1 @@
-"""The stand-in for a vLLM server: its HTTP API, scheduler and tokenizer."""
+"""A stand-in for a vLLM server: its HTTP API, scheduler and tokenizer."""

@@ -1,4 +1,4 @@
-"""``python -m extproc.demo.standin``."""
+"""Run ``python -m extproc.demo.standin``."""
 
 from extproc.demo.standin.server import main
 

@@ -1,8 +1,8 @@
 """A vLLM engine without a model: ``fleet``'s scheduler, run in real time.
 
-Each step takes as long as the step time says; whatever arrives meanwhile joins the
-next one. So requests queue, share a step, are preempted and finish as they do in
-vLLM, in the time that vLLM would take, divided by ``speed``.
+Each step takes the time that the step time model gives; requests that arrive during a
+step join the next one. Requests therefore queue, share steps, are preempted and finish
+as in vLLM, in vLLM's time divided by ``speed``.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ _CATCH_UP_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds that one step takes: weights, plus what each sequence and token adds.
+    """Seconds of a step: a constant for weights, plus terms for sequences and tokens.
 
-    The defaults are the A100 of the routing papers (arXiv 2604.09613: an iteration of
-    8 ms + 0.65 ms for each sequence); 20 us for a prefill token are 50,000 a second.
+    The defaults are those of the A100 in the routing papers (arXiv 2604.09613: 8 ms +
+    0.65 ms for each sequence in an iteration); 20 us for each prefill token equal
+    50,000 tokens a second.
     """
 
     weights_s: float = 0.008
     sequence_s: float = 0.00065
     prefill_token_s: float = 0.00002
     speed: float = 1.0
-    """How many times faster than that; > 0."""
+    """Factor by which steps are faster; > 0."""
 
     def of(self, step: Step) -> float:
-        """Seconds of a step."""
+        """Return the seconds of a step."""
         prefill = step.num_scheduled_tokens - len(step.scheduled)
         whole = (
             self.weights_s
@@ -47,7 +48,7 @@ class StepTime:
 
 @dataclass(slots=True)
 class EngineTotals:
-    """What an engine has done since it started."""
+    """Totals since the engine started."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -55,7 +56,7 @@ class EngineTotals:
 
 
 class Generation:
-    """The sequences of one request: iterate for their tokens; leave to abort them."""
+    """The sequences of one request: iterate over their tokens; exit to abort them."""
 
     def __init__(self, engine: Engine, request_ids: Sequence[str]) -> None:
         self._engine = engine
@@ -70,7 +71,7 @@ class Generation:
         self._engine.abort(self._positions)
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        """Yield the position of the sequence that grew, once for each token."""
+        """Yield the index of the sequence that grew, once for each token."""
         while self._unfinished:
             position, last = await self._tokens.get()
             self._unfinished -= last
@@ -82,7 +83,7 @@ class Generation:
 
 
 class Engine:
-    """Runs a scheduler against the clock. One event loop only."""
+    """Runs a scheduler in real time. For one event loop only."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Engine:
         step_time: StepTime,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # A prompt that no number of free blocks can hold would block the queue.
+        # A prompt that does not fit even into an empty cache would block the queue.
         if limits.usable_tokens < limits.max_model_len:
             raise ValueError(
                 f"num_blocks: {limits.num_blocks}; expected enough for one request of "
@@ -107,7 +108,7 @@ class Engine:
         self._work = asyncio.Event()
 
     def submit(self, sequences: Iterable[tuple[int, int]]) -> Generation:
-        """Queue sequences, each of prompt tokens and output tokens (all > 0)."""
+        """Queue sequences, each with a prompt and an output length in tokens (> 0)."""
         request_ids = []
         for prompt_tokens, output_tokens in sequences:
             request_id = str(next(self._ids))
@@ -120,13 +121,13 @@ class Engine:
         return generation
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Forget sequences, finished or not."""
+        """Abort sequences; finished ones are ignored."""
         for request_id in request_ids:
             self.scheduler.abort(request_id)
             self._generations.pop(request_id, None)
 
     async def run(self) -> None:
-        """Step for ever; cancel to stop."""
+        """Run steps until cancelled."""
         due = self._clock()
         while True:
             step = self.scheduler.step()
@@ -135,8 +136,8 @@ class Engine:
                 await self._work.wait()
                 due = self._clock()
                 continue
-            # From the last step's end rather than from now, so that late wake-ups do
-            # not add up; but an engine that cannot keep up does not rush either.
+            # Counted from the end of the last step, so that late wake-ups do not add
+            # up; but an engine that falls behind does not catch up by rushing.
             due = max(due, self._clock() - _CATCH_UP_S) + self._step_time.of(step)
             await asyncio.sleep(max(due - self._clock(), 0))
             self._deliver(step)

@@ -27,7 +27,7 @@ _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 
 class _EngineState(Collector):
-    """What can be read from the engine whenever somebody asks."""
+    """Metrics that are read from the engine at each scrape."""
 
     def __init__(self, model_name: str, engine: Engine) -> None:
         self._labels = (model_name, "0")
@@ -37,9 +37,9 @@ class _EngineState(Collector):
         scheduler = self._engine.scheduler
         totals = self._engine.totals
         for name, help_text, value in (
-            ("num_requests_running", "Requests in a step.", len(scheduler.running)),
-            ("num_requests_waiting", "Requests in the queue.", len(scheduler.waiting)),
-            ("kv_cache_usage_perc", "Share in use, 0 to 1.", scheduler.kv_cache_usage),
+            ("num_requests_running", "Running requests.", len(scheduler.running)),
+            ("num_requests_waiting", "Queued requests.", len(scheduler.waiting)),
+            ("kv_cache_usage_perc", "KV-cache use, 0 to 1.", scheduler.kv_cache_usage),
         ):
             gauge = GaugeMetricFamily(f"vllm:{name}", help_text, labels=_LABELS)
             gauge.add_metric(self._labels, value)
@@ -63,7 +63,7 @@ class _EngineState(Collector):
 
 
 class Progress:
-    """One request on its way."""
+    """Metrics of one request in progress."""
 
     def __init__(self, telemetry: Telemetry, now: Callable[[], float]) -> None:
         self._telemetry = telemetry
@@ -72,7 +72,7 @@ class Progress:
         self._last: float | None = None
 
     def token(self) -> None:
-        """A token was generated, of any of the request's sequences."""
+        """Record a new token of any of the request's sequences."""
         now = self._now()
         if self._last is None:
             self._telemetry.time_to_first_token.observe(now - self.started)
@@ -82,7 +82,7 @@ class Progress:
 
 
 class Telemetry:
-    """A stand-in's metrics, in a registry of its own."""
+    """A stand-in's metrics, in a separate registry."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -116,7 +116,7 @@ class Telemetry:
         self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token.")
         self._success = Counter(
             "vllm:request_success",
-            "Requests finished, by reason.",
+            "Finished requests, by reason.",
             (*_LABELS, "finished_reason"),
             registry=self._registry,
         )
@@ -124,7 +124,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def request(self, answers: Sequence[Answer]) -> Iterator[Progress]:
-        """Follow one request; one that is left by an exception counts as aborted."""
+        """Record one request; it counts as aborted if an exception ends it."""
         progress = Progress(self, self._now)
         try:
             yield progress
@@ -136,5 +136,5 @@ class Telemetry:
             self._success.labels(*self._labels, answer.finish_reason).inc()
 
     def exposition(self) -> bytes:
-        """The text format that Prometheus reads."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)

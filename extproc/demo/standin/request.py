@@ -1,9 +1,10 @@
-"""What a stand-in reads in a request, and vLLM's own words where it refuses one.
+"""Parses a stand-in's requests, and rejects invalid ones with vLLM's messages.
 
-The checks and their texts are vLLM 0.32's (``vllm/renderers/params.py``,
-``vllm/v1/engine/input_processor.py``). Note what is *not* refused: a prompt and a
-``max_tokens`` that only together exceed the window. vLLM cuts such an answer short
-(``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and so do we.
+The checks and their texts are those of vLLM 0.32 (``vllm/renderers/params.py``,
+``vllm/v1/engine/input_processor.py``). A prompt and ``max_tokens`` that exceed the
+window only together are *not* rejected: vLLM truncates such an output
+(``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and so does the
+stand-in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from extproc.exchange import openai
 
 
 class ServedApi(StrEnum):
-    """The APIs that generate or embed, by path."""
+    """The APIs for generation and embeddings, by path."""
 
     CHAT = openai.CHAT.path
     COMPLETIONS = openai.COMPLETIONS.path
@@ -28,7 +29,7 @@ class ServedApi(StrEnum):
 
 
 class RequestRefusedError(Exception):
-    """An answer other than 200, in vLLM's words."""
+    """A response other than 200, with vLLM's message."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class RequestRefusedError(Exception):
         self.parameter = parameter
 
     def body(self, endpoint: ServedApi) -> dict[str, object]:
-        """The JSON body; Anthropic's shape on Anthropic's path."""
+        """Return the JSON body, in Anthropic's format on Anthropic's path."""
         if endpoint is ServedApi.MESSAGES:
             return {
                 "type": "error",
@@ -62,34 +63,34 @@ class RequestRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request, counted."""
+    """One request with its token counts."""
 
     endpoint: ServedApi
     model: str
     prompt_tokens: tuple[int, ...]
-    """One count for each prompt (a completion may have several)."""
+    """Token count of each prompt (a completion may have several)."""
     choices: int
-    """Answers to each prompt (``n``)."""
+    """Number of outputs for each prompt (``n``)."""
     max_tokens: int | None
-    """The client's limit for one answer, if it set one."""
+    """The client's limit for one output; None if unset."""
     to_the_limit: bool
-    """The answer runs to its limit (``ignore_eos``)."""
+    """Whether the output continues to its limit (``ignore_eos``)."""
     stream: bool
     include_usage: bool
-    """The client asked for usage in its stream."""
+    """Whether the client requested usage in its stream."""
     seed: int
-    """A number that depends on the prompt alone."""
+    """A number derived from the prompt alone."""
 
 
 def read_job(
     endpoint: ServedApi, raw: bytes, tokenizer: Tokenizer, max_model_len: int
 ) -> Job:
-    """Parse and count a request, and check it against the window.
+    """Parse a request, count its tokens, and check them against the window.
 
     Takes about 0.2 us for each byte of the body: call it in a thread.
 
     Raises:
-        RequestRefusedError: vLLM would not take it.
+        RequestRefusedError: vLLM would reject the request.
     """
     try:
         body = json.loads(raw)
@@ -154,7 +155,7 @@ def _integer(body: Mapping[str, object], name: str, *, at_least: int) -> int | N
 
 def _check_window(prompt_tokens: int, max_model_len: int, *, generates: bool) -> None:
     if prompt_tokens > max_model_len:
-        # The tokenizer stops one token past the window, so that this is all it knows.
+        # The tokenizer stops one token past the window, so the exact count is unknown.
         qualifier = "at least " if prompt_tokens == max_model_len + 1 else ""
         raise RequestRefusedError(
             f"This model's maximum context length is {max_model_len} tokens. However, "
@@ -218,7 +219,7 @@ def _list_of_objects(body: Mapping[str, object], name: str) -> list[dict[str, ob
 def _count_texts(
     body: Mapping[str, object], name: str, tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    """Count a text, a list of texts, a list of token ids, or a list of those."""
+    """Count the tokens of a text, token ids, or a list of either."""
     value = body.get(name)
     if isinstance(value, str):
         return (tokenizer.count_completion_prompt(value),)

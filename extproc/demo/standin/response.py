@@ -1,4 +1,4 @@
-"""What a stand-in answers: vLLM's JSON and server-sent events, for each endpoint."""
+"""A stand-in's responses: vLLM's JSON and server-sent events, for each endpoint."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _EMBEDDING_DIMENSIONS = 8
 
 @dataclass(slots=True)
 class Answer:
-    """One choice of a response, as it grows."""
+    """One choice of a response in progress."""
 
     index: int
-    """Its place among the choices."""
+    """Index among the choices."""
     output_tokens: int
-    """How long it will be (>= 1)."""
+    """Final length in tokens (>= 1)."""
     cut: bool
-    """Whether a limit ends it, rather than the model."""
+    """Whether a limit ends it, not the model."""
     seed: int
     produced: int = 0
     """Tokens so far."""
 
     @property
     def finish_reason(self) -> str:
-        """OpenAI's word for why it ended."""
+        """OpenAI's finish reason."""
         return "length" if self.cut else "stop"
 
     def text(self, start: int, end: int) -> str:
-        """Its tokens from ``start`` up to ``end``, a word each."""
+        """Return its tokens from ``start`` up to ``end``, one word each."""
         return "".join(
             WORDS[(self.seed + self.index * 7 + i * i) % len(WORDS)]
             for i in range(start, end)
@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Responder:
-    """Writes the response to one job. Answers are complete when a method needs them."""
+    """Writes the response to one job. Answers are updated by the caller."""
 
     job: Job
     answers: Sequence[Answer]
@@ -51,7 +51,7 @@ class Responder:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def usage(self) -> dict[str, int]:
-        """Tokens of all prompts and of all answers so far, in the endpoint's words."""
+        """Return the tokens of all prompts and outputs so far, as the API does."""
         prompt = sum(self.job.prompt_tokens)
         completion = sum(answer.produced for answer in self.answers)
         match self.job.endpoint:
@@ -73,7 +73,7 @@ class Responder:
                 }
 
     def document(self) -> dict[str, object]:
-        """The whole response, where the client did not ask for a stream."""
+        """Return the complete response, if it is not streamed."""
         match self.job.endpoint:
             case ServedApi.CHAT:
                 return self._openai("chat.completion", self._chat_choices())
@@ -87,7 +87,7 @@ class Responder:
                 return self._embeddings()
 
     def begin(self) -> Iterator[bytes]:
-        """Events before the first token."""
+        """Yield the events before the first token."""
         match self.job.endpoint:
             case ServedApi.CHAT:
                 for answer in self.answers:
@@ -103,7 +103,7 @@ class Responder:
                 yield _named("content_block_start", block)
 
     def token(self, answer: Answer) -> bytes:
-        """The event for the newest token of an answer."""
+        """Return the event for an answer's latest token."""
         text = answer.text(answer.produced - 1, answer.produced)
         last = answer.produced >= answer.output_tokens
         reason = answer.finish_reason if last else None
@@ -121,7 +121,7 @@ class Responder:
                 return self._chunk("text_completion", [choice])
 
     def end(self) -> Iterator[bytes]:
-        """Events after the last token."""
+        """Yield the events after the last token."""
         match self.job.endpoint:
             case ServedApi.RESPONSES:
                 done = {"response": self._response("completed")}
@@ -213,7 +213,7 @@ class Responder:
         }
 
     def _message(self, answer: Answer | None) -> dict[str, object]:
-        """Anthropic's message; without an answer, the one that begins a stream."""
+        """Return Anthropic's message; without an answer, a stream's first one."""
         content = (
             []
             if answer is None
@@ -271,13 +271,13 @@ class Responder:
             "choices": choices,
         }
         if usage is not None:
-            # vLLM leaves the field out of all other chunks; OpenAI has `null` there.
+            # vLLM omits the field in all other chunks; OpenAI sends `null` there.
             chunk["usage"] = usage
         return b"data: " + _json(chunk) + b"\n\n"
 
 
 def _stop_reason(answer: Answer) -> str:
-    """Anthropic's word for why an answer ended."""
+    """Return Anthropic's stop reason for an answer."""
     return "max_tokens" if answer.cut else "end_turn"
 
 

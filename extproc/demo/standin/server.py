@@ -1,10 +1,10 @@
-"""A stand-in for a vLLM server: its API, its limits and its timing, without a model.
+"""A stand-in for a vLLM server, with its API, limits and timing, but without a model.
 
     python -m extproc.demo.standin --port 8000 --max-model-len 8192 --max-num-seqs 64
 
 Prompts are counted with a real tokenizer, requests pass through vLLM's scheduler in
-real time, and a prompt that is too long is refused in vLLM's words. The flags are
-vLLM's where vLLM has them.
+real time, and a prompt that is too long is rejected with vLLM's message. Flags that
+vLLM has too have the same names.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from extproc.demo.standin.response import Answer, Responder
 from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.fleet.scheduler import SchedulerLimits
 
-# vLLM's server reads bodies of any size; this keeps a mistake from filling a laptop.
+# vLLM's server accepts bodies of any size; this limit protects a laptop's memory.
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One stand-in."""
+    """Settings of one stand-in."""
 
     name: str
     limits: SchedulerLimits
     step_time: StepTime
     mean_output_tokens: float
-    """Of answers that no limit cuts; > 0."""
+    """Mean length of outputs that no limit truncates; > 0."""
 
 
 class StandIn:
-    """The HTTP server. One event loop only."""
+    """The HTTP server. For one event loop only."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self._settings = settings
@@ -53,7 +53,7 @@ class StandIn:
         self._started = int(time.time())
 
     def application(self) -> web.Application:
-        """The routes, with the engine running as long as they are served."""
+        """Return the application; it runs the engine while it is served."""
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.cleanup_ctx.append(self._run_engine)
         app.router.add_get("/health", self._health)
@@ -74,7 +74,7 @@ class StandIn:
             await task
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Name the stand-in that answered, and the router's headers on the request."""
+        """Add the stand-in's name and the router's request headers to the response."""
         response.headers["x-standin"] = self._settings.name
         for header in ("x-llm-pool", "x-llm-budget", "x-request-id"):
             if header in request.headers:
@@ -108,7 +108,7 @@ class StandIn:
         endpoint = ServedApi(request.path)
         raw = await request.read()
         try:
-            # In a thread: counting a long prompt would hold every other request.
+            # In a thread: counting a long prompt would block all other requests.
             job = await asyncio.to_thread(
                 read_job,
                 endpoint,
@@ -119,7 +119,7 @@ class StandIn:
         except RequestRefusedError as refused:
             return web.json_response(refused.body(endpoint), status=refused.status)
         if endpoint is ServedApi.EMBEDDINGS:
-            # Pooling is a prefill without an answer: one token stands for its step.
+            # Pooling is a prefill without output: one token stands for its step.
             answers = [Answer(i, 1, False, 0) for i in range(len(job.prompt_tokens))]
         else:
             answers = self._plan(job)
@@ -128,7 +128,7 @@ class StandIn:
             (job.prompt_tokens[answer.index // job.choices], answer.output_tokens)
             for answer in answers
         )
-        # Leaving early (the client went away) aborts the sequences.
+        # Exiting early (the client disconnected) aborts the sequences.
         with generation, self._telemetry.request(answers) as progress:
             if job.stream and endpoint is not ServedApi.EMBEDDINGS:
                 return await self._stream(request, responder, generation, progress)
@@ -138,7 +138,7 @@ class StandIn:
             return web.json_response(responder.document())
 
     def _plan(self, job: Job) -> list[Answer]:
-        """Decide how long each answer will be: by its own end, or by a limit."""
+        """Choose the length of each answer, up to its limit."""
         window = self._settings.limits.max_model_len
         answers = []
         for index in range(len(job.prompt_tokens) * job.choices):
@@ -183,10 +183,10 @@ class StandIn:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """vLLM's flags under vLLM's names, and the stand-in's own."""
+    """Declare vLLM's flags under vLLM's names, and the stand-in's own."""
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free port")
-    parser.add_argument("--name", default="stand-in", help="said in header x-standin")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
+    parser.add_argument("--name", default="stand-in", help="value of header x-standin")
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
@@ -204,12 +204,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mean-output-tokens",
         type=float,
         default=48.0,
-        help="mean length of answers that no limit cuts",
+        help="mean length of outputs that no limit truncates",
     )
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """What the flags ask for.
+    """Return the settings from the flags.
 
     Raises:
         ValueError: a limit is out of range.
@@ -239,7 +239,7 @@ async def serve(stand_in: StandIn, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # A handler whose client went away is cancelled, so that its sequences are aborted.
+    # Cancel the handler when its client disconnects, which aborts its sequences.
     runner = web.AppRunner(
         stand_in.application(), handler_cancellation=True, access_log=None
     )

@@ -1,9 +1,9 @@
-"""Prompt tokens as a real model counts them: Mistral's Tekken vocabulary.
+"""Prompt tokens as a real model counts them, with Mistral's Tekken vocabulary.
 
-mistral-common carries the vocabulary in its wheel, so nothing is downloaded; tiktoken,
-which mistral-common encodes with too, reads it in a third of the time. The prompt is
-what Mistral's instruct template (version 3) makes of a conversation;
-its special tokens are counted, not spelled, because each is one token.
+The wheel of mistral-common contains the vocabulary, so nothing is downloaded. tiktoken,
+which mistral-common itself uses for encoding, loads it in a third of the time. The
+prompt is a conversation in Mistral's instruct template (version 3); special tokens are
+counted without being written out, because each is one token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tiktoken
 
 _VOCABULARY = "data/tekken_240911.json"
 
-# Pixtral reads an image of 512 x 512 as 32 x 32 patches of 16 x 16 pixels.
+# Pixtral encodes an image of 512 x 512 as 32 x 32 patches of 16 x 16 pixels.
 _IMAGE_TOKENS = 1024
 
 _SPOKEN = (
@@ -27,17 +27,17 @@ _SPOKEN = (
     "when who will no more if out so up said what its about than into them can only "
     "other time new some could these two may first then"
 )
-#: Each is one token in Tekken, with the space before it: what a stand-in answers.
+#: A stand-in's output: with the space before it, each word is one token in Tekken.
 WORDS = tuple(f" {word}" for word in _SPOKEN.split())
 
 
 class Tokenizer:
-    """Counts tokens of texts and of conversations. Safe to call from any thread."""
+    """Counts tokens of texts and of conversations. Thread-safe."""
 
     def __init__(self) -> None:
         document = json.loads(_vocabulary_path().read_bytes())
         settings = document["config"]
-        # The file has more entries than the model uses; the first ones count.
+        # The file has more entries than the model uses; only the first ones are valid.
         size = settings["default_vocab_size"] - settings["default_num_special_tokens"]
         self._tekken = tiktoken.Encoding(
             "tekken",
@@ -50,11 +50,11 @@ class Tokenizer:
         )
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without any special token."""
+        """Return the tokens of a text, without special tokens."""
         return len(self._tekken.encode_ordinary(text))
 
     def count_completion_prompt(self, prompt: str) -> int:
-        """Tokens of a bare prompt: its text after the token that begins a sequence."""
+        """Return the tokens of a raw prompt: its text and the start token."""
         return 1 + self.count(prompt)
 
     def count_chat(
@@ -62,9 +62,9 @@ class Tokenizer:
         messages: Sequence[Mapping[str, object]],
         tools: Sequence[Mapping[str, object]] = (),
     ) -> int:
-        """Tokens of a conversation in Mistral's instruct template.
+        """Return the tokens of a conversation in Mistral's instruct template.
 
-        The system prompt is written into the last user message, the tools before it.
+        The system prompt is part of the last user message, and the tools precede it.
         Unknown roles count as user messages.
         """
         system = "\n\n".join(
@@ -95,7 +95,7 @@ class Tokenizer:
 
 
 def _vocabulary_path() -> Path:
-    """Without an import: the package takes half a second, its file is all we need."""
+    """Return the file's path without the package's import, which takes 0.5 s."""
     package = importlib.util.find_spec("mistral_common")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -105,7 +105,7 @@ def _vocabulary_path() -> Path:
 
 
 def _text(message: Mapping[str, object]) -> str:
-    """The text of a message whose content is a string, parts or nothing."""
+    """Return the text of a message whose content is a string, parts or nothing."""
     content = message.get("content")
     if isinstance(content, str):
         return content
