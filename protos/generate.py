@@ -1,8 +1,8 @@
-"""Generate ``extproc/wire`` from ``protos/``; ``--check`` says whether it is current.
+"""Generate ``extproc/wire`` from ``protos/``, or ``--check`` that it is current.
 
-A proto's path below ``protos/extproc/`` is its Python package's, so that the generated
-imports are right as they are. Our own API's path is its proto package's instead, as its
-users expect; protoc gets ``extproc/wire`` as its place too.
+A proto's path below ``protos/extproc/`` matches its Python package, so that the
+generated imports are correct. The public API's path matches its proto package instead,
+as its users expect; protoc maps it to ``extproc/wire``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ API = PROTOS / "tokenbudget" / "v1"
 
 
 def generate(target: Path) -> list[Path]:
-    """Write the code of every proto below ``target``; return the files' paths."""
+    """Write the code of all protos below ``target``; return the files' paths."""
     sources = sorted(PROTOS.glob("extproc/**/*.proto")) + sorted(API.glob("*.proto"))
     (target / "extproc" / "wire").mkdir(parents=True, exist_ok=True)
     includes = [
@@ -36,9 +36,9 @@ def generate(target: Path) -> list[Path]:
 
 
 def main() -> int:
-    """Generate, or compare with what is there."""
+    """Generate the code, or compare it with the existing code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--check", action="store_true", help="only compare")
     if not parser.parse_args().check:
         generate(PROJECT)
         return 0
