@@ -1,4 +1,4 @@
-"""The request body modes of Envoy's ext_proc filter, as an operator may have set them."""
+"""Request body modes of Envoy's ext_proc filter, as an operator may configure them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from extproc.demo.stack.envoy_config import ext_proc_filter
 
 
 def configured(mode: str, *, override: bool) -> Callable[[dict[str, Any]], None]:
-    """A filter with a request body mode of its own."""
+    """Return a change that sets the filter's request body mode."""
 
     def change(config: dict[str, Any]) -> None:
         ext_proc = ext_proc_filter(config)
@@ -27,4 +27,4 @@ ROUTING = {
     "streamed, asked for": ("STREAMED", True),
     "full duplex": ("FULL_DUPLEX_STREAMED", False),
 }
-"""The modes, and whether the router may ask for another, in which it can route."""
+"""The modes, and whether the router may request another mode, in which it can route."""

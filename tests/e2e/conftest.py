@@ -45,14 +45,14 @@ def _patiently(change: Change | None) -> Change:
 
 
 def start_until_killed(child: Child, started: contextlib.ExitStack) -> None:
-    """Start it; a clean end takes a second, and is looked at elsewhere."""
+    """Start a child; kill it at the end, because a clean exit takes a second."""
     child.start()
     started.callback(child.kill)
 
 
 @pytest.fixture(scope="session")
 def stack(directory: Path) -> Iterator[Stack]:
-    """Everything, with every response looked at."""
+    """The whole stack, with every response observed."""
     backends = [
         stand_in("short", SHORT_WINDOW, 64, directory, speed=50),
         stand_in("long", LONG_WINDOW, 16, directory, speed=50),
@@ -79,7 +79,7 @@ def admin(stack: Stack) -> Admin:
 def start_session(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., tuple[Client, Admin]]]:
-    """Starts another router and an Envoy of its own, for the rest of the session."""
+    """Starts another router with its own Envoy, for the rest of the session."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -107,7 +107,7 @@ def start_session(
 def start_session_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts another Envoy on the stack's router, for the rest of the session."""
+    """Starts another Envoy for the stack's router, for the rest of the session."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -132,7 +132,7 @@ def start_session_envoy(
 def optimistic(
     stack: Stack, start_session: Callable[..., tuple[Client, Admin]]
 ) -> tuple[Client, Admin]:
-    """An Envoy whose router believes that the short pool holds 30,000 tokens."""
+    """An Envoy whose router assumes that the short pool's window is 30,000 tokens."""
     pools = [
         {"name": "short", "max_model_len": 30_000},
         {"name": "long", "max_model_len": LONG_WINDOW},
@@ -148,7 +148,7 @@ def optimistic_client(optimistic: tuple[Client, Admin]) -> Client:
 def _check_case(
     client: Client, case: dict[str, Any], model: str | None = None
 ) -> Response:
-    """Send a case of ``cases.yaml``, and hold what came back to what it expects."""
+    """Send a case of ``cases.yaml``, and compare the response with its expectations."""
     body = case["body"]
     if body and model:
         body = body | {"model": model}
@@ -174,7 +174,7 @@ def check_case() -> Callable[..., Response]:
 
 @pytest.fixture(scope="session")
 def patiently() -> Callable[[Change | None], Change]:
-    """Adds to a change of Envoy's configuration that Envoy waits for a busy machine."""
+    """Adds timeouts for a busy machine to a change of Envoy's configuration."""
     return _patiently
 
 
@@ -192,7 +192,7 @@ def admin_of() -> type[Admin]:
 def start_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts another Envoy that may find parts of the stack missing."""
+    """Starts another Envoy that may lack parts of the stack."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -242,7 +242,7 @@ def scripted() -> Iterator[ScriptedBackend]:
 def start_fleet(
     scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts an Envoy of the fleet of models, in front of the router at a port."""
+    """Starts an Envoy for the fleet of models, in front of the router at a port."""
     with contextlib.ExitStack() as started:
 
         def start(router_port: int, change: Change | None = be_patient) -> Client:
@@ -272,7 +272,7 @@ def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
 
 @pytest.fixture(autouse=True)
 def _forget_script(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The next test's backend answers 200, whatever this test made it answer."""
+    """Reset the backend to answer 200 in the next test."""
     yield
     if "scripted" in request.fixturenames:
         request.getfixturevalue("scripted").reset()
@@ -289,7 +289,7 @@ def scripted_client(
 
 
 class _CaseLoader(yaml.SafeLoader):
-    """YAML with ``!repeat [text, count]``."""
+    """A YAML loader with ``!repeat [text, count]``."""
 
 
 def _repeat(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> str:

@@ -1,4 +1,4 @@
-"""What the matrix of faults is made in: routers behind an Envoy, and what is around them."""
+"""Setup of the fault matrix: routers behind an Envoy, and the services around them."""
 
 import http.server
 import json
@@ -21,7 +21,7 @@ from .load import Answer, Load
 
 @dataclass
 class Rig:
-    """Routers behind an Envoy of their own."""
+    """Routers behind their own Envoy."""
 
     envoy: Envoy
     routers: list[Router]
@@ -36,7 +36,7 @@ class Rig:
         return Load(self.envoy.port, self.expected)
 
     def wait_routing(self) -> None:
-        """Return once Envoy asks all the routers."""
+        """Wait until Envoy uses all the routers."""
         count = len(self.routers)
         wait_until(lambda: self.envoy.healthy_endpoints("extproc") == count)
 
@@ -110,8 +110,10 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 
 @dataclass
 class Crowded:
-    """A router with all that it can have around it: a store, servers to ask for their
-    load, and a wall clock that can be set."""
+    """A router with every optional dependency.
+
+    They are a store, servers that report their load, and an adjustable wall clock.
+    """
 
     redis: Child
     redis_port: int
@@ -139,7 +141,7 @@ class Crowded:
 
 
 def make_clock(directory: Path, environment: pytest.MonkeyPatch) -> Path | None:
-    """Give the processes that start from now on a clock that can be set."""
+    """Give processes started from now on an adjustable clock."""
     if shutil.which("cc") is None:
         return None
     source, library, offset = (directory / n for n in ("c.c", "clock.so", "offset"))

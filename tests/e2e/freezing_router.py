@@ -1,8 +1,8 @@
-"""An ext_proc server that stops (SIGSTOP) with a chunk of a response in its hands.
+"""An ext_proc server that stops (SIGSTOP) while it processes a response chunk.
 
-Run as a program with the port to listen on. It answers the first chunk only when it
-has the second, and stops before it answers that one: in this order Envoy's own message
-timeout does not run.
+Run it as a program with the port to listen on. It replies to the first chunk only after
+it has received the second, and stops before it replies to that one: in this order,
+Envoy's message timeout does not run.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Clients that send through Envoy all the time, and check every answer."""
+"""Clients that send through Envoy continuously, and check every response."""
 
 import contextlib
 import http.client
@@ -38,12 +38,12 @@ KINDS = {
 
 
 class FailedRequest(Exception):  # noqa: N818
-    """An answer that a client could not have used."""
+    """A response that is useless to its client."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What counts of an answer: the same request must always get the same."""
+    """The comparable part of a response: equal requests must get equal ones."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """One request, as its client saw it."""
+    """One request from its client's view."""
 
     kind: str
     began_s: float
@@ -66,7 +66,7 @@ def exchange(port: int, kind: str) -> Exchanged:
     """Send one request of a kind.
 
     Raises:
-        FailedRequest: it was not answered as it should be.
+        FailedRequest: the response is wrong.
     """
     began_s = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
@@ -148,7 +148,7 @@ class Load:
                 self.done.append(exchanged)
 
     def run(self, seconds: float) -> None:
-        """Let the clients send for so long, and until each of them had an answer."""
+        """Let the clients send for some seconds, and each receive a response."""
         wanted = self._answered() + CLIENTS
         deadline = time.monotonic() + PATIENCE_S
         self._stopping.wait(seconds)
@@ -160,7 +160,7 @@ class Load:
         return len(self.done) + len(self.failed)
 
     def routed_after(self, moment_s: float) -> float:
-        """Wait until a request that began after a moment was routed; how much later."""
+        """Wait until a request sent after a moment is routed; return its delay."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             began = [e.began_s for e in list(self.done) if e.routed]
@@ -177,7 +177,7 @@ def served(load: Load, kind: str) -> set[str]:
 
 @contextlib.contextmanager
 def only(load: Load, word: str) -> Iterator[None]:
-    """Let a load send only the kinds with a word in their name."""
+    """Restrict a load to the kinds with a word in their name."""
     kept = dict(KINDS)
     for kind in kept:
         if word not in kind:
@@ -210,7 +210,7 @@ def in_parallel(count: int, work: Callable[[], int]) -> list[int]:
 
 
 def read_some(port: int, body: dict[str, Any], events: int) -> socket.socket:
-    """Begin a stream, and read so many events of it."""
+    """Start a stream, and read its first ``events`` events."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
     response = connection.getresponse()

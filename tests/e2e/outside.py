@@ -1,4 +1,4 @@
-"""What a test sees from outside: a client's answers, Envoy's log, the router's admin port."""
+"""The external view of a test: responses, Envoy's log, the router's admin port."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ from ..patience import PATIENCE_S
 
 @dataclass(frozen=True)
 class Response:
-    """What a client saw, and what Envoy wrote down about it."""
+    """A response to a client, with Envoy's log of it."""
 
     status: int
     headers: dict[str, str]
@@ -38,14 +38,14 @@ class Response:
 
 
 class Client:
-    """Talks HTTP/1.1 to one Envoy, and reads its access log."""
+    """An HTTP/1.1 client of one Envoy, which also reads its access log."""
 
     def __init__(self, envoy: Envoy, port: int | None = None) -> None:
         self.envoy = envoy
         self._port = port or envoy.port
 
     def bypass(self) -> "Client":
-        """The same routes without the router."""
+        """A client of the same routes without the router."""
         return Client(self.envoy, self.envoy.bypass_port)
 
     def request(
@@ -57,7 +57,9 @@ class Client:
         *,
         timeout: float = PATIENCE_S,
     ) -> Response:
-        """Send a request; a body that is no bytes goes as JSON, an iterator chunked."""
+        """Send a request: bytes as they are, an iterator in chunks, the rest as
+        JSON.
+        """
         if body is not None and not isinstance(body, bytes | Iterator):
             body = json.dumps(body).encode()
         request_id = str(uuid.uuid4())
@@ -90,7 +92,7 @@ class Client:
     def chat(
         self, content: str, headers: dict[str, str] | None = None, **fields: Any
     ) -> Response:
-        """One user message to the chat API."""
+        """Send one user message to the chat API."""
         body = {
             "model": "m",
             "messages": [{"role": "user", "content": content}],
@@ -99,14 +101,14 @@ class Client:
         return self.post("/v1/chat/completions", body | fields, headers)
 
     def record(self, response: Response) -> Record:
-        """Envoy's access log line of a response."""
+        """Return Envoy's access log record of a response."""
         records = wait_for_records(
             self.envoy.access_log, [response.request_id], PATIENCE_S
         )
         return records[response.request_id]
 
     def raw(self, data: bytes, *, timeout: float = PATIENCE_S) -> bytes:
-        """Send bytes as they are; return all that comes until Envoy closes."""
+        """Send raw bytes; return what arrives until Envoy closes the connection."""
         with socket.create_connection(
             ("127.0.0.1", self._port), timeout=timeout
         ) as connection:
@@ -131,7 +133,7 @@ class Admin:
             return json.load(response)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of a name whose labels include ``labels``."""
+        """Return the sum of a metric's samples whose labels include ``labels``."""
         with urllib.request.urlopen(
             f"{self._url}/metrics", timeout=PATIENCE_S
         ) as response:

@@ -1,7 +1,7 @@
-"""What inference servers answer to a request that is too long, and to other mistakes.
+"""Errors of inference servers for a request that is too long, and for other mistakes.
 
-Those of vLLM 0.8.5 to 0.32 are from its released sources; earlier ones, and those of
-other servers, are from public reports. Numbers are filled in.
+Those of vLLM 0.8.5 to 0.32 are from its released sources; those of earlier versions and
+other servers are from public reports. Numbers are filled in.
 """
 
 TOO_LONG = {
@@ -22,7 +22,7 @@ TOO_LONG = {
     "vLLM 0.16, engine prompt": "The engine prompt length 9001 exceeds the max_model_len 8192. Please reduce prompt. None",
     # vllm/entrypoints/utils.py: get_max_tokens
     "vLLM 0.18, input length": "Input length (9001) exceeds model's maximum context length (8192).",
-    # vllm/sampling_params.py: _verify_args, where the window leaves no room
+    # vllm/sampling_params.py: _verify_args, if the window leaves no room
     "vLLM, no room": "max_tokens must be at least 1, got -809.",
     "vLLM, no room, parameter": "max_tokens must be at least 1, got -46771. (parameter=max_tokens, value=-46771)",
     "vLLM, no room at all": "max_tokens must be at least 1, got 0.",
@@ -51,7 +51,7 @@ TOO_LONG = {
     "llama.cpp": "the request exceeds the available context size, try increasing it",
     "llama.cpp, sizes": "request (9001 tokens) exceeds the available context size (8192 tokens), try increasing it",
 }
-"""Refusals that a larger window answers."""
+"""Errors that a larger window avoids."""
 
 OTHER = {
     "temperature": "temperature must be non-negative, got -1.0.",
@@ -74,4 +74,4 @@ OTHER = {
     "min_tokens": "min_tokens must be greater than or equal to 0, got -1.",
     "it talks of lengths": "The maximum context length of a conversation is a hard question.",
 }
-"""Mistakes of clients that no pool answers."""
+"""Client errors that no pool avoids."""

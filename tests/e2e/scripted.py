@@ -1,4 +1,4 @@
-"""A backend that answers with given bytes."""
+"""A backend that responds with given bytes."""
 
 import http.server
 import threading
@@ -13,7 +13,7 @@ from ..patience import PATIENCE_S
 
 @dataclass(frozen=True)
 class Received:
-    """A request as a backend got it."""
+    """A request as a backend received it."""
 
     path: str
     headers: dict[str, str]
@@ -21,10 +21,10 @@ class Received:
 
 
 class ScriptedBackend:
-    """A backend that answers with given bytes, over a socket of its own.
+    """A backend that responds with given bytes, over its own socket.
 
-    ``reply`` is what it writes after it has read a request: a whole HTTP response, in
-    the pieces in which it is to be written. At an event between them it waits for it.
+    ``reply`` is a whole HTTP response, in the pieces in which to write it after a
+    request. An event between pieces makes it wait for the event.
     """
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class ScriptedBackend:
         self._thread.start()
 
     def reset(self) -> None:
-        """Answer 200 from now on, and forget the requests received."""
+        """Respond with 200 from now on, and forget the requests received."""
         self.reply: list[bytes | threading.Event] = [http_response(200, b"{}")]
         self.received: list[Received] = []
 
     def as_backend(self, pool: str) -> Backend:
-        """As part of a stack; there is no process to wait for."""
+        """Return this server as a stack's backend; there is no process to wait for."""
         return Backend(pool, 8192, self.port, Child("scripted", [], Path()))
 
     def close(self) -> None:
@@ -90,6 +90,6 @@ class ScriptedBackend:
 def http_response(
     status: int, body: bytes, content_type: str = "application/json"
 ) -> bytes:
-    """A whole HTTP/1.1 response."""
+    """Return a whole HTTP/1.1 response."""
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     return head.encode() + body

@@ -1,4 +1,4 @@
-"""Learning from Envoy's access log: every response, and no ext_proc message for it."""
+"""Learning from Envoy's access log: all responses, without ext_proc messages."""
 
 import contextlib
 import json
@@ -52,13 +52,13 @@ TRAFFIC: list[tuple[str, dict[str, Any]]] = [
 
 
 def with_access_log(config: dict[str, Any]) -> None:
-    """Put the fragment's pieces where its comments say."""
+    """Insert the fragment's parts where its comments specify."""
     pieces = yaml.safe_load(FRAGMENT.read_text())
     ext_proc_filter(config)["metadata_options"] = pieces["metadata_options"]
     manager = connection_manager(config["static_resources"]["listeners"][0])
     manager["http_filters"][-1:-1] = pieces["http_filters"]
     for logger in pieces["access_log"]:
-        # No test waits for a second.
+        # Avoids a wait of one second in each test.
         logger["typed_config"]["common_config"]["buffer_flush_interval"] = "0.05s"
     manager["access_log"] += pieces["access_log"]
 
@@ -71,7 +71,7 @@ def start(
     patiently: Any,
     tmp_path_factory: Any,
 ) -> Iterator[Callable[..., tuple[Any, Any]]]:
-    """Starts a router and an Envoy that logs to it."""
+    """Starts a router, and an Envoy that logs to it."""
     with contextlib.ExitStack() as started:
 
         def begin(config: dict[str, Any], backends: Any = None) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ def start(
 
 @pytest.fixture(scope="module")
 def logged(start: Any, tmp_path_factory: Any) -> tuple[Any, Any, Path]:
-    """A router that learns from the access log, its transport our own."""
+    """A router that learns from the access log, with the native transport."""
     recording = tmp_path_factory.mktemp("recording") / "observed.jsonl"
     config = {
         "feedback": {"access_log": True},
@@ -129,7 +129,7 @@ def test_every_response_is_observed_without_a_message_for_it(
         send(client, path, fields)
     took_s = time.monotonic() - began_s
     eventually(lambda: observed(admin, result="learned") == before + len(TRAFFIC))
-    # Headers and body of the request; the answer is the last of it.
+    # Headers and body of the request; the reply to them is the last message.
     messages = client.envoy.stat("http.llm.ext_proc.stream_msgs_sent") - sent
     assert messages == 2 * len(TRAFFIC)
     assert admin.metric("extproc_access_log_entries_total", result="observed") == (
@@ -172,7 +172,7 @@ def test_what_is_not_learned_is_observed_all_the_same(
     results = {"status": 0.0, "no_usage": 0.0, "failed_open": 0.0}
     before = {result: observed(admin, result=result) for result in results}
     assert client.chat("Hello", max_tokens=0).status == 400
-    assert client.chat("Hello", stream=True).status == 200  # says no usage
+    assert client.chat("Hello", stream=True).status == 200  # without usage
     assert client.post("/v1/chat/completions", b"no JSON").status == 400
     eventually(
         lambda: (

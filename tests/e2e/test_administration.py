@@ -1,4 +1,4 @@
-"""vLLM's administration cannot be reached through the example's Envoy."""
+"""The example's Envoy does not expose vLLM's administrative endpoints."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 @pytest.fixture(scope="module")
 def open_backends(scripted: ScriptedBackend, start_session_envoy: Any) -> Client:
-    """An Envoy whose servers answer 200 whatever they are asked."""
+    """An Envoy whose servers respond to everything with 200."""
     scripted.reply = [http_response(200, b"{}")]
     backends = [scripted.as_backend("short"), scripted.as_backend("long")]
     client: Client = start_session_envoy(backends=backends)

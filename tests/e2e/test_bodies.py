@@ -1,4 +1,4 @@
-"""Requests whose bodies are large, compressed, broken, chunked or followed by trailers."""
+"""Requests with bodies that are large, compressed, broken, chunked or have trailers."""
 
 import gzip
 import json
@@ -59,7 +59,7 @@ def test_a_compressed_body_is_read(
     plain = chat_body(content)
     response = client.post(PATH, compress(plain), {"content-encoding": encoding})
     assert (response.status, response.served_by) == (200, f"vllm_{pool}")
-    # What the backend unpacked is what the client packed.
+    # The backend decompressed the same body that the client compressed.
     usage = client.post(PATH, plain).json()["usage"]
     assert response.json()["usage"]["prompt_tokens"] == usage["prompt_tokens"]
 
@@ -103,14 +103,14 @@ def test_a_huge_body_goes_to_the_long_pool_unread(
 def test_a_picture_below_the_cap_costs_what_a_picture_costs(
     size_bytes: int, client: Any
 ) -> None:
-    """Its base64 is not text: by bytes it would be far beyond the short pool."""
+    """Base64 is not text: counted by bytes, it would not fit the short pool."""
     response = client.post(PATH, chat_body(picture(size_bytes)))
     assert (response.status, response.served_by) == (200, "vllm_short")
     assert client.record(response).prompt_tokens < 2000
 
 
 def test_every_size_up_to_the_cap_is_answered(client: Any) -> None:
-    """No size may fall between what the router asks for and what Envoy can hold."""
+    """No size may fall between the router's limit and Envoy's buffer limit."""
     cap = 1 << 20
     overhead = len(chat_body(picture(0)))
     for size, reason in (

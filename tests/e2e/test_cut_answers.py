@@ -1,4 +1,4 @@
-"""`requests.retry_cut_answers`: an answer that the short window cut is requested again."""
+"""`requests.retry_cut_answers`: retry a response that the short window truncated."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ TEXT = 'He wrote: "finish_reason": "length", {"total_tokens": 8192}.'
 
 
 def answer(path: str, completion: int, *, prompt: int = 40, cut: bool = True) -> bytes:
-    """What vLLM answers at a path; its text quotes what is looked for."""
+    """vLLM's response at a path; its text quotes the searched markers."""
     body: dict[str, Any]
     if path == MESSAGES:
         body = {
@@ -66,10 +66,10 @@ def question(path: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def retrying(stack: Any, scripted: Any, start_session: Any) -> Any:
-    """An Envoy whose router lets it ask again; the short pool is the scripted one.
+    """An Envoy whose router may retry; the short pool is the scripted backend.
 
-    Half of the answers may exceed what is reserved under a declared limit, so that a
-    few are enough for the router to send what declares a large one short.
+    Half of the responses may exceed the reserve under a declared limit, so that a few
+    are enough for the router to send requests with a large limit short.
     """
     config = {
         "requests": {"retry_cut_answers": True},
@@ -94,12 +94,12 @@ def test_an_answer_that_the_window_cut_is_asked_for_again(
     assert response.headers["x-standin"] == "long"
     assert "x-llm-overflow" not in response.headers
     assert len(scripted.received) == received + 1
-    assert retrying.record(response).pool == "short"  # what was decided
+    assert retrying.record(response).pool == "short"  # the decision
 
 
 @pytest.fixture
 def declare(retrying: Any, scripted: Any, respond: Any, eventually: Any) -> Any:
-    """Gives a limit far above the window, under which requests now go short."""
+    """Return a limit far above the window with which requests now go short."""
 
     def learned() -> int:
         scripted.reply = [respond(200, answer(CHAT, 30, cut=False))]
@@ -149,7 +149,7 @@ def test_what_the_window_did_not_cut_passes_once(
 def test_a_limit_that_the_client_reached_at_the_window_passes_once(
     retrying: Any, scripted: Any, respond: Any, declare: Any
 ) -> None:
-    """Both at once: the long pool could not add a token."""
+    """Limit and window coincide: the long pool could not add a token."""
     declare()
     limit = WINDOW - 1
     content = answer(CHAT, limit, prompt=1)
@@ -174,7 +174,7 @@ def test_a_stream_is_not_asked_for_again(
 def test_an_answer_too_large_to_hold_passes(
     chunked: bool, retrying: Any, scripted: Any, respond: Any
 ) -> None:
-    """Log probabilities make an answer of any size."""
+    """Log probabilities can make a response arbitrarily large."""
     content = answer(CHAT, WINDOW - 40) + b" " * 4_000_000
     whole = respond(200, content)
     if chunked:

@@ -73,7 +73,7 @@ def test_it_sends_learns_and_prints_one_object(
 
 @pytest.mark.slow
 def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
-    """One of them is refused; it stays up until SIGTERM, and leaves nothing running."""
+    """One request is rejected; the demo runs until SIGTERM, and leaves no process."""
     file = tmp_path / "mine.jsonl"
     good = {
         "model": "m",
@@ -91,14 +91,15 @@ def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
         said = child.log.read_text()
         url = said.partition("curl -i ")[2].partition("/v1/")[0]
         assert answers_200(f"{url}/v1/models", 60)
-        # Not to the whole group, as a terminal would: what it started is its to stop.
+        # Not to the whole group, as a terminal would: the demo must stop its own
+        # children.
         os.kill(child.pid, signal.SIGTERM)
         assert child.wait(60) == 1
     assert not answers_200(f"{url}/v1/models")
     said = child.log.read_text()
     assert "2 requests" in said
     assert "FAILED /v1/completions: 400" in said
-    # The logs are kept, and are where it says.
+    # The logs are kept in the printed folder.
     folder = Path(said.strip().rpartition("logs are in ")[2])
     assert {"envoy.log", "extproc.log", "vllm-short.log"} <= {
         path.name for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""Without the router, or with a slow one, every request is answered: by the long pool."""
+"""Without the router, or with a slow one, the long pool serves every request."""
 
 import http.client
 import http.server
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 @pytest.fixture(scope="module")
 def own(stack: Any, start_session: Any) -> Any:
-    """An Envoy and a router that may be stopped."""
+    """An Envoy and a router that a test may stop."""
     client, admin = start_session({"feedback": {"sample": "all"}}, stack.backends)
     return client, admin.router
 
@@ -51,7 +51,7 @@ def test_a_router_that_hangs_costs_a_second_and_then_nothing(
     try:
         response = client.chat("Hello")
         assert (response.status, response.served_by) == (200, "vllm_long")
-        # The health check finds it out, and nobody asks it any more.
+        # The health check notices, and Envoy stops using the router.
         eventually(lambda: client.envoy.healthy_endpoints("extproc") == 0)
         before = client.envoy.stat("http.llm.ext_proc.message_timeouts")
         for _ in range(3):
@@ -63,7 +63,7 @@ def test_a_router_that_hangs_costs_a_second_and_then_nothing(
 
 
 def test_a_router_that_drains_is_left_in_peace(own: Any, eventually: Any) -> None:
-    """SIGTERM: open streams end well, requests go on, the exit is clean."""
+    """After SIGTERM, streams complete, requests continue, and the exit is clean."""
     client, router = own
     assert client.chat("Hello").served_by == "vllm_short"
     assert router.child.stop(grace_s=60) == 0
@@ -77,7 +77,7 @@ def test_a_router_that_drains_is_left_in_peace(own: Any, eventually: Any) -> Non
 def test_a_stream_outlives_the_router(
     own: Any, start_envoy: Any, scripted: Any, stack: Any, eventually: Any
 ) -> None:
-    """Its usage is being looked at when the router dies; its client gets it all."""
+    """The router dies while observing a stream; the client still receives it all."""
     _, router = own
     backends = [scripted.as_backend("short"), stack.backend("long")]
     client = start_envoy(router=router, backends=backends)
@@ -122,7 +122,7 @@ def test_an_envoy_that_starts_first_finds_the_router_later(
 
 
 class TwoChunks(http.server.BaseHTTPRequestHandler):
-    """A backend whose stream is two chunks, one after the other."""
+    """A backend whose stream consists of two separate chunks."""
 
     protocol_version = "HTTP/1.1"
 
@@ -160,8 +160,11 @@ def two_chunks() -> Iterator[Backend]:
 def test_a_stream_is_not_held_by_a_router_that_froze(
     start_envoy: Any, two_chunks: Backend, tmp_path: Path, eventually: Any
 ) -> None:
-    """Envoy's message timeout does not run for the last chunk of a response, if the
-    reply to the one before came after it was sent. The connection's keepalive ends it."""
+    """The connection's keepalive ends it, because Envoy's message timeout does not run.
+
+    That is so for a response's last chunk, if the reply to the previous one arrives
+    later.
+    """
     (port,) = free_ports(1)
     program = Path(__file__).with_name("freezing_router.py")
     command = [sys.executable, str(program), str(port)]

@@ -1,10 +1,10 @@
-"""Whatever breaks beside a request, the request is answered, and answered right.
+"""With any component broken, every request gets its correct response.
 
-Clients send through Envoy all the time: short and long prompts, JSON and SSE. Each
-answer is checked against what the same request got before anything broke, token counts
-included, so that a body that was cut or changed on its way shows. Each fault is made,
-held and healed; printed are the requests sent, those that failed, the longest that a
-client waited, and how long after the healing requests were routed again.
+Clients send through Envoy continuously: short and long prompts, JSON and SSE. Each
+response is compared with that of the same request before the fault, including token
+counts, which reveals a body that was truncated or changed. Each fault is injected, held
+and healed. The output lists the requests sent, the failed ones, the longest wait of a
+client, and the time from healing until requests are routed again.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str], transport: str) -> Callable[..., None]:
-    """Prints what a fault did to the clients, and holds it to nothing."""
+    """Prints a fault's effect on the clients, and fails if any request failed."""
 
     def print_and_check(fault: str, load: Load, recovered_s: float) -> None:
         fault = f"{transport}: {fault}"
@@ -85,7 +85,7 @@ def make_rig(
     patiently: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Rig]]:
-    """Starts routers with a configuration, and an Envoy that asks them all."""
+    """Starts routers with a configuration, and an Envoy that uses them all."""
     expected: dict[str, Answer] = {}
     with contextlib.ExitStack() as started:
 
@@ -180,7 +180,7 @@ def crowded(
 
 @pytest.fixture(autouse=True)
 def healed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves the shared rig as it was found, whatever a test did."""
+    """Heal the shared rig after a test."""
     yield
     if "rig" in request.fixturenames:
         shared: Rig = request.getfixturevalue("rig")
@@ -224,7 +224,7 @@ def test_hung(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_slow(rig: Rig, report: Callable[..., None]) -> None:
-    """It gets to run a fifth of the time, as on a machine that is far too busy."""
+    """The router runs a fifth of the time, as on an overloaded machine."""
     with rig.load() as load:
         load.run(STEADY_S)
         for _ in range(6):
@@ -247,7 +247,7 @@ def test_restarted(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_out_of_memory(rig: Rig, report: Callable[..., None]) -> None:
-    """Bodies of 12 MB, several at once, with memory for none of them."""
+    """Several bodies of 12 MB at once, without the memory for any of them."""
     huge = json.dumps(chat(20, 3) | {"metadata": "x" * (12 << 20)}).encode()
     with rig.load() as load:
         load.run(STEADY_S)
@@ -269,7 +269,7 @@ def test_out_of_memory(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def restart_each(rig: Rig, report: Callable[..., None]) -> float:
-    """One after the other, under load; the share of the requests not routed."""
+    """Restart the routers in turn under load; return the share of unrouted requests."""
     with rig.load() as load:
         wait_until(lambda: len(load.done) > 50)
         for each in rig.routers:
@@ -288,15 +288,15 @@ def restart_each(rig: Rig, report: Callable[..., None]) -> float:
 def test_rolling_restart(
     make_rig: Callable[..., Rig], report: Callable[..., None], tmp_path: Path
 ) -> None:
-    """Two processes that share what they learned are restarted one after the other."""
+    """Two processes that share their learned state are restarted in turn."""
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
     rig = make_rig({"state": state}, count=2, patient=True)
     unrouted = []
-    # Who sees the health check too late, for a pause of the machine, loses decisions.
+    # Repeat: if the machine stalls, a late health check costs decisions.
     while len(unrouted) < 3 and not any(share <= 1 / 20 for share in unrouted):
         unrouted.append(restart_each(rig, report))
     assert min(unrouted) <= 1 / 20, "the other one should have gone on"
-    # Everything that any of them learned is there, in each of them.
+    # Each process has all that any of them learned.
     assert rig.routers[0].child.stop(grace_s=PATIENCE_S) == 0
     learned = json.loads(
         next(tmp_path.glob("learned.v2.json")).read_text().split("\n")[1]
@@ -320,7 +320,7 @@ def test_admin_port_busy(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> None:
-    """Redis dies under load, and comes back without its memory."""
+    """Redis dies under load, and restarts without its data."""
     rig = crowded.rig
     synced = 'extproc_state_syncs_total{result="ok"}'
     with rig.load() as load:
@@ -338,7 +338,7 @@ def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> Non
 
 
 def test_vllm_metrics_gone(crowded: Crowded, report: Callable[..., None]) -> None:
-    """First only /metrics, then all of the server that was asked for its load."""
+    """First only /metrics fails, then the whole server that reports the load."""
     rig = crowded.rig
     with rig.load() as load:
         load.run(STEADY_S)
@@ -366,8 +366,11 @@ def test_backend_reset(
     stack: Stack,
     tmp_path: Path,
 ) -> None:
-    """A backend dies under streams that are looked at; its own clients lose theirs,
-    the other pool's notice nothing, and the router keeps nothing of it."""
+    """A backend dies under observed streams.
+
+    Its own clients lose them, the other pool's are not affected, and the router retains
+    nothing.
+    """
     short = stand_in("short", 8192, 64, tmp_path, speed=1)
     with short.child:
         short.wait_ready()

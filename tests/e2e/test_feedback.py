@@ -1,4 +1,4 @@
-"""The router learns from what the backends count, and says so."""
+"""The router learns from the backends' token counts, and reports it."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# Text that no other test sends under these hints, so that what is learned is from here.
+# Text that no other test sends with these hints, so that only this module affects it.
 DIGITS = "31415926535 " * 400
 
 
@@ -58,7 +58,7 @@ def test_usage_of_responses_is_learned(
 def test_the_next_estimate_is_better_and_moves_the_decision(
     start_session: Any, stack: Any, eventually: Any
 ) -> None:
-    """Digits, from a router that has seen nothing: by 4 bytes a token they are few."""
+    """A new router estimates digits at 4 bytes a token, which is too few tokens."""
     config = {"feedback": {"sample": "all"}, "estimator": {"name": "ema-text"}}
     client, admin = start_session(config, stack.backends)
     estimates, counts = [], []
@@ -67,7 +67,7 @@ def test_the_next_estimate_is_better_and_moves_the_decision(
         counts.append(response.json()["usage"]["prompt_tokens"])
         estimates.append(client.record(response).prompt_tokens)
         if number == 0:
-            # 12,000 tokens that it takes for 3,000: the short pool refuses them.
+            # 12,000 tokens, estimated as 3,000: the short pool rejects them.
             overflow = client.chat("7" * 12_000)
             assert (overflow.status, overflow.attempts) == (
                 200,
@@ -88,7 +88,7 @@ def test_what_is_learned_is_shown(client: Any, admin: Any, eventually: Any) -> N
     counted = client.chat(text).json()["usage"]["prompt_tokens"]
     eventually(lambda: learned(admin) == before + 1)
     ratio = admin.status()["bytes_per_token"]["digits"]
-    # Others sent digits too; all of them cost one to two bytes a token.
+    # Other tests sent digits too; all cost one to two bytes a token.
     assert ratio == pytest.approx(len(text) / counted, rel=0.5)
     assert admin.metric("extproc_bytes_per_token", category="digits") == pytest.approx(
         ratio
@@ -135,7 +135,7 @@ def test_an_overflow_is_counted(optimistic: Any, eventually: Any) -> None:
 
 
 class TestInjection:
-    """`feedback.inject_usage`: usage for us, none for a client that did not ask."""
+    """`feedback.inject_usage`: the router gets usage that the client does not."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -175,7 +175,7 @@ class TestInjection:
 
 
 def comparable(stream: bytes) -> list[Any]:
-    """The events of a stream, without what differs between two equal requests."""
+    """Return a stream's events without the fields that vary between equal requests."""
     events = []
     for block in stream.split(b"\n\n"):
         data = block.removeprefix(b"data: ")

@@ -1,4 +1,4 @@
-"""Answers larger than a part that Envoy hands over: watched to their end, on each transport."""
+"""Responses of several chunks are observed to their end, on each transport."""
 
 import json
 from typing import Any

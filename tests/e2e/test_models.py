@@ -52,7 +52,7 @@ SENDERS = [
 
 
 class TestWithoutRouter:
-    """Nothing answers where the router should be."""
+    """The router's address does not respond."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -255,7 +255,7 @@ class TestWithRouter:
 
 
 class TestKeptResponses:
-    """The servers of one pool keep responses; an identifier names no model."""
+    """One pool's servers store responses, whose identifiers contain no model."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -316,7 +316,7 @@ class TestKeptResponses:
 
 
 class TestModelHeader:
-    """A parser before the router names the model, in a header that clients cannot set."""
+    """An upstream parser sets the model in a header that clients cannot set."""
 
     HEADER = "x-gateway-model-name"
 

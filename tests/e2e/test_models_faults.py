@@ -1,9 +1,9 @@
-"""Whatever breaks beside a fleet of models, no request fails or reaches a wrong model.
+"""With any part of a fleet broken, no request fails or reaches a wrong model.
 
-Clients ask by every name all the time, with short and long prompts, with a length and
-without, and one with a body that the router does not read. Printed are the requests
-sent, those that failed, those that a wrong model's pool answered, and those without a
-decision of the router: of these the filter behind it named the model.
+Clients use every name continuously, with short and long prompts, with and without a
+length, and with one body that the router does not read. The output lists the requests
+sent, those that failed, those served by a wrong model's pool, and those without a
+decision of the router, for which the filter after it set the model.
 """
 
 import itertools
@@ -30,14 +30,14 @@ pytestmark = [
 
 CLIENTS = 4
 STEADY = 40
-"""Answers that are waited for before a fault, while it lasts and after it."""
+"""Responses to await before, during and after a fault."""
 
 
 @pytest.fixture(scope="module", params=["grpcio", "native"])
 def broken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Router]:
-    """The router that is to break."""
+    """The router to break."""
     config = FLEET | {"server": {"transport": request.param}}
     started = router(config, tmp_path_factory.mktemp("router"))
     with started.child:
@@ -59,7 +59,7 @@ def fleet(broken: Router, start_fleet: Callable[..., Client]) -> Client:
 
 
 class Load:
-    """Clients that ask every name in turn, and note each answer that is not right."""
+    """Clients that use every name in turn, and record each wrong response."""
 
     def __init__(self, client: Client) -> None:
         self.failed: list[str] = []
@@ -84,18 +84,18 @@ class Load:
         return len(self.request_ids)
 
     def wait_for(self, count: int = STEADY) -> None:
-        """Return once so many more requests were answered."""
+        """Wait until ``count`` more requests are answered."""
         goal = self.sent + count
         wait_until(lambda: self.sent >= goal)
 
     def undecided(self) -> int:
-        """Requests without a decision of the router, by Envoy's access log."""
+        """Count the requests without a routing decision in Envoy's access log."""
         log = self._client.envoy.access_log
         records = wait_for_records(log, self.request_ids, PATIENCE_S)
         return sum(record.pool is None for record in records.values())
 
     def until_decided(self) -> None:
-        """Return once the router decides again."""
+        """Wait until the router decides again."""
 
         def decided() -> bool:
             response = self._client.post(PATH, chat("qwen3-32b"))
@@ -161,7 +161,7 @@ def hung(broken: Router, load: Load) -> None:
 
 
 def slow(broken: Router, load: Load) -> None:
-    """It gets to run now and then, as on a machine that is far too busy."""
+    """The router runs only occasionally, as on an overloaded machine."""
     for _ in range(5):
         broken.child.pause()
         load.wait_for(CLIENTS)
@@ -198,7 +198,7 @@ def test_a_small_pool_s_server_is_gone(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Its requests are answered by the largest pool of the same model."""
+    """The largest pool of the same model serves its requests."""
 
     def remove(bootstrap: dict[str, Any]) -> None:
         for cluster in bootstrap["static_resources"]["clusters"]:
@@ -222,7 +222,7 @@ def test_a_refusal_for_length_stays_with_its_model(
     scripted: ScriptedBackend,
     respond: Callable[..., bytes],
 ) -> None:
-    """Every server refuses: the answer is the refusal of the model's largest pool."""
+    """If every server rejects it, the client gets the largest pool's error."""
     message = b'{"error": {"message": "Input length (9001) exceeds model\'s maximum context length (8192)."}}'
     scripted.reply = [respond(400, message)]
     (model,) = (model for model, pools in POOLS.items() if pool in pools)
@@ -238,7 +238,7 @@ def test_a_refusal_for_length_stays_with_its_model(
 def report(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], load: Load
 ) -> None:
-    """Print what a fault did to the clients, and hold it to nothing."""
+    """Prints a fault's effect on the clients, and fails if any request failed."""
     undecided = load.undecided()
     with capsys.disabled():
         print(

@@ -1,4 +1,4 @@
-"""A fleet of models in every body mode: what explain says is what a real Envoy does."""
+"""A fleet of models in every body mode: a real Envoy does what explain predicts."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def fleet(
 
 @pytest.fixture(scope="module")
 def explain(tmp_path_factory: pytest.TempPathFactory) -> Explain:
-    """``extproc explain --config`` of a body."""
+    """Returns the output of ``extproc explain --config`` for a body."""
     file = tmp_path_factory.mktemp("explain") / "body.json"
     arguments = ["--config", str(ENVOY / "models-router.yaml"), "--json", str(file)]
 
@@ -117,7 +117,7 @@ def test_a_name_that_explain_does_not_know_reaches_no_server(
 def test_a_body_above_the_cap_reaches_its_own_model(
     mib: int, send: Send, fleet: Client, explain: Explain, scripted: ScriptedBackend
 ) -> None:
-    """The router names no model; the filter behind it reads the name alone."""
+    """The router does not set the model; the filter after it reads only the name."""
     body = chat("support-v2", "A" * (mib * MIB))
 
     response = send(fleet, split(body))

@@ -1,4 +1,4 @@
-"""Other filter configurations: gateways that do not let the router ask for what it wants."""
+"""Filter configurations of gateways that do not let the router change the body mode."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ LARGE_TEXT = "internationalization " * 15_000
 
 
 def buffered(config: dict[str, Any]) -> None:
-    """Envoy sends the body always."""
+    """Envoy always sends the body."""
     ext_proc = ext_proc_filter(config)
     ext_proc["processing_mode"]["request_body_mode"] = "BUFFERED"
     ext_proc["allow_mode_override"] = False
 
 
 def buffered_with_response(config: dict[str, Any]) -> None:
-    """Envoy sends everything always, responses whole."""
+    """Envoy always sends everything, with whole responses."""
     buffered(config)
     ext_proc_filter(config)["processing_mode"] |= {
         "response_header_mode": "SEND",
@@ -37,14 +37,15 @@ def buffered_with_streamed_response(config: dict[str, Any]) -> None:
 
 
 def full_duplex(config: dict[str, Any]) -> None:
-    """What GKE has: the body passes through the router."""
+    """As in GKE: the body passes through the router."""
     ext_proc = ext_proc_filter(config)
     ext_proc["processing_mode"] |= {
         "request_body_mode": "FULL_DUPLEX_STREAMED",
         "request_trailer_mode": "SEND",
     }
     ext_proc["allow_mode_override"] = False
-    # There is no failing open once the body is with the router; Envoy wants it said.
+    # Failing open is impossible once the router has the body; Envoy requires this
+    # setting.
     ext_proc["failure_mode_allow"] = False
 
 
@@ -77,7 +78,7 @@ def test_the_right_pool_answers(variant: Any) -> None:
 
 
 def test_a_large_body_arrives_whole(variant: Any, client: Any) -> None:
-    """300 kB in many messages; the backend counts the same tokens either way."""
+    """300 kB in many messages; the backend counts the same tokens in both modes."""
     text = LARGE_TEXT
     usage = variant.chat(text).json()["usage"]
     assert usage["prompt_tokens"] == client.chat(text).json()["usage"]["prompt_tokens"]
@@ -129,7 +130,7 @@ def test_a_chunked_body_with_trailers_arrives(variant: Any) -> None:
 
 
 class TestStreamed:
-    """STREAMED request bodies cannot be routed by (Envoy has moved on); they pass."""
+    """STREAMED request bodies arrive after the headers have left, and pass unrouted."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -156,7 +157,7 @@ class TestStreamed:
 
 
 class TestOverTheLimit:
-    """Envoy configured to buffer always, but less than clients send: 413, nothing worse."""
+    """Envoy always buffers, but less than clients send: they get 413."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -180,12 +181,16 @@ class TestOverTheLimit:
         assert limited.chat("Hello").served_by == "vllm_short"
 
     def test_a_body_of_unknown_length_is_refused_or_passes(self, limited: Any) -> None:
-        """The router gives up on the headers; Envoy may have too much by then."""
+        """The router does not request the body, but Envoy may have buffered too
+        much.
+        """
         response = limited.post("/v1/chat/completions", iter([b"[" * 60_000] * 4))
         assert response.status in (400, 413)
         assert limited.chat("Hello").served_by == "vllm_short"
 
 
 def test_the_server_saw_no_broken_protocol(admin: Any) -> None:
-    """Last in this module: whatever Envoy did above, the state machine has a move for it."""
+    """The last test of this module: the state machine accepted all of Envoy's
+    messages.
+    """
     assert admin.metric("extproc_protocol_errors_total") == 0

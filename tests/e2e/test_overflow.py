@@ -1,4 +1,4 @@
-"""What the short pool refuses as too long is answered by the long one; nothing else is."""
+"""The long pool serves what the short one rejects as too long, and no other errors."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from .refusals import OTHER, TOO_LONG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# 12,000 tokens: more than the short pool holds, fewer than its router believes.
+# 12,000 tokens: more than the short pool's window, fewer than its router assumes.
 DIGITS = "7" * 12_000
 
 
@@ -38,7 +38,7 @@ def test_overflow_is_answered_by_the_long_pool(
         "vllm_long",
         2,
     )
-    assert response.headers["x-llm-pool"] == "short"  # what was decided
+    assert response.headers["x-llm-pool"] == "short"  # the decision
     assert optimistic_client.record(response).attempts == 2
     assert "x-llm-overflow" not in response.headers
     if stream:
@@ -49,8 +49,8 @@ def test_overflow_is_answered_by_the_long_pool(
 
 
 def test_overflow_of_a_body_beyond_one_buffer(optimistic_client: Any) -> None:
-    """The whole body is kept for the second attempt, past the 1 MiB socket buffer."""
-    padding = " " * 900_000  # white space between JSON tokens costs no prompt tokens
+    """The retry sends the whole body, which exceeds the 1 MiB socket buffer."""
+    padding = " " * 900_000  # whitespace between JSON tokens adds no prompt tokens
     body = {
         "model": "m",
         "max_tokens": 4,
@@ -108,7 +108,7 @@ def test_another_400_passes_once(
 def test_a_long_400_passes_unread(
     scripted: Any, scripted_client: Any, respond: Any
 ) -> None:
-    """An answer that quotes the request may be longer than any buffer."""
+    """An error that quotes the request may exceed any buffer."""
     content = error_body(TOO_LONG["vLLM 0.6"] + "x" * 2_000_000, "")
     scripted.reply = [respond(400, content)]
     response = scripted_client.chat("Hello")
@@ -146,5 +146,5 @@ def test_a_short_pool_that_is_down_is_answered_by_the_long_one(
     eventually(lambda: client.envoy.healthy_endpoints("extproc"))
     response = client.chat("Hello")
     assert (response.status, response.served_by) == (200, "vllm_long")
-    # In envoy-1.37.yaml a pool that is known to be down is not tried.
+    # envoy-1.37.yaml does not try a pool that is known to be down.
     assert response.attempts in (1, 2)

@@ -1,4 +1,4 @@
-"""The pieces of ``ext_proc_filter.yaml`` in an Envoy that had two pools before."""
+"""The parts of ``ext_proc_filter.yaml`` in an Envoy that already had two pools."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def pasted(
     scripted: ScriptedBackend,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
-    """Its short pool is the scripted backend."""
+    """An Envoy with the pasted parts; its short pool is the scripted backend."""
     directory = tmp_path_factory.mktemp("pasted")
     source = directory / "composed.yaml"
     source.write_text(yaml.safe_dump(composed()))

@@ -1,4 +1,4 @@
-"""Paths behind prefixes, on a real Envoy whose routes take the prefix off."""
+"""Paths with prefixes, on a real Envoy whose routes remove the prefix."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ REWRITES = {
 
 
 def rewrite(config: dict[str, Any]) -> None:
-    """Take the prefixes off on the way to vLLM, as a gateway's routes do."""
+    """Remove the prefixes on the way to vLLM, as a gateway's routes do."""
     listener = config["static_resources"]["listeners"][0]
     (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
     routes = []
@@ -107,7 +107,7 @@ def test_what_is_not_routed_is_counted(rewriting: Client, admin: Admin) -> None:
 
 
 class TestConfigured:
-    """An operator who names the prefixes."""
+    """With the prefixes that the operator configured."""
 
     @pytest.fixture(scope="class")
     @classmethod

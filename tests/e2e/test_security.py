@@ -1,4 +1,4 @@
-"""Clients cannot choose their pool, and nothing that they send is written down."""
+"""Clients cannot choose their pool, and none of their data is written anywhere."""
 
 import contextlib
 import gzip
@@ -50,13 +50,13 @@ PATHS = {"on another spelling of the path": b"/v1//chat/./completions?x-llm-pool
 
 @pytest.fixture(scope="module")
 def undecided(stack: Any, start_session_envoy: Any) -> Any:
-    """An Envoy whose router is not there: only what clients say could matter."""
+    """An Envoy without its router: only the clients' headers could affect the route."""
 
     def ask_nobody(bootstrap: dict[str, Any]) -> None:
         for cluster in bootstrap["static_resources"]["clusters"]:
             if cluster["name"] == "extproc":
                 (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-                # Discard: nobody listens there.
+                # The discard port, without a listener.
                 endpoint["endpoint"]["address"]["socket_address"]["port_value"] = 9
                 del cluster["health_checks"]
 
@@ -92,17 +92,18 @@ def test_with_a_decision_only_that_counts(client: Any, trick: str) -> None:
         HEAD.replace(b"/v1/chat/completions", PATHS.get(trick, b"/v1/chat/completions"))
         + tricked
     )
-    # Read and decided, also without a length and on another spelling of the path.
+    # The body is read and decided on, even without a length or with another spelling of
+    # the path.
     assert served_by(received) in ("vllm_short", None)
 
 
 MARK = "zxqwvkj"
-"""In nothing that anyone else writes."""
+"""A mark that occurs in no other text."""
 
 
 @pytest.fixture(scope="module")
 def marked(start_session: Any, scripted: Any, stack: Any, tmp_path_factory: Any) -> Any:
-    """A router that logs all that it can, and keeps its state in files."""
+    """A router with every log enabled, and its state in files."""
     state = tmp_path_factory.mktemp("marked")
     client, admin = start_session(
         {
@@ -118,7 +119,7 @@ def marked(start_session: Any, scripted: Any, stack: Any, tmp_path_factory: Any)
 def test_no_secret_is_written_anywhere(
     marked: Any, scripted: Any, respond: Any, eventually: Any
 ) -> None:
-    """Every part of requests and responses bears the mark; then all is searched."""
+    """Requests and responses contain the mark everywhere; no output may contain it."""
     client, admin, state = marked
     headers = {
         "authorization": f"Bearer {MARK}",
@@ -149,7 +150,7 @@ def test_no_secret_is_written_anywhere(
     stream = f"data: {json.dumps(chunk)}\n\ndata: {MARK}\n\ndata: [DONE]\n\n".encode()
     scripted.reply = [respond(200, stream, "text/event-stream")]
     assert client.post(path, body | {"stream": True}, headers).status == 200
-    # What cannot be read, in every way.
+    # Every kind of unreadable body.
     broken: list[tuple[bytes, dict[str, str]]] = [
         (b'{"model": "' + MARK.encode(), {}),
         (json.dumps([MARK]).encode(), {}),
@@ -188,10 +189,10 @@ def test_no_secret_is_written_anywhere(
 
 
 def written(admin: Any, state: Path) -> dict[str, str]:
-    """All that the router shows, logs and keeps, by where."""
+    """Return everything that the router shows, logs and stores, by place."""
     places = {}
     for path in state.iterdir():
-        # What is being written has another name until it is whole.
+        # A file has another name until it is completely written.
         with contextlib.suppress(FileNotFoundError):
             if text := path.read_text():
                 places[str(path)] = text

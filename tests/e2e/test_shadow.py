@@ -1,4 +1,4 @@
-"""Shadow mode behind a real Envoy: everything is decided, nothing is moved."""
+"""Shadow mode behind a real Envoy: all requests are decided, none is moved."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def test_requests_keep_their_route_and_their_decision_is_recorded(
     assert response.status == 200
     assert response.served_by == "vllm_long"
     logged = client.record(response)
-    assert not logged.pool  # the header that routes is not there
+    assert not logged.pool  # the routing header is absent
     assert logged.reason == "within_threshold"
     assert admin.status()["mode"] == "shadow"
     assert admin.metric("extproc_decisions_total", pool="short") == 1

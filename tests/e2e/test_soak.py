@@ -1,4 +1,4 @@
-"""The soak, shortened: what an hour of it holds, a minute's check holds too."""
+"""A short soak: the limits of the one-hour run apply to one minute as well."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A conversation that a server keeps reaches the same pool from its start to its end."""
+"""A stored conversation reaches the same pool from its start to its end."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CREATE = {"model": "m", "input": "Hello", "max_output_tokens": 4}
 
 @pytest.fixture(scope="module")
 def kept_short(stack: Any, start_session: Any) -> Client:
-    """The short pool's server keeps the responses."""
+    """An Envoy whose short pool's server stores the responses."""
     config = {"requests": {"responses_pool": "short"}}
     client: Client
     client, _ = start_session(config, stack.backends)

@@ -1,4 +1,4 @@
-"""Envoy and the router know each other by certificates, which are renewed meanwhile."""
+"""Envoy and the router authenticate each other by certificates, which are renewed."""
 
 import shutil
 import subprocess
@@ -54,7 +54,7 @@ class Authority:
 def with_certificates(
     directory: Path, authority: Authority
 ) -> Callable[[dict[str, Any]], None]:
-    """Envoy's side: it shows a certificate, and wants one of the router's name."""
+    """Envoy's side: present a certificate, and require the router's."""
     tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
     context = {
         "@type": f"{tls}.UpstreamTlsContext",
@@ -109,14 +109,14 @@ def test_mutual_tls_through_envoy(
             router=served, change=with_certificates(tmp_path, authority)
         )
         eventually(lambda: known.chat("Hello").served_by == "vllm_short")
-        # Without a certificate, or with somebody else's: no decision, but an answer.
+        # Without a certificate, or with a foreign one: no decision, but a response.
         strange = tmp_path / "strange"
         strange.mkdir()
         stranger.issue("envoy", strange)
         for change in (None, with_certificates(strange, authority)):
             unknown = start_envoy(router=served, change=change)
             assert unknown.chat("Hello").served_by == "vllm_long"
-        # Renewed: connections go on, and new ones are served.
+        # After renewal, connections continue, and new ones are accepted.
         authority.issue("router", tmp_path)
         assert known.chat("Hello").served_by == "vllm_short"
         renewed = start_envoy(

@@ -1,4 +1,4 @@
-"""The cases through every transport that is not the default one."""
+"""The cases through every transport except the default one."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ def test_no_message_was_out_of_order(other: Any) -> None:
 
 
 def test_it_drains(other: Any) -> None:
-    """Last in this module: what is asked of it now goes to the long pool."""
+    """The last test of this module: after draining, requests go to the long pool."""
     client, admin = other
     assert admin.router.child.stop(grace_s=60) == 0
     response = client.chat("Hello")

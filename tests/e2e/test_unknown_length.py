@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 def chat(words: int = 1, padding_bytes: int = 0) -> bytes:
-    """A chat of so many words, and blanks that mean nothing."""
+    """Return a chat of so many words, padded with insignificant whitespace."""
     message = {"role": "user", "content": "word " * words}
     body = json.dumps({"model": "m", "max_tokens": 4, "messages": [message]})
     return body.encode() + b" " * padding_bytes
@@ -55,7 +55,7 @@ def test_the_right_pool_answers(
 def test_a_body_that_comes_after_the_headers_answer_is_routed(
     send: Send, variant: Client, admin: Admin, eventually: Any
 ) -> None:
-    """The router has seen the headers before the first piece, and between each."""
+    """The router receives the headers before the first piece of the body."""
 
     def seen() -> float:
         return admin.metric("extproc_streams_inflight")
@@ -105,7 +105,7 @@ def test_modes_that_cannot_route_by_a_body_lose_none(
 
 
 class TestUnread:
-    """An operator whose Envoy holds less than its clients send has them pass unread."""
+    """An operator with a small buffer limit in Envoy lets such requests pass unread."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,6 +1,6 @@
 """The same cases against two real vLLM servers, on CPU, with a tiny random model.
 
-Names an interpreter with vLLM in EXTPROC_VLLM_PYTHON, or uses this one. The servers
+EXTPROC_VLLM_PYTHON names an interpreter with vLLM; the default is this one. The servers
 take a minute to start, and 3 GB.
 """
 
@@ -63,7 +63,9 @@ def test_case(case: dict[str, Any], vllm_client: Any, check_case: Any) -> None:
 def test_an_overflow_is_answered_by_the_long_pool(
     stream: bool, vllm_client: Any
 ) -> None:
-    """Past the router, straight to the short pool: vLLM's own refusal, then an answer."""
+    """Sent to the short pool past the router; after its error, the long pool
+    responds.
+    """
     body = {"model": MODEL_NAME, "prompt": LONG_TEXT, "max_tokens": 4, "stream": stream}
     bypass = vllm_client.bypass()
     response = bypass.post(
