@@ -1,4 +1,4 @@
-"""A real Redis, where there is one; event loops to run on; a certificate."""
+"""A real Redis, if installed; event loops; a certificate."""
 
 import asyncio
 import shutil
@@ -19,7 +19,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
 
 
 class RedisServer:
-    """``redis-server`` on a Unix socket; can be stopped and started again."""
+    """``redis-server`` on a Unix socket; can be stopped and restarted."""
 
     def __init__(self, directory):
         self.socket = directory / "redis.sock"
@@ -70,7 +70,7 @@ def run(request) -> Callable[[Coroutine], None]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory) -> Path:
-    """A key and a certificate of localhost, in one file."""
+    """A key and a certificate for localhost, in one file."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command to make a certificate")
     path = tmp_path_factory.mktemp("tls")
@@ -93,7 +93,7 @@ def certificate(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server_tls(certificate: Path) -> ssl.SSLContext:
-    """What a server of localhost speaks TLS with."""
+    """The TLS context of a server at localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

@@ -1,4 +1,4 @@
-"""A configuration in force, made of the parts that a test is about."""
+"""A configuration in force, built from the parts under test."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,13 +16,13 @@ from extproc.server.pools.watch import LoadWatch
 
 
 def make_router(config: Config | None = None) -> Router:
-    """The router of a configuration whose pools serve one model."""
+    """Return the router of a configuration whose pools serve one model."""
     (router,) = build_router(config or Config()).routers
     return router
 
 
 class FixedLoads(LoadWatch):
-    """Watches nothing; the loads are what a test says."""
+    """A watch with fixed loads."""
 
     def __init__(self, loads: Callable[[], Mapping[str, PoolLoad]]) -> None:
         super().__init__((), Config().load)
@@ -40,7 +40,7 @@ def make_generation(
     sampler: FeedbackSampler | None = None,
     loads: Callable[[], Mapping[str, PoolLoad]] = dict,
 ) -> Generation:
-    """What ``config`` describes, but for what is given."""
+    """Return the generation for ``config``, with the given parts replaced."""
     config = config or Config()
     router = router or build_router(config)
     return Generation(
@@ -62,7 +62,7 @@ def make_in_force(
     sampler: FeedbackSampler | None = None,
     loads: Callable[[], Mapping[str, PoolLoad]] = dict,
 ) -> InForce:
-    """The same, in force."""
+    """Return a configuration in force, with the given parts replaced."""
     return InForce(
         make_generation(
             router, config=config, settings=settings, sampler=sampler, loads=loads

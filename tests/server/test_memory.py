@@ -1,4 +1,4 @@
-"""What is freed stays with the process."""
+"""Freed memory stays with the process."""
 
 import platform
 import subprocess
@@ -34,7 +34,9 @@ def page_faults(*options: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_bodies_find_their_memory_mapped() -> None:
-    assert page_faults("300000", "0", "keep") < 100  # of 300 pages a request without
+    assert (
+        page_faults("300000", "0", "keep") < 100
+    )  # compared with 300 pages a request without it
     assert page_faults("300000") > 4_000
     assert page_faults("16000000", "16000000", "keep") < 100
     assert page_faults("16000000", "0", "keep") > 4_000

@@ -14,7 +14,7 @@ from extproc.server.runtime import Runtime
 
 
 class Watched:
-    """A watch over a file, and what it did."""
+    """A watch over a file, with a record of its reloads."""
 
     def __init__(self, path):
         self.applied = []
@@ -90,7 +90,7 @@ def test_a_config_map_that_kubernetes_swaps_is_put_in_force(tmp_path):
         directory = tmp_path / f"..{version}"
         directory.mkdir()
         (directory / "extproc.yaml").write_text(pools_with(threshold))
-        # The same size and time, as when two versions are written in one second.
+        # Same size and time, as if two versions were written in one second.
         os.utime(directory / "extproc.yaml", (1, 1))
         new = tmp_path / "..data_tmp"
         new.symlink_to(directory.name)

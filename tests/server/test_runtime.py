@@ -1,4 +1,4 @@
-"""What a running server's configuration is replaced by, and what of it goes on."""
+"""Replacing a running server's configuration: what changes, and what stays."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,9 @@ def test_what_is_learned_while_it_is_replaced_is_kept():
                     teach(live, "m0")
                     teach(live, "new")
             await replacing
-            assert slices > MODELS  # a group a turn, so that requests pass
+            assert (
+                slices > MODELS
+            )  # one group a turn, so that requests are served in between
             assert live.in_force.now.router is not before
             assert observed(live.in_force.now.router) == observed(before)
             assert observed(before)["m0"] == 2
@@ -86,7 +88,7 @@ def test_all_that_knows_the_pools_knows_the_new_ones():
             history = live.in_force.now.sampler.history
             await replace(live, config(threshold=20, rest="mode: shadow\n"))
             sampler = live.in_force.now.sampler
-            assert sampler.history is history  # it has counted; it goes on
+            assert sampler.history is history  # the same counts as before
             assert sampler.limits == {"": live.in_force.now.router.policy.thresholds}
             report = live.status.report()
             assert report.pools[0].threshold_tokens == 20

@@ -1,4 +1,4 @@
-"""A real Chromium, where there is one."""
+"""A real Chromium, if installed."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ WAIT_S = 30.0
 
 
 class Tab:
-    """One tab, spoken to in the Chrome DevTools protocol."""
+    """One tab, controlled by the Chrome DevTools protocol."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -52,7 +52,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
-        """Wait until an expression is true; animation frames pace the question."""
+        """Wait until an expression is true, checked at each animation frame."""
         await asyncio.wait_for(
             self.evaluate(
                 "new Promise((done) => { const look = () => "
@@ -91,10 +91,10 @@ class Tab:
 
 
 async def open_tab(stack: contextlib.AsyncExitStack, profile: Path) -> Tab:
-    """Start a browser that ends with the stack.
+    """Start a browser that exits with the stack.
 
     Args:
-        stack: what is to be closed.
+        stack: closes the browser.
         profile: an empty directory.
     """
     port = await _start_chromium(stack, profile)

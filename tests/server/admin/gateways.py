@@ -29,8 +29,8 @@ WAIT_S = 60.0
 Start = Callable[[Path, int, dict[str, str]], list[str]]
 """Writes a gateway's files and returns its command.
 
-Given a folder, the port to listen on, and the addresses to put in the place of those in
-the file.
+Its arguments are a folder, the port to listen on, and replacements for the addresses in
+the files.
 """
 
 
@@ -42,7 +42,7 @@ def chat(words: int = 5, **fields: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serve_backend(name: str) -> AsyncIterator[str]:
-    """A stand-in that says who it is and what it got, in two pieces."""
+    """A stand-in that returns its name and the request it received, in two pieces."""
     released = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -112,7 +112,7 @@ class Gateway:
 
 
 async def forwards_as_it_was(gateway: Gateway) -> None:
-    """A small request takes the short pool, and nothing of it is lost."""
+    """A small request reaches the short pool unchanged."""
     body = chat(max_tokens=50)
     got = await gateway.post(body, authorization="Bearer x")
     assert got == {
@@ -127,7 +127,7 @@ async def forwards_as_it_was(gateway: Gateway) -> None:
 
 
 async def holds_no_stream(gateway: Gateway) -> None:
-    """What a backend has written is here before it has ended."""
+    """A client receives a backend's first bytes before the response ends."""
     held = b'{"hold": 1, ' + chat()[1:]
     url = f"{gateway.url}/v1/chat/completions"
     async with gateway.client.post(url, data=held) as response:
@@ -136,7 +136,7 @@ async def holds_no_stream(gateway: Gateway) -> None:
 
 
 async def until_it_listens(process: asyncio.subprocess.Process, port: int) -> None:
-    """Return once the port can be connected to."""
+    """Wait until the port accepts connections."""
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -178,7 +178,7 @@ def through_gateway(
 
 
 def put_in_place(text: str, placeholders: dict[str, str]) -> str:
-    """Replace each of these, which must all be there."""
+    """Replace each placeholder; all of them must occur in the text."""
     for placeholder, value in placeholders.items():
         assert placeholder in text, placeholder
         text = text.replace(placeholder, value)

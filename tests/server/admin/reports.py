@@ -1,4 +1,4 @@
-"""The status report of a server that has done nothing."""
+"""The status report of an idle server."""
 
 from extproc.server.admin.status import StatusReporter
 from extproc.server.observe.metrics import Metrics

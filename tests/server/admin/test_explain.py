@@ -1,4 +1,4 @@
-"""POST /explain on the admin port: what it answers, what it refuses, what it keeps."""
+"""POST /explain on the admin port: responses, errors, and nothing stored."""
 
 import asyncio
 import json

@@ -27,7 +27,7 @@ def start_haproxy(folder: Path, port: int, addresses: dict[str, str]) -> list[st
     script = folder / "token_budget.lua"
     placeholders = {
         "extproc:9090": addresses.pop("extproc:9090"),
-        # A busy test machine is slower than a router may be.
+        # A busy test machine may exceed the router's timeout.
         "TIMEOUT_MS = 1000": "TIMEOUT_MS = 20000",
     }
     text = (CONFIGURATIONS / script.name).read_text()
@@ -49,7 +49,7 @@ def test_routes_by_budget_and_forwards_the_request_as_it_was(tmp_path: Path) -> 
         await forwards_as_it_was(gateway)
         got = await gateway.post(chat(max_tokens=20_000))
         assert (got["backend"], got["pool"]) == ("vllm-long", "long")
-        # 180 kB: all of it is read.
+        # 180 kB: the whole body is read.
         got = await gateway.post(chat(20_000))
         assert (got["backend"], got["pool"], got["whole"]) == (
             "vllm-long",
@@ -85,7 +85,7 @@ def test_clients_cannot_choose_and_streams_are_not_held(tmp_path: Path) -> None:
     async def steps(gateway: Gateway) -> None:
         got = await gateway.post(chat(), **{"x-llm-pool": "long"})
         assert (got["backend"], got["pool"]) == ("vllm-short", "short")
-        # The hint is one word, whatever the client sends.
+        # The hint is a single word, whatever the client sends.
         got = await gateway.post(chat(), **{"x-llm-category": "co de&path=/v1/x"})
         assert got["backend"] == "vllm-short"
         await holds_no_stream(gateway)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def start_nginx(folder: Path, port: int, addresses: dict[str, str]) -> list[str]:
-    # Its folders are the distribution's, which only root may write to.
+    # The distribution's default folders are writable only by root.
     own = "".join(
         f"  {kind}_temp_path {folder / kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -32,7 +32,7 @@ def start_nginx(folder: Path, port: int, addresses: dict[str, str]) -> list[str]
         (CONFIGURATIONS / "nginx.conf").read_text(),
         addresses
         | {
-            # A busy test machine is slower than a router may be.
+            # A busy test machine may exceed the router's timeout.
             "proxy_connect_timeout 200ms": "proxy_connect_timeout 20s",
             "proxy_read_timeout 1s": "proxy_read_timeout 20s",
             "http {\n": f"http {{\n{own}",

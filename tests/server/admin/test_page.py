@@ -1,4 +1,4 @@
-"""The live page in a real Chromium: what it shows, by keyboard, in both schemes."""
+"""The live page in a real Chromium: content, keyboard use, both color schemes."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class Session:
 
 
 def make_admin() -> AdminServer:
-    """An admin port with four decisions behind it."""
+    """An admin port with four decisions."""
     in_force = make_in_force(loads=lambda: {"long": PoolLoad(under_pressure=True)})
     (router,) = in_force.now.router.routers
     metrics = Metrics()
@@ -250,7 +250,7 @@ def test_filters_keep_what_was_chosen(session: Session) -> None:
 
 
 def test_the_slider_shows_what_a_threshold_would_bring(session: Session) -> None:
-    """On a report with advice: it takes 200 requests."""
+    """Uses a report with advice, which requires 200 requests."""
     prospect = (
         "(tokens, saving) => ({threshold_tokens: tokens, short_fraction: 0.5, saving,"
         " saving_at_most: 0.6, under_rate: 0.01})"
@@ -342,7 +342,7 @@ def test_a_refusal_is_said_in_words(session: Session) -> None:
     session.run(steps)
 
 
-# Contrast of every visible text with what is behind it (WCAG 2.1, 1.4.3).
+# Contrast of every visible text with its background (WCAG 2.1, 1.4.3).
 _LOW_CONTRAST = """
 (() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -461,7 +461,7 @@ def test_asks_nobody_else_and_breaks_no_rule(session: Session) -> None:
 
 
 def test_says_when_the_server_is_gone(session: Session) -> None:
-    """Last: it stops the server."""
+    """The last test: it stops the server."""
 
     async def steps(tab: Tab) -> None:
         await session.admin.stop()

@@ -24,7 +24,7 @@ def served(
     ready: Callable[[], bool] = lambda: True,
     host: str = "127.0.0.1",
 ) -> None:
-    """Run a test against a server on a port of its own."""
+    """Run a test against a server on its own port."""
 
     async def run() -> None:
         registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""/status adds up: counts from the metrics, shares, loads, what was learned."""
+"""/status adds up: counts from the metrics, shares, loads, learned state."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Processes that learn, and a store in memory that they share."""
+"""Processes that learn, and an in-memory store that they share."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ KEEP = 0.75
 
 
 class Mergeable:
-    """Decayed sum of what it was taught, and how often."""
+    """A decayed sum of its observations, with their number."""
 
     def __init__(self, component="sums.1"):
         self.component = component
@@ -39,7 +39,7 @@ class Mergeable:
 
 
 class MemoryStore:
-    """Keeps the document in memory, and fails on request."""
+    """Stores the document in memory, and fails on request."""
 
     def __init__(self):
         self.document = None

@@ -1,4 +1,4 @@
-"""The memory in which workers remember conversations together."""
+"""The shared memory in which workers remember conversations."""
 
 from pathlib import Path
 

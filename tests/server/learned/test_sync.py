@@ -1,4 +1,4 @@
-"""What processes learn is put together, all of it and once."""
+"""The observations of all processes are combined, completely and once."""
 
 import asyncio
 
@@ -65,7 +65,7 @@ GROUPS = 50
 
 
 def learned_apart(store):
-    """Two processes that learned of many groups, one of which has written to the store."""
+    """Two processes that learned about many groups; one has written to the store."""
     one, other = Process(store), Process(store)
     for key in range(GROUPS):
         one.learner.teach(8.0, f"key {key}")
@@ -75,7 +75,7 @@ def learned_apart(store):
 
 
 def test_requests_pass_between_two_groups():
-    """However many there are: a turn of the event loop moves one."""
+    """One turn of the event loop moves one group, however many there are."""
     _, other = learned_apart(MemoryStore())
 
     async def watched():
@@ -89,9 +89,13 @@ def test_requests_pass_between_two_groups():
 
         turn()
         await other.keeper.sync()
-        return max(most, other.learner.moved - seen)  # what the last turn moved too
+        return max(
+            most, other.learner.moved - seen
+        )  # including the groups that the last turn moved
 
-    assert asyncio.run(watched()) <= 2  # copied out once more, to go on from
+    assert (
+        asyncio.run(watched()) <= 2
+    )  # copied once more, as the base of the next exchange
     assert other.learner.moved >= 2 * GROUPS
 
 
@@ -125,8 +129,10 @@ steps = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(steps)
 def test_nothing_is_lost_and_nothing_counts_twice(steps):
-    """Whatever fails and in whatever order, every observation is in the end counted
-    once by everyone; except those of a process that died before it could write."""
+    """Whatever fails, every process finally counts every observation once.
+
+    An exception are those of a process that died before it could write.
+    """
     store = MemoryStore()
     processes = [Process(store) for _ in range(3)]
     unwritten = [0, 0, 0]
@@ -153,7 +159,7 @@ def test_nothing_is_lost_and_nothing_counts_twice(steps):
     assert [process.learner.counts() for process in processes] == [expected] * 3
     sums = {round(process.sum, 9) for process in processes if taught}
     assert len(sums) <= 1
-    # The newest weigh most whatever the order: 1 + KEEP + KEEP**2 ...
+    # The newest weighs most in any order: 1 + KEEP + KEEP**2 ...
     if taught:
         assert sums.pop() == pytest.approx((1 - KEEP**taught) / (1 - KEEP))
 
@@ -193,7 +199,7 @@ def test_many_answers_that_are_lost_in_a_row_count_nothing_twice():
 
 
 def test_what_a_configuration_brings_during_an_exchange_counts_once():
-    """It begins with what the store was known to hold, and learns on."""
+    """It starts with the store's known content, and continues to learn."""
     store = MemoryStore()
     process, other = Process(store), Process(store)
     other.learner = Mergeable("brought.1")

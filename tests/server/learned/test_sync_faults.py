@@ -1,4 +1,4 @@
-"""A store that is away, hangs, has lost what it held, or holds something else."""
+"""A store that is unreachable, hangs, has lost its data, or contains foreign data."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ def test_an_unreadable_document_is_set_aside_and_said(tmp_path, caplog):
 
 
 class Held(MemoryStore):
-    """Answers once it is let to."""
+    """Responds only after its release."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ def test_a_store_that_hangs_is_asked_once(caplog):
         await process.keeper.sync()
         asked = store.asked
         store.answers.set()
-        await process.keeper.stop()  # which waits for the first to be over
+        await process.keeper.stop()  # waits for the first to finish
         return asked
 
     try:

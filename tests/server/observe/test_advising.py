@@ -1,4 +1,4 @@
-"""The advisor counts what passes, and its advice reaches status and metrics."""
+"""The advisor counts requests, and its advice reaches status and metrics."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What is read from the configuration in force when a scrape comes."""
+"""Gauges that are read from the configuration in force at each scrape."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 

@@ -1,4 +1,4 @@
-"""The last decisions, the course of learning, the achieved risk."""
+"""The latest decisions, the learning curve, the achieved risk."""
 
 import numpy as np
 import pytest

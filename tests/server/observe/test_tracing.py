@@ -1,4 +1,4 @@
-"""OpenTelemetry against a real OTLP receiver, from a server in a process of its own."""
+"""OpenTelemetry with a real OTLP receiver, from a server in a separate process."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Receiver:
-    """An OTLP receiver for traces and metrics, over gRPC and over HTTP."""
+    """An OTLP receiver for traces and metrics, over gRPC and HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -209,7 +209,7 @@ def request_headers(**more: str) -> pb.ProcessingRequest:
 
 
 def talk(channel: grpc.Channel, headers: dict[str, str], metadata: Any = None) -> None:
-    """One exchange, with its response."""
+    """Run one exchange, including its response."""
     process = channel.stream_stream(
         PROCESS, lambda m: m.SerializeToString(), pb.ProcessingResponse.FromString
     )
@@ -235,7 +235,7 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
     serving = next(
         event
         for line in server.stderr
-        if line.startswith("{")  # gRPC's own library writes there too
+        if line.startswith("{")  # gRPC's own library writes to this stream, too
         and (event := json.loads(line))["event"] == "serving"
     )
     parent = f"00-{TRACE}-{SPAN}-01"
@@ -258,7 +258,7 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
     attributes = {
         a.key: a.value.string_value or a.value.int_value for a in from_client.attributes
     }
-    # The router makes no inference: nothing that tools take for one.
+    # The router runs no inference: no attribute may suggest that it does.
     assert not [name for name in attributes if name.startswith("gen_ai.")]
     assert attributes["extproc.operation"] == "chat"
     assert attributes["extproc.model"] == "a-model"

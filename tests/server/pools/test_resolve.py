@@ -1,4 +1,4 @@
-"""What the system says of a name."""
+"""Name resolution by the system."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ def test_the_system_is_asked_for_addresses():
 
 
 def found(*addresses):
-    """What getaddrinfo gives, in this order."""
+    """The results of getaddrinfo, in order."""
     families = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
     return [
         (family, socket.SOCK_STREAM, 6, "", (address, 80))

@@ -1,4 +1,4 @@
-"""The watch over the pools, against HTTP servers that answer as vLLM does, or not."""
+"""The watch over the pools, with HTTP servers that respond like vLLM, or fail."""
 
 import asyncio
 import dataclasses
@@ -80,7 +80,9 @@ def test_metrics_that_are_gone_are_neither_pressure_nor_illness():
     async def scenario():
         server = FakeVllm()
         server.waiting = 50.0
-        async with watching(server, clock=lambda: 100.0) as watch:  # nothing is stale
+        async with watching(
+            server, clock=lambda: 100.0
+        ) as watch:  # nothing becomes stale
             assert watch.current()["short"].under_pressure
             server.metrics_status = 404
             await becomes(watch, PoolLoad())
@@ -101,7 +103,7 @@ def test_stale_data_is_no_data():
             one.talks.clear()
             await other.is_asked(3)
             now += FAST.stale_after_s + 1
-            await until(watch, waiting=0.0, healthy=2)  # not ill yet
+            await until(watch, waiting=0.0, healthy=2)  # not unhealthy yet
             assert not watch.current()["short"].under_pressure
 
     asyncio.run(scenario())
@@ -147,7 +149,7 @@ def test_a_question_or_two_without_an_answer_are_no_illness(caplog):
     with caplog.at_level("INFO"):
         asyncio.run(scenario())
     events = [record.message for record in caplog.records if record.name == LOGGER]
-    # Said once each, however often it is asked.
+    # Each event is logged once, however often the servers are polled.
     down, up = ["endpoint_down", "pool_load"], ["endpoint_back", "pool_load"]
     assert events == [*down, *up]
 
@@ -213,7 +215,7 @@ def test_a_window_that_changes_later_is_shown_and_said(caplog):
 
     asyncio.run(scenario())
     said = [each.fields for each in caplog.records if each.message == DIFFERS]
-    assert [fields["max_model_len"] for fields in said] == [4096]  # once
+    assert [fields["max_model_len"] for fields in said] == [4096]  # logged once
 
 
 def test_a_start_that_is_given_up_asks_no_more():
@@ -249,7 +251,7 @@ def test_a_key_is_sent_and_never_said(tmp_path, caplog):
     async def scenario():
         server = FakeVllm(key="hidden-secret")
         async with watch_over(server, max_model_len=4096, key_file=str(file)) as watch:
-            # It was let in to /v1/models, or it would not know the window.
+            # /v1/models accepted the key; otherwise the window would be unknown.
             with pytest.raises(ConfigError, match="has 8192"):
                 await watch.start()
             (status,) = watch.statuses()
@@ -269,7 +271,7 @@ def test_a_key_that_changes_is_read_again(tmp_path):
         async with watching(server, key_file=str(file)) as watch:
             await until(watch, waiting=0.0)
             server.key = "new"
-            await until(watch, waiting=None)  # healthy, but says nothing
+            await until(watch, waiting=None)  # healthy, but reports nothing
             file.write_text("new")
             await until(watch, waiting=0.0)
 

@@ -1,4 +1,4 @@
-"""The watch over pools at names, which have addresses that come and go."""
+"""The watch over pools with host names, whose addresses change."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from .watches import FAST, becomes, until
 
 @contextlib.asynccontextmanager
 async def behind_one_name(*servers, config=FAST, interval_s=0.01):
-    """A pool at one name, whose addresses are those of the list that is yielded."""
+    """A pool with one name, which resolves to the yielded list of addresses."""
     first, *others = servers
     await first.start()
     for server in others:
@@ -50,7 +50,7 @@ def test_each_address_of_a_name_is_an_endpoint():
         async with behind_one_name(one, other) as (watch, *_):
             await until(watch, endpoints=2, healthy=2, waiting=9.0)
             assert watch.current() == {"short": PoolLoad(under_pressure=True)}
-            # Asked by the name that they are known by.
+            # They are contacted under the configured name.
             assert one.hosts == other.hosts == {f"vllm-short:{one.port}"}
 
     asyncio.run(scenario())
@@ -65,7 +65,7 @@ def test_addresses_come_and_go():
             await until(watch, endpoints=1, waiting=2.0)
             addresses.append("127.0.0.2")
             await until(watch, endpoints=2, waiting=9.0)
-            addresses.clear()  # the name server is away: no news
+            addresses.clear()  # the name server is down: no change
             for _ in range(2):
                 looked_up.clear()
                 await looked_up.wait()

@@ -1,4 +1,4 @@
-"""Work goes on by one step a turn, whatever else begins, fails or is given up."""
+"""Work advances one step a turn, whatever else starts, fails or is abandoned."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
     slices.add(lambda: False, lambda: done.append("good"))
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            later.pop()()  # the event loop's to report
+            later.pop()()  # the event loop reports it
         assert len(later) == 1
     later.pop()()
 
@@ -88,7 +88,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
 
 
 async def finish_beside_others(step: Callable[[], bool], slices: TimeSlices) -> int:
-    """Finish some work; how often another task had its turn meanwhile."""
+    """Finish some work; return how often another task ran meanwhile."""
     others = 0
 
     async def other() -> None:

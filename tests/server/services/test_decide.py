@@ -215,7 +215,7 @@ LARGE_BODY = json.dumps(
 
 
 class Asked:
-    """One unary call of Decide, and what was sent to it."""
+    """One unary call of Decide, and the reply to it."""
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:
         self.sent: list[bytes] = []

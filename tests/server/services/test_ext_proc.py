@@ -39,7 +39,7 @@ FULL_DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
 class Broken(TextEma):
-    """Fails to learn, as a bug in an estimator would."""
+    """Fails to learn, like a bug in an estimator."""
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -210,7 +210,7 @@ def test_requests_without_a_decision_are_counted_by_the_reason() -> None:
 
 
 def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
-    """A clean end would give the backend an empty body in place of the withheld one."""
+    """A clean end would send the backend an empty body instead of the withheld one."""
     call = Server().open()
     first = pb.ProcessingRequest.FromString(headers())
     first.protocol_config.request_body_mode = FULL_DUPLEX
@@ -241,7 +241,7 @@ def test_a_fault_in_deciding_is_a_decision_for_the_default_pool(
     assert server.metric(
         "extproc_decisions_total", pool="long", category="unknown", reason="fault"
     )
-    (record,) = caplog.records  # the first of its place, and only that one
+    (record,) = caplog.records  # only the first at its code location is logged
     assert record.levelno == logging.ERROR
     assert record.fields["error"] == "KeyError"  # type: ignore[attr-defined]
     assert "test_ext_proc.py" in record.fields["at"]  # type: ignore[attr-defined]
@@ -294,7 +294,7 @@ def test_a_fault_of_a_watcher_costs_no_decision() -> None:
 
 @dataclass
 class Spans:
-    """What a tracer is given."""
+    """The spans that a tracer receives."""
 
     broken: bool = False
     seen: list[tuple[Decided, Mapping[str, str], float]] = field(default_factory=list)
@@ -436,7 +436,7 @@ def test_the_end_of_a_request_that_nobody_follows_is_not_known() -> None:
 
 
 class Unwritable(Router):
-    """Decides what cannot be written down."""
+    """Decisions that cannot be encoded."""
 
     def route(self, *args: Any, **options: Any) -> Decision:
         return replace(super().route(*args, **options), category="\ud800")

@@ -1,4 +1,4 @@
-"""The quick readers against protobuf's: what they read they read alike."""
+"""The fast decoders agree with protobuf on every message that they accept."""
 
 import contextlib
 
@@ -44,11 +44,11 @@ def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
 
 
 CONTEXTS = st.sampled_from([b"", b"\x42\x00", b"\x42\x02\x0a\x00", b"\x4a\x02\x0a\x00"])
-"""Metadata's context and attributes, which the subset that we speak does not have."""
+"""The metadata's context and attributes, which the subset used here lacks."""
 
 
 def with_context(message: pb.ProcessingRequest, context: bytes) -> bytes:
-    """Put fields where Envoy has them: between the headers and the configuration."""
+    """Insert fields at Envoy's position: between the headers and the configuration."""
     configuration = pb.ProcessingRequest(observability_mode=message.observability_mode)
     if message.HasField("protocol_config"):
         configuration.protocol_config.CopyFrom(message.protocol_config)
@@ -106,13 +106,13 @@ def test_reads_damaged_messages_alike_or_not_at_all(
         try:
             general = decode_any(bytes(damaged))
         except UnknownMessageError:
-            return  # it looks less closely at the headers that nobody asked for
+            return  # it does not validate headers that are not read
         assert isinstance(general, RequestHeaders | ResponseHeaders)
         assert quick == wanted_of(general)
 
 
 def field(tag: int, content: bytes) -> bytes:
-    """A field with a length, of 127 bytes at most."""
+    """Return a length-delimited field of at most 127 bytes."""
     return bytes((tag, len(content))) + content
 
 
@@ -178,7 +178,7 @@ def test_reads_no_message_that_is_cut_off() -> None:
 
 
 def test_does_what_it_is_for() -> None:
-    """Envoy's own form is read here, not handed on."""
+    """The fast decoder reads Envoy's own format itself."""
     message = pb.ProcessingRequest()
     for key in (*NAMES, "x-other"):
         header = message.request_headers.headers.headers.add()
@@ -212,7 +212,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
         b"\x12\x05",
         b"\x12\x02\x0a\x05",
         b"\x12\x80\x80\x01",
-        b"\x12\x80\x80\x80\x80\x80\x00",  # a length of six bytes
+        b"\x12\x80\x80\x80\x80\x80\x00",  # a six-byte length
         b"\x12\x00\x12\x00",
         b"\x12\x00\x52\x00",
     ],

@@ -16,7 +16,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Sent:
-    """A ``send`` that keeps what it is given."""
+    """A ``send`` that records its arguments."""
 
     def __init__(self):
         self.statuses = []

@@ -1,4 +1,4 @@
-"""Whose end is known: exchanges that stay open, decision tokens that come back."""
+"""Exchanges in flight that complete: open exchanges, and returned decision tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Large bodies are read in turns, and what is small does not wait for them."""
+"""Large bodies are parsed in turns, and small ones do not wait for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Calls = list[Callable[[], None]]
 
 
 class Server:
-    """A service, whose event loop the test turns."""
+    """A service whose event loop the test drives."""
 
     def __init__(self, feedback: float = 0.0) -> None:
         self.loop: Calls = []
@@ -56,7 +56,7 @@ class Server:
             call()
 
     def answering_s(self, phase: str) -> float:
-        """How long the answers of a phase took, all together."""
+        """Return the total seconds of a phase's replies."""
         (family,) = self.metrics.message_seconds.collect()
         for sample in family.samples:
             if sample.name.endswith("_sum") and sample.labels["phase"] == phase:
@@ -64,7 +64,7 @@ class Server:
         raise AssertionError(phase)
 
     def run(self) -> int:
-        """Turn until there is nothing left to do: how often."""
+        """Run the loop until it is idle; return the number of turns."""
         slices = 0
         while self.loop:
             self.turn()
@@ -73,7 +73,7 @@ class Server:
 
 
 class Client:
-    """One stream, and what it was answered."""
+    """One stream and its replies."""
 
     def __init__(
         self, server: Server, body_mode: int = pb.ProcessingMode.NONE, **headers: str
@@ -112,7 +112,7 @@ class Client:
         return self.tell(message)
 
     def send_chunks(self, body: bytes, *, end: bool = True) -> None:
-        """Send a body as Envoy does in the modes that do not collect it."""
+        """Send a body as Envoy does in modes without buffering."""
         for start in range(0, len(body), CHUNK_BYTES):
             chunk = body[start : start + CHUNK_BYTES]
             last = start + CHUNK_BYTES >= len(body)
@@ -125,7 +125,7 @@ class Client:
 
     @property
     def reason(self) -> str:
-        """Of the decision, which is in the metadata of one of the answers."""
+        """Return the decision's reason from the metadata of the replies."""
         for answer in self.answers:
             metadata = pb.ProcessingResponse.FromString(answer).dynamic_metadata
             fields = metadata.fields["extproc.token_budget"].struct_value.fields
@@ -215,7 +215,7 @@ def test_a_body_that_comes_in_chunks_is_read_in_turns(
 
 
 def test_a_stream_that_must_not_just_end_ends_in_an_error() -> None:
-    """In full duplex what has not been sent back is lost, so a clean end would lie."""
+    """In full duplex, bytes not returned are lost; a clean end would hide that."""
     server = Server()
     client = Client(server, pb.ProcessingMode.FULL_DUPLEX_STREAMED)
     client.send_chunks(LARGE)

@@ -1,4 +1,4 @@
-"""Shadow mode on the wire: the metadata of a decision, and nothing that moves anything."""
+"""Shadow mode on the wire: a decision's metadata, and no change of the route."""
 
 from typing import Any
 

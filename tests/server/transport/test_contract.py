@@ -1,7 +1,7 @@
-"""What both transports do alike: one suite, run on each.
+"""The common behavior of both transports: one suite, run on each.
 
-The native transport runs on both event loops. What only it promises is in
-test_native.py.
+The native transport runs on both event loops. test_native.py covers what only it
+supports.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from extproc.server.transport.native import NativeServer
 from ..conftest import LOOPS
 
 LIMIT_S = 60.0
-"""Against a test that hangs: no test waits for so long, on however slow a machine."""
+"""Timeout for a test that hangs, even on a slow machine."""
 METHOD = "/test.Test/Talk"
 ANY_PORT = Address.parse("127.0.0.1:0")
 LIMITS = Limits(max_message_bytes=1 << 20)
@@ -37,7 +37,7 @@ RUNS = [("native", "asyncio"), ("native", "uvloop"), ("grpcio", "asyncio")]
 
 
 class Talk:
-    """Answers each message as it says, and notes how it ended."""
+    """Responds to each message as the message specifies, and records its end."""
 
     def __init__(self, service: "Service", send: Send) -> None:
         self._service = service
@@ -163,7 +163,7 @@ def talk(
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for grpcio's poller: it may outlive the loop before."""
+    """Log messages, except those of grpcio's poller, which may outlive its loop."""
     messages = [record.getMessage() for record in caplog.records]
     return [each for each in messages if "PollerCompletionQueue" not in each]
 
@@ -282,7 +282,7 @@ def test_errors_end_the_stream_with_their_status(
 
     with caplog.at_level(logging.ERROR):
         closed = served(use)
-    # gRPC's library may show the end of a message that is too large as the client's.
+    # gRPC's library may report the end of an oversized message as the client's own.
     if code is Status.RESOURCE_EXHAUSTED:
         closed = [True] * len(closed)
     assert closed == [True] * (method == "Talk")
@@ -294,7 +294,7 @@ def test_a_deadline_ends_the_stream(served: Serve) -> None:
         waits = iter([b"wait"])
         call = talk(channel, timeout=0.05, request_iterator=waits)
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        # The client's clock may have ended it before the server saw its beginning.
+        # The client's deadline may end the call before the server sees it.
         await until(lambda: len(service.closed) == len(service.metadata))
 
     assert False not in served(use)
@@ -316,7 +316,7 @@ def test_a_client_that_goes_away_closes_its_call(served: Serve) -> None:
 
 @pytest.mark.parametrize("last", [b"end", b"refuse", b"refuse later", b"fault"])
 def test_nothing_keeps_a_call_that_has_ended(served: Serve, last: bytes) -> None:
-    """All that it knows, an old router too, would stay until a collection."""
+    """All that it references, even an old router, would stay until the next GC."""
 
     async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
         call = talk(channel)
@@ -329,7 +329,7 @@ def test_nothing_keeps_a_call_that_has_ended(served: Serve, last: bytes) -> None
         del service.talk
         await until(lambda: ended() is None)
 
-    logging.disable()  # a record of an exception keeps its traceback
+    logging.disable()  # a log record of an exception retains its traceback
     gc.disable()
     try:
         served(use)
@@ -348,7 +348,7 @@ class MallInfo(ctypes.Structure):
 
 
 def allocated_bytes() -> int:
-    """What the C library's allocator has given out."""
+    """Return the bytes that the C library has allocated."""
     library = ctypes.CDLL(None)
     try:
         mallinfo = library.mallinfo2
@@ -361,7 +361,7 @@ def allocated_bytes() -> int:
 
 @pytest.mark.slow
 def test_what_a_reset_stream_held_is_given_back(served: Serve) -> None:
-    """In gRPC's library a read that is cancelled keeps 96 bytes for ever."""
+    """In gRPC's library, a cancelled read leaks 96 bytes."""
     streams = 3000
     grown = 0
 
@@ -405,7 +405,7 @@ def test_late_replies_arrive_in_order_and_whole(served: Serve) -> None:
 
     talks: list[Talk] = []
     assert served(use) == [False]
-    assert talks[0].half_closed_times == 0  # it was closed by then
+    assert talks[0].half_closed_times == 0  # it was already closed
 
 
 def test_the_end_of_the_client_s_side_waits_for_late_replies(served: Serve) -> None:
@@ -434,7 +434,7 @@ def test_replies_to_a_client_that_has_gone_are_dropped_silently(
         service.talk.send((b"too late",), True)
 
     assert served(use) == [True]
-    gc.collect()  # then a task reports an exception that nobody retrieved
+    gc.collect()  # now a task reports an exception that was never retrieved
     assert not logged(caplog)
 
 

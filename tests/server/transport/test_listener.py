@@ -1,4 +1,4 @@
-"""Connections counted from accept on, bounded, and their handshakes timed out."""
+"""Connections are counted from accept on and limited, and their handshakes time out."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Counts:
-    """A monitor that keeps what it receives."""
+    """A monitor that records its events."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -55,7 +55,7 @@ async def connect(server: NativeServer) -> asyncio.StreamWriter:
 def test_connections_are_counted_from_accept_on(
     run: Run, server_tls: ssl.SSLContext
 ) -> None:
-    """Before their TLS handshake, that is."""
+    """That is, before their TLS handshake."""
 
     async def test() -> None:
         counts = Counts()

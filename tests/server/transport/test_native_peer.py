@@ -21,7 +21,7 @@ PING = b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
 
 
 class FakeLoop:
-    """Timers that the test fires."""
+    """An event loop whose timers the test fires."""
 
     def __init__(self):
         self.now = 0.0
@@ -43,7 +43,7 @@ class FakeLoop:
         self.soon.append(callback)
 
     def turn(self):
-        """Run what was to be run soon, but not what that adds."""
+        """Run the callbacks that are scheduled now, but not those that they add."""
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()
@@ -247,7 +247,7 @@ def test_one_read_is_answered_with_one_write():
 
 
 def timeout(text: bytes) -> bytes:
-    """An encoded ``grpc-timeout``."""
+    """Return an encoded ``grpc-timeout``."""
     return b"\0\x0cgrpc-timeout" + bytes((len(text),)) + text
 
 

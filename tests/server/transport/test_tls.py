@@ -1,4 +1,4 @@
-"""TLS on both transports, spoken to by gRPC's own client."""
+"""TLS on both transports, with gRPC's own client."""
 
 import asyncio
 import shutil
@@ -22,7 +22,7 @@ NAME = "router.test"
 
 
 class Authority:
-    """A certificate authority that lasts as long as a test."""
+    """A certificate authority for one test."""
 
     def __init__(self, directory, name):
         self.directory = directory
@@ -36,7 +36,7 @@ class Authority:
         )
 
     def issue(self, common_name, cert, key):
-        """A certificate for a name, written to these files."""
+        """Write a certificate for a name, and its key, to these files."""
         request = self.directory / "request.csr"
         extensions = self.directory / "extensions"
         extensions.write_text(f"subjectAltName=DNS:{common_name}\n")
@@ -73,7 +73,7 @@ class Files:
         return TlsConfig(str(self.cert), str(self.key), client_ca)
 
     def client(self, authority, with_certificate=False):
-        """Credentials of a client that trusts an authority."""
+        """Return the credentials of a client that trusts an authority."""
         if not with_certificate:
             return grpc.ssl_channel_credentials(authority.cert.read_bytes())
         return grpc.ssl_channel_credentials(
@@ -117,7 +117,7 @@ async def serving(transport, tls):
 
 
 async def is_served(port, credentials):
-    """Whether a new connection gets an answer."""
+    """Return whether a new connection gets a response."""
     options = [
         ("grpc.ssl_target_name_override", NAME),
         ("grpc.use_local_subchannel_pool", 1),

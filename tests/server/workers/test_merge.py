@@ -28,7 +28,7 @@ from ..in_force import make_in_force
 
 
 class Process:
-    """One worker's inside: decides and learns."""
+    """The inside of one worker: decides and learns."""
 
     def __init__(self) -> None:
         in_force = make_in_force(sampler=FeedbackSampler(1.0, adaptive=False))
@@ -60,7 +60,7 @@ class Process:
 
 
 def samples(merged: MergedMetrics) -> dict[str, float]:
-    """By name and labels, as written."""
+    """Return samples by name and labels, as written."""
     found = {}
     for line in merged.render().decode().splitlines():
         if not line.startswith("#"):
@@ -188,7 +188,7 @@ def test_reports_add_up() -> None:
 
 
 def shape(report: StatusReport) -> dict[str, type]:
-    """What the page finds where."""
+    """Return the type of each value that the page reads."""
     document = json.loads(msgspec.json.encode(report))
     return {name: type(value) for name, value in document.items()}
 
@@ -218,7 +218,7 @@ def test_reports_of_idle_workers_add_up_too() -> None:
 def test_a_worker_that_has_other_pools_for_a_moment_is_left_out_of_the_budgets() -> (
     None
 ):
-    """They take a new configuration one after the other."""
+    """Workers adopt a new configuration one after the other."""
     first, second = Process(), Process()
     first.serve(30)
     second.serve(10)

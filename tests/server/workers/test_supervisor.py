@@ -1,4 +1,4 @@
-"""Several real processes behind one configuration."""
+"""Several real processes with one configuration."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ BODY = json.dumps(
 
 
 def adjacent_ports() -> int:
-    """The first of two ports that nobody listens on at this moment."""
+    """Return the first of two adjacent ports that are currently free."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -102,7 +102,7 @@ class Supervised:
         return report
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
+        """Return the sum of a metric's samples."""
         return sum(
             float(line.rpartition(" ")[2])
             for line in self.get("/metrics")[1].splitlines()
@@ -148,7 +148,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but was not waited for does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return (
             Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -161,7 +161,7 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     served = start(f"127.0.0.1:{adjacent_ports()}")
     eventually(lambda: served.ready)
 
-    # Both ports answer, and both are counted.
+    # Both ports respond, and both are counted.
     for worker, times in ((0, 3), (1, 2)):
         for _ in range(times):
             assert served.decide(worker).pool == "short"
@@ -171,17 +171,17 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     assert report["decisions"] == 5
     assert report["ready"]
 
-    # What one learns, the other knows: nothing is configured for it.
+    # Workers share what they learn without any configuration.
     before = served.decide(1).prompt_tokens
     for _ in range(20):
         served.observe(0, served.decide(0).decision, before // 2)
     eventually(lambda: served.decide(1).prompt_tokens < 0.8 * before)
 
-    # The page, and what it asks, are there.
+    # The page and its requests work.
     assert served.get("/")[0] == 200
     assert served.get("/nothing")[0] == 404
 
-    # A killed worker comes back, knows what was learned, and takes no count with it.
+    # A killed worker restarts with the learned state, and its counts are kept.
     counted = served.metric("extproc_decisions_total")
     killed = served.status()["workers"][1]["pid"]
     os.kill(killed, signal.SIGKILL)
@@ -200,7 +200,7 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     eventually(lambda: served.metric("extproc_config_reload_total") >= 2)
     assert served.status()["mode"] == "shadow"
 
-    # And so does the end.
+    # And so does the stop.
     pids = [each["pid"] for each in served.status()["workers"]]
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(LIMIT_S) == 0
@@ -212,14 +212,14 @@ def test_a_conversation_is_known_to_every_worker(start: Start) -> None:
     served = start(
         f"127.0.0.1:{adjacent_ports()}",
         feedback={"sample": "all"},
-        state={"interval_s": 3600},  # what they learn otherwise is not shared
+        state={"interval_s": 3600},  # no other way to share what they learn
     )
     eventually(lambda: served.ready)
     counted = round(0.9 * served.decide(1).prompt_tokens)
     served.observe(0, served.decide(0).decision, counted)
     assert served.decide(1).prompt_tokens == counted
 
-    # Also to one that is started again.
+    # This applies to a restarted worker as well.
     killed = served.status()["workers"][1]["pid"]
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: served.status()["workers"][1]["pid"] != killed)
