@@ -1,4 +1,4 @@
-"""Completion as the shells themselves do it."""
+"""Completion in the shells themselves."""
 
 import os
 import pty
@@ -85,7 +85,7 @@ def test_fish_completes(
 
 
 def test_fish_tells_what_a_word_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is cut in the middle of a bracket."""
+    """No description is truncated inside a bracket."""
     for line in script("fish", capsys).splitlines():
         description = shlex.split(line)[-1]
         assert description.count("(") == description.count(")"), line
@@ -96,19 +96,19 @@ def test_fish_offers_files_beside_the_names_of_workloads(
 ) -> None:
     lines = script("fish", capsys).splitlines()
     (plan,) = [line for line in lines if "plan" in line and "-l workload" in line]
-    assert " -r -a 'azure-code" in plan  # -x would leave the files out
+    assert " -r -a 'azure-code" in plan  # -x would exclude files
     (serve,) = [line for line in lines if "serve" in line and "-l config" in line]
     assert " -r" in serve
 
 
 class Zsh:
-    """An interactive zsh on a terminal of its own, with our completion loaded."""
+    """An interactive zsh on its own terminal, with the completion loaded."""
 
     def __init__(self, folder: Path, completion: str) -> None:
         self._buffer = folder / "buffer"
         ready = folder / "ready"
         (folder / "completion").write_text(completion)
-        # A key of our own tells what stands in the line.
+        # An extra key binding prints the current line.
         (folder / ".zshrc").write_text(
             f"""
             autoload -U compinit && compinit -u -D
@@ -131,7 +131,7 @@ class Zsh:
         self._wait_for(ready)
 
     def complete(self, typed: str) -> str:
-        """Type, press the tabulator, return the line."""
+        """Type, press Tab, return the line."""
         self._buffer.unlink(missing_ok=True)
         os.write(self._terminal, f"\x15{typed}\t\x14".encode())
         self._wait_for(self._buffer)

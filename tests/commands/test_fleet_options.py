@@ -1,4 +1,4 @@
-"""Files as the options of `plan` and `simulate` take them."""
+"""Files as arguments of `plan` and `simulate`."""
 
 import argparse
 import gzip

@@ -1,4 +1,4 @@
-"""One body gives one reason to the server, ``explain`` and ``replay``."""
+"""The server, ``explain`` and ``replay`` give the same reason for the same body."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""What `plan --disaggregate` refuses, before anything is simulated."""
+"""Combinations that `plan --disaggregate` rejects before anything is simulated."""
 
 from pathlib import Path
 

@@ -44,7 +44,7 @@ def replayed(
 def test_a_thin_sample_is_learned_from_once_enough_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 540 that count, the first 140 are still all looked at."""
+    """Of the 540 that count, the first 140 are all observed."""
     report = replayed([line()] * 600, tmp_path, capsys, "--sample", "auto")
     assert 100 * 140 / 540 < report["observed_pct"] < 40
     assert report["first_requests"]["scored"] == 50

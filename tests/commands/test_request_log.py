@@ -1,4 +1,4 @@
-"""The forms of logs that people have, and what is wrong with a line, by field."""
+"""The formats of common logs, and errors in a line, by field."""
 
 import base64
 import gzip

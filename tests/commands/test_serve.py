@@ -42,13 +42,13 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Whatever the child does, no read of its log outlives this.
+        # Limits every read of the child's log, whatever the child does.
         self._watchdog = threading.Timer(LIMIT_S, self.process.kill)
         self._watchdog.start()
         self.seen: list[dict[str, Any]] = []
 
     def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log; its fields."""
+        """Wait for an event in the log; return its fields."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.seen.append(json.loads(line))

@@ -1,4 +1,4 @@
-"""``replay`` and ``plan`` over a fleet of several models: each is scored apart."""
+"""``replay`` and ``plan`` for a fleet of several models: each is scored separately."""
 
 import json
 from collections.abc import Sequence

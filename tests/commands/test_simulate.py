@@ -1,4 +1,4 @@
-"""``extproc simulate`` as a user runs it."""
+"""``extproc simulate`` from the command line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prose wrapped to the terminal, and every command's help within 80 columns."""
+"""Text wrapped to the terminal, and every command's help within 80 columns."""
 
 import pytest
 

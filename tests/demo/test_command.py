@@ -1,4 +1,4 @@
-"""What `extproc demo` refuses before it starts anything."""
+"""Arguments that `extproc demo` rejects before it starts anything."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from extproc.cli import main
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of logs, which stays after a failure, goes with the test's own."""
+    """Put the folder of logs, which a failure keeps, into the test's own folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 

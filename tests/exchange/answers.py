@@ -1,4 +1,4 @@
-"""Bodies as backends send them, and what a reader makes of them in pieces."""
+"""Bodies as backends send them, and readers that receive them in pieces."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def read(reader: UsageReader, *chunks: bytes) -> tuple[Usage, bytes]:
 
 
 def splits(body: bytes) -> list[tuple[bytes, ...]]:
-    """Whole, byte by byte, and in two parts at every place."""
+    """Yield a body whole, byte by byte, and in two parts at every position."""
     return [
         (body,),
         tuple(bytes([b]) for b in body),

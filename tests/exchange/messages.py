@@ -68,7 +68,7 @@ def request(
     end: bool = False,
     **headers: str,
 ) -> RequestHeaders:
-    """Headers of a request; its length is the body's, a number, or not said."""
+    """Return request headers; the length is the body's, a given number, or absent."""
     all_headers = {":path": path, ":method": method}
     if body is not None:
         length = body if isinstance(body, int) else len(body)
@@ -90,7 +90,7 @@ def response(
 
 
 def send(machine: Exchange, event: Event) -> Step:
-    """One event, whose body is read at once if it takes long."""
+    """Send one event; a body that takes long to parse is parsed at once."""
     result = machine.receive(event)
     return machine.resume() if isinstance(result, BodyParser) else result
 
@@ -115,7 +115,7 @@ def routed(step: Step) -> Decision:
 
 
 def sent_on(steps: Iterable[Step]) -> bytes:
-    """The request body that Envoy sends upstream, from the replies."""
+    """Return the request body that Envoy sends upstream, according to the replies."""
     body = b""
     for step in steps:
         if isinstance(step.reply, Release | Echo):

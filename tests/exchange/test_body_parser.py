@@ -1,4 +1,4 @@
-"""From a body on the wire to a request, or to the reason why not."""
+"""A body on the wire becomes a request, or the reason why it is not one."""
 
 import gzip
 
@@ -59,7 +59,7 @@ class BrokenOnce(BodyParser):
 
 
 def test_a_fault_of_ours_is_for_whoever_finishes() -> None:
-    """Half read, it would pass for what a client has sent."""
+    """A half-parsed body must not be taken for the client's."""
     reading = BrokenOnce(ANY_PREFIX.find(PATH), BODY, "", 1000)
     assert not reading.step()
     assert not reading.step()

@@ -1,4 +1,4 @@
-"""A decision survives being written down; nothing else is read as one."""
+"""A decision survives encoding; no other bytes decode to one."""
 
 import functools
 import operator
@@ -44,7 +44,8 @@ def as_values(decision: Decision) -> object:
     features = decision.features
     if features is None:
         return decision
-    # The classes and the indent say the category, which the decision has already.
+    # Only the category depends on classes and indentation, and the decision contains
+    # it.
     plain = structs.replace(features, terms=None, classes=(), indent_bytes=0)
     return structs.replace(decision, features=plain), features.terms.tolist()
 

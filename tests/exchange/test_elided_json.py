@@ -1,4 +1,4 @@
-"""A large body by its elided JSON: nothing lost, nothing counted twice, work bounded."""
+"""A large body's elided JSON: nothing lost, nothing counted twice, bounded work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def elided_of(body: bytes, chunk_bytes: int = CHUNK_BYTES) -> ElidedJson:
 
 
 def expanded(value: Any, elided: ElidedJson, body: bytes) -> Any:
-    """What the elided JSON says, with what was left out of the body put back."""
+    """Return the elided JSON's value, with the elided parts restored."""
     match value:
         case dict():
             return {
@@ -173,7 +173,7 @@ def the_same(path: str, body: Any) -> tuple[Request, Request]:
 def test_a_request_is_the_same_by_its_outline(path: str, body: Any) -> None:
     whole, from_elided = the_same(path, body)
 
-    ends = whole.prompt.message_ends  # not known of a sample
+    ends = whole.prompt.message_ends  # unknown for a sample
     prompt = replace(from_elided.prompt, message_ends=ends)
     assert replace(from_elided, prompt=prompt) == whole
 
@@ -210,7 +210,7 @@ def test_escaped_text_is_counted_as_what_it_stands_for(text: str) -> None:
     expected = measure(plain.prompt, 0)
     assert found.text_bytes == expected.text_bytes == sum(found.classes)
     error = abs(found.terms - expected.terms).sum() / expected.text_bytes
-    assert error < 0.03  # the windows are not quite at the same places
+    assert error < 0.03  # the windows are at slightly different positions
 
 
 def test_what_looks_like_a_reference_is_none() -> None:

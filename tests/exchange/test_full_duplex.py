@@ -1,4 +1,4 @@
-"""Full duplex: nobody else keeps the body, so it is echoed, byte for byte."""
+"""Full duplex: Envoy keeps no copy of the body, so it is returned byte for byte."""
 
 import itertools
 from typing import Any
@@ -81,7 +81,7 @@ def test_trailers_release_the_body_and_are_answered() -> None:
 
 
 class Broken(Router):
-    """Fails whatever it is asked."""
+    """Fails on every call."""
 
     def route(self, *args: Any, **how: Any) -> Decision:
         raise ZeroDivisionError
@@ -207,7 +207,7 @@ def test_a_path_that_is_not_ours_is_echoed_too() -> None:
 
 
 def test_a_response_before_the_body_is_released_is_answered_alone() -> None:
-    """A local reply: nobody waits for the request's headers and body any more."""
+    """A local reply: Envoy no longer waits for the request's headers and body."""
     steps = play(
         exchange(watch=True),
         request(None, mode=DUPLEX, response_mode=DUPLEX),

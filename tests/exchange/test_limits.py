@@ -1,4 +1,4 @@
-"""The limits of requests, read as vLLM 0.10 to 0.32 reads them; paths are 0.32's."""
+"""The limits of requests, as vLLM 0.10 to 0.32 reads them; paths are those of 0.32."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def route(path: str, **body: Any) -> Decision:
     return router.route(read(path, **body))
 
 
-# Path, body, the output tokens reserved, whether the client set them, the pool.
+# Path, body, reserved output tokens, whether the client set them, pool.
 LIMITS = {
     # openai/chat_completion/protocol.py: build_tok_params
     "max_tokens": (CHAT, {"max_tokens": 7}, 7, True, "short"),
@@ -61,7 +61,7 @@ LIMITS = {
     ),
     # openai/completion/protocol.py: max_tokens = 16
     "completions default to 16": (COMPLETIONS, {}, 16, True, "short"),
-    # Before 0.20 null meant all that the window leaves.
+    # Before 0.20, null meant the rest of the window.
     "completions' null": (COMPLETIONS, {"max_tokens": None}, ALLOWED, False, "short"),
     "completions ignore max_completion_tokens": (
         COMPLETIONS,
@@ -89,8 +89,8 @@ LIMITS = {
     ),
     # anthropic/protocol.py
     "messages": (MESSAGES, {"max_tokens": 9000}, 9000, True, "long"),
-    # sampling_params.py: min_tokens must be at most max_tokens, which is lowered to
-    # what the window leaves.
+    # sampling_params.py: min_tokens must be at most max_tokens, which is reduced to the
+    # rest of the window.
     "min_tokens": (CHAT, {"min_tokens": 9000}, 9000, True, "long"),
     "min_tokens below the allowance": (
         CHAT,
@@ -128,7 +128,7 @@ LIMITS = {
         True,
         "short",
     ),
-    # Each sequence has the window to itself.
+    # Each sequence has its own window.
     "n": (CHAT, {"n": 100, "max_tokens": 1000}, 1000, True, "short"),
     "best_of": (COMPLETIONS, {"best_of": 100}, 16, True, "short"),
 }
@@ -147,9 +147,9 @@ def test_output_limits(
 
 
 WORDS = "word " * 12_000
-"""15,000 tokens by the estimator of these tests."""
+"""15,000 tokens with the estimator of these tests."""
 
-# renderers/params.py: TokenizeParams; a number above the window is refused (0.10 and
+# renderers/params.py: TokenizeParams; a number above the window is rejected (0.10 and
 # 0.11 for embeddings, all APIs since 0.12), -1 stands for the window.
 CUTS = {
     "a long prompt is cut": (WORDS, 512, 512, "short", False),

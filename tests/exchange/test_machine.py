@@ -277,7 +277,7 @@ def test_a_fault_of_ours_goes_to_the_default_pool_and_is_told() -> None:
         assert isinstance(step.fault, ZeroDivisionError)
 
 
-# Streamed bodies, as configured by the operator or where the override is not allowed.
+# Streamed bodies, configured or because an override is not allowed.
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)
@@ -333,7 +333,7 @@ def test_a_stream_is_given_up_as_soon_as_it_is_over_the_cap() -> None:
 
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_streamed_body_that_ends_in_trailers_is_decided_upon(watch: bool) -> None:
-    """Its headers have gone: it is not moved, but said, and learned from."""
+    """Its headers have left: the decision cannot move it, but is still reported."""
     machine = exchange(watch=watch)
     steps = play(
         machine,
@@ -526,7 +526,7 @@ def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
 
 
 class Noted(dict[str, str]):
-    """Headers that remember which of them were asked for."""
+    """Headers that record which of them were read."""
 
     def __init__(self, headers: Mapping[str, str], asked: set[str]) -> None:
         super().__init__(headers)

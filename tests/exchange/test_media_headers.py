@@ -1,4 +1,4 @@
-"""Sizes and lengths out of the first bytes of media, and of data: URLs in bodies."""
+"""Sizes and durations from the first bytes of media, and from data: URLs in bodies."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Several models: each request stays among its model's pools, or is left alone."""
+"""Several models: each request stays within its model's pools, or is not routed."""
 
 import json
 from dataclasses import replace
@@ -159,7 +159,9 @@ def test_names_of_one_base_are_learned_together(model: str, learned_as: str) -> 
 def test_a_kept_response_is_asked_for_where_such_are_kept(
     named: str, pool: str, default: bool
 ) -> None:
-    """Its identifier names no model; a header does, and the setting's pool is of one."""
+    """Its identifier contains no model; a header or the configured pool determines
+    it.
+    """
     settings = replace(WITH_HEADER, responses_pool="a-short")
     machine = exchange(settings, default=default)
     asked = request(None, path="/v1/responses/r", method="GET", end=True, x_model=named)

@@ -1,4 +1,4 @@
-"""A record holds what replay needs, and no text."""
+"""A record contains what replay needs, and no text."""
 
 import json
 

@@ -426,7 +426,7 @@ def test_no_request_is_unparsable(body: bytes) -> None:
         (path, value)
         for path in (COMPLETIONS, RESPONSES, EMBEDDINGS)
         for value in (None, 5, {}, [], True)
-        if (path, value) != (RESPONSES, [])  # no items: for the backend to judge
+        if (path, value) != (RESPONSES, [])  # no items: left to the backend
     ],
 )
 def test_a_prompt_of_no_known_type_is_unparsable(path: str, value: Any) -> None:

@@ -85,7 +85,7 @@ def test_without_two_sides_there_is_no_request(
 
 
 def test_a_large_document_counts_whole() -> None:
-    """A text of a large body is sampled; its size is not."""
+    """A large body's text is sampled, but its size is exact."""
     text = "many words in it, " * 40_000
     request = read(RERANK, query=QUESTION, documents=["a", text])
 

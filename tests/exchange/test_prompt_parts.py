@@ -1,4 +1,4 @@
-"""Every text that may reach the prompt counts, wherever it stands."""
+"""Every text that may reach the prompt counts, in any part of the body."""
 
 import copy
 import json
@@ -191,11 +191,11 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 NOT_PROMPT = {"model", "signature"}
-"""Of the texts in ``BODIES``, those that are known to reach no prompt."""
+"""The texts in ``BODIES`` that never reach the prompt."""
 
 
 def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each text in a body."""
+    """Yield the path to each text in a body."""
     if isinstance(value, str):
         yield path
     elif isinstance(value, list):
@@ -208,7 +208,7 @@ def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each object in a body, itself among them."""
+    """Yield the path to each object in a body, including the body."""
     if isinstance(value, list):
         for position, each in enumerate(value):
             yield from objects(each, (*path, position))
@@ -219,7 +219,7 @@ def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def changed(body: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of a body with another value at a place."""
+    """Return a copy of a body with another value at a path."""
     body = copy.deepcopy(body)
     inner = body
     for step in path[:-1]:
@@ -260,7 +260,7 @@ def test_no_text_is_silently_nothing(name: str, place: tuple[Any, ...]) -> None:
     after = route(path, changed(body, place, f"{text} {WORDS}"))
 
     if text.startswith("data:"):
-        return  # more of an image is no text
+        return  # other parts of an image are not text
     assert after.prompt_tokens - before.prompt_tokens > 4000
     assert after.bound_tokens > 8192
     assert after.pool is LONG

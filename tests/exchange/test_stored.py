@@ -1,4 +1,4 @@
-"""Responses that a server keeps: all of one conversation reaches the same pool."""
+"""Stored responses: all requests of a conversation reach the same pool."""
 
 import json
 from typing import Any

@@ -53,7 +53,7 @@ WAY: list[Callable[[BodyMode], Event]] = [
 
 
 def at(state: State, mode: BodyMode, *, watch: bool) -> Exchange:
-    """An exchange that waits for what its state says."""
+    """Return an exchange in a state."""
     machine = exchange(watch=watch)
     for event, reached in zip(WAY, State, strict=False):
         if reached is state:

@@ -1,4 +1,4 @@
-"""Usage out of a JSON body, and what says that it is one."""
+"""Usage from a JSON body, and how such a body is recognized."""
 
 import json
 from typing import Any
@@ -185,7 +185,7 @@ def test_a_large_json_body_that_stopped_at_a_limit() -> None:
     assert not read(JsonUsageReader(), *in_chunks(large({"usage": USAGE})))[0].truncated
 
 
-# Which reader.
+# Choice of the reader.
 
 
 @pytest.mark.parametrize(

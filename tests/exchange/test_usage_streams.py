@@ -1,4 +1,4 @@
-"""Usage out of server-sent events, in any split."""
+"""Usage from server-sent events, in any split."""
 
 import itertools
 import json
@@ -242,7 +242,7 @@ def test_a_stream_without_events_is_not_kept() -> None:
 def test_what_follows_an_event_that_is_too_long_is_read_whatever_is_between() -> None:
     reader = SseUsageReader()
     reader.feed(b"data: " + b"x" * MAX_KEPT_BYTES * 2)
-    reader.feed(b"x\n\n" + stream(chunk()))  # tells nothing
+    reader.feed(b"x\n\n" + stream(chunk()))  # contains no usage
 
     assert read(reader, stream(USAGE_CHUNK))[0].prompt_tokens == 133
 
@@ -275,9 +275,9 @@ def test_a_stream_says_that_it_is_over(last: str, line_end: str) -> None:
         for piece in pieces:
             assert not reader.complete
             reader.feed(piece)
-        reader.feed(b"\n" if line_end == "\r" else b"")  # it was no half of a CR LF
+        reader.feed(b"\n" if line_end == "\r" else b"")  # it was not half of a CR LF
         assert reader.complete
 
     reader = SseUsageReader()
     reader.feed(chunks + end + beyond)
-    assert not reader.complete  # not all has been passed on
+    assert not reader.complete  # some bytes have not been passed on

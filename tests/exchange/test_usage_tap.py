@@ -172,7 +172,7 @@ def test_what_is_not_watched_ends_before_the_response() -> None:
     _, route = play(machine, request(body), RequestBody(body, True))
     assert route.end
 
-    # Were Envoy to send it all the same:
+    # If Envoy sent it regardless:
     assert send(machine, response()) == Step(Continue(), end=True)
     assert send(machine, ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
 

@@ -1,4 +1,4 @@
-"""HTTP/2 frames made by hand, right or wrong, and taken apart."""
+"""Valid and invalid HTTP/2 frames, built and parsed by hand."""
 
 import struct
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def setting(name: int, value: int) -> bytes:
 
 
 def request_block(**changes: str | None) -> bytes:
-    """A header block that depends on no table."""
+    """Return a header block without dynamic table entries."""
     fields = {**HEADERS, **{n.replace("_", "-"): v for n, v in changes.items()}}
     encoder = Encoder()
     encoder.header_table_size = 0
@@ -59,7 +59,7 @@ class Sent:
 
 
 def frames_in(data: bytes) -> list[Sent]:
-    """Take frames apart, and have hyperframe agree that they are frames."""
+    """Parse frames, and check with hyperframe that they are valid."""
     found, view = [], memoryview(data)
     while view:
         parsed, size = Frame.parse_frame_header(view[:9], strict=True)

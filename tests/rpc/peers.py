@@ -1,4 +1,4 @@
-"""A service of small calls, and python-hyper/h2 as the client that checks our bytes."""
+"""A service with small calls, and python-hyper/h2 as a client that validates it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ def unframed(data: bytes) -> list[bytes]:
 
 @dataclass
 class TestCall:
-    """Does what its path says; some paths take commands as messages."""
+    """A call that does what its path says; some paths accept commands as messages."""
 
     __test__ = False
 
@@ -100,7 +100,7 @@ class TestCall:
 
 
 class TestService:
-    """Opens calls and keeps them."""
+    """Opens calls and records them."""
 
     __test__ = False
 
@@ -122,7 +122,7 @@ class TestService:
 
 
 class Machine:
-    """The machine under test with all that it reports."""
+    """The machine under test, with everything that it reports."""
 
     def __init__(self, limits: Limits | None = None, log=None, held=None):
         self.service = TestService()
@@ -146,7 +146,7 @@ class Machine:
         return self.service.calls
 
     def feed(self, data: bytes, **options) -> bytes:
-        """Give it bytes, in as many turns as it wants: what it answers."""
+        """Feed it bytes in as many turns as it needs; return its output."""
         self.connection.receive(data, self.now, **options)
         while self.connection.behind:
             self.connection.receive(b"", self.now, **options)
@@ -155,7 +155,7 @@ class Machine:
 
 @dataclass
 class Response:
-    """What a client saw of one stream."""
+    """A client's view of one stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
     data: bytes = b""
@@ -173,10 +173,10 @@ class Response:
 
 
 class H2Peer:
-    """An h2 client connected to a machine; h2 raises on any byte that is wrong.
+    """An h2 client connected to a machine; h2 raises on any invalid byte.
 
     Args:
-        acknowledge: return flow-control credit for what is received.
+        acknowledge: return flow-control credit for received data.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class H2Peer:
         self.exchange()
 
     def exchange(self) -> None:
-        """Carry bytes both ways until there are none."""
+        """Transfer bytes in both directions until there are none."""
         while True:
             sent = self.client.data_to_send()
             received = self.machine.feed(sent)
@@ -238,7 +238,7 @@ class H2Peer:
         ends: bool = False,
         headers: dict[str, str | None] | None = None,
     ) -> int:
-        """Open a stream and send messages: its identifier."""
+        """Open a stream and send messages; return its identifier."""
         stream_id = self.client.get_next_available_stream_id()
         merged = {**HEADERS, ":path": path, **(headers or {})}
         self.client.send_headers(

@@ -1,4 +1,4 @@
-"""The machine in memory, against python-hyper/h2 as the client: frames, messages."""
+"""The machine in memory, with python-hyper/h2 as the client: frames and messages."""
 
 import h2.errors
 import pytest

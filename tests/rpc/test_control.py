@@ -1,4 +1,4 @@
-"""How a connection is drained and let go; h2 is the peer."""
+"""Draining and closing a connection; h2 is the peer."""
 
 from h2.events import ConnectionTerminated
 
@@ -21,13 +21,13 @@ def test_drain_lets_open_calls_end_and_accepts_those_under_way():
     answer = peer.machine.feed(peer.client.data_to_send())
     assert framed(b"crossing") in answer
     assert not connection.finished
-    # Bytes, as h2's client accepts nothing after a GOAWAY.
+    # Raw bytes, because h2's client accepts nothing after a GOAWAY.
     assert farewell.endswith(b"\0\0\x08\x06\0\0\0\0\0draining")
     last_goaway = peer.machine.feed(b"\0\0\x08\x06\1\0\0\0\0draining")
     assert last_goaway == b"\0\0\x08\x07\0\0\0\0\0" + bytes((0, 0, 0, crossing)) + bytes(4)  # fmt: skip
     assert not connection.finished
     refused = peer.machine.feed(
-        b"\0\0\1\1\5\0\0\0\x09\x83"  # HEADERS, incomplete: malformed, and so reset
+        b"\0\0\1\1\5\0\0\0\x09\x83"  # incomplete HEADERS: malformed, and therefore reset
         + b"\0\0\x05\0\1"
         + stream.to_bytes(4, "big")
         + framed(b"")

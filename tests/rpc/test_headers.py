@@ -1,4 +1,4 @@
-"""Header blocks, against the hpack package's encoder and decoder."""
+"""Header blocks, compared with the hpack package's encoder and decoder."""
 
 import contextlib
 import urllib.parse
@@ -32,7 +32,7 @@ BYTES = [(name.encode(), value.encode()) for name, value in REQUEST]
 def test_the_same_block_is_decoded_once_while_the_table_stays():
     encoder, reader = Encoder(), HeaderReader(16_384)
     first = reader.read(encoder.encode(REQUEST))
-    block = encoder.encode(REQUEST)  # indices only, by now
+    block = encoder.encode(REQUEST)  # now only indices
     again = reader.read(block)
     assert reader.read(block) is again
     assert again == first
@@ -44,7 +44,7 @@ def test_the_same_block_is_decoded_once_while_the_table_stays():
 
 
 def test_a_block_means_something_else_once_the_table_has_changed():
-    """The same bytes, and another header behind the index."""
+    """The same bytes, but the index now refers to another header."""
     reader = HeaderReader(16_384)
     encoder = Encoder()
     reader.read(encoder.encode([*REQUEST, ("x-a", "1")]))
@@ -103,14 +103,14 @@ def test_a_malformed_block_stays_malformed():
     "block",
     [
         b"\x80",  # index 0
-        b"\xff\xff\xff\xff\xff\x0f",  # far outside of the table
+        b"\xff\xff\xff\xff\xff\x0f",  # far outside the table
         b"\x40",  # literal without a name
-        b"\x00\x05ab",  # name cut short
+        b"\x00\x05ab",  # truncated name
         b"\x00\x01a\x85\xff\xff\xff\xff\xff",  # EOS inside a Huffman string
-        b"\x3f\xe2\x1f",  # table size above what is allowed
+        b"\x3f\xe2\x1f",  # table size above the limit
         b"\x83\x20",  # table size update after a header
-        b"\xff",  # integer cut short
-        b"\x00\x01a",  # value missing
+        b"\xff",  # truncated integer
+        b"\x00\x01a",  # missing value
     ],
     ids=lambda block: block.hex(),
 )

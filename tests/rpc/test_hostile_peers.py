@@ -1,4 +1,4 @@
-"""Peers that break the rules, or flood: bytes in, bytes out."""
+"""Peers that violate the protocol, or flood: bytes in, bytes out."""
 
 import struct
 from unittest import mock
@@ -38,7 +38,7 @@ from .peers import Machine, framed
 
 
 def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int | None] | None:
-    """Feed a machine: how the last error that it announced reads."""
+    """Feed a machine; return the last error that it sent."""
     machine = Machine(limits)
     machine.connection.take()
     sent = frames_in(machine.feed(data))
@@ -60,7 +60,7 @@ WAITS = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Wait
 @pytest.mark.parametrize(
     ("data", "scope", "code"),
     [
-        # 3.4: preface, and SETTINGS first.
+        # 3.4: the preface, then SETTINGS.
         (b"GET / HTTP/1.1\r\n\r\n", "connection", E.PROTOCOL_ERROR),
         (PREFACE[:-1] + b"x", "connection", E.PROTOCOL_ERROR),
         (PREFACE + frame(PING, 0, 0, bytes(8)), "connection", E.PROTOCOL_ERROR),
@@ -283,13 +283,13 @@ def opened_and_reset(n: int) -> bytes:
 
 
 def opened_and_wrong(n: int) -> bytes:
-    """A stream that the server has to reset: a second HEADERS without END_STREAM."""
+    """A stream that the server must reset: a second HEADERS without END_STREAM."""
     stream = 2 * n + 3
     return frame(HEADER, 4, stream, BLOCK) * 2
 
 
 def answered_and_wrong(n: int) -> bytes:
-    """DATA after END_STREAM, on a stream whose answer waits for a window."""
+    """DATA after END_STREAM, on a stream whose response waits for a window."""
     stream = 2 * n + 3
     return frame(HEADER, 5, stream, WAITING_BLOCK) + frame(
         DATA, 0, stream, framed(b"x")
@@ -361,7 +361,7 @@ def test_tiny_pieces_of_a_message_pay_for_nothing(size, earns):
 
 
 def test_every_stream_may_be_reset_at_once():
-    """As an unmodified client does whose one context of all calls is cancelled."""
+    """As an unmodified client does if the context of all its calls is cancelled."""
     machine = Machine()
     machine.feed(START)
     streams = range(1, 2 * Limits().max_concurrent_streams, 2)
@@ -372,7 +372,7 @@ def test_every_stream_may_be_reset_at_once():
     assert machine.connection.open_calls == 0
 
 
-# ---- frames that ask for much work ---------------------------------------------------
+# ---- frames that cause much work -----------------------------------------------------
 
 
 def settings_of(*windows: int) -> bytes:

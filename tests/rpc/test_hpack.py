@@ -1,4 +1,4 @@
-"""Our loop over hpack's parts, against hpack's own decoder."""
+"""The router's decoding loop over hpack's parts, compared with hpack's own decoder."""
 
 import pytest
 from hpack import Decoder, Encoder, HPACKError
@@ -60,7 +60,7 @@ def test_noise_decodes_as_hpack_decodes_it(blocks):
             assert isinstance(found, str)
             return
         if isinstance(found, str):
-            # More than two changes of the table's size in a block: refused here alone.
+            # More than two table size changes in a block: rejected only here.
             assert sum(byte & 0xE0 == 0x20 for byte in block) > 2
             return
         assert found == expected

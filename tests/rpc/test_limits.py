@@ -1,4 +1,4 @@
-"""What a peer may ask for is bounded; h2 is the peer."""
+"""A peer's use of resources is limited; h2 is the peer."""
 
 import h2.errors
 import pytest
@@ -27,7 +27,7 @@ from .peers import H2Peer, Machine, framed
 def test_streams_over_the_limit_are_refused_and_others_go_on():
     peer = H2Peer(Limits(max_concurrent_streams=2))
     first, second = peer.request(), peer.request()
-    # h2 keeps to the limit; a client that has not seen our SETTINGS yet would not.
+    # h2 respects the limit; a client that has not received the SETTINGS yet would not.
     peer.client.remote_settings.max_concurrent_streams = 100
     peer.client.remote_settings.acknowledge()
     third = peer.request()
@@ -62,7 +62,7 @@ def test_incomplete_messages_are_bounded_together():
         peer.client.send_data(stream, b"x" * 4_000, end_stream=True)
         peer.exchange()
         assert peer.response(stream).status == 0
-    # What they held has been given back, by messages, errors and resets alike.
+    # Their memory has been released, by messages, errors and resets alike.
     for _ in range(20):
         stream = peer.request("/test.Test/Silent")
         peer.client.send_data(stream, framed(b"x" * 9_000)[:8_000])
@@ -122,7 +122,8 @@ def test_limits_that_http2_does_not_allow_are_named(wrong):
         Limits(**wrong)
 
 
-# ---- incomplete things, in total and in time ----------------------------------------
+# ---- incomplete frames, in total and in time
+# ------------------------------------------
 
 
 def test_incomplete_messages_of_all_connections_are_bounded_together():

@@ -1,4 +1,4 @@
-"""Peers that send noise, or a conversation with faults in it: bytes in, bytes out."""
+"""Peers that send noise, or valid frames with some faults: bytes in, bytes out."""
 
 import itertools
 from collections.abc import Callable
@@ -44,7 +44,7 @@ ANY_FRAME = st.builds(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> bytes:
-    """What a client says that mostly keeps to the rules, with a fault here and there."""
+    """A client's bytes: mostly valid, with occasional faults."""
     data, streams = START, [1]
     data += frame(HEADER, END_HEADERS, 1, BLOCK)
     for _ in range(draw(st.integers(0, 20))):
@@ -93,7 +93,7 @@ SMALL_LIMITS = Limits(
 def fed(
     data: bytes, cuts: list[int], limits: Limits, **options: Callable[[], bool]
 ) -> tuple[bytes, Machine]:
-    """What a machine answers to bytes that arrive in pieces."""
+    """Return a machine's response to bytes that arrive in pieces."""
     machine = Machine(limits)
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     answers = [
@@ -104,7 +104,7 @@ def fed(
 
 
 def check(data: bytes, cuts: list[int], limits: Limits) -> None:
-    """No exception, valid frames, the same whatever the pieces, every call closed."""
+    """No exception, valid frames, the same for any split, every call closed."""
     whole, machine = fed(data, [], limits)
     frames_in(whole)
     pieces, other = fed(data, cuts, limits)

@@ -1,4 +1,4 @@
-"""What is sent keeps to the peer's windows and frame size; h2 is the peer."""
+"""Output respects the peer's windows and frame size; h2 is the peer."""
 
 from h2.events import WindowUpdated
 from h2.settings import SettingCodes
@@ -104,7 +104,7 @@ def test_credit_is_returned_in_large_pieces():
         peer.exchange()
     assert peer.machine.calls[0].received == [body]
     updates = [event.stream_id for event in peer.has(WindowUpdated)]
-    # One returns at least half a window, and at the very start 64 KiB are granted.
+    # One update returns at least half a window; 64 KiB are granted at the start.
     assert updates.count(stream) <= len(data) / (32 * KIB)
     assert 10 < updates.count(0) <= len(data) / (64 * KIB) + 1
 
@@ -123,9 +123,9 @@ ACTIONS = st.lists(
 @settings(deadline=None)
 @given(ACTIONS, st.sampled_from([0, 10, 1_000, 65_535]), st.booleans())
 def test_any_correct_conversation_is_answered_correctly(actions, window, acknowledge):
-    """h2 raises on what breaks its rules; nothing may be lost, mixed or reordered."""
+    """h2 raises on any violation; nothing may be lost, mixed or reordered."""
     peer = H2Peer(
-        Limits(control_burst=100_000),  # a window of 10 bytes takes many updates
+        Limits(control_burst=100_000),  # a window of 10 bytes requires many updates
         acknowledge=acknowledge,
         settings={SettingCodes.INITIAL_WINDOW_SIZE: window},
     )

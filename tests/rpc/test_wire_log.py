@@ -1,4 +1,4 @@
-"""The wire as lines to read, and what the machine says of itself."""
+"""The wire as readable lines, and the machine's own reports."""
 
 import struct
 

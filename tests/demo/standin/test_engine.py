@@ -55,7 +55,7 @@ def test_more_requests_than_fit_wait_their_turn() -> None:
 
 
 def test_preemption_loses_no_token() -> None:
-    """Two sequences that grow into each other's blocks."""
+    """Two sequences compete for the same blocks."""
     engine = Engine(limits(num_blocks=10), FAST)
 
     async def two() -> list[list[int]]:
@@ -68,7 +68,7 @@ def test_preemption_loses_no_token() -> None:
 
 
 def test_it_keeps_time() -> None:
-    """No sooner than its steps take; how much later is the machine's affair."""
+    """Not faster than its steps; the machine determines how much slower."""
     engine = Engine(limits(), StepTime(weights_s=0.05, sequence_s=0, prefill_token_s=0))
 
     async def time_of_four() -> float:
