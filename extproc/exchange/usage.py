@@ -102,9 +102,13 @@ def _says_truncated(message: JsonObject) -> bool:
 class UsageReader(Protocol):
     """Reads usage from the chunks of one response body."""
 
-    usage: Usage
-    complete: bool
-    """Whether nothing further can be learned, before the end of the body."""
+    @property
+    def usage(self) -> Usage:
+        """What was read so far."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing further can be learned, before the end of the body."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk; return the bytes to send to the client for it."""
@@ -319,6 +323,53 @@ def _only_usage(message: object) -> bool:
     )
 
 
+class LabelledJsonReader:
+    """Usage of a body that says it is JSON, which a stream may say too.
+
+    vLLM's example proxy in front of a prefill and a decode server labels every answer
+    ``application/json``. What the body begins with decides: no JSON value begins as a
+    line of an event stream does.
+
+    Args:
+        drop_usage_chunk: as for a stream, if it is one.
+    """
+
+    def __init__(self, *, drop_usage_chunk: bool = False) -> None:
+        self._drop = drop_usage_chunk
+        self._reader: UsageReader | None = None
+        self._nothing = Usage()
+
+    @property
+    def usage(self) -> Usage:
+        """What was read."""
+        return self._reader.usage if self._reader is not None else self._nothing
+
+    @property
+    def complete(self) -> bool:
+        """Whether a stream has said all."""
+        return self._reader is not None and self._reader.complete
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Look at the first byte that is no white space, and read on."""
+        if self._reader is None:
+            begin = chunk.lstrip()
+            if not begin:
+                return chunk
+            if begin[:1] in _EVENT_BEGINS:
+                self._reader = SseUsageReader(drop_usage_chunk=self._drop)
+            else:
+                self._reader = JsonUsageReader()
+        return self._reader.feed(chunk)
+
+    def finish(self) -> bytes:
+        """The body is over."""
+        return self._reader.finish() if self._reader is not None else b""
+
+
+#: Of the fields data, event, id and retry, and of a comment.
+_EVENT_BEGINS = frozenset({b"d", b"e", b"i", b"r", b":"})
+
+
 def usage_reader(
     content_type: str, *, drop_usage_chunk: bool = False
 ) -> UsageReader | None:
@@ -327,5 +378,5 @@ def usage_reader(
     if kind == "text/event-stream":
         return SseUsageReader(drop_usage_chunk=drop_usage_chunk)
     if kind == "application/json":
-        return JsonUsageReader()
+        return LabelledJsonReader(drop_usage_chunk=drop_usage_chunk)
     return None

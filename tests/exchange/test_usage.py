@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from extproc.exchange.usage import (
     MAX_KEPT_BYTES,
     JsonUsageReader,
+    LabelledJsonReader,
     SseUsageReader,
     usage_reader,
 )
@@ -191,9 +192,9 @@ def test_a_large_json_body_that_stopped_at_a_limit() -> None:
 @pytest.mark.parametrize(
     ("content_type", "reader"),
     [
-        ("application/json", JsonUsageReader),
-        ("application/json; charset=utf-8", JsonUsageReader),
-        ("Application/JSON ;x", JsonUsageReader),
+        ("application/json", LabelledJsonReader),
+        ("application/json; charset=utf-8", LabelledJsonReader),
+        ("Application/JSON ;x", LabelledJsonReader),
         ("text/event-stream", SseUsageReader),
         ("text/event-stream; charset=utf-8", SseUsageReader),
         ("text/plain", type(None)),
@@ -203,3 +204,34 @@ def test_a_large_json_body_that_stopped_at_a_limit() -> None:
 )
 def test_reader_of_a_content_type(content_type: str, reader: type) -> None:
     assert type(usage_reader(content_type)) is reader
+
+
+STREAM = b"".join(
+    [
+        event({"choices": [{"index": 0, "delta": {"content": "a"}}]}),
+        event({"choices": [], "usage": USAGE}),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+@pytest.mark.parametrize("lead", [b"", b"\r\n\r\n", b": ping\n\n", b"event: message\n"])
+def test_a_stream_that_is_labelled_json_is_read_as_a_stream(lead: bytes) -> None:
+    """As vLLM's example proxy for prefill and decode has it."""
+    for split in splits(lead + STREAM):
+        usage, passed = read(LabelledJsonReader(), *split)
+        assert counts(usage) == (133, 16)
+        assert passed == lead + STREAM
+    _, passed = read(LabelledJsonReader(drop_usage_chunk=True), lead + STREAM)
+    assert b'"usage"' not in passed
+    assert passed.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("lead", [b"", b" \r\n\t", b"\n" * 70])
+def test_a_document_that_is_labelled_json_is_read_as_one(lead: bytes) -> None:
+    body = lead + json.dumps({"choices": [], "usage": USAGE}).encode()
+    for split in splits(body):
+        usage, passed = read(LabelledJsonReader(drop_usage_chunk=True), *split)
+        assert counts(usage) == (133, 16)
+        assert passed == body
+    assert counts(read(LabelledJsonReader(), lead)[0]) == (None, None)

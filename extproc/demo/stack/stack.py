@@ -76,6 +76,29 @@ def stand_in(
     return Backend(pool, max_model_len, port, child)
 
 
+def pair(
+    pool: str,
+    prefill: Backend,
+    decode: Backend,
+    directory: Path,
+    *,
+    as_json: bool = False,
+) -> Backend:
+    """Two stand-ins behind one address, not started, nor are they.
+
+    Args:
+        as_json: every answer is labelled JSON, as vLLM's example proxy has it.
+    """
+    (port,) = free_ports(1)
+    command = [
+        *(sys.executable, "-m", "extproc.demo.standin.pair", "--port", str(port)),
+        *("--prefill", prefill.url, "--decode", decode.url),
+        *(["--as-json"] if as_json else []),
+    ]
+    child = Child(f"pair {pool}", command, directory / f"{pool}.log", _same_package())
+    return Backend(pool, decode.max_model_len, port, child)
+
+
 def _same_package() -> dict[str, str]:
     """Return an environment in which a child imports this copy of the package."""
     here = str(Path(extproc.__file__).resolve().parents[1])
