@@ -183,7 +183,7 @@ def _jobs(
     instants: np.ndarray, lengths: Lengths, rng: np.random.Generator, window: int
 ) -> list[Job]:
     """Requests in reverse, so that the next one is at the end."""
-    prompts, outputs = lengths.draw(rng, len(instants))
+    prompts, outputs = lengths.draw(rng, len(instants), evenly=False)
     prompts = np.minimum(prompts, window - 1)
     outputs = np.minimum(outputs, window - prompts)
     rows = zip(instants.tolist(), prompts.tolist(), outputs.tolist(), strict=True)

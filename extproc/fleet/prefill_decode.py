@@ -383,7 +383,9 @@ class _Draws:
     def _draw(self) -> None:
         window = self._parts.decode.max_model_len
         instants = next(self._blocks)
-        prompts, outputs = self._parts.lengths.draw(self._lengths, len(instants))
+        prompts, outputs = self._parts.lengths.draw(
+            self._lengths, len(instants), evenly=False
+        )
         prompts = np.minimum(prompts, window - 1)
         outputs = np.minimum(outputs, window - prompts)
         self._pending.extend(

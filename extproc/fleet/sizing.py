@@ -158,7 +158,9 @@ class _InOrder:
     sample: Recorded
     _next: int = 0
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+    def draw(
+        self, rng: np.random.Generator, n: int, *, evenly: bool = True
+    ) -> tuple[Tokens, Tokens]:
         """The next ``n`` rows; nothing is drawn."""
         rows = np.arange(self._next, self._next + n) % len(self.sample.prompts)
         self._next += n

@@ -25,19 +25,27 @@ BLOCK = 8192
 
 
 class Lengths(Protocol):
-    """A joint distribution of prompt and output tokens.
+    """A joint distribution of prompt and output tokens."""
 
-    Draws are stratified: ``n`` of them hold one of each n-th part of the distribution,
-    in random order. Runs then differ by the order of their requests, not by how many
-    long ones they happened to get, and their figures by less.
-    """
+    def draw(
+        self, rng: np.random.Generator, n: int, *, evenly: bool = True
+    ) -> tuple[Tokens, Tokens]:
+        """Draw ``n`` prompts and outputs, each at least one token.
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
-        """Draw ``n`` prompts and outputs, each at least one token."""
+        Args:
+            evenly: one of each n-th part of the distribution, in random order, so that
+                what is estimated does not depend on how many long ones came up. Not for
+                traffic: it would bring the rare ones at regular intervals, and queues
+                for them would be shorter than they are.
+        """
 
 
-def _ranks(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
-    """Ranks in [0, 1), one in each n-th of it, in random order."""
+def _ranks(
+    rng: np.random.Generator, n: int, *, evenly: bool
+) -> npt.NDArray[np.float64]:
+    """Ranks in [0, 1): one in each n-th of it, in random order, or independent."""
+    if not evenly:
+        return rng.random(n)
     return (rng.permutation(n) + rng.random(n)) / max(n, 1)
 
 
@@ -48,9 +56,11 @@ class Recorded:
     prompts: Tokens
     outputs: Tokens
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+    def draw(
+        self, rng: np.random.Generator, n: int, *, evenly: bool = True
+    ) -> tuple[Tokens, Tokens]:
         """Draw rows, so that a prompt keeps its own output."""
-        rows = (_ranks(rng, n) * len(self.prompts)).astype(int)
+        rows = (_ranks(rng, n, evenly=evenly) * len(self.prompts)).astype(int)
         return self.prompts[rows], self.outputs[rows]
 
 
@@ -61,9 +71,11 @@ class QuantileTable:
     prompts: tuple[int, ...]
     outputs: tuple[tuple[int, ...], ...]
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+    def draw(
+        self, rng: np.random.Generator, n: int, *, evenly: bool = True
+    ) -> tuple[Tokens, Tokens]:
         """Draw by inverse transform, interpolating between quantiles."""
-        rank = _ranks(rng, n)
+        rank = _ranks(rng, n, evenly=evenly)
         prompts = np.interp(rank, traces.PROMPT_PROBABILITIES, self.prompts)
         group = np.minimum(
             (rank * len(self.outputs)).astype(int), len(self.outputs) - 1
@@ -88,11 +100,13 @@ class TotalTable:
     """Share of the total that is output, up to ``max_output_tokens``."""
     max_output_tokens: int
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Tokens]:
+    def draw(
+        self, rng: np.random.Generator, n: int, *, evenly: bool = True
+    ) -> tuple[Tokens, Tokens]:
         """Draw totals log-linearly between the points, then split each."""
         shares = np.array([0.0] + [share for _, share in self.points])
         logs = np.log([2.0] + [float(tokens) for tokens, _ in self.points])
-        totals = _whole(np.exp(np.interp(_ranks(rng, n), shares, logs)))
+        totals = _whole(np.exp(np.interp(_ranks(rng, n, evenly=evenly), shares, logs)))
         outputs = _whole(
             np.minimum(totals * self.output_share, float(self.max_output_tokens))
         )
@@ -306,4 +320,5 @@ class Independent:
         for drawn in self.arrivals(instants):
             for start in range(0, len(drawn), BLOCK):
                 block = drawn[start : start + BLOCK]
-                yield (block, *self.lengths.draw(lengths, len(block)), None)
+                drawn_lengths = self.lengths.draw(lengths, len(block), evenly=False)
+                yield (block, *drawn_lengths, None)

@@ -1,6 +1,7 @@
 """A fleet is measured after it has filled, and figures do not depend on the run."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -56,17 +57,33 @@ def test_long_answers_are_measured_after_the_fleet_has_filled() -> None:
     assert first == pytest.approx(last, rel=0.2)
 
 
-def test_ten_times_the_requests_move_no_figure_by_five_per_cent() -> None:
-    few, many = run(2000, seed=4).pools[0], run(20_000, seed=4).pools[0]
-    assert many.requests >= 9 * few.requests
-    for figure in (
-        lambda pool: pool.ttft.quantile(0.99),
-        lambda pool: pool.tpot.quantile(0.99),
-        lambda pool: pool.e2e.mean,
-        lambda pool: pool.mean_running,
-        lambda pool: pool.mean_kv_cache_usage,
-        lambda pool: pool.mean_in_system,
-    ):
+FIGURES: list[Callable[[PoolResult], float]] = [
+    lambda pool: pool.ttft.quantile(0.99),
+    lambda pool: pool.tpot.quantile(0.99),
+    lambda pool: pool.e2e.mean,
+    lambda pool: pool.mean_running,
+    lambda pool: pool.mean_kv_cache_usage,
+    lambda pool: pool.mean_in_system,
+]
+
+
+@pytest.fixture(scope="module")
+def many() -> PoolResult:
+    return run(120_000, seed=9).pools[0]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_more_requests_move_no_figure_by_five_per_cent(
+    seed: int, many: PoolResult
+) -> None:
+    """Whatever the seed: 5 % is three standard deviations of the noisiest figure.
+
+    Over eight seeds of 20,000 requests it had 1.9 to 3.0 %, so 1.3 to 2.1 % here. A
+    tenth of that, 400 s of a fleet whose requests live for 40, differs by up to 10 %,
+    and so does its traffic.
+    """
+    few = run(40_000, seed=seed).pools[0]
+    for figure in FIGURES:
         assert figure(few) == pytest.approx(figure(many), rel=0.05)
 
 
@@ -145,7 +162,7 @@ def test_halves_agree_within_their_noise() -> None:
 def test_a_99th_percentile_takes_a_thousand_requests() -> None:
     result = run(2 * FEWEST_FOR_P99)
     assert result.p99(lambda pool: pool.ttft).value > 0
-    few = run(200)
+    few = run(50)
     assert few.finished < FEWEST_FOR_P99
     assert math.isnan(few.p99(lambda pool: pool.ttft).value)
 

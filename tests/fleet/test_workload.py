@@ -1,6 +1,7 @@
 """Distributions and arrivals against the figures published of them."""
 
 import gzip
+import itertools
 import os
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from extproc.fleet.usage_log import read_records
 from extproc.fleet.workload import (
+    BLOCK,
     WORKLOADS,
+    Independent,
     ModulatedArrivals,
     Recorded,
     RenewalArrivals,
@@ -136,3 +139,24 @@ def test_a_thinned_process_keeps_its_share_of_the_rate() -> None:
     assert found.mean() == pytest.approx(1 / 12.5, rel=0.05)
     # Thinning moves the gaps towards a Poisson process: cv^2 = 1 + share (16 - 1).
     assert found.std() / found.mean() == pytest.approx((1 + 0.25 * 15) ** 0.5, rel=0.1)
+
+
+def test_long_requests_come_as_irregularly_as_any() -> None:
+    """A hundredth of the requests: their number in a block is Poisson's, not fixed."""
+    lengths = Recorded(np.arange(1, 101), np.ones(100, np.int64))
+    stream = Independent(lengths, RenewalArrivals(100.0))
+    blocks = stream(np.random.default_rng(1), np.random.default_rng(2))
+    counts = [
+        int((prompts == 100).sum())
+        for _, prompts, _, _ in itertools.islice(blocks, 400)
+    ]
+    assert np.mean(counts) == pytest.approx(BLOCK / 100, rel=0.05)
+    assert np.var(counts) / np.mean(counts) == pytest.approx(1, abs=0.25)
+
+
+def test_an_even_draw_holds_each_part_of_the_distribution_once() -> None:
+    lengths = Recorded(np.arange(1, 101), np.ones(100, np.int64))
+    prompts, _ = lengths.draw(np.random.default_rng(1), 100)
+    assert sorted(prompts) == list(range(1, 101))
+    drawn, _ = lengths.draw(np.random.default_rng(1), 100, evenly=False)
+    assert len(set(drawn)) < 80
