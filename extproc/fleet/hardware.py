@@ -28,10 +28,13 @@ NON_TORCH_BYTES = 0.35 * GIB
 #: Fitted, between 0 (issue 13061, two GPUs without peer access) and 0.7 (issue 10702,
 #: eight H200).
 NON_TORCH_BYTES_PER_PEER = 0.28 * GIB
-#: Bytes of sampling a logit: it in 16 bits, gathered, and in 32; a sort's keys and
-#: 64-bit indices with their scratch; softmax and running sum. With 1,024 sequences and
-#: a large vocabulary it is most of what is taken beside the weights (fitted to issue
-#: 21348, of 2025). 0.32 samples without a sort: there it errs towards fewer KV tokens.
+#: Bytes that sampling takes a logit: 2 as computed, 2 gathered and 4 in 32 bits; 12 of
+#: a sort, its values and 64-bit indices, and 12 more of its scratch; 4 each of softmax,
+#: its running sum and the logits in their old order (apply_top_k_top_p_pytorch). With
+#: 1,024 sequences and a large vocabulary it is most of what is taken beside the
+#: weights. One published log has so many, issue 21348 of 2025: the terms were chosen
+#: to agree with it, and no second log checks them. 0.32 samples without a sort where
+#: FlashInfer is: there it errs towards fewer KV tokens.
 LOGIT_BYTES = 44
 #: Captured CUDA graphs, all sizes: each layer's share of a pool of about 0.6 GiB for 94
 #: layers. An estimate: logs have 0.1 (a small model) to 1 GiB.
