@@ -83,13 +83,9 @@ def print_energy(found: EnergyRows) -> None:
         of = row.energy
         print(
             f"{row.name:26}{row.gpus:7,} {row.watts_per_gpu:8.0f} {row.idle:6.1%} "
-            f"{_range(of.kwh_per_year.scaled(1e-6)):>16} "
-            f"{_range(of.joules_per_token):>14} "
-            f"{_range(of.kg_co2_per_year.scaled(1e-3)):>18}"
+            f"{of.kwh_per_year.scaled(1e-6)!s:>16} "
+            f"{of.joules_per_token!s:>14} "
+            f"{of.kg_co2_per_year.scaled(1e-3)!s:>18}"
         )
     kind = "" if found.measured else ", not measured on this GPU"
     print(wrap(f"{found.relation} Power curve: {found.source}{kind}."))
-
-
-def _range(value: Range) -> str:
-    return f"{value.low:.3g} to {value.high:.3g}"

@@ -45,6 +45,17 @@ class Range:
         """Each times a factor (>= 0)."""
         return Range(self.low * factor, self.middle * factor, self.high * factor)
 
+    def __str__(self) -> str:
+        """From the lowest to the highest, three digits of each."""
+        return f"{_three_digits(self.low)} to {_three_digits(self.high)}"
+
+
+def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+
 
 #: Watts beside each GPU: CPUs, fans, network, power supplies. A node of eight H100
 #: draws 11.3 kW at most, in service 0.7 of it (0.4 to 0.9; a review of "Energy use of

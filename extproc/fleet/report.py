@@ -14,7 +14,9 @@ from extproc.fleet.emit import Serving, pools_yaml
 from extproc.fleet.plan_document import Plan, PolicyRow
 from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
+from extproc.fleet.report_asked import asked_sections
 from extproc.fleet.report_style import STYLE
+from extproc.fleet.report_tables import dollars, interval, number, share, table
 from extproc.fleet.sensitivity import MisroutePoint
 from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
@@ -50,6 +52,9 @@ def render(
     ]
     if plan.sweep:
         sections.append(_section("Saving by threshold", _savings(plan)))
+    sections += [
+        _section(title, content, wide=True) for title, content in asked_sections(plan)
+    ]
     sections += [
         _section("What the router gets wrong", _misroutes(misroutes)),
         _section("Every policy", _policies_table(plan), wide=True),
@@ -109,7 +114,7 @@ def _figures(plan: Plan) -> str:
     ):
         if amount is not None:
             verb = "saved" if amount >= 0 else "more"
-            figures.append((f"{_dollars(abs(amount))} {verb}", label))
+            figures.append((f"{dollars(abs(amount))} {verb}", label))
     if plan.usd_per_gpu_hour is None:
         figures.append(("no price given", "--usd-per-gpu-hour adds dollars"))
     cells = "".join(
@@ -128,12 +133,12 @@ def _gpus(plan: Plan) -> tuple[str, str]:
     bars = []
     for name, row in plan.policies.items():
         notes = [] if row.slo_met else ["misses its promises"]
-        for verb, share in (
+        for verb, part in (
             ("rejects", row.rejected_share),
             ("cuts", row.truncated_share),
         ):
-            if share >= 0.000005:
-                notes.append(f"{verb} {share:.3%}")
+            if part >= 0.000005:
+                notes.append(f"{verb} {part:.3%}")
         bars.append(
             Bar(name, row.gpus, "a" if name == SPLIT else "c", ", ".join(notes))
         )
@@ -285,18 +290,6 @@ def _misroutes(points: Sequence[MisroutePoint]) -> tuple[str, str]:
     return note, chart.svg() + chart.legend()
 
 
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    # vLLM's long names may break after an underscore.
-    titles = "".join(
-        f"<th>{escape(title).replace('_', '_<wbr>')}</th>" for title in head
-    )
-    body = "".join(
-        f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
-        for kind, cells in rows
-    )
-    return f"<table><thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
 def _pools_table(plan: Plan) -> tuple[str, str]:
     rows = []
     for pool in plan.pools:
@@ -308,13 +301,13 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
                     f"{escape(pool.name)}, {pool.max_model_len:,}",
                     f"{pool.instances:,}",
                     f"{pool.share_of_requests:.2%}",
-                    _share(values["utilization"]),
-                    _interval(pool.figures, pool.half_widths, "mean_ttft_s"),
-                    _interval(pool.figures, pool.half_widths, "p99_ttft_s"),
-                    _interval(pool.figures, pool.half_widths, "p99_tpot_s"),
-                    _number(values["mean_running"]),
-                    _share(values["mean_kv_cache_usage"]),
-                    _number(values["preemption_rate"], 3),
+                    share(values["utilization"]),
+                    interval(pool.figures, pool.half_widths, "mean_ttft_s"),
+                    interval(pool.figures, pool.half_widths, "p99_ttft_s"),
+                    interval(pool.figures, pool.half_widths, "p99_tpot_s"),
+                    number(values["mean_running"]),
+                    share(values["mean_kv_cache_usage"]),
+                    number(values["preemption_rate"], 3),
                     f"{pool.requests_measured:,}{'*' if pool.measured_alone else ''}",
                 ),
             )
@@ -330,7 +323,7 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
         "95 % interval. *: gets too few of the fleet's requests and was measured by "
         "itself, for longer."
     )
-    return note, _table(head, rows)
+    return note, table(head, rows)
 
 
 def _policies_table(plan: Plan) -> tuple[str, str]:
@@ -346,8 +339,8 @@ def _policies_table(plan: Plan) -> tuple[str, str]:
                     escape(name),
                     f"{row.instances:,}",
                     saved,
-                    _interval(figures, row.half_widths, "p99_ttft_s"),
-                    _interval(figures, row.half_widths, "p99_tpot_s"),
+                    interval(figures, row.half_widths, "p99_ttft_s"),
+                    interval(figures, row.half_widths, "p99_tpot_s"),
                     f"{row.rejected_share:.3%}",
                     f"{row.truncated_share:.3%}",
                     f"{row.misrouted_short:.3%}",
@@ -365,7 +358,7 @@ def _policies_table(plan: Plan) -> tuple[str, str]:
         f"<b>{escape(name)}</b>: {escape(row.title)}. "
         for name, row in plan.policies.items()
     )
-    return titles, _table(head, rows)
+    return titles, table(head, rows)
 
 
 def _method(plan: Plan) -> str:
@@ -387,32 +380,3 @@ def _method(plan: Plan) -> str:
         f"{plan.rho:.2f}; and alpha (1 - 1/rho), an upper bound of the saving, "
         f"{plan.formula_saving_pct:g} %. {plan.wall_time_s} s to compute.</p>\n"
     )
-
-
-def _interval(
-    figures: Mapping[str, float | None], halves: Mapping[str, float | None], key: str
-) -> str:
-    value, half = figures[key], halves[key]
-    if value is None or half is None:
-        return _seconds(value)
-    return f"{_seconds(value)} <span class=muted>&#177; {_seconds(half)}</span>"
-
-
-def _dollars(amount: float) -> str:
-    return f"${amount / 1e6:,.2f}M" if amount >= 1e6 else f"${amount:,.0f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"

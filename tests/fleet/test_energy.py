@@ -88,3 +88,17 @@ def test_a_fleet_is_boards_hosts_and_cooling() -> None:
     assert found.kg_co2_per_year.middle == pytest.approx(18.0 * 8760 * 0.1)
     usual = fleet_energy([Load(16, 8, one)])
     assert usual.megawatts.low < usual.megawatts.middle < usual.megawatts.high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.0, 0.01234, "0 to 0.0123"),
+        (9.996, 1234567.0, "10.00 to 1,230,000"),
+        (-2.5, 370.0, "-2.50 to 370"),
+    ],
+)
+def test_a_range_is_written_with_three_digits(
+    low: float, high: float, text: str
+) -> None:
+    assert str(Range(low, 0.0, high)) == text
