@@ -90,6 +90,8 @@ class StateKeeper:
         self._idle = asyncio.Event()  # set while no thread uses the store
         self._idle.set()
         self._away = False
+        self._left: set[str] = set()
+        """Components of another version that the log has named."""
 
     async def start(self) -> None:
         """Load the stored state; give up if the store is too slow."""
@@ -142,8 +144,21 @@ class StateKeeper:
         if aside is not None:
             fields = {"place": aside.place, "reason": aside.reason}
             logger.error("state_set_aside", extra={"fields": fields})
+        self._report_left(ours, merged)
         await self._take_in(ours, merged)
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
+
+    def _report_left(self, ours: Components, merged: Components) -> None:
+        """Say once which of our components the store has of another version, too.
+
+        They stay there, for servers of that version that run beside this one.
+        """
+        kinds = {_kind(name) for name in ours}
+        left = {name for name in merged if name not in ours and _kind(name) in kinds}
+        if left - self._left:
+            fields = {"components": ", ".join(sorted(left - self._left))}
+            logger.warning("state_of_another_version", extra={"fields": fields})
+            self._left |= left
 
     def _failed(self, error: StoreError) -> None:
         if not self._away:  # one line per outage, not per interval
@@ -262,6 +277,11 @@ class StateKeeper:
         self._idle.clear()
         threading.Thread(target=run, name="state-store", daemon=True).start()
         return await done
+
+
+def _kind(component: str) -> str:
+    """Return what stands before the version in a component's name."""
+    return component.partition(".")[0]
 
 
 def _digest(document: bytes) -> bytes:

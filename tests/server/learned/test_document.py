@@ -1,12 +1,18 @@
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.routing.mergeable import DecayedSums
+from extproc.routing.declared_allowance import DeclaredAllowance
+from extproc.routing.features import measure
+from extproc.routing.mergeable import DecayedSums, snapshot
+from extproc.routing.regression import TextEstimator
+from extproc.routing.request import Prompt
+from extproc.routing.risk import Margin
 from extproc.server.learned.document import (
     MAX_GROUPS,
     VERSION,
@@ -15,6 +21,8 @@ from extproc.server.learned.document import (
     encode,
 )
 from extproc.server.learned.store import UnreadableDocument
+
+README = Path(__file__).parents[3] / "extproc" / "server" / "README.md"
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -127,6 +135,24 @@ SUMS = '"AAAAAAAA+D8="'  # 1.5
 def test_sums_that_cannot_have_been_learned_are_corrupt(group):
     body = f'{{"components":{{"a":{{"b":{group}}}}},"writers":{{}}}}'
     assert kind_of(with_its_checksum(body.encode())) == "corrupt"
+
+
+def size_of(learner, key=None):
+    groups = {k: g for k, g in snapshot(learner).items() if key is None or key in k}
+    return len(encode(Document({learner.component: groups}))) / 1000
+
+
+def test_the_size_that_is_documented():
+    estimator, margin, answers = TextEstimator(), Margin(), DeclaredAllowance()
+    features = measure(Prompt(b"some text to learn from"), 23)
+    estimator.observe("m", "prose", features, 6)
+    margin.observe("m", "prose", 0.1, 0.05, exceeded=False)
+    answers.observe("m", "prose", 900, 20, truncated=False, reserved_tokens=900)
+    told = README.read_text().partition("## Learned state")[2]
+    assert f"{len(snapshot(estimator)['m'].sums):,} numbers" in told
+    assert f"({size_of(estimator) / 1000:.2f} MB" in told
+    assert f"{size_of(margin, ':m'):.1f} kB of its bound" in told
+    assert f"{size_of(answers, 'category'):.0f} kB for each category" in told
 
 
 def test_groups_that_are_kept_are_bounded():

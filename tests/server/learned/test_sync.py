@@ -61,6 +61,23 @@ def test_other_components_pass_through():
     assert float(process.keeper.known("another.2")["key"].sums[0]) == 4.0
 
 
+def test_what_another_version_learned_is_left_and_reported_once(caplog):
+    """The terms of an estimator change with a version; its sums then mean others."""
+    store = MemoryStore()
+    earlier = Process(store)
+    earlier.learner = Mergeable("sums.0")
+    earlier.learner.teach(4.0)
+    earlier.sync()
+    process = Process(store)
+    process.learner.teach(8.0)
+    for _ in range(3):
+        process.sync()
+    assert process.learner.counts() == {"key": 1}
+    assert float(decode(store.document).components["sums.0"]["key"].sums[0]) == 4.0
+    (record,) = [r for r in caplog.records if r.message == "state_of_another_version"]
+    assert record.fields == {"components": "sums.0"}
+
+
 GROUPS = 50
 
 
