@@ -18,7 +18,7 @@ from extproc.routing.estimate import (
     Prediction,
     most_tokens,
 )
-from extproc.routing.features import Features
+from extproc.routing.features import Features, measure_text
 from extproc.routing.mergeable import Mergeable
 from extproc.routing.risk import Margin, NoMargin
 
@@ -39,6 +39,8 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     spread: float
     """As of ``Prediction``, of the whole prompt."""
 
+
+_EMPTY_MESSAGE = measure_text(b"", 1)
 
 TURN = "turn"
 """What a margin learns of continued prompts by, in place of their category."""
@@ -77,6 +79,27 @@ class Bounded:
             model, category, features, self.estimator.predict(model, category, features)
         )
 
+    def count_answer(
+        self, model: str, category: str, answer: Features, tokens: int
+    ) -> int | None:
+        """Return what a counted answer takes as a message of the next prompt.
+
+        None if the message seems to be another text: a response's count may hold
+        reasoning, which templates leave out later, and clients may edit an answer.
+
+        Args:
+            model: served model's name.
+            category: of the prompt.
+            answer: features of the message.
+            tokens: of the answer as its response counted them, its end among them.
+        """
+        guessed = self.estimator.continued(model, category, answer)
+        around = self.estimator.continued(model, category, _EMPTY_MESSAGE).tokens
+        counted = tokens - 1 + max(1, round(around))
+        factor = self.margin.factor(model, category, guessed.spread)
+        fits = guessed.tokens / factor <= counted <= guessed.tokens * factor
+        return counted if fits else None
+
     def estimate_turn(
         self,
         model: str,
@@ -94,7 +117,7 @@ class Bounded:
             model: served model's name.
             category: of the prompt.
             features: of the whole prompt.
-            known_tokens: counted tokens of its first messages.
+            known_tokens: of its first messages, as they were counted.
             added: features of the messages after those.
         """
         further = self.estimator.continued(model, category, added)

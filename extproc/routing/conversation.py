@@ -2,8 +2,8 @@
 
 The prompt of a turn is that of the turn before, whose tokens its response counted, plus
 the answer, plus what is new. The counts are kept by a hash of the messages so far; a
-prompt that continues one that is remembered takes the count, and only the messages
-after it are estimated. On later turns that leaves a quarter of the error.
+prompt that continues one that is remembered takes the counts of both, and only the
+messages after them are estimated.
 
 No text is kept: 40 bits of a hash, keyed by the interpreter's own secret, and a count,
 in one machine word. Processes that have the same secret may share the words, without a
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from extproc.routing.request import Prompt
 
 ENTRIES = 65_536
-"""Of 8 bytes, 0.5 MB: at 100 turns a second, those of the last 11 minutes."""
+"""Of 16 bytes, 1 MB: at 100 turns a second, those of the last 11 minutes."""
 
 _WAYS = 8
 """Words of a place: 64 bytes, what a processor reads at once."""
@@ -30,6 +30,10 @@ _MOST_TOKENS = (1 << _TOKEN_BITS) - 1
 _TAG_BITS = 40
 _TAG = (1 << _TAG_BITS) - 1
 _HASH = (1 << 64) - 1
+
+_MIXED = 0x9E37_79B9_7F4A_7C15
+"""An odd number of mixed bits (Knuth, TAOCP 6.4: 2^64 over the golden ratio): what a
+key is multiplied by to find its place, and what tells an answer's key from it."""
 
 _MAX_MESSAGES = 4096
 
@@ -46,11 +50,14 @@ class Conversation:
     """The bytes of text that those are of."""
     known_messages: int = 0
     """The messages that those are of."""
+    answer_tokens: int = 0
+    """Counted tokens of the answer to them, 0 if it is not remembered."""
 
 
 def memory_bytes(entries: int) -> int:
     """Return the size of the memory for so many entries, at least 1."""
-    return -(-entries // _WAYS) * _WAYS * _WORD_BYTES
+    words = 2 * entries  # the prompt's count, and its answer's
+    return -(-words // _WAYS) * _WAYS * _WORD_BYTES
 
 
 class Conversations:
@@ -59,7 +66,7 @@ class Conversations:
     Not thread-safe, but processes may share the memory.
 
     Args:
-        entries: prompts remembered, at least 1; rounded up to a multiple of 8.
+        entries: prompts remembered, at least 1; rounded up to a multiple of 4.
         memory: holds them: ``memory_bytes(entries)`` bytes, zeros at first; None: of
             this process alone.
     """
@@ -100,11 +107,21 @@ class Conversations:
         for position in range(len(ends) - 1, -1, -1):
             tokens = self._recall(keys[position])
             if tokens:
-                return Conversation(key, tokens, ends[position], position + 1)
+                answer_tokens = self._recall(keys[position] ^ _MIXED)
+                return Conversation(
+                    key, tokens, ends[position], position + 1, answer_tokens
+                )
         return Conversation(key)
 
-    def remember(self, key: int, tokens: int) -> None:
-        """Keep the count of a prompt; one beyond 16 million tokens is not kept."""
+    def remember(self, key: int, tokens: int, answer_tokens: int = 0) -> None:
+        """Keep the count of a prompt, and that of its answer if it is known.
+
+        Counts beyond 16 million tokens are not kept.
+        """
+        self._keep(key, tokens)
+        self._keep(key ^ _MIXED, answer_tokens)
+
+    def _keep(self, key: int, tokens: int) -> None:
         if not 0 < tokens <= _MOST_TOKENS:
             return
         start, tag = self._place(key)
@@ -126,8 +143,8 @@ class Conversations:
 
     def _place(self, key: int) -> tuple[int, int]:
         """Return the first word of a key's place, and what tells it apart there."""
-        key &= _HASH
-        return (key >> _TAG_BITS) % self._places * _WAYS, key & _TAG
+        mixed = (key * _MIXED & _HASH) >> _TAG_BITS
+        return mixed % self._places * _WAYS, key & _TAG
 
     def _put_first(self, start: int, before: list[int], word: int) -> None:
         """Write a word at the beginning of its place; move those before it back."""

@@ -231,13 +231,17 @@ class Router:
         """Estimate a prompt from the count of the one that it continues, if any."""
         if conversation is None or not conversation.known_tokens:
             return None
-        added = measure_text(
-            prompt.text[conversation.known_bytes + 1 :],
-            len(prompt.message_ends) - conversation.known_messages,
-        )
-        return self.estimator.estimate_turn(
-            model, category, features, conversation.known_tokens, added
-        )
+        tokens, end = conversation.known_tokens, conversation.known_bytes
+        messages, ends = conversation.known_messages, prompt.message_ends
+        if conversation.answer_tokens and messages < len(ends):
+            answer = measure_text(prompt.text[end + 1 : ends[messages]], 1)
+            counted = self.estimator.count_answer(
+                model, category, answer, conversation.answer_tokens
+            )
+            if counted is not None:
+                tokens, end, messages = tokens + counted, ends[messages], messages + 1
+        added = measure_text(prompt.text[end + 1 :], len(ends) - messages)
+        return self.estimator.estimate_turn(model, category, features, tokens, added)
 
     def _quick_estimate(
         self, model: str, category: str, features: Features, output_tokens: int
@@ -318,7 +322,8 @@ class Router:
             tokens = counted - text_tokens
             self.media.observe(model, decision.media, tokens, text_tokens)
         elif decision.features is not None:
-            self._learn_text(model, decision, decision.features, counted)
+            answered = outcome.completion_tokens or 0
+            self._learn_text(model, decision, decision.features, counted, answered)
         else:
             return Lesson(Skipped.NOT_TEXT, misroute=misroute)
         return Lesson(
@@ -328,10 +333,16 @@ class Router:
         )
 
     def _learn_text(
-        self, model: str, decision: Decision, features: Features, counted: int
+        self,
+        model: str,
+        decision: Decision,
+        features: Features,
+        counted: int,
+        completion_tokens: int,
     ) -> None:
         if self.conversations is not None and decision.conversation is not None:
-            self.conversations.remember(decision.conversation, counted)
+            answer = completion_tokens if decision.sequences == 1 else 0
+            self.conversations.remember(decision.conversation, counted, answer)
         self.ratios.observe(decision.category, features, counted)
         turn = None
         if decision.turn_spread:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.bound import Bounded
@@ -77,6 +78,41 @@ def test_a_later_turn_starts_from_the_count_of_the_one_before() -> None:
     assert without.route(request(later)).turn_spread == 0
 
 
+@pytest.mark.parametrize(
+    ("answered", "is_believed"),
+    [(160, True), (1600, False), (10, False), (None, False), (0, False)],
+    ids=["the answer", "with reasoning", "another text", "not counted", "none"],
+)
+def test_the_counted_answer_is_a_message_of_the_next_turn(
+    answered: int | None, is_believed: bool
+) -> None:
+    known = [text(400)]
+    routes = router()
+    for n in range(30):  # 1.6 tokens a word, and 4 a message
+        turn(routes, [text(100 + 9 * n, n)], 160 + 14 * n + 7)
+    routes.learn(routes.route(request(known)), Outcome(200, 650, answered))
+    # One word that is many tokens: only the response can have said so.
+    later = routes.route(request([*known, text(100, 3), text(3)]))
+    without = router()
+    for n in range(30):
+        turn(without, [text(100 + 9 * n, n)], 160 + 14 * n + 7)
+    without.learn(without.route(request(known)), Outcome(200, 650))
+    estimated = without.route(request([*known, text(100, 3), text(3)]))
+    assert later.turn_spread > 0
+    assert (later.prompt_tokens != estimated.prompt_tokens) == is_believed
+
+
+def test_the_sum_of_several_answers_is_no_answer() -> None:
+    memory = Conversations()
+    routes = router()
+    routes.conversations = memory
+    asked = replace(request([text(50)]), sequences=2)
+    routes.learn(routes.route(asked), Outcome(200, 100, 60))
+    found = memory.find("m", request([text(50)]).prompt)
+    assert found is not None
+    assert (found.known_tokens, found.answer_tokens) == (100, 0)
+
+
 def test_the_same_prompt_again_is_known_exactly() -> None:
     routes = router()
     turn(routes, [text(500)], 1234)
@@ -142,14 +178,14 @@ def known(memory: Conversations, text: str) -> int:
     return found.known_tokens
 
 
-def remember(memory: Conversations, text: str, tokens: int) -> None:
+def remember(memory: Conversations, text: str, tokens: int, answer: int = 0) -> None:
     found = memory.find("m", request([text]).prompt)
     assert found is not None
-    memory.remember(found.key, tokens)
+    memory.remember(found.key, tokens, answer)
 
 
 def test_what_was_used_last_is_kept() -> None:
-    memory = Conversations(8)
+    memory = Conversations(4)
     for n in range(1, 9):
         remember(memory, f"{n}", n)
     assert known(memory, "1") == 1  # used again, and so not the oldest
@@ -183,15 +219,17 @@ def test_nearly_all_of_the_stated_entries_are_kept() -> None:
     memory = Conversations(4096)
     keys = [hash((n, b"a conversation")) for n in range(4096)]
     for key in keys:
-        memory.remember(key, 1)
+        memory.remember(key, 1, 2)
     assert sum(memory._recall(key) for key in keys) > 0.84 * len(keys)
 
 
 def test_processes_share_what_lies_in_one_memory() -> None:
     words = memoryview(bytearray(memory_bytes(100)))
     one, two = Conversations(100, words), Conversations(100, words)
-    remember(one, "a", 5)
-    assert known(two, "a") == 5
+    remember(one, "a", 5, 7)
+    found = two.find("m", request(["a"]).prompt)
+    assert found is not None
+    assert (found.known_tokens, found.answer_tokens) == (5, 7)
 
 
 @pytest.mark.parametrize(

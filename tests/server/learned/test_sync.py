@@ -73,6 +73,7 @@ def test_what_another_version_learned_is_left_and_reported_once(caplog):
     for _ in range(3):
         process.sync()
     assert process.learner.counts() == {"key": 1}
+    assert store.document is not None
     assert float(decode(store.document).components["sums.0"]["key"].sums[0]) == 4.0
     (record,) = [r for r in caplog.records if r.message == "state_of_another_version"]
     assert record.fields == {"components": "sums.0"}
