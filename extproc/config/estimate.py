@@ -67,9 +67,9 @@ class ConversationsConfig:
     """Memory of prompt counts, from which later turns of a conversation start."""
 
     entries: int = field(default=65_536, metadata=NOT_NEGATIVE)
-    """Prompts to remember, 16 bytes each, shared by all workers; the oldest are dropped.
-    0 disables it. It needs every response to be observed: set `feedback.access_log`, or
-    `feedback.sample: all`."""
+    """Prompts to remember, 16 bytes each, shared by all workers; the oldest are
+    dropped. 0 disables it. It needs every response to be observed: set
+    `feedback.access_log`, or `feedback.sample: all`."""
 
 
 @dataclass(frozen=True, slots=True)
