@@ -161,7 +161,7 @@ def test_shows_models_where_there_are_any(session: Session) -> None:
         await tab.evaluate(f"showExplained({json.dumps(refusal)})")
         text = await tab.evaluate("document.getElementById('explained').innerText")
         assert "not routed: unknown model" in text
-        assert "The request names model <i>; configured are llama." in text
+        assert "The request names model <i>; configured models: llama." in text
         await tab.evaluate("showModels({})")
         await tab.evaluate("document.getElementById('explained').replaceChildren()")
 
@@ -270,7 +270,7 @@ def test_the_slider_shows_what_a_threshold_would_bring(session: Session) -> None
         shown = "document.querySelector('#threshold-shown').textContent"
         assert await tab.evaluate(shown) == "8,192, in force"
         advice = await tab.evaluate("$('advice').textContent")
-        assert "4,096 would save about 40 %, against 30 %" in advice
+        assert "4,096 would save about 40 %; the current one saves 30 %" in advice
         await tab.evaluate(
             "$('threshold').value = 0, $('threshold').dispatchEvent(new Event('input'))"
         )
@@ -292,7 +292,7 @@ def test_explains_in_words(session: Session) -> None:
         await tab.evaluate("explain()")
         await tab.wait_for("document.querySelectorAll('#explained .note').length")
         text = await tab.evaluate("document.querySelector('#explained').innerText")
-        assert "No pool holds this budget: the largest window is 65,536" in text
+        assert "This budget fits no pool: the largest window is 65,536" in text
         bars = "document.querySelectorAll('#explained .terms .fill').length"
         assert await tab.evaluate(bars) >= 2
         presets = "[...$('preset').options].map((option) => option.value)"
@@ -336,7 +336,7 @@ def test_a_refusal_is_said_in_words(session: Session) -> None:
         await tab.evaluate("$('body').value = 'x'.repeat(300000), explain(), 0")
         await tab.wait_for("document.querySelector('#explained .bad')")
         text = await tab.evaluate("document.querySelector('#explained').innerText")
-        assert "larger than the server reads" in text
+        assert "exceeds the server's size limit" in text
         tab.complaints.clear()  # Chromium logs the 413 itself
 
     session.run(steps)
@@ -468,7 +468,7 @@ def test_says_when_the_server_is_gone(session: Session) -> None:
         await tab.evaluate("poll()")
         said = "$('connection').textContent"
         await tab.wait_for(f"{said} !== ''")
-        assert "trying again" in await tab.evaluate(said)
+        assert "retrying" in await tab.evaluate(said)
         role = await tab.evaluate("$('connection').getAttribute('role')")
         assert role == "status"
 
