@@ -114,7 +114,7 @@ class Calls:
             call = self._service.open(
                 head.path, head.headers, partial(self._send, stream)
             )
-        except Exception as error:  # the application's, whatever it is
+        except Exception as error:  # any exception of the application
             self._failed(stream, f"open {head.path}", error)
             return
         if call is None:
@@ -144,7 +144,7 @@ class Calls:
             return False
         try:
             replies, ends = call.receive(message)
-        except Exception as error:  # the application's, whatever it is
+        except Exception as error:  # any exception of the application
             self._failed(stream, "receive", error)
             return False
         self._reply(stream, replies, ends)
@@ -275,7 +275,7 @@ class Calls:
     def _answer(self, stream: Stream, ask: Callable[[], Replies], where: str) -> None:
         try:
             replies, ends = ask()
-        except Exception as error:  # the application's, whatever it is
+        except Exception as error:  # any exception of the application
             self._failed(stream, where, error)
         else:
             self._reply(stream, replies, ends)
@@ -334,7 +334,7 @@ class Calls:
             stream.call = None
             try:
                 call.closed(cancelled)
-            except Exception as error:  # the application's, whatever it is
+            except Exception as error:  # any exception of the application
                 self._report("closed", error)
 
     def _hold(self, change_bytes: int) -> None:

@@ -44,7 +44,7 @@ MAX_HEADER_LIST_SIZE: Final = 0x6
 
 
 class ErrorCode(enum.IntEnum):
-    """Why a stream or the connection ended (section 7)."""
+    """Reason for the end of a stream or of the connection (section 7)."""
 
     NO_ERROR = 0x0
     PROTOCOL_ERROR = 0x1

@@ -174,7 +174,7 @@ class Tracing:
         return name
 
     def close(self) -> None:
-        """Export the remaining spans and metrics; blocks on the collector."""
+        """Export the remaining spans and metrics; blocks until that is done."""
         self._tracers.shutdown()
         self._meters.shutdown()
 

@@ -106,7 +106,7 @@ class GrpcioServer:
         }
         try:
             call = self._service.open(path, headers, stream.send)
-        except Exception as error:  # the application's, whatever it is
+        except Exception as error:  # any exception of the application
             return _ending(f"open {path}", error)
         if call is None:
             return unknown_method(path)
@@ -124,7 +124,7 @@ class GrpcioServer:
             stream.call = None
             try:
                 call.closed(cancelled)
-            except Exception as error:  # the application's, whatever it is
+            except Exception as error:  # any exception of the application
                 log_failure("closed", error)
 
 
