@@ -43,10 +43,10 @@ class HttpApi:
         router.add_post(OBSERVE, _json_method(pb.ObserveRequest, self._observe))
         router.add_post("/decide", self._post_decide)
 
-    async def _decide(self, asked: pb.DecideRequest) -> pb.DecideResponse:
-        reading = self._api.begin_parsing(asked)
+    async def _decide(self, question: pb.DecideRequest) -> pb.DecideResponse:
+        reading = self._api.begin_parsing(question)
         await self._slices.finish(reading.step)
-        return self._api.decide(asked, reading)
+        return self._api.decide(question, reading)
 
     async def _observe(self, request: pb.ObserveRequest) -> pb.ObserveResponse:
         return self._api.observe(request)
@@ -61,17 +61,17 @@ class HttpApi:
         accel = request.query.get("accel", "")
         if accel and not _LOCATION.fullmatch(accel):
             return _refuse("accel: expected the prefix of a location's name")
-        asked = pb.DecideRequest(
+        question = pb.DecideRequest(
             path=request.query.get("path", ""),
             category_hint=request.query.get("hint", ""),
             model=request.query.get("model", ""),
         )
         try:
-            asked.body = await request.read()
+            question.body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            answer = self._api.decide_unread(asked, request.content_length or 0)
+            answer = self._api.decide_unread(question, request.content_length or 0)
         else:
-            answer = await self._decide(asked)
+            answer = await self._decide(question)
         headers = {
             POOL_HEADER: answer.pool,
             BUDGET_HEADER: str(answer.budget_tokens),

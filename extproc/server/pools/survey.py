@@ -98,7 +98,7 @@ async def _ask(server: Vllm, pool: PoolConfig, model: str | None) -> Finding:
             pool.name, server.name, load, tuple(_refusal(served.status, pool))
         )
     window = served.max_model_len
-    said = [
+    parts = [
         "max_model_len not reported" if window is None else f"max_model_len {window}",
         f"serves {_listed(served.names)}",
         load,
@@ -106,7 +106,7 @@ async def _ask(server: Vllm, pool: PoolConfig, model: str | None) -> Finding:
     return Finding(
         pool.name,
         server.name,
-        "; ".join(said),
+        "; ".join(parts),
         tuple(_faults(served, pool, model)),
     )
 

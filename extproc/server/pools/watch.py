@@ -365,8 +365,8 @@ class LoadWatch:
         self._measure(pool)
 
     async def _ask_limits(self, pool: _Pool, endpoint: _Endpoint) -> None:
-        asked = endpoint.asked_limits_s
-        if asked is not None and self._clock() - asked < _LIMITS_INTERVAL_S:
+        last = endpoint.asked_limits_s
+        if last is not None and self._clock() - last < _LIMITS_INTERVAL_S:
             return
         before = endpoint.max_model_len
         served = await endpoint.vllm.models()
@@ -375,9 +375,9 @@ class LoadWatch:
         if served.names and served.names != endpoint.names:
             endpoint.names, endpoint.base = served.names, served.base
             self._list_names()
-        said = endpoint.max_model_len
-        if said not in (None, before, pool.config.max_model_len):
-            _log("max_model_len_differs", pool, endpoint, max_model_len=said)
+        reported = endpoint.max_model_len
+        if reported not in (None, before, pool.config.max_model_len):
+            _log("max_model_len_differs", pool, endpoint, max_model_len=reported)
 
     def _measure(self, pool: _Pool) -> None:
         oldest = self._clock() - self._config.stale_after_s

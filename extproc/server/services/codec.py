@@ -125,7 +125,7 @@ _BODY_MODES = frozenset(BodyMode)
 
 
 def _body_mode(number: int) -> BodyMode | None:
-    # A value outside the enum is kept as a number: a mode of a later Envoy.
+    # Protobuf passes on unknown enum values, which are modes of a later Envoy.
     return BodyMode(number) if number in _BODY_MODES else None
 
 

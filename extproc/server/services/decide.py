@@ -53,33 +53,33 @@ class Api:
         self._service = service
         self._max_body_bytes = max_body_bytes
 
-    def begin_parsing(self, asked: pb.DecideRequest) -> BodyParser:
+    def begin_parsing(self, question: pb.DecideRequest) -> BodyParser:
         """Start parsing the request's body in steps."""
         paths = self._service.in_force.now.settings.paths
-        target = paths.find(asked.path or DEFAULT_PATH)
+        target = paths.find(question.path or DEFAULT_PATH)
         return BodyParser(
-            target, asked.body, asked.content_encoding, self._max_body_bytes
+            target, question.body, question.content_encoding, self._max_body_bytes
         )
 
     def decide(
-        self, asked: pb.DecideRequest, reading: BodyParser | None = None
+        self, question: pb.DecideRequest, reading: BodyParser | None = None
     ) -> pb.DecideResponse:
         """Choose a pool for a request.
 
         Args:
-            asked: the request message.
+            question: the request message.
             reading: parser of its body; None to parse it in one step.
 
         Raises:
             InvalidArgumentError: the features contradict each other.
         """
-        return self._answer(self._decide(asked, reading))
+        return self._answer(self._decide(question, reading))
 
     def decide_unread(
-        self, asked: pb.DecideRequest, body_bytes: int
+        self, question: pb.DecideRequest, body_bytes: int
     ) -> pb.DecideResponse:
-        """Choose a pool for a body too large to receive; ``asked`` lacks the body."""
-        return self._answer(self._unread(asked, Reason.TOO_LARGE, body_bytes))
+        """Choose a pool if the body is too large to receive and not in ``question``."""
+        return self._answer(self._unread(question, Reason.TOO_LARGE, body_bytes))
 
     def _answer(self, decision: Decision | None) -> pb.DecideResponse:
         if decision is None:
@@ -105,39 +105,39 @@ class Api:
         )
 
     def _decide(
-        self, asked: pb.DecideRequest, reading: BodyParser | None
+        self, question: pb.DecideRequest, reading: BodyParser | None
     ) -> Decision | None:
         """Decide; return None if the requested model is not configured."""
         now = self._service.in_force.now
         decider, paths = now.decider, now.settings.paths
-        if paths.is_stored_response(asked.path):
-            keeper = decider.find_keeper(asked.model)
+        if paths.is_stored_response(question.path):
+            keeper = decider.find_keeper(question.model)
             return None if keeper is None else decider.stored(keeper)
-        if asked.HasField("features"):
-            request: Request | Reason = _request_of(asked.features)
+        if question.HasField("features"):
+            request: Request | Reason = _request_of(question.features)
         else:
-            request = (reading or self.begin_parsing(asked)).finish()
+            request = (reading or self.begin_parsing(question)).finish()
         if isinstance(request, Reason):
-            return self._unread(asked, request, len(asked.body))
-        router = decider.find_named(asked.model, request.model)
+            return self._unread(question, request, len(question.body))
+        router = decider.find_named(question.model, request.model)
         if router is None:
             return None
-        target = paths.find(asked.path or DEFAULT_PATH)
+        target = paths.find(question.path or DEFAULT_PATH)
         if target is not None and decider.asks_to_keep(
             router, target.endpoint, request
         ):
-            return decider.stored(router, len(asked.body))
+            return decider.stored(router, len(question.body))
         request = as_base(request, now.watch.base_names())
-        return router.route(request, asked.category_hint or None, now.loads())
+        return router.route(request, question.category_hint or None, now.loads())
 
     def _unread(
-        self, asked: pb.DecideRequest, reason: Reason, body_bytes: int
+        self, question: pb.DecideRequest, reason: Reason, body_bytes: int
     ) -> Decision | None:
         """Decide without parsing the body; return None if the model is unknown."""
         now = self._service.in_force.now
-        target = now.settings.paths.find(asked.path or DEFAULT_PATH)
+        target = now.settings.paths.find(question.path or DEFAULT_PATH)
         by_path = "" if target is None else target.model
-        router = now.decider.find_named(asked.model, by_path)
+        router = now.decider.find_named(question.model, by_path)
         if router is None:
             return None
         endpoint = None if target is None else target.endpoint
@@ -262,12 +262,12 @@ class _Deciding:
     def receive(self, message: bytes) -> Replies:
         if self._reading is not None:
             raise RpcError(StatusCode.INVALID_ARGUMENT, "more than one request message")
-        asked = _parse(pb.DecideRequest, message)
-        reading = self._api.begin_parsing(asked)
+        question = _parse(pb.DecideRequest, message)
+        reading = self._api.begin_parsing(question)
         if self._slices is None or not reading.may_take_long:
-            return (self._answer(asked, reading),), True
+            return (self._answer(question, reading),), True
         self._reading = reading
-        self._slices.add(self._step, partial(self._answer_late, asked, reading))
+        self._slices.add(self._step, partial(self._answer_late, question, reading))
         return (), False
 
     def half_closed(self) -> Replies:
@@ -281,28 +281,28 @@ class _Deciding:
     def _step(self) -> bool:
         return self._reading is not None and self._reading.step()
 
-    def _answer_late(self, asked: pb.DecideRequest, reading: BodyParser) -> None:
+    def _answer_late(self, question: pb.DecideRequest, reading: BodyParser) -> None:
         if self._reading is None:
             return
         try:
-            self._send((self._answer(asked, reading),), True)
+            self._send((self._answer(question, reading),), True)
         except RpcError as error:
             self._send((), error)
         except Exception:
             self._send((), RpcError(StatusCode.INTERNAL, "internal error"))
             raise
 
-    def _answer(self, asked: pb.DecideRequest, reading: BodyParser) -> bytes:
+    def _answer(self, question: pb.DecideRequest, reading: BodyParser) -> bytes:
         try:
-            return self._api.decide(asked, reading).SerializeToString()
+            return self._api.decide(question, reading).SerializeToString()
         except InvalidArgumentError as error:
             raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-_Asked = TypeVar("_Asked", pb.DecideRequest, pb.ObserveRequest)
+_Message = TypeVar("_Message", pb.DecideRequest, pb.ObserveRequest)
 
 
-def _parse(kind: type[_Asked], message: bytes) -> _Asked:
+def _parse(kind: type[_Message], message: bytes) -> _Message:
     try:
         return kind.FromString(message)
     except DecodeError:

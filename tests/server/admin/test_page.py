@@ -131,7 +131,7 @@ def test_shows_pools_learning_and_decisions(session: Session) -> None:
         assert await tab.evaluate(width) > 20
         bars = "document.querySelectorAll('#budgets rect').length"
         assert await tab.evaluate(bars) > 10
-        assert "first 200 requests" in text
+        assert "needs 200 requests" in text
         curve = "document.querySelector('#categories polyline').getAttribute('points')"
         assert len((await tab.evaluate(curve)).split()) == 4
 
