@@ -100,7 +100,6 @@ class OutputAllowance:
         self._rule = AllowanceRule(quantile, default_tokens, ceiling_tokens)
         self._rules = dict(rules or {})
         self._lengths = AnswerLengths(memory, models, CATEGORIES)
-        self._allowed: dict[tuple[str, str], int] = {}
 
     def allow(self, model: str, category: str) -> int:
         """Return the tokens to reserve for the output of one sequence."""
@@ -110,11 +109,11 @@ class OutputAllowance:
             return rule.default_tokens
         apart = self._lengths.known(model) or rule is not self._rule
         key = (model if apart else "", category)
-        allowed = self._allowed.get(key)
+        allowed = self._lengths.derived.get(key)
         if allowed is None:
             tokens = upper_tokens(_blend(rule.assumed, levels), rule.quantile)
             allowed = min(tokens or rule.ceiling_tokens, rule.ceiling_tokens)
-            self._allowed[key] = allowed
+            self._lengths.derived[key] = allowed
         return allowed
 
     def observe(
@@ -131,7 +130,6 @@ class OutputAllowance:
         if completion_tokens <= 0:
             return
         self._lengths.observe(model, category, completion_tokens, truncated)
-        self._allowed.clear()
 
     def group_keys(self) -> list[str]:
         """``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``."""
@@ -143,7 +141,6 @@ class OutputAllowance:
 
     def restore(self, groups: Groups) -> None:
         """Go on from these counts; others stay."""
-        self._allowed.clear()
         self._lengths.restore(groups)
 
 

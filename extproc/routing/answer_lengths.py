@@ -23,6 +23,9 @@ PER_DOUBLING = 8
 BUCKETS = 17 * PER_DOUBLING + 1
 """Up to 131,072 tokens."""
 
+# What is derived from counts is derived again once this share of them is new.
+_STALE_SHARE = 1 / 128
+
 _ALL = "all"
 _KIND = "category."
 
@@ -54,6 +57,11 @@ class AnswerLengths:
 
     def __init__(self, memory: float, models: int, kinds: int) -> None:
         self._keep = math.exp(-1.0 / memory)
+        self._memory = memory
+        self._newer = 0
+        self.derived: dict[tuple[str, str], int | None] = {}
+        """Quantiles that the owner derived from the counts, by model and kind; each is
+        forgotten before the counts that it is of have changed much."""
         self._all = Lengths()
         make: Callable[[], _ModelLengths] = lambda: _ModelLengths(kinds)  # noqa: E731
         self._models = BoundedTable(make, models)
@@ -75,11 +83,18 @@ class AnswerLengths:
     def observe(self, model: str, kind: str, tokens: int, truncated: bool) -> None:
         """Count an answer of ``tokens`` > 0 tokens."""
         known = self._models.touch(model)
+        finest = known.kinds.touch(kind)
         bucket = bucket_of(tokens)
-        for lengths in (self._all, known.all, known.kinds.touch(kind)):
+        for lengths in (self._all, known.all, finest):
             lengths.counts *= self._keep
             lengths.counts[int(truncated), bucket] += 1.0
             lengths.observations += 1
+        self._newer += 1
+        if self._newer >= _STALE_SHARE * min(self._all.observations, self._memory):
+            self.derived.clear()
+            self._newer = 0
+        elif _STALE_SHARE * finest.observations < 1.0:
+            self.derived.pop((model, kind), None)
 
     def group_keys(self) -> list[str]:
         """``all``, ``all:MODEL`` and ``category.KIND:MODEL``."""
@@ -111,6 +126,7 @@ class AnswerLengths:
             if lengths is not None and group.sums.shape == (2 * BUCKETS,):
                 lengths.counts = np.maximum(group.sums, 0.0).reshape(2, BUCKETS)
                 lengths.observations = group.observations
+        self.derived.clear()
 
     def _place(self, key: str) -> Lengths | None:
         what, of_model, model = key.partition(":")

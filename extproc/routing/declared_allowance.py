@@ -100,7 +100,6 @@ class DeclaredAllowance:
         self._lengths = AnswerLengths(memory, models, _KINDS)
         self._exceeded = BoundedTable(_Exceeded, models)
         self._refusals = BoundedTable(_Refusals, models)
-        self._reserved: dict[tuple[str, str], int | None] = {}
 
     def risk_of(self, model: str) -> float:
         """Return a model's stated risk."""
@@ -118,11 +117,12 @@ class DeclaredAllowance:
             return limit_tokens
         kind = _kind(category, limit_tokens)
         key = (model if self._lengths.known(model) else "", kind)
-        if key not in self._reserved:
+        reserves = self._lengths.derived
+        if key not in reserves:
             # Not the answers of other models: a reasoning model's are far longer.
             levels = self._lengths.levels(model, kind)[1:]
-            self._reserved[key] = self._quantile(model, levels)
-        reserved = self._reserved[key]
+            reserves[key] = self._quantile(model, levels)
+        reserved = reserves[key]
         return limit_tokens if reserved is None else min(reserved, limit_tokens)
 
     def observe(
@@ -155,7 +155,6 @@ class DeclaredAllowance:
             exceeded = completion_tokens > reserved_tokens
             counts.exceeded = keep * counts.exceeded + exceeded
             counts.observations += 1
-        self._reserved.clear()
 
     def relied(self, model: str, *, refused: bool) -> None:
         """Note what an engine did with a limit that its window has no room for."""
@@ -210,7 +209,7 @@ class DeclaredAllowance:
 
     def restore(self, groups: Groups) -> None:
         """Go on from these sums; others stay."""
-        self._reserved.clear()
+        self._lengths.derived.clear()
         for key, group in groups.items():
             if not key.startswith(_RATE):
                 self._lengths.restore({key: group})

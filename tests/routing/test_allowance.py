@@ -137,3 +137,27 @@ def test_leaves_what_is_not_its_own() -> None:
 def test_refuses_settings_out_of_range(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be within"):
         OutputAllowance(**arguments)  # type: ignore[arg-type]
+
+
+def test_what_is_allowed_is_hardly_behind_the_answers() -> None:
+    """The quantile is looked for again at a hundredth of the lessons."""
+    rng = random.Random(5)
+    allowance = OutputAllowance()
+    for n in range(3000):
+        longest = 300 if n < 1500 else 3000
+        allowance.observe("m", "prose", rng.randrange(1, longest), False)
+        if n % 50 == 0:
+            fresh = OutputAllowance()
+            fresh.restore(snapshot(allowance))
+            exact = fresh.allow("m", "prose")
+            assert allowance.allow("m", "prose") == pytest.approx(exact, rel=0.2)
+
+
+def test_the_first_answers_of_a_category_count_at_once() -> None:
+    allowance = OutputAllowance()
+    for _ in range(2000):
+        allowance.observe("m", "prose", 100, False)
+    before = allowance.allow("m", "code")
+    for _ in range(20):
+        allowance.observe("m", "code", 3000, False)
+    assert allowance.allow("m", "code") > before
