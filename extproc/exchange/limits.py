@@ -7,7 +7,8 @@ absent on completions      16 (``completion/protocol.py``); null means the windo
 ``max_completion_tokens``  chat only, before ``max_tokens`` (``chat_completion/
                            protocol.py``); completions ignore it
 ``max_output_tokens``      responses (``responses/protocol.py``)
-0                          no limit; with ``echo`` on completions, no output
+0                          no limit; with ``echo`` on completions, 1: a token is
+                           generated and counted, though not returned
 ``min_tokens``             minimum output (``sampling_params.py``)
 ``ignore_eos``             without a limit, output fills the window
 ``truncate_prompt_tokens`` cuts the prompt to so many tokens; -1: to the window;
@@ -88,7 +89,7 @@ def completion_limit(body: JsonObject) -> int | None:
     """Return the output limit of a completion, in tokens, or None."""
     value = body.get("max_tokens", COMPLETION_DEFAULT_TOKENS)
     if body.get("echo") is True and read_integer(value) == 0:
-        return 0
+        return 1
     return read_count(value)
 
 

@@ -1,6 +1,8 @@
 """A real Envoy, a real router and two stand-ins, started once for all of tests/e2e."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from extproc.demo.stack.stack import (
     running,
     stand_in,
 )
+from extproc.demo.stack.vllm_backend import VllmError, find_vllm, make_model, vllm
 
 from ..patience import be_patient, wait_until
 from .fleet import ALL_POOLS, ENVOY, FLEET
@@ -268,6 +271,29 @@ def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
         start_until_killed(new.child, started)
         new.wait_ready()
         yield new
+
+
+@pytest.fixture(scope="session")
+def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two real vLLM servers; see ``test_vllm.py``."""
+    python = os.environ.get("EXTPROC_VLLM_PYTHON", sys.executable)
+    try:
+        find_vllm(python)
+    except VllmError as error:
+        pytest.skip(f"EXTPROC_VLLM_PYTHON: {error}")
+    directory = tmp_path_factory.mktemp("vllm")
+    model = make_model(directory, python)
+    backends = [
+        vllm("short", SHORT_WINDOW, 16, model, directory, python=python),
+        vllm("long", LONG_WINDOW, 4, model, directory, python=python),
+    ]
+    with running(directory, backends, LEARN_ALL, find_config()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def vllm_client(vllm_stack: Stack) -> Client:
+    return Client(vllm_stack.envoy)
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,11 @@ TOO_LONG = {
     "vLLM 0.32, prompt": "This model's maximum context length is 8192 tokens. However, your prompt contains 9001 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.",
     "vLLM 0.32, characters": "This model's maximum context length is 8192 tokens. However, your prompt contains 990000 characters (more than 80000 characters, which is the upper bound for 8192 input tokens). Please reduce the length of the input prompt.",
     "vLLM 0.32, both": "This model's maximum context length is 8192 tokens. However, you requested 216 output tokens and your prompt contains at least 7977 input tokens, for a total of at least 8193 tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
+    # vllm/v1/engine/input_processor.py, entrypoints/pooling/scoring/io_processor.py,
+    # entrypoints/generate/structured_decisions/strategies.py
+    "vLLM 0.32, encoder cache": "The decoder prompt contains a(n) image item with 9001 embedding tokens, which exceeds the pre-allocated encoder cache size 8192. Please reduce the input size or increase the encoder cache size by setting --limit-mm-per-prompt at startup.",
+    "vLLM 0.32, documents": "max_tokens_per_doc (9000) must be less than max_model_len (8192).",
+    "vLLM 0.32, canvas": "the prompt has 8190 tokens and a canvas read adds 20, more than max_model_len=8192",
     "vLLM, Rust front end": "this model's maximum context length is 8192 tokens, but the prompt contains 9001 input tokens",
     # sglang/srt/managers/tokenizer_manager.py
     "SGLang, input": "The input (9001 tokens) is longer than the model's context length (8192 tokens).",
@@ -62,6 +67,11 @@ OTHER = {
     "stop": "stop cannot contain an empty string.",
     "a field": "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]",
     "a type": "1 validation error: {'type': 'int_parsing', 'loc': ('body', 'max_tokens'), 'msg': 'Input should be a valid integer, unable to parse string as an integer'}",
+    "a quoted number": "1 validation error:\n  {'type': 'int_parsing', 'loc': 'body.max_tokens', 'msg': 'Input should be a valid integer, unable to parse string as an integer', 'input': 'the prompt is longer than max_model_len'}",
+    "a quoted text": "1 validation error:\n  {'type': 'list_type', 'loc': ('body', 'messages'), 'msg': 'Input should be a valid list', 'input': 'The context length is at most 8192 tokens.'}",
+    "prompts": "prompt list length 3000 exceeds the maximum allowed count of 1024. To increase this limit, set the VLLM_MAX_COMPLETION_PROMPTS environment variable. (parameter=prompt)",
+    "too many n": "n must be at most 16384, got 100000. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable.",
+    "an empty prompt": "The decoder prompt cannot be empty",
     "a role": "Unexpected message role: user2. Conversation roles must alternate user/assistant/user/assistant/...",
     "a tool": '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
     "a schema": "The provided JSON schema contains features not supported by xgrammar.",

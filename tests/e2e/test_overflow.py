@@ -1,7 +1,10 @@
 """The long pool serves what the short one rejects as too long, and no other errors."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +106,14 @@ def test_another_400_passes_once(
     assert (response.status, response.attempts) == (400, 1)
     assert response.body == content
     assert len(scripted.received) == received + 1
+
+
+def test_the_readme_counts_them() -> None:
+    servers = Counter(re.split("[ ,]", name)[0] for name in TOO_LONG)
+    text = (Path(__file__).parents[2] / "envoy/README.md").read_text()
+    for server, count in servers.items():
+        assert re.search(rf"\b{count} of {server}\b", text), (server, count)
+    assert f"none of {len(OTHER)} about other mistakes" in text
 
 
 def test_a_long_400_passes_unread(

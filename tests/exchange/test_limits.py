@@ -70,11 +70,11 @@ LIMITS = {
         True,
         "short",
     ),
-    # openai/completion/protocol.py: echo_without_generation
+    # openai/completion/protocol.py: to_sampling_params sets 1 for it
     "0 with echo": (
         COMPLETIONS,
         {"max_tokens": 0, "echo": True},
-        0,
+        1,
         True,
         "short",
     ),
