@@ -72,6 +72,14 @@ class NotARequestError(ValueError):
 _CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
 _COMPLETION = _NOT_PROMPT | {"prompt"}
 _EMBEDDING = _NOT_PROMPT | {"input"}
+_CUTS = ("max_tokens_per_doc", "max_tokens_per_query")
+"""Fields that cut one side of a pair: its tokens are at most those of the text."""
+_PAIRS = _NOT_PROMPT.union(_CUTS, *RERANK_FIELDS, *SCORE_FIELDS) | {
+    "max_chunks_per_doc",
+    "rank_fields",
+    "return_documents",
+    "top_n",
+}
 _RESPONSE = _NOT_PROMPT.union(_ELSEWHERE) | {
     "input",
     "instructions",
@@ -174,6 +182,8 @@ def _request_of_pairs(
         names = " or ".join(" and ".join(pair) for pair in fields)
         raise NotARequestError(f"no pair of texts; expected {names}")
     parts, pairs = found
+    parts.opaque |= any(read_count(body.get(name)) for name in _CUTS)
+    _add_rest(parts, body, _PAIRS)
     request = _request(body, source, parts, 1, None)
     return replace(request, prompts=pairs, generates=False)
 
@@ -306,7 +316,9 @@ def _request_of_prompts(
         # fits.
         longest = max(value, key=lambda each: _rough_tokens(each, source))
         prompts = len(value)
-        longest = _text_of(longest, source) if type(longest) is dict else longest
+        if type(longest) is dict:  # a content part, which vLLM embeds
+            parts.add([longest])
+            longest = "\n".join(parts.texts)
     else:
         longest, prompts = value, 1
     prompt = _prompt(longest, source)
@@ -315,6 +327,8 @@ def _request_of_prompts(
         raise NotARequestError(f"{name}: {found}; expected texts or lists of token ids")
     prompt = replace(
         prompt,
+        images=parts.images,
+        audios=parts.audios,
         files=parts.files,
         media=parts.media,
         optional=parts.optional,
@@ -327,8 +341,11 @@ def _rough_tokens(value: Any, source: Source) -> int:
     """A prompt's size in bytes of text; a token id counts as four bytes."""
     if type(value) is list:
         return len(value) * 4
-    text = _text_of(value, source)
-    return source.items(text) * 4 or source.size_bytes(text)
+    if type(value) is str:
+        return source.items(value) * 4 or source.size_bytes(value)
+    parts = PromptParts(source)
+    parts.add([value])
+    return parts.size_bytes
 
 
 def _prompt(value: Any, source: Source) -> Prompt | None:
@@ -340,15 +357,6 @@ def _prompt(value: Any, source: Source) -> Prompt | None:
         return Prompt(b"", token_ids=items)
     text, missing_bytes = source.excerpt(value)
     return Prompt(text, missing_bytes=missing_bytes)
-
-
-def _text_of(value: Any, source: Source) -> str:
-    """The text of a string, or of a content part, which vLLM also embeds."""
-    if type(value) is str:
-        return value
-    parts = PromptParts(source)
-    parts.add([value])
-    return "\n".join(parts.texts)
 
 
 def _finished(

@@ -36,42 +36,31 @@ def longest_pair(
     Returns:
         None if the request lacks a side of texts.
     """
-    for names in fields:
-        sides = [_side(body.get(name), source) for name in names]
-        if sides[0] and sides[1]:
-            return _longest(sides[0], sides[1], source)
-    return None
+    for first, second in fields:
+        queries, documents = _texts(body.get(first)), _texts(body.get(second))
+        if queries and documents:
+            break
+    else:
+        return None
+    if len(queries) != len(documents):
+        # One query with each document; several of another number are refused.
+        queries = [max(queries, key=lambda text: _parts_of([text], source).size_bytes)]
+        queries *= len(documents)
+    pairs = [_parts_of(pair, source) for pair in zip(queries, documents, strict=True)]
+    return max(pairs, key=lambda parts: parts.size_bytes), len(pairs)
 
 
-def _side(value: Any, source: Source) -> list[PromptParts]:
-    """Return the parts of each text on one side."""
+def _texts(value: Any) -> list[Any]:
+    """Return the texts of one side; none if something else is among them."""
     if type(value) is dict and type(value.get("content")) is list:
-        value = value["content"]  # vLLM's multimodal documents: a list of parts
+        # vLLM's multimodal documents: a list of parts. What else is in it, none takes.
+        value = value["content"]
     texts = value if type(value) is list else [value]
-    if not all(type(text) in (str, dict) for text in texts):
-        return []
-    side = []
-    for text in texts:
-        parts = PromptParts(source)
+    return texts if all(type(text) in (str, dict) for text in texts) else []
+
+
+def _parts_of(pair: Sequence[Any], source: Source) -> PromptParts:
+    parts = PromptParts(source)
+    for text in pair:
         parts.add([text])
-        side.append(parts)
-    return side
-
-
-def _longest(
-    queries: list[PromptParts], documents: list[PromptParts], source: Source
-) -> tuple[PromptParts, int]:
-    """Pair the sides one to one if their lengths match, else the first with each."""
-    paired = len(queries) == len(documents)
-    left = queries if paired else queries[:1] * len(documents)
-    pairs = list(zip(left, documents, strict=True))
-
-    def size_bytes(pair: tuple[PromptParts, PromptParts]) -> int:
-        return sum(source.size_bytes(text) for side in pair for text in side.texts)
-
-    query, document = max(pairs, key=size_bytes)
-    document.texts[:0] = query.texts
-    document.images += query.images
-    document.audios += query.audios
-    document.files += query.files
-    return document, len(pairs)
+    return parts

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Final
 
@@ -219,7 +220,7 @@ class PromptParts:
             elif key in _TEXT:
                 self.add(value)
             else:
-                self.add_other(value)
+                self._add_unknown(key, value)
 
     def _add_content(self, text: str, role: Any) -> None:
         if role == "assistant":
@@ -250,7 +251,7 @@ class PromptParts:
             elif key in _IDENTIFIERS:
                 self._add_identifier(value)
             else:
-                self.add_other(value)
+                self._add_unknown(key, value)
 
     def _add_reasoning(self, value: Any, message: JsonObject, key: str) -> None:
         if key == "reasoning_content" and value == message.get("reasoning"):
@@ -269,7 +270,7 @@ class PromptParts:
                 elif key in _IDENTIFIERS:
                     self._add_identifier(each)
                 elif key not in _NOT_PROMPT:
-                    self.add_other(each)
+                    self._add_unknown(key, each)
         else:
             self._reasoning += ((self._turn, text) for text in _strings(value))
 
@@ -293,7 +294,8 @@ class PromptParts:
             if value is None or key in _NOT_PROMPT:
                 continue
             if media and key in _MEDIA_FIELDS:
-                self._add_media_field(value)
+                taken = key == "source" and _is_text_source(part)
+                self._add_media_field(value, _TAKEN_FROM_SOURCE if taken else ())
             elif key in _TEXT:
                 self.add(value)
             elif key in _IDENTIFIERS:
@@ -301,7 +303,7 @@ class PromptParts:
             elif key in _REASONING:
                 self.add_reasoning(value)
             elif not media or not self._is_payload(value):
-                self.add_other(value)
+                self._add_unknown(key, value)
 
     def add_item(self, item: Any) -> None:
         """Add an item of the Responses API's ``input``."""
@@ -324,18 +326,14 @@ class PromptParts:
             elif key in _IDENTIFIERS:
                 self._add_identifier(value)
             elif key != "summary":
-                self.add_other(value)
+                self._add_unknown(key, value)
 
     def _take_media(self, kind: str, part: JsonObject) -> bool:
         """Count the part and return true if it is an image, audio, video or a file."""
         keys = [kind, *(key for key in part if key in _MEDIA_KEYS)]
-        source = part.get("source")
-        if kind == "document" and type(source) is dict:
-            if source.get("type") in ("text", "content"):
-                for key in _TAKEN_FROM_SOURCE:
-                    self.add(source.get(key))
-            else:
-                self.add_file()
+        if kind == "document" and _is_text_source(part):
+            for key in _TAKEN_FROM_SOURCE:
+                self.add(part["source"].get(key))
         elif any(key in _IMAGE_KEYS for key in keys):
             self._add_image(self._payload_of(part), low_detail=_is_low(part))
         elif any(key in _AUDIO_KEYS for key in keys):
@@ -395,11 +393,12 @@ class PromptParts:
         if not short or self._source.refers(value):
             self.add_other(value)
 
-    def _add_media_field(self, value: Any) -> None:
+    def _add_media_field(self, value: Any, taken: Sequence[str] = ()) -> None:
         """Add the other content of a media part's field."""
         if type(value) is dict:
             for key, each in value.items():
-                if key not in _NOT_PROMPT and key not in _TAKEN_FROM_SOURCE:
+                if key not in _NOT_PROMPT and key not in taken:
+                    self._add_identifier(key)
                     self._add_media_field(each)
         elif not self._is_payload(value):
             self._add_identifier(value)
@@ -428,6 +427,18 @@ class PromptParts:
         """Add a value that an unknown template may render."""
         self.add_optional(OptionalKind.OTHER, value)
 
+    def _add_unknown(self, key: str, value: Any) -> None:
+        """Take a field of no known name, which is text itself if it is long."""
+        self.add_other(value)
+        self._add_identifier(key)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all text, that which may be left out included."""
+        texts = [self.texts, *self._optional.values()]
+        texts.append([text for _, text in self._reasoning])
+        return sum(map(self._source.size_bytes, chain.from_iterable(texts)))
+
     @property
     def optional(self) -> tuple[OptionalText, ...]:
         """The text that templates may omit, by kind."""
@@ -447,6 +458,16 @@ class PromptParts:
         if turn == self._turn - 1:
             return OptionalKind.LAST_REASONING
         return OptionalKind.EARLIER_REASONING
+
+
+def _is_text_source(part: JsonObject) -> bool:
+    """Whether a part is a document, as Anthropic has them, whose source is text."""
+    source = part.get("source")
+    return (
+        part.get("type") == "document"
+        and type(source) is dict
+        and source.get("type") in ("text", "content")
+    )
 
 
 def _is_low(part: JsonObject) -> bool:
@@ -481,7 +502,8 @@ def _strings(value: Any) -> list[str]:
         found = []
         for key, each in value.items():
             inner = _strings(each)
-            found += [key, *inner] if inner else []
+            if inner or len(key) > MAX_IDENTIFIER_CHARS:
+                found += [key, *inner]
         return found
     if type(value) in (int, float):
         return [str(value)]

@@ -177,7 +177,7 @@ OTHER: dict[str, tuple[str, Fields]] = {
     "min_tokens": (CHAT, {"min_tokens": -1}),
     "top_logprobs": (CHAT, {"logprobs": True, "top_logprobs": 100}),
     "stop": (CHAT, {"stop": ""}),
-    "a limit that is none": (CHAT, {"max_tokens": "the prompt exceeds max_model_len"}),
+    "text as a limit": (CHAT, {"max_tokens": "the prompt exceeds max_model_len"}),
     "a fraction": (CHAT, {"max_tokens": 1.5}),
     "tool_choice": (CHAT, {"tool_choice": "nope"}),
     "a regex": (CHAT, {"structured_outputs": {"regex": "("}}),
