@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from extproc.config import load_config
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
+CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 
 PLATFORM = (
     "image.repository=registry.example/llm/router",
@@ -88,8 +90,7 @@ def pod_of(manifests: list[Manifest]) -> Manifest:
 def test_core_objects_follow_their_schemas(chart, variant: str) -> None:
     schemas = pytest.importorskip("kubernetes_validate")
     manifests = chart(variant, *(NONE if variant == "base" else PLATFORM))
-    core = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
-    checked = [m for m in manifests if m["apiVersion"] in core]
+    checked = [m for m in manifests if m["apiVersion"] in CORE]
     assert len(checked) >= 6
     for manifest in checked:
         # API machinery drops a null; the schemas do not take one.
@@ -102,6 +103,58 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(each) for each in value]
     return value
+
+
+EVERY_VALUE = Path(__file__).with_name("every_value.yaml")
+
+
+def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield what is in mappings within mappings, each with the keys that lead there."""
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, each in value.items():
+        yield from leaves(each, *path, key)
+
+
+def test_every_value_is_set_to_another_than_its_default(envoy_folder: Path) -> None:
+    file = envoy_folder / "helm/token-budget-router/values.yaml"
+    every = dict(leaves(yaml.safe_load(EVERY_VALUE.read_text())))
+    elsewhere = {("gateway", "type"), ("envoy", "config")}
+    for path, default in leaves(yaml.safe_load(file.read_text())):
+        known = [found for set_, found in every.items() if set_[: len(path)] == path]
+        # A mapping of labels may have other keys.
+        labels = [s for s in every if s[:-1] == path[:-1] and "abels" in path[-2:][0]]
+        assert known or labels, f"{path}: not in {EVERY_VALUE.name}"
+        assert [default] != known or path in elsewhere, path
+
+
+@pytest.mark.parametrize(
+    ("gateway", "more"),
+    [
+        ("none", ()),
+        ("envoy-gateway", ("--set=tls.secret=,tls.clientCa=false",)),
+        ("istio", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
+        ("gke", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
+        ("inference-extension", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
+        ("sidecar", ("--set=tls.secret=,tls.clientCa=false",)),
+    ],
+)
+def test_every_value_renders_valid_objects(
+    helm, envoy_folder: Path, gateway: str, more: tuple[str, ...]
+) -> None:
+    schemas = pytest.importorskip("kubernetes_validate")
+    done = helm(
+        *("template", "release", envoy_folder / "helm/token-budget-router"),
+        *("--values", EVERY_VALUE, f"--set=gateway.type={gateway}", *more),
+    )
+    assert done.returncode == 0, done.stderr
+    manifests = [each for each in yaml.safe_load_all(done.stdout) if each]
+    assert "Deployment" in {manifest["kind"] for manifest in manifests}
+    for manifest in manifests:
+        assert manifest["metadata"]["labels"]["team"] == "inference"
+        if manifest["apiVersion"] in CORE:
+            schemas.validate(without_nulls(manifest), KUBERNETES, strict=True)
 
 
 def test_the_pod_has_what_was_set(chart) -> None:
