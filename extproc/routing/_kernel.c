@@ -55,6 +55,19 @@ static PyObject *list_of(const uint64_t *totals, Py_ssize_t size) {
     return list;
 }
 
+/* Say what is wrong with a table of classes, or return NULL. */
+static const char *fault_of(const Py_buffer *table, Py_ssize_t classes) {
+    if (classes < 1 || classes > MAX_CLASSES)
+        return "classes: out of range";
+    if (table->len != 256)
+        return "table: expected 256 bytes";
+    const uint8_t *class_of = table->buf;
+    for (int byte = 0; byte < 256; byte++)
+        if (class_of[byte] >= classes)
+            return "table: a class out of range";
+    return NULL;
+}
+
 /* count_terms(text, table, places, classes, first, terms): add 1 to terms[places[classes
    * a + b]] for each b that follows an a in the text, which is taken to follow class
    `first`. Return the bytes of the text in each class. */
@@ -66,23 +79,15 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
                           &terms))
         return NULL;
     Py_ssize_t size = terms.len / (Py_ssize_t)sizeof(double);
-    const char *wrong = NULL;
-    if (classes < 1 || classes > MAX_CLASSES || first < 0 || first >= classes)
-        wrong = "classes: out of range";
-    else if (table.len != 256)
-        wrong = "table: expected 256 bytes";
-    else if (places.len != classes * classes * (Py_ssize_t)sizeof(uint16_t))
+    const char *wrong = fault_of(&table, classes);
+    if (wrong == NULL && (first < 0 || first >= classes))
+        wrong = "first: not one of the classes";
+    if (wrong == NULL && places.len != classes * classes * (Py_ssize_t)sizeof(uint16_t))
         wrong = "places: expected a 16-bit number for each pair";
-    else if (terms.len != size * (Py_ssize_t)sizeof(double))
+    if (wrong == NULL && terms.len != size * (Py_ssize_t)sizeof(double))
         wrong = "terms: expected 64-bit floats";
-    else if ((uint64_t)text.len > UINT32_MAX)
+    if (wrong == NULL && (uint64_t)text.len > UINT32_MAX)
         wrong = "text: too long";
-    else {
-        const uint8_t *class_of = table.buf;
-        for (int byte = 0; byte < 256; byte++)
-            if (class_of[byte] >= classes)
-                wrong = "table: a class out of range";
-    }
     PyObject *found = NULL;
     if (wrong == NULL) {
         Pairs even, odd;
@@ -112,6 +117,38 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
     PyBuffer_Release(&table);
     PyBuffer_Release(&places);
     PyBuffer_Release(&terms);
+    return found;
+}
+
+/* count_repeats(text, table, classes, period, least): count the bytes that repeat the
+   byte `period` before them in stretches of at least `least`, by the class of each
+   stretch's first one. */
+static PyObject *count_repeats(PyObject *module, PyObject *args) {
+    Py_buffer text, table;
+    Py_ssize_t classes, period, least;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*nnn", &text, &table, &classes, &period, &least))
+        return NULL;
+    PyObject *found = NULL;
+    const char *wrong = fault_of(&table, classes);
+    if (wrong == NULL && (period < 1 || least < 1))
+        wrong = "period, least: expected at least 1";
+    if (wrong == NULL) {
+        uint64_t totals[MAX_CLASSES] = {0};
+        const uint8_t *bytes = text.buf, *class_of = table.buf;
+        Py_ssize_t start = 0, end = text.len - period;
+        for (Py_ssize_t at = 0; at <= end; at++) {
+            if (at < end && bytes[at] == bytes[at + period])
+                continue;
+            if (at - start >= least)
+                totals[class_of[bytes[start]]] += (uint64_t)(at - start);
+            start = at + 1;
+        }
+        found = list_of(totals, classes);
+    } else
+        PyErr_SetString(PyExc_ValueError, wrong);
+    PyBuffer_Release(&text);
+    PyBuffer_Release(&table);
     return found;
 }
 
@@ -164,6 +201,8 @@ static PyObject *quadratic_form(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"count_terms", count_terms, METH_VARARGS,
      "count_terms(text, table, places, classes, first, terms): pairs by term."},
+    {"count_repeats", count_repeats, METH_VARARGS,
+     "count_repeats(text, table, classes, period, least): repeated bytes by class."},
     {"quadratic_form", quadratic_form, METH_VARARGS,
      "quadratic_form(matrix, x): x' M x of a symmetric matrix."},
     {NULL, NULL, 0, NULL},

@@ -29,6 +29,25 @@ def count_terms(
         ValueError: an argument is out of range, or does not fit the others.
     """
 
+def count_repeats(
+    text: bytes, table: bytes, classes: int, period: int, least: int, /
+) -> list[int]:
+    """Count the bytes that repeat the byte ``period`` before them, in long stretches.
+
+    Args:
+        text: what is looked at.
+        table: the class of each byte, below ``classes``.
+        classes: from 1 to 64.
+        period: at least 1.
+        least: bytes of the shortest stretch that counts, at least 1.
+
+    Returns:
+        The bytes by the class of their stretch's first one.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
 def quadratic_form(
     matrix: npt.NDArray[np.float64], x: npt.NDArray[np.float64], /
 ) -> float:

@@ -52,6 +52,29 @@ def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequen
     return totals
 
 
+def count_repeats_with_numpy(text: bytes, period: int, least: int) -> Sequence[int]:
+    """Count the bytes that repeat the byte ``period`` before them, in long stretches.
+
+    Args:
+        text: what is looked at.
+        period: at least 1.
+        least: bytes of the shortest stretch that counts, at least 1.
+
+    Returns:
+        The bytes by the class of their stretch's first one.
+    """
+    values = np.frombuffer(text, dtype=np.uint8)
+    differs = np.flatnonzero(values[period:] != values[:-period])
+    edges = np.concatenate([[-1], differs, [max(0, len(values) - period)]])
+    lengths = np.diff(edges) - 1
+    long = lengths >= least
+    first = values[edges[:-1][long] + 1].tobytes().translate(CLASS_TABLE)
+    of_class = np.frombuffer(first, dtype=np.uint8)
+    by_class = np.bincount(of_class, weights=lengths[long], minlength=CLASSES)
+    totals: list[int] = by_class.astype(np.int64).tolist()
+    return totals
+
+
 def quadratic_form_with_numpy(matrix: Matrix, x: Vector) -> float:
     """Return ``x' M x`` of a symmetric matrix."""
     return float(x.dot(matrix.dot(x)))
@@ -65,9 +88,15 @@ def _count_terms_with_kernel(
     )
 
 
+def _count_repeats_with_kernel(text: bytes, period: int, least: int) -> Sequence[int]:
+    return _kernel.count_repeats(text, CLASS_TABLE, CLASSES, period, least)
+
+
 if _kernel is None:
     count_terms = count_terms_with_numpy
+    count_repeats = count_repeats_with_numpy
     quadratic_form = quadratic_form_with_numpy
 else:
     count_terms = _count_terms_with_kernel
+    count_repeats = _count_repeats_with_kernel
     quadratic_form = _kernel.quadratic_form

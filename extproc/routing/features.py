@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from extproc.routing.arithmetic import count_terms
+from extproc.routing.arithmetic import count_repeats, count_terms
 from extproc.routing.arrays import Vector
-from extproc.routing.byte_classes import CLASS_TABLE
 from extproc.routing.regressors import (
     INDENT,
     REPETITION,
@@ -166,22 +165,18 @@ def _count_repetitions(text: bytes, missing_bytes: int, terms: Vector) -> None:
     size = len(text) + missing_bytes
     sampled = text if missing_bytes or size <= SAMPLE_BYTES else _sample(text)
     scale = size / len(sampled)
-    values = np.frombuffer(sampled, dtype=np.uint8)
     repetitions = 0.0
     for period in periods:
-        differs = np.flatnonzero(values[period:] != values[:-period])
-        edges = np.concatenate([[-1], differs, [len(values) - period]])
-        lengths = np.diff(edges) - 1
-        long = lengths >= _LEAST_REPEATED_BYTES
+        repeated = count_repeats(sampled, period, _LEAST_REPEATED_BYTES)
         if period > 1:
-            repetitions += float(lengths[long].sum()) / period
+            repetitions += sum(repeated) / period
             continue
-        first = values[edges[:-1][long] + 1].tobytes().translate(CLASS_TABLE)
-        of_class = np.frombuffer(first, dtype=np.uint8)
-        by_class = np.rint(np.bincount(of_class, weights=lengths[long] * scale))
-        for byte_class in np.flatnonzero(by_class).tolist():
+        for byte_class, size_bytes in enumerate(repeated):
+            if not size_bytes:
+                continue
+            run_bytes = round(size_bytes * scale)
             place = run_place(byte_class)
             if place is not None:
-                terms[place] = max(0.0, terms[place] - by_class[byte_class])
-            terms[RUN] += by_class[byte_class]
+                terms[place] = max(0.0, terms[place] - run_bytes)
+            terms[RUN] += run_bytes
     terms[REPETITION] = round(repetitions * scale)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from extproc.routing import arithmetic
 from extproc.routing.arithmetic import (
+    count_repeats_with_numpy,
     count_terms_with_numpy,
     quadratic_form_with_numpy,
 )
@@ -97,8 +98,8 @@ PLACES = np.zeros(CLASSES**2, dtype=np.uint16)
     [
         (CLASS_TABLE, PLACES[:0], 0, 0, "classes"),
         (CLASS_TABLE, np.zeros(65 * 65, dtype=np.uint16), 65, 0, "classes"),
-        (CLASS_TABLE, PLACES, CLASSES, CLASSES, "classes"),
-        (CLASS_TABLE, PLACES, CLASSES, -1, "classes"),
+        (CLASS_TABLE, PLACES, CLASSES, CLASSES, "first"),
+        (CLASS_TABLE, PLACES, CLASSES, -1, "first"),
         (CLASS_TABLE, PLACES[:400], 20, 0, "table: a class out of range"),
         (CLASS_TABLE[:255], PLACES, CLASSES, 0, "table: expected 256"),
         (CLASS_TABLE, PLACES[1:], CLASSES, 0, "places"),
@@ -126,6 +127,52 @@ def test_terms_that_cannot_be_written_are_an_error(kernel: ModuleType) -> None:
         kernel.count_terms(b"", CLASS_TABLE, PLACES, CLASSES, 0, bytes(8))
     with pytest.raises(ValueError, match="terms"):
         kernel.count_terms(b"", CLASS_TABLE, PLACES, CLASSES, 0, bytearray(9))
+
+
+REPEATED = st.lists(
+    st.tuples(st.binary(max_size=9), st.integers(0, 40)), max_size=6
+).map(lambda parts: b"".join(unit * times for unit, times in parts))
+
+
+@given(TEXTS | REPEATED, st.integers(1, 48), st.integers(1, 20))
+def test_both_find_the_same_repeats(
+    kernel: ModuleType, text: bytes, period: int, least: int
+) -> None:
+    found = kernel.count_repeats(text, CLASS_TABLE, CLASSES, period, least)
+
+    assert found == list(count_repeats_with_numpy(text, period, least))
+
+
+def test_repeats_are_counted_by_class(kernel: ModuleType) -> None:
+    text = b"=" * 30 + b"no" + b"7" * 20 + b"\n" * 5
+
+    found = kernel.count_repeats(text, CLASS_TABLE, CLASSES, 1, 16)
+
+    assert {ByteClass(i): n for i, n in enumerate(found) if n} == {
+        ByteClass.RULE: 29,
+        ByteClass.DIGIT: 19,
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "classes", "period", "least", "message"),
+    [
+        (CLASS_TABLE, CLASSES, 0, 1, "period"),
+        (CLASS_TABLE, CLASSES, 1, 0, "least"),
+        (CLASS_TABLE[1:], CLASSES, 1, 1, "table"),
+        (CLASS_TABLE, 20, 1, 1, "table: a class"),
+    ],
+)
+def test_finding_repeats_with_arguments_that_do_not_fit_is_an_error(
+    kernel: ModuleType,
+    table: bytes,
+    classes: int,
+    period: int,
+    least: int,
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel.count_repeats(b"text", table, classes, period, least)
 
 
 @given(st.integers(0, 60), st.integers(0, 2**32), st.floats(0.0, 1.0))
