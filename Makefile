@@ -45,8 +45,8 @@ test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
 	EXTPROC_ENVOY=$(OLDER_ENVOY)/envoy/_bin/envoy \
 	EXTPROC_ENVOY_CONFIG=envoy/envoy-1.37.yaml \
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(addprefix tests/e2e/test_, \
-	  access_log.py bodies.py cases.py failures.py feedback.py overflow.py \
-	  security.py streams.py) -m "not slow and not faults" $(ARGS)
+	  access_log.py bodies.py cases.py cut_answers.py failures.py \
+	  feedback.py overflow.py security.py streams.py) -m "not slow and not faults" $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)
