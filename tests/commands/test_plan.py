@@ -134,7 +134,7 @@ def test_a_file_without_times_has_no_rate_to_take(
     assert main([*SMALL, "--workload", str(path)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("extproc plan: --rate: missing; expected requests a second")
-    assert "lengths.csv has no times" in error
+    assert "lengths.csv has no arrival times" in error
 
 
 @pytest.mark.parametrize(

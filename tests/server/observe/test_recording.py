@@ -139,7 +139,7 @@ def test_replay_tells_what_a_recording_would_do_to_a_fleet(
     assert advice["best"]["saving"] > advice["current"]["saving"] > 0
     assert main(["replay", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "Of 1,536, which saves most" in " ".join(out.split())
+    assert "The best is 1,536:" in " ".join(out.split())
     assert max(map(len, out.splitlines()[:-1])) <= 100
     # plan accepts the recording too, with the counts instead of the estimates.
     with path.open() as lines:
