@@ -90,7 +90,7 @@ def served() -> Iterator[tuple[str, FakeVllm]]:
 
     async def serve() -> None:
         fake = FakeVllm()
-        runner = web.AppRunner(fake.app())
+        runner = web.AppRunner(fake.app(), access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
