@@ -128,8 +128,8 @@ def _reason(error: Exception) -> str:
             return "its response is not HTTP"
         case TimeoutError():
             return "no response in time"
-        case OSError(strerror=str(said)):
-            return said.lower()
+        case OSError(strerror=str(reason)):
+            return reason.lower()
     return str(error)
 
 
@@ -147,8 +147,8 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
 
 def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
     server: str = args.server
-    said = {"path": args.path, "hint": args.hint, "model": args.model_header}
-    query = {name: value for name, value in said.items() if value}
+    parameters = {"path": args.path, "hint": args.hint, "model": args.model_header}
+    query = {name: value for name, value in parameters.items() if value}
     request = urllib.request.Request(
         f"{server.rstrip('/')}/explain?{urllib.parse.urlencode(query)}",
         data=body,
@@ -173,8 +173,8 @@ def render(explanation: AnyExplanation) -> Iterator[str]:
     if explanation.routed is False:
         yield _line("", "not routed: unknown API path, or prefix not configured")
     if isinstance(explanation, NotRoutedExplanation):
-        asked = explanation.asked or "(none)"
-        yield _line("", f"model {asked}")
+        model = explanation.asked or "(none)"
+        yield _line("", f"model {model}")
         yield ""
         known = ", ".join(explanation.models)
         yield _line("decision", f"not routed: {explanation.not_routed} ({known})")

@@ -248,7 +248,7 @@ def read_question(args: argparse.Namespace) -> Question:
         tried_requests=3 * args.requests // 10,
         verified_requests=args.requests,
         headroom=args.headroom,
-        traffic=traffic.said,
+        traffic=traffic.description,
         long_promise_given=args.slo_long_ttft is not None,
     )
 

@@ -61,9 +61,9 @@ from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
 #: Requests routed in advance to learn each pool's share.
-_ASKED = 10_000
+_ROUTED_IN_ADVANCE = 10_000
 #: Minimum number of rounds of a replayed file to measure.
-_FEWEST_ROUNDS = 4
+_MIN_ROUNDS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,9 +181,14 @@ class _Task:
         """Return the maximum request rate of each whole pool, in req/s."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
         inquiry = Inquiry(
-            tiers, self.strategy, self.run.seed, self.run.declared, _ASKED, _ASKED // 10
+            tiers,
+            self.strategy,
+            self.run.seed,
+            self.run.declared,
+            _ROUTED_IN_ADVANCE,
+            _ROUTED_IN_ADVANCE // 10,
         )
-        asked = assign(self.traffic.stream.lengths, inquiry)
+        assigned = assign(self.traffic.stream.lengths, inquiry)
         return [
             pool.instances
             * saturated_rate(
@@ -192,7 +197,7 @@ class _Task:
                 fitting(traffic.lengths, pool.limits.max_model_len),
                 self.run.seed,
             )
-            for pool, traffic in zip(self.pools, asked.pools, strict=True)
+            for pool, traffic in zip(self.pools, assigned.pools, strict=True)
         ]
 
 
@@ -232,7 +237,7 @@ def _read(args: argparse.Namespace) -> _Task:
     )
     if isinstance(traffic.arrivals, Replay):
         rounds = -(-args.requests // max(1, traffic.arrivals.requests))
-        run = in_rounds(run, traffic.arrivals, max(_FEWEST_ROUNDS, rounds))
+        run = in_rounds(run, traffic.arrivals, max(_MIN_ROUNDS, rounds))
     return _Task(
         traffic,
         pools,
@@ -312,7 +317,7 @@ def _document(
     return {
         "workload": args.workload,
         "rate": task.traffic.rate,
-        "traffic": task.traffic.said,
+        "traffic": task.traffic.description,
         "router": str(args.router),
         "requests": sum(result.measured for result in results),
         "duration_s": plain(sum(result.duration_s for result in results)),

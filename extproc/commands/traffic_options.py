@@ -184,7 +184,7 @@ class Traffic:
     """Average rate, in requests a second."""
     arrivals: Arrivals | Replay
     """Arrival times independent of the lengths, or a replayed file."""
-    said: str
+    description: str
     """Description for the operator."""
 
     @property
@@ -223,11 +223,13 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
         )
     rate = rate or DEFAULT_RATE
     if args.arrivals == "bursty":
-        said = f"bursts at three times the quiet rate, {rate:.4g} req/s on average"
-        return Traffic(workload, rate, ModulatedArrivals(rate), said)
+        description = (
+            f"bursts at three times the quiet rate, {rate:.4g} req/s on average"
+        )
+        return Traffic(workload, rate, ModulatedArrivals(rate), description)
     kind = "Poisson" if args.cv == 1 else f"gaps of variation {args.cv:g}"
-    said = f"{kind} arrivals at {rate:.4g} req/s"
-    return Traffic(workload, rate, RenewalArrivals(rate, args.cv), said)
+    description = f"{kind} arrivals at {rate:.4g} req/s"
+    return Traffic(workload, rate, RenewalArrivals(rate, args.cv), description)
 
 
 def _busiest_hour(workload: Workload) -> Replay | None:
@@ -252,18 +254,22 @@ def _replayed(workload: Workload, rate: float | None) -> Traffic:
     )
     whole_s = span_s(workload.arrivals)
     part = "the whole file" if replayed.period_s >= whole_s else "its busiest"
-    said = f"recorded arrivals: {part}, {_lasting(replayed.period_s)}"
+    description = f"recorded arrivals: {part}, {_lasting(replayed.period_s)}"
     if replayed.period_s < whole_s:
-        said += f" from {_lasting(replayed.start_s)} on, of {_lasting(whole_s)}"
-    said += f", {len(replayed.instants):,} requests, {replayed.own_rate:.4g} req/s"
+        description += f" from {_lasting(replayed.start_s)} on, of {_lasting(whole_s)}"
+    description += (
+        f", {len(replayed.instants):,} requests, {replayed.own_rate:.4g} req/s"
+    )
     if hour.period_s < whole_s and replayed.period_s < LONGEST_S:
-        said += f" (its busiest hour has {hour.own_rate:.4g})"
+        description += f" (its busiest hour has {hour.own_rate:.4g})"
     if replayed.copies > 1:
-        said += f"; {replayed.copies:.4g} overlaid copies, each shifted"
-        said += f" by up to a minute, make {replayed.rate:.4g} req/s"
+        description += f"; {replayed.copies:.4g} overlaid copies, each shifted"
+        description += f" by up to a minute, make {replayed.rate:.4g} req/s"
     elif replayed.copies < 1:
-        said += f"; of them {replayed.copies:.2%}, at random: {replayed.rate:.4g} req/s"
-    return Traffic(workload, replayed.rate, replayed, said)
+        description += (
+            f"; of them {replayed.copies:.2%}, at random: {replayed.rate:.4g} req/s"
+        )
+    return Traffic(workload, replayed.rate, replayed, description)
 
 
 def _lasting(seconds: float) -> str:

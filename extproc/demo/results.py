@@ -141,7 +141,7 @@ class Results:
     cold_over: int
     judged: int
     compared: int
-    """Number of requests, all in the last half, on which the errors are based."""
+    """Number of requests, from the last half, over which the errors are averaged."""
     errors: Errors
     rows: list[Row]
     duration_s: float

@@ -106,8 +106,8 @@ class Decider:
             decision = replace(decision, usage_not_requested=False)
         if self._wants_feedback(decision):
             decision = router.with_bound(decision)
-            asking = ask_for_usage(bytes(body)) if may_inject else None
-            return Decided(decision, head, True, asking)
+            body_with_usage = ask_for_usage(bytes(body)) if may_inject else None
+            return Decided(decision, head, True, body_with_usage)
         if settings.decision_tokens:
             decision = router.with_bound(decision)
             token = write_decision_token(decision)
@@ -125,19 +125,19 @@ class Decider:
         header = self.settings.model_header
         return self.find_named(headers.get(header, "") if header else "", name)
 
-    def find_named(self, named: str, asked: str) -> Router | None:
+    def find_named(self, named: str, requested: str) -> Router | None:
         """Return the router of a model by name, or None.
 
         Args:
             named: the name from an upstream parser; takes precedence if the model is
                 known. May be empty.
-            asked: the name in the request itself.
+            requested: the name in the request itself.
         """
         router, served = self._router, self._served
         if isinstance(router, Router):
             return router
         found = router.find_known(named, served()) if named else None
-        return found or router.find(asked, served())
+        return found or router.find(requested, served())
 
     def keep(self, head: RequestHead) -> Decided | NotRouted:
         """Decide about a request that refers to a stored response."""

@@ -84,8 +84,8 @@ class ElidedJson:
 
     def items(self, text: str) -> int:
         """The length of the list that a reference stands for; 0 for any other text."""
-        whole = self._whole(text)
-        return whole.items if whole else 0
+        span = self._span_of(text)
+        return span.items if span else 0
 
     def refers(self, text: str) -> bool:
         """Whether a text contains a reference."""
@@ -103,9 +103,9 @@ class ElidedJson:
         """A text's size in UTF-8, including the values that it refers to."""
         if _MARK not in text:
             return len(text.encode())
-        whole = self._whole(text)
-        if whole is not None:
-            return whole.size_bytes
+        span = self._span_of(text)
+        if span is not None:
+            return span.size_bytes
         return sum(_size_bytes(piece) for piece in self._pieces(text))
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
@@ -123,7 +123,7 @@ class ElidedJson:
         )
         return found, ends[-1] - len(found)
 
-    def _whole(self, text: str) -> Span | None:
+    def _span_of(self, text: str) -> Span | None:
         """The elided value, if the text is exactly one reference."""
         number = text[1:-1]
         is_reference = text[:1] == _MARK and number.isdecimal()
@@ -179,9 +179,9 @@ def _unescaped(raw: bytes, before: bytes) -> bytes:
         raw = raw[begin.start() - len(before) :] if begin else raw
     if b"\\" not in raw:
         return raw
-    whole = _WHOLE.match(raw)
-    assert whole is not None  # the pattern also matches the empty string
-    text = whole[0].decode(errors="surrogateescape")
+    match = _WHOLE.match(raw)
+    assert match is not None  # the pattern also matches the empty string
+    text = match[0].decode(errors="surrogateescape")
     try:
         decoded: str = _decode_string(f'"{text}"')
     except JSONDecodeError:  # invalid escape; the backend will report it

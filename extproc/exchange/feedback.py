@@ -30,7 +30,7 @@ _MEDIA = "media"
 """Key of the media samples; no category has this name."""
 
 SETTLED_RATE = 0.04
-"""Share that is observed next; it falls towards the floor as samples accumulate."""
+"""Share observed after that; it falls towards the floor as samples accumulate."""
 
 NEAR_THRESHOLD = 0.25
 """Budgets within this share of the limit between two pools count as near it."""
@@ -50,7 +50,7 @@ DRIFT_FLOOR = 0.12
 _RECENT_SMOOTHING = 1 / 16
 _USUAL_SMOOTHING = 1 / 64
 _MAX_KEYS = 1024
-"""Limit of remembered models and categories; the names come from clients."""
+"""Maximum number of remembered models and categories; clients choose the names."""
 
 _GOLDEN = 0.6180339887498949
 

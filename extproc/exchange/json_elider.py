@@ -59,7 +59,7 @@ def is_large(body: bytes | memoryview) -> bool:
     return bool(np.count_nonzero(data == _COMMA) > MAX_ELEMENTS // 2)
 
 
-class TooIntricate(Exception):  # noqa: N818 - says what the body is
+class TooIntricate(Exception):  # noqa: N818 - describes the body
     """The elided JSON is too large to parse."""
 
 

@@ -61,9 +61,9 @@ def _read_text(text: str) -> int | None:
     text = text.strip()
     if not _INTEGER.fullmatch(text):
         return None
-    whole = text.partition(".")[0].replace("_", "")
-    sign = -1 if whole.startswith("-") else 1
-    digits = whole.lstrip("+-").lstrip("0") or "0"
+    integer = text.partition(".")[0].replace("_", "")
+    sign = -1 if integer.startswith("-") else 1
+    digits = integer.lstrip("+-").lstrip("0") or "0"
     return sign * int(digits) if len(digits) <= _MAX_DIGITS else sign * 10**_MAX_DIGITS
 
 

@@ -28,7 +28,7 @@ _MP3_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 
 
 
 def decode_head(text: str) -> bytes:
-    """Decode the first bytes of base64, with or without a ``data:...;base64,``."""
+    """Decode the first bytes of base64, after an optional ``data:...;base64,``."""
     prefix = _DATA_URL.match(text)
     encoded = text[prefix.end() if prefix else 0 :]
     encoded = encoded[: len(encoded) // 4 * 4]

@@ -186,9 +186,9 @@ _LAST_EVENT = re.compile(
 )
 
 
-# Bytes of which an event needs at least one to matter to ``_complete``, and the ends of
-# events as today's servers write them: most of a stream is skipped by this test alone.
-_TELLS = (
+# An event without any of these marks neither changes the usage nor ends the stream, so
+# most of a stream is skipped. ``_USUAL_ENDS`` are the ends that servers write.
+_MARKS = (
     b'"usage"',
     b'"error"',
     b'"length"',
@@ -279,8 +279,8 @@ class SseUsageReader:
         last = max(ends, default=0)
         if last and self._pending[last - 1 : last + 1] == b"\r\n":
             last += 1  # the empty line itself
-        tells = any(self._pending.find(tell, 0, last) >= 0 for tell in _TELLS)
-        return 0 if tells else last
+        matters = any(self._pending.find(mark, 0, last) >= 0 for mark in _MARKS)
+        return 0 if matters else last
 
     def _complete(self, event: bytes) -> bytes:
         if self._overlong:  # its first part has already passed

@@ -1,4 +1,4 @@
-"""What the commands say to wrong invocations: one short line without Python's names."""
+"""The commands' errors for wrong invocations: one short line without Python's names."""
 
 import re
 from pathlib import Path

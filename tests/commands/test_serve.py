@@ -231,7 +231,7 @@ def test_a_unix_socket_is_served(serve: Serve, tmp_path: Path) -> None:
 
 
 class AnotherWindow(http.server.BaseHTTPRequestHandler):
-    """A vLLM of 4,096 tokens."""
+    """A vLLM server with a window of 4,096 tokens."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -266,5 +266,5 @@ def test_another_window_than_configured_ends_in_one_line(tmp_path: Path) -> None
     assert done.returncode == 2
     *logged, last = done.stderr.splitlines()
     assert last == f"extproc: {config}: pool a: max_model_len: 8192; {url} has 4096"
-    assert len(logged) == 1  # the warning of the watch
+    assert len(logged) == 1  # the watch's warning
     assert "max_model_len_differs" in logged[0]

@@ -1,4 +1,4 @@
-"""An Envoy that cannot hand over what the router requests, as many gateways' are."""
+"""An Envoy whose limits are below the bodies that the router requests."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ Send = Callable[[Client, bytes], Response]
 
 
 def small(config: dict[str, Any]) -> None:
-    """Give it the limits of a gateway that nobody has set up for this."""
+    """Set the limits of a gateway that is not configured for the router."""
     (listener,) = config["static_resources"]["listeners"][:1]
     listener["per_connection_buffer_limit_bytes"] = 32 * KIB
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
@@ -73,7 +73,7 @@ def learner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Router]:
 
 @pytest.fixture
 def system(learner: Router, start_envoy: Callable[..., Client]) -> tuple[Client, Admin]:
-    """That router behind an Envoy with small limits."""
+    """This router behind an Envoy with small limits."""
     return start_envoy(learner, change=small), Admin(learner)
 
 

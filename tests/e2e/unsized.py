@@ -51,7 +51,7 @@ def send_http2(
     between: Between = lambda: None,
     headers: Mapping[str, str] = NO_HEADERS,
 ) -> Response:
-    """Send a body over HTTP/2, without a content-length unless ``headers`` has it."""
+    """Send a body over HTTP/2, without a content-length unless ``headers`` has one."""
     peer = _Http2(client.envoy.port)
     try:
         return peer.send(pieces, between, headers)

@@ -38,12 +38,12 @@ class StepTime:
     def of(self, step: Step) -> float:
         """Return the seconds of a step."""
         prefill = step.num_scheduled_tokens - len(step.scheduled)
-        whole = (
+        seconds = (
             self.weights_s
             + self.sequence_s * len(step.scheduled)
             + self.prefill_token_s * max(prefill, 0)
         )
-        return whole / self.speed
+        return seconds / self.speed
 
 
 @dataclass(slots=True)

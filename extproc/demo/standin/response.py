@@ -51,7 +51,7 @@ class Responder:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def usage(self) -> dict[str, int]:
-        """Return the tokens of all prompts and outputs so far, as the API does."""
+        """Return the token counts of all prompts and outputs so far."""
         prompt = sum(self.job.prompt_tokens)
         completion = sum(answer.produced for answer in self.answers)
         match self.job.endpoint:

@@ -171,7 +171,7 @@ def test_shows_models_where_there_are_any(session: Session) -> None:
 def test_budgets_and_the_slider_are_of_the_model_that_is_chosen(
     session: Session,
 ) -> None:
-    """On a report with two models, each with pools, budgets and advice of its own."""
+    """Uses a report with two models, each with its own pools, budgets and advice."""
     fleet = """(() => {
       const report = structuredClone(before), risk = {stated: 0.01, achieved: null};
       const prospect = (tokens) => ({threshold_tokens: tokens, short_fraction: 0.5,
@@ -204,7 +204,7 @@ def test_budgets_and_the_slider_are_of_the_model_that_is_chosen(
         assert "a-short" in await tab.evaluate(names)
         assert await tab.evaluate(shown) == "4,096, in force"
         rows = "[...$('models').children].map((e) => e.firstChild.textContent)"
-        assert await tab.evaluate(rows) == ["a", "b"]  # nobody asked for others
+        assert await tab.evaluate(rows) == ["a", "b"]  # no other rows were requested
         assert await tab.evaluate("$('last').innerText.includes('a')")
         assert not await tab.evaluate("$('last-model').hidden")
         await tab.evaluate("$('pause').click()")

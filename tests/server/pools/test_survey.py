@@ -1,4 +1,4 @@
-"""Servers asked once for ``extproc check-config --online``."""
+"""Servers queried once for ``extproc check-config --online``."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from .fake_vllm import FakeVllm
 
 
 def found(*servers, config=None, **options):
-    """What is found while the servers run."""
+    """Survey the servers while they run."""
 
     async def scenario():
         async with contextlib.AsyncExitStack() as stack:

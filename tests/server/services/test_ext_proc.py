@@ -362,7 +362,7 @@ def test_no_messages_raise_and_each_is_answered_or_ends_the_stream(
     assert server.metric("extproc_faults_total") == 0
 
 
-# What is written down.
+# Logs.
 
 
 def test_neither_bodies_nor_credentials_are_logged_or_counted(
