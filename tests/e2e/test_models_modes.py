@@ -86,8 +86,8 @@ def test_every_name_reaches_the_pool_that_explain_says(
 
         response = send(fleet, split(body))
 
-        told = explain(body)
-        assert (told["model"], told["decision"]["pool"]) == (model, pool)
+        explained = explain(body)
+        assert (explained["model"], explained["decision"]["pool"]) == (model, pool)
         assert (response.status, pool_of(response)) == (200, pool)
         assert scripted.received[-1].body == body
 

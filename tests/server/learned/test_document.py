@@ -148,11 +148,11 @@ def test_the_size_that_is_documented():
     estimator.observe("m", "prose", features, 6)
     margin.observe("m", "prose", 0.1, 0.05, exceeded=False)
     answers.observe("m", "prose", 900, 20, truncated=False, reserved_tokens=900)
-    told = README.read_text().partition("## Learned state")[2]
-    assert f"{len(snapshot(estimator)['m'].sums):,} numbers" in told
-    assert f"({size_of(estimator) / 1000:.2f} MB" in told
-    assert f"{size_of(margin, ':m'):.1f} kB of its bound" in told
-    assert f"{size_of(answers, 'category'):.0f} kB for each category" in told
+    text = README.read_text().partition("## Learned state")[2]
+    assert f"{len(snapshot(estimator)['m'].sums):,} numbers" in text
+    assert f"({size_of(estimator) / 1000:.2f} MB" in text
+    assert f"{size_of(margin, ':m'):.1f} kB of its bound" in text
+    assert f"{size_of(answers, 'category'):.0f} kB for each category" in text
 
 
 def test_groups_that_are_kept_are_bounded():
