@@ -1,6 +1,7 @@
 """Reads logs of requests with their token counts, as input of ``replay``.
 
-A line is a JSON object. Its body is read from the first of these that is present:
+A file may be gzipped. A line is a JSON object. Its body is read from the first of these
+that is present:
 
 - ``body_base64``: the bytes on the wire, to which the content-encoding header applies;
 - ``body``: the JSON body, as text or as an object (also in OpenAI's batch lines);
@@ -18,12 +19,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import gzip
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,6 +44,7 @@ from extproc.json_object import JsonObject
 from extproc.routing.token_counts import read_token_counts
 
 BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 _MAX_TOKENS = 1 << 31
 
 
@@ -72,10 +77,22 @@ def read_log(name: str, hint_header: str) -> Iterator[Entry]:
         OSError: the file cannot be read.
     """
     if name == "-":
-        yield from read_lines(sys.stdin.buffer, hint_header)
+        yield from _read_stream(cast(BufferedReader, sys.stdin.buffer), hint_header)
         return
-    with Path(name).open("rb") as lines:
-        yield from read_lines(lines, hint_header)
+    with Path(name).open("rb") as stream:
+        yield from _read_stream(stream, hint_header)
+
+
+def _read_stream(stream: BufferedReader, hint_header: str) -> Iterator[Entry]:
+    """Parse a stream, gzipped or not, into entries."""
+    if not stream.peek(2).startswith(_GZIP):
+        yield from read_lines(stream, hint_header)
+        return
+    try:
+        with gzip.GzipFile(fileobj=stream) as lines:
+            yield from read_lines(lines, hint_header)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise LogError("damaged gzip; expected a whole file") from None
 
 
 def read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
@@ -106,9 +123,10 @@ def _record(line: bytes) -> JsonObject:
     try:
         record = msgspec.json.decode(line)
     except (ValueError, RecursionError):
-        raise _FieldError("not JSON; expected one object a line") from None
+        problem = "not JSON in UTF-8; expected one object a line"
+        raise _FieldError(problem) from None
     if type(record) is not dict:
-        raise _FieldError(f"{_kind(record)}; expected an object")
+        raise _FieldError(f"{_kind(record)}; expected one object a line")
     return record
 
 
@@ -267,6 +285,7 @@ def _usages(record: JsonObject) -> Iterator[JsonObject]:
     response = _decoded(response) if type(response) is str else response
     response = response if type(response) is dict else {}
     body = response.get("body")
+    body = _decoded(body) if type(body) is str else body
     for holder in (record, response, body if type(body) is dict else {}):
         for name in ("usage", "usageDetails", "usage_details"):
             value = holder.get(name)

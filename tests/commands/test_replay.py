@@ -148,7 +148,7 @@ def test_an_empty_log_is_an_error(
 def test_a_dash_is_standard_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(line().encode() * 1 + b"\n"))
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(line().encode() + b"\n")))
     monkeypatch.setattr("sys.stdin", stdin)
 
     assert main(["replay", "-", "--json"]) == 0

@@ -3,11 +3,13 @@
 import base64
 import gzip
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from extproc.commands.request_log import Entry, LogError, read_lines
+from extproc.commands.request_log import Entry, LogError, read_lines, read_log
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 BODY = {"model": "m", "messages": MESSAGES, "max_tokens": 9}
@@ -31,6 +33,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "url": CHAT,
         "body": BODY,
         "response": {"status_code": 200, "body": {"usage": USAGE}},
+    },
+    "a response's body as text": {
+        "path": CHAT,
+        "body": BODY,
+        "response": {"status": 200, "body": json.dumps({"usage": USAGE})},
     },
     "a whole address": {"url": f"https://api.example{CHAT}", "body": BODY, **USAGE},
     "LiteLLM, standard payload": {
@@ -93,6 +100,34 @@ def test_every_form_gives_the_request_and_its_counts(
     assert (entry.prompt_tokens, entry.completion_tokens) == (12, 3)
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
+@pytest.mark.parametrize("by_stdin", [False, True], ids=["file", "standard input"])
+def test_a_file_may_be_gzipped(
+    pack: Callable[[bytes], bytes],
+    by_stdin: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = json.dumps({"path": CHAT, "body": BODY, "usage": USAGE}).encode()
+    file = tmp_path / "log"
+    file.write_bytes(pack(b"\xef\xbb\xbf" + line + b"\r\n" + line + b"\r\n"))
+    with file.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        entries = list(read_log("-" if by_stdin else str(file), "x-llm-category"))
+
+    assert [entry.prompt_tokens for entry in entries] == [12, 12]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:12]])
+def test_damaged_gzip_is_an_error(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    file = tmp_path / "log.gz"
+    file.write_bytes(damage(gzip.compress(b"\n" * 100_000)))
+    with pytest.raises(LogError, match=r"^damaged gzip; expected a whole file$"):
+        list(read_log(str(file), "x-llm-category"))
+
+
 def test_a_generation_of_one_text_is_a_chat() -> None:
     entry = read({"traceId": "t", "input": "Hello", "usage": USAGE})
 
@@ -141,7 +176,7 @@ def test_anthropic_cached_tokens_are_of_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([], "a list; expected an object"),
+        ([], "a list; expected one object a line"),
         ({"usage": USAGE}, "body: missing; expected a request's JSON"),
         ({"body": 5, "usage": USAGE}, "body: a number; expected"),
         ({"body": {}, "usage": USAGE}, "body: an object; expected"),

@@ -220,8 +220,8 @@ def decide_and_observe(url: str, count: int) -> None:
             answer = post_json(f"{url}/decide", body)
             counts = {"prompt_tokens": 4000 if number == 0 else 60}
             counts |= {"status": 200, "completion_tokens": 20}
-            told = {"decision": answer["decision"]} | counts
-            post_json(f"{url}/tokenbudget.v1.Router/Observe", told)
+            observed = {"decision": answer["decision"]} | counts
+            post_json(f"{url}/tokenbudget.v1.Router/Observe", observed)
 
 
 def post_json(url: str, body: dict[str, Any]) -> Any:
