@@ -73,7 +73,7 @@ _CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
 _COMPLETION = _NOT_PROMPT | {"prompt"}
 _EMBEDDING = _NOT_PROMPT | {"input"}
 _CUTS = ("max_tokens_per_doc", "max_tokens_per_query")
-"""Fields that cut one side of a pair: its tokens are at most those of the text."""
+"""Fields that truncate one side of a pair, so that its text is an upper bound."""
 _PAIRS = _NOT_PROMPT.union(_CUTS, *RERANK_FIELDS, *SCORE_FIELDS) | {
     "max_chunks_per_doc",
     "rank_fields",
@@ -316,7 +316,7 @@ def _request_of_prompts(
         # fits.
         longest = max(value, key=lambda each: _rough_tokens(each, source))
         prompts = len(value)
-        if type(longest) is dict:  # a content part, which vLLM embeds
+        if type(longest) is dict:  # a content part, which vLLM also embeds
             parts.add([longest])
             longest = "\n".join(parts.texts)
     else:

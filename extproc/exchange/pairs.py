@@ -43,7 +43,7 @@ def longest_pair(
     else:
         return None
     if len(queries) != len(documents):
-        # One query with each document; several of another number are refused.
+        # One query is paired with each document; vLLM rejects other unequal numbers.
         queries = [max(queries, key=lambda text: _parts_of([text], source).size_bytes)]
         queries *= len(documents)
     pairs = [_parts_of(pair, source) for pair in zip(queries, documents, strict=True)]
@@ -51,9 +51,9 @@ def longest_pair(
 
 
 def _texts(value: Any) -> list[Any]:
-    """Return the texts of one side; none if something else is among them."""
+    """Return the texts of one side; empty if it contains anything else."""
     if type(value) is dict and type(value.get("content")) is list:
-        # vLLM's multimodal documents: a list of parts. What else is in it, none takes.
+        # vLLM's multimodal documents: a list of parts. vLLM uses no other field.
         value = value["content"]
     texts = value if type(value) is list else [value]
     return texts if all(type(text) in (str, dict) for text in texts) else []

@@ -428,13 +428,13 @@ class PromptParts:
         self.add_optional(OptionalKind.OTHER, value)
 
     def _add_unknown(self, key: str, value: Any) -> None:
-        """Take a field of no known name, which is text itself if it is long."""
+        """Add a field with an unknown name; a long name counts as text itself."""
         self.add_other(value)
         self._add_identifier(key)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all text, that which may be left out included."""
+        """Bytes of all text, including the text that templates may omit."""
         texts = [self.texts, *self._optional.values()]
         texts.append([text for _, text in self._reasoning])
         return sum(map(self._source.size_bytes, chain.from_iterable(texts)))
@@ -461,7 +461,7 @@ class PromptParts:
 
 
 def _is_text_source(part: JsonObject) -> bool:
-    """Whether a part is a document, as Anthropic has them, whose source is text."""
+    """Whether a part is a document in Anthropic's format with a text source."""
     source = part.get("source")
     return (
         part.get("type") == "document"

@@ -104,7 +104,7 @@ class UsageReader(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What was read so far."""
+        """The usage read so far."""
 
     @property
     def complete(self) -> bool:
@@ -324,14 +324,14 @@ def _only_usage(message: object) -> bool:
 
 
 class LabelledJsonReader:
-    """Usage of a body that says it is JSON, which a stream may say too.
+    """Usage of a body labeled as JSON, which may be a stream regardless.
 
-    vLLM's example proxy in front of a prefill and a decode server labels every answer
-    ``application/json``. What the body begins with decides: no JSON value begins as a
-    line of an event stream does.
+    vLLM's example proxy for prefill and decode labels every response
+    ``application/json``. The first byte determines the format: no JSON value starts
+    like a line of an event stream.
 
     Args:
-        drop_usage_chunk: as for a stream, if it is one.
+        drop_usage_chunk: as in ``SseUsageReader``, if the body is a stream.
     """
 
     def __init__(self, *, drop_usage_chunk: bool = False) -> None:
@@ -341,16 +341,16 @@ class LabelledJsonReader:
 
     @property
     def usage(self) -> Usage:
-        """What was read."""
+        """The usage read so far."""
         return self._reader.usage if self._reader is not None else self._nothing
 
     @property
     def complete(self) -> bool:
-        """Whether a stream has said all."""
+        """Whether a stream is complete."""
         return self._reader is not None and self._reader.complete
 
     def feed(self, chunk: bytes) -> bytes:
-        """Look at the first byte that is no white space, and read on."""
+        """Find the format by the first byte that is not whitespace, then read."""
         if self._reader is None:
             begin = chunk.lstrip()
             if not begin:
@@ -362,11 +362,11 @@ class LabelledJsonReader:
         return self._reader.feed(chunk)
 
     def finish(self) -> bytes:
-        """The body is over."""
+        """End the body; return the bytes still to be sent to the client."""
         return self._reader.finish() if self._reader is not None else b""
 
 
-#: Of the fields data, event, id and retry, and of a comment.
+#: First bytes of the fields data, event, id and retry, and of a comment.
 _EVENT_BEGINS = frozenset({b"d", b"e", b"i", b"r", b":"})
 
 

@@ -1,4 +1,4 @@
-"""A long pool that is a prefill and a decode server behind one address."""
+"""A long pool that consists of a prefill and a decode server behind one address."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from extproc.demo.stack.stack import pair as as_pair
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 WINDOW = 65_536
-# The router believes that the short pool holds 30,000 tokens; it holds 8,192.
+# The router assumes a window of 30,000 tokens for the short pool; it has 8,192.
 CONFIG = {
     "pools": [
         {"name": "short", "max_model_len": 30_000},
@@ -28,7 +28,7 @@ PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/responses"]
 
 
 class Pair:
-    """Both servers, and an Envoy whose long pool they are."""
+    """Both servers, and an Envoy that uses them as its long pool."""
 
     def __init__(self, prefill: Backend, decode: Backend, client: Any, admin: Any):
         self.prefill = prefill
@@ -37,7 +37,7 @@ class Pair:
         self.admin = admin
 
     def tokens(self, kind: str) -> tuple[float, float]:
-        """Counter of either server: prompt_tokens or generation_tokens."""
+        """Return a token counter of each server: prompt_tokens or generation_tokens."""
         return _counter(self.prefill, kind), _counter(self.decode, kind)
 
 
@@ -64,7 +64,9 @@ def pair(
     start_session: Callable[..., tuple[Any, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
-    """The proxy labels answers as the decode server does, or all as JSON."""
+    """The proxy keeps the decode server's content type, or labels everything as
+    JSON.
+    """
     directory: Path = tmp_path_factory.mktemp("pair")
     prefill, decode = (
         stand_in(name, WINDOW, 16, directory, speed=50)
@@ -108,7 +110,7 @@ def test_a_long_prompt_is_prefilled_by_one_and_decoded_by_the_other(
     assert 1 <= produced[1] <= 6
     if stream:
         assert response.body.count(b"data:") > produced[1]
-        # Usage that the router asked for is not the client's.
+        # The client does not receive usage that only the router requested.
         assert path != PATHS[0] or b'"usage":{' not in response.body
     eventually(lambda: learned(pair) == before + 1)
 

@@ -1,6 +1,6 @@
-"""What a real vLLM makes of limits and of what is too long, held to what the router reads.
+"""A real vLLM's limits and errors for long requests, compared with the router's.
 
-As ``test_vllm.py``, whose servers it shares.
+It shares the servers of ``test_vllm.py``.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SHORT_WINDOW = 8192
 LONG_TEXT = "all the words of a long story " * 3000
 ENDS_SOON = {"stop": ["a", "e", "t", " "]}
-"""Random text has one of these within a few tokens."""
+"""Random text contains one of these within a few tokens."""
 
 Fields = dict[str, Any]
 
 
 def ask(client: Client, path: str, fields: Fields, pool: str = "") -> Response:
-    """Send a request; past the router, straight to a pool, if one is named."""
+    """Send a request; if a pool is named, directly to it, past the router."""
     prompt: Fields = {"messages": [{"role": "user", "content": "Hello there"}]}
     prompt = {
         COMPLETIONS: {"prompt": "Hello there"},

@@ -70,7 +70,7 @@ LIMITS = {
         True,
         "short",
     ),
-    # openai/completion/protocol.py: to_sampling_params sets 1 for it
+    # openai/completion/protocol.py: to_sampling_params sets 1
     "0 with echo": (
         COMPLETIONS,
         {"max_tokens": 0, "echo": True},

@@ -1,8 +1,8 @@
-"""Ten thousand tokens of text count, wherever in a request they are put.
+"""Ten thousand tokens of text count, wherever they are in a request.
 
-Each body below has every part and item that its API knows. Text is put in the place of
-each text in it, beside the fields of each object and at the end of each list; then the
-estimate is far above that of the body as it was, or the request is none that vLLM takes.
+Each body below contains every part and item of its API. Text replaces each text in it,
+and is added to the fields of each object and to the end of each list. Then either the
+estimate far exceeds that of the original body, or vLLM would reject the request.
 """
 
 import copy
@@ -362,19 +362,19 @@ BODIES: dict[str, list[dict[str, Any]]] = {
 }
 
 REACHES_NO_PROMPT = {
-    # Named in prompt_parts.py and openai.py, with the sources.
+    # Listed in prompt_parts.py and openai.py, with the sources.
     *("model", "detail", "status", "annotations", "cache_control", "citations"),
     *("signature", "encrypted_content"),
 }
 UNRENDERED: set[tuple[str, Place]] = {
-    # A reasoning item that has content: its summary is for the client.
+    # A reasoning item with content: its summary is for the client.
     ("/v1/responses", ("input", 2, "summary")),
     ("/v1/messages", ("messages", 1, "content", 1)),  # redacted thinking, encrypted
 }
 BESIDE_PARTS: set[Place] = {("documents",)}
-"""A reranked document of several parts, of which vLLM takes ``content`` alone."""
+"""A reranked document of several parts, of which vLLM uses only ``content``."""
 ROOT_NAMES = {"text"}
-"""A field of the body itself that sets the output's format in one API."""
+"""A field of the body that sets the output's format in one API."""
 
 
 def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -397,7 +397,7 @@ def put(body: Any, place: Place, value: Any) -> Any:
 
 
 def with_text(value: Any, *, root: bool) -> Iterator[Any]:
-    """Ways to put text at a place."""
+    """Yield copies of a value with text at a place, in every way."""
     if isinstance(value, str):
         yield BIG
     if isinstance(value, list):

@@ -217,7 +217,7 @@ STREAM = b"".join(
 
 @pytest.mark.parametrize("lead", [b"", b"\r\n\r\n", b": ping\n\n", b"event: message\n"])
 def test_a_stream_that_is_labelled_json_is_read_as_a_stream(lead: bytes) -> None:
-    """As vLLM's example proxy for prefill and decode has it."""
+    """As in vLLM's example proxy for prefill and decode."""
     for split in splits(lead + STREAM):
         usage, passed = read(LabelledJsonReader(), *split)
         assert counts(usage) == (133, 16)

@@ -84,10 +84,10 @@ def pair(
     *,
     as_json: bool = False,
 ) -> Backend:
-    """Two stand-ins behind one address, not started, nor are they.
+    """Return two stand-ins behind one address; neither they nor the proxy are started.
 
     Args:
-        as_json: every answer is labelled JSON, as vLLM's example proxy has it.
+        as_json: whether to label every response as JSON, as vLLM's example proxy does.
     """
     (port,) = free_ports(1)
     command = [

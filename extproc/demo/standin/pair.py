@@ -1,13 +1,13 @@
-"""A prefill and a decode server behind one address, as the proxies of vLLM are.
+"""A proxy for a prefill and a decode server, like those of vLLM.
 
     python -m extproc.demo.standin.pair --prefill http://127.0.0.1:8100 \\
         --decode http://127.0.0.1:8200 --port 8000
 
-Each request goes to the prefill server for one token, and then, with the
-``kv_transfer_params`` of that answer, to the decode server, whose answer the client
-gets. So do vLLM's example (``toy_proxy_server.py`` of its NIXL tests, which labels
-every answer ``application/json``, streams too: ``--as-json``) and llm-d's sidecar.
-To Envoy and the router the pair is one backend of a pool.
+Each request goes to the prefill server for one token, then, with the
+``kv_transfer_params`` of its response, to the decode server, whose response the client
+receives. vLLM's example (``toy_proxy_server.py`` of its NIXL tests, which labels every
+response ``application/json``, including streams: ``--as-json``) and llm-d's sidecar do
+the same. For Envoy and the router, the pair is one backend of a pool.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from aiohttp import ClientSession, ClientTimeout, web
 from extproc.demo.standin.request import ServedApi
 
 _MAX_BODY_BYTES = 256 * 1024 * 1024
-#: Limits of an answer, by any API.
+#: Output limits, in any API.
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-#: What a request may not have that asks for one token.
+#: Fields that are invalid in a request for one token.
 _ONLY_DECODE = ("stream_options", "min_tokens", "min_completion_tokens")
-#: What the prefill server is to do, in vLLM's words.
+#: vLLM's parameters for the prefill server.
 _KEEP_FOR_ANOTHER = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -37,7 +37,7 @@ _PASSED_ON = ("authorization", "x-llm-pool", "x-llm-budget", "x-request-id")
 
 
 class Pair:
-    """The proxy in front of both."""
+    """The proxy for both servers."""
 
     def __init__(self, prefill: str, decode: str, *, as_json: bool = False) -> None:
         self._prefill = prefill.rstrip("/")
@@ -46,7 +46,7 @@ class Pair:
         self._session: ClientSession
 
     def application(self) -> web.Application:
-        """The routes, with a client session as long as they are served."""
+        """Return the application; it keeps a client session while it is served."""
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.cleanup_ctx.append(self._connect)
         app.router.add_get("/health", self._health)
@@ -103,7 +103,7 @@ class Pair:
 
 
 def for_prefill(body: dict[str, object], path: str) -> dict[str, object]:
-    """The request for the prefill server: the same prompt, for one token."""
+    """Return the request for the prefill server: the same prompt, for one token."""
     kept = {name: value for name, value in body.items() if name not in _ONLY_DECODE}
     limits = [name for name in _LIMITS if name in kept]
     if not limits:
@@ -118,7 +118,7 @@ async def serve(pair: Pair, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # A handler whose client went away is cancelled, and with it what it has asked.
+    # Cancel the handler, and its own requests, when its client disconnects.
     runner = web.AppRunner(
         pair.application(), handler_cancellation=True, access_log=None
     )
@@ -139,11 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free port")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
     parser.add_argument("--prefill", required=True, metavar="URL")
     parser.add_argument("--decode", required=True, metavar="URL")
     parser.add_argument(
-        "--as-json", action="store_true", help="label every answer application/json"
+        "--as-json", action="store_true", help="label every response application/json"
     )
     args = parser.parse_args(argv)
     pair = Pair(args.prefill, args.decode, as_json=args.as_json)

@@ -62,7 +62,7 @@ def test_other_components_pass_through():
 
 
 def test_what_another_version_learned_is_left_and_reported_once(caplog):
-    """The terms of an estimator change with a version; its sums then mean others."""
+    """An estimator's terms, and so its sums' meaning, change with the version."""
     store = MemoryStore()
     earlier = Process(store)
     earlier.learner = Mergeable("sums.0")
