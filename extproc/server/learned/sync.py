@@ -91,7 +91,7 @@ class StateKeeper:
         self._idle.set()
         self._away = False
         self._left: set[str] = set()
-        """Components of another version that the log has named."""
+        """Components of other versions that have been logged already."""
 
     async def start(self) -> None:
         """Load the stored state; give up if the store is too slow."""
@@ -149,9 +149,9 @@ class StateKeeper:
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
 
     def _report_left(self, ours: Components, merged: Components) -> None:
-        """Say once which of our components the store has of another version, too.
+        """Log, once each, the stored components of other versions of this program.
 
-        They stay there, for servers of that version that run beside this one.
+        They are kept in the store for servers of that version.
         """
         kinds = {_kind(name) for name in ours}
         left = {name for name in merged if name not in ours and _kind(name) in kinds}
@@ -280,7 +280,7 @@ class StateKeeper:
 
 
 def _kind(component: str) -> str:
-    """Return what stands before the version in a component's name."""
+    """Return a component's name without its version."""
     return component.partition(".")[0]
 
 
