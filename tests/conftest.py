@@ -1,4 +1,4 @@
-"""Options of the whole suite: an initial conftest is the only place that adds them."""
+"""Options of the whole suite; pytest reads new options only from the root conftest."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# As the command line does, and before numpy is loaded: its matrices here are small.
+# As the command line does, this must be set before numpy is loaded: its matrices here
+# are small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-# A test never fails for being slow: the machine may be busy with others.
-# In CI the examples are the same each time: new ones are looked for by developers.
+# No deadlines: the machine may be busy. CI uses fixed examples; developers' runs search
+# for new ones.
 hypothesis.settings.register_profile(
     "here", deadline=None, derandomize=bool(os.environ.get("CI"))
 )

@@ -1,4 +1,4 @@
-"""``envoy/ext_proc_filter.yaml`` pasted into an Envoy that has little else."""
+"""Pastes ``envoy/ext_proc_filter.yaml`` into a minimal Envoy configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ _TYPES = "type.googleapis.com/envoy.extensions.filters"
 
 
 def composed() -> dict[str, Any]:
-    """The configuration of an Envoy with two pools, as somebody had it, and the pieces."""
+    """Return a user's Envoy configuration with two pools, and the pieces to paste."""
     pieces = yaml.safe_load(PIECES.read_text())
     (host,) = pieces["virtual_hosts"]
     router = {

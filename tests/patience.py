@@ -1,8 +1,8 @@
-"""What tests need on a machine that is far too busy.
+"""Timeouts for tests on a heavily loaded machine.
 
-Envoy gives a router a second to answer, and takes one for dead that twice did not. Most
-tests are about what is decided, not about that: a pause of the machine must not make
-another decision of theirs. Those about time itself run what is shipped.
+By default Envoy waits one second for the router, and ejects it after two timeouts. Most
+tests check decisions, so a pause of the machine must not change them. Tests of the
+timeouts themselves use the shipped values.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 PATIENCE_S = 60.0
-"""For what takes milliseconds on a machine that has nothing else to do."""
+"""Timeout in seconds for steps that take milliseconds on an idle machine."""
 
 _LONGER = {
     "message_timeout": "20s",
@@ -22,7 +22,7 @@ _LONGER = {
 
 
 def be_patient(config: Any) -> None:
-    """Let Envoy wait for whatever takes its time; edits a part of a configuration."""
+    """Remove Envoy's short timeouts from a part of its configuration."""
     if isinstance(config, list):
         for each in config:
             be_patient(each)
@@ -35,7 +35,7 @@ def be_patient(config: Any) -> None:
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until ``condition()`` is true, and return what it was."""
+    """Wait until ``condition()`` is true, and return its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:

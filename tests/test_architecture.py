@@ -1,4 +1,4 @@
-"""What holds of the project as a whole, whatever its modules do."""
+"""Rules for the project as a whole, independent of single modules."""
 
 import ast
 import shutil
@@ -44,7 +44,7 @@ def test_only_the_command_line_and_the_demo_print(path: Path) -> None:
 
 
 def test_the_envoy_folder_is_no_package() -> None:
-    """Upstream's ``envoy`` package, in tests and elsewhere, must stay importable."""
+    """Upstream's package ``envoy`` must stay importable, in tests and elsewhere."""
     assert list((PROJECT / "envoy").rglob("__init__.py")) == []
 
 

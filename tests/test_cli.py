@@ -1,4 +1,4 @@
-"""The command line itself: help, suggestions, closed pipes."""
+"""The command line: help, suggestions and closed pipes."""
 
 import subprocess
 import sys

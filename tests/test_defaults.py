@@ -1,4 +1,4 @@
-"""The defaults of the core are those of the configuration, and texts quote both."""
+"""The core's defaults equal the configuration's, and texts quote both."""
 
 import dataclasses
 import inspect
@@ -23,7 +23,7 @@ CONFIG = Config()
 
 
 def defaults(maker: Callable[..., Any], *names: str) -> dict[str, Any]:
-    """The default of each parameter, or of those named."""
+    """Return the default of each parameter, or of the named ones."""
     parameters = inspect.signature(maker).parameters
     return {name: parameters[name].default for name in names or parameters}
 

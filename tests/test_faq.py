@@ -1,4 +1,4 @@
-"""The FAQ's figures are those of the pages that its answers link to."""
+"""The FAQ's figures equal those of the pages that its answers link to."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ COMPARISON = FAQ.parent.parent / "envoy/comparison.md"
 
 
 def answers() -> Iterator[tuple[str, str]]:
-    """Each question and its answer."""
+    """Return each question with its answer."""
     for section in FAQ.read_text(encoding="utf-8").split("\n### ")[1:]:
         question, _, answer = section.partition("\n")
         yield question, answer
@@ -25,7 +25,7 @@ ANSWERS = dict(answers())
 
 
 def percentages(text: str) -> set[str]:
-    """Each number that stands before a per cent sign, both ends of a range."""
+    """Return each number before a percent sign, including both ends of a range."""
     found = set()
     for low, high in re.findall(r"(?:([\d.]+) (?:to|and) )?([\d.]+) %", text):
         found |= {low, high} - {""}

@@ -1,4 +1,4 @@
-"""The public API: the examples of its docstring and of the README run as they stand."""
+"""The public API: the examples in its docstring and in the README run unchanged."""
 
 import doctest
 import re

@@ -1,4 +1,4 @@
-"""The sdist builds the wheel, and the wheel alone has all that the commands need."""
+"""The sdist builds the wheel, and the wheel contains all that the commands need."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """The sdist, and the wheel that was built from it."""
+    """Build the sdist, and the wheel from it."""
     if "packaging" not in request.config.getoption("-m"):
         pytest.skip("takes half a minute: pytest -m packaging")
     folder = tmp_path_factory.mktemp("packaging")
@@ -73,10 +73,10 @@ def built(
 def installed(
     built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The programs' folder of an environment with the wheel and our dependencies.
+    """Return the script folder of an environment with the wheel and the dependencies.
 
-    The dependencies are those of the environment that runs this, as a path behind the
-    wheel's own: to install them again would test pip.
+    The dependencies come from the running environment, through a path entry after the
+    wheel's: reinstalling them would only test pip.
     """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "env", with_pip=True)
@@ -109,7 +109,7 @@ def test_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> None
     assert len(kernel) == (shutil.which("cc") is not None)
     held -= kernel
     assert held - expected == set()
-    # Stubs of generated code serve development only.
+    # Stubs of generated code are for development only.
     assert {name for name in expected - held if not name.endswith(".pyi")} == set()
     assert not any(name.startswith("tests/") for name in names)
     assert any(n.endswith("share/token-budget-router/envoy.yaml") for n in names)

@@ -1,4 +1,4 @@
-"""The pages' tables are the code's, and whatever they name exists."""
+"""The documentation's tables match the code, and everything it names exists."""
 
 import argparse
 import dataclasses
@@ -43,7 +43,7 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 
 
 def settings(schema: Any = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys of every setting that is not itself a mapping, and its default."""
+    """Yield the dotted key and the default of each setting that is not a mapping."""
     hints = get_type_hints(schema)
     for setting in dataclasses.fields(schema):
         hint = hints[setting.name]
@@ -54,7 +54,7 @@ def settings(schema: Any = Config, prefix: str = "") -> Iterator[tuple[str, str]
             inner = inner if get_origin(hint) is Mapping else []
             name = f"{name}.NAME" if inner else name
         if any(get_origin(option) is Literal for option in get_args(hint)):
-            inner = []  # a word, or a mapping in its place
+            inner = []  # either a word or a mapping
         if inner:
             yield from settings(inner[0], f"{name}{'[]' if is_list else ''}.")
         else:
@@ -82,7 +82,7 @@ SETTINGS = dict(settings())
 
 
 def restarts(schema: Any = Config, prefix: str = "", whole: bool = False) -> set[str]:
-    """Dotted keys of every setting that a running server keeps."""
+    """Return the dotted keys of all settings that a running server keeps."""
     hints = get_type_hints(schema)
     found = set()
     for setting in dataclasses.fields(schema):
@@ -113,14 +113,14 @@ def metrics() -> dict[str, str]:
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the table below a heading, whose first is code."""
+    """Return the table rows below a heading whose first cell is code."""
     section = page.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
     lines = re.findall(r"^\| (`.+) \|$", section, re.MULTILINE)
     return [line.split(" | ") for line in lines]
 
 
 def code(page: str) -> list[str]:
-    """What stands between backticks, in a line or in a block."""
+    """Return the inline code and the lines of code blocks."""
     text = PAGES[page]
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -227,11 +227,11 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 FILE_NAMES = {path.name for path in (ROOT / "tests").rglob("*.py")}
 IN_THE_PROJECT = r"(?<![\w/.-])(?:envoy|extproc|protos|tests)/[\w./-]+"
 OF_THE_READER = {"kustomization.yaml", "dist/", "apply/", "recording.jsonl", NAME}
-"""Files that a reader has, or makes."""
+"""Files that the reader has or creates."""
 
 
 def anchors(text: str) -> set[str]:
-    """GitHub's names for a page's headings."""
+    """Return the anchors that GitHub derives from a page's headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
@@ -293,7 +293,7 @@ def test_every_page_can_be_found_from_the_readme() -> None:
 
 
 def numbers(text: str) -> set[tuple[str, ...]]:
-    """The tables' rows of nothing but numbers after the first cell."""
+    """Return the table rows that contain only numbers after the first cell."""
     found = set()
     for line in re.findall(r"^\|(.+)\|$", text, re.MULTILINE):
         cells = [

@@ -1,4 +1,4 @@
-"""What a reload takes over, and what waits for a restart."""
+"""Settings that a reload applies, and settings that wait for a restart."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Our subset of Envoy's API against upstream's, and its generated code against protoc's."""
+"""The subset of Envoy's API against upstream's, and its code against protoc's."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def upstream() -> Any:
 
 
 def named(descriptors: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Messages by name, and those that they declare inside."""
+    """Return all messages by name, including nested ones."""
     for descriptor in descriptors:
         name = prefix + descriptor.name
         yield name, descriptor

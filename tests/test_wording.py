@@ -1,4 +1,4 @@
-"""The rules of .github/CONTRIBUTING.md for English that a program can check."""
+"""The rules for English in .github/CONTRIBUTING.md that a program can check."""
 
 import argparse
 import importlib
@@ -13,13 +13,13 @@ from extproc.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 NAMES_IN_CAPITALS = r"[A-Z]{2}|P99\b|Python\b|Llama-|Envoy\b|KV\b|GPUs\b"
-"""How a help text may begin, if not with a small letter: with a name or an acronym."""
+"""Beginnings of a help text other than a lower-case letter: names and acronyms."""
 PREPOSITIONS = "about above as at below beside by for from in into of on than to with"
 TEXT = r"\.(py|md|ya?ml|proto|toml)$"
 
 
 def helps() -> Iterator[tuple[str, str]]:
-    """Every option of every command, and its help text."""
+    """Yield every option of every command with its help text."""
     for command in COMMANDS:
         module = importlib.import_module(
             f"extproc.commands.{command.replace('-', '_')}"
@@ -57,7 +57,7 @@ def test_a_default_is_in_brackets_at_the_end(option: str) -> None:
 
 
 def lines() -> Iterator[tuple[str, str]]:
-    """Every line of the project's own text but this file's, and its place."""
+    """Yield every line of the project's text, except this file's, with its place."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Envoy's own classes (from the package xds-protos), in a process of its own.
+"""Envoy's own protobuf classes (from the package xds-protos), in a separate process.
 
 They and ours cannot share one: both packages own the name ``envoy``, and some symbols.
 Reads {"responses": [base64], "requests": [ProcessingRequest as JSON]} on standard input
@@ -28,26 +28,26 @@ MODULES = (
 
 
 def messages(descriptors: Any) -> Iterator[Any]:
-    """The messages, and those that they declare inside."""
+    """Return the messages, including nested ones."""
     for descriptor in descriptors:
         yield descriptor
         yield from messages(descriptor.nested_types)
 
 
 def all_messages() -> Iterator[Any]:
-    """Every message of the modules."""
+    """Return all messages of the modules."""
     for module in MODULES:
         yield from messages(module.DESCRIPTOR.message_types_by_name.values())
 
 
 def name_of(descriptor: Any) -> str:
-    """Its name, after that of what it is declared in."""
+    """Return the message's name, prefixed by the names of the enclosing messages."""
     outer = descriptor.containing_type
     return f"{name_of(outer)}.{descriptor.name}" if outer else descriptor.name
 
 
 def fields() -> dict[str, dict[str, list[object]]]:
-    """Every message's fields: name to number, type, repeated, and the type's name."""
+    """Return each message's fields: name to number, type, repeated, type name."""
     return {
         name_of(message): {
             field.name: [
@@ -65,7 +65,7 @@ def fields() -> dict[str, dict[str, list[object]]]:
 
 
 def enums() -> dict[str, dict[str, int]]:
-    """Every nested enum's values by name."""
+    """Return the values of each nested enum by name."""
     return {
         enum.name: {value.name: value.number for value in enum.values}
         for message in all_messages()

@@ -3,8 +3,9 @@
     pip install atheris
     python tests/fuzz/coverage_guided.py TARGET [-max_total_time=SECONDS] [FOLDER]
 
-Begins with the corpus beside this file. With a folder, inputs that reach something new
-are kept there; what fails is written to ``crash-*`` in the current directory.
+The run starts from the corpus beside this file. If a folder is given, inputs that reach
+new code are stored there; failing inputs are written to ``crash-*`` in the current
+directory.
 """
 
 import sys
@@ -25,7 +26,7 @@ def main() -> None:
     corpus = Path(__file__).parent / "corpus" / name
     arguments = [sys.argv[0], "-max_len=65536", *options, *folders, str(corpus)]
     if not folders:
-        # libFuzzer writes to the first folder: not into the tests.
+        # libFuzzer writes to the first folder, which must not be in the tests.
         scratch = Path("fuzz-new") / name
         scratch.mkdir(parents=True, exist_ok=True)
         arguments.insert(-1, str(scratch))

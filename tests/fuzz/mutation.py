@@ -1,4 +1,4 @@
-"""Variants of known inputs, without a tool that guides them."""
+"""Random variants of known inputs, without coverage guidance."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MAX_BYTES = 1 << 16
 
 
 def mutate(random_: random.Random, seeds: Sequence[bytes]) -> bytes:
-    """One variant of one of the seeds."""
+    """Return a variant of one of the seeds."""
     data = bytearray(random_.choice(seeds))
     for _ in range(1 + int(random_.expovariate(0.4))):
         at = random_.randrange(len(data) + 1)

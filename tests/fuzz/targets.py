@@ -1,7 +1,7 @@
-"""What hostile bytes are thrown at: whatever they are, these must not raise.
+"""Targets for hostile bytes, none of which may raise.
 
-Each target takes bytes and checks, beside that nothing is raised past the edge, what
-must hold of the result whatever the input was.
+Each target takes bytes. It checks that no exception escapes, and checks invariants of
+the result that hold for all inputs.
 """
 
 import json
@@ -39,9 +39,9 @@ LIMIT_BYTES = 1 << 20
 
 
 def check_request(request: Request, body: bytes) -> None:
-    """A prompt can hold no more than its body, and its numbers are counts."""
+    """Check that the prompt is no larger than its body and its numbers are counts."""
     prompt = request.prompt
-    # Escapes shrink, but a lone surrogate's replacement and joints may add.
+    # Escapes shrink, but replacements of lone surrogates and separators may add bytes.
     assert len(prompt.text) <= 3 * len(body) + 64
     assert len(prompt.tools_text) <= 6 * len(body) + 64
     for count in (prompt.images, prompt.audios, prompt.files, prompt.token_ids):
@@ -52,7 +52,7 @@ def check_request(request: Request, body: bytes) -> None:
 
 
 def fuzz_body(data: bytes) -> None:
-    """A request body, on every path."""
+    """Parse a request body, on every path."""
     for path in ENDPOINTS:
         request = parse_request(path, data)
         if isinstance(request, Request):
@@ -60,7 +60,7 @@ def fuzz_body(data: bytes) -> None:
 
 
 def fuzz_encoding(data: bytes) -> None:
-    """A compressed body: bounded whatever it promises."""
+    """Parse a compressed body, whose decompressed size must stay within the limit."""
     if not data:
         return
     encoding = ENCODINGS[data[0] % len(ENCODINGS)]
@@ -78,7 +78,7 @@ def read_all(reader: UsageReader, chunks: list[bytes]) -> tuple[Usage, bytes]:
 
 
 def split(data: bytes) -> list[bytes]:
-    """The same bytes in pieces whose sizes follow from them."""
+    """Split the bytes into pieces, with sizes derived from the bytes."""
     chunks, at = [], 0
     largest = max(40, len(data) // 500)
     state = zlib.crc32(data)
@@ -91,7 +91,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def fuzz_usage(data: bytes) -> None:
-    """A response: usage is the same in any split, and the client gets every byte."""
+    """Read a response: usage is independent of the split, and no byte is lost."""
     for kind in ("text/event-stream", "application/json"):
         whole, pieces = usage_reader(kind), usage_reader(kind)
         assert whole is not None
@@ -106,7 +106,7 @@ def fuzz_usage(data: bytes) -> None:
 
 
 def fuzz_injection(data: bytes) -> None:
-    """A stream whose usage we asked for: the same bytes go on in any split."""
+    """Read a stream with injected usage: its output is independent of the split."""
     asked = ask_for_usage(data)
     if asked is not None:
         try:
@@ -125,7 +125,7 @@ def fuzz_injection(data: bytes) -> None:
 
 
 def fuzz_codec(data: bytes) -> None:
-    """One gRPC message."""
+    """Handle one gRPC message."""
     try:
         decode(data, ExchangeSettings().headers_read)
         decode_any(data)
@@ -166,7 +166,7 @@ _HEADERS = (
 
 
 class Bytes:
-    """Choices out of the input; zeros when it is used up."""
+    """A source of choices, taken from the input; zeros once it is used up."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -186,7 +186,7 @@ class Bytes:
 
 
 def message_of(choices: Bytes) -> bytes:
-    """A message that ext_proc has; now and then anything."""
+    """Return a message of ext_proc, or occasionally arbitrary bytes."""
     kind, flags = choices.number(), choices.number()
     end = bool(flags & 1)
     message = pb.ProcessingRequest()
@@ -202,7 +202,7 @@ def message_of(choices: Bytes) -> bytes:
                 headers.headers.headers.add(key=name, raw_value=raw)
             mode = choices.number()
             message.protocol_config.request_body_mode = (
-                mode % 6  # type: ignore[assignment]  # any number
+                mode % 6  # type: ignore[assignment]  # unknown values, too
             )
             message.protocol_config.response_body_mode = (
                 mode // 8 % 6  # type: ignore[assignment]  # any number
@@ -221,7 +221,7 @@ def message_of(choices: Bytes) -> bytes:
 
 
 def fuzz_exchange(data: bytes) -> None:
-    """A conversation: every message is answered or ends the stream, without a fault."""
+    """Run an exchange: each message is answered or ends the stream, without a fault."""
     choices = Bytes(data)
     before = faults()
     call = _SERVICE.open(PROCESS, {}, lambda messages, end=False: None)
@@ -233,13 +233,13 @@ def fuzz_exchange(data: bytes) -> None:
             for reply in replies:
                 assert pb.ProcessingResponse.FromString(reply).WhichOneof("response")
     except RpcError:
-        pass  # in full duplex, for what ext_proc does not have
+        pass  # in full duplex, for messages that ext_proc lacks
     call.closed(cancelled=not end)
     assert faults() == before
 
 
 def fuzz_document(data: bytes) -> None:
-    """The stored state: as it came, and with a head that vouches for it."""
+    """Decode stored state: as given, and with a valid header in front."""
     for document in (data, sealed(data)):
         try:
             found = decode_document(document)
@@ -249,14 +249,14 @@ def fuzz_document(data: bytes) -> None:
 
 
 def sealed(document: bytes) -> bytes:
-    """A document with the right checksum, or nothing behind it would be reached."""
+    """Return a document with the right checksum, so that decoding goes further."""
     body = document.partition(b"\n")[2].removesuffix(b"\n")
     head = {"format": FORMAT, "version": VERSION, "crc32": zlib.crc32(body)}
     return json.dumps(head).encode() + b"\n" + body + b"\n"
 
 
 def fuzz_vllm(data: bytes) -> None:
-    """What stands behind an endpoint's address."""
+    """Parse the responses of a vLLM endpoint."""
     parse_metrics(data)
     parse_models(data)
 
@@ -287,7 +287,7 @@ _LIMITS = Limits(
 
 
 def fuzz_http2(data: bytes) -> None:
-    """A connection to the native transport."""
+    """Run a connection to the native transport."""
     reported: list[object] = []
     connection = Connection(
         _EchoService(),

@@ -1,8 +1,8 @@
-"""Every target on its corpus, and on variants of it for a while.
+"""Runs every target on its corpus, and on random variants for a limited time.
 
-``FUZZ_SECONDS=60 FUZZ_SEED=$RANDOM pytest tests/fuzz`` gives each target a minute of
-variants that no run had before; ``python tests/fuzz/coverage_guided.py TARGET`` looks
-for new paths with atheris.
+``FUZZ_SECONDS=60 FUZZ_SEED=$RANDOM pytest tests/fuzz`` runs new variants for a minute
+per target; ``python tests/fuzz/coverage_guided.py TARGET`` searches for new code paths
+with atheris.
 """
 
 import os
@@ -20,7 +20,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "0.3"))
 SEED = os.environ.get("FUZZ_SEED", "1")
 CORPUS = Path(__file__).parent / "corpus"
 HANG_S = 20.0
-"""A guard against what never ends, not a measure: the slowest takes milliseconds."""
+"""Timeout in seconds against endless loops; the slowest input takes milliseconds."""
 
 
 def seeds(name: str) -> list[bytes]:
@@ -91,7 +91,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", ["body", "usage", "injection", "vllm", "document"])
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_megabyte_of_anything_ends(name: str, kind: str) -> None:
-    """A quadratic step would take from minutes to hours."""
+    """A quadratic algorithm would take minutes to hours on these inputs."""
     data = LARGE[kind]()
     began_s = time.monotonic()
     TARGETS[name](data)

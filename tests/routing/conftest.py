@@ -1,4 +1,4 @@
-"""Texts with a stand-in tokenizer, and the shared corpora where they are there."""
+"""Texts with a stand-in tokenizer, and the shared corpora if available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt with what a backend would count."""
+    """A prompt with its backend's token count."""
 
     features: Features
     category: str
@@ -47,17 +47,17 @@ _DIGIT_PIECES = re.compile(r" ?[A-Za-z]{1,4}|[0-9]|\n| {1,4}|[^\w\s]")
 
 
 def triple_digits(text: str) -> int:
-    """Count as a vocabulary that joins three digits and six letters, 30 to begin."""
+    """Count tokens of a vocabulary that joins three digits and six letters, plus 30."""
     return 30 + len(_PIECES.findall(text))
 
 
 def single_digits(text: str) -> int:
-    """Count as a vocabulary that splits every digit, 4 to begin."""
+    """Count tokens of a vocabulary that splits every digit, plus 4."""
     return 4 + len(_DIGIT_PIECES.findall(text))
 
 
 def write_text(rng: random.Random) -> str:
-    """Write words, numbers and punctuation, in proportions and a size of its own."""
+    """Generate words, numbers and punctuation, with random proportions and size."""
     digits, breaks = rng.random() ** 3, rng.random() / 4
     longest = rng.randint(4, 12)
     pieces = []
@@ -73,14 +73,14 @@ def write_text(rng: random.Random) -> str:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """1,500 texts; the same ones in every run."""
+    """Return 1,500 texts, the same in every run."""
     rng = random.Random(7)
     return [write_text(rng) for _ in range(1500)]
 
 
 @pytest.fixture(scope="session")
 def sample_of() -> Callable[[str, Tokenizer], Sample]:
-    """Make a sample of a text and a tokenizer."""
+    """Build a sample from a text and a tokenizer."""
 
     def make(text: str, tokenizer: Tokenizer) -> Sample:
         encoded = text.encode()
@@ -94,7 +94,7 @@ def sample_of() -> Callable[[str, Tokenizer], Sample]:
 def samples(
     texts: list[str], sample_of: Callable[[str, Tokenizer], Sample]
 ) -> list[Sample]:
-    """The texts, counted by a vocabulary that joins digits."""
+    """Return the texts, counted by a vocabulary that joins digits."""
     return [sample_of(text, triple_digits) for text in texts]
 
 
@@ -102,13 +102,13 @@ def samples(
 def other_samples(
     texts: list[str], sample_of: Callable[[str, Tokenizer], Sample]
 ) -> list[Sample]:
-    """The texts, counted by a vocabulary that splits digits."""
+    """Return the texts, counted by a vocabulary that splits digits."""
     return [sample_of(text, single_digits) for text in texts]
 
 
 @pytest.fixture(scope="session")
 def corpora_path() -> Path:
-    """Where the shared corpora are; skips where they are not."""
+    """Return the folder of the shared corpora; skip if it is absent."""
     shared = Path(os.environ.get("EXTPROC_SHARED", _ROOT.parent / "shared"))
     path = shared / "data" / "corpora"
     if not path.is_dir():
@@ -118,7 +118,7 @@ def corpora_path() -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(corpora_path: Path) -> list[CorpusRow]:
-    """Every request of the shared corpora, in one shuffled order."""
+    """Return all requests of the shared corpora, in one shuffled order."""
     rows = [_read_row(line) for line in _read_lines(corpora_path)]
     random.Random(1).shuffle(rows)
     return rows

@@ -1,7 +1,7 @@
-"""What the default estimator reaches on real requests and six real tokenizers.
+"""Accuracy of the default estimator on real requests and six real tokenizers.
 
-Each request is estimated, then learned from; the first tenth is not scored. The
-figures asserted are the promises, not the measurements, which are better.
+Each request is estimated and then learned from; the first tenth is not scored. The
+asserted figures are the documented promises; the measured ones are better.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Request
 
 FAMILIES = ("llama3", "tekken", "qwen", "o200k", "deepseek_v3", "gemma3")
-"""Those that counted the corpora."""
+"""Tokenizers that counted the corpora."""
 
 THRESHOLD = 8192
 
@@ -135,7 +135,7 @@ def test_false_counts_of_one_client_in_ten_move_the_error_little(
 
 
 def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
-    """Read some requests of the corpora and of the further scripts."""
+    """Read some requests of the corpora and of the additional scripts."""
     scripts = corpora_path.parent / "scripts"
     counts = scripts / "counts-shared.json.gz"
     if not counts.is_file():
@@ -156,7 +156,7 @@ def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def test_the_first_bound_of_an_unknown_tokenizer_is_honest(corpora_path: Path) -> None:
-    """Leaving one family out: few prompts exceed it, and it is not wide."""
+    """With one family left out, few prompts exceed the bound, and it is not wide."""
     exceeded = []
     factors: dict[str, list[float]] = {"english": [], "code": []}
     kinds = {"chat_en": "english", "rag_docs": "english", "math": "english"}

@@ -1,4 +1,4 @@
-"""Threshold advice: shares, savings and risk as counted, the best of them first."""
+"""Threshold advice: shares, savings and risk as counted, best threshold first."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A bound around any estimator."""
+"""The bound added to any estimator."""
 
 import random
 from collections.abc import Sequence

@@ -97,7 +97,7 @@ TEXTS = {
     "hindi": (HINDI, Category.OTHER_SCRIPT),
     "greek": (GREEK, Category.OTHER_SCRIPT),
     "thai": (THAI, Category.OTHER_SCRIPT),
-    # Latin letters among letters of three bytes: its tokens are a mixture's too.
+    # Latin letters mixed with letters of three bytes: its tokens are a mixture, too.
     "vietnamese": (VIETNAMESE, Category.MIXED),
     "english-and-chinese": (ENGLISH + CHINESE, Category.MIXED),
     "code-with-russian-comments": (PYTHON + RUSSIAN[:60], Category.MIXED),

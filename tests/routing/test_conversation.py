@@ -1,4 +1,4 @@
-"""Later turns start from the count of the one before."""
+"""Later turns start from the count of the previous one."""
 
 import json
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def text(size: int, seed: int = 0) -> str:
 def test_a_later_turn_starts_from_the_count_of_the_one_before() -> None:
     with_memory, without = router(), router(None)
     first = [text(900)]
-    counted = 2500  # far from what an unknown tokenizer is taken to need
+    counted = 2500  # far from the estimate for an unknown tokenizer
     for routes in (with_memory, without):
         turn(routes, first, counted)
     later = [*first, text(20, 1), text(30, 2)]
@@ -91,7 +91,7 @@ def test_the_counted_answer_is_a_message_of_the_next_turn(
     for n in range(30):  # 1.6 tokens a word, and 4 a message
         turn(routes, [text(100 + 9 * n, n)], 160 + 14 * n + 7)
     routes.learn(routes.route(request(known)), Outcome(200, 650, answered))
-    # One word that is many tokens: only the response can have said so.
+    # One word with many tokens, which only the response can have shown.
     later = routes.route(request([*known, text(100, 3), text(3)]))
     without = router()
     for n in range(30):
@@ -165,7 +165,7 @@ def test_a_count_far_from_the_estimate_is_not_believed() -> None:
     routes = router()
     for n in range(40):
         turn(routes, [text(400, n)], 700)
-    # The template drops what was counted: the next count is a tenth of the last.
+    # The template drops the counted text: the next count is a tenth of the last.
     turn(routes, [text(400)], 9000)
     decision = routes.route(request([text(400), "yes", "go on"]))
     assert decision.turn_spread == 0
@@ -188,7 +188,7 @@ def test_what_was_used_last_is_kept() -> None:
     memory = Conversations(4)
     for n in range(1, 9):
         remember(memory, f"{n}", n)
-    assert known(memory, "1") == 1  # used again, and so not the oldest
+    assert known(memory, "1") == 1  # reused, so no longer the oldest
     remember(memory, "9", 9)
     assert [known(memory, f"{n}") for n in range(1, 10)] == [1, 0, *range(3, 10)]
 

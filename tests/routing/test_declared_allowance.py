@@ -1,4 +1,4 @@
-"""How much of a declared limit is reserved."""
+"""The part of a declared limit that is reserved."""
 
 import random
 
@@ -21,7 +21,7 @@ def feed(
     limit: int = 32_000,
     seed: int = 1,
 ) -> list[bool]:
-    """Reserve for answers of log-normal length, and learn; tell which exceeded it."""
+    """Reserve for answers of log-normal length and learn; return which exceeded it."""
     rng = random.Random(seed)
     exceeded = []
     for _ in range(count):
@@ -64,7 +64,7 @@ def test_limits_models_and_categories_are_told_apart() -> None:
     assert allowance.reserve("m", "prose", 32_000) < 4_000
     assert allowance.reserve("m", "prose", 64_000) > 10_000
     assert allowance.reserve("m", "code", 32_000) > 10_000
-    # Another model may be one that reasons: nothing is known of it.
+    # An unknown model may be a reasoning model, so the full limit is reserved.
     assert allowance.reserve("other", "prose", 32_000) == 32_000
 
 

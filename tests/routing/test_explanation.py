@@ -1,4 +1,4 @@
-"""The explanation says what routing did: same numbers, same pool, same reason."""
+"""The explanation matches the routing: same numbers, pool and reason."""
 
 from typing import Any
 
@@ -186,7 +186,8 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
     assert len(terms) <= 12
     for term in terms.values():
         assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
-    # Fewer terms occur in so short a text than are shown, so they add up to all of it.
+    # So short a text has fewer terms than are shown, so the shown terms add up to the
+    # total.
     assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
         prompt.tokens, abs=0.6
     )

@@ -1,4 +1,4 @@
-"""Which model's pools a name leads to, and as what its requests are learned."""
+"""The pools for a model name, and the name under which its requests are learned."""
 
 import pytest
 from hypothesis import given
@@ -38,10 +38,10 @@ def make_router(*, unknown: str = "") -> ModelRouter:
         ("qwen", "qwen"),
         ("support", "llama"),
         ("legal-v2", "llama"),
-        ("legal-11", "llama"),  # the first pattern counts
+        ("legal-11", "llama"),  # the first matching pattern wins
         ("x-a1", "qwen"),
         ("listed", "vlm"),
-        ("legal-listed", "vlm"),  # its servers know better than a pattern
+        ("legal-listed", "vlm"),  # the servers' list precedes patterns
         ("Llama", None),
         ("llama ", None),
         ("legal", None),

@@ -71,7 +71,7 @@ def test_what_has_ended_makes_the_queue_shorter():
     assert pressure.under_pressure
     for _ in range(9):
         pressure.ended()
-    assert pressure.under_pressure  # 5.5 on average: not yet at the lower limit
+    assert pressure.under_pressure  # mean 5.5: still above the lower limit
     pressure.ended()
     assert not pressure.under_pressure
 
@@ -80,7 +80,7 @@ def test_requests_count_from_when_each_endpoint_was_measured():
     pressure = PoolPressure(LIMITS)
     for _ in range(6):
         pressure.sent()
-    # The first was measured before the six, the second after them.
+    # The first report was measured before the six requests, the second after them.
     pressure.measured([queue(8), queue(8)], [0, 6])
     assert not pressure.under_pressure  # 8 + 3 / 2
     pressure.sent()

@@ -85,5 +85,5 @@ def test_coefficients_are_what_the_fit_prints(corpora_path: Path) -> None:
     fitted = {name: tuple(map(int, row.split(", "))) for name, row in rows}
     assert fitted.keys() == MILLITOKENS.keys()
     for name, row in MILLITOKENS.items():
-        # Another BLAS may round the last digit the other way.
+        # Another BLAS may round the last digit differently.
         assert fitted[name] == pytest.approx(row, abs=2), name

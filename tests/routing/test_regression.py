@@ -1,4 +1,4 @@
-"""The default estimator, on a stand-in tokenizer; the corpora have a module apart."""
+"""The default estimator on a stand-in tokenizer; the corpora have their own module."""
 
 import random
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def test_a_deposed_model_comes_back_if_it_was_right(
     estimator = Bounded(TextEstimator())
     learn(estimator, samples[:600])
     before = mean_error(estimator, samples[900:1000])
-    # For a while the name answers as another model, then as itself again.
+    # The name temporarily belongs to another model, and then to the original one again.
     learn(estimator, other_samples[600:660])
     learn(estimator, samples[660:760])
     assert mean_error(estimator, samples[900:1000]) < 2 * before
@@ -332,7 +332,7 @@ def test_what_others_learned_is_solved_when_it_is_asked_for(
     for model, sample in zip("aab", samples, strict=False):
         other.estimate(model, sample.category, sample.features)
     solved = len(solutions)
-    assert 2 <= solved <= 4  # two posteriors, each with a prior of its own at most
+    assert 2 <= solved <= 4  # two posteriors, and at most a prior for each
     assert copy_out(other).keys() == groups.keys()
     assert len(solutions) == solved
 

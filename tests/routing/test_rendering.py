@@ -1,4 +1,4 @@
-"""Histories that templates drop, keep, or keep the latest of: learned for each model."""
+"""Chat templates that drop or keep reasoning, or keep the latest, by model."""
 
 import json
 import random
@@ -24,7 +24,7 @@ POOLS = [Pool("short", 8192, 8192), Pool("long", 65536, 65536)]
 KINDS = [kind for kind in Kind if kind is not Kind.DIGITS]
 
 Keeps = Callable[[int, int], bool]
-"""Whether a template renders the reasoning of a turn, of so many."""
+"""Whether a template renders the reasoning of turn ``i`` of ``n``."""
 
 TEMPLATES: dict[str, Keeps] = {
     "drops it": lambda turn, turns: False,
@@ -34,7 +34,7 @@ TEMPLATES: dict[str, Keeps] = {
 
 
 def make_chat(rng: random.Random, share: float) -> list[dict[str, Any]]:
-    """A chat of several turns, of whose answers some have reasoning."""
+    """A chat of several turns, some of whose answers contain reasoning."""
 
     def text(low: int, high: int) -> str:
         return write(rng.choice(KINDS), rng.randint(low, high), rng)
@@ -50,7 +50,7 @@ def make_chat(rng: random.Random, share: float) -> list[dict[str, Any]]:
 
 
 def count(messages: list[dict[str, Any]], keeps: Keeps) -> int:
-    """The tokens of a chat by Tekken and a template."""
+    """Count the tokens of a chat with Tekken and a template."""
     answers = [m for m in messages if m["role"] == "assistant"]
     tokens = 0
     for message in messages:
@@ -67,7 +67,7 @@ def count(messages: list[dict[str, Any]], keeps: Keeps) -> int:
     [
         (2, 1.0),
         (2, 0.3),
-        # Slow to compute, and the others' kind.
+        # Slow to compute, and similar to the others.
         pytest.param(1, 1.0, marks=pytest.mark.slow),
         pytest.param(3, 1.0, marks=pytest.mark.slow),
         pytest.param(3, 0.3, marks=pytest.mark.slow),

@@ -29,7 +29,7 @@ SHORT, LONG = Pool("short", 1000, 800), Pool("long", 8000, 8000)
 
 
 class Fixed(Bounded):
-    """Makes the same estimate of every prompt, and records what it learns."""
+    """Estimates the same for every prompt, and records the samples it learns."""
 
     def __init__(self, point: int = 100, bound: int = 120) -> None:
         super().__init__(TextEstimator(), NoMargin())
@@ -176,7 +176,7 @@ def test_budgets_grow_with_text_and_limit(limits: list[int], texts: list[int]) -
     assert small.pool.max_model_len <= large.pool.max_model_len
 
 
-# What is learned, and what never.
+# Learning: which responses count.
 
 
 def test_a_counted_prompt_is_learned_from() -> None:
@@ -254,7 +254,7 @@ def test_what_is_not_one_text_teaches_nothing(not_text: Request) -> None:
 
 
 def used_to_short_answers(*, retry_cut_answers: bool = False) -> Router:
-    """A router that reserves little under a declared limit of 32,000 tokens."""
+    """Return a router that reserves little under a declared limit of 32,000 tokens."""
     routes = Router(
         Policy([Pool("short", 4096, 4096), Pool("long", 65536, 65536)]),
         Fixed(),
@@ -308,7 +308,7 @@ def test_an_answer_that_was_cut_first_was_not_refused(
 
 
 def allowed_after(outcome: Outcome, asked: Request) -> int:
-    """What is allowed for after many outcomes of a request."""
+    """Return the allowance after many outcomes of a request."""
     routes = router()
     for _ in range(200):
         routes.learn(routes.route(asked), outcome)
@@ -351,7 +351,7 @@ def test_media_are_judged_as_text_is() -> None:
 
 
 def taught() -> Router:
-    """A router whose estimator has seen texts of several kinds."""
+    """Return a router whose estimator has learned from texts of several kinds."""
     pools = [Pool("s", 1000, 300), Pool("m", 2000, 2000), Pool("l", 8000, 8000)]
     learning = Router(Policy(pools), Bounded(TextEstimator()), TextRatios())
     for number in range(30):
