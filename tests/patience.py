@@ -22,7 +22,7 @@ _LONGER = {
 
 
 def be_patient(config: Any) -> None:
-    """Remove Envoy's short timeouts from a part of its configuration."""
+    """Lengthen Envoy's timeouts in a part of its configuration."""
     if isinstance(config, list):
         for each in config:
             be_patient(each)

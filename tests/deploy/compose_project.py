@@ -21,7 +21,7 @@ FOLDERS = ("envoy", "extproc")
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
 BUILD_TIMEOUT_S = 1200.0
 
-# Other ports, so that nothing that listens on this machine is in the way.
+# Other ports, to avoid conflicts with servers on this machine.
 _PORTS = """\
 services:
   envoy:
@@ -32,7 +32,7 @@ services:
 
 
 def ask_for_an_engine() -> None:
-    """Skip the test without a container engine, and Compose v2.24 or newer."""
+    """Skip the test without a container engine and Compose v2.24 or newer."""
     if shutil.which("docker") is None:
         pytest.skip("no docker here")
     for command in (["docker", "info"], ["docker", "compose", "version"]):
@@ -42,7 +42,7 @@ def ask_for_an_engine() -> None:
 
 
 class ComposeProject:
-    """``docker compose`` in a folder of its own, with ports of its own."""
+    """``docker compose`` in a separate folder, with separate ports."""
 
     def __init__(self, folder: Path, more: Iterable[str] = ()) -> None:
         self.folder = folder
@@ -57,12 +57,12 @@ class ComposeProject:
         self.use(more)
 
     def use(self, more: Iterable[str]) -> None:
-        """Put other files over the first from now on."""
+        """Use additional compose files from now on."""
         files = ["docker-compose.yaml", *more, "ports.yaml"]
         self._files = [flag for file in files for flag in ("-f", file)]
 
     def run(self, *arguments: str, check: bool = True, **environment: str) -> str:
-        """Run ``docker compose`` and return what it printed."""
+        """Run ``docker compose`` and return its output."""
         command = ["env", *(f"{k}={v}" for k, v in environment.items())]
         command += ["docker", "compose", "-p", self.folder.name, *self._files]
         done = subprocess.run(
@@ -77,7 +77,7 @@ class ComposeProject:
         return done.stdout + done.stderr
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """The running containers, by service."""
+        """Return the running containers by service."""
         lines = self.run("ps", "--format", "json").splitlines()
         found = [json.loads(line) for line in lines if line.startswith("{")]
         return {each["Service"]: each for each in found}
@@ -87,12 +87,12 @@ class ComposeProject:
         wait_until(lambda: self.services().get(service, {}).get("Health") == "healthy")
 
     def get(self, url: str) -> str:
-        """Fetch a URL of the containers' network."""
+        """Fetch a URL in the containers' network."""
         program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
         return self.run("exec", "-T", "extproc", "python", "-c", program, url)
 
     def signal(self, service: str, signal: str, pattern: str = "") -> None:
-        """Send a signal to the processes of a service, from outside of it."""
+        """Send a signal to the processes of a service, from outside the container."""
         identifier = self.services()[service]["ID"]
         top = subprocess.check_output(
             ["docker", "top", identifier, "-eo", "pid,args"], text=True

@@ -1,4 +1,4 @@
-"""What the manifests and the chart render to, by the real kubectl and helm."""
+"""Manifests and chart, rendered by the real kubectl and helm."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIANTS = (
     "istio",
     "sidecar",
     "sidecar+throughput",
-    # With everything that can be added.
+    # With all optional components.
     "sidecar+monitoring+state",
 )
 SEVERAL_WORKERS = [
@@ -61,12 +61,12 @@ ADDITIONS = {
         ["state.secret=token-budget-router-state"],
     ),
 }
-"""What can be added to a variant: a component, and values of the chart."""
+"""Options of a variant: a component, and values of the chart."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+@pytest.hookimpl(tryfirst=True)  # before -m is evaluated
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for Prometheus to have rates takes its time."""
+    """Mark tests that wait for Prometheus's rates as slow."""
     for item in items:
         if "prometheus" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -84,7 +84,7 @@ def observability(envoy_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """The folder with helm, kubectl and the schemas of custom resources."""
+    """Return the folder with helm, kubectl and the schemas of custom resources."""
     spec = importlib.util.spec_from_file_location(
         "fetch_tools", Path(__file__).with_name("fetch_tools.py")
     )
@@ -101,7 +101,7 @@ def tools() -> Path:
 
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
-    """Each way to run the router on Kubernetes."""
+    """All variants of running the router on Kubernetes."""
     name: str = request.param
     return name
 
@@ -110,7 +110,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 def kustomize(
     tools: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], list[Manifest]]:
-    """Render a variant's kustomization; the objects in kubectl's order."""
+    """Render a variant's kustomization; return the objects in kubectl's order."""
 
     @functools.cache
     def render(variant: str) -> list[Manifest]:
@@ -123,7 +123,7 @@ def kustomize(
         return _run([tools / "kubectl/kubectl", "kustomize", folder])
 
     def with_components(folder: Path, additions: list[str]) -> Path:
-        """As an operator would: a kustomization of their own."""
+        """Render a kustomization of an operator's own."""
         own = tmp_path_factory.mktemp("own")
         components = [ENVOY / ADDITIONS[name][0] for name in additions]
         document = {
@@ -195,7 +195,7 @@ def envoy_program() -> str:
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
-    """A stand-in for each pool; the short one holds half of the window in the routers' configuration."""
+    """Start a stand-in per pool; the short one has half of the configured window."""
     directory = tmp_path_factory.mktemp("pools")
     made = [
         stand_in("short", 4096, 64, directory, speed=100),
@@ -214,7 +214,7 @@ def update_config() -> Callable[[Path, dict[str, str]], None]:
 
 @pytest.fixture(scope="session")
 def make_patient() -> Callable[[Any], None]:
-    """Edits an Envoy's configuration so that it waits for a busy machine."""
+    """Lengthen an Envoy configuration's timeouts for a busy machine."""
     return be_patient
 
 
@@ -228,7 +228,7 @@ def eventually() -> Callable[..., Any]:
 def start_pod(
     envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[list[Manifest]], Pod]]:
-    """Run the pod of the Deployment among these objects, until its startup probes pass."""
+    """Run the pod of a Deployment in these objects until its startup probes pass."""
     with ExitStack() as started:
         yield lambda manifests: run_pod(
             manifests, envoy_program, tmp_path_factory.mktemp("pod"), started
@@ -242,7 +242,7 @@ def start_sidecar(
     start_pod: Callable[[list[Manifest]], Pod],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Pod]:
-    """Run the chart's pod of Envoy and router before the stand-ins, with these values."""
+    """Run the chart's pod of Envoy and router with these values and the stand-ins."""
 
     def start(*values: str) -> Pod:
         state = tmp_path_factory.mktemp("state")
@@ -253,7 +253,7 @@ def start_sidecar(
 
 @pytest.fixture(scope="session")
 def sidecar_pod(start_sidecar: Callable[..., Pod]) -> Pod:
-    """One router, which learns from every response."""
+    """A router that learns from every response."""
     return start_sidecar("config.feedback.sample=all")
 
 
@@ -261,7 +261,7 @@ def sidecar_pod(start_sidecar: Callable[..., Pod]) -> Pod:
 def throughput_pod(start_sidecar: Callable[..., Pod]) -> Pod:
     """Several workers and the access log.
 
-    They learn from half of the responses as they pass, and from the others by the log.
+    They learn from half of the responses directly, and from the others by the log.
     """
     return start_sidecar(
         "workers=2", "envoy.accessLog=true", "config.feedback.sample:=0.5"
@@ -269,11 +269,11 @@ def throughput_pod(start_sidecar: Callable[..., Pod]) -> Pod:
 
 
 def values_of(pools: list[Backend], state: Path) -> list[str]:
-    """The chart's values for pools on this machine, and a store in a folder."""
+    """Return the chart's values for pools on this machine and a store in a folder."""
     values = [
         "config.state.store=directory",
         f"config.state.path={state}",
-        # Only the one whose window is the configured one.
+        # Only the pool whose window matches the configuration.
         f"config.pools[1].endpoints[0]={pools[1].url}",
         "config.pools[0].name=short",
         "config.pools[0].max_model_len=8192",

@@ -1,4 +1,4 @@
-"""What stands in the files of envoy/observability, to be held to one thing or another."""
+"""Reads the files of envoy/observability for comparison with other files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def panels(observability: Path) -> list[dict[str, Any]]:
 
 
 def expressions(observability: Path) -> list[tuple[str, str, str]]:
-    """Title, unit and query of each target of each panel, with variables filled in."""
+    """Yield title, unit and query of each panel's targets, with variables filled in."""
     found = []
     for panel in panels(observability):
         for target in panel["targets"]:

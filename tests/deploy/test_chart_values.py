@@ -1,4 +1,4 @@
-"""What a platform team sets in the chart arrives in its objects."""
+"""Values that a platform team sets in the chart appear in its objects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def virtual_service(manifests: list[Manifest]) -> Manifest:
-    """The one with our routes; the other keeps the router's cluster in the gateway."""
+    """Return the VirtualService with the routes; the other only keeps the router's
+    cluster."""
     (found,) = [
         manifest["spec"]
         for manifest in manifests
@@ -93,7 +94,7 @@ def test_core_objects_follow_their_schemas(chart, variant: str) -> None:
     checked = [m for m in manifests if m["apiVersion"] in CORE]
     assert len(checked) >= 6
     for manifest in checked:
-        # API machinery drops a null; the schemas do not take one.
+        # API machinery drops nulls, which the schemas reject.
         schemas.validate(without_nulls(manifest), KUBERNETES, strict=True)
 
 
@@ -109,7 +110,7 @@ EVERY_VALUE = Path(__file__).with_name("every_value.yaml")
 
 
 def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield what is in mappings within mappings, each with the keys that lead there."""
+    """Yield the values of nested mappings, each with the keys that lead to it."""
     if not isinstance(value, dict) or not value:
         yield path, value
         return
@@ -123,7 +124,7 @@ def test_every_value_is_set_to_another_than_its_default(envoy_folder: Path) -> N
     elsewhere = {("gateway", "type"), ("envoy", "config")}
     for path, default in leaves(yaml.safe_load(file.read_text())):
         known = [found for set_, found in every.items() if set_[: len(path)] == path]
-        # A mapping of labels may have other keys.
+        # A mapping of labels may have additional keys.
         labels = [s for s in every if s[:-1] == path[:-1] and "abels" in path[-2:][0]]
         assert known or labels, f"{path}: not in {EVERY_VALUE.name}"
         assert [default] != known or path in elsewhere, path
@@ -189,7 +190,7 @@ def test_the_pod_has_what_was_set(chart) -> None:
         "ca": "/etc/ca",
     }
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts)
-    # A gRPC probe cannot speak TLS.
+    # A gRPC probe does not support TLS.
     assert "httpGet" in container["readinessProbe"]
 
 
@@ -280,7 +281,7 @@ def test_helm_test_asks_the_router(helm, envoy_folder: Path, gateway: str) -> No
 
 
 def test_the_schema_describes_every_value(envoy_folder: Path) -> None:
-    """And has no value that the defaults lack: the chart's README is made of both."""
+    """The chart has no value without a default: its README is generated from both."""
     folder = envoy_folder / "helm/token-budget-router"
     schema = json.loads((folder / "values.schema.json").read_text())
     defaults = yaml.safe_load((folder / "values.yaml").read_text())
@@ -309,7 +310,7 @@ MODELS = (
 
 
 def routes_of(manifests: list[Manifest]) -> list[tuple[dict[str, str], str]]:
-    """The headers that each rule of an HTTPRoute matches, and where it leads."""
+    """Return the headers that each rule of an HTTPRoute matches, with its backends."""
     return [
         (
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", ())},
@@ -405,7 +406,8 @@ def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) -> None:
-    """Neither two in a namespace, nor one name in two namespaces."""
+    """Two releases in one namespace, and one name in two namespaces, must not
+    collide."""
     options = ["--set", f"gateway.type={gateway}", "--set", "monitoring.enabled=true"]
     if gateway == "envoy-gateway":
         options += ["--set", "gateway.retryOverflow=true"]
@@ -428,7 +430,7 @@ def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) ->
 
 
 SHARED = {"InferencePool"}
-"""The pools themselves: two releases for the same pools have the same."""
+"""The pools' own objects: two releases for the same pools share them."""
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -446,7 +448,7 @@ def test_names_that_look_like_numbers_stay_texts(
         *("--set-json", f"config.pools={json.dumps(pools)}"),
         *("--set-json", f"backends={json.dumps(backends)}"),
     ]
-    if gateway == "sidecar":  # has routes for pools short and long only
+    if gateway == "sidecar":  # it only has routes for the pools short and long
         values = []
     done = helm("template", "123", chart, "--set", f"gateway.type={gateway}", *values)
     assert done.returncode == 0, done.stderr
@@ -456,7 +458,7 @@ def test_names_that_look_like_numbers_stay_texts(
 
 
 def texts(value: Any) -> list[tuple[str, Any]]:
-    """Names, and the values of labels and header matches."""
+    """Return names, and the values of labels and header matches."""
     found: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         for key, inner in value.items():

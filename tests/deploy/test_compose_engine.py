@@ -1,4 +1,4 @@
-"""``docker compose`` on a real engine: no request fails, whatever happens to the router."""
+"""``docker compose`` on a real engine: no request fails when the router does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeProject
 
 @pytest.fixture
 def up(project: ComposeProject) -> ComposeProject:
-    """The stack of the first file, whatever an earlier test left."""
+    """Start the stack of the first file, whatever an earlier test left behind."""
     project.use([])
     project.run("up", "-d", "--wait")
     wait_until(lambda: is_routed(project))
@@ -51,9 +51,9 @@ Clients = Callable[[ComposeProject, str], AbstractContextManager[Load]]
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[Clients]:
-    """Clients throughout a fault; every request must have been answered in the end.
+    """Run clients throughout a fault; every request must be answered in the end.
 
-    A row of the README's table for each fault is printed at the end of the module.
+    At the end the module prints a row of the README's table for each fault.
     """
     rows: list[str] = []
 
@@ -83,7 +83,7 @@ def clients() -> Iterator[Clients]:
 def test_a_newcomer_s_first_up_answers_the_first_request(project: ComposeProject):
     printed = project.run("up", "-d", "--wait")
 
-    assert "rror" not in printed  # nothing is pulled that no registry has
+    assert "rror" not in printed  # no missing image is pulled
     answered = exchange(project.port, "short")
     assert (answered.routed, answered.served_by) == (True, "vllm_short")
     assert exchange(project.port, "long").served_by == "vllm_long"
@@ -256,7 +256,7 @@ def test_workers_and_the_access_log(up: ComposeProject, clients: Clients):
 
 def test_stand_ins_are_gone_when_vllm_is_there(up: ComposeProject):
     up.use([GPU])
-    # Not vLLM's image, of 10 GB: what counts is what happens to the stand-ins.
+    # Without vLLM's image, which has 10 GB: this test is about the stand-ins.
     up.run(
         "up", "-d", "--pull=never", "--scale", "vllm-short=0", "--scale", "vllm-long=0"
     )

@@ -1,4 +1,4 @@
-"""The compose profiles and the files put over the first: commands, files and names."""
+"""The compose profiles and override files: commands, files and names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def program(name: str) -> str:
 
 
 def mounts(service: dict[str, Any]) -> dict[str, Path]:
-    """Folders and files of the project in a container, by their path in it."""
+    """Return the project's files and folders in a container, by their path there."""
     found = {}
     for mount in service["volumes"]:
         source, target, *mode = mount.split(":")
@@ -68,7 +68,7 @@ def test_compose_accepts_all_together(more: tuple[str, ...]):
 
 
 def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
-    """And what it comes to: four workers, an endpoint each, and the access log."""
+    """The merged configuration has four workers, an endpoint each, and the access log."""
     more = MORE["throughput/docker-compose.yaml"]
     files = ["-f", str(ROOT / "docker-compose.yaml"), "-f", str(more)]
     done = subprocess.run(
@@ -108,12 +108,12 @@ def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
         f"0.0.0.0:{address['socket_address']['port_value']}" for address in asked
     ] == [str(first.nth(i)) for i in range(config.server.workers)]
     assert {each["socket_address"]["address"] for each in asked} == {"extproc"}
-    # Its file system is read-only.
+    # The container's file system is read-only.
     assert router["tmpfs"] == ["/tmp"]
 
 
 def source(mount: str | dict[str, str]) -> Path:
-    """Of a mount as docker-compose prints it, version 1 or 2."""
+    """Return the source of a mount as printed by docker-compose, version 1 or 2."""
     return Path(mount.split(":")[0] if isinstance(mount, str) else mount["source"])
 
 
@@ -125,7 +125,7 @@ def source(mount: str | dict[str, str]) -> Path:
 def test_our_images_start_as_their_dockerfile_says(
     service: str, target: str, services: dict[str, Any], tmp_path: Path
 ):
-    """Entry point, compose's command and environment, and the image's own probe."""
+    """Return entry point, compose's command and environment, and the image's probe."""
     _, _, stage = (ROOT / "extproc/Dockerfile").read_text().partition(f" AS {target}\n")
     stage = stage.partition("\nFROM ")[0]
     entry, probe = (
@@ -211,8 +211,8 @@ def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
     for job in config["scrape_configs"]:
         for group in job["static_configs"]:
             assert {target.partition(":")[0] for target in group["targets"]} <= names
-    # Envoy's metrics are on a port of its own, not on one of a neighbour that loses the
-    # network when Envoy starts again.
+    # Envoy serves its metrics on its own port, not in the network of a container that
+    # loses it when Envoy restarts.
     assert "network_mode" not in {key for each in services.values() for key in each}
     bootstrap = yaml.safe_load(mounts(services["envoy"]).popitem()[1].read_text())
     ports = {
@@ -242,7 +242,7 @@ def test_grafana_finds_its_dashboard(services: dict[str, Any]):
 
 
 def test_redis_starts_with_its_command(services: dict[str, Any], tmp_path: Path):
-    """Valkey is Redis 7.2 under another name, with the same settings."""
+    """Valkey is a fork of Redis 7.2 with the same settings."""
     (port,) = free_ports(1)
     name, *arguments = services["redis"]["command"]
     assert name == "valkey-server"

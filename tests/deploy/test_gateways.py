@@ -1,7 +1,7 @@
-"""What the overlays tell their gateways, on a real Envoy.
+"""The overlays' gateway settings, applied to a real Envoy.
 
-With one listener for each overlay, as ``translation`` makes it. So these tests show that
-the settings work together, not that a controller reads them: only a cluster shows that.
+It has one listener for each overlay, made by ``translation``. These tests show that the
+settings work together, not that a controller reads them, which needs a cluster.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ GATEWAYS = (
     "istio",
 )
 STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
-"""Those that remove a client's own x-llm-pool. GKE cannot."""
+"""Gateways that remove a client's own x-llm-pool. GKE cannot."""
 
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "The quick brown fox jumps over the lazy dog. " * 480
-"""More than the short stand-in holds, less than the window in the configuration."""
+"""A prompt above the short stand-in's window, but below the configured one."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
 """90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""
 
 
 @dataclass
 class Rig:
-    """A running Envoy with a listener for each overlay, and what is behind it."""
+    """A running Envoy with a listener for each overlay, and its backends."""
 
     ports: dict[str, int]
     router: Router
 
     def post(self, gateway: str, text: str, **headers: str) -> tuple[int, str | None]:
-        """Send a chat request; return the status and the cluster that answered."""
+        """Send a chat request; return the status and the answering cluster."""
         body = {
             "model": "m",
             "messages": [{"role": "user", "content": text}],
@@ -80,7 +80,7 @@ Change = Callable[[Config], None]
 def start(
     kustomize, pools, envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Change], Rig]]:
-    """Starts an Envoy whose configuration is first changed; all ask one router."""
+    """Start an Envoy with a changed configuration; all of them call one router."""
     directory = tmp_path_factory.mktemp("gateways")
     asked = router({"feedback": {"sample": "all"}}, directory)
     at = {f"vllm-{pool.pool}": ("127.0.0.1", pool.port) for pool in pools}
@@ -113,7 +113,7 @@ def start(
 
 
 def bootstrap(gateways: list[Gateway], ports: list[int], admin_port: int) -> Config:
-    """One Envoy for all gateways, each at its port."""
+    """Start one Envoy for all gateways, each on its own port."""
     gateways = copy.deepcopy(gateways)
     listeners = [
         gateway.listener
@@ -160,7 +160,7 @@ def test_an_overflow_becomes_an_answer_where_it_is_asked_for(rig: Rig):
 
 
 def test_without_an_answer_requests_take_the_long_pool(start: Callable[..., Rig]):
-    """Even one whose client says otherwise, where the gateway can remove that."""
+    """A client's own header has no effect if the gateway can remove it."""
     rig = start(lambda as_shipped: None)
     rig.router.child.pause()
     try:

@@ -1,4 +1,4 @@
-"""What each variant renders to is what its APIs accept, and hangs together."""
+"""Each variant renders to valid objects that refer to each other correctly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from extproc.config import load_config
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
-"""The schemas to check with: the version of the kubectl that renders."""
+"""Return the schemas for the version of the kubectl that renders."""
 
 CUSTOM = (
     "envoy-gateway+overflow",
@@ -29,11 +29,11 @@ CUSTOM = (
     "inference-extension",
     "istio",
 )
-"""Variants with custom resources; together they have all kinds."""
+"""Variants with custom resources, which together cover all kinds."""
 
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
-"""No package has these; envoy/kubernetes/README.md says what theirs rest on."""
+"""Kinds for which no package has a schema; see envoy/kubernetes/README.md."""
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
@@ -51,7 +51,7 @@ def is_core(manifest: Manifest) -> bool:
 
 @functools.cache
 def validate_core(manifest: str) -> None:
-    """Most objects are the same in every variant: look at each once."""
+    """Validate an object once, since most are the same in every variant."""
     schemas = pytest.importorskip("kubernetes_validate")
     schemas.validate(json.loads(manifest), KUBERNETES, strict=True)
 
@@ -124,7 +124,7 @@ def test_configuration_is_accepted_and_has_a_route_for_each_pool(variant, kustom
 
 
 def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
-    """The headers that each rule of each route asks for, in order."""
+    """Return the headers that each rule of each route matches, in order."""
     found = [
         [
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", [])}
@@ -141,7 +141,8 @@ def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
             for rule in service["spec"]["http"]
         ]
         for service in of_kind(manifests, "VirtualService")
-        # The other one keeps the router's cluster in the gateway; no client asks for it.
+        # The other VirtualService only keeps the router's cluster in the gateway; no
+        # client uses it.
         if not service["spec"]["hosts"][0].endswith(".invalid")
     ]
     return found
@@ -195,7 +196,7 @@ def test_policies_and_extensions_name_what_is_there(kustomize):
     for variant in set(CUSTOM) - {"istio"}:
         manifests = kustomize(variant)
         names = {(m["kind"], m["metadata"]["name"]) for m in manifests}
-        # The operator's: the Gateway, and the Services of the pools.
+        # Created by the operator: the Gateway and the pools' Services.
         names |= {("Gateway", "llm-gateway")}
         names |= {("Service", "vllm-short"), ("Service", "vllm-long")}
         asked = [
@@ -209,7 +210,7 @@ def test_policies_and_extensions_name_what_is_there(kustomize):
 
 
 def references(value: Any) -> list[tuple[str, str]]:
-    """Kind and name of what a custom resource points at."""
+    """Return kind and name of the target of a custom resource."""
     found = []
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -256,7 +257,7 @@ def test_pods_meet_the_restricted_pod_security_standard(variant, kustomize):
 
 
 def test_several_workers_have_what_they_need(kustomize):
-    """An endpoint each, and a place to share what they learn on."""
+    """An endpoint for each, and a shared folder for the learned state."""
     for variant in ("base+workers", "envoy-gateway+workers", "sidecar+throughput"):
         manifests = kustomize(variant)
         pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -288,7 +289,7 @@ def test_several_workers_have_what_they_need(kustomize):
 
 
 def router_endpoints(manifests: list[Manifest]) -> list[Manifest]:
-    """Where the sidecar's Envoy finds the router."""
+    """Return the router's address in the sidecar's Envoy."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(manifests, "ConfigMap")
@@ -326,11 +327,11 @@ def test_a_pod_has_time_to_drain(variant, kustomize):
 
 
 def test_buffer_limits_hold_what_the_router_reads(kustomize):
-    """Above the limit a body that the router asked for makes the request hang."""
+    """A body that the router requests above the limit would make the request hang."""
     asked = load_config("", {}).server.max_body_bytes
     policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")["spec"]
     assert policy["connection"]["bufferLimit"] >= asked
-    # Of an HTTP/2 request only the stream's window counts.
+    # For an HTTP/2 request only the stream's window counts.
     stream = policy["http2"]["initialStreamWindowSize"]
     assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
     for variant in ("inference-extension", "istio"):
@@ -345,7 +346,7 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
 
 
 PICKER_TAKES = 3 << 20
-"""A Go gRPC server takes messages of 4 MiB; Envoy sends its limit and one read more."""
+"""A Go gRPC server accepts messages of 4 MiB; Envoy sends its limit plus one read."""
 
 
 def limit_of(manifests: list[Manifest]) -> int:
@@ -358,7 +359,7 @@ def limit_of(manifests: list[Manifest]) -> int:
 
 
 def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
-    """Another team's host on the same gateway has none of our settings that cost."""
+    """Another team's host on the same gateway gets none of the costly settings."""
     for variant in ("inference-extension", "istio"):
         manifests = kustomize(variant)
         patches = only(manifests, "EnvoyFilter")["spec"]["configPatches"]
@@ -381,7 +382,7 @@ def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
 
 
 def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
-    """No 5xx shows that it hangs, so each gateway has to ask it."""
+    """A hung router causes no 5xx, so each gateway needs a health check."""
     asked = "envoy.service.ext_proc.v3.ExternalProcessor"
     (ext_proc,) = only(kustomize("envoy-gateway"), "EnvoyExtensionPolicy")["spec"][
         "extProc"
@@ -411,7 +412,7 @@ def test_only_the_short_rule_is_tried_again_after_an_overflow(kustomize):
         if "httpStatusCodes" in policy["spec"]["retry"]["retryOn"]
     ]
     assert retried == ["short"]
-    # A rule's policy takes the place of the route's: all else is alike.
+    # A rule's policy replaces the route's, so everything else must be equal.
     (one, other) = ({**p["spec"], "retry": 0, "targetRefs": 0} for p in policies)
     assert one == other
 
@@ -421,8 +422,8 @@ LISTS_OF_ONE_OWNER = {
     "parentRefs": {"group", "kind"},
     "ports": {"protocol"},
 }
-"""Lists that server-side apply takes for one value: what the API server adds to an item
-would make each owner's list another, and a conflict."""
+"""Lists that server-side apply treats as one value: if the API server adds a field to
+an item, each owner's list differs, which is a conflict."""
 
 
 def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize):
@@ -436,7 +437,7 @@ def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize)
 
 
 def list_items(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The objects in lists, with the lists' names."""
+    """Yield the objects in lists, with the lists' names."""
     found = []
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -456,7 +457,7 @@ def test_files_made_from_others_are_current(envoy_folder: Path):
 
 
 def test_sidecar_runs_envoy_yaml_with_two_differences(kustomize, envoy_folder: Path):
-    """As data, whatever the text of the two files."""
+    """Compare the two files' data, whatever their text."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(kustomize("sidecar"), "ConfigMap")

@@ -1,4 +1,4 @@
-"""Scrape configuration, alerts and dashboard: sound, complete and in agreement."""
+"""Scrape configuration, alerts and dashboard are valid, complete and consistent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .dashboard import DASHBOARD, alerts, expressions, panels, program
 
 
 def own_metrics() -> set[str]:
-    """Every name that the router exports, as queries use them."""
+    """Return every exported metric name, as queries use them."""
     names = set()
     state = InForceCollector(InForce(build_generation(Config())))
     connections = CollectorRegistry()
@@ -51,7 +51,7 @@ def test_each_alert_fires_where_it_should(observability: Path):
         command, cwd=observability, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # promtool does not mind an alert that no test names.
+    # promtool accepts alerts without a test.
     named = (observability / "rules.test.yml").read_text()
     for alert in alerts(observability):
         fires = rf"alertname: {alert['alert']}\n    exp_alerts:"
@@ -69,7 +69,7 @@ def test_queries_use_metrics_that_exist_and_leave_none_out(observability: Path):
 
 
 def test_panels_fit_together(observability: Path):
-    """No two overlap, none is wider than the page, each says what it shows."""
+    """No two panels overlap or exceed the page's width, and each has a description."""
     board = json.loads((observability / DASHBOARD).read_text())
     cells = set()
     for panel in board["panels"]:
@@ -95,7 +95,7 @@ def test_panels_fit_together(observability: Path):
 
 
 def dashboard_errors(tools: Path, board: dict[str, Any]) -> list[str]:
-    """What Grafana's own declarations find wrong."""
+    """Return the errors found by Grafana's own type declarations."""
     script = Path(__file__).with_name("check_dashboard.mjs")
     done = subprocess.run(
         [program("node"), script, tools],
@@ -139,7 +139,7 @@ def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
     )["datasources"]
     assert source["type"] == "prometheus"
     scraped = yaml.safe_load((observability / "prometheus.yml").read_text())
-    # Grafana's $__rate_interval is four of these: less would leave gaps.
+    # Grafana's $__rate_interval is four scrape intervals; fewer would leave gaps.
     assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
 
 

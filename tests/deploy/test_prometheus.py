@@ -1,5 +1,4 @@
-"""What a real Prometheus makes of the scrape configuration, the dashboard's queries and
-the alerts, on a real run."""
+"""Scrape configuration, dashboard queries and alerts in a real Prometheus."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ class Prometheus:
 
     port: int
     at: float | None = None
-    """When queries are evaluated, in seconds since the epoch; None: now."""
+    """Evaluation time of queries, in seconds since the epoch; None for now."""
 
     def get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(parameters)}"
@@ -53,7 +52,7 @@ class Prometheus:
         return answer["data"]
 
     def query(self, query: str) -> list[Sample]:
-        """Every result's labels and value."""
+        """Return labels and value of every result."""
         when = {} if self.at is None else {"time": str(self.at)}
         data = self.get("/api/v1/query", query=query, **when)
         if data["resultType"] == "scalar":
@@ -61,7 +60,7 @@ class Prometheus:
         return [(each["metric"], float(each["value"][1])) for each in data["result"]]
 
     def has_all(self) -> bool:
-        """Whether what the panels divide by is there, and what comes late."""
+        """Whether the panels' divisors and the late metrics exist."""
         counters = (
             "extproc_decisions_total",
             'extproc_observations_total{result="learned"}',
@@ -69,7 +68,7 @@ class Prometheus:
             'extproc_access_log_entries_total{result="observed"}',
         )
         wanted = [f"sum(rate({counter}[1m]))" for counter in counters]
-        # After 200 requests to one worker.
+        # It appears after 200 requests to one worker.
         wanted.append("max(extproc_advised_threshold_tokens)")
         wanted += ["sum(extproc_config_reload_total)", "min(up)"]
         return all(
@@ -79,7 +78,7 @@ class Prometheus:
         )
 
     def has(self, counts: dict[str, float]) -> bool:
-        """Whether it has scraped as much of each counter."""
+        """Whether every counter has been scraped up to these values."""
         return all(
             sum(value for _, value in self.query(f"sum({name})")) >= count
             for name, count in counts.items()
@@ -87,7 +86,7 @@ class Prometheus:
 
 
 def counted(pod: Any) -> dict[str, float]:
-    """What a pod counts at this moment. To ask Envoy is counted too."""
+    """Return a pod's current counts. The request to Envoy is counted too."""
     counters = (
         ("http-admin", "/metrics", "extproc_decisions_total"),
         ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
@@ -111,7 +110,7 @@ def prometheus(
     update_config,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
-    """A Prometheus with our configuration that has scraped two rounds of traffic."""
+    """Start a Prometheus with this configuration and scrape two rounds of traffic."""
     scrape = scrape_of(observability, throughput_pod, pools)
     directory = tmp_path_factory.mktemp("prometheus")
     mixed = list(make_requests(400, 7, Target(short_window=2048, longest_answer=16)))
@@ -119,11 +118,11 @@ def prometheus(
         config = throughput_pod.volumes["config"]
         text = (config / "extproc.yaml").read_text()
         update_config(config, {"extproc.yaml": f"{text}\n# changed\n"})
-        # A rate needs two scrapes of a series, and something between them.
+        # A rate needs two scrapes of a series, with a change in between.
         for part in itertools.cycle((mixed[:200], mixed[200:])):
             send_all(throughput_pod.ports["http"], part + around_the_threshold())
             eventually(functools.partial(running.has, counted(throughput_pod)))
-            # All that is asked from now on is asked about this moment.
+            # All later queries use this time.
             running.at = time.time()
             if running.has_all():
                 break
@@ -135,7 +134,7 @@ def prometheus(
 def scraping(
     config: dict[str, Any], observability: Path, directory: Path
 ) -> Iterator[Prometheus]:
-    """A Prometheus with a configuration, and our rules."""
+    """Start a Prometheus with a configuration and the project's rules."""
     (port,) = free_ports(1)
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(observability / "rules.yml", directory)
@@ -175,7 +174,7 @@ MODELS: dict[str, Any] = {
 def prometheus_of_models(
     observability: Path, tmp_path_factory: pytest.TempPathFactory, eventually
 ) -> Iterator[Prometheus]:
-    """A Prometheus that scraped a router of two models, each misrouted now and then."""
+    """Start a Prometheus and a router of two models, each misrouted now and then."""
     directory = tmp_path_factory.mktemp("models")
     router = stack.router(MODELS, directory)
     scrape = {
@@ -198,21 +197,22 @@ def prometheus_of_models(
 
         def seen() -> bool:
             decide_and_observe(router.admin_url, 10)
-            # All that is asked from now on is asked about this moment.
+            # All later queries use this time.
             running.at = time.time()
             if all(sum(v for _, v in running.query(query)) > 0 for query in wanted):
                 return True
             running.at = None
             return False
 
-        # A limit is believed until 1 / output.truncation_risk answers are known.
+        # A declared limit is reserved in full until 1 / output.truncation_risk answers
+        # are known.
         decide_and_observe(router.admin_url, 220)
         eventually(seen)
         yield running
 
 
 def decide_and_observe(url: str, count: int) -> None:
-    """Decide and learn through the HTTP API; each answer that is first overflowed."""
+    """Decide and learn through the HTTP API; each model's first prompt overflows."""
     for number in range(count):
         for model in MODELS["models"]:
             message = {"role": "user", "content": "Hello, hello. " * 20}
@@ -232,7 +232,7 @@ def post_json(url: str, body: dict[str, Any]) -> Any:
 
 
 def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]:
-    """Our scrape configuration with this machine's addresses and a shorter interval."""
+    """Return the scrape configuration with local addresses and a shorter interval."""
     text = (observability / "prometheus.yml").read_text()
     addresses = {
         "extproc:9090": pod.ports["http-admin"],
@@ -251,9 +251,9 @@ def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]
 
 
 def around_the_threshold() -> list[DemoRequest]:
-    """Requests of 5,000 to 8,000 tokens: they overflow the short stand-in, which holds
-    half of the 8,192 in the configuration; or, if the bound is above the threshold,
-    they waste the long one."""
+    """Requests of 5,000 to 8,000 tokens. They overflow the short stand-in, whose window
+    is half of the configured 8,192, or are routed to the long pool without need if
+    their bound is above the threshold."""
     return [
         DemoRequest(
             "/v1/completions",
@@ -267,7 +267,7 @@ def around_the_threshold() -> list[DemoRequest]:
 
 
 def send_all(port: int, requests: list[DemoRequest]) -> None:
-    """Send them, eight at a time."""
+    """Send the requests, eight at a time."""
 
     def send(request: DemoRequest) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -283,7 +283,7 @@ def send_all(port: int, requests: list[DemoRequest]) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         statuses = list(threads.map(send, requests))
     assert set(statuses) == {200}
-    # No pool is chosen for speech, so it is counted as not routed.
+    # No pool is chosen for speech, so it counts as not routed.
     send(DemoRequest("/v1/audio/speech", b"{}", ""))
 
 
@@ -312,7 +312,7 @@ def test_every_panel_shows_sound_numbers(
             if title.startswith("Estimate error"):
                 assert -1 <= value <= 2, (title, labels, value)
             elif unit == "percentunit":
-                # Above 1 where Prometheus extrapolates two young counters.
+                # Prometheus may extrapolate two young counters to a ratio above 1.
                 assert 0 <= value <= 1.5, (title, labels, value)
             else:
                 assert value >= 0, (title, labels, value)
@@ -356,7 +356,7 @@ def test_every_alert_is_evaluated(
 def test_the_autoscaler_s_metric_counts_decisions(
     prometheus: Prometheus, observability: Path
 ):
-    """prometheus-adapter's query, as it fills it in."""
+    """Return prometheus-adapter's query with its template filled in."""
     values = yaml.safe_load((observability / "prometheus-adapter.yaml").read_text())
     (rule,) = values["rules"]["custom"]
     series = rule["seriesQuery"].partition("{")[0]

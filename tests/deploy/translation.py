@@ -1,6 +1,6 @@
-"""What each gateway makes of an overlay's objects: Envoy configuration.
+"""Translates an overlay's objects to Envoy configuration, as each gateway does.
 
-Done by hand, field by field as the gateway's documentation has it.
+The translation is written by hand, field by field from the gateways' documentation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 
 @dataclass
 class Gateway:
-    """One overlay as Envoy configuration: a listener, and the clusters it names."""
+    """One overlay as Envoy configuration: a listener and its clusters."""
 
     listener: Config
     clusters: list[Config]
@@ -48,7 +48,7 @@ def cluster(name: str, address: Address, **settings: Any) -> Config:
 
 
 def http2() -> Config:
-    """For a cluster that speaks gRPC."""
+    """Return the options of a cluster for gRPC."""
     options = f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"
     return {
         "typed_extension_protocol_options": {
@@ -61,7 +61,7 @@ def http2() -> Config:
 
 
 def listener(name: str, routes: list[Config], filters: list[Config]) -> Config:
-    """A listener as gateways make them, before any policy."""
+    """Return a listener as gateways create it, before any policy."""
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -71,7 +71,7 @@ def listener(name: str, routes: list[Config], filters: list[Config]) -> Config:
                     "name": name,
                     "domains": ["*"],
                     "routes": routes,
-                    # For the tests to see who answered.
+                    # Lets the tests see which cluster answered.
                     "response_headers_to_add": [
                         {
                             "header": {
@@ -120,9 +120,9 @@ def of_kind(manifests: list[Manifest], kind: str, name: str | None = None) -> Ma
 
 
 def http_routes(route: Manifest) -> tuple[list[Config], list[list[str]]]:
-    """An HTTPRoute's rules as routes, and the backends that each names.
+    """Translate an HTTPRoute's rules to routes; also return each route's backends.
 
-    A route's cluster has the name of its first backend.
+    A route's cluster is named after its first backend.
     """
     routes, backends = [], []
     for rule in route["spec"]["rules"]:
@@ -157,7 +157,8 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     name = "envoy.filters.http.ext_proc/envoyextensionpolicy/llm/token-budget-router/0"
     policy = {
         "name": name,
-        # In the chain for all routes, and switched on where the policy is attached.
+        # It is in the filter chain of all routes, and enabled where the policy is
+        # attached.
         "disabled": True,
         "typed_config": {
             "@type": EXT_PROC,
@@ -222,7 +223,7 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
 
 
 def traffic_policy(manifests: list[Manifest], rule: str) -> Config:
-    """The policy of a rule: one for the rule takes the place of the route's."""
+    """Return the policy of a rule, which replaces the route's if there is one."""
     policies = {
         target.get("sectionName"): manifest["spec"]
         for manifest in manifests
@@ -236,7 +237,7 @@ def traffic_policy(manifests: list[Manifest], rule: str) -> Config:
 def backend_cluster(
     manifests: list[Manifest], names: list[str], at: dict[str, Address]
 ) -> Config:
-    """A rule's Service, or its Backends with fallbacks at a lower priority."""
+    """Return a rule's Service, or its Backends with fallbacks at a lower priority."""
     backends = {
         m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "Backend"
     }
@@ -288,7 +289,7 @@ def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
 
 
 def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
-    """A gateway with an EnvoyFilter's patches applied, as istiod applies them."""
+    """Return a gateway with an EnvoyFilter's patches applied as by istiod."""
     gateway = copy.deepcopy(gateway)
     made = gateway.listener
     (host,) = manager_of(made)["route_config"]["virtual_hosts"]
@@ -322,7 +323,7 @@ def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
 
 
 def merge(into: Config, value: Config) -> None:
-    """Protobuf's merge: messages recursively, lists appended, the rest replaced."""
+    """Merge like protobuf: messages recursively, lists appended, the rest replaced."""
     for key, inner in value.items():
         if isinstance(inner, dict) and isinstance(into.get(key), dict):
             merge(into[key], inner)
@@ -344,7 +345,7 @@ def mesh_router_cluster(manifests: list[Manifest], at: dict[str, Address]) -> Co
     return cluster(
         f"outbound|9002||{rule['host']}",
         at["token-budget-router"],
-        # Protobuf's JSON has seconds only.
+        # Protobuf's JSON only supports seconds.
         connect_timeout=f"{int(pool['tcp']['connectTimeout'].removesuffix('ms')) / 1000}s",
         lb_policy=policy["loadBalancer"]["simple"],
         circuit_breakers={"thresholds": [threshold]},
@@ -378,7 +379,7 @@ def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
                 },
                 "route": {
                     "cluster": name,
-                    # Istio's default.
+                    # Istio's default timeout.
                     "timeout": rule.get("timeout", "0s"),
                     "retry_policy": {
                         "num_retries": rule["retries"]["attempts"],
@@ -416,7 +417,7 @@ TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]]
 
 
 def renamed(gateway: Gateway, prefix: str) -> Gateway:
-    """With names of its own, for several gateways in one Envoy."""
+    """Return the configuration with unique names, for several gateways in one Envoy."""
     text = json.dumps([gateway.listener, gateway.clusters])
     for one in gateway.clusters:
         text = text.replace(

@@ -140,7 +140,7 @@ def test_refuses_settings_out_of_range(arguments: dict[str, float]) -> None:
 
 
 def test_what_is_allowed_is_hardly_behind_the_answers() -> None:
-    """The quantile is recomputed only for every hundredth lesson."""
+    """The quantile is recomputed once a hundredth of the lessons is new."""
     rng = random.Random(5)
     allowance = OutputAllowance()
     for n in range(3000):

@@ -42,7 +42,7 @@ def test_keeps_the_stated_rate(rate: float, scale: float) -> None:
 
 
 def test_a_factor_is_hardly_behind_the_errors() -> None:
-    """The quantile is recomputed only for every hundredth lesson."""
+    """The quantile is recomputed once a hundredth of the lessons is new."""
     rng = random.Random(8)
     margin = Margin()
     for n in range(3000):
