@@ -1,4 +1,4 @@
-"""Recordings of vLLM's scheduler as a parameter of the tests that ask for one."""
+"""Parametrizes tests with recordings of vLLM's scheduler."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def recorded_limits(recording: dict[str, Any]) -> SchedulerLimits:
-    """The limits of a recording, which may say neither of vLLM's two switches."""
+    """Return a recording's limits; vLLM's two switches may be absent."""
     known = {field.name for field in fields(SchedulerLimits)}
     switches = {"enable_prefix_caching": False, "async_scheduling": False}
     return SchedulerLimits(

@@ -60,7 +60,7 @@ MODEL = {
 
 
 def workloads(seed: int) -> dict[str, dict[str, Any]]:
-    """The recordings that the project carries: one tight limit each."""
+    """Return the recordings in the repository; each has one tight limit."""
     draw = random.Random(seed)
 
     def requests(n: int, gap: float, prompt: tuple[int, int], output: tuple[int, int]):
@@ -134,14 +134,14 @@ def workloads(seed: int) -> dict[str, dict[str, Any]]:
     return made
 
 
-#: What requests of a drawn workload have in common.
+# : Kinds of drawn workloads, by the text that their requests share.
 KINDS = ("conversations", "questions", "twins", "boundaries")
 
 
 def random_workload(
     draw: random.Random, caching: bool, asynchronous: bool, kinds: Iterable[str]
 ) -> dict[str, Any]:
-    """A small workload with few blocks, so that it evicts and preempts."""
+    """Draw a small workload with few blocks, so that it evicts and preempts."""
     block = draw.choice([2, 4, 4, 8, 16])
     model_len = draw.choice([5, 8, 12, 20, 40]) * block - draw.choice([0, 0, 1, 3])
     seqs = draw.choice([2, 4, 8, 16])
@@ -194,13 +194,13 @@ def random_workload(
 def _alike(
     draw: random.Random, kind: str, model_len: int, block: int
 ) -> list[tuple[int, list[int], int, int]]:
-    """Requests that share text: step, all tokens, prompt tokens, limit on the answer."""
+    """Draw requests that share text: step, all tokens, prompt tokens, output limit."""
 
     def text(least: int, most: int) -> list[int]:
         return [draw.getrandbits(40) for _ in range(draw.randint(least, most))]
 
     def of(step: int, prompt: list[int], answer: list[int]):
-        # At least one token is left for the answer; more than that, vLLM cuts off.
+        # Leave at least one token for the answer, as vLLM does.
         prompt = prompt[: model_len - 1]
         limit = len(answer) + draw.choice([0, 0, 0, 1, 50])
         return step, prompt + answer, len(prompt), limit
@@ -241,13 +241,13 @@ def _alike(
 
 
 SYSTEM_PROMPTS = [[100 * (i + 1) + j for j in range(1000)] for i in range(3)]
-#: Tokens that no drawn text has.
+# : A token that occurs in no drawn text.
 END_OF_SEQUENCE = 1 << 60
 OWN = 1 << 61
 
 
 def token_ids(request: dict[str, Any], index: int, block: int) -> list[int]:
-    """Tokens of prompt and answer that are alike exactly where ``blocks`` are."""
+    """Return tokens of prompt and answer, equal exactly where ``blocks`` are."""
     total = request["prompt_tokens"] + request["output_tokens"]
     ids = [b for b in request.get("blocks", ()) for _ in range(block)][:total]
     ids += [OWN + index] * (total - len(ids))
@@ -257,7 +257,7 @@ def token_ids(request: dict[str, Any], index: int, block: int) -> list[int]:
 
 
 def build(workload: dict[str, Any], folder: str) -> Any:
-    """A vLLM scheduler with the limits of the workload."""
+    """Create a vLLM scheduler with the workload's limits."""
     import torch
     from vllm.config import (
         CacheConfig,
@@ -320,7 +320,7 @@ def build(workload: dict[str, Any], folder: str) -> Any:
 
 
 def block_hasher(workload: dict[str, Any]) -> Any:
-    """What a request of vLLM's hashes its full blocks with."""
+    """Return the function with which vLLM's requests hash their full blocks."""
     from vllm.utils.hashing import get_hash_fn_by_name
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 
@@ -381,13 +381,14 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
             for name in names
             if name in waiting
         }
-        # The others have a part of their known tokens left and sample nothing.
+        # The other requests have known tokens left to compute and sample nothing.
         sampling = [name for name in names if not live[name].is_prefill_chunk]
         in_flight.append((planned, sampling))
         if not workload.get("async_scheduling") or len(in_flight) == 2:
             done, sampling = in_flight.popleft()
             names = list(done.num_scheduled_tokens)
-            # An end-of-sequence token ends a request that another step is computing.
+            # An end-of-sequence token ends a request although another step already
+            # computes it.
             sampled = {
                 name: [tokens[name][live[name].num_tokens]]
                 for name in sampling
@@ -421,7 +422,7 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record the given workload, or every built-in one."""
+    """Record the given workload, or all built-in ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where NAME.json.gz are written")
     parser.add_argument("--workload", type=Path, help="a workload of your own")
@@ -450,7 +451,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 recording = record(workload, folder)
             packed = json.dumps(recording, separators=(",", ":")).encode()
-            # No name and no time in the header: the same steps, the same bytes.
+            # The header has no name or time, so equal steps give equal bytes.
             (args.folder / f"{name}.json.gz").write_bytes(
                 gzip.compress(packed, mtime=0)
             )

@@ -1,4 +1,4 @@
-"""Axes with round ticks, and drawings that are well formed."""
+"""Axes with round ticks, and well-formed drawings."""
 
 import re
 from xml.etree import ElementTree

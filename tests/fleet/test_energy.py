@@ -1,4 +1,4 @@
-"""Power of an instance by its steps, and of a fleet as a range."""
+"""Power of an instance by its steps, and power of a fleet as a range."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def draw(rate: float) -> Draw:
 def test_time_is_idle_decoding_or_prefilling() -> None:
     found = draw(2.0)
     assert found.idle + found.decode + found.prefill == pytest.approx(1)
-    # Two prompts a second, each one step of 400 tokens and some: about 19 ms.
+    # Two prompts a second, each in one step of some 400 tokens: about 19 ms.
     assert found.prefill == pytest.approx(2 * 18.5e-3, rel=0.15)
     assert found.output_tokens_per_s == pytest.approx(200, rel=0.1)
     assert A100.idle_w < found.watts < A100.high_w

@@ -1,4 +1,4 @@
-"""Energy of the policies of a small plan, and its options."""
+"""Energy of each policy in a small plan, and its options."""
 
 import argparse
 from dataclasses import asdict
@@ -51,7 +51,7 @@ def asked() -> Question:
 
 @pytest.fixture(scope="module")
 def sized(asked: Question) -> dict[str, SizedPolicy]:
-    """Sizes are made up: eight instances today, four with the split."""
+    """The sizes are invented: eight instances today, four with the split."""
     counts = {"homogeneous-worst-case": [8], "split": [3, 1]}
     return {
         policy.name: SizedPolicy(

@@ -1,4 +1,4 @@
-"""One pool, split, disaggregated, and both, of a small engine."""
+"""One pool, split, disaggregated, and both, for a small engine."""
 
 import json
 from dataclasses import asdict, replace
@@ -42,7 +42,7 @@ def asked() -> Question:
 
 @pytest.fixture(scope="module")
 def sized(asked: Question) -> dict[str, SizedPolicy]:
-    """Where requests go is asked; the sizes of the other ways are made up."""
+    """The routing of requests is tested; the sizes of the other ways are invented."""
     return {
         policy.name: SizedPolicy(
             policy,

@@ -1,4 +1,4 @@
-"""vLLM's limits and its KV cache, against its source, published logs and the papers."""
+"""vLLM's limits and KV cache against its source, published logs and the papers."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_kv_tokens_of_qwen3_235b_on_four_h100(cuda_graphs: bool) -> None:
 def test_kv_blocks_of_llama_3_1_8b_on_an_rtx_3090(batched: int, blocks: int) -> None:
     """vLLM issue 10517: 1,952 blocks at 20,000 tokens of a step, 1,478 at 29,000.
 
-    Its release did not count CUDA graphs; peaks of 2.07 and 2.99 GiB.
+    That release did not count CUDA graphs; the peaks were 2.07 and 2.99 GiB.
     """
     deployment = Deployment(
         LLAMA_8B, RTX_3090, 1, 0.9, max_num_batched_tokens=batched, cuda_graphs=False
@@ -121,7 +121,7 @@ def test_the_fewest_gpus_that_hold_a_request(
 
 
 def test_676_and_169_sequences_take_kv_heads_that_split_eight_ways() -> None:
-    """The papers divide KV bytes by 8 GPUs; 4 KV heads on 8 GPUs are held twice."""
+    """The papers divide KV bytes by 8 GPUs; 4 KV heads on 8 GPUs are stored twice."""
     one_byte = replace(QWEN, weight_bytes=1.0)
     deployment = Deployment(one_byte, MI300X_AS_COUNTED, 8, 0.9, reserved_bytes=10 * GB)
     assert deployment.kv_bytes_per_gpu == pytest.approx(133.4 * GB, rel=1e-3)

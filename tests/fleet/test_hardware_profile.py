@@ -1,4 +1,4 @@
-"""The fit of a profile, and the documents it is kept in."""
+"""The fit of a profile, and its document format."""
 
 import json
 

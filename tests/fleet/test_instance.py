@@ -1,4 +1,4 @@
-"""The fast instance decides as the step-by-step scheduler does, and so as vLLM does."""
+"""The fast instance makes the same decisions as the step-by-step scheduler and vLLM."""
 
 import math
 from collections.abc import Hashable
@@ -19,7 +19,7 @@ from extproc.fleet.steptime import Linear
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request whose tokens are alike with others' up to the ends of equal keys."""
+    """A request that shares tokens with others up to the ends of equal keys."""
 
     prompt_tokens: int
     output_tokens: int
@@ -44,12 +44,12 @@ class Drawn:
         )
 
 
-# Terms of very different size, so that no two mistakes can cancel.
+# The terms have very different sizes, so that two mistakes cannot cancel.
 STEP_TIME = Linear(base_s=1.0, seq_s=0.01, token_s=0.003, context_s=1e-5, pair_s=1e-7)
 
 
 class Reference:
-    """The scheduler under a clock: one step at a time, times from the same formula."""
+    """The scheduler with a clock: single steps, with times from the same formula."""
 
     def __init__(self, limits: SchedulerLimits, step_time: Linear) -> None:
         self.scheduler = Scheduler(limits)
@@ -126,7 +126,7 @@ class Reference:
 
 
 def compare(limits: SchedulerLimits, requests: list[tuple[float, Drawn]]) -> Instance:
-    """Run both; every time, count and queue must agree at every arrival."""
+    """Run both; every time, count and queue must be equal at every arrival."""
     reference = Reference(limits, STEP_TIME)
     instance = Instance(limits, STEP_TIME)
     jobs: dict[str, Job] = {}
@@ -210,7 +210,7 @@ def drawn(recorded: dict[str, Any], limits: SchedulerLimits) -> Drawn:
 def test_as_the_scheduler_on_recorded_workloads(
     recording: dict[str, Any], recorded_limits: SchedulerLimits
 ) -> None:
-    """Here with jumps: what arrives by the number of steps arrives by the second."""
+    """The fast instance jumps: arrivals by step become arrivals by second."""
     if recording.get("long_prefill_token_threshold"):
         pytest.skip("prefill thresholds are the scheduler's alone")
     limits = recorded_limits
@@ -251,7 +251,7 @@ LIMITS = st.builds(
 
 @st.composite
 def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Drawn]]:
-    """Requests that begin like earlier ones, for some or all of their tokens."""
+    """Draw requests that share some or all of their first tokens with earlier ones."""
     requests: list[tuple[float, Drawn]] = []
     now_s = 0.0
     for index in range(draw(st.integers(1, 25))):

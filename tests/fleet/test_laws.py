@@ -1,4 +1,4 @@
-"""Queueing laws that a simulator of instances has to obey, whatever it simulates."""
+"""Queueing laws that every simulator of instances must obey."""
 
 import math
 
@@ -15,7 +15,7 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import WORKLOADS, Independent, RenewalArrivals
 
-# A step of a millisecond, whatever is in it: then a request's service time is its
+# A step takes a millisecond, whatever it contains: a request's service time is its
 # output tokens in milliseconds, and an instance is max_num_seqs servers.
 CONSTANT = Linear(base_s=1e-3, seq_s=0.0)
 
@@ -26,7 +26,8 @@ def servers(count: int) -> SchedulerLimits:
         max_num_batched_tokens=64,
         max_model_len=1 << 20,
         num_blocks=1 << 24,
-        # A step ahead, each request would hold its server for a step more.
+        # With a step scheduled ahead, each request would occupy its server for one step
+        # more.
         async_scheduling=False,
     )
 
@@ -43,7 +44,7 @@ def run_instance(
 
 
 def erlang_c(count: int, offered: float) -> float:
-    """Probability of a wait in an M/M/c queue, through the recursion of Erlang's B."""
+    """Return the probability of a wait in an M/M/c queue, by Erlang B's recursion."""
     blocked = 1.0
     for k in range(1, count + 1):
         blocked = offered * blocked / (k + offered * blocked)
@@ -52,7 +53,7 @@ def erlang_c(count: int, offered: float) -> float:
 
 
 def test_erlang_c() -> None:
-    """One server: the load. Two: a^2 / (2 + a) by hand. Ten at 8: tables say 0.409."""
+    """One server: the load. Two: a^2 / (2 + a) by hand. Ten at 8: 0.409 (tables)."""
     assert erlang_c(1, 0.7) == pytest.approx(0.7)
     assert erlang_c(2, 1.2) == pytest.approx(1.2**2 / (2 + 1.2))
     assert erlang_c(10, 8) == pytest.approx(0.409, abs=5e-4)
@@ -70,7 +71,7 @@ def test_exponential_service_is_an_mmc_queue(
     arrivals = np.cumsum(rng.exponential(1 / (utilization * count), requests))
     jobs = run_instance(servers(count), arrivals, outputs).finished
     waits = np.array([job.first_step_s - job.arrival_s for job in jobs])
-    # Half a step is the time to the next step boundary, not a wait for a server.
+    # Waits up to a step are waits for a step boundary, not for a server.
     waited = float((waits > 1e-3).mean())
     offered = utilization * count
     assert waited == pytest.approx(erlang_c(count, offered), rel=0.03)
@@ -89,7 +90,7 @@ def test_saturated_throughput_is_slots_over_mean_service_time() -> None:
 
 
 def test_saturated_throughput_of_the_papers_instance() -> None:
-    """W + H n with 16 slots always full: 16 over (mean steps x 18.4 ms)."""
+    """W + H n with 16 slots always full: 16 / (mean steps x 18.4 ms)."""
     rng = np.random.default_rng(3)
     limits = SchedulerLimits(16, 8192, 65_536, num_blocks=65_536)
     instance = Instance(
@@ -125,7 +126,7 @@ def test_what_arrived_completed_or_was_rejected(fleet: Result) -> None:
 
 
 def test_requests_in_a_pool_are_rate_times_time_in_it(fleet: Result) -> None:
-    """Little's law: L integrated over time, W from the requests themselves."""
+    """Little's law: L integrated over time, W from the requests."""
     for pool in fleet.pools:
         rate = pool.rate
         assert pool.mean_in_system == pytest.approx(rate * pool.e2e.mean, rel=0.02)

@@ -1,4 +1,4 @@
-"""A small plan, end to end: every policy, the answer, the page."""
+"""A small plan, end to end: every policy, the answer and the page."""
 
 import json
 import re
@@ -181,7 +181,7 @@ def test_no_saving_is_claimed_with_a_fleet_that_misses_or_rejects(
 def test_more_pools_have_figures_of_their_own(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    """The formula over pools is the sum of each one's part."""
+    """The formula over pools is the sum over the single pools."""
     plan = answer(asked, sized, Prices(1.5, 2))
     parts = sum(pool.alpha * (1 - 1 / pool.rho) for pool in plan.pools[:-1])
     assert plan.formula_saving_pct == pytest.approx(100 * parts, abs=0.06)
@@ -222,7 +222,7 @@ SERVING = Serving("org/model", 2, 0.92)
 
 
 def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -> None:
-    """Well-formed SVG, nothing loaded from anywhere, every plot there."""
+    """The SVG is well formed, loads nothing, and contains every plot."""
     points = sweep(asked, (1024, 4096))
     plan = answer(asked, sized, Prices(1.5, 2), points)
     errors = misroutes(

@@ -1,4 +1,4 @@
-"""What caching and the split save, on conversations that outgrow the threshold."""
+"""Savings of caching and of the split, on conversations that outgrow the threshold."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.verdict import PAGED, SPLIT
 from extproc.fleet.workload import Recorded
 
-# Prefill costs nearly everything, and the cache holds 32,000 tokens.
+# Prefill is nearly the whole cost, and the cache holds 32,000 tokens.
 ENGINE = Engine("toy", Linear(0.004, 1e-5, 1e-4), 2001, 16, 1, 1.0)
 
 

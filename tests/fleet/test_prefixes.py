@@ -1,4 +1,4 @@
-"""What the requests of a file have in common, and which instance gets them."""
+"""Prefixes shared by the requests of a file, and their assignment to instances."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_turns_repeat_what_was_said_before() -> None:
     assert second is not None
     assert second.ends == (100, 120, 200, 230)
     assert second.keys[:2] == ((0, "prompt"), (0, "answer"))
-    # The answer of 30 tokens, of which 15 fit, was not repeated; its prompt was.
+    # The prompt was repeated, but not the answer of 30 tokens, of which 15 fit.
     assert thought is not None
     assert thought.ends == (100, 120, 200, 215, 225)
     assert thought.keys[:3] == second.keys[:3]
@@ -63,7 +63,7 @@ def test_a_shorter_prompt_begins_anew() -> None:
 
 def test_a_cache_that_forgets_nothing() -> None:
     prefixes = from_sessions(["a", "a"], [100, 200], [20, 10])
-    # 120 tokens are repeated, and 7 blocks of 16 of them are full.
+    # 120 tokens are repeated, which fill 7 blocks of 16.
     assert hit_share(prefixes, [100, 200]) == 112 / 300
     assert hit_share(prefixes, [100, 200], classes=[0, 1]) == 0
 
@@ -80,7 +80,7 @@ def test_the_hit_share_of_mooncakes_conversations() -> None:
 
 
 def conversations(count: int, turns: int) -> Replay:
-    """Turns of 512 and 64 tokens, one a session every four minutes."""
+    """Turns of 512 and 64 tokens, one per session every four minutes."""
     rng = np.random.default_rng(3)
     starts = np.sort(rng.random(count) * 600)
     instants = np.concatenate([starts + 240 * turn for turn in range(turns)])

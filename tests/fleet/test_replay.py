@@ -1,4 +1,4 @@
-"""A file is replayed as it is: its instants, its lengths, its peak, its bursts."""
+"""A file is replayed unchanged: its instants, lengths, peak and bursts."""
 
 import itertools
 
@@ -21,12 +21,12 @@ ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 
 
 def lengths(count: int) -> Recorded:
-    """Each request has a prompt of its own, so that it can be recognized."""
+    """Each request has a unique prompt length, by which it can be recognized."""
     return Recorded(np.arange(1, count + 1), np.arange(1, count + 1) % 7 + 1)
 
 
 def rounds(replay: Replay, count: int = 1) -> list[tuple[float, int, int]]:
-    """Requests of the first rounds: instant, prompt, output."""
+    """Return the requests of the first rounds: instant, prompt, output."""
     blocks = replay(np.random.default_rng(0), np.random.default_rng(1))
     found: list[tuple[float, int, int]] = []
     for times, prompts, outputs, _ in blocks:
@@ -57,7 +57,7 @@ def test_a_higher_rate_is_made_of_shifted_copies() -> None:
     times = [at_s for at_s, *_ in found]
     assert times == sorted(times)
     assert times[-1] <= replay.period_s
-    # The copies of one request are within a minute of it: its place in the hour stays.
+    # Copies of a request are within a minute of it, so its place in the hour is kept.
     own_s = float(instants[300] - instants[0])
     copies = [at_s for at_s, prompt, _ in found if prompt == 301]
     assert len(copies) >= 2
@@ -109,7 +109,7 @@ def test_a_strategy_places_every_request_at_its_own_instant() -> None:
 
 
 def bursty(seed: int = 5) -> Seconds:
-    """Half the requests of ten minutes come within a second, now and then."""
+    """Half the requests of ten minutes arrive within a second, now and then."""
     rng = np.random.default_rng(seed)
     bursts = np.repeat(rng.random(10) * 590, 60) + rng.random(600)
     return np.sort(np.concatenate([bursts, rng.random(600) * 600]))

@@ -1,4 +1,4 @@
-"""What a plan's page says of prefix caching, of decode apart, and of energy."""
+"""The sections of a plan's page on prefix caching, disaggregated decode, and energy."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +24,7 @@ PAIR = Pair("<all>", 1.0, 31, 12, False, 1.25, None, 0.034, 0.8, 20.0)
 
 @dataclass
 class Asked:
-    """The part of a plan that these sections are of."""
+    """Return the part of a plan that these sections show."""
 
     prefix_caching: PrefixStudy | None = None
     disaggregation: FourWays | None = None

@@ -1,4 +1,4 @@
-"""Sizes: the guess, the search, and what a strategy sends where."""
+"""Sizes: the first guess, the search, and the destination of requests by strategy."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_the_idle_first_token_is_what_an_idle_instance_takes() -> None:
     limits = SchedulerLimits(8, 64, 4096, 300)
     lone = Recorded(np.array([150]), np.array([1]))
     rate = saturated_rate(limits, STEP, lone, 1, n=10)
-    # Ten prompts of 150 tokens in one queue share steps; one alone does not.
+    # Ten prompts of 150 tokens in one queue share steps; a single one does not.
     assert idle_ttft_s(150, limits, STEP) == pytest.approx(
         3 * 0.01 + 150 * 2e-5, rel=1e-6
     )

@@ -1,4 +1,4 @@
-"""A fleet is measured after it has filled, and figures do not depend on the run."""
+"""A fleet is measured once it has filled, and the figures do not depend on the run."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Independent, Recorded, RenewalArrivals, Tokens
 
-# A decoding step of 10 ms and 0.2 ms more for each sequence: the fuller, the slower.
+# A decoding step takes 10 ms plus 0.2 ms per sequence, so fuller is slower.
 STEP = Linear(base_s=0.01, seq_s=2e-4, token_s=2e-5)
 ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 
 
 def answers(count: int = 5000) -> Recorded:
-    """Lognormal answers of mean 2,000 tokens, as a reasoning model's."""
+    """Return lognormal answers of mean 2,000 tokens, like a reasoning model's."""
     rng = np.random.default_rng(7)
     outputs: Tokens = np.maximum(
         1, rng.lognormal(np.log(2000) - 0.32, 0.8, count).astype(int)
@@ -48,7 +48,7 @@ def run(requests: int, rate: float = 5.0, instances: int = 4, seed: int = 1) -> 
 
 
 def test_long_answers_are_measured_after_the_fleet_has_filled() -> None:
-    """Two thousand requests arrive in 400 s; a request lives for forty."""
+    """Two thousand requests arrive in 400 s; each takes forty seconds."""
     result = run(2000)
     pool = result.pools[0]
     assert result.state is RunState.STEADY
@@ -76,11 +76,11 @@ def many() -> PoolResult:
 def test_more_requests_move_no_figure_by_five_per_cent(
     seed: int, many: PoolResult
 ) -> None:
-    """Whatever the seed: 5 % is three standard deviations of the noisiest figure.
+    """Whatever the seed, 5 % is three standard deviations of the noisiest figure.
 
-    Over eight seeds of 20,000 requests it had 1.9 to 3.0 %, so 1.3 to 2.1 % here. A
-    tenth of that, 400 s of a fleet whose requests live for 40, differs by up to 10 %,
-    and so does its traffic.
+    Over eight seeds of 20,000 requests the deviation was 1.9 to 3.0 %, so 1.3 to 2.1 %
+    here. In a tenth of that (400 s, with requests of 40 s) figures and traffic differ
+    by up to 10 %.
     """
     few = run(40_000, seed=seed).pools[0]
     for figure in FIGURES:
@@ -96,7 +96,7 @@ def test_little_holds_on_the_figures() -> None:
 
 
 def test_a_fleet_that_is_asked_too_much_is_overloaded() -> None:
-    """One instance serves two requests a second of these at the most."""
+    """One instance serves at most two of these requests a second."""
     result = run(1000, rate=20.0, instances=2)
     assert result.state is RunState.OVERLOADED
     assert result.in_flight > 1000

@@ -1,4 +1,4 @@
-"""Bodies have the bytes a token of their kind, and read as their kind."""
+"""Bodies have the bytes per token of their category, and are recognized as it."""
 
 import numpy as np
 import pytest
