@@ -92,6 +92,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``serve`` sets up the logging of its process, which here is the tests' own."""
+    monkeypatch.setattr("extproc.commands.serve.configure_logging", lambda config: None)
+
+
 @pytest.mark.parametrize("command", WRONG)
 def test_a_wrong_invocation_is_one_short_line(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]
