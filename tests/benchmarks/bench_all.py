@@ -1,9 +1,9 @@
-"""Everything that the server costs, in tables and a chart: ten minutes.
+"""Measures the server's full cost, as tables and a chart, in ten minutes.
 
     python tests/benchmarks/bench_all.py [--seconds 3] [--only sizes,neighbours]
 
-Writes ``results.md`` and ``results.svg`` beside this file. See ``rig.py`` for how it
-measures; two cores for everything, so a row says what a whole machine does.
+Writes ``results.md`` and ``results.svg`` beside this file. ``rig.py`` describes the
+method. All processes share two cores, so a row shows the work of a whole machine.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Results:
         return stack.load(body, connections, self.seconds)
 
     def draw(self, x: Axis, y: str, lines: Lines, least: float = 0) -> None:
-        """A line for each server; the y axis is logarithmic from ``least`` above 0."""
+        """Draw a line per server; with ``least`` above 0 the y axis is logarithmic from it."""
         top = max(value for points in lines.values() for _, value in points)
         chart = Chart(x, Axis(y, least, top * 1.1, log=least > 0))
         for name, points in lines.items():
@@ -98,7 +98,7 @@ def costs_of(load: Load) -> tuple[str, ...]:
 
 
 def added(load: Load, bare: Load) -> tuple[float, float]:
-    """To the latency without a server."""
+    """Latency added to that without a server."""
     return load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
 
 
@@ -170,7 +170,7 @@ def by_workers(results: Results) -> None:
                     late - early
                     for late, early in zip(stack.worker_cpu_s(), before, strict=True)
                 ]
-            # The parent of several only watches over them.
+            # The parent of several workers only supervises them.
             shares = [cpu / load.seconds for cpu in spent[workers > 1 :]]
             table.add(
                 server, workers, us(load.rps), us(load.server_us),
@@ -194,7 +194,7 @@ def by_answer(results: Results) -> None:
             for server in TRANSPORTS:
                 config = (("feedback.sample", sample),)
                 with running(Scenario(server, config, backend=backend)) as stack:
-                    stack.warm(body, 16, 5)  # until the default knows the model
+                    stack.warm(body, 16, 5)  # until the model is learned
                     load = stack.load(body, 16, results.seconds)
                 name = sample.strip('"')
                 messages = f"{load.messages:.2f}"
@@ -202,7 +202,7 @@ def by_answer(results: Results) -> None:
 
 
 def empty_messages(count: int) -> str:
-    """The known bad case: a body of nothing but elements."""
+    """The known worst case: a body of array elements only."""
     return '{"messages":[' + "{}," * count + "{}]}"
 
 
@@ -238,7 +238,7 @@ def beside_neighbours(results: Results) -> None:
 def mixed(
     stack: Stack, neighbour: str, seconds: int
 ) -> tuple[float, float, float, float]:
-    """Small requests a second, their p50 and p99, and large ones a second."""
+    """Return small requests a second, their p50 and p99, and large ones a second."""
     stack.warm(chat(4000), 2)
     large = stack.start_load(neighbour, 1, seconds + 1) if neighbour else None
     if large is not None:

@@ -1,12 +1,12 @@
-"""What the server costs behind a real Envoy: CPU a request, throughput, latency.
+"""Measures the server behind a real Envoy: CPU per request, throughput and latency.
 
     python tests/benchmarks/bench_envoy.py [--seconds 5] [--rounds 3] [--body-bytes 4000]
 
-wrk (Debian: wrk) sends chat requests over 16 connections for CPU and throughput, and
-over one for latency. Bare Envoy, a grpc.aio server that does nothing but answer, and
-``extproc serve`` on both transports run in turn, rounds times over. Medians; on a
-machine that is not quiet, read the ratios. ``bench_all.py`` has more than one table;
-``--profile FILE.svg`` shows where the native transport's CPU goes.
+wrk (Debian package wrk) sends chat requests over 16 connections for CPU and throughput,
+and over one for latency. Bare Envoy, a grpc.aio server with an empty handler, and
+``extproc serve`` on both transports run in turn for each round. Medians are printed; on
+a busy machine compare the ratios. ``bench_all.py`` prints more tables; ``--profile
+FILE.svg`` shows the native transport's use of CPU.
 """
 
 from __future__ import annotations

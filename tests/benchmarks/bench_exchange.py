@@ -1,9 +1,9 @@
-"""Time one whole exchange of the ext_proc service, messages in to messages out.
+"""Time a complete exchange of the ext_proc service, from messages in to messages out.
 
     python tests/benchmarks/bench_exchange.py
 
-Prints the microseconds of CPU of a stream's opening, its request headers, its body and
-its end, by body size; the least of several runs. No transport and no response.
+Prints the CPU microseconds of a stream's opening, request headers, body and end, by
+body size; the minimum of several runs. There is no transport and no response.
 """
 
 from __future__ import annotations

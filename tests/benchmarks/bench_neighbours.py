@@ -1,10 +1,10 @@
-"""Small requests beside large ones, straight to the server: what its event loop adds.
+"""Latency of small requests while large ones are parsed, without Envoy.
 
     python tests/benchmarks/bench_neighbours.py [--seconds 4]
 
-Behind Envoy, Envoy's own worker holds the small ones up too, and longer (see
-``bench_all.py``). Here one gRPC client sends 4 kB bodies one after another and measures
-them, and another, on a connection and in a process of its own, large ones all the time.
+Envoy's own worker delays small requests too, and for longer (see ``bench_all.py``).
+Here one gRPC client sends 4 kB bodies one after another and measures them, while
+another, on its own connection and in its own process, keeps sending large ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NEIGHBOURS = {
 
 
 def exchange(body: str) -> list[bytes]:
-    """The messages of one request, as Envoy sends them."""
+    """Return the messages of one request as Envoy sends them."""
     headers, sent = pb.ProcessingRequest(), pb.ProcessingRequest()
     for key, value in {
         ":method": "POST",
@@ -52,7 +52,7 @@ def exchange(body: str) -> list[bytes]:
 
 
 def requests(port: int, body: str) -> Iterator[float]:
-    """Send it again and again: how long each took, in milliseconds."""
+    """Send the request repeatedly; return the times in milliseconds."""
     options = [("grpc.max_send_message_length", 64 << 20)]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         process = channel.stream_stream(PROCESS)
@@ -67,7 +67,7 @@ def requests(port: int, body: str) -> Iterator[float]:
 def beside(
     port: int, admin: int, neighbour: str, directory: Path, seconds: float
 ) -> str:
-    """Measure the small ones beside a neighbour: a line of the table."""
+    """Measure the small requests during large ones; return a line of the table."""
     options = ["--port", str(port), "--neighbour", neighbour]
     command = [sys.executable, __file__, *options]
     flood = Child("neighbour", command, directory / "neighbour.log")
@@ -92,7 +92,7 @@ def beside(
 
 
 def answered(admin: int) -> int:
-    """Bodies that the server has answered."""
+    """Return the number of bodies that the server has answered."""
     for line in get(f"http://127.0.0.1:{admin}/metrics").splitlines():
         if line.startswith('extproc_message_seconds_count{phase="request_body"}'):
             return int(float(line.rpartition(" ")[2]))

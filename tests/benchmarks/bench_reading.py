@@ -1,8 +1,9 @@
-"""How long large bodies take to read, and the longest step of it: what a neighbour waits.
+"""Time the parsing of large bodies and its longest step, for which other requests wait.
 
     python tests/benchmarks/bench_reading.py
 
-CPU time, the least of three runs; no sockets. The event loop does one step at a time.
+CPU time, the minimum of three runs, without sockets. The event loop runs one step at a
+time.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
 
 
 def read(path: str, body: bytes, encoding: str) -> tuple[float, float, int, str]:
-    """CPU ms of it all and of the longest step, steps, and what came of it."""
+    """Return CPU ms in total and of the longest step, the steps, and the result."""
     reading = BodyParser(ANY_PREFIX.find(path), body, encoding, 64 * MIB)
     took = []
     while reading.result is None:

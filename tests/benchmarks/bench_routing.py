@@ -1,9 +1,9 @@
-"""Time the pure core: one body to its estimate, and one observation.
+"""Time the pure core: from a body to its estimate, and one observation.
 
     python tests/benchmarks/bench_routing.py
 
-Prints microseconds of CPU by body size, the least of several runs; of one message, and
-of a chat of many. ``route`` is ``measure`` and what follows, to the decision.
+Prints CPU microseconds by body size, for one message and for a chat of many; the
+minimum of several runs. ``route`` is ``measure`` plus the steps to the decision.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import timeit
 from collections.abc import Callable
 
-import extproc.cli  # noqa: F401 - one thread for BLAS, as the server has
+import extproc.cli  # noqa: F401 - sets one thread for BLAS, as in the server
 from extproc.exchange.body_parser import parse_request
 from extproc.routing.bound import Bounded
 from extproc.routing.category import classify
@@ -29,7 +29,7 @@ _SENTENCE = "The quick brown fox jumps over 13 lazy dogs; it is â€œtypographicâ€
 
 
 def make_body(size: int, turns: int = 1) -> bytes:
-    """Return a chat request of about ``size`` bytes in so many messages."""
+    """Return a chat request of about ``size`` bytes in ``turns`` messages."""
     text = (_SENTENCE * (size // len(_SENTENCE) + 1))[: (size - 150) // turns]
     roles = ("user", "assistant")
     body = {
@@ -43,7 +43,7 @@ def make_body(size: int, turns: int = 1) -> bytes:
 
 
 def least_us(step: Callable[[], object]) -> float:
-    """Return the least mean microseconds of CPU of a call, over seven runs."""
+    """Return the minimum over seven runs of a call's mean CPU microseconds."""
     timer = timeit.Timer(step, timer=time.process_time)
     number = max(1, int(0.05 / (timer.timeit(100) / 100 + 1e-6)))
     return min(timer.repeat(7, number)) / number * 1e6
@@ -77,8 +77,8 @@ def main() -> None:
     names = ("parse", "measure", "classify", "estimate", "observe", "route", "total")
     print(f"{'body':>8} {'turns':>5}", *(f"{name:>9}" for name in names))
     for size, turns in ((512, 1), (4096, 1), (32768, 1), (32768, 80), (262144, 1)):
-        # Each with what a model of its own has learned: an observation's price depends
-        # on how much that is.
+        # Each estimator has its own learned state, whose size affects the time of an
+        # observation.
         times = time_body(Bounded(TextEstimator()), make_body(size, turns))
         total = times[0] + times[-1]
         print(f"{size:8} {turns:5}", *(f"{us:9.1f}" for us in [*times, total]))

@@ -1,23 +1,24 @@
-"""How good the default estimator is on tokenizers and sources that its prior never met.
+"""Accuracy of the default estimator on tokenizers and sources absent from its prior.
 
     python tests/benchmarks/cross_validate.py CORPORA [MORE...] [--counts FILE]
         [--family NAME]...
 
 CORPORA, MORE and FILE as for ``fit_coefficients.py``; the prior is fitted on all of
-them. The sources of CORPORA are dealt into five parts, languages of one source apart.
-For each part and tokenizer family the prior is fitted without both, and the part's
-requests are replayed: estimate first, then learn. Prints up to three tables.
+them. The sources of CORPORA are split into five parts, with the languages of one source
+separate. For each part and tokenizer family the prior is fitted without both, and the
+part's requests are replayed: estimated first, then learned from. Prints up to three
+tables.
 
 Families: the mean relative error, point misroutes at 8,192 tokens, requests above their
-bound and requests sent long needlessly, in percent, of each family over CORPORA with
-the shipped prior, and then over the parts, each with its own prior; the first tenth of
-a replay is not scored. Last, the error on the first 50 requests: of CORPORA with the
-shipped prior, and of the parts.
+bound and requests sent to the long pool needlessly, in percent, for each family over
+CORPORA with the shipped prior, and then over the parts, each with its own prior; the
+first tenth of a replay is not scored. The last columns are the error on the first 50
+requests: of CORPORA with the shipped prior, and of the parts.
 
-Kinds: with MORE, its kinds of text are dealt into two halves and replayed by a prior
-that met neither the half nor the family; the kinds with the largest errors.
+Kinds: with MORE, its kinds of text are split into two halves and replayed with a prior
+fitted without the half and without the family; shows the kinds with the largest errors.
 
-Risk: what a rate costs, with the shipped prior.
+Risk: the cost of each rate, with the shipped prior.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Row:
 
 @dataclass
 class Scores:
-    """One line for each scored request."""
+    """One row for each scored request."""
 
     error: list[float] = field(default_factory=list)
     misrouted: list[bool] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Scores:
         return [100 * float(np.mean(column)) for column in columns]
 
     def extend(self, other: Scores) -> None:
-        """Add another replay's lines."""
+        """Append another replay's rows."""
         self.error += other.error
         self.misrouted += other.misrouted
         self.above += other.above
@@ -89,7 +90,7 @@ class Scores:
 
 
 def read_rows(corpora: Sequence[Path], counts: Path | None) -> list[Row]:
-    """Read and shuffle the requests; draw what each would be answered with."""
+    """Read and shuffle the requests; draw the output of each."""
     rng = random.Random(1)
     rows = [_read_row(raw, rng) for raw in read_corpora(corpora, counts)]
     rng.shuffle(rows)
@@ -116,7 +117,7 @@ def _read_row(raw: dict[str, Any], rng: random.Random) -> Row:
 def replay(
     rows: Sequence[Row], family: str, prior: Prior, rate: float, unscored: int
 ) -> Scores:
-    """Estimate, then learn, request by request."""
+    """Estimate and then learn, request by request."""
     estimator = Bounded(TextEstimator(prior), Margin(rate))
     allowance = OutputAllowance()
     scores = Scores()
@@ -152,7 +153,7 @@ SAME_VOCABULARY = frozenset({"o200k", "gptoss"})
 
 
 def others(family: str) -> list[str]:
-    """Return the families that tell nothing of a family's vocabulary."""
+    """Return the families whose vocabulary is unrelated to a family's."""
     left_out = SAME_VOCABULARY if family in SAME_VOCABULARY else {family}
     return [name for name in FAMILIES if name not in left_out]
 
@@ -160,7 +161,7 @@ def others(family: str) -> list[str]:
 def cross_validate(
     rows: Sequence[Row], more: Sequence[Row], family: str
 ) -> tuple[Scores, Scores]:
-    """Replay each part with a prior of the other parts and families."""
+    """Replay each part with a prior fitted on the other parts and families."""
     settled, cold = Scores(), Scores()
     for part in range(PARTS):
         kept = [row for row in rows if row.part != part]

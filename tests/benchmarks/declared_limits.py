@@ -1,16 +1,16 @@
-"""What reserving less than clients declare saves, and what it cuts, on a trace.
+"""Savings and truncations of reserving less than clients declare, on a trace.
 
     python tests/benchmarks/declared_limits.py WORKLOAD... [--limit N] [--window N]
 
 WORKLOAD as for ``extproc simulate --workload``: a name, or a file with the tokens of
-prompts and outputs. Traces do not say what was declared, so that every client declares
-LIMIT; an output above it is cut there. Prompts count as known exactly, so that what is
-left is the output's part. Each request is decided first, by the live allowance and
-policy, and learned from afterwards; the first tenth is not scored.
+prompts and outputs. Traces do not contain declared limits, so every client declares
+LIMIT; longer outputs are truncated there. Prompt tokens count as known exactly, to
+isolate the effect of the output. Each request is first decided by the live allowance
+and policy, and then learned from; the first tenth is not scored.
 
-Prints, for each workload and risk: the share of the requests that fit WINDOW; of these,
-the share sent to the long pool; and the share of all answers that WINDOW cut though
-their client allowed more. Risk 0 believes what is declared.
+Prints, for each workload and risk: the share of requests that fit WINDOW; of these, the
+share sent to the long pool; and the share of all answers that WINDOW truncated although
+their client allowed more. Risk 0 reserves the full declared limit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RISKS = (0.0, 0.001, TRUNCATION_RISK, 0.01, 0.05)
 
 @dataclass
 class Scores:
-    """Of the scored requests."""
+    """Shares of the scored requests."""
 
     scored: int = 0
     fits: int = 0
@@ -42,7 +42,7 @@ class Scores:
 
 
 def read_pairs(name: str) -> list[tuple[int, int]]:
-    """Return the tokens of prompts and outputs: a file's own, or draws from a table."""
+    """Return the tokens of prompts and outputs, from a file or drawn from a table."""
     workload: Workload = read_workload(name)
     lengths = workload.lengths
     if isinstance(lengths, Recorded):
@@ -55,7 +55,7 @@ def read_pairs(name: str) -> list[tuple[int, int]]:
 def replay(
     pairs: Sequence[tuple[int, int]], risk: float, limit: int, window: int
 ) -> Scores:
-    """Decide, then learn, request by request."""
+    """Decide and then learn, request by request."""
     allowance = DeclaredAllowance(risk)
     short = Pool("short", window, window)
     policy = Policy([short, Pool("long", 1 << 20, 1 << 20)])

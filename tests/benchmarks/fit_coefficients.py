@@ -1,17 +1,17 @@
-"""Fit the coefficients that every served model starts from; print their module.
+"""Fit the initial coefficients of every model, and print them as a Python module.
 
     python tests/benchmarks/fit_coefficients.py CORPORA... [--counts FILE] \\
         > extproc/routing/coefficients.py
 
-CORPORA are directories of ``*.jsonl.gz``, one request a line, with ``messages``,
-``tools`` and ``tokens``: prompt tokens by tokenizer family, template and tools
-included. FILE has further counts, ``{id: {family: tokens}}`` in gzipped JSON.
+CORPORA are directories of ``*.jsonl.gz`` with one request per line: ``messages``,
+``tools`` and ``tokens``, the prompt tokens by tokenizer family, including template and
+tools. FILE has further counts, ``{id: {family: tokens}}`` in gzipped JSON.
 
 Model: ``tokens = x . w_f`` for family f, with relative noise; ``w_f ~ N(m, s^2)`` and
-``m ~ N(m0, s0^2)`` per term, solved exactly for ``m`` and then each ``w_f`` (the mode
-of a hierarchical Gaussian model). ``m0`` is a quarter of a token a pair of bytes. A
-coefficient of a script below zero is set to zero and the others are solved again: such
-a family would start a text of that script at almost nothing.
+``m ~ N(m0, s0^2)`` per term, solved exactly for ``m`` and then for each ``w_f`` (the
+mode of a hierarchical Gaussian model). ``m0`` is a quarter of a token per pair of
+bytes. Negative coefficients of scripts are set to zero and the others are solved again.
+Otherwise the family would initially estimate almost nothing for text in that script.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from extproc.routing.request import Request
 
 Matrix = npt.NDArray[np.float64]
 
-# Deviation of the common mean from m0, and of a family from that mean, in tokens.
+# Deviations in tokens: of the common mean from m0, and of a family from that mean.
 _SCALARS = {
     "template": (5.0, 20.0, 20.0),
     "message": (4.0, 5.0, 3.0),
@@ -55,7 +55,7 @@ _TEXT = (0.25, 0.2, 0.2)
 def read_corpora(
     corpora: Sequence[Path], counts: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the requests of corpora directories that each family has counted."""
+    """Yield the requests of corpora directories that every family has counted."""
     further: dict[str, dict[str, int]] = {}
     if counts is not None:
         with gzip.open(counts, "rt", encoding="utf-8") as file:
@@ -70,7 +70,7 @@ def read_corpora(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare where the corpora are."""
+    """Add the options for the corpora."""
     parser.add_argument("corpora", type=Path, nargs="+", metavar="CORPORA")
     parser.add_argument("--counts", type=Path, metavar="FILE")
 
@@ -118,7 +118,7 @@ _SCRIPTS = np.array([name in SCRIPT_TERMS for name in TERMS])
 
 
 def _solve_not_negative(precision: Matrix, moment: Matrix) -> Matrix:
-    """Solve for coefficients, those of scripts not below zero."""
+    """Solve for the coefficients; those of scripts are at least zero."""
     free = np.ones(len(TERMS), dtype=bool)
     while True:
         coefficients = np.zeros(len(TERMS))
@@ -175,7 +175,7 @@ def _wrap(sources: Sequence[str], width: int = 86) -> str:
 
 
 def _source_names(source: str) -> list[str]:
-    """Return the repository, or the packages of Debian, npm and PyPI, of a request."""
+    """Return a request's repository, or its packages of Debian, npm and PyPI."""
     repository = source.partition(":")[0]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return [repository]
@@ -188,7 +188,7 @@ def _source_names(source: str) -> list[str]:
 
 
 def main() -> None:
-    """Read, fit, print."""
+    """Read, fit and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     args = parser.parse_args()

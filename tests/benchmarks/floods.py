@@ -1,11 +1,11 @@
-"""What a neighbour feels beside hostile peers: one client beside each flood.
+"""Effect of hostile peers on another client, for one kind of flood after another.
 
     python tests/benchmarks/floods.py [--transport native] [--seconds 5] [FLOOD ...]
 
-Starts ``extproc serve``, a peer that floods one connection for some seconds (and opens
-another each time that it is cut off), and a grpcio client that asks Decide every 20 ms
-with a deadline of 1 s. Prints the neighbour's p50 and p99 in ms, its failures, and how
-often the flood was cut off.
+Starts ``extproc serve``, a peer that floods one connection for some seconds (and
+reconnects whenever it is disconnected), and a grpcio client that calls Decide every 20
+ms with a deadline of 1 s. Prints the client's p50 and p99 in ms, its failures, and how
+often the flood was disconnected.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def block(path: str, *more: tuple[str, str]) -> bytes:
-    """A header block that depends on no table."""
+    """Encode a header block without using a table."""
     encoder = Encoder()
     encoder.header_table_size = 0
     fields = [
@@ -80,7 +80,7 @@ Chunks = Iterator[bytes]
 
 
 def same(*frames: bytes) -> Callable[[], Chunks]:
-    """The same frames again and again, on stream 1, which is open."""
+    """Repeat the same frames on stream 1, which is open."""
 
     def chunks() -> Chunks:
         yield frame(HEADERS, 4, 1, OPEN)
@@ -92,7 +92,7 @@ def same(*frames: bytes) -> Callable[[], Chunks]:
 
 
 def each(make: Callable[[int], bytes]) -> Callable[[], Chunks]:
-    """Frames of a new stream each."""
+    """Send frames on a new stream each time."""
 
     def chunks() -> Chunks:
         stream = 1
@@ -177,7 +177,7 @@ FLOODS: dict[str, Callable[[], Chunks]] = {
 def flood(
     name: str, port: int, seconds: float, cuts: "multiprocessing.Queue[int]"
 ) -> None:
-    """Send a flood until the time is over; count how often it was cut off."""
+    """Send a flood until the time is over; return how often it was disconnected."""
     end, cut = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         try:
@@ -204,7 +204,7 @@ def discard(peer: socket.socket) -> None:
 
 
 async def neighbour(port: int, seconds: float) -> tuple[list[float], int]:
-    """Ask every 20 ms: the times of the answers in ms, and how many failed."""
+    """Call Decide every 20 ms; return the times in ms and the number of failures."""
     times, failed = [], 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         decide = channel.unary_unary(DECIDE)

@@ -1,10 +1,10 @@
-"""The native transport under the least ext_proc application: what it costs by itself.
+"""The native transport with a minimal ext_proc application, to measure its own cost.
 
     python tests/benchmarks/native_lean_server.py 127.0.0.1:18080
 
-The application is that of a bare benchmark: decode the message, parse the JSON, add up
-the text's length, answer with one of two constants, end the stream.  Run it behind
-Envoy beside other servers and compare CPU a request.
+The application decodes the message, parses the JSON, adds up the text's length, answers
+with one of two constants, and ends the stream.  Run it behind Envoy like the other
+servers and compare CPU per request.
 """
 
 import asyncio

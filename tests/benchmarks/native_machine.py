@@ -1,10 +1,10 @@
-"""What the HTTP/2 machine alone costs a request, without sockets and without protobuf.
+"""CPU per request of the HTTP/2 state machine, without sockets and protobuf.
 
     python tests/benchmarks/native_machine.py
 
-A request is what Envoy sends for one: HEADERS (a block that it repeats), two messages,
-and a reset after the server's end.  ``batch`` is how many requests' frames one read
-brings together.
+A request consists of what Envoy sends: HEADERS (with a repeated block), two messages,
+and a reset after the server's end.  ``batch`` is the number of requests whose frames
+arrive in one read.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from extproc.rpc.limits import Limits
 INTRODUCTION = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     b"\0\0\0\4\0\0\0\0\0"  # SETTINGS
-    b"\0\0\4\x08\0\0\0\0\0\x7f\0\0\0"  # WINDOW_UPDATE: room for all replies
+    b"\0\0\4\x08\0\0\0\0\0\x7f\0\0\0"  # WINDOW_UPDATE that fits all replies
 )
 REPLIES = (b"r" * 2,), (b"r" * 60,)
 HEADERS = [
@@ -36,7 +36,7 @@ HEADERS = [
 
 
 class TwoMessages:
-    """Answers twice and ends."""
+    """A call that answers twice and ends."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -67,7 +67,7 @@ def message(size: int) -> bytes:
 
 
 def reads(requests: int, batch: int, body_bytes: int, frame_bytes: int) -> list[bytes]:
-    """What a connection's socket brings, read by read."""
+    """Return the bytes that a connection's socket receives, read by read."""
     encoder, found = Encoder(), []
     body = message(body_bytes)
     chunks = [body[at : at + frame_bytes] for at in range(0, len(body), frame_bytes)]
@@ -89,7 +89,7 @@ def reads(requests: int, batch: int, body_bytes: int, frame_bytes: int) -> list[
 def cpu_us_a_request(
     requests: int, batch: int, body_bytes: int, frame_bytes: int
 ) -> float:
-    """Feed a machine: CPU time a request."""
+    """Feed a state machine; return CPU time per request."""
     pieces = reads(requests, batch, body_bytes, frame_bytes)
     views = [memoryview(bytearray(piece)) for piece in pieces]
     best = float("inf")

@@ -1,7 +1,7 @@
-"""A real Envoy (one worker), an ext_proc server behind it, and wrk before it.
+"""A real Envoy (one worker) with an ext_proc server behind it and wrk in front of it.
 
-Envoy answers by itself unless a scenario needs streams, so that it and the server are
-all there is to measure. CPU is each process's own, from /proc.
+Unless a scenario needs streams, Envoy itself responds, so that only it and the server
+are measured. CPU is that of each process, from /proc.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SENTENCE = "the quick brown fox jumps over 13 lazy dogs; "
 
 
 def chat(characters: int, sentence: str = SENTENCE, **more: Any) -> str:
-    """A chat request with so much text."""
+    """Return a chat request with this much text."""
     text = (sentence * (characters // len(sentence) + 1))[:characters]
     message = {"role": "user", "content": text}
     return json.dumps({"model": "m", "max_tokens": 256, "messages": [message], **more})
 
 
 def answer(body_bytes: int) -> str:
-    """What a backend says to it, with a believable count of tokens."""
+    """Return a backend's response with a plausible token count."""
     choice = {"index": 0, "message": {"role": "assistant", "content": "lorem " * 40}}
     usage = {"prompt_tokens": body_bytes // 4, "completion_tokens": 48}
     return json.dumps({"id": "1", "choices": [choice], "usage": usage})
@@ -45,14 +45,14 @@ def answer(body_bytes: int) -> str:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What runs, and how.
+    """The processes of a scenario and their settings.
 
     Attributes:
         server: one of the four names above.
-        config: of ``extproc serve``, beside addresses and transport.
-        workers: processes of ``extproc serve``.
-        backend: whether one answers with a stream of events; else Envoy does, with a
-            JSON body.
+        config: configuration of ``extproc serve``, apart from addresses and transport.
+        workers: number of processes of ``extproc serve``.
+        backend: whether a backend responds with an event stream; otherwise Envoy
+            responds with a JSON body.
     """
 
     server: str
@@ -63,18 +63,18 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk found, and what it cost whom."""
+    """Results of wrk, and the CPU used by each process."""
 
     requests: int
     seconds: int
     p50_ms: float
     p99_ms: float
     server_us: float
-    """CPU of the server's processes, a request."""
+    """CPU of the server's processes per request."""
     envoy_us: float
     load_us: float
     messages: float
-    """ext_proc messages a request, where the server counts them."""
+    """ext_proc messages per request, if the server counts them."""
 
     @property
     def rps(self) -> float:
@@ -82,7 +82,7 @@ class Load:
 
 
 class Stack:
-    """Envoy and one server, running."""
+    """Envoy and one server, both running."""
 
     def __init__(
         self, scenario: Scenario, directory: Path, envoy: Child, server: Child | None,
@@ -96,7 +96,7 @@ class Stack:
         self._server_admin = server_admin
 
     def load(self, body: str, connections: int, seconds: int) -> Load:
-        """Send a body again and again."""
+        """Send a body repeatedly."""
         wrk = self.start_load(body, connections, seconds)
         before = self._spent()
         out = wrk.finish()
@@ -117,11 +117,11 @@ class Stack:
         )
 
     def warm(self, body: str, connections: int, seconds: int = 1) -> None:
-        """Send it for a while, so that connections, caches and models are there."""
+        """Send a body for a while, to warm up connections, caches and models."""
         self.start_load(body, connections, seconds).finish()
 
     def profile(self, body: str, seconds: int, output: Path) -> None:
-        """Draw where the server spends its time under load, as a flame graph.
+        """Record where the server spends its time under load, as a flame graph.
 
         Raises:
             FileNotFoundError: py-spy is not installed (PyPI: py-spy).
@@ -142,11 +142,11 @@ class Stack:
         output.write_text(drawn)
 
     def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
-        """Begin to; the caller waits for the end."""
+        """Start the recording; the caller waits for its end."""
         return Wrk(self._directory, self.port, body, connections, seconds)
 
     def worker_cpu_s(self) -> list[float]:
-        """Of each of the server's processes, the parent first."""
+        """Return the CPU of each of the server's processes, the parent first."""
         return [cpu_s(pid) for pid in tree(self._server.pid)] if self._server else []
 
     def _spent(self) -> tuple[float, float, float]:
@@ -167,7 +167,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
     """Start Envoy and a server.
 
     Args:
-        body_bytes: of the requests, for the answer's count of tokens.
+        body_bytes: size of the requests, for the response's token count.
     """
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
@@ -200,7 +200,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
             server.wait_ready(
                 lambda: answers_200(f"http://127.0.0.1:{extproc_admin}/readyz"), 30
             )
-        # Through the server: until it listens, Envoy answers 500.
+        # Checked through the server: until it listens, Envoy answers 500.
         envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/"), 30)
         yield Stack(scenario, directory, envoy, server, port, extproc_admin)
 
@@ -208,7 +208,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
 def start_server(
     scenario: Scenario, directory: Path, admin: int
 ) -> tuple[Child | None, list[dict[str, Any]]]:
-    """The server's process, not started yet, and where it listens."""
+    """Return the server's process, not started yet, and its port."""
     log = directory / "server.log"
     if scenario.server == BARE:
         return None, []
@@ -240,7 +240,7 @@ def start_server(
 
 
 class Wrk:
-    """One run of wrk, begun."""
+    """A running wrk."""
 
     def __init__(
         self, directory: Path, port: int, body: str, connections: int, seconds: int
@@ -267,10 +267,10 @@ class Wrk:
         self.cpu_s = 0.0
 
     def finish(self) -> str:
-        """Wait for it; what it printed."""
+        """Wait for its end; return its output."""
         assert self._process.stdout is not None
         out = self._process.stdout.read()
-        self.cpu_s = cpu_s(self._process.pid)  # it is a zombie until it is waited for
+        self.cpu_s = cpu_s(self._process.pid)  # readable until ``wait``
         status = self._process.wait()
         assert status == 0, out
         assert "Non-2xx" not in out, out
@@ -293,7 +293,7 @@ def cpu_s(pid: int) -> float:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that it started."""
+    """Return a process and all of its descendants."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""The Envoy of the benchmarks: one listener, and as little else as there can be."""
+"""The Envoy of the benchmarks: one listener, and a minimal configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def envoy_config(
     answer_with: str,
     backend: int | None = None,
 ) -> dict[str, Any]:
-    """One listener, with or without ext_proc before what answers."""
+    """Return one listener, with or without ext_proc in front of the response."""
     router = {"@type": f"{TYPE}.filters.http.router.v3.Router"}
     filters: list[Any] = [{"name": "router", "typed_config": router}]
     clusters = []

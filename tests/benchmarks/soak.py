@@ -1,13 +1,13 @@
-"""Hours of everything, and what the router holds at the end.
+"""Hours of mixed load, after which the router's resources are compared.
 
     python tests/benchmarks/soak.py [--seconds 3600] [--transport grpcio|native]
 
-Connections, JSON answers, streams, clients that leave in the middle, bodies that are no
-requests, 100 models, new configurations and state that is kept: through a real Envoy,
-all the time. Printed are the router's memory, file descriptors, threads, asyncio tasks
-and open exchanges. Ends with status 1 if they have grown: the last fifth is held against
-the second. Before the first, every model has been learned from, so that what is kept for
-each is there; the first is for the allocator to settle.
+Connections, JSON responses, streams, clients that disconnect, invalid bodies, 100
+models, reloads and stored state, all the time and through a real Envoy. Prints the
+router's memory, file descriptors, threads, asyncio tasks and open exchanges. Exits with
+status 1 if they have grown from the second fifth to the last. All models have been
+learned before the first fifth, so their state exists; in the first fifth the allocator
+settles.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from extproc.demo.stack.stack import Stack, running, stand_in
 
 CLIENTS = 6
 MODELS = 100
-"""More than the router tells apart (64), so that all its places are taken."""
+"""More models than the router learns separately (64), so that all places are taken."""
 RELOAD_S = 5.0
 QUIET_S = 60.0
-"""For what is open to end, once nobody sends."""
+"""Seconds for open requests to end after the clients have stopped."""
 JSON = {"content-type": "application/json"}
 ALLOWED_GROWTH = {
     "rss_mib": 1.02,
@@ -48,7 +48,7 @@ ALLOWED_GROWTH = {
     "threads": 1.0,
     "tasks": 1.0,
 }
-"""To what was there before; with ``SLACK`` for what comes and goes."""
+"""Allowed factor over the earlier numbers, with ``SLACK`` for short-lived resources."""
 SLACK = {
     "rss_mib": 2.0,
     "malloc_mib": 1.0,
@@ -61,16 +61,16 @@ SLACK = {
 
 @dataclass(frozen=True)
 class Sample:
-    """What the router holds at one moment."""
+    """The router's resources at one moment."""
 
     seconds: float
     requests: int
     rss_mib: float
     malloc_mib: float
-    """Given out by the C library's allocator, and not given back: a leak shows here
-    long before it shows in what the process occupies."""
+    """MiB allocated by the C library and not freed: a leak shows here long before it
+    shows in the resident memory."""
     kblocks: float
-    """Thousands of Python's own small blocks, which are not the C library's."""
+    """Thousands of Python's own small blocks, which do not come from the C library."""
     fds: int
     threads: int
     tasks: int
@@ -102,7 +102,7 @@ class Load:
             thread.join(60)
 
     def warm_up(self) -> None:
-        """Have the router learn of every model, in its turn and of every size."""
+        """Let the router learn every model in turn, with bodies of every size."""
         for kind in ("json", "stream", "long", "json"):
             for model in range(MODELS):
                 self._exchange(kind, model, random.Random(model))
@@ -165,8 +165,8 @@ def say(*_):
 
 signal.signal(signal.SIGUSR1, say)
 """
-"""``sitecustomize`` of the children: they say how many tasks they have, and how much
-memory is allocated, when asked."""
+"""``sitecustomize`` of the child processes: on request they report their number of
+tasks and their allocated memory."""
 
 
 def sample(stack: Stack, began_s: float, requests: int) -> Sample:
@@ -230,7 +230,7 @@ def soak(directory: Path, args: argparse.Namespace) -> int:
         load = Load(stack.envoy.port, args.pause)
         load.warm_up()
         samples = run(stack, load, directory / "extproc.yaml", config, args.seconds)
-        # The clients are gone: so must be what they held.
+        # The clients are gone, so their resources must be freed.
         deadline = time.monotonic() + QUIET_S
         while True:
             after = sample(stack, samples[0].seconds, samples[-1].requests)
@@ -251,7 +251,7 @@ def run(
     with load:
         while time.monotonic() - began_s < seconds:
             time.sleep(min(RELOAD_S, seconds / 25))
-            # Before the next reload, in which an old router and a new one are there.
+            # Sample before the next reload, during which an old and a new router exist.
             samples.append(sample(stack, began_s, load.requests))
             reloads += 1
             threshold = 4096 + reloads % 2
@@ -273,10 +273,10 @@ def judge(samples: list[Sample], failed: list[str]) -> int:
     fifth = max(1, len(during) // 5)
     grown = []
     for name, allowed in ALLOWED_GROWTH.items():
-        # A reload holds the old models beside the new for a moment, and those of the new
-        # that nobody has asked since hold less: memory is that of the middle sample. Of
-        # the others the least: a large body may be there at the moment of a sample, but
-        # what has leaked is there in all.
+        # During a reload the old and the new models exist, and new models without
+        # requests are smaller: memory is therefore the median sample. For the others it
+        # is the minimum: a large body may be present in one sample, but a leak is
+        # present in all.
         of_samples = median if name in ("rss_mib", "malloc_mib") else min
         before = of_samples(getattr(s, name) for s in during[fifth : 2 * fifth])
         at_end = of_samples(getattr(s, name) for s in during[-fifth:])
