@@ -145,7 +145,8 @@ Places = npt.NDArray[np.uint16]
 """For each pair of byte classes, at ``CLASSES * a + b``, the term that counts it;
 ``NO_TERM`` if none does."""
 
-NO_TERM: Final = 0xFFFF
+NO_TERM: Final = 255
+"""Behind every term."""
 
 
 def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.routing.features import measure
-from extproc.routing.regressors import TERMS
+from extproc.routing.regressors import NO_TERM, TERMS, VECTOR_TERMS
 from extproc.routing.request import Prompt
 
 
@@ -15,6 +15,7 @@ def named(prompt: Prompt) -> dict[str, float]:
 
 def test_names_are_distinct() -> None:
     assert len(set(TERMS)) == len(TERMS) == 185
+    assert len(VECTOR_TERMS) <= NO_TERM
 
 
 def test_words_digits_and_ends_are_told_apart() -> None:
