@@ -123,6 +123,8 @@ def _audio_seconds(head: bytes, size_bytes: int) -> float | None:
         return float((size_bytes - 44) / bytes_a_second) if at > 0 else None
     at = 0
     if head.startswith(b"ID3"):
+        if len(head) < 10:
+            return None
         a, b, c, d = head[6:10]
         at = 10 + (a << 21 | b << 14 | c << 7 | d)
     if at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] & 0xFA == 0xFA:

@@ -74,6 +74,11 @@ def test_no_bytes_raise(tail: bytes, head: bytes) -> None:
         video_seconds(piece)
 
 
+@pytest.mark.parametrize("head", [b"ID3", b"ID3\4\0\0\0\0\0", b"RIFF....WAVEfmt "])
+def test_a_length_that_is_cut_off_is_not_known(head: bytes) -> None:
+    assert audio_seconds(head, 1000) is None
+
+
 def test_the_length_of_audio_and_video() -> None:
     wav = b"RIFF\0\0\0\0WAVEfmt " + struct.pack(
         "<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16
