@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fleet_of(config: Config) -> list[Model]:
-    """Return the models of a configuration; for ``pools``, one without a name."""
+    """Return a configuration's models; ``pools`` alone yield one without a name."""
     if not config.models:
         return [Model("", [pool.name for pool in config.pools])]
     return [

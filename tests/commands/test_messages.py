@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``serve`` sets up the logging of its process, which here is the tests' own."""
+    """Restores the logging configuration, which ``serve`` changes."""
     monkeypatch.setattr("extproc.commands.serve.configure_logging", lambda config: None)
 
 
