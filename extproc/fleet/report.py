@@ -52,11 +52,12 @@ def render(
     ]
     if plan.sweep:
         sections.append(_section("Saving by threshold", _savings(plan)))
+    sections.append(_section("What the router gets wrong", _misroutes(misroutes)))
+    # Wide ones after the plots, which stand side by side.
     sections += [
         _section(title, content, wide=True) for title, content in asked_sections(plan)
     ]
     sections += [
-        _section("What the router gets wrong", _misroutes(misroutes)),
         _section("Every policy", _policies_table(plan), wide=True),
     ]
     return (
