@@ -14,7 +14,7 @@ OLDER_ENVOY := .venv-envoy/$(ENVOY)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
-.PHONY: help demo test test-slow test-envoy test-vllm check format generate lock dist \
+.PHONY: help demo test test-slow test-envoy test-vllm test-gateways check format generate lock dist \
   wheels clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-slow   faults, soak, packaging, dashboards, docker compose"
 	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
 	@echo "make test-vllm   the tests on two real vLLM servers"
+	@echo "make test-gateways  the manifests under Envoy Gateway itself; needs Go and root"
 	@echo "make check       formatting, lint, types, imports, generated code"
 	@echo "make format, make generate, make lock, make dist, make wheels, make clean"
 
@@ -33,7 +34,7 @@ demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
-	  -m "not slow and not faults and not packaging and not vllm and not benchmark" $(ARGS)
+	  -m "not slow and not faults and not packaging and not vllm and not gateways and not benchmark" $(ARGS)
 
 # Faults in every component under load; wheels built and installed in a clean
 # environment; the dashboard's panels on a real Prometheus.
@@ -50,6 +51,10 @@ test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)
+
+# The manifests under Envoy Gateway; the first time Go builds it, in 7 to 20 minutes.
+test-gateways: $(VENV)/.dev
+	$(BIN)/pytest -m gateways $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,233 @@
+"""Envoy Gateway itself, without a cluster: manifests in a file, Envoy as its child.
+
+Built by ``go install``, and kept by version. It binds fixed ports on every address, so it
+runs in a network namespace with loopback alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from extproc.demo.stack.envoy_config import find_envoy
+from extproc.demo.stack.process import Child
+
+from ..patience import PATIENCE_S
+
+VERSION = "1.9.0"
+ENVOY_VERSION = "1.40.0"
+"""Of the project's own Envoy, which is put where Envoy Gateway would download one."""
+MODULE = f"github.com/envoyproxy/gateway/cmd/envoy-gateway@v{VERSION}"
+PORT = 8888
+API = "gateway.envoyproxy.io/v1alpha1"
+READ = {
+    "BackendTrafficPolicy",
+    "Backend",
+    "ClientTrafficPolicy",
+    "EnvoyExtensionPolicy",
+    "HTTPRoute",
+}
+"""What the file provider reads of what an overlay has."""
+
+Manifest = dict[str, Any]
+_CLONE_NEWNET = 0x40000000
+
+
+class UnavailableError(Exception):
+    """What these tests need is not here; the message says what."""
+
+
+def install() -> Path:
+    """Build Envoy Gateway if it is not in the cache; return its binary.
+
+    Raises:
+        UnavailableError: there is no Go, or the build failed.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "token-budget-router" / f"envoy-gateway-{VERSION}"
+    binary = folder / "envoy-gateway"
+    if binary.exists():
+        return binary
+    go = shutil.which("go")
+    if go is None:
+        raise UnavailableError("needs Go to build Envoy Gateway")
+    done = subprocess.run(
+        [go, "install", "-ldflags=-s -w", MODULE],
+        env={**os.environ, "GOBIN": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UnavailableError(f"go install {MODULE}: {done.stderr[-500:]}")
+    return binary
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Give this thread, and what it starts, a network of loopback alone.
+
+    Raises:
+        UnavailableError: the system does not let us.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        if libc.unshare(_CLONE_NEWNET):
+            raise UnavailableError("needs root, for a network namespace")
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            libc.setns(before, 0)
+    finally:
+        os.close(before)
+
+
+def without_a_cluster(
+    manifests: list[Manifest], services: Mapping[str, int]
+) -> list[Manifest]:
+    """Change what the file provider forces: a Service becomes a Backend by address.
+
+    Args:
+        manifests: as rendered; left alone.
+        services: the port on loopback of each Service.
+    """
+    kept = [item for item in manifests if item["kind"] in READ]
+    objects = [*_gateway(), *yaml.safe_load(yaml.safe_dump(kept))]
+    for item in objects:
+        for endpoint in item["spec"].get("endpoints", ()) if item.get("spec") else ():
+            name = endpoint.pop("fqdn")["hostname"].partition(".")[0]
+            endpoint["ip"] = {"address": "127.0.0.1", "port": services[name]}
+    for name, port in services.items():
+        address = {"ip": {"address": "127.0.0.1", "port": port}}
+        objects.append(_object(API, "Backend", f"service-{name}", endpoints=[address]))
+    for references in _find(objects, "backendRefs"):
+        for reference in references:
+            if reference["kind"] == "Service":
+                name = reference["name"]
+                del reference["port"]
+                reference |= {"group": API.partition("/")[0], "kind": "Backend"}
+                reference["name"] = f"service-{name}"
+    return objects
+
+
+def _object(api: str, kind: str, name: str, **spec: Any) -> Manifest:
+    metadata = {"name": name, "namespace": "llm"}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _gateway() -> list[Manifest]:
+    """What the cluster's operator brings."""
+    group = "gateway.networking.k8s.io"
+    proxy = _object(
+        API,
+        "EnvoyProxy",
+        "here",
+        provider={"type": "Host", "host": {"envoyVersion": ENVOY_VERSION}},
+        concurrency=1,
+        logging={"level": {"default": "warn"}},
+    )
+    listener = {"name": "http", "protocol": "HTTP", "port": PORT}
+    gateway = _object(
+        f"{group}/v1",
+        "Gateway",
+        "llm-gateway",
+        gatewayClassName="here",
+        infrastructure={
+            "parametersRef": {
+                "group": API.partition("/")[0],
+                "kind": "EnvoyProxy",
+                "name": "here",
+            }
+        },
+        listeners=[listener],
+    )
+    gateway_class = {
+        "apiVersion": f"{group}/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": "here"},
+        "spec": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"},
+    }
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "llm"}}
+    return [namespace, gateway_class, proxy, gateway]
+
+
+def _find(value: Any, key: str) -> Iterator[Any]:
+    """Yield all values of a key, at any depth."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == key:
+                yield inner
+            yield from _find(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _find(inner, key)
+
+
+class EnvoyGateway:
+    """One Envoy Gateway with its Envoy, in the network namespace of its starter."""
+
+    def __init__(self, binary: Path, folder: Path, objects: list[Manifest]) -> None:
+        self._folder = folder
+        for name in ("resources", "config", "data", "state", "runtime"):
+            (folder / name).mkdir(parents=True)
+        resources = folder / "resources" / "all.yaml"
+        resources.write_text(yaml.safe_dump_all(objects))
+        (folder / "gateway.yaml").write_text(yaml.safe_dump(self._settings()))
+        program = folder / "data" / "envoy-versions" / ENVOY_VERSION / "bin" / "envoy"
+        program.parent.mkdir(parents=True)
+        program.symlink_to(find_envoy())
+        home = {"HOME": str(folder)}
+        config = str(folder / "config")
+        subprocess.run(
+            [binary, "certgen", "--local", "--config-home", config],
+            env={**os.environ, **home},
+            capture_output=True,
+            check=True,
+        )
+        command = [str(binary), "server", "--config-path", str(folder / "gateway.yaml")]
+        self.log = folder / "gateway.log"
+        self.child = Child("envoy-gateway", command, self.log, home)
+
+    def _settings(self) -> Manifest:
+        folder = self._folder
+        homes = {
+            "configHome": str(folder / "config"),
+            "dataHome": str(folder / "data"),
+            "stateHome": str(folder / "state"),
+            "runtimeDir": str(folder / "runtime"),
+        }
+        files = {"type": "File", "file": {"paths": [str(folder / "resources")]}}
+        return {
+            "apiVersion": API,
+            "kind": "EnvoyGateway",
+            "gateway": {
+                "controllerName": "gateway.envoyproxy.io/gatewayclass-controller"
+            },
+            "provider": {
+                "type": "Custom",
+                "custom": {
+                    "resource": files,
+                    "infrastructure": {"type": "Host", "host": homes},
+                },
+            },
+            "extensionApis": {"enableBackend": True},
+        }
+
+    def stat(self, name: str) -> int:
+        """Return one of Envoy's counters or gauges, by a pattern of its whole name."""
+        (file,) = self._folder.glob("runtime/*/admin-address.txt")
+        url = f"http://{file.read_text().strip()}/stats?filter=^{name}$"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+            (line,) = response.read().decode().splitlines()
+        return int(line.rpartition(":")[2])

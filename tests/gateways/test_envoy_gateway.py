@@ -1,0 +1,229 @@
+"""The overlay for Envoy Gateway, under Envoy Gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from extproc.demo.stack.stack import Router, router, stand_in
+
+from ..deploy.conftest import kustomize, tools  # noqa: F401 - fixtures
+from ..e2e.outside import Admin, Client, Response
+from ..e2e.unsized import send_chunked, send_http2
+from ..patience import wait_until
+from .envoy_gateway import (
+    PORT,
+    EnvoyGateway,
+    Manifest,
+    UnavailableError,
+    install,
+    own_network,
+    without_a_cluster,
+)
+
+pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
+
+KIB = 1 << 10
+BELIEVED = 30_000
+"""The short pool's window as the router has it: more than it is, so that some overflow."""
+START_S = 240.0
+"""Seconds alone; minutes on a machine that is far too busy."""
+
+
+class System(NamedTuple):
+    """A gateway, the router behind it, and who asks."""
+
+    gateway: EnvoyGateway
+    router: Router
+    client: Client
+
+
+@pytest.fixture(scope="module")
+def binary() -> Path:
+    try:
+        return install()
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def start(
+    binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[Manifest]], contextlib.AbstractContextManager[System]]:
+    @contextlib.contextmanager
+    def start(manifests: list[Manifest]) -> Iterator[System]:
+        folder = tmp_path_factory.mktemp("gateway")
+        with contextlib.ExitStack() as running:
+            try:
+                running.enter_context(own_network())
+            except UnavailableError as missing:
+                pytest.skip(str(missing))
+            pools = [
+                stand_in("short", 8192, 64, folder, speed=50),
+                stand_in("long", 65536, 16, folder, speed=50),
+            ]
+            config = {
+                "server": {"body_timeout_s": 1},
+                "pools": [
+                    {"name": "short", "max_model_len": BELIEVED},
+                    {"name": "long", "max_model_len": 65536},
+                ],
+            }
+            asked = router(config, folder)
+            services = {f"vllm-{pool.pool}": pool.port for pool in pools}
+            services["token-budget-router"] = asked.port
+            for child in (*(pool.child for pool in pools), asked.child):
+                running.enter_context(child)
+            for pool in pools:
+                pool.wait_ready()
+            asked.wait_ready()
+            objects = without_a_cluster(manifests, services)
+            gateway = EnvoyGateway(binary, folder / "gateway", objects)
+            running.enter_context(gateway.child)
+            gateway.child.wait_ready(_listens, START_S)
+            client = Client(SimpleNamespace(port=PORT))  # type: ignore[arg-type]
+            wait_until(lambda: client.chat("Hello").status == 200)
+            yield System(gateway, asked, client)
+
+    return start
+
+
+def _listens() -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT)):
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def system(start: Any, kustomize: Any) -> Iterator[System]:  # noqa: F811
+    with start(kustomize("envoy-gateway+overflow")) as running:
+        yield running
+
+
+def chat(words: int, padding_bytes: int = 0) -> bytes:
+    message = {"role": "user", "content": "word " * words}
+    body = json.dumps({"model": "m", "max_tokens": 4, "messages": [message]})
+    return body.encode() + b" " * padding_bytes
+
+
+def pieces(body: bytes) -> list[bytes]:
+    return [body[at : at + 16_000] for at in range(0, len(body), 16_000)]
+
+
+def answered(response: Response) -> tuple[int, str | None]:
+    return response.status, response.headers.get("x-standin")
+
+
+def test_every_policy_is_accepted(system: System) -> None:
+    lines = system.gateway.log.read_text().splitlines()
+    reasons = [line.split(": ")[1] for line in lines if "reason: " in line]
+    assert reasons.count("Accepted") >= 7
+    assert set(reasons) <= {
+        "Accepted",
+        "AddressNotAssigned",  # it has no address to give without a cluster
+        "Overridden",  # the route's policy, for the rule with one of its own
+        "Programmed",
+        "ResolvedRefs",
+    }
+
+
+@pytest.mark.parametrize(("words", "pool"), [(3, "short"), (40_000, "long")])
+def test_a_request_takes_the_pool_that_fits(
+    system: System, words: int, pool: str
+) -> None:
+    body = chat(words)
+    assert answered(system.client.post("/v1/chat/completions", body)) == (200, pool)
+    assert answered(send_chunked(system.client, pieces(body))) == (200, pool)
+    assert answered(send_http2(system.client, pieces(body))) == (200, pool)
+
+
+@pytest.mark.parametrize("kib", [40, 80, 400, 900])
+def test_http2_bodies_reach_the_router(system: System, kib: int) -> None:
+    body = chat(3, kib * KIB)
+
+    assert answered(send_http2(system.client, pieces(body))) == (200, "short")
+
+
+@pytest.mark.parametrize("mib", [6, 20])
+def test_bodies_that_are_not_read_reach_the_long_pool(system: System, mib: int) -> None:
+    body = chat(3, mib * KIB * KIB)
+    for send in (send_chunked, send_http2):
+        assert answered(send(system.client, pieces(body))) == (200, "long")
+    response = system.client.post("/v1/chat/completions", body)
+    assert answered(response) == (200, "long")
+
+
+def test_an_overflow_becomes_an_answer_and_other_mistakes_are_asked_once(
+    system: System,
+) -> None:
+    route = "cluster.httproute/llm/token-budget-router/rule/{}.upstream_rq_total"
+
+    def attempts(rule: int) -> int:
+        return system.gateway.stat(route.format(rule))
+
+    before = attempts(0), attempts(1)
+    # More than the short pool holds, and less than the router believes that it does.
+    text = "The quick brown fox jumps over the lazy dog. " * 900
+    assert answered(system.client.chat(text)) == (200, "long")
+    assert (attempts(0) - before[0], attempts(1) - before[1]) == (2, 0)
+    mistake = system.client.post("/v1/chat/completions", b"{no JSON")
+    assert mistake.status == 400
+
+    assert attempts(1) - before[1] == 1
+
+
+def test_a_client_s_own_pool_does_not_count_with_the_router_frozen_or_gone(
+    system: System,
+) -> None:
+    """A router that hangs costs a second for each of some requests, then nothing."""
+    own = {"x-llm-pool": "short"}
+    child = system.router.child
+    child.pause()
+    try:
+        down = "cluster./llm/token-budget-router/extproc/0.membership_healthy"
+        wait_until(lambda: _asked(system, own) and system.gateway.stat(down) == 0)
+    finally:
+        child.resume()
+    child.kill()
+    try:
+        for _ in range(20):
+            assert _asked(system, own)
+    finally:
+        child.start()
+        system.router.wait_ready()
+    wait_until(lambda: answered(system.client.chat("Hello")) == (200, "short"))
+
+
+def _asked(system: System, headers: dict[str, str]) -> bool:
+    assert answered(system.client.chat("Hello", headers)) == (200, "long")
+    return True
+
+
+def test_with_envoy_gateway_s_own_limits_at_most_three_are_lost(
+    start: Any,
+    kustomize: Any,  # noqa: F811
+) -> None:
+    """As behind a Gateway whose own policy keeps ours out."""
+    manifests = [
+        item
+        for item in kustomize("envoy-gateway")
+        if item["kind"] != "ClientTrafficPolicy"
+    ]
+    with start(manifests) as system:
+        statuses = []
+        for kib in (80, 120, 200, 400, 900):
+            for send in (send_chunked, send_http2):
+                response = send(system.client, pieces(chat(3, kib * KIB)))
+                statuses.append(response.status)
+
+        assert set(statuses) <= {200, 413}
+        assert statuses.count(413) <= 3
+        limit = Admin(system.router).metric("extproc_requested_body_limit_bytes")
+        assert limit < 80 * KIB
