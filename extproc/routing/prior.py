@@ -58,7 +58,7 @@ _PREDICTION_SPREADS = {
 _LETTER_SPREAD = 0.03
 _WORD_SPREAD = 0.07
 _TOOLS_SPREAD = 0.1
-_ASCII_SPREAD = 0.1
+_ASCII_SPREAD = 0.14
 _SCRIPT_SPREAD = 0.3
 
 # Relative variance of a prompt's tokens about the best linear model: 3 % on long
