@@ -1,10 +1,10 @@
-"""Write the files that are others with a few lines changed, or check that they are.
+"""Write the files that are derived from other files, or check that they are current.
 
     python envoy/kubernetes/generate.py            write
-    python envoy/kubernetes/generate.py --check    say which differ; status 1 if any
+    python envoy/kubernetes/generate.py --check    list outdated files; status 1 if any
 
-A kustomization may read only files below its folder, so what two of them need exists
-twice.
+A kustomization may read only files below its own folder, so a file that two of them use
+exists twice.
 """
 
 # ruff: noqa: E501 - lines of YAML, as long as the names in them
@@ -32,10 +32,10 @@ from extproc.commands.envoy_routes import (
 ENVOY = Path(__file__).resolve().parents[1]
 
 _SIDECAR_HEAD = """\
-# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py, for a pod in which Envoy
-# and the router are neighbours. It differs in two places: the cluster `extproc` is a Unix
-# socket, and a listener `stats` shows metrics and readiness, without the rest of the admin
-# interface, to other pods.
+# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py, for a pod with Envoy and
+# the router. Two things differ: the cluster `extproc` is a Unix socket, and the listener
+# `stats` exposes metrics and readiness to other pods, without the rest of the admin
+# interface.
 
 """
 
@@ -47,20 +47,20 @@ _SIDECAR_ACCESS_LOG_HEAD = """\
 
 _OLDER_HEAD = """\
 # GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py, for Envoy 1.37 to 1.39.
-# It differs in how an overflow gets to the long pool: the route `short` leads to a
-# cluster that has the short pool first and the long one second, and the retry goes to
-# the next. Who answered is said by the endpoints' metadata, as to Envoy that cluster did.
+# The retry of an overflow differs: the route `short` leads to an aggregate cluster of the
+# short pool, then the long one, and the retry takes the second. Envoy reports the aggregate
+# as the cluster that answered, so the endpoints' metadata name the pool.
 
 """
 
-_PLUGIN_BEGIN = "                  # First attempt to the short pool; the retry,"
-_PLUGIN_END = "                  retry_policy:\n                    # Sent again:"
+_PLUGIN_BEGIN = "                  # The first attempt goes to the short pool,"
+_PLUGIN_END = "                  retry_policy:\n                    # Retry if vLLM"
 _LUA_BEGIN = "        # Upstream filters see each attempt before the retry policy does."
 _LUA_END = "    load_assignment:\n      cluster_name: vllm_short"
 
 _AGGREGATE_ROUTE = """\
-                  # First attempt to the short pool; the retry, if there is one, to the
-                  # long pool (`retry_priority`, below).
+                  # The first attempt goes to the short pool, a retry to the long pool
+                  # (`retry_priority`, below).
                   cluster: vllm_short_then_long
 """
 
@@ -74,9 +74,9 @@ _RETRY_PRIORITY = """\
                     retry_back_off"""
 
 _AGGREGATE_CLUSTER = """
-  # The short pool, and behind it the long one: for a retry, and where no server of the
-  # short pool is healthy. Of settings that a request meets before it has a server (upstream
-  # filters, retries at a time) these count, not those of the two.
+  # The short pool, then the long one for retries or if no server of the short pool is
+  # healthy. For settings that apply before a server is chosen (upstream filters, concurrent
+  # retries), this cluster's values count, not those of its two members.
   - name: vllm_short_then_long
     connect_timeout: 1s
     lb_policy: CLUSTER_PROVIDED
@@ -118,20 +118,20 @@ _STATS_LISTENER = """
 """
 
 _COMPOSE_HEAD = """\
-# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py. It differs in one place:
-# a listener `stats` shows metrics and readiness, without the rest of the admin interface,
-# to the other containers.
+# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py. One thing differs: the
+# listener `stats` exposes metrics and readiness to the other containers, without the rest
+# of the admin interface.
 
 """
 
 _THROUGHPUT_HEAD = """\
 # GENERATED from {sources} by envoy/kubernetes/generate.py:
-# {workers} workers of the router instead of one, and its access log to learn from.
+# {workers} workers of the router instead of one, which learn from Envoy's access log.
 
 """
 
 WORKERS = 4
-"""Of what is made for several."""
+"""Number of workers in the generated files for several workers."""
 
 _ADMIN_CLUSTER = """
   # Envoy's own admin interface, for the listener `stats`.
@@ -174,22 +174,22 @@ GENERATED from values.yaml and values.schema.json by envoy/kubernetes/generate.p
 
 _MODELS_HEAD = """\
 # GENERATED from envoy/envoy.yaml and envoy/models-router.yaml by
-# envoy/kubernetes/generate.py: a complete Envoy 1.40 in front of three models and five
-# pools. It differs from envoy.yaml in this:
+# envoy/kubernetes/generate.py: a complete configuration of Envoy 1.40 for three models and
+# five pools. It differs from envoy.yaml as follows:
 #
-#   1. The router sets x-llm-model, too: the base model, also for its adapters.
-#   2. `x-llm-pool: NAME` takes a small pool, with the retry to its own model's largest;
-#      `x-llm-model: NAME` takes that model's largest pool.
+#   1. The router also sets x-llm-model: the base model, also for its adapters.
+#   2. `x-llm-pool: NAME` goes to a small pool, with the retry on its own model's largest
+#      pool; `x-llm-model: NAME` goes to that model's largest pool.
 #   3. If the router named no model (it is down, or did not read the body), a Lua filter
-#      after it reads the name from the body and chooses the route again. So every failure
-#      ends at the largest pool of the request's own model, never at another's.
-#   4. A request whose model is not in the fleet is a 404, one that names none a 400, and
-#      one whose body Envoy cannot read while the router is down (compressed, or above
-#      `request_body_buffer_limit`) a 503.
+#      after it reads the name from the body and clears the route cache. A request without
+#      a decision thus goes to its own model's largest pool, never to another model's.
+#   4. Envoy answers 404 if the model is not in the fleet, 400 if the request names no
+#      model, and 503 if it cannot read the body while the router is down (compressed, or
+#      above `request_body_buffer_limit`).
 
 """
 
-_INFRA_BEGIN = "              # Questions about the server rather than for the model"
+_INFRA_BEGIN = "              # Requests about the server, not for the model"
 _INFRA_END = "              - name: administration\n"
 _SHORT_BEGIN = "              - name: short\n"
 _ROUTES_END = "          http_filters:\n"
@@ -199,8 +199,8 @@ _LONG_CLUSTER = "  # vLLM with the model's full window."
 _BUFFER_LIMIT = 33554432
 
 _MODEL_FILTER_HEAD = """\
-          # The name of the model, if the router set none. It waits for the body of such
-          # requests alone; all others pass at once.
+          # Name the model if the router did not. The filter buffers the body of only those
+          # requests; all others pass at once.
           - name: envoy.filters.http.lua
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
@@ -209,7 +209,7 @@ _MODEL_FILTER_HEAD = """\
 """
 
 _NO_MODEL_CLUSTER = """\
-  # Where a request stands until its model is known; it has no server.
+  # The cluster of a request until its model is known; it has no server.
   - name: no_model
     type: STATIC
     connect_timeout: 1s
@@ -226,14 +226,14 @@ spec:
 
 _STATE_TAIL = """\
 state:
-  # The address is in EXTPROC_STATE_URL, as it may hold a password.
+  # The address is in EXTPROC_STATE_URL, since it may contain a password.
   store: redis
 """
 
 
 _ACCESS_LOG_TAIL = """\
 feedback:
-  # Envoy logs each response's usage to the router's own port: envoy/access_log.yaml.
+  # Envoy sends each response's usage to the router's own port: envoy/access_log.yaml.
   access_log: true
 """
 
@@ -241,7 +241,7 @@ _SOCKET = "/run/extproc/extproc.sock"
 
 
 def sidecar_envoy() -> str:
-    """Envoy's configuration beside the router, with a port for its metrics."""
+    """Return Envoy's configuration for a sidecar, with a port for its metrics."""
     text = (ENVOY / "envoy.yaml").read_text()
     text = text[text.index("admin:") :]
     text = _replace(
@@ -258,13 +258,13 @@ def sidecar_envoy() -> str:
 
 
 def sidecar_envoy_access_log() -> str:
-    """The same, logging to the router; the chart adds workers."""
+    """Return the sidecar's configuration with the access log; the chart adds workers."""
     text = sidecar_envoy().removeprefix(_SIDECAR_HEAD)
     return _SIDECAR_ACCESS_LOG_HEAD + _with_access_log(text)
 
 
 def sidecar_envoy_throughput() -> str:
-    """The same, logging to the router's several workers."""
+    """Return the sidecar's configuration with the access log and several workers."""
     text = _with_access_log(sidecar_envoy())
     sockets = [f"{{pipe: {{path: {_SOCKET}.{i}}}}}" for i in range(WORKERS)]
     sources = "overlays/sidecar/envoy.yaml and envoy/access_log.yaml"
@@ -274,13 +274,13 @@ def sidecar_envoy_throughput() -> str:
 
 
 def compose_envoy() -> str:
-    """envoy.yaml with a port for its metrics."""
+    """Return envoy.yaml with a port for Envoy's metrics."""
     text = (ENVOY / "envoy.yaml").read_text()
     return _COMPOSE_HEAD + _with_stats(text[text.index("admin:") :])
 
 
 def compose_envoy_throughput() -> str:
-    """The same, logging to several workers of the router."""
+    """Return compose's configuration with the access log and several workers."""
     text = _with_access_log(compose_envoy().removeprefix(_COMPOSE_HEAD))
     address = "{{socket_address: {{address: extproc, port_value: {port}}}}}"
     ports = [address.format(port=9002 + i) for i in range(WORKERS)]
@@ -289,7 +289,7 @@ def compose_envoy_throughput() -> str:
 
 
 def _with_stats(text: str) -> str:
-    """Add the listener `stats` and the cluster that it leads to."""
+    """Add the listener `stats` and its cluster."""
     text = _replace(text, "\n  clusters:\n", f"{_STATS_LISTENER}\n  clusters:\n")
     return f"{text.rstrip()}\n{_ADMIN_CLUSTER}"
 
@@ -305,7 +305,7 @@ def _with_endpoints(text: str, address: str, addresses: list[str]) -> str:
 
 
 def _with_access_log(text: str) -> str:
-    """Put the pieces of access_log.yaml where its comments say."""
+    """Insert the pieces of access_log.yaml at the places in its comments."""
     pieces = (ENVOY / "access_log.yaml").read_text()
     metadata = _piece(pieces, "metadata_options:\n", "\n")
     filters = _piece(pieces, "http_filters:\n", "\n\n")
@@ -335,7 +335,7 @@ def _indent(text: str, columns: int) -> str:
 
 
 def older_envoy() -> str:
-    """Envoy's configuration without `priority_group`, which 1.40 brought."""
+    """Return Envoy's configuration without `priority_group`, which needs 1.40."""
     text = (ENVOY / "envoy.yaml").read_text()
     text = text[text.index("admin:") :]
     _, text = _cut(text, _PLUGIN_BEGIN, _PLUGIN_END, _AGGREGATE_ROUTE)
@@ -356,7 +356,7 @@ def older_envoy() -> str:
 
 
 def models_envoy() -> str:
-    """Envoy's configuration for the fleet of ``models-router.yaml``."""
+    """Return Envoy's configuration for the fleet of ``models-router.yaml``."""
     fleet = read_fleet((ENVOY / "models-router.yaml").read_text())
     text = (ENVOY / "envoy.yaml").read_text()
     text = text[text.index("admin:") :]
@@ -400,39 +400,39 @@ def _model_filter(fleet: Sequence[Model]) -> str:
 
 
 def prometheus_rule() -> str:
-    """The alerts as the Prometheus operator has them."""
+    """Return the alerts as a resource of the Prometheus operator."""
     text = (ENVOY / "observability" / "rules.yml").read_text()
     lines = text[text.index("groups:") :].splitlines()
     return _RULE_HEAD + "".join(f"  {line}".rstrip() + "\n" for line in lines)
 
 
 def access_log_config() -> str:
-    """The base's configuration, learning from Envoy's access log."""
+    """Return the base's configuration with feedback from Envoy's access log."""
     return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _ACCESS_LOG_TAIL
 
 
 def compose_shared_state_config() -> str:
-    """The configuration for compose, with a store."""
+    """Return compose's configuration with a store."""
     return (ENVOY / "compose/extproc.yaml").read_text() + _STATE_TAIL
 
 
 def compose_throughput_config() -> str:
-    """The configuration for compose, learning from Envoy's access log."""
+    """Return compose's configuration with feedback from Envoy's access log."""
     return (ENVOY / "compose/extproc.yaml").read_text() + _ACCESS_LOG_TAIL
 
 
 def compose_throughput_shared_state_config() -> str:
-    """Both of these."""
+    """Return compose's configuration with a store and feedback from the access log."""
     return compose_throughput_config() + _STATE_TAIL
 
 
 def shared_state_config() -> str:
-    """The base's configuration, with a store."""
+    """Return the base's configuration with a store."""
     return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _STATE_TAIL
 
 
 def chart_readme() -> str:
-    """The chart's README: its values, with defaults and descriptions."""
+    """Return the chart's README: its values, with defaults and descriptions."""
     chart = ENVOY / "helm/token-budget-router"
     schema = json.loads((chart / "values.schema.json").read_text())
     defaults = yaml.safe_load((chart / "values.yaml").read_text())
@@ -474,21 +474,21 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 def _replace(text: str, old: str, new: str) -> str:
     if text.count(old) != 1:
-        raise ValueError(f"envoy.yaml: expected once, to replace it: {old!r}")
+        raise ValueError(f"envoy.yaml: {old!r}; expected exactly once")
     return text.replace(old, new)
 
 
 def _cut(text: str, begin: str, end: str, new: str) -> tuple[str, str]:
-    """Take a piece out; return it, and the text with another in its place."""
+    """Replace the piece from `begin` to `end`; return it and the new text."""
     before, found, rest = text.partition(begin)
     piece, also_found, after = rest.partition(end)
     if not found or not also_found:
-        raise ValueError(f"envoy.yaml: expected, to replace what it begins: {begin!r}")
+        raise ValueError(f"envoy.yaml: expected {begin!r}, then {end!r}")
     return begin + piece, before + new + end + after
 
 
 def main() -> None:
-    """Write or check."""
+    """Write the files, or check them with --check."""
     differing = []
     for name, make in GENERATED.items():
         path = ENVOY / name
@@ -497,7 +497,7 @@ def main() -> None:
         elif path.read_text() != make():
             differing.append(str(path))
     if differing:
-        sys.exit(f"not current, run {sys.argv[0]}: {', '.join(differing)}")
+        sys.exit(f"outdated; run {sys.argv[0]}: {', '.join(differing)}")
 
 
 if __name__ == "__main__":
