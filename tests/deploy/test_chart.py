@@ -142,7 +142,10 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
         (["transport=http2"], "transport"),
         (["gateway.type=envoy-gateway", "workers=17"], "workers: 17"),
         (["gateway.type=istio", "gateway.selector.istio=null"], "gateway.selector"),
-        (["backends.short.service=vllm.models"], "service"),
+        (
+            ["gateway.type=istio", "backends.short.service=vllm.models"],
+            "backends.short.service: vllm.models",
+        ),
         (
             ["gateway.type=inference-extension", "gateway.bufferLimitBytes=500000"],
             "gateway.bufferLimitBytes: 500000",

@@ -91,7 +91,11 @@ labels:
 
 {{/* The backend of a pool: dict "root" $ "pool" NAME. */}}
 {{- define "router.backend" -}}
-{{ get .root.Values.backends .pool | required (printf "backends.%s: missing; config has a pool of that name" .pool) | toJson }}
+{{- $backend := get .root.Values.backends .pool | required (printf "backends.%s: missing; config has a pool of that name" .pool) }}
+{{- if and (ne .root.Values.gateway.type "sidecar") (not (regexMatch "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$" $backend.service)) }}
+{{- fail (printf "backends.%s.service: %s; expected the name of a Service in the release's namespace" .pool $backend.service) }}
+{{- end }}
+{{- $backend | toJson }}
 {{- end }}
 
 {{/* Every pool, as JSON {"pools": [{"name", "largest"}]}: `largest` is the last pool of the
