@@ -1,16 +1,16 @@
--- Asks the router where a request belongs, and sets txn.pool and txn.budget to its answer.
+-- Gets a request's pool and budget from the router and sets txn.pool and txn.budget.
 -- For haproxy.cfg; HAProxy 2.6 or later.
 --
--- Without an answer, a slow one, or with a body that does not fit HAProxy's buffer, txn.pool
--- stays unset: the default backend, the long pool.
+-- If the answer is late or missing, or the body exceeds HAProxy's buffer, txn.pool stays
+-- unset, and the request takes the default backend, the long pool.
 
 local ROUTER = "http://extproc:9090"
 local TIMEOUT_MS = 1000
 
 core.register_action("token_budget", { "http-req" }, function(txn)
-  -- Of a body above tune.bufsize only the beginning is here: long, unread.
-  local here, whole = txn.f:req_body_len(), txn.f:req_body_size()
-  if here == 0 or here < whole then
+  -- HAProxy has only the start of a body above tune.bufsize; leave it to the long pool.
+  local buffered, total = txn.f:req_body_len(), txn.f:req_body_size()
+  if buffered == 0 or buffered < total then
     return
   end
   local hint = txn.sf:req_hdr("x-llm-category"):gsub("[^%w_-]", "")

@@ -116,7 +116,7 @@ def test_kill_and_start(up: ComposeProject, clients: Clients):
 
 
 def test_crash(up: ComposeProject, clients: Clients):
-    with clients(up, "the process killed, restarted by its policy"):
+    with clients(up, "process killed, restarted by Docker"):
         up.signal("extproc", "KILL")
         up.wait_healthy("extproc")
 
@@ -130,7 +130,7 @@ def test_hang(up: ComposeProject, clients: Clients):
 
 def test_upgrade_leaves_envoy_alone(up: ComposeProject, clients: Clients):
     before = up.services()
-    with clients(up, "`up -d` with another environment for the router"):
+    with clients(up, "`up -d` with a changed environment of the router"):
         up.run("up", "-d", EXTPROC_LOG_LEVEL="debug")
     after = up.services()
     assert after["extproc"]["ID"] != before["extproc"]["ID"]
@@ -149,7 +149,7 @@ def test_reload_by_edit_and_by_rename(up: ComposeProject, clients: Clients):
             else 0
         )
 
-    with clients(up, "configuration edited, replaced, broken, mended"):
+    with clients(up, "configuration edited, replaced, broken, repaired"):
         changed = original.replace("8192\n", "8192\n  threshold_tokens: 4096\n", 1)
         file.write_text(changed)
         wait_until(lambda: threshold() == 4096)
@@ -245,7 +245,7 @@ def test_workers_and_the_access_log(up: ComposeProject, clients: Clients):
     up.use([THROUGHPUT])
     up.run("up", "-d", "--wait")
     wait_until(lambda: is_routed(up))
-    with clients(up, "four workers: one killed, then a restart") as load:
+    with clients(up, "four workers: one killed, then all restarted") as load:
         load.run(2)
         up.signal("extproc", "KILL", "--worker")
         load.run(2)
