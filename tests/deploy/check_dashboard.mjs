@@ -11,7 +11,7 @@ const source = [
   'import type {Dashboard, GraphFieldConfig, Panel, RowPanel} from "@grafana/schema";',
   `import type * as stat from "${cfg}/stat/panelcfg/x/StatPanelCfg_types.gen.d.ts";`,
   `import type * as timeseries from "${cfg}/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen.d.ts";`,
-  // As in JSON: the value of an enumeration for its member, and a default for what is not said.
+  // As in JSON: an enumeration is its value, and every field is optional.
   "type Values<T> = T extends string ? `${T}` : T extends number | boolean ? T" +
     " : T extends Array<infer E> ? Array<Values<E>>" +
     " : T extends object ? {[K in keyof T]?: Values<T[K]>} : T;",
