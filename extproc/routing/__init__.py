@@ -1,4 +1,4 @@
-"""Request to pool: text features, categories, estimators, output allowance, policy.
+"""From request to pool: text features, categories, estimators, allowance, policy.
 
 Pure: no I/O, no clock, no randomness. ``extproc.library`` is its public API.
 """

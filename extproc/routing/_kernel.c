@@ -1,9 +1,9 @@
-/* What costs most of a decision: the pairs of byte classes of a text, in one pass over
-   it, and the variance of an estimate, over the terms that a prompt has.
+/* The most expensive loops of a decision: the pairs of byte classes in a text, counted in
+   one pass, and the variance of an estimate, over the terms present in the prompt.
 
-   The specification is extproc.routing.arithmetic with NumPy: the table of classes and
-   the terms come from Python, so that this file knows neither. Tests compare both on
-   any input. Only the stable ABI of Python 3.11 is used. */
+   The specification is extproc.routing.arithmetic with NumPy; the table of classes and
+   the terms are arguments from Python. Tests compare the two on any input. Only the
+   stable ABI of Python 3.11 is used. */
 
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API
@@ -15,11 +15,12 @@
 
 enum { MAX_CLASSES = 64, MAX_TERMS = 512 };
 
-/* Two tables in turn: an addition need not wait for the one before it, which is often
-   to the same pair. Rows of a power of two: no multiplication. */
+/* Two tables are used in turn, so that an addition need not wait for the previous one,
+   which is often to the same pair. Rows have a power-of-two size, which saves a
+   multiplication. */
 typedef uint32_t Pairs[MAX_CLASSES][MAX_CLASSES];
 
-/* Count a text's pairs; return the set of its classes, the one before it included. */
+/* Count a text's pairs; return the set of its classes, including `first`. */
 static uint64_t count_pairs(const uint8_t *text, Py_ssize_t size,
                             const uint8_t *class_of, size_t first, Pairs even,
                             Pairs odd) {
@@ -55,7 +56,7 @@ static PyObject *list_of(const uint64_t *totals, Py_ssize_t size) {
     return list;
 }
 
-/* Say what is wrong with a table of classes, or return NULL. */
+/* Return the fault of a table of classes as an error message, or NULL. */
 static const char *fault_of(const Py_buffer *table, Py_ssize_t classes) {
     if (classes < 1 || classes > MAX_CLASSES)
         return "classes: out of range";
@@ -69,8 +70,8 @@ static const char *fault_of(const Py_buffer *table, Py_ssize_t classes) {
 }
 
 /* count_terms(text, table, places, classes, first, terms): add 1 to terms[places[classes
-   * a + b]] for each b that follows an a in the text, which is taken to follow class
-   `first`. Return the bytes of the text in each class. */
+   * a + b]] for each class b that follows a class a in the text, as if the text followed
+   class `first`. Return the number of bytes in each class. */
 static PyObject *count_terms(PyObject *module, PyObject *args) {
     Py_buffer text, table, places, terms;
     Py_ssize_t classes, first;
@@ -121,8 +122,8 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
 }
 
 /* count_repeats(text, table, classes, period, least): count the bytes that repeat the
-   byte `period` before them in stretches of at least `least`, by the class of each
-   stretch's first one. */
+   byte `period` before them, in stretches of at least `least` bytes, by the class of
+   the first byte of each stretch. */
 static PyObject *count_repeats(PyObject *module, PyObject *args) {
     Py_buffer text, table;
     Py_ssize_t classes, period, least;
@@ -152,8 +153,8 @@ static PyObject *count_repeats(PyObject *module, PyObject *args) {
     return found;
 }
 
-/* quadratic_form(matrix, x): x' M x of a symmetric matrix. A prompt has a third of the
-   terms: only their rows and columns are read, and of both halves one. */
+/* quadratic_form(matrix, x): x' M x for a symmetric matrix M. A prompt has about a third
+   of the terms: only their rows and columns of the lower triangle are read. */
 static PyObject *quadratic_form(PyObject *module, PyObject *args) {
     Py_buffer matrix, vector;
     (void)module;
@@ -165,7 +166,7 @@ static PyObject *quadratic_form(PyObject *module, PyObject *args) {
     if (vector.len != size * (Py_ssize_t)sizeof(double) || size > MAX_TERMS)
         wrong = "x: expected at most 512 64-bit floats";
     else if (matrix.len != size * vector.len)
-        wrong = "matrix: expected as many rows and columns as x has elements";
+        wrong = "matrix: expected a row and column for each element of x";
     else {
         const double *x = vector.buf, *rows = matrix.buf;
         uint16_t present[MAX_TERMS];
@@ -204,7 +205,7 @@ static PyMethodDef methods[] = {
     {"count_repeats", count_repeats, METH_VARARGS,
      "count_repeats(text, table, classes, period, least): repeated bytes by class."},
     {"quadratic_form", quadratic_form, METH_VARARGS,
-     "quadratic_form(matrix, x): x' M x of a symmetric matrix."},
+     "quadratic_form(matrix, x): x' M x for a symmetric matrix M."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-"""The optional C kernel: see _kernel.c; the specification is arithmetic.py."""
+"""The optional C kernel (_kernel.c). Its specification is arithmetic.py."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,37 +12,38 @@ def count_terms(
     terms: npt.NDArray[np.float64],
     /,
 ) -> list[int]:
-    """Count the pairs of byte classes of a text by term.
+    """Count the pairs of byte classes in a text, by term.
 
     Args:
-        text: taken to follow a byte of the class ``first``; below 4 GiB.
-        table: the class of each byte, below ``classes``.
-        places: the term of each pair; a number that is no term's counts nowhere.
-        classes: from 1 to 64.
+        text: treated as if it followed a byte of class ``first``; below 4 GiB.
+        table: class of each byte, below ``classes``.
+        places: index of each pair's term; a pair with an index above all terms is not
+            counted.
+        classes: number of classes, 1 to 64.
         first: a class.
-        terms: each pair adds 1 to its term.
+        terms: counts by term; each pair adds 1 to its term, in place.
 
     Returns:
-        The bytes of the text in each class.
+        The number of bytes in each class.
 
     Raises:
-        ValueError: an argument is out of range, or does not fit the others.
+        ValueError: an argument is out of range, or its size does not match the others.
     """
 
 def count_repeats(
     text: bytes, table: bytes, classes: int, period: int, least: int, /
 ) -> list[int]:
-    """Count the bytes that repeat the byte ``period`` before them, in long stretches.
+    """Count the bytes in long stretches that repeat with a period.
 
     Args:
-        text: what is looked at.
-        table: the class of each byte, below ``classes``.
-        classes: from 1 to 64.
-        period: at least 1.
-        least: bytes of the shortest stretch that counts, at least 1.
+        text: bytes to search.
+        table: class of each byte, below ``classes``.
+        classes: number of classes, 1 to 64.
+        period: distance in bytes from each byte to its repetition, at least 1.
+        least: length in bytes of the shortest stretch to count, at least 1.
 
     Returns:
-        The bytes by the class of their stretch's first one.
+        The number of bytes, by the class of the first byte of their stretch.
 
     Raises:
         ValueError: an argument is out of range.
@@ -51,8 +52,8 @@ def count_repeats(
 def quadratic_form(
     matrix: npt.NDArray[np.float64], x: npt.NDArray[np.float64], /
 ) -> float:
-    """Return ``x' M x`` of a symmetric matrix, of whose two halves one is read.
+    """Return ``x' M x`` for a symmetric matrix M; only its lower triangle is read.
 
     Raises:
-        ValueError: the matrix is not of the vector's size, or that above 512.
+        ValueError: the matrix does not match the size of x, or x has over 512 elements.
     """

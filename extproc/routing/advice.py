@@ -1,20 +1,21 @@
-"""The threshold that would save most, from the budgets that really come, and its risk.
+"""The threshold that would save most for the observed budgets, and its risk.
 
-The saving is the papers' formula, alpha (1 - 1/rho) (arXiv 2604.08075): alpha is the
-share of requests whose budget is within the threshold, rho the requests a second of an
-instance whose window is that threshold, over those of an instance of the largest pool.
-A smaller window holds more sequences, but each step then takes longer; two values of
-rho bracket the truth:
+The saving is the papers' formula, alpha (1 - 1/rho) (arXiv 2604.08075). alpha is the
+share of requests whose budget is within the threshold. rho is the throughput, in
+requests a second, of an instance whose window is that threshold, over the throughput of
+an instance of the largest pool. A smaller window fits more sequences, but each step
+then takes longer; two values of rho bracket the truth:
 
-- ``slots``: sequences alone, the window ratio, as the papers take it. An upper bound.
-- ``steps``: sequences over the time of a step, ``W + H n``, with W = 8 ms and
+- ``slots``: the ratio of sequences, which is the ratio of windows; the papers use it.
+  An upper bound.
+- ``steps``: sequences over the duration of a step, ``W + H n``, with W = 8 ms and
   H = 0.65 ms (arXiv 2604.09613's constants for an A100 instance with 1,048,576 tokens
   of KV cache, 16 sequences of 64K). For 8K: 1.6, where the papers measured 4.
 
-``steps`` ranks the thresholds. Neither knows the hardware at hand nor counts what
-``max_num_seqs`` alone would bring: ``extproc plan`` does. The advice is for
-``max_model_len`` and ``threshold_tokens`` of the smallest pool together; it is never
-applied.
+``steps`` ranks the thresholds. Neither value depends on the hardware in use, nor
+includes the gain of raising ``max_num_seqs`` alone; ``extproc plan`` does both. The
+advice sets ``max_model_len`` and ``threshold_tokens`` of the smallest pool together; it
+is never applied.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from extproc.routing.misroute import needed_tokens
 from extproc.routing.policy import Policy
 
 MIN_REQUESTS = 200
-"""Below this many requests a share is known to 7 % at best: no advice."""
+"""Fewest requests for advice: below this, a share has an error of 7 % or more."""
 
 MEMORY_REQUESTS = 20_000.0
-"""Requests over which a count fades to 1/e: about what an afternoon brings."""
+"""Requests over which a count fades to 1/e: about one afternoon of traffic."""
 
 KV_CACHE_TOKENS = 1 << 20
 MAX_SEQUENCES = 256
-"""vLLM's default ``max_num_seqs`` on its larger GPUs; more were never measured."""
+"""vLLM's default ``max_num_seqs`` on its larger GPUs; larger values are unmeasured."""
 _STEP_FIXED_S = 8e-3
 _STEP_PER_SEQUENCE_S = 0.65e-3
 
@@ -45,10 +46,10 @@ _RESCALE_AT = 1e100
 
 
 def candidate_thresholds(largest_window: int) -> list[int]:
-    """Thresholds to consider: 1,024 times powers of two, and one and a half times.
+    """Return thresholds to compare: 1,024 and 1,536 tokens times powers of two.
 
     Args:
-        largest_window: ``max_model_len`` of the largest pool; candidates stay below.
+        largest_window: ``max_model_len`` of the largest pool; all candidates are below.
     """
     candidates = []
     power = _SMALLEST_TOKENS
@@ -60,38 +61,38 @@ def candidate_thresholds(largest_window: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What one threshold would bring."""
+    """The effect of one threshold."""
 
     threshold_tokens: int
     short_fraction: float
-    """Share of requests whose budget is within it, 0 to 1."""
+    """Share of requests whose budget is within the threshold, 0 to 1."""
     saving: float
-    """Share of a homogeneous fleet's instances, by ``steps``."""
+    """Share of a homogeneous fleet's instances that is saved, by ``steps``."""
     saving_at_most: float
-    """The same by ``slots``."""
+    """The saving by ``slots``, an upper bound."""
     under_rate: float | None
-    """Share of observed requests held to fit it that needed more; None unobserved."""
+    """Share of observed requests estimated to fit that did not; None if unobserved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The best prospect, beside what is in force."""
+    """The best threshold and the current one."""
 
     best: Prospect
     current: Prospect
     requests: float
-    """What the shares rest on: requests, faded."""
+    """Faded number of requests behind the shares."""
     prospects: Sequence[Prospect] = ()
-    """Of every candidate threshold, increasing."""
+    """Every candidate threshold, in increasing order."""
 
 
 class BudgetCounts:
-    """Counts budgets, and what requests needed, between thresholds.
+    """Counts of budgets and of needed tokens, between thresholds.
 
-    Not thread-safe; a request costs two bisections.
+    Not thread-safe. Counting a request takes two bisections.
 
     Args:
-        thresholds: increasing, in tokens.
+        thresholds: in tokens, in increasing order.
         memory: requests over which a count fades to 1/e.
     """
 
@@ -100,7 +101,7 @@ class BudgetCounts:
     ) -> None:
         self.thresholds = list(thresholds)
         bins = len(self.thresholds) + 1
-        # Counts are not faded one by one: each newer one weighs more instead.
+        # Newer counts weigh more, so that older ones need not be multiplied each time.
         self._growth = 1.0 + 1.0 / memory
         self._weight = 1.0
         self._budgets = [0.0] * bins
@@ -114,13 +115,13 @@ class BudgetCounts:
             self.add(decision.bound_budget_tokens)
 
     def observed(self, decision: Decision, outcome: Outcome) -> None:
-        """Count the tokens that a request needed, if its response says them."""
+        """Count the tokens that a request needed, if its response reports them."""
         needed = needed_tokens(decision, outcome)
         if needed is not None:
             self.observe(decision.bound_budget_tokens, needed)
 
     def add(self, budget_tokens: int) -> None:
-        """Count a request by the budget that was held against the limits."""
+        """Count a request by the budget that was compared with the limits."""
         self._weight *= self._growth
         if self._weight > _RESCALE_AT:
             self._rescale()
@@ -129,11 +130,11 @@ class BudgetCounts:
         self._tokens[position] += self._weight * budget_tokens
 
     def observe(self, budget_tokens: int, needed_tokens: int) -> None:
-        """Count a request whose need is known: prompt, and output or its limit."""
+        """Count a request with a known need: prompt plus output, or plus its limit."""
         held = bisect_left(self.thresholds, budget_tokens)
         needed = bisect_left(self.thresholds, needed_tokens)
         self._fitting[held] += self._weight
-        if held < needed:  # it was held to fit each threshold in between, and did not
+        if held < needed:  # estimated to fit each threshold in between, but did not
             self._exceeding[held] += self._weight
             self._exceeding[needed] -= self._weight
 
@@ -144,23 +145,23 @@ class BudgetCounts:
 
     @property
     def requests(self) -> float:
-        """Requests counted, faded."""
+        """Faded number of requests."""
         return sum(self._budgets) / self._weight
 
     def shares(self) -> list[float]:
-        """Share of requests up to each threshold, then above the last; sums to 1."""
+        """Share of requests up to each threshold, then above the last. Sums to 1."""
         return _normalized(self._budgets)
 
     def token_shares(self) -> list[float]:
-        """Share of the budgets' tokens, by the same bins: tokens are what costs."""
+        """Share of the budgets' tokens in the same bins: cost follows tokens."""
         return _normalized(self._tokens)
 
     def within(self) -> list[float]:
-        """Share of requests within each threshold, increasing."""
+        """Share of requests within each threshold, in increasing order."""
         return list(accumulate(self.shares()))[:-1]
 
     def under_rates(self) -> list[float | None]:
-        """Of those held to fit each threshold, the share that needed more."""
+        """For each threshold, the share of requests estimated to fit that did not."""
         fitting = list(accumulate(self._fitting))[:-1]
         exceeding = list(accumulate(self._exceeding))
         return [
@@ -175,14 +176,14 @@ def _normalized(counts: Sequence[float]) -> list[float]:
 
 
 def budget_counts(policy: Policy) -> BudgetCounts:
-    """Return empty counts at every threshold that the smallest pool could have."""
+    """Return empty counts for every threshold that the smallest pool could have."""
     smallest, largest = policy.pools[0], policy.pools[-1]
     candidates = candidate_thresholds(largest.max_model_len)
     return BudgetCounts(sorted({*candidates, smallest.threshold_tokens}))
 
 
 def step_gain(window: int, largest_window: int) -> float:
-    """Return rho by sequences and the time of a step; at most the window ratio."""
+    """Return rho by sequences over step duration; at most the ratio of windows."""
     return _sequences_per_s(window) / _sequences_per_s(largest_window)
 
 
@@ -195,11 +196,11 @@ def advise(counts: BudgetCounts, policy: Policy) -> Advice | None:
     """Find the threshold of the smallest pool with the largest ``saving``.
 
     Args:
-        counts: from ``budget_counts`` of the same policy.
-        policy: the pools in force.
+        counts: made by ``budget_counts`` for the same policy.
+        policy: the current pools.
 
     Returns:
-        None before ``MIN_REQUESTS`` requests, and with one pool: nothing to split.
+        None before ``MIN_REQUESTS`` requests, or if there is only one pool.
     """
     if counts.requests < MIN_REQUESTS or len(policy.pools) < 2:
         return None

@@ -1,12 +1,12 @@
-"""The output allowance: the tokens to reserve if a client set no limit.
+"""The output allowance: the tokens reserved for a request without an output limit.
 
-A quantile of the completion lengths that such clients got, per served model and
-category; cut answers count as censored (``answer_lengths``).
+It is a quantile of the lengths of answers to such requests, per served model and
+category; truncated answers count as censored (``answer_lengths``).
 
-The allowance is of one sequence. vLLM holds ``max_model_len`` against the prompt and
-each sequence's output by itself (``n``, ``best_of`` and beams share the prompt), so it
-is not multiplied; and since ``usage`` sums the sequences of a request, those with
-several teach nothing about one.
+The allowance is for one sequence. vLLM compares ``max_model_len`` with the prompt plus
+the output of each sequence separately (``n``, ``best_of`` and beams share the prompt),
+so it is not multiplied. Since ``usage`` sums over the sequences of a request, requests
+with several are not learned from.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from extproc.routing.answer_lengths import (
 from extproc.routing.bounded_table import CATEGORIES, MODELS
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 
-# Weights of prior knowledge, in observations: of the level above, and of the configured
-# default at the top.
+# Weights of prior knowledge, in observations: of the next coarser level, and of the
+# configured default at the coarsest level.
 _PARENT_WEIGHT = 20.0
 _DEFAULT_WEIGHT = 20.0
 
-# Spread of the lengths assumed around the default, as a standard deviation of their
-# logarithm: conversation logs show 0.8 to 1.2.
+# Standard deviation of the logarithm of answer lengths, assumed around the default:
+# conversation logs show 0.8 to 1.2.
 _ASSUMED_SIGMA = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AllowanceRule:
-    """How much output to allow.
+    """How to derive an allowance from the lengths of answers.
 
     Raises:
         ValueError: a value outside its range.
@@ -52,34 +52,34 @@ class AllowanceRule:
     quantile: float = 0.95
     """Share of answers that must fit their allowance, in (0, 1)."""
     default_tokens: int = 512
-    """The allowance before anything is known, >= 1."""
+    """Allowance before the first observation, >= 1."""
     ceiling_tokens: int = 4096
-    """Never allow more than this, >= ``default_tokens``."""
+    """Largest allowance, >= ``default_tokens``."""
     assumed: Counts = field(init=False, compare=False)
-    """Lengths to start with."""
+    """Assumed lengths before the first observation."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.quantile < 1.0:
-            raise ValueError(f"quantile must be within 0 and 1, got {self.quantile}")
+            raise ValueError(f"quantile: {self.quantile}; expected between 0 and 1")
         if not 1 <= self.default_tokens <= self.ceiling_tokens:
             raise ValueError(
-                f"default_tokens must be within 1 and ceiling_tokens"
-                f" {self.ceiling_tokens}, got {self.default_tokens}"
+                f"default_tokens: {self.default_tokens}; expected 1 to ceiling_tokens"
+                f" ({self.ceiling_tokens})"
             )
         assumed = _assume(self.quantile, self.default_tokens)
         object.__setattr__(self, "assumed", assumed)
 
 
 class OutputAllowance:
-    """Learns how long answers get where the client set no limit.
+    """The allowance for each model and category, learned from observed answers.
 
     Not thread-safe.
 
     Args:
         quantile, default_tokens, ceiling_tokens: see ``AllowanceRule``.
-        rules: for models that have a rule of their own.
+        rules: rules of single models; other models use the arguments above.
         memory: observations of a model over which a count fades to 1/e.
-        models: models counted apart; the rest share one set of counts.
+        models: models counted separately; the others share one set of counts.
 
     Raises:
         ValueError: an argument outside its range.
@@ -119,33 +119,33 @@ class OutputAllowance:
     def observe(
         self, model: str, category: str, completion_tokens: int, truncated: bool
     ) -> None:
-        """Learn from one answer to a request without a limit, of one sequence.
+        """Learn from one answer, of a single sequence, to a request without a limit.
 
         Args:
-            model: a name that a backend has answered to.
-            category: of the prompt; from a closed set.
-            completion_tokens: tokens of the answer; 0 and less teach nothing.
-            truncated: whether it was cut (``finish_reason: length``).
+            model: model name that a backend has answered for.
+            category: of the prompt, from a closed set.
+            completion_tokens: length of the answer; ignored if 0 or less.
+            truncated: whether the answer was cut off (``finish_reason: length``).
         """
         if completion_tokens <= 0:
             return
         self._lengths.observe(model, category, completion_tokens, truncated)
 
     def group_keys(self) -> list[str]:
-        """``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``."""
+        """Return ``all``, ``all:MODEL`` and ``category.CATEGORY:MODEL``."""
         return self._lengths.group_keys()
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a group's counts out; None if there is none."""
+        """Return a copy of a group's counts, or None if there is no such group."""
         return self._lengths.group(key)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these counts; others stay."""
+        """Replace the counts of these groups; leave the others as they are."""
         self._lengths.restore(groups)
 
 
 def _blend(counts: Counts, levels: Sequence[Lengths]) -> Counts:
-    """Add the levels up, each coarser one weighing at most so much."""
+    """Sum the counts of all levels, with a limit on the weight of coarser ones."""
     for lengths in levels:
         weight = min(1.0, _PARENT_WEIGHT / counts.sum())
         counts = lengths.counts + weight * counts
@@ -153,7 +153,7 @@ def _blend(counts: Counts, levels: Sequence[Lengths]) -> Counts:
 
 
 def _assume(quantile: float, default_tokens: int) -> Counts:
-    """Spread lengths log-normally so that their quantile is the default."""
+    """Return a log-normal distribution of lengths whose quantile is the default."""
     normal = NormalDist()
     step = math.log(2.0) / PER_DOUBLING / _ASSUMED_SIGMA
     top = normal.inv_cdf(quantile)

@@ -1,8 +1,8 @@
 """Lengths of answers, counted by served model and kind of request.
 
-An answer that ran into a limit (``finish_reason: length``) was cut: it would have been
-at least that long. Lengths are therefore censored, and quantiles are Kaplan and Meier's
-(1958). They are counted in logarithmic buckets that fade; processes add them up.
+An answer that reached a limit (``finish_reason: length``) would have been longer.
+Lengths are therefore censored, and quantiles are Kaplan and Meier's (1958). Counts are
+kept in logarithmic buckets and fade; the counts of several processes can be added.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from extproc.routing.bounded_table import BoundedTable
 from extproc.routing.mergeable import DecayedSums, Groups
 
 PER_DOUBLING = 8
-"""Buckets are an eighth of a doubling, 9 %, wide."""
+"""Buckets per doubling of the length: each is 9 % wide."""
 
 BUCKETS = 17 * PER_DOUBLING + 1
-"""Up to 131,072 tokens."""
+"""Number of buckets: lengths up to 131,072 tokens."""
 
-# What is derived from counts is derived again once this share of them is new.
+# Derived quantiles are computed again once this share of the counts is new.
 _STALE_SHARE = 1 / 128
 
 _ALL = "all"
 _KIND = "category."
 
 Counts = npt.NDArray[np.float64]
-"""By bucket: row 0 of answers that ended, row 1 of cut ones."""
+"""Counts by bucket: row 0 for complete answers, row 1 for truncated ones."""
 
 
 def no_counts() -> Counts:
-    """Return counts of nothing."""
+    """Return counts that are all zero."""
     return np.zeros((2, BUCKETS))
 
 
 @dataclass(slots=True)
 class Lengths:
-    """Decayed counts of one kind of request."""
+    """Decayed counts for one kind of request."""
 
     counts: Counts = field(default_factory=no_counts)
     observations: int = 0
 
 
 class AnswerLengths:
-    """Counts of all answers, of each model's, and of each model's by kind of request.
+    """Counts over all answers, per model, and per model and kind of request.
 
     Args:
         memory: observations over which a count fades to 1/e.
-        models: models counted apart; the rest share one set of counts.
-        kinds: kinds of request counted apart for each model; the rest share one.
+        models: models counted separately; the others share one set of counts.
+        kinds: kinds of request counted separately per model; the others share one set.
     """
 
     def __init__(self, memory: float, models: int, kinds: int) -> None:
@@ -60,14 +60,14 @@ class AnswerLengths:
         self._memory = memory
         self._newer = 0
         self.derived: dict[tuple[str, str], int | None] = {}
-        """Quantiles that the owner derived from the counts, by model and kind; each is
-        forgotten before the counts that it is of have changed much."""
+        """Quantiles that the caller derived from the counts, by model and kind. Each
+        is deleted before its counts have changed much."""
         self._all = Lengths()
         make: Callable[[], _ModelLengths] = lambda: _ModelLengths(kinds)  # noqa: E731
         self._models = BoundedTable(make, models)
 
     def known(self, model: str) -> bool:
-        """Whether answers of the model, or of the shared rest, were counted."""
+        """Return whether an answer of the model, or of the shared rest, was counted."""
         return self._models.get(model) is not None
 
     def levels(self, model: str, kind: str) -> list[Lengths]:
@@ -97,7 +97,7 @@ class AnswerLengths:
             self.derived.pop((model, kind), None)
 
     def group_keys(self) -> list[str]:
-        """``all``, ``all:MODEL`` and ``category.KIND:MODEL``."""
+        """Return ``all``, ``all:MODEL`` and ``category.KIND:MODEL``."""
         keys = [_ALL]
         for name, known in self._models.items():
             keys.append(f"{_ALL}:{name}")
@@ -105,7 +105,7 @@ class AnswerLengths:
         return keys
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a group's counts out; None if there is none."""
+        """Return a copy of a group's counts, or None if there is no such group."""
         what, of_model, model = key.partition(":")
         lengths: Lengths | None = self._all
         if of_model:
@@ -120,7 +120,7 @@ class AnswerLengths:
         return DecayedSums(self._keep, lengths.observations, lengths.counts.flatten())
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these counts; others stay."""
+        """Replace the counts of these groups; leave the others as they are."""
         for key, group in groups.items():
             lengths = self._place(key)
             if lengths is not None and group.sums.shape == (2 * BUCKETS,):
@@ -147,12 +147,12 @@ class _ModelLengths:
 
 
 def bucket_of(tokens: int) -> int:
-    """Return the bucket of a length of at least one token."""
+    """Return the bucket of a length of 1 token or more."""
     return min(math.ceil(PER_DOUBLING * math.log2(tokens)), BUCKETS - 1)
 
 
 def upper_tokens(counts: Counts, quantile: float) -> int | None:
-    """Return Kaplan and Meier's quantile, or None if cut answers hide it."""
+    """Return Kaplan and Meier's quantile, or None if truncated answers hide it."""
     ended, cut = counts
     at_risk = np.cumsum((ended + cut)[::-1])[::-1]
     surviving = np.cumprod(1.0 - ended / np.maximum(at_risk, 1e-12))

@@ -1,6 +1,6 @@
-"""The loops over a text's bytes and over an estimate's matrix: in C where it was built.
+"""Loops over a text's bytes and over an estimate's matrix, in C if it was built.
 
-NumPy is the specification and the fall-back; tests compare both on any input.
+NumPy is the specification and the fallback; tests compare the two on any input.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from extproc.routing.regressors import NO_TERM, Places
 
 try:
     from extproc.routing import _kernel
-except ImportError:  # built only where there is a C compiler
+except ImportError:  # built only if there is a C compiler
     _kernel = None  # type: ignore[assignment]
 
 COUNTED_BY = "numpy" if _kernel is None else "C kernel"
-"""What does the arithmetic, for people."""
+"""Name of the implementation in use, for display."""
 
-# Its product with bytes has 16 bits; an array, as NumPy takes longer over a scalar.
+# Its product with a byte needs 16 bits. An array, since NumPy is slower with a scalar.
 _CLASSES = np.array(CLASSES, dtype=np.uint16)
 
 
 def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequence[int]:
-    """Count the pairs of byte classes of a text by term.
+    """Count the pairs of byte classes in a text, by term.
 
     Args:
-        text: taken to follow a newline.
-        places: the term of each pair.
-        terms: each pair adds 1 to its term; changed in place.
+        text: treated as if it followed a newline.
+        places: index of each pair's term.
+        terms: counts by term; each pair adds 1 to its term, in place.
 
     Returns:
-        The bytes of the text in each class.
+        The number of bytes in each class.
     """
     classes = np.frombuffer((b"\n" + text).translate(CLASS_TABLE), dtype=np.uint8)
     pairs = classes[:-1] * _CLASSES
@@ -46,15 +46,15 @@ def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequen
 
 
 def count_repeats_with_numpy(text: bytes, period: int, least: int) -> Sequence[int]:
-    """Count the bytes that repeat the byte ``period`` before them, in long stretches.
+    """Count the bytes in long stretches that repeat with a period.
 
     Args:
-        text: what is looked at.
-        period: at least 1.
-        least: bytes of the shortest stretch that counts, at least 1.
+        text: bytes to search.
+        period: distance in bytes from each byte to its repetition, at least 1.
+        least: length in bytes of the shortest stretch to count, at least 1.
 
     Returns:
-        The bytes by the class of their stretch's first one.
+        The number of bytes, by the class of the first byte of their stretch.
     """
     values = np.frombuffer(text, dtype=np.uint8)
     differs = np.flatnonzero(values[period:] != values[:-period])
@@ -69,7 +69,7 @@ def count_repeats_with_numpy(text: bytes, period: int, least: int) -> Sequence[i
 
 
 def quadratic_form_with_numpy(matrix: Matrix, x: Vector) -> float:
-    """Return ``x' M x`` of a symmetric matrix."""
+    """Return ``x' M x`` for a symmetric matrix M."""
     return float(x.dot(matrix.dot(x)))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
-"""One dimension."""
+"""One-dimensional array of floats."""
 
 Matrix = npt.NDArray[np.float64]
-"""Two dimensions."""
+"""Two-dimensional array of floats."""

@@ -1,4 +1,4 @@
-"""The estimates of others, to compare with."""
+"""Estimators of other projects, for comparison."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from extproc.routing.estimate import EstimateTerms, Prediction
 from extproc.routing.features import Features
 
-# Relative standard deviation about the counts: their mean errors are 17 % and more.
+# Relative standard deviation of the counts: the mean errors are 17 % or more.
 _SPREAD = 0.2
 
 
 class BytesOverFour:
-    """The rule of thumb: four bytes of the body a token. Learns nothing."""
+    """The rule of thumb: one token for four bytes of the body. Learns nothing."""
 
     name = "bytes/4"
 
     def predict(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate a quarter of the body's bytes."""
+        """Return a quarter of the body's bytes."""
         return Prediction(self.point(model, category, features), _SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
@@ -35,20 +35,20 @@ class BytesOverFour:
         return self.predict(model, category, features)
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
-        """Return the rule."""
+        """Return the formula."""
         return {"formula": "body_bytes / 4"}
 
 
 class SemanticRouterRule:
-    """The calibrated counter of the vLLM semantic router, from its description.
+    """The calibrated counter of the vLLM Semantic Router, from its description.
 
-    One conservative bytes-per-token ratio over all requests, as its context routing
-    uses (version 0.3): seeded by the first sample, used after ten, and moved 0.9 of
-    the way to lower observations and 0.1 of the way to higher ones. The estimate is
-    the larger of ``text bytes / ratio`` and a floor of a quarter token a byte of text,
-    a token a byte of tool definitions, 4 a message and 8 a tool. Requests with tools
-    are not learned from. Divergence: its 8 tokens a past tool call and 8,192 an image
-    are left out, since those are not text; calls count as text here.
+    One conservative ratio of bytes per token for all requests, as in its context
+    routing (version 0.3). The first sample sets the ratio, which is used after ten;
+    lower observations move it by 0.9 of the difference, higher ones by 0.1. The
+    estimate is the larger of ``text bytes / ratio`` and a floor: a quarter token a byte
+    of text, one token a byte of tool definitions, 4 a message and 8 a tool. Requests
+    with tools are not learned from. Divergence: its 8 tokens for a past tool call and
+    8,192 for an image are left out, since those are not text; calls count as text here.
     """
 
     name = "semantic-router"
@@ -63,7 +63,7 @@ class SemanticRouterRule:
         self._samples = 0
 
     def predict(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the larger of the calibrated count and the floor."""
+        """Return the larger of the calibrated count and the floor."""
         return Prediction(self.point(model, category, features), _SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
@@ -85,7 +85,7 @@ class SemanticRouterRule:
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
-        """Move the ratio towards that of a prompt without tools."""
+        """Move the ratio toward that of a prompt without tools."""
         prediction = self.predict(model, category, features)
         if features.text_bytes and not (features.tools or features.optional):
             self._calibrate(features, prompt_tokens)

@@ -1,8 +1,8 @@
-"""An upper bound around any estimator: estimates at a stated risk.
+"""An upper bound for any estimator, exceeded at a configured rate.
 
-The estimator predicts a point and its own spread; the margin turns the spread into a
-factor. Neither knows the other, so each estimator can hold a stated risk, and the
-papers' own can do without (``risk.NoMargin``).
+The estimator predicts a point and its spread; the margin turns the spread into a
+factor. The two are independent, so every estimator can meet a configured rate; the
+papers' estimator also works without a margin (``risk.NoMargin``).
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from extproc.routing.risk import Margin, NoMargin
 
 
 class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
-    """An estimate that takes a third of the time, and what the exact one can be."""
+    """An estimate in a third of the time, with a limit on the exact bound."""
 
     estimate: Estimate
-    """The exact point estimate, with a bound of the usual factor."""
+    """The exact point estimate, with a bound by the category's latest factor."""
     largest_bound_tokens: int
-    """The exact bound is at most this."""
+    """Upper limit of the exact bound."""
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
-    """An estimate of a prompt that continues a counted one."""
+    """An estimate for a prompt that continues a counted one."""
 
     estimate: Estimate
     spread: float
-    """As of ``Prediction``, of the whole prompt."""
+    """``Prediction.spread`` of the whole prompt."""
 
 
 _EMPTY_MESSAGE = measure_text(b"", 1)
 
 TURN = "turn"
-"""What a margin learns of continued prompts by, in place of their category."""
+"""Key under which a margin learns from continued prompts, in place of a category."""
 
 
 class Bounded:
-    """Estimates prompt tokens with a bound, and teaches both from counted prompts.
+    """Estimates of prompt tokens with an upper bound; learns from counted prompts.
 
     Not thread-safe.
 
     Args:
-        estimator: makes the point estimates.
-        margin: makes the bounds; by default one that 1 % of the prompts may exceed.
+        estimator: returns the point estimates.
+        margin: returns the bounds; by default, 1 % of the prompts may exceed them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Bounded:
 
     @property
     def learners(self) -> list[Mergeable]:
-        """The parts whose knowledge can be kept and shared."""
+        """The parts whose state can be saved and shared."""
         parts = (self.estimator, self.margin)
         return [part for part in parts if isinstance(part, Mergeable)]
 
@@ -82,16 +82,17 @@ class Bounded:
     def count_answer(
         self, model: str, category: str, answer: Features, tokens: int
     ) -> int | None:
-        """Return what a counted answer takes as a message of the next prompt.
+        """Return the tokens that a counted answer adds to the next prompt.
 
-        None if the message seems to be another text: a response's count may hold
-        reasoning, which templates leave out later, and clients may edit an answer.
+        Return None if the message seems to be a different text: a response's count may
+        include reasoning, which templates leave out later, and clients may edit an
+        answer.
 
         Args:
-            model: served model's name.
+            model: name of the served model.
             category: of the prompt.
             answer: features of the message.
-            tokens: of the answer as its response counted them, its end among them.
+            tokens: length of the answer as reported, including its end token.
         """
         guessed = self.estimator.continued(model, category, answer)
         around = self.estimator.continued(model, category, _EMPTY_MESSAGE).tokens
@@ -108,17 +109,17 @@ class Bounded:
         known_tokens: int,
         added: Features,
     ) -> Turn | None:
-        """Estimate a prompt that continues a counted one, or None if it seems not to.
+        """Estimate a prompt that continues a counted one; return None on a mismatch.
 
-        The count is not believed if it puts the prompt outside the bounds of its own
-        estimate: the template may have dropped what was counted.
+        The count is not used if it puts the prompt outside the bounds of the prompt's
+        own estimate: the template may have dropped a part of what was counted.
 
         Args:
-            model: served model's name.
+            model: name of the served model.
             category: of the prompt.
             features: of the whole prompt.
-            known_tokens: of its first messages, as they were counted.
-            added: features of the messages after those.
+            known_tokens: counted tokens of the first messages.
+            added: features of the later messages.
         """
         further = self.estimator.continued(model, category, added)
         tokens = known_tokens + (further.tokens if added.text_bytes else 0.0)
@@ -133,7 +134,7 @@ class Bounded:
     def quick_estimate(
         self, model: str, category: str, features: Features
     ) -> QuickEstimate:
-        """Estimate with the factor of the category's latest bound."""
+        """Estimate with the latest factor of the category's bound."""
         factor = self.margin.latest_factor(model, category)
         if factor is None:
             estimate = self.estimate(model, category, features)
@@ -154,11 +155,11 @@ class Bounded:
         """Learn from one counted prompt (``prompt_tokens`` > 0).
 
         Args:
-            model: a name that a backend has answered to.
+            model: model name that a backend has answered for.
             category: of the prompt.
             features: of the whole prompt.
-            prompt_tokens: as the backend counted them.
-            turn: its estimate, if it continued a counted prompt.
+            prompt_tokens: as reported by the backend.
+            turn: estimate of the prompt, if it continued a counted one.
         """
         if turn is not None:
             self.estimator.observe(model, category, features, prompt_tokens)
@@ -181,7 +182,7 @@ class Bounded:
         )
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
-        """Return the numbers behind ``estimate`` of the same arguments, by name."""
+        """Return the numbers behind ``estimate`` for the same arguments, by name."""
         predicted = self.estimator.predict(model, category, features)
         return {
             **self.estimator.explain(model, category, features),

@@ -1,4 +1,4 @@
-"""A table whose keys are client text, and whose size is therefore bounded."""
+"""A table of bounded size whose keys are text from clients."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MODELS = 64
-"""Served models that are learned apart; names beyond share what is learned."""
+"""Served models learned separately; further names share one entry."""
 
 CATEGORIES = 32
-"""Categories that are learned apart, of one model."""
+"""Categories learned separately for each model."""
 
 
 class BoundedTable(Generic[T]):
-    """One value a key up to a limit; the keys beyond share one value.
+    """A table with one value per key up to a limit; further keys share one value.
 
-    A full table lets a newcomer in only for a key that has been idle for
-    ``idle_touches`` touches of the table, so that a client who invents keys cannot
-    push out those in use.
+    A full table admits a new key only in place of a key that has been idle for
+    ``idle_touches`` touches of the table, so that a client that invents keys cannot
+    evict the keys in use.
 
     Args:
-        make: makes the value of a new key.
-        limit: keys kept apart, at least 1.
-        idle_touches: touches of other keys after which a key's place may be taken.
+        make: returns the value of a new key.
+        limit: number of keys with their own value, at least 1.
+        idle_touches: touches of other keys after which a key can be replaced.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class BoundedTable(Generic[T]):
         self._touched: dict[str, int] = {}
         self._touches = 0
         self.shared_touches = 0
-        """Touches of keys that are not kept apart."""
+        """Touches of keys without their own value."""
         self._shared: T | None = None
 
     def get(self, key: str) -> T | None:
-        """Return the key's value, else the shared one, else None. Changes nothing."""
+        """Return the key's value, the shared value, or None. Changes nothing."""
         return self._values.get(key, self._shared)
 
     def own(self, key: str) -> T | None:
-        """Return the key's value if it is kept apart, else None. Changes nothing."""
+        """Return the key's own value, or None. Changes nothing."""
         return self._values.get(key)
 
     def touch(self, key: str) -> T:
-        """Return the value to learn into, admitting the key where there is room."""
+        """Return the value to update for a key; admit the key if there is room."""
         self._touches += 1
         if key not in self._values and not self._make_room():
             self.shared_touches += 1
@@ -63,7 +63,7 @@ class BoundedTable(Generic[T]):
         return value
 
     def admit(self, key: str) -> T | None:
-        """Return the key's value if it is there or there is room, else None."""
+        """Return the key's own value, admitting it if there is room, or None."""
         if key not in self._values and len(self._values) >= self._limit:
             return None
         return self.touch(key)
@@ -81,11 +81,11 @@ class BoundedTable(Generic[T]):
         return len(self._values)
 
     def items(self) -> Iterator[tuple[str, T]]:
-        """Yield the keys that are kept apart, with their values."""
+        """Yield the keys that have their own value, with that value."""
         yield from self._values.items()
 
     def values(self) -> Iterator[T]:
-        """Yield every value, the shared one included."""
+        """Yield every value, including the shared one."""
         yield from self._values.values()
         if self._shared is not None:
             yield self._shared

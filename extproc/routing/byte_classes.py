@@ -1,4 +1,4 @@
-"""The classes of bytes whose pairs are counted: what tokenizers tell apart."""
+"""The classes of bytes whose pairs are counted, chosen by how tokenizers split text."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from enum import IntEnum
 
 
 class ByteClass(IntEnum):
-    """Classes of a byte of UTF-8 text.
+    """The class of a byte of UTF-8 text.
 
-    Small letters are divided so that pairs of them tell English from the other
-    languages in ASCII letters, which take up to twice the tokens. Bytes after the first
-    of a character are divided where the blocks of Unicode's scripts begin.
+    Lowercase letters are divided so that their pairs distinguish English from other
+    languages in ASCII letters, which take up to twice the tokens. Continuation bytes
+    are divided at the boundaries of Unicode's script blocks.
     """
 
     LOWER = 0  # b c d f g l m n p r s
     LOWER_VOWEL = 1  # a i o u
-    LOWER_ETH = 2  # e t h: English has a pair of these every twelve letters
+    LOWER_ETH = 2  # e t h: one letter in twelve of English starts a pair of these
     LOWER_RARE = 3  # j k q v w x y z
     UPPER = 4
     DIGIT = 5
     SPACE = 6
     NEWLINE = 7
-    CONTROL = 8  # tab and the other controls
+    CONTROL = 8  # tab and the other control characters
     STOP = 9  # punctuation of prose: . , ; : ! ? '
-    RULE = 10  # drawn in runs: - = # * ~ _
+    RULE = 10  # used in runs as rules: - = # * ~ _
     BRACKET = 11  # punctuation of data: { } [ ] "
-    SYMBOL = 12  # the rest of ASCII punctuation
+    SYMBOL = 12  # other ASCII punctuation
     TRAIL_80 = 13  # 80-82; after E1: Burmese
     TRAIL_83 = 14  # 83-8A; after E1: Georgian, Hangul letters, Ethiopic
     TRAIL_8B = 15  # 8B-8F; after D9: Arabic vowel marks
-    TRAIL_90 = 16  # 90-92; after D9: the same
+    TRAIL_90 = 16  # 90-92; after D9: Arabic vowel marks
     TRAIL_93 = 17  # 93-9D; after E1: Canadian syllabics
     TRAIL_9E = 18  # 9E-9F; after E1: Khmer; after F0: emoji
     TRAIL_A0 = 19  # A0-A3
@@ -39,17 +39,17 @@ class ByteClass(IntEnum):
     TRAIL_B0 = 23  # B0-B7; after E0: Telugu, Kannada, Malayalam, Sinhala
     TRAIL_B8 = 24  # B8-B9; after E0: Thai
     TRAIL_BA = 25  # BA-BF; after E0: Lao, Tibetan; after E1: Vietnamese
-    LATIN_1 = 26  # lead byte C2: signs, no-break space
-    LATIN_ACCENT = 27  # C3: the diacritics of western Europe
+    LATIN_1 = 26  # lead byte C2: symbols, no-break space
+    LATIN_ACCENT = 27  # C3: accented letters of western Europe
     LATIN_FAR = 28  # C4-CB: other Latin, IPA
     COMBINING = 29  # CC-CD: combining marks
     GREEK = 30  # CE-CF
     CYRILLIC = 31  # D0-D1
-    CYRILLIC_FAR = 32  # D2-D3: of other languages than Slavic ones
+    CYRILLIC_FAR = 32  # D2-D3: letters of non-Slavic languages
     ARMENIAN = 33  # D4-D5
     HEBREW = 34  # D6-D7
     ARABIC = 35  # D8-D9
-    ARABIC_FAR = 36  # DA-DF: of Persian, Urdu; Syriac, Thaana, N'Ko
+    ARABIC_FAR = 36  # DA-DF: letters of Persian, Urdu; Syriac, Thaana, N'Ko
     INDIC = 37  # E0: Devanagari to Tibetan
     SOUTHEAST = 38  # E1: Burmese to Vietnamese
     TYPOGRAPHIC = 39  # E2: quotes, dashes, arrows, mathematics
@@ -61,7 +61,7 @@ class ByteClass(IntEnum):
 
 
 LOWER_CASE = tuple(range(ByteClass.LOWER, ByteClass.LOWER_RARE + 1))
-"""The classes of small letters."""
+"""The classes of lowercase letters."""
 
 _ASCII_CLASSES = (
     ("aiou", ByteClass.LOWER_VOWEL),
@@ -125,7 +125,7 @@ def _class_of(byte: int) -> ByteClass:
 
 
 CLASS_TABLE = bytes(_class_of(byte) for byte in range(256))
-"""``bytes.translate`` table: byte to its class."""
+"""Table for ``bytes.translate`` from byte to class."""
 
 CLASSES = len(ByteClass)
-"""A pair (a, b) is counted at ``CLASSES * a + b``."""
+"""Number of classes. The index of a pair (a, b) is ``CLASSES * a + b``."""

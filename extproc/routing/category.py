@@ -1,4 +1,4 @@
-"""Categories of prompt text: what the bytes-per-token ratio is keyed by.
+"""Categories of prompt text, the keys of the bytes-per-token ratios.
 
 Measured on six tokenizers, bytes per token vary by 3 to 15 % within one kind of
 text and by a factor of four between kinds: digits, hex and base64 take 1.1 to 2
@@ -15,7 +15,7 @@ from extproc.routing.features import Features
 
 
 class Category(StrEnum):
-    """What kind of text a prompt mostly is."""
+    """The predominant kind of text in a prompt."""
 
     PROSE = "prose"
     CODE = "code"
@@ -25,14 +25,15 @@ class Category(StrEnum):
     OTHER_SCRIPT = "other_script"
     MIXED = "mixed"
 
-    # Enum's own hashes the name, in Python: equal to no string's, and slow in a key.
+    # Enum's own hash is computed in Python from the name, is slow as a dict key, and
+    # differs from the hash of the equal string.
     __hash__ = str.__hash__
 
 
 _BUILT_IN = frozenset(str(category) for category in Category)
 
-# Shares of the text's bytes above which a kind of text rules; from the byte
-# histograms of prose, source code, JSON, CSV, hex dumps and eleven languages.
+# Smallest share of the text's bytes at which a kind of text determines the category.
+# From the byte histograms of prose, source code, JSON, CSV, hex dumps and 11 languages.
 _SCRIPT_SHARE = 0.45
 _SCRIPT_MIXED_SHARE = 0.15
 _LATIN_LEAD_SHARE = 0.012
@@ -45,9 +46,9 @@ _INDENT_SHARE = 0.05
 
 
 def accepts_hint(hint: str | None, hints: Collection[str] = ()) -> bool:
-    """Whether a hint names a built-in category or one of the configured ``hints``.
+    """Return whether a hint is a built-in category or one of the configured ``hints``.
 
-    Any other hint is ignored, so that clients cannot invent labels.
+    Other hints are ignored, so that clients cannot create labels.
     """
     return hint is not None and (hint in _BUILT_IN or hint in hints)
 
@@ -55,12 +56,12 @@ def accepts_hint(hint: str | None, hints: Collection[str] = ()) -> bool:
 def classify(
     features: Features, hint: str | None = None, hints: Collection[str] = ()
 ) -> str:
-    """Name the category of a prompt.
+    """Return the category of a prompt.
 
     Args:
-        features: the prompt's counts.
-        hint: what the client or the route said, if anything.
-        hints: the hints accepted beside the built-in categories.
+        features: of the prompt.
+        hint: the category that the client or the route sent, or None.
+        hints: accepted hints in addition to the built-in categories.
     """
     if hint is not None and accepts_hint(hint, hints):
         return hint
@@ -111,6 +112,6 @@ def _classify_script(counts: Sequence[int], total: int) -> Category | None:
         return Category.MIXED
     accents = counts[ByteClass.LATIN_ACCENT] + counts[ByteClass.LATIN_FAR]
     if accents > _LATIN_LEAD_SHARE * total:
-        # Languages with diacritics take about a fifth more tokens a byte than English.
+        # Languages with diacritics take a fifth more tokens for a byte than English.
         return Category.OTHER_SCRIPT
     return None

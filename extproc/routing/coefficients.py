@@ -1,7 +1,7 @@
-"""Thousandths of a prompt token that each term takes, by tokenizer family.
+"""Coefficients: thousandths of a prompt token per term, by tokenizer family.
 
 Fitted by ``tests/benchmarks/fit_coefficients.py`` on 4,785 chat requests composed
-of public texts in some 200 kinds, languages and formats, counted with the published
+from public texts in about 200 kinds, languages and formats, counted with the published
 vocabularies and chat templates of Llama 3.1, Mistral Tekken (V3 template), Qwen 3,
 OpenAI o200k, DeepSeek V3, Gemma 3, Kimi K2, Phi-4, Llama 2, GPT-NeoX (50K), gpt-oss
 and GLM-4.5. Terms overlap (a Han character counts under "han" and under the class that
@@ -45,7 +45,7 @@ FAMILIES = (
     "gptoss",
     "glm4",
 )
-"""What the columns are, left to right."""
+"""The families, in the order of the columns."""
 
 # fmt: off
 # ruff: noqa: E501

@@ -1,14 +1,14 @@
-"""Memory of conversations: the count of a prompt is a part of the next turn's.
+"""Memory of conversations: a prompt's counted tokens are part of the next turn's.
 
-The prompt of a turn is that of the turn before, whose tokens its response counted, plus
-the answer, plus what is new. The counts are kept by a hash of the messages so far; a
-prompt that continues one that is remembered takes the counts of both, and only the
-messages after them are estimated.
+A turn's prompt consists of the previous turn's prompt, whose tokens its response
+counted, the answer, and new messages. Counts are stored by a hash of the messages so
+far; a prompt that continues a stored one uses both counts, and only the messages after
+them are estimated.
 
-No text is kept: 40 bits of a hash, keyed by the interpreter's own secret, and a count,
-in one machine word. Processes that have the same secret may share the words, without a
-lock: a word is read and written whole, and says itself what it is the count of. Words
-lie in places of eight, the last used first; a new one replaces the last of its place.
+No text is stored, only 40 bits of a hash, keyed by the interpreter's own secret, and a
+count, in one machine word. Processes with the same secret can share the words without a
+lock: a word is read and written whole, and identifies its own prompt. Words are in
+groups of eight, the most recently used first; a new word evicts the last of its group.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from extproc.routing.request import Prompt
 
 ENTRIES = 65_536
-"""Of 16 bytes, 1 MB: at 100 turns a second, those of the last 11 minutes."""
+"""Default number of entries of 16 bytes, 1 MB: 11 minutes at 100 turns a second."""
 
 _WAYS = 8
-"""Words of a place: 64 bytes, what a processor reads at once."""
+"""Words in a group: 64 bytes, one cache line."""
 _WORD_BYTES = 8
 
 _TOKEN_BITS = 24
@@ -32,8 +32,9 @@ _TAG = (1 << _TAG_BITS) - 1
 _HASH = (1 << 64) - 1
 
 _MIXED = 0x9E37_79B9_7F4A_7C15
-"""An odd number of mixed bits (Knuth, TAOCP 6.4: 2^64 over the golden ratio): what a
-key is multiplied by to find its place, and what tells an answer's key from it."""
+"""An odd number with well-mixed bits (Knuth, TAOCP 6.4: 2^64 over the golden ratio): it
+multiplies a key to find its group, and distinguishes an answer's key from its prompt's.
+"""
 
 _MAX_MESSAGES = 4096
 
@@ -43,32 +44,32 @@ class Conversation:
     """The conversation of one prompt."""
 
     key: int
-    """Of all its messages: what its count is remembered by."""
+    """Hash of all its messages, under which its count is stored."""
     known_tokens: int = 0
-    """Counted tokens of the longest remembered part, 0 if none is."""
+    """Counted tokens of the longest stored part, 0 if there is none."""
     known_bytes: int = 0
-    """The bytes of text that those are of."""
+    """Bytes of text in that part."""
     known_messages: int = 0
-    """The messages that those are of."""
+    """Number of messages in that part."""
     answer_tokens: int = 0
-    """Counted tokens of the answer to them, 0 if it is not remembered."""
+    """Counted tokens of the answer to that part, 0 if it is not stored."""
 
 
 def memory_bytes(entries: int) -> int:
-    """Return the size of the memory for so many entries, at least 1."""
-    words = 2 * entries  # the prompt's count, and its answer's
+    """Return the size of the memory in bytes for at least one entry."""
+    words = 2 * entries  # the counts of the prompt and of its answer
     return -(-words // _WAYS) * _WAYS * _WORD_BYTES
 
 
 class Conversations:
-    """Counts of prompts, by the messages that they consist of.
+    """Counts of prompts, stored by a hash of their messages.
 
     Not thread-safe, but processes may share the memory.
 
     Args:
-        entries: prompts remembered, at least 1; rounded up to a multiple of 4.
-        memory: holds them: ``memory_bytes(entries)`` bytes, zeros at first; None: of
-            this process alone.
+        entries: prompts to store, at least 1; rounded up to a multiple of 4.
+        memory: storage of ``memory_bytes(entries)`` bytes, initially zero; if None, it
+            is private to this process.
     """
 
     def __init__(
@@ -80,12 +81,12 @@ class Conversations:
         self._places = len(self._words) // _WAYS
 
     def find(self, model: str, prompt: Prompt) -> Conversation | None:
-        """Return the conversation that a prompt continues or begins.
+        """Return the conversation that a prompt continues or starts.
 
         Args:
-            model: what the tokens are counted as.
-            prompt: its conversation is None if it is a sample, holds media or text
-                that the template may leave out, or is no chat.
+            model: name of the model that counts the tokens.
+            prompt: the result is None if it is a sample, contains media or text that
+                the template may leave out, or is not a chat.
         """
         ends = prompt.message_ends
         if (
@@ -103,7 +104,7 @@ class Conversations:
         for end in ends:
             key = hash((key, prompt.text[start:end]))
             keys.append(key)
-            start = end + 1  # a newline is between
+            start = end + 1  # messages are separated by a newline
         for position in range(len(ends) - 1, -1, -1):
             tokens = self._recall(keys[position])
             if tokens:
@@ -114,9 +115,9 @@ class Conversations:
         return Conversation(key)
 
     def remember(self, key: int, tokens: int, answer_tokens: int = 0) -> None:
-        """Keep the count of a prompt, and that of its answer if it is known.
+        """Store the count of a prompt, and that of its answer if it is known.
 
-        Counts beyond 16 million tokens are not kept.
+        Counts above 16 million tokens are not stored.
         """
         self._keep(key, tokens)
         self._keep(key ^ _MIXED, answer_tokens)
@@ -131,7 +132,7 @@ class Conversations:
         self._put_first(start, words[:way], tag << _TOKEN_BITS | tokens)
 
     def _recall(self, key: int) -> int:
-        """Return the count of a prompt, 0 if it is not remembered."""
+        """Return the count of a prompt, or 0 if it is not stored."""
         start, tag = self._place(key)
         words = self._words[start : start + _WAYS].tolist()
         for way, word in enumerate(words):
@@ -142,10 +143,10 @@ class Conversations:
         return 0
 
     def _place(self, key: int) -> tuple[int, int]:
-        """Return the first word of a key's place, and what tells it apart there."""
+        """Return the first word of a key's group, and the key's tag within it."""
         mixed = (key * _MIXED & _HASH) >> _TAG_BITS
         return mixed % self._places * _WAYS, key & _TAG
 
     def _put_first(self, start: int, before: list[int], word: int) -> None:
-        """Write a word at the beginning of its place; move those before it back."""
+        """Write a word at the start of its group and move the words before it back."""
         self._words[start : start + len(before) + 1] = array("Q", [word, *before])

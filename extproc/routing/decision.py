@@ -1,4 +1,4 @@
-"""A decision, what its response said, and which of its numbers are kept and shown."""
+"""A decision, the outcome of its response, and the fields that are stored and shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from extproc.routing.policy import Pool, Reason
 from extproc.routing.request import MAX_MODEL_CHARS
 
 UNKNOWN_CATEGORY = "unknown"
-"""The category of a decision that was made without reading the text."""
+"""The category of a decision made without reading the text."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -27,51 +27,51 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     bound_tokens: int = 0
     """Upper bound on the prompt tokens at the configured risk."""
     approximate_bound: bool = False
-    """Whether ``bound_tokens`` is the usual bound of such prompts rather than this
-    prompt's: every bound that this prompt could have leads to the same pool."""
+    """Whether ``bound_tokens`` is the usual bound for such prompts instead of this
+    prompt's own: every possible bound of this prompt leads to the same pool."""
     output_tokens: int = 0
-    """Reserved for the output: the client's limit or less, or the allowance if it set
-    none."""
+    """Tokens reserved for the output: the client's limit or less, or the allowance if
+    the client set no limit."""
     declared: bool = False
     """Whether the client set an output limit."""
     limit_tokens: int | None = None
-    """The client's output limit; None if it set none."""
+    """The client's output limit, or None."""
     prompts: int = 1
-    """Prompts in the request; the numbers are of the longest, the usage of all."""
+    """Prompts in the request; the estimate is for the longest, the usage for all."""
     sequences: int = 1
-    """Completions of each prompt; the usage sums them up."""
+    """Completions per prompt; the usage sums them."""
     operation: str = "chat"
     """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
-    """A stream whose client asked for no usage: there may be none to learn from."""
+    """Whether a stream's client did not request usage, so it may report none."""
     conversation: int | None = None
-    """What the prompt's count is remembered by; see ``conversation.Conversations``."""
+    """Key under which the prompt's count is stored; see ``Conversations``."""
     turn_spread: float = 0.0
-    """Of a prompt that continued a counted one, the spread of its estimate."""
+    """Spread of the estimate, if the prompt continued a counted one."""
     window_tokens: int = 0
-    """``max_model_len`` that the request asks for, whatever its budget; 0 if none."""
+    """Smallest ``max_model_len`` that the request requires; 0 for none."""
     retry_cut: bool = False
-    """Whether an answer that the pool's window cuts is requested again, on the largest
-    pool."""
+    """Whether an answer cut off by the pool's window is requested again from the
+    largest pool."""
     media_tokens: int = 0
-    """Of ``prompt_tokens``, those estimated of images, audio, video and files."""
+    """Estimated tokens of images, audio, video and files, part of ``prompt_tokens``."""
     media: tuple[float, ...] = ()
-    """Sums of ``media.MEDIA_TERMS``, of which the response teaches; else nothing."""
+    """Sums of ``media.MEDIA_TERMS`` to learn from; else empty."""
     features: Features | None = None
     """None if there is nothing to learn from: failed open, media, token ids."""
 
     @property
     def base_model(self) -> str:
-        """The configured model, or ``OTHER_MODEL``, or empty if none is configured.
+        """The configured model, ``OTHER_MODEL``, or empty if none is configured.
 
-        So it is from a closed set, whatever name the client wrote.
+        It is from a closed set, whatever name the client sent.
         """
         of_pool = self.pool.model
         return OTHER_MODEL if of_pool and self.model == OTHER_MODEL else of_pool
 
     @property
     def client_limit_tokens(self) -> int | None:
-        """The client's output limit; what was reserved, in records without one."""
+        """The client's output limit; in records without one, the reserved tokens."""
         if self.limit_tokens is None and self.declared:
             return self.output_tokens
         return self.limit_tokens
@@ -101,7 +101,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 OTHER_MODEL = "other"
-"""The name under which models that are not configured are learned and counted."""
+"""The name under which unconfigured models are learned and counted."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -109,10 +109,10 @@ Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
 
 
 class DecisionFields(msgspec.Struct, frozen=True, gc=False):
-    """The fields of a decision that are kept, sent and shown: no text of a client.
+    """The fields of a decision that are stored, sent and shown; none is client text.
 
-    Decision tokens, recordings, the status page, spans and the Decide API take their
-    numbers from here. The ranges hold when one is read back from untrusted bytes.
+    Decision tokens, recordings, the status page, spans and the Decide API use these
+    fields. Their ranges are checked when one is read back from untrusted bytes.
     """
 
     pool: Name
@@ -129,7 +129,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     window_tokens: Count = 0
     media_tokens: Count = 0
     base_model: Name = ""
-    """As ``Decision.base_model``; of a decision that is read back, its pool says it."""
+    """As ``Decision.base_model``; on reading back, it is taken from the pool."""
     limit_tokens: Count | None = None
 
     @property
@@ -146,11 +146,11 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
         features: Features | None = None,
         media: tuple[float, ...] = (),
     ) -> Decision:
-        """Return the decision that these fields came from.
+        """Return the decision that these fields describe.
 
         Args:
-            pool: the one named ``self.pool``.
-            model: the served model's name.
+            pool: the pool named ``self.pool``.
+            model: name of the served model.
             usage_not_requested: see ``Decision``.
             features: see ``Decision``.
             media: see ``Decision``.
@@ -178,7 +178,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
 
 
 def decision_fields(decision: Decision) -> DecisionFields:
-    """Return the fields of a decision that are kept, sent and shown."""
+    """Return the fields of a decision that are stored, sent and shown."""
     return DecisionFields(
         pool=decision.pool.name,
         reason=decision.reason,

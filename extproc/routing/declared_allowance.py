@@ -1,19 +1,19 @@
-"""The output to reserve for a client that declared a limit: how much it will use.
+"""The output reserved under a client's declared limit: how much answers really use.
 
-Agents and SDKs declare limits of 8,192 to 64,000 tokens whatever they ask, and use a
+Agents and SDKs declare limits of 8,192 to 64,000 tokens for every request, and use a
 few hundred. A limit at or above a pool's window would send every such request to a
-larger pool. Reserved is therefore the quantile of the answers under such limits, at the
-stated truncation risk: by served model, octave of the limit and category of the prompt.
+larger pool. So the router reserves the quantile of answers under such limits at the
+configured truncation risk: by served model, octave of the limit and prompt category.
 
 The quantile is that of split conformal prediction (Lei et al. 2018, section 2.2): one
-answer beyond all others is assumed, so that a limit is believed until ``1 / risk``
-answers are known. The rate is adjusted by how often answers exceeded what was reserved,
-as that of the prompt's bound is.
+answer longer than all others is assumed, so that the whole limit is reserved until
+``1 / risk`` answers are known. As for the prompt's bound, the rate is adjusted by how
+often answers exceeded their reserve.
 
-Engines differ in what they do with a limit that the window does not leave room for.
-vLLM from 0.32 on lowers it; before, it refuses the request, which Envoy then sends to
-the largest pool. Where that happens, reserving less than the limit gains nothing: the
-limits of that model are believed again, until a reload or a restart.
+Engines differ in their handling of a limit that exceeds the room in the window. vLLM
+lowers it from 0.32 on; earlier versions refuse the request, and Envoy retries it on the
+largest pool. In that case, reserving less than the limit gains nothing: the whole limit
+is reserved for that model until a reload or a restart.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 from extproc.routing.risk import adjusted_rate
 
 TRUNCATION_RISK = 0.005
-"""On ten of eleven workloads at most 10 % of the requests that fit the window still go
-to the long pool, and at most 0.01 % of the answers are cut: few of those that exceed
-their reserve fill the window too (``tests/benchmarks/declared_limits.py``)."""
+"""Default risk. On ten of eleven workloads, at most 10 % of the requests that fit the
+window still go to the long pool, and at most 0.01 % of the answers are cut: few of
+those that exceed their reserve also fill the window
+(``tests/benchmarks/declared_limits.py``)."""
 
-# Octaves of the limit and categories counted apart for each model.
+# Pairs of an octave of the limit and a category, counted separately for each model.
 _KINDS = 64
 _RATE = "rate:"
 
-# Limits are believed while more than this share of recent requests that relied on less
-# was refused; a refusal counts for this much in the running share.
+# Whole limits are reserved while more than this share of the recent requests with a
+# lower reserve was refused; the second constant is a refusal's weight in that share.
 _REFUSED = 0.5
 _RECENT = 1 / 8
 
 
 @dataclass(slots=True)
 class _Exceeded:
-    """Decayed counts of answers, and of those above their reserve."""
+    """Decayed counts of answers, and of answers above their reserve."""
 
     observed: float = 0.0
     exceeded: float = 0.0
@@ -66,16 +67,16 @@ class _Refusals:
 
 
 class DeclaredAllowance:
-    """Learns how much of a declared output limit answers use.
+    """The reserve for declared output limits, learned from the lengths of answers.
 
     Not thread-safe.
 
     Args:
         risk: share of the answers that may exceed their reserve, in [0, 0.5); 0
-            reserves what the client declared.
-        risks: those of models that have one of their own, by name.
-        memory: observations over which a count fades to 1/e.
-        models: models counted apart; the rest share one set of counts.
+            reserves the whole limit.
+        risks: risks of single models, by name, in place of ``risk``.
+        memory: observations over which a count decays to 1/e.
+        models: models counted separately; the others share one set of counts.
 
     Raises:
         ValueError: a risk outside [0, 0.5).
@@ -95,23 +96,23 @@ class DeclaredAllowance:
         self._risks = dict(risks or {})
         for stated in (risk, *self._risks.values()):
             if not 0.0 <= stated < 0.5:
-                raise ValueError(f"risk must be at least 0 and below 0.5, got {stated}")
+                raise ValueError(f"risk: {stated}; expected at least 0 and below 0.5")
         self._keep = math.exp(-1.0 / memory)
         self._lengths = AnswerLengths(memory, models, _KINDS)
         self._exceeded = BoundedTable(_Exceeded, models)
         self._refusals = BoundedTable(_Refusals, models)
 
     def risk_of(self, model: str) -> float:
-        """Return a model's stated risk."""
+        """Return a model's configured risk."""
         return self._risks.get(model, self.risk)
 
     def reserve(self, model: str, category: str, limit_tokens: int) -> int:
         """Return the tokens to reserve for the output of one sequence.
 
         Args:
-            model: served model's name.
-            category: of the prompt; from a closed set.
-            limit_tokens: the client's own limit, which the result does not exceed.
+            model: name of the served model.
+            category: of the prompt, from a closed set.
+            limit_tokens: the client's own limit, an upper limit of the result.
         """
         if not self.risk_of(model) or limit_tokens <= 1 or self._refuses(model):
             return limit_tokens
@@ -119,7 +120,7 @@ class DeclaredAllowance:
         key = (model if self._lengths.known(model) else "", kind)
         reserves = self._lengths.derived
         if key not in reserves:
-            # Not the answers of other models: a reasoning model's are far longer.
+            # Skip the counts over all models: a reasoning model's answers are longer.
             levels = self._lengths.levels(model, kind)[1:]
             reserves[key] = self._quantile(model, levels)
         reserved = reserves[key]
@@ -135,15 +136,15 @@ class DeclaredAllowance:
         truncated: bool,
         reserved_tokens: int,
     ) -> None:
-        """Learn from one answer of one sequence to a request that declared a limit.
+        """Learn from one answer, of a single sequence, under a declared limit.
 
         Args:
-            model: a name that a backend has answered to.
-            category: of the prompt; from a closed set.
+            model: model name that a backend has answered for.
+            category: of the prompt, from a closed set.
             limit_tokens: the client's own limit.
-            completion_tokens: tokens of the answer; 0 and less teach nothing.
-            truncated: whether it was cut, by the limit or by the window.
-            reserved_tokens: as ``reserve`` returned them.
+            completion_tokens: length of the answer; ignored if 0 or less.
+            truncated: whether the limit or the window cut the answer off.
+            reserved_tokens: the result of ``reserve``.
         """
         if not self.risk_of(model) or completion_tokens <= 0:
             return
@@ -157,15 +158,15 @@ class DeclaredAllowance:
             counts.observations += 1
 
     def relied(self, model: str, *, refused: bool) -> None:
-        """Note what an engine did with a limit that its window has no room for."""
+        """Record whether an engine refused a limit that exceeds the window's room."""
         refusals = self._refusals.touch(model)
         refusals.share += _RECENT * (refused - refusals.share)
 
     def achieved(self, model: str | None = None) -> float | None:
-        """Return the recent share of answers above their reserve, None before any.
+        """Return the recent share of answers above their reserve, or None if unknown.
 
         Args:
-            model: None for all models.
+            model: name of a model, or None for all models.
         """
         each = list(self._exceeded.values())
         if model is not None:
@@ -181,7 +182,7 @@ class DeclaredAllowance:
     def _quantile(self, model: str, levels: list[Lengths]) -> int | None:
         seen = self._exceeded.get(model) or _Exceeded()
         rate = adjusted_rate(self.risk_of(model), seen.observed, seen.exceeded)
-        # Coarser counts fill up what the finer ones lack to decide.
+        # Add coarser counts until there are enough to decide.
         counts = no_counts()
         for lengths in levels:
             total = float(counts.sum())
@@ -193,12 +194,12 @@ class DeclaredAllowance:
         return None if tokens is None or tokens >= _MOST_TOKENS else tokens
 
     def group_keys(self) -> list[str]:
-        """Those of ``AnswerLengths``, and ``rate:MODEL``."""
+        """Return the keys of ``AnswerLengths``, and ``rate:MODEL``."""
         rates = [f"{_RATE}{name}" for name, _ in self._exceeded.items()]
         return [*self._lengths.group_keys(), *rates]
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a group's sums out; None if there is none."""
+        """Return a copy of a group's sums, or None if there is no such group."""
         if not key.startswith(_RATE):
             return self._lengths.group(key)
         counts = self._exceeded.own(key.removeprefix(_RATE))
@@ -208,7 +209,7 @@ class DeclaredAllowance:
         return DecayedSums(self._keep, counts.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; others stay."""
+        """Replace the sums of these groups; leave the others as they are."""
         self._lengths.derived.clear()
         for key, group in groups.items():
             if not key.startswith(_RATE):
@@ -224,5 +225,5 @@ _MOST_TOKENS = math.floor(2 ** ((BUCKETS - 1) / PER_DOUBLING))
 
 
 def _kind(category: str, limit_tokens: int) -> str:
-    """Name the kind of a request: the octave of its limit, and its category."""
+    """Return the kind of a request: the octave of its limit and its category."""
     return f"{limit_tokens.bit_length()}.{category}"

@@ -1,4 +1,4 @@
-"""The interface of an estimator: prompt tokens from a prompt's features."""
+"""The interface of estimators of prompt tokens."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from extproc.routing.features import Features
 
 
 class Estimate(msgspec.Struct, frozen=True, gc=False):
-    """Prompt tokens, estimated."""
+    """An estimate of prompt tokens."""
 
     prompt_tokens: int
     """The point estimate, at least 1."""
     bound_tokens: int
-    """The upper bound that routing to a smaller pool uses, >= the point estimate."""
+    """Upper bound for routing to a smaller pool, >= the point estimate."""
 
 
 EstimateTerms = Mapping[str, object]
-"""An estimator's own numbers, by name: numbers, texts that no client wrote, and lists
+"""An estimator's own numbers by name: numbers, texts other than client text, and lists
 and mappings of them."""
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """A point estimate and the error that the estimator expects of it."""
+    """A point estimate and its expected error."""
 
     tokens: float
     """Estimated prompt tokens, > 0."""
     spread: float
-    """Relative standard deviation of the counted tokens about the estimate, > 0."""
+    """Relative standard deviation of counted tokens around the estimate, > 0."""
 
 
 class Estimator(Protocol):
-    """Estimates prompt tokens, and learns from the counts of backends.
+    """An estimator of prompt tokens that learns from the counts of backends.
 
-    ``bound.Bounded`` puts a bound around its estimates. An estimator that keeps what it
-    learned is a ``mergeable.Mergeable`` too.
+    ``bound.Bounded`` adds a bound to its estimates. An estimator whose state can be
+    saved is also a ``mergeable.Mergeable``.
 
     Not thread-safe: one event loop calls it. No method awaits, so each is atomic there.
     """
@@ -48,13 +48,13 @@ class Estimator(Protocol):
         """Estimate the prompt tokens of a request for a served model."""
 
     def point(self, model: str, category: str, features: Features) -> float:
-        """Return ``predict(...).tokens``, without the time that the spread takes."""
+        """Return ``predict(...).tokens`` without computing the spread."""
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
         """Estimate the tokens that further messages add to a prompt.
 
         Args:
-            model: served model's name.
+            model: name of the served model.
             category: of the whole prompt.
             features: of the further messages alone.
         """
@@ -65,25 +65,25 @@ class Estimator(Protocol):
         """Learn from one counted prompt (``prompt_tokens`` > 0).
 
         Returns:
-            The prediction for this prompt before it was learned from.
+            The prediction for this prompt before learning from it.
         """
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
-        """Return the numbers behind ``predict`` of the same arguments, by name."""
+        """Return the numbers behind ``predict`` for the same arguments, by name."""
 
 
 def fewest_tokens(features: Features) -> float:
-    """Return a lower limit on a prompt's tokens, whatever the tokenizer.
+    """Return a lower limit on a prompt's tokens for any tokenizer.
 
-    The longest tokens of known vocabularies are runs of blanks, of 80 to 128 bytes.
+    The longest tokens of known vocabularies are runs of 80 to 128 spaces.
     """
     return max(1.0, (features.text_bytes + features.tools_bytes) / 128)
 
 
 def most_tokens(features: Features) -> float:
-    """Return an upper limit on a prompt's tokens, whatever the tokenizer.
+    """Return an upper limit on a prompt's tokens for any tokenizer.
 
-    Byte-level vocabularies never take more than a token a byte of text; known templates
+    Byte-level vocabularies use at most one token for a byte of text; known templates
     add up to 35 tokens and 10 a message, and print tools with indentation.
     """
     template = 64.0 + 16.0 * features.messages

@@ -1,4 +1,4 @@
-"""How good the decisions on a log were: errors, misroutes, by category."""
+"""Scores of the decisions on a log: errors and misroutes, in total and by category."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class _Misroutes:
 
 @dataclass(slots=True)
 class Evaluation:
-    """Scores decisions against what their requests needed (``misroute.needed_tokens``).
+    """Scores of decisions by the needs of their requests (``misroute.needed_tokens``).
 
-    ``under`` is the share of requests that needed more than a threshold although their
-    budget was within it; ``over`` the reverse.
+    ``under`` is the share of requests whose budget was within a threshold although they
+    needed more; ``over`` is the share of the reverse.
     """
 
     thresholds: Sequence[int] = DEFAULT_THRESHOLDS
@@ -72,9 +72,9 @@ class Evaluation:
         self._point = [_Misroutes() for _ in self.thresholds]
 
     def add(self, decision: Decision, outcome: Outcome) -> None:
-        """Score one decision, made before its outcome was learned from.
+        """Score one decision, made before learning from its outcome.
 
-        One whose need is unknown (it failed open, there are no counts) is not scored.
+        Decisions with an unknown need (failed open, or without counts) are not scored.
         """
         needed = needed_tokens(decision, outcome)
         if needed is None or not outcome.prompt_tokens:
@@ -91,7 +91,7 @@ class Evaluation:
             point.add(needed, decision.prompt_tokens + output, threshold)
 
     def report(self) -> dict[str, Any]:
-        """The scores, as plain values; thresholds are string keys."""
+        """Return the scores as plain values; thresholds are string keys."""
         scored = self._all.report()
         n = scored.pop("requests")
         keyed = [str(threshold) for threshold in self.thresholds]

@@ -1,8 +1,8 @@
 """Every number of one decision, as documents for people and for JSON.
 
-The numbers are those that routing used: the decision comes from ``Router.route``
-itself, and the rest from the same objects. No text of the request is in them, except
-the model's name and the hint, which come from the caller.
+The numbers are those that routing used: the decision is made by ``Router.route``
+itself, and the other numbers come from the same objects. The documents contain no text
+of the request except the model's name and the hint, which come from the caller.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from extproc.routing.router import Decision, Router
 
 
 class RequestSize(Struct, frozen=True):
-    """What is known of a request that was not read."""
+    """The known facts about a request that was not read."""
 
     body_bytes: int
 
 
 class RequestExplanation(Struct, frozen=True):
-    """What was read of a request."""
+    """The features of a request that was read."""
 
     model: str
     body_bytes: int
@@ -54,16 +54,16 @@ class CategoryExplanation(Struct, frozen=True):
 
 
 class PromptExplanation(Struct, frozen=True):
-    """A prompt's estimate."""
+    """The estimate for a prompt."""
 
     estimator: str | None
-    """None if the client counted the prompt: token ids."""
+    """None if the client sent token ids, so the count is exact."""
     token_ids: int
     media_tokens: int
     tokens: int
     bound_tokens: int
     learned_from: bool
-    """Whether the response teaches the estimator."""
+    """Whether the estimator learns from the response."""
     made_of: Mapping[str, object] | UnsetType = UNSET
     """The estimator's own numbers, by name; see ``Estimator.explain``."""
 
@@ -77,14 +77,14 @@ class OutputExplanation(Struct, frozen=True):
 
 
 class BudgetExplanation(Struct, frozen=True):
-    """Prompt plus output; the bound is held against the limits of the pools."""
+    """Prompt plus output tokens; the bound is compared with the pools' limits."""
 
     tokens: int
     bound_tokens: int
 
 
 class PoolExplanation(Struct, frozen=True):
-    """A pool as the decision found it."""
+    """A pool at the time of the decision."""
 
     name: str
     threshold_tokens: int
@@ -95,18 +95,18 @@ class PoolExplanation(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """The one comparison whose other result would have led to another pool."""
+    """The only comparison whose opposite result would change the pool."""
 
     pool: str
     limit: str
-    """``threshold_tokens``, ``max_model_len``, or ``load`` without a number."""
+    """``threshold_tokens``, ``max_model_len``, or ``load``, which has no number."""
     limit_tokens: int | UnsetType = UNSET
     budget_tokens: int | UnsetType = UNSET
     within: bool | UnsetType = UNSET
 
 
 class DecisionExplanation(Struct, frozen=True):
-    """The pool chosen, and why."""
+    """The chosen pool and the reason."""
 
     pool: str
     reason: str
@@ -133,11 +133,11 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
-    """A decision that was made without an estimate."""
+    """A decision made without an estimate."""
 
     request: RequestSize
     why: str
-    """The reason in words: the field that no request can have, or an empty text."""
+    """The reason in words: the invalid field of the request, or an empty text."""
     pools: Sequence[PoolExplanation]
     decision: DecisionExplanation
     path: str | UnsetType = UNSET
@@ -147,15 +147,15 @@ class FailedOpenExplanation(Struct, frozen=True, kw_only=True):
 
 
 class NotRoutedExplanation(Struct, frozen=True, kw_only=True):
-    """A request that is left on the route that it has."""
+    """A request that stays on its original route."""
 
     request: RequestSize
     not_routed: str
     """The reason, as in ``extproc_not_routed_total``."""
     asked: str
-    """The model that the request asks for; empty if it was not read."""
+    """The model that the request names; empty if it was not read."""
     models: Sequence[str]
-    """The models that are configured."""
+    """The configured models."""
     path: str | UnsetType = UNSET
     routed: bool | UnsetType = UNSET
 
@@ -166,13 +166,13 @@ def explain(
     hint: str | None = None,
     loads: Mapping[str, PoolLoad] | None = None,
 ) -> Explanation:
-    """Decide as ``Router.route`` does, and return every number of it.
+    """Decide like ``Router.route``, and return every number of the decision.
 
     Args:
-        router: its estimator is read, not taught.
+        router: its estimator is used but learns nothing.
         request: parsed from the body.
-        hint: the category that the hint header named, if any.
-        loads: what is known of the pools' load.
+        hint: the category from the hint header, or None.
+        loads: the known load of each pool.
     """
     decision = router.route(request, hint, loads)
     features = measure(request.prompt, request.body_bytes)
@@ -194,11 +194,11 @@ def explain(
 def explain_failure(
     router: Router, decision: Decision, why: str = ""
 ) -> FailedOpenExplanation:
-    """Explain a decision that was made without an estimate.
+    """Explain a decision made without an estimate.
 
     Args:
-        decision: of a reason that failed open.
-        why: the reason in words, of which none is a client's.
+        decision: its reason is one that fails open.
+        why: the reason in words, without client text.
     """
     return FailedOpenExplanation(
         request=RequestSize(decision.body_bytes),
@@ -233,7 +233,7 @@ def _count_classes(features: Features) -> dict[str, int]:
     named: dict[str, int] = {}
     for byte_class in ByteClass:
         name = byte_class.name.lower()
-        # Small letters, and bytes after the first of a character, are one class here.
+        # Lowercase letters are one class here, and so are continuation bytes.
         name = name.partition("_")[0] if name[:5] in ("lower", "trail") else name
         named[name] = named.get(name, 0) + counts[byte_class]
     present = {name: count for name, count in named.items() if count}

@@ -1,10 +1,10 @@
 """Prompt tokens of images, audio, video and files, learned for each served model.
 
-A part's tokens are taken to be linear in ``MEDIA_TERMS``, by the same Bayesian
-regression as text's, with coefficients of their own: responses with media teach these
-and leave those of the text as they are. Vision models charge by pixels, by tiles or by
-patches; the terms of an image are those quantities, so that the public formulas of ten
-families lie in their span or near it (``_FAMILIES``).
+A part's tokens are modeled as linear in ``MEDIA_TERMS``, by the same Bayesian
+regression as text but with separate coefficients: responses with media change these
+and not those of the text. Vision models count pixels, tiles or patches; the terms of an
+image are those quantities, so that linear combinations of them match or approximate the
+public formulas of ten families (``_FAMILIES``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEDIA_TERMS = (
     "video of unknown length",
     "file",
 )
-"""Names of the elements of a vector of media."""
+"""Names of the elements of a media vector."""
 
 _IMAGE_TERMS = 7
 
@@ -55,21 +55,21 @@ _FAMILIES = {
     "GPT-4o": (90, -1, 55, -1, 0, 161, -6),
     "Llama 4": (-89, 171, 715, 5, 1, 115, 260),
 }
-"""Tokens a term, fitted to the families' public formulas on 3,000 sizes of images:
+"""Tokens per term, fitted to the families' public formulas on 3,000 image sizes:
 Qwen's smart resize, Mistral's patches with row breaks, InternVL's and Llama's tiles of
-the closest ratio, OpenAI's tile rule. Mean errors are 0.1 to 13.6 %."""
+the closest aspect ratio, OpenAI's tile rule. Mean errors are 0.1 to 13.6 %."""
 
 _IMAGE_SPREADS = (60.0, 100.0, 100.0, 100.0, 20.0, 20.0, 100.0)
-"""Standard deviation of a family's coefficient beyond what the known ones span."""
+"""Standard deviation of a family's coefficient outside the span of the known ones."""
 
 _NOISE = 0.1
-"""Relative standard deviation of media tokens about the best linear model."""
+"""Relative standard deviation of media tokens around the best linear model."""
 
 _TEXT_NOISE = 0.05
-"""Of the text's estimate, which is taken off a count before it teaches media."""
+"""Relative standard deviation of the text estimate that is subtracted from a count."""
 
 _BOUND_DEVIATIONS = 2.33
-"""Of the bound above the estimate: 1 % of a normal distribution are beyond."""
+"""Bound above the estimate, in standard deviations; 1 % of a normal one exceed it."""
 
 _ROBUST_DEVIATIONS = 4.0
 
@@ -79,20 +79,20 @@ _PATCH_SIDE, _PATCH = 1024, 16
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """Prompt tokens expected of a part whose size or length is not known, at first.
+    """Initial estimates for parts of unknown size or length, in prompt tokens.
 
-    An OpenAI image costs 64 to 765 tokens, a vLLM vision model's 256 to 16,384 by
-    size; audio takes about 25 tokens a second; a file is taken as a page of text.
+    An OpenAI image takes 64 to 765 tokens, and one of a vLLM vision model 256 to 16,384
+    by size; audio takes about 25 tokens a second; a file counts as one page of text.
     """
 
     image: int = 1024
     audio: int = 1500
-    """Audio, and video."""
+    """For audio and video."""
     file: int = 2048
 
 
 class MediaVector:
-    """Sums the terms of a prompt's parts."""
+    """Accumulator for the terms of a prompt's media parts."""
 
     __slots__ = ("terms",)
 
@@ -103,8 +103,8 @@ class MediaVector:
         """Add an image.
 
         Args:
-            size: width and height in pixels, each above 0; None if not known.
-            low_detail: whether the client asks for it to be shrunk.
+            size: width and height in pixels, each above 0; None if unknown.
+            low_detail: whether the client requests a downscaled image.
         """
         if low_detail:
             self.terms[8] += 1.0
@@ -115,11 +115,11 @@ class MediaVector:
                 self.terms[at] += term
 
     def add_audio(self, seconds: float | None) -> None:
-        """Add audio of a length, None if not known."""
+        """Add audio of a length in seconds, or None if it is unknown."""
         self._add_lasting(9, seconds)
 
     def add_video(self, seconds: float | None) -> None:
-        """Add a video of a length, None if not known."""
+        """Add a video of a length in seconds, or None if it is unknown."""
         self._add_lasting(12, seconds)
 
     def _add_lasting(self, at: int, seconds: float | None) -> None:
@@ -135,7 +135,7 @@ class MediaVector:
 
 
 def image_terms(width: int, height: int) -> tuple[float, ...]:
-    """Return the first terms of ``MEDIA_TERMS`` for an image of a size in pixels."""
+    """Return the first terms of ``MEDIA_TERMS`` for an image size in pixels."""
     megapixels = width * height / 1e6
     return (
         1.0,
@@ -149,9 +149,10 @@ def image_terms(width: int, height: int) -> tuple[float, ...]:
 
 
 def _closest_tiles(width: int, height: int) -> int:
-    """InternVL's tiles: the grid of at most 12 whose ratio is closest, and a thumbnail.
+    """Return InternVL's tiles: the grid of at most 12 with the closest aspect ratio.
 
-    Of two grids alike, the larger one if the image has more than half its pixels.
+    A thumbnail is added. Between equally close grids, the larger one wins if the image
+    has more than half of its pixels.
     """
     ratio, best, columns, rows = width / height, math.inf, 1, 1
     for across in range(1, _MAX_TILES + 1):
@@ -165,14 +166,14 @@ def _closest_tiles(width: int, height: int) -> int:
 
 
 def _openai_tiles(width: int, height: int) -> int:
-    """OpenAI's tiles: within 2,048 pixels, the shorter side at most 768."""
+    """Return OpenAI's tiles: fit in 2,048 pixels, then the shorter side in 768."""
     scale = min(1.0, 2048 / max(width, height))
     scale *= min(1.0, 768 / (min(width, height) * scale))
     return math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
 
 
 def _patches(width: int, height: int) -> int:
-    """Pixtral's patches of 16 pixels within 1,024, and a break a row."""
+    """Return Pixtral's patches: 16 pixels within 1,024, plus one break per row."""
     scale = max(width / _PATCH_SIDE, height / _PATCH_SIDE, 1.0)
     columns = math.ceil(width / scale / _PATCH)
     rows = math.ceil(height / scale / _PATCH)
@@ -187,7 +188,7 @@ def _make_prior(constants: MediaTokens) -> Prior:
     covariance[:_IMAGE_TERMS, :_IMAGE_TERMS] = np.cov(families.T)
     spreads = np.zeros(size)
     spreads[:_IMAGE_TERMS] = _IMAGE_SPREADS
-    # Mean and spread of each other term.
+    # Mean and standard deviation of the other terms.
     others = (
         (constants.image, 600.0),
         (85.0, 100.0),
@@ -205,22 +206,22 @@ def _make_prior(constants: MediaTokens) -> Prior:
 
 @dataclass(frozen=True, slots=True)
 class MediaEstimate:
-    """Prompt tokens of a prompt's media."""
+    """Estimated prompt tokens of a prompt's media."""
 
     tokens: int
     bound_tokens: int
     spread: float
-    """Standard deviation of the count about ``tokens``, in tokens."""
+    """Standard deviation of the count around ``tokens``, in tokens."""
 
 
 class MediaEstimator:
-    """Learns the tokens of media for each served model.
+    """An estimator of media tokens that learns per served model.
 
     Not thread-safe.
 
     Args:
-        constants: expected of parts of unknown size, before a model has answered.
-        models: models learned apart.
+        constants: estimates for parts of unknown size, before a model's first answer.
+        models: number of models to learn separately.
     """
 
     component = "media.1"
@@ -236,7 +237,7 @@ class MediaEstimator:
         """Estimate the tokens of a prompt's media.
 
         Args:
-            model: served model.
+            model: name of the served model.
             media: one number for each of ``MEDIA_TERMS``.
         """
         posterior = self._models.get(model) or self._untaught
@@ -252,10 +253,10 @@ class MediaEstimator:
         """Learn from one counted prompt.
 
         Args:
-            model: served model.
+            model: name of the served model.
             media: one number for each of ``MEDIA_TERMS``.
-            tokens: counted, less those estimated of the text.
-            text_tokens: estimated of the text.
+            tokens: counted tokens less the estimated tokens of the text.
+            text_tokens: estimated tokens of the text.
         """
         estimate = self.estimate(model, media)
         tokens = max(tokens, 1)
@@ -266,16 +267,16 @@ class MediaEstimator:
         self._models.touch(model).learn(np.array(media), tokens, noise * noise)
 
     def group_keys(self) -> list[str]:
-        """The names of the models."""
+        """Return the names of the models."""
         return [name for name, _ in self._models.items()]
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a model's sums out; None if it has none."""
+        """Return a copy of a model's sums, or None if it has none."""
         posterior = self._models.own(key)
         return None if posterior is None else posterior.snapshot()
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; others stay."""
+        """Replace the sums of these groups; leave the others as they are."""
         for name, group in groups.items():
             posterior = self._models.admit(name)
             if posterior is not None:
@@ -283,7 +284,7 @@ class MediaEstimator:
 
 
 def media_of(prompt: Prompt) -> tuple[float, ...]:
-    """Return a prompt's media as one number for each of ``MEDIA_TERMS``; or nothing."""
+    """Return one number for each of ``MEDIA_TERMS``, or () if there are no media."""
     if prompt.media or not prompt.has_media:
         return prompt.media
     vector = MediaVector()

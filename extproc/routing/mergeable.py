@@ -1,10 +1,10 @@
-"""What was learned, as plain sums that processes can add up.
+"""Learned state as plain sums that processes can add up.
 
 Every learner keeps decayed sums: each observation multiplies a group of sums by a
-constant below 1 and adds something to it. Such sums are linear, so that two processes
-which started from the same sums and learned apart can be put together exactly, as if
-one had learned first and the other after it: nothing is lost, nothing counts twice, and
-nothing fades that nobody has learned over.
+constant below 1 and adds to it. Such sums are linear, so two processes that started
+from the same sums and learned separately can be merged exactly, as if one had learned
+first and then the other: nothing is lost, nothing counts twice, and nothing decays
+without an observation.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 from extproc.routing.arrays import Vector
 
 MEMORY = 5000.0
-"""Observations of a model over which what they taught fades to 1/e."""
+"""Observations of a model over which earlier ones decay to 1/e."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecayedSums:
-    """Sums that decay together. Zero before the first observation."""
+    """Sums that decay together, zero before the first observation."""
 
     keep: float
-    """What one observation multiplies the sums by, in (0, 1]."""
+    """Factor by which one observation multiplies the sums, in (0, 1]."""
     observations: int
-    """How often that was done in this epoch, by whichever process."""
+    """Observations in this epoch, over all processes."""
     sums: Vector
-    """One dimension; never changed in place."""
+    """One-dimensional; never changed in place."""
     epoch: int = 0
-    """How often the learner started over, having found what it knew to be wrong."""
+    """Number of restarts of the learner after its model proved wrong."""
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -46,56 +46,56 @@ class DecayedSums:
         return hash((self.epoch, self.observations))
 
     def same_as(self, other: DecayedSums) -> bool:
-        """Whether nothing was learned between the two, which one came from."""
+        """Return whether no observation separates these sums from an ancestor's."""
         return (self.epoch, self.observations) == (other.epoch, other.observations)
 
 
 Groups = Mapping[str, DecayedSums]
-"""A learner's groups, by keys of its own (a category, a model)."""
+"""A learner's groups, by its own keys (a category, a model)."""
 
 
 @runtime_checkable
 class Mergeable(Protocol):
-    """Something that learns from observations. Called from the event loop only.
+    """A learner whose state can be copied and merged. Called from the event loop only.
 
-    A group at a time costs at most a millisecond, to copy out or to go on from, so
-    that a caller with thousands of them to move can let requests pass in between.
+    Copying out or restoring one group takes at most a millisecond, so that a caller
+    with thousands of groups can handle requests in between.
     """
 
     component: str
-    """Its name, and a version of what its sums mean: ``ratios.1``."""
+    """The learner's name and the version of its sums' meaning: ``ratios.1``."""
 
     def group_keys(self) -> list[str]:
-        """The keys of its groups."""
+        """Return the keys of the groups."""
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a group's sums out; None if there is none."""
+        """Return a copy of a group's sums, or None if there is no such group."""
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums instead of its own; other groups stay.
+        """Replace the sums of these groups; leave the others as they are.
 
-        Groups that it has no use for, by key or by size, are left out.
+        Groups of an unknown key or a wrong size are ignored.
         """
 
 
 def snapshot(learner: Mergeable) -> dict[str, DecayedSums]:
-    """Copy all sums out."""
+    """Return a copy of all sums."""
     groups = ((key, learner.group(key)) for key in learner.group_keys())
     return {key: group for key, group in groups if group is not None}
 
 
 def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, DecayedSums]:
-    """Put together what two processes learned since they had the same sums.
+    """Merge what two processes learned since they had the same sums.
 
     Args:
-        base: what both started from, as far as we know.
-        ours: what became of it here.
-        theirs: what became of it elsewhere.
+        base: the sums from which both started, as far as known here.
+        ours: the sums of this process.
+        theirs: the sums of the other process.
 
     With ``n`` own observations since the base, a group becomes
-    ``ours + keep**n * (theirs - base)``: theirs first, then ours. A later epoch takes
-    the place of an earlier one. A group that we dropped stays only if it was learned
-    into elsewhere since.
+    ``ours + keep**n * (theirs - base)``: theirs first, then ours. A later epoch
+    replaces an earlier one. A group that this process dropped is kept only if the other
+    process has updated it since.
     """
     merged = dict(ours)
     for key, other in theirs.items():
@@ -114,7 +114,7 @@ def _merge_group(
     if mine.epoch != other.epoch:
         return mine if mine.epoch > other.epoch else other
     if common is None or common.epoch != mine.epoch:
-        # Learned apart from the first, or both started over at the same time.
+        # They never had common sums, or both restarted at the same time.
         common = DecayedSums(mine.keep, 0, np.zeros_like(mine.sums), mine.epoch)
     if common.same_as(other):
         return mine

@@ -1,7 +1,7 @@
 """The tokens that a request needed, and whether its pool was the right one.
 
 The only definition of both: the router, ``replay``, recordings, threshold advice, the
-demo and the simulated fleet all judge by it.
+demo and the simulated fleet all use it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Misroute(StrEnum):
     """How a decision was wrong, judged by the response's usage."""
 
     SHORT_OVERFLOW = "short_overflow"
-    """Needed more tokens than its pool is meant for; a larger pool was right."""
+    """The request needed more tokens than its pool is for; a larger pool was right."""
     LONG_WASTE = "long_waste"
-    """A smaller pool would have held it, by its threshold too."""
+    """A smaller pool would have fit the request, by its threshold too."""
     TRUNCATED = "truncated"
     """The pool's window cut the output off before the client's own limit did."""
 
@@ -26,16 +26,16 @@ class Misroute(StrEnum):
 def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
     """Return the tokens that one sequence of a request needed.
 
-    They are the counted prompt tokens and
+    The sum of the counted prompt tokens and the output tokens, which are
 
-    1. if the client declared an output limit, what was reserved under it (see
-       ``declared_allowance``; all of it at a truncation risk of 0), or the tokens
-       generated if they are more, or
-    2. if it declared none, the tokens generated, per sequence of the prompt.
+    1. if the client declared an output limit: the tokens reserved under it (see
+       ``declared_allowance``; the whole limit at a truncation risk of 0), or the tokens
+       generated if they are more;
+    2. if it declared none: the tokens generated per sequence.
 
     Returns:
-        None if the usage does not say: a status other than 200, no counts, several
-        prompts whose counts are one sum, a decision that failed open.
+        None if the usage does not determine them: a status other than 200, no counts,
+        one sum over several prompts, or a decision that failed open.
     """
     prompt_tokens = _counted_prompt(decision, outcome)
     if prompt_tokens is None:
@@ -47,12 +47,12 @@ def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
 
 
 def right_position(policy: Policy, needed_tokens: int, window_tokens: int = 0) -> int:
-    """Return the position of the pool that was right for a need, whatever the loads.
+    """Return the position of the right pool for a need, regardless of load.
 
     Args:
-        policy: the pools that there were to choose from.
-        needed_tokens: of one sequence, prompt and output.
-        window_tokens: ``max_model_len`` that the request demanded, whatever its need.
+        policy: the pools to choose from.
+        needed_tokens: prompt and output tokens of one sequence.
+        window_tokens: smallest ``max_model_len`` that the request requires.
     """
     return policy.first_fit(needed_tokens, window_tokens)
 
@@ -60,18 +60,18 @@ def right_position(policy: Policy, needed_tokens: int, window_tokens: int = 0) -
 def find_misroute(
     policy: Policy, decision: Decision, outcome: Outcome
 ) -> Misroute | None:
-    """Judge a decision by its response, or return None if it was right or unknown.
+    """Judge a decision by its response; return None if it was right or is unknown.
 
-    Nothing is wrong with the largest pool for a need that no pool holds.
+    The largest pool is right for a need that exceeds every pool.
 
     Args:
-        policy: the pools that there were to choose from.
-        decision: its pool is one of the policy's.
+        policy: the pools to choose from.
+        decision: its pool belongs to the policy.
         outcome: of the same request.
     """
     chosen = decision.pool
     prompt_tokens = _counted_prompt(decision, outcome)
-    # 1. No count of this very prompt: nothing to judge by.
+    # 1. The response has no count of this very prompt.
     if prompt_tokens is None:
         return None
     if chosen != policy.default:
@@ -79,10 +79,10 @@ def find_misroute(
         retried = outcome.attempts > 1 and prompt_tokens >= chosen.max_model_len
         if retried or prompt_tokens > chosen.max_model_len:
             return Misroute.SHORT_OVERFLOW
-        # 3. vLLM lowers max_tokens to what the window leaves rather than refuse.
+        # 3. vLLM lowers max_tokens to the room left in the window instead of refusing.
         if _cut_by_window(decision, outcome, prompt_tokens):
             return Misroute.TRUNCATED
-    # 4. Neither a declared limit nor a count of the output.
+    # 4. There is neither a declared limit nor a count of the output.
     needed = needed_tokens(decision, outcome)
     if needed is None:
         return None
@@ -100,7 +100,7 @@ def find_misroute(
 
 
 def _counted_prompt(decision: Decision, outcome: Outcome) -> int | None:
-    """The prompt tokens that the response counted for the routed prompt."""
+    """Return the prompt tokens that the response counted for the routed prompt."""
     if (
         decision.reason.failed_open
         or outcome.status != 200
@@ -113,7 +113,7 @@ def _counted_prompt(decision: Decision, outcome: Outcome) -> int | None:
 
 
 def _completion_of_one(decision: Decision, outcome: Outcome) -> int | None:
-    """The completion tokens of one sequence, rounded up; the usage sums them."""
+    """Return the completion tokens per sequence, rounded up; the usage sums them."""
     if outcome.completion_tokens is None:
         return None
     return -(-outcome.completion_tokens // decision.sequences)

@@ -1,8 +1,8 @@
-"""Several base models behind one router: each has its own pools, all share what learns.
+"""Several base models behind one router: each has its own pools, all share learners.
 
-Clients ask for a base model by its own name or by an adapter's. A name is looked up
-exactly, then among the names that the pools' servers list, then by pattern. Requests
-for one base are learned as one, whichever of its names they use.
+Clients request a base model by its own name or by an adapter's. A name is looked up
+first exactly, then among the names that the pools' servers list, then by pattern. All
+requests for one base model are learned together, under any of its names.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _PATTERN = re.compile(r"[*?\[]")
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name of an adapter is a glob pattern (``*``, ``?``, ``[...]``)."""
+    """Return whether an adapter's name is a glob pattern (``*``, ``?``, ``[...]``)."""
     return _PATTERN.search(name) is not None
 
 
 def as_base(request: Request, bases: Mapping[str, str]) -> Request:
-    """Return the request under the name of its base model, to be learned as that.
+    """Return the request under the name of its base model, the key for learning.
 
     Args:
         request: names a base model, an alias of one, or an adapter.
-        bases: by name the base, as far as the pools' servers list them.
+        bases: base model by name, as listed by the pools' servers.
     """
     base = bases.get(request.model)
     return replace(request, model=base) if base else request
 
 
 class ModelRouter:
-    """Finds the router of the model that a request asks for.
+    """Finds the router for the model that a request names.
 
     Args:
         routers: one for each base model; they share estimator, ratios and allowance.
             Names of models and of pools are unique.
-        adapters: other names of a base, exact or glob patterns, and the base; the
-            first pattern that matches counts.
-        unknown: routes names that no model has; None: they are not routed.
+        adapters: pairs of another name, exact or a glob pattern, and its base model;
+            the first matching pattern wins.
+        unknown: routes unknown names; if None, those are not routed.
 
     Raises:
-        ValueError: no router, or a name given twice.
+        ValueError: no router, or a name used twice.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ModelRouter:
         unknown: Router | None = None,
     ) -> None:
         if not routers:
-            raise ValueError("at least one model is needed")
+            raise ValueError("routers: none; expected at least one")
         self.routers = tuple(routers)
         self.unknown = unknown
         self._exact = {router.model: router for router in routers}
@@ -73,7 +73,9 @@ class ModelRouter:
         for given in (names, pools):
             twice = {name for name in given if given.count(name) > 1}
             if twice:
-                raise ValueError(f"{min(twice)!r} is given twice")
+                raise ValueError(
+                    f"models: {min(twice)!r} appears twice; expected unique names"
+                )
         self._patterns = [
             (re.compile(translate(name)), self._exact[base])
             for name, base in adapters
@@ -85,18 +87,18 @@ class ModelRouter:
         }
 
     def find(self, name: str, served: Mapping[str, str] = NO_NAMES) -> Router | None:
-        """Return the router of a model's name; None: the request is not routed.
+        """Return the router for a model name, or None if the request is not routed.
 
         Args:
-            name: as the client wrote it; empty if it gave none.
-            served: names that the pools' servers list, and the pool of the server.
+            name: as the client sent it; empty if it sent none.
+            served: the pool of each name that the pools' servers list.
         """
         return self.find_known(name, served) or self.unknown
 
     def find_known(
         self, name: str, served: Mapping[str, str] = NO_NAMES
     ) -> Router | None:
-        """Return the router of a model that is configured, or None."""
+        """Return the router of a configured model, or None."""
         router = self._exact.get(name)
         if router is not None:
             return router
@@ -110,11 +112,11 @@ class ModelRouter:
         return None
 
     def of_pool(self, pool: Pool) -> Router:
-        """Return the router whose pool it is; the first one's for a pool of none."""
+        """Return the router that owns a pool; the first one for an unknown pool."""
         return self._by_pool.get(pool.name, self.routers[0])
 
     def pool(self, name: str) -> Pool | None:
-        """Return the pool of a name."""
+        """Return the pool with a name, or None."""
         router = self._by_pool.get(name)
         return None if router is None else router.pool(name)
 
@@ -141,7 +143,7 @@ class ModelRouter:
 
     @property
     def hints(self) -> Collection[str]:
-        """The hints that name a category, beside the built-in ones."""
+        """The hints that name a category, in addition to the built-in ones."""
         return self.routers[0].hints
 
     @property
@@ -151,9 +153,9 @@ class ModelRouter:
 
     @property
     def learners(self) -> list[Mergeable]:
-        """Everything that learns, to be kept and shared."""
+        """Every learner, to be saved and shared."""
         return self.routers[0].learners
 
 
 AnyRouter = Router | ModelRouter
-"""What decides: one router for every name, or one for each base model."""
+"""A router of either kind: one for every name, or one for each base model."""

@@ -1,7 +1,7 @@
-"""Budget to pool: capacity, threshold, load, capacity again.
+"""From budget to pool: capacity, threshold, load, and capacity again.
 
-Pools stand in order of ``max_model_len``; two is a case. The last one is the safe
-default: whatever cannot be decided goes there.
+Pools are in increasing order of ``max_model_len``; any number of them. The last one is
+the safe default for every request that cannot be decided.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ import msgspec
 
 
 class Reason(StrEnum):
-    """Why a pool was chosen. Closed: these are metric labels."""
+    """Why a pool was chosen. A closed set: these are metric labels."""
 
     WITHIN_THRESHOLD = "within_threshold"
-    """The smallest pool whose threshold and capacity hold the budget."""
+    """The smallest pool whose threshold and capacity fit the budget."""
     OVER_THRESHOLD = "over_threshold"
-    """Some smaller pool could hold it, but its threshold says otherwise."""
+    """A smaller pool has the capacity, but its threshold is below the budget."""
     OVER_CAPACITY = "over_capacity"
-    """Larger than every smaller pool's ``max_model_len``."""
+    """The budget exceeds every smaller pool's ``max_model_len``."""
     SPILLED = "spilled"
-    """The pool of choice is under pressure or down; another took it: a larger one, or
-    if no larger one is up, a smaller one that holds the whole budget."""
+    """The right pool is under pressure or down; the request goes to a larger pool, or,
+    if no larger one is up, to a smaller one that fits the whole budget."""
     UNPARSABLE = "unparsable"
-    """Not a request that we understand; the backend will judge it."""
+    """Not a request that the router can parse; the backend judges it."""
     STORED = "stored"
-    """A response that a server keeps, or is asked to keep: always the same pool."""
+    """A response that a server keeps or is to keep: always the same pool."""
     TOO_LARGE = "too_large"
-    """The body is over the cap, or of more parts than are looked at: not read."""
+    """The body exceeds the size limit or the limit on parts, and was not read."""
     LENGTH_UNKNOWN = "length_unknown"
-    """No content-length, and configured not to ask for such a body."""
+    """No content-length, and the configuration does not request such bodies."""
     GATEWAY_LIMIT = "gateway_limit"
-    """Larger than what the gateway hands over, as it seems: not requested."""
+    """The body apparently exceeds the gateway's buffer, and was not requested."""
     UNDECODABLE = "undecodable"
-    """A content-encoding that we do not speak, or a body that is not what it says."""
+    """An unsupported content-encoding, or a body that is not valid in its encoding."""
     FAULT = "fault"
-    """An error of this program while it decided; logged and counted."""
+    """An internal error during the decision; logged and counted."""
 
-    # Enum's own hashes the name, in Python: equal to no string's, and slow in a key.
+    # Enum's own hash is computed in Python from the name, is slow as a dict key, and
+    # differs from the hash of the equal string.
     __hash__ = str.__hash__
 
     @property
     def failed_open(self) -> bool:
-        """Whether no estimate was made; such a decision is never learned from."""
+        """Whether no estimate was made; such decisions are never learned from."""
         return self in _FAILED_OPEN
 
 
@@ -69,30 +70,30 @@ class Pool:
 
     name: str
     max_model_len: int
-    """vLLM's flag of that name: prompt and output tokens of one sequence, at most."""
+    """vLLM's flag of that name: largest prompt plus output of a sequence, in tokens."""
     threshold_tokens: int
-    """Budgets up to and including this go here; <= ``max_model_len``."""
+    """Largest budget routed here, in tokens; <= ``max_model_len``."""
     model: str = ""
-    """The base model that it serves; empty if all pools serve the same."""
+    """The base model served by the pool; empty if all pools serve the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLoad:
-    """What is known of a pool's load. The default is an idle, healthy pool."""
+    """The known load of a pool. The default is an idle, healthy pool."""
 
     available: bool = True
-    """False when no endpoint of the pool is healthy."""
+    """False if no endpoint of the pool is healthy."""
     under_pressure: bool = False
 
 
 IDLE = PoolLoad()
 
 Loads = Callable[[], Mapping[str, PoolLoad] | None]
-"""Gives the load of each pool as it is now, or None if nobody watches them."""
+"""Returns the current load of each pool, or None if loads are not monitored."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
-    """A pool and why."""
+    """A pool and the reason for it."""
 
     pool: Pool
     reason: Reason
@@ -100,26 +101,26 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class Policy:
-    """Chooses among pools.
+    """The rule that chooses a pool for a budget.
 
     Args:
         pools: at least one, in strictly increasing order of ``max_model_len``.
 
     Raises:
-        ValueError: no pool, or not in that order.
+        ValueError: no pool, or pools in another order.
     """
 
     pools: Sequence[Pool]
     _by_name: Mapping[str, Pool] = field(init=False)
     thresholds: Sequence[int] = field(init=False)
-    """The largest budget that each smaller pool is meant for."""
+    """The largest budget for each smaller pool, in tokens."""
     _limits: Sequence[int] = field(init=False)
-    """Every number that budgets are held against, increasing."""
+    """Every number that budgets are compared with, in increasing order."""
 
     def __post_init__(self) -> None:
         lengths = [pool.max_model_len for pool in self.pools]
         if not lengths or sorted(set(lengths)) != lengths:
-            raise ValueError(f"max_model_len of the pools must increase, got {lengths}")
+            raise ValueError(f"max_model_len: {lengths}; expected increasing values")
         object.__setattr__(self, "_by_name", {pool.name: pool for pool in self.pools})
         thresholds = [
             min(pool.max_model_len, pool.threshold_tokens) for pool in self.pools[:-1]
@@ -129,24 +130,24 @@ class Policy:
 
     @property
     def default(self) -> Pool:
-        """The pool that holds the most: where every failure to decide ends."""
+        """The largest pool, used if no decision is possible."""
         return self.pools[-1]
 
     def pool(self, name: str) -> Pool | None:
-        """The pool of a name."""
+        """Return the pool with a name, or None."""
         return self._by_name.get(name)
 
     def fallback(self, loads: Mapping[str, PoolLoad] | None = None) -> Pool:
-        """Choose without a budget: the pool that holds the most and is not down."""
+        """Choose without a budget: the largest pool that is not down."""
         for pool in reversed(self.pools):
             if (loads or {}).get(pool.name, IDLE).available:
                 return pool
         return self.default
 
     def separates(self, budget_tokens: int, larger_tokens: int) -> bool:
-        """Whether two budgets, the smaller first, could end in different choices.
+        """Return whether two budgets, the smaller first, could get different choices.
 
-        Where not, every budget between them ends in the same one, whatever the loads.
+        If not, every budget between them gets the same choice, whatever the loads.
         """
         limits = self._limits
         return bisect_left(limits, budget_tokens) != bisect_left(limits, larger_tokens)
@@ -161,19 +162,19 @@ class Policy:
 
         Args:
             budget_tokens: upper bound on prompt plus output tokens of one sequence.
-            loads: by pool name; a pool that is not in it counts as idle.
-            window_tokens: ``max_model_len`` that the request asks for, whatever its
-                budget (``truncate_prompt_tokens``).
+            loads: by pool name; a missing pool counts as idle.
+            window_tokens: smallest ``max_model_len`` that the request requires,
+                whatever its budget (``truncate_prompt_tokens``).
 
-        The order is the papers' (arXiv 2604.08075, section 3): capacity, threshold,
-        load, and capacity again for the pool that load moved the request to.
+        The order is that of the papers (arXiv 2604.08075, section 3): capacity,
+        threshold, load, and capacity again for the pool chosen by load.
 
-        1. A pool that is up and not under pressure takes its own requests.
-        2. Else the next larger pool that is up, not under pressure and holds the
-           budget takes them.
-        3. If there is none and the pool is down, any pool that is up and holds the
-           budget does: a larger one first, though under pressure, then a smaller one.
-        4. If there is none either, the request stays with its pool.
+        1. If the right pool is up and not under pressure, it takes the request.
+        2. Otherwise the next larger pool takes it that is up, not under pressure and
+           fits the budget.
+        3. If there is none and the right pool is down, any pool takes it that is up and
+           fits the budget: a larger one first, even under pressure, then a smaller one.
+        4. If there is none either, the request stays with the right pool.
         """
         capacity_tokens = max(budget_tokens, window_tokens)
         chosen = self.first_fit(budget_tokens, window_tokens)
@@ -185,9 +186,9 @@ class Policy:
         return Choice(self.pools[chosen], reason)
 
     def first_fit(self, budget_tokens: int, window_tokens: int = 0) -> int:
-        """Position of the smallest pool meant for a budget, whatever the loads.
+        """Return the position of the smallest pool for a budget, regardless of load.
 
-        The last one, if none is. The arguments are those of :meth:`choose`.
+        The last position if none fits. Arguments are those of :meth:`choose`.
         """
         capacity_tokens = max(budget_tokens, window_tokens)
         for position, limit in enumerate(self.thresholds):
@@ -225,8 +226,8 @@ class Policy:
     def _any_available(
         self, chosen: int, budget_tokens: int, loads: Mapping[str, PoolLoad]
     ) -> int:
-        # A busy pool is better than none, and a smaller one will do if it holds the
-        # whole budget, whatever its threshold.
+        # A busy pool is better than none, and a smaller pool is acceptable if it fits
+        # the whole budget, even above its threshold.
         others: list[int] = [
             *range(chosen + 1, len(self.pools)),
             *reversed(range(chosen)),

@@ -6,11 +6,11 @@ With prior N(m0, S0) over the coefficients and observations (x, y) of variance v
     mN    = SN (S0^-1 m0 + sum of x y / v)         (3.50)
     variance of the mean's prediction = x' SN x    (3.59, without the noise)
 
-Divergence: Bishop has one noise variance, here each observation has its own, and the
-sums fade with each observation. The prior does not fade, which keeps SN positive
-definite whatever was observed. A prior made of families is the mixture of those that
-the observations favor (empirical Bayes); their evidence is a sum too. Being sums, all
-of them add up across processes.
+Divergence: Bishop has one noise variance; here each observation has its own, and the
+sums decay with each observation. The prior does not decay, which keeps SN positive
+definite for any observations. A prior made of families is the mixture of those that the
+observations favor (empirical Bayes); their evidence is a sum too. All of these are
+sums, which can be added across processes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from extproc.routing.prior import Prior
 Indices = npt.NDArray[np.int32]
 
 # The posterior is solved again once this share of its observations is new. A solution
-# takes two milliseconds, so about 15 us an observation when settled.
+# takes two milliseconds, so about 15 us per observation in the steady state.
 _STALE_SHARE = 1 / 16
 _SETTLED = 2048.0
 
 _MOST_PENDING = 32
-"""Observations that are put into the sums at once, at most."""
+"""Largest number of observations that are added to the sums at once."""
 
 
 @cache
 def _packing(size: int) -> tuple[Indices, Indices, Indices]:
-    """Return where a symmetric matrix and its upper triangle are in each other.
+    """Return the indices that pack and unpack a symmetric matrix, and its diagonal.
 
-    The first packs: each element of the triangle in the flat matrix. The second
-    unpacks: each element of the flat matrix in the triangle. The third is the diagonal
-    in the triangle.
+    The first array packs: the position of each element of the upper triangle in the
+    flat matrix. The second unpacks: the position of each element of the flat matrix in
+    the triangle. The third is the position of the diagonal in the triangle.
     """
     rows, columns = np.triu_indices(size)
     places = np.empty((size, size), dtype=np.int32)
@@ -56,8 +56,8 @@ class Posterior:
     """The distribution of linear coefficients, given a prior and observations.
 
     Args:
-        prior: the belief before the first observation.
-        memory: observations over which a sum fades to 1/e.
+        prior: the distribution before the first observation.
+        memory: observations over which a sum decays to 1/e.
     """
 
     def __init__(self, prior: Prior, memory: float) -> None:
@@ -70,23 +70,23 @@ class Posterior:
         self._mean = prior.mean
         self._covariance = prior.covariance
         self._precision_sum: Vector | None = None
-        """The upper triangle; None: zeros. Never changed in place: a copied group, and
-        who goes on from it, have the same array."""
+        """The upper triangle; None if it is zero. Never changed in place: copied groups
+        and posteriors restored from them share the array."""
         self._moment_sum: Vector = np.zeros(size)
         self._pending: list[tuple[Vector, float, float]] = []
-        """Observations that are not in the sums yet: ``x``, ``y``, variance."""
+        """Observations not yet in the sums: ``x``, ``y``, variance."""
         self._unsolved = 0
-        """Observations since the posterior was solved."""
+        """Observations since the last solution."""
         self._group: DecayedSums | None = None
-        """The sums as last copied out or restored; None once there are newer ones."""
+        """The sums as last copied or restored; None once there are newer ones."""
         self._restored = False
-        """Whether ``_group`` was restored, and the attributes above are older."""
+        """Whether ``_group`` was restored and the attributes above are outdated."""
         self.observed = 0.0
-        """Observations, faded."""
+        """Decayed number of observations."""
         self.observations = 0
-        """All of them."""
+        """Number of all observations."""
         self.epoch = 0
-        """See ``mergeable.DecayedSums``: one more each time that learning restarts."""
+        """Number of restarts; see ``mergeable.DecayedSums``."""
 
     @property
     def mean(self) -> Vector:
@@ -100,19 +100,19 @@ class Posterior:
         return max(0.0, quadratic_form(self._covariance, x))  # (3.59)
 
     def narrowed(self, x: Vector, variance: float) -> float:
-        """Return the variance of ``x . w`` to predict with, given ``variance(x)``.
+        """Return the variance of ``x . w`` for prediction, given ``variance(x)``.
 
-        At most that of an unknown family: the prior to learn with is wider than
-        families differ.
+        At most that of an unknown family: the prior for learning is wider than the
+        differences between families.
         """
         if self._families is None:
             return variance
         return self._families.least_variance(x, variance)
 
     def learn(self, x: Vector, y: float, variance: float) -> None:
-        """Learn that ``x . w`` was observed as ``y``, with noise of ``variance``.
+        """Learn an observation ``y`` of ``x . w`` with noise of ``variance``.
 
-        ``x`` is kept until it is in the sums: it must not change.
+        ``x`` is kept until it is added to the sums, so it must not change.
         """
         self._load_restored()
         self._group = None
@@ -146,7 +146,7 @@ class Posterior:
         self._precision_sum = added
 
     def solve(self) -> None:
-        """Bring the mean and the covariance up to date with every observation."""
+        """Update the mean and the covariance with every observation."""
         self._add_pending()
         self._unsolved = 0
         mean, precision = self._prior_now()
@@ -158,14 +158,14 @@ class Posterior:
         self._mean = self._covariance @ moment  # (3.50)
 
     def _prior_now(self) -> tuple[Vector, Matrix]:
-        """Return the mean and the precision of the families that evidence favors."""
+        """Return the mean and the precision of the families favored by evidence."""
         if self._families is None or not self._evidence_sum.any():
             return self._prior.mean, self._prior.precision
         weights = self._families.weights(self._evidence_sum)
         return self._families.mean_and_precision(weights)
 
     def snapshot(self) -> DecayedSums:
-        """Copy the sums out: precision's upper triangle, moment, evidence, observed."""
+        """Return a copy of the sums: precision, moment, evidence, observed."""
         if self._group is None:
             self._add_pending()
             size = len(self._mean)
@@ -181,11 +181,11 @@ class Posterior:
         return self._group
 
     def restore(self, group: DecayedSums) -> bool:
-        """Go on from these sums, solved when the posterior is first asked for.
+        """Replace the sums with these; they are solved at their first use.
 
         Returns:
-            False, and changes nothing, if no observations of this number of terms
-            have such sums: another size, or a negative sum of squares.
+            False, without any change, if the sums cannot result from observations with
+            this number of terms: a wrong size, or a negative sum of squares.
         """
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
@@ -202,9 +202,10 @@ class Posterior:
         return True
 
     def _load_restored(self) -> None:
-        """Solve restored sums; start over if no observations can have made them.
+        """Solve restored sums; restart if they cannot result from observations.
 
-        ``restore`` does not: 64 models restored at once would delay every decision.
+        ``restore`` leaves that to the first use: solving 64 models at once would delay
+        every decision.
         """
         if not self._restored or self._group is None:
             return

@@ -1,9 +1,9 @@
-"""When a pool is under pressure, from what its vLLM servers say of themselves.
+"""Pressure on a pool, from the load that its vLLM servers report.
 
 A request in vLLM's ``waiting`` queue waits because no sequence slot or no KV block is
-free: a queue is the first sign of a pool with too little capacity. A full KV
-cache is the other: running requests are then preempted and computed again. Two limits
-for each, one to enter and a lower one to leave, keep requests from going to and fro.
+free: a queue is the first sign of a pool with too little capacity. A full KV cache is
+the other: running requests are then preempted and computed again. Each signal has two
+limits, one to enter and a lower one to leave, so that requests do not oscillate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EndpointLoad:
-    """One vLLM server's own gauges."""
+    """The gauges of one vLLM server."""
 
     waiting: float
     """``vllm:num_requests_waiting``, summed over its engines."""
@@ -26,21 +26,21 @@ class EndpointLoad:
 
 @dataclass(frozen=True, slots=True)
 class PressureLimits:
-    """Where pressure begins and ends; means over a pool's endpoints."""
+    """Limits at which pressure starts and stops, for means over a pool's endpoints."""
 
     waiting_requests: float = 8.0
     kv_cache_usage: float = 0.97
     relief: float = 0.5
-    """Share of both limits at or below which pressure ends, 0 to 1."""
+    """Share of both limits at or below which pressure stops, 0 to 1."""
 
 
 class PoolPressure:
     """Whether one pool is under pressure, with hysteresis.
 
-    Between two measurements our own requests are counted in: one that is sent to a
-    pool with a queue lengthens it, though nobody has measured that yet, and one that
-    is known to have ended lets another out of it. Of some nobody tells when they end:
-    this errs towards pressure then, until the next measurement.
+    Between two measurements, the queue is estimated from our own requests: one sent to
+    a pool with a queue lengthens it, and one known to have ended shortens it. The end
+    of some requests is never reported; until the next measurement, the estimate then
+    errs toward pressure.
     """
 
     def __init__(self, limits: PressureLimits) -> None:
@@ -48,22 +48,24 @@ class PoolPressure:
         self._endpoints = 0
         self._measured_in_flight = 0.0
         self.in_flight = 0
-        """Requests sent, less those known to have ended: its changes count."""
+        """Requests sent less requests known to have ended; only changes matter."""
         self.waiting: float | None = None
-        """Mean over the endpoints, as last measured; None where it is not known."""
+        """Mean over the endpoints, as last measured; None if unknown."""
         self.kv_cache_usage: float | None = None
         self.under_pressure = False
 
     def measured(
         self, loads: Sequence[EndpointLoad], in_flight: Sequence[int] | None = None
     ) -> None:
-        """Take a measurement of those endpoints that have one.
+        """Update with measurements of the endpoints that have one.
 
-        No measurement at all is no pressure: what is not known must not move traffic.
+        Without any measurement there is no pressure: unknown load must not move
+        traffic.
 
         Args:
-            loads: of each endpoint.
-            flights: what ``in_flight`` was when each was measured; None: what it is.
+            loads: one for each measured endpoint.
+            in_flight: value of ``in_flight`` at the time of each measurement; None for
+                the current one.
         """
         self._endpoints = len(loads)
         self._measured_in_flight = self.in_flight
@@ -78,17 +80,17 @@ class PoolPressure:
         self._decide()
 
     def sent(self) -> None:
-        """Note that one more request goes to the pool."""
+        """Count a request sent to the pool."""
         self.in_flight += 1
         self._recount()
 
     def ended(self) -> None:
-        """Note that one that was sent has ended."""
+        """Count the end of a request sent to the pool."""
         self.in_flight -= 1
         self._recount()
 
     def _recount(self) -> None:
-        # What is sent to a pool without a queue runs at once.
+        # A request sent to a pool without a queue runs at once.
         if self.waiting:
             self._decide()
 

@@ -1,10 +1,10 @@
 """The distribution of a served model's coefficients before its first answer.
 
-A normal distribution over the coefficients of ``regressors.TERMS``: the mean of
-twelve known tokenizer families, and a covariance that is wide along the directions in
-which they differ (digit splitting, each script, the template) and narrow elsewhere. The
-first counted prompts shift it to the families that explain them best; a few dozen place
-an unknown tokenizer among, or beyond, them.
+A normal distribution over the coefficients of ``regressors.TERMS``: the mean of twelve
+known tokenizer families, and a covariance that is wide along the directions in which
+they differ (digit splitting, each script, the template) and narrow elsewhere. The first
+counted prompts shift it to the families that explain them best; a few dozen locate an
+unknown tokenizer among, or outside, the known ones.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = [
     "relative_variance",
 ]
 
-# Standard deviation, in tokens, of a family's coefficient beyond the span of the known
-# ones, to learn with: wide, so that the counts soon outweigh the prior. Chosen by
-# leaving families and sources out of the fit.
+# Standard deviation, in tokens, of a family's coefficient outside the span of the known
+# ones, for learning: wide, so that counts soon outweigh the prior. Chosen by leaving
+# families and sources out of the fit.
 _LEARNING_SPREADS = {
     "template": 10.0,
     "message": 2.0,
@@ -43,9 +43,9 @@ _LEARNING_SPREADS = {
 _TOOLS_LEARNING_SPREAD = 0.1
 _TEXT_LEARNING_SPREAD = 0.4
 
-# The same deviation to predict with, as narrow as leaving families out shows it to be.
-# A long prompt multiplies the spread of its commonest terms: letters, words,
-# indentation, the text of tools. Text unlike English has wide terms of its own.
+# The same deviation for prediction, as narrow as leaving families out shows it to be. A
+# long prompt multiplies the spread of its most frequent terms: letters, words,
+# indentation, the text of tools. Text unlike English has separate, wide terms.
 _PREDICTION_SPREADS = {
     **_LEARNING_SPREADS,
     "tools letter": 0.02,
@@ -61,25 +61,26 @@ _TOOLS_SPREAD = 0.1
 _ASCII_SPREAD = 0.14
 _SCRIPT_SPREAD = 0.3
 
-# Relative variance of a prompt's tokens about the best linear model: 3 % on long
-# prompts and 0.55 of a square root of tokens on short ones, measured on six families.
+# Relative variance of a prompt's tokens around the best linear model: 3 % on long
+# prompts and 0.55 times the square root of tokens on short ones, measured on six
+# families.
 _LONG_VARIANCE = 0.03**2
 _SHORT_VARIANCE = 0.3
 
 
 def relative_variance(prompt_tokens: float) -> float:
-    """Return the variance of (counted - modelled) / counted at a prompt size."""
+    """Return the variance of (counted - modeled) / counted for a prompt size."""
     return _LONG_VARIANCE + _SHORT_VARIANCE / prompt_tokens
 
 
-# The evidence for a family is that of normal relative errors, with this standard
-# deviation beside the noise for what a linear model of a known family lacks. Its
-# logarithm is halved, since the errors of one kind of text are alike, and one prompt is
-# worth at most so much: a false count must not decide.
+# The evidence for a family assumes normal relative errors, with this standard deviation
+# in addition to the noise, since a linear model of a known family is not exact. Its
+# logarithm is halved, since errors in one kind of text are correlated, and limited per
+# prompt, so that one false count cannot decide.
 _FAMILY_SPREAD = 0.1
 _EVIDENCE_SHARE = 0.5
 _MOST_EVIDENCE = 9.0
-# Weight that a family keeps whatever the evidence: the true one may be none of them.
+# Smallest weight of a family, whatever the evidence: the true one may be unknown.
 _LEAST_WEIGHT = 0.02
 
 
@@ -88,26 +89,26 @@ class Families:
     """Coefficients of the known tokenizer families."""
 
     coefficients: Matrix
-    """A row of tokens a term for each of two or more families."""
+    """Tokens per term, one row for each of two or more families."""
     learning_variances: Vector
-    """Of a further family's coefficients about the span of these, to learn with."""
+    """Variance of another family's coefficients around this span, for learning."""
     variances: Vector
-    """The same, to predict with."""
+    """The same variance for prediction."""
 
     def least_variance(self, x: Vector, most: float) -> float:
         """Return the variance of an unknown family's ``x . w``, at most ``most``."""
         within = float(self.variances.dot(x * x))
         if within >= most:
-            return most  # once much is learned: the families need not be looked at
+            return most  # much is learned by now: skip the families
         tokens = self.coefficients.dot(x)
         apart = tokens - float(tokens.sum()) / len(tokens)
         between = float(apart.dot(apart)) / (len(tokens) - 1)
         return min(most, within + between)
 
     def evidence(self, x: Matrix, prompt_tokens: Vector) -> Matrix:
-        """Return the logarithm of how well each family explains counted prompts.
+        """Return the log-likelihood of counted prompts under each family.
 
-        A row for each prompt, in ``x`` as in what is returned.
+        One row for each prompt, both in ``x`` and in the result.
         """
         explained = np.maximum(x @ self.coefficients.T, 1.0)
         errors = np.log(prompt_tokens[:, None] / explained)
@@ -132,9 +133,9 @@ class Families:
     def mean_and_precision(self, weights: Vector) -> tuple[Vector, Matrix]:
         """Return the mixture's mean and the inverse of its covariance.
 
-        The covariance is a diagonal and a product of as many rows as there are
-        families, so that only a matrix of their number need be inverted (Woodbury's
-        identity; Golub and Van Loan, Matrix Computations, section 2.1.4).
+        The covariance is a diagonal plus a product with one row per family, so only a
+        matrix of that size needs inversion (Woodbury's identity; Golub and Van Loan,
+        Matrix Computations, section 2.1.4).
         """
         mean, roots = self._between(weights)
         scaled = roots / self.learning_variances
@@ -144,7 +145,7 @@ class Families:
         return mean, precision
 
     def _between(self, weights: Vector) -> tuple[Vector, Matrix]:
-        """Return the mean, and rows whose product is the covariance of the families."""
+        """Return the families' mean, and rows whose product is their covariance."""
         mean: Vector = weights @ self.coefficients
         share = weights * (len(weights) / (len(weights) - 1))
         return mean, np.sqrt(share)[:, None] * (self.coefficients - mean)
@@ -152,40 +153,41 @@ class Families:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """A normal distribution over coefficients, in tokens a term."""
+    """A normal distribution over coefficients, in tokens per term."""
 
     mean: Vector
     covariance: Matrix
     precision: Matrix
     """The inverse of ``covariance``."""
     families: Families | None = None
-    """The families that it is made of, for those that the evidence favors."""
+    """The families that compose it, to be weighted by evidence."""
 
 
 def known_families(leave_out: Collection[str] = ()) -> Prior:
-    """Return the prior that the known tokenizer families give.
+    """Return the prior from the known tokenizer families.
 
     Args:
-        leave_out: families to do without, to measure what an unknown one meets.
+        leave_out: families to exclude, to measure the error for an unknown one.
 
     Raises:
         ValueError: a name that is not in ``FAMILIES``, or fewer than two families left.
     """
     unknown = set(leave_out) - set(FAMILIES)
     if unknown:
-        raise ValueError(f"no families {sorted(unknown)}; there are {list(FAMILIES)}")
+        names = f"expected names among {list(FAMILIES)}"
+        raise ValueError(f"leave_out: {sorted(unknown)}; {names}")
     kept = [i for i, family in enumerate(FAMILIES) if family not in leave_out]
     if len(kept) < 2:
-        raise ValueError("at least two families must remain")
+        raise ValueError(f"leave_out: {len(kept)} families left; expected at least 2")
     coefficients = np.array([MILLITOKENS[name] for name in TERMS], dtype=float).T / 1000
     return from_coefficients(coefficients[kept])
 
 
 def from_coefficients(coefficients: Matrix) -> Prior:
-    """Return the prior that tokenizer families give.
+    """Return the prior from tokenizer families.
 
     Args:
-        coefficients: one row of tokens a term for each of two or more families.
+        coefficients: tokens per term, one row for each of two or more families.
     """
     families = Families(
         coefficients,
@@ -198,7 +200,7 @@ def from_coefficients(coefficients: Matrix) -> Prior:
 def make_prior(
     mean: Vector, covariance: Matrix, families: Families | None = None
 ) -> Prior:
-    """Return a prior, its precision computed."""
+    """Return a prior with its precision computed."""
     precision: Matrix = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     return Prior(mean, covariance, precision, families)
 

@@ -1,12 +1,12 @@
-"""Bytes-per-token ratios by category: the papers' estimator, and one on decoded text.
+"""Bytes-per-token ratios by category: the papers' estimator, and one for decoded text.
 
 Both estimate ``tokens = bytes / ratio`` and learn the ratio of each category from
-counted prompts. ``Ema`` is the scheme of arXiv 2604.08075 as published; ``TextEma``
-keeps the mechanism and repairs what made it worse than ``bytes / 4`` on real
-requests: it counts decoded text rather than wire bytes (one request varies 2.7-fold
-between JSON encoders), takes the chat template's tokens off before it divides,
-starts from the first sample instead of 4.0, and weighs a prompt by its size, since
-the many short ones are mostly template.
+counted prompts. ``Ema`` is the scheme of arXiv 2604.08075 as published. ``TextEma``
+keeps the mechanism and corrects what made it worse than ``bytes / 4`` on real requests:
+it counts decoded text instead of wire bytes (one request varies 2.7-fold between JSON
+encoders), subtracts the chat template's tokens before it divides, starts from the first
+sample instead of 4.0, and weights a prompt by its size, since the many short ones are
+mostly template.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from extproc.routing.features import Features
 from extproc.routing.mergeable import DecayedSums, Groups
 
 DEFAULT_BYTES_PER_TOKEN = 4.0
-"""The papers' start value, and the rule of thumb for English."""
+"""The papers' initial value, and the rule of thumb for English."""
 
 MIN_BYTES_PER_TOKEN = 0.8
-"""Below what any vocabulary needs: digit-splitting tokenizers take 1.1 bytes of hex."""
+"""Lower limit for any vocabulary: digit-splitting tokenizers have 1.1 bytes for hex."""
 
 MAX_BYTES_PER_TOKEN = 14.0
-"""Above what any text reaches: Hindi on Gemma 3 takes 9 to 10 bytes a token."""
+"""Upper limit for any text: Hindi on Gemma 3 has 9 to 10 bytes per token."""
 
 SPREAD = 0.2
-"""Relative standard deviation of the counts about a ratio's estimates: the published
-estimator's mean error is 19 % on six tokenizers' counts of ten kinds of text."""
+"""Relative standard deviation of counts around a ratio's estimates. The published
+estimator's mean error is 19 % for six tokenizers on ten kinds of text."""
 
 TEMPLATE_TOKENS = 8
-"""Tokens of a chat template around one user message: 3 (Mistral) to 10 (Llama 3)."""
+"""Tokens of a chat template for one user message: 3 (Mistral) to 10 (Llama 3)."""
 
 MESSAGE_TOKENS = 4
-"""Tokens that each further message adds: 1.5 (Mistral) to 5 (Llama 3, Qwen 3)."""
+"""Tokens added by each further message: 1.5 (Mistral) to 5 (Llama 3, Qwen 3)."""
 
 
 _LARGE_SHARE = 0.05
-"""Of a prompt's text: more than this that may not be counted moves its ratio."""
+"""Share of optional text in a prompt above which the prompt is not learned from."""
 
 
 def clamp_ratio(bytes_per_token: float) -> float:
-    """Bound an observed ratio to what text can have, in bytes per token."""
+    """Clamp an observed ratio to the range possible for text, in bytes per token."""
     return min(max(bytes_per_token, MIN_BYTES_PER_TOKEN), MAX_BYTES_PER_TOKEN)
 
 
@@ -62,10 +62,10 @@ class Ema:
     ``tokens = ceil(body bytes / (c - gamma * sigma))`` with, after each response,
     ``c += (1 - beta) * (observed - c)`` and
     ``sigma += (1 - beta) * (|observed - c| - sigma)`` (arXiv 2604.08075; beta 0.95,
-    gamma 1.0, initial ratio 4.0, initial deviation 0 as none is given). The papers do
-    not say whether the deviation is taken from the ratio before or after its update;
-    here it is the one after. Divergence: the divisor is kept at or above
-    ``MIN_BYTES_PER_TOKEN``, where the formula would divide by zero or less.
+    gamma 1.0, initial ratio 4.0; initial deviation 0, since the papers give none). The
+    papers do not specify whether the deviation is from the ratio before or after its
+    update; here it is from the ratio after. Divergence: the divisor is at least
+    ``MIN_BYTES_PER_TOKEN``; the formula could divide by zero or less.
 
     The papers route by this conservative estimate; they have no other bound.
     """
@@ -87,7 +87,7 @@ class Ema:
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
-        """Return the estimate alone."""
+        """Return the point estimate."""
         divisor = self._divisor(self._learned.get(category))
         return max(1.0, math.ceil(features.body_bytes / divisor))
 
@@ -98,7 +98,7 @@ class Ema:
         return max(conservative, MIN_BYTES_PER_TOKEN)
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
-        """The ratio of the category, and what is taken off it."""
+        """Return the ratio of the category and the deviation subtracted from it."""
         learned = self._learned.get(category)
         ratio = learned or _Published(DEFAULT_BYTES_PER_TOKEN)
         return {
@@ -113,7 +113,7 @@ class Ema:
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
-        """Learn the ratio of the prompt's category; the model makes no difference."""
+        """Learn the ratio of the prompt's category, whatever the model."""
         prediction = self.predict(model, category, features)
         ratio = self._learned.setdefault(category, _Published())
         observed = features.body_bytes / prompt_tokens
@@ -126,11 +126,11 @@ class Ema:
         return prediction
 
     def group_keys(self) -> list[str]:
-        """The categories."""
+        """Return the categories."""
         return list(self._learned)
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a ratio out, as the distance from the start value: that fades to 0."""
+        """Return a copy of a ratio as its decaying distance from the initial value."""
         ratio = self._learned.get(key)
         if ratio is None:
             return None
@@ -139,7 +139,7 @@ class Ema:
         return DecayedSums(self._beta, ratio.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these ratios."""
+        """Replace these ratios; leave the others as they are."""
         self._learned |= {
             category: _Published(
                 DEFAULT_BYTES_PER_TOKEN + float(group.sums[0]),
@@ -153,7 +153,7 @@ class Ema:
 
 @dataclass(slots=True)
 class _Sums:
-    """Decayed sums over prompts: mergeable, and their quotient weighs by size."""
+    """Decayed sums over prompts; they can be merged, and large prompts weigh more."""
 
     text_bytes: float = 0.0
     text_tokens: float = 0.0
@@ -161,11 +161,11 @@ class _Sums:
 
 
 class TextRatios:
-    """Decoded bytes of text per token of text, by category.
+    """Ratios of decoded text bytes to text tokens, by category.
 
-    The quotient of two decayed sums: each sample multiplies both by ``smoothing``
-    first, so the last ``1 / (1 - smoothing)`` prompts count, large ones more.
-    Kept whatever estimator routes, for metrics and for ``TextEma``.
+    Each is the quotient of two decayed sums: each sample first multiplies both by
+    ``smoothing``, so the last ``1 / (1 - smoothing)`` prompts count, large ones more.
+    Learned with every estimator, for metrics and for ``TextEma``.
     """
 
     component = "ratios.1"
@@ -175,22 +175,22 @@ class TextRatios:
         self._sums: dict[str, _Sums] = {}
 
     def bytes_per_token(self, category: str) -> float | None:
-        """The learned ratio, or None before the first sample."""
+        """Return the learned ratio, or None before the first sample."""
         sums = self._sums.get(category)
         return None if sums is None else sums.text_bytes / sums.text_tokens
 
     def all(self) -> dict[str, float]:
-        """Every learned ratio, by category."""
+        """Return every learned ratio, by category."""
         return {c: s.text_bytes / s.text_tokens for c, s in self._sums.items()}
 
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
-        """Fold in one counted prompt.
+        """Learn from one counted prompt.
 
-        One without text teaches nothing, nor one with much text that a template may
-        have left out.
+        Prompts without text are ignored, and prompts with much text that the template
+        may have left out.
 
-        A sample's ratio is clamped to what text can have, so that a lying backend or
-        client moves the quotient by no more than an extreme text would.
+        A sample's ratio is clamped to the range possible for text, so that a false
+        count moves the quotient no more than an extreme text would.
         """
         text_bytes = features.text_bytes + features.tools_bytes
         if features.optional_bytes >= _LARGE_SHARE * text_bytes:
@@ -203,11 +203,11 @@ class TextRatios:
         sums.observations += 1
 
     def group_keys(self) -> list[str]:
-        """The categories."""
+        """Return the categories."""
         return list(self._sums)
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a category's sums out."""
+        """Return a copy of a category's sums, or None if there are none."""
         sums = self._sums.get(key)
         if sums is None:
             return None
@@ -215,7 +215,7 @@ class TextRatios:
         return DecayedSums(self._smoothing, sums.observations, pair)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums."""
+        """Replace these sums; leave the others as they are."""
         self._sums |= {
             category: _Sums(
                 float(group.sums[0]), float(group.sums[1]), group.observations
@@ -226,12 +226,12 @@ class TextRatios:
 
 
 def template_tokens(features: Features) -> int:
-    """Tokens that a chat template adds to a prompt, roughly, whatever the model."""
+    """Return the approximate tokens that a chat template adds, for any model."""
     return TEMPLATE_TOKENS + MESSAGE_TOKENS * max(0, features.messages - 1)
 
 
 class TextEma:
-    """Per-category ratio over decoded text, template tokens apart."""
+    """An estimator by ratios of decoded text, with separate template tokens."""
 
     name = "ema-text"
     component = "ema-text.1"
@@ -240,7 +240,7 @@ class TextEma:
         self._ratios = TextRatios()
 
     def predict(self, model: str, category: str, features: Features) -> Prediction:
-        """Add template tokens, and text and tools by the category's ratio."""
+        """Add template tokens to text and tools divided by the category's ratio."""
         return Prediction(self.point(model, category, features), SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
@@ -248,14 +248,14 @@ class TextEma:
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
-        """Return the estimate alone."""
+        """Return the point estimate."""
         ratio = self._ratios.bytes_per_token(category) or DEFAULT_BYTES_PER_TOKEN
         text_bytes = features.text_bytes + features.tools_bytes
-        text_bytes += features.optional_bytes  # as if all of it were rendered
+        text_bytes += features.optional_bytes  # as if the template rendered all of it
         return max(1.0, template_tokens(features) + math.ceil(text_bytes / ratio))
 
     def explain(self, model: str, category: str, features: Features) -> EstimateTerms:
-        """The ratio of the category, and the template's share."""
+        """Return the ratio of the category and the template's tokens."""
         ratio = self._ratios.bytes_per_token(category)
         return {
             "formula": "template_tokens + (text_bytes + tools_bytes) / bytes_per_token",
@@ -267,19 +267,19 @@ class TextEma:
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
-        """Learn the ratio of the prompt's category; the model makes no difference."""
+        """Learn the ratio of the prompt's category, whatever the model."""
         prediction = self.predict(model, category, features)
         self._ratios.observe(category, features, prompt_tokens)
         return prediction
 
     def group_keys(self) -> list[str]:
-        """The categories."""
+        """Return the categories."""
         return self._ratios.group_keys()
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a category's sums out."""
+        """Return a copy of a category's sums, or None if there are none."""
         return self._ratios.group(key)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums."""
+        """Replace these sums; leave the others as they are."""
         self._ratios.restore(groups)

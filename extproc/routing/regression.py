@@ -1,9 +1,10 @@
 """The default estimator: a linear model of text, learned online per served model.
 
-Prompt tokens are taken to be linear in the terms of ``regressors.TERMS``. The
+Prompt tokens are modeled as linear in the terms of ``regressors.TERMS``. The
 coefficients have the distribution of ``posterior.Posterior``: a prior from known
-tokenizer families, and the counted prompts, weighted relative to their size. The
-predicted spread includes the posterior's uncertainty: unfamiliar text has more.
+tokenizer families, updated by counted prompts, which are weighted by their size. The
+predicted spread includes the posterior's uncertainty, so it is larger for unfamiliar
+text.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from extproc.routing.regressors import TERMS, TERMS_CHECKSUM, VECTOR_TERMS
 from extproc.routing.rendering import optional_tokens, with_shares
 from extproc.routing.trial import Trial
 
-# Errors beyond this many expected deviations lose weight with their square: a wrong
-# count ten times off then pulls less than an honest one at the edge. They keep it once
-# they outnumber the others of their category by so many, all in one direction: that is
-# a new kind of text.
+# Errors beyond this many expected deviations lose weight with their square: a count
+# that is wrong by a factor of ten then pulls less than a correct one at the limit. They
+# keep their weight once they outnumber the other errors of their category by this many,
+# all in one direction: that is a new kind of text.
 _ROBUST_DEVIATIONS = 4.0
 _BELIEVED_SURPRISES = 3
 
-# An error beyond this many deviations, or this logarithm, is learned from at once,
-# unless another was so few observations ago: a settled posterior is otherwise solved
-# too rarely for the first prompts of a new script.
+# An error beyond this many deviations, or this logarithm, is learned at once, unless
+# another one was fewer observations ago than this: otherwise a settled posterior would
+# be solved too rarely for the first prompts in a new script.
 _SURPRISING_DEVIATIONS = 3.0
 _SURPRISING_ERROR = 0.3
 _BETWEEN_SURPRISES = 8
@@ -49,16 +50,16 @@ _BETWEEN_SURPRISES = 8
 _RECENT = 1 / 16
 _CLIPPED_DEVIATIONS = 6.0
 
-# The model behind a name may have changed once its recent errors, in expected
-# deviations (0.8 for normal ones), are this large. A challenger then learns beside it
-# from the prior alone, until it wins its trial, the errors are calm again, or the trial
-# has lasted too long. A deposed model stays in trial as a challenger.
+# The model behind a name may have changed once its mean recent error, in expected
+# deviations (0.8 for normal errors), is this large. A challenger then learns beside it
+# from the prior alone, until it wins its trial, the errors are small again, or the
+# trial reaches its limit. A replaced model stays in the trial as a challenger.
 _SURPRISE = 1.5
 _CALM = 1.1
-# Observations of a category after which a model counts as having learned it.
+# Observations after which a model is familiar with a category.
 _FAMILIAR = 20
 
-# Observations during which the prior prices the text that a template may leave out.
+# Observations during which the prior's coefficients apply to optional text.
 _PRICED_BY_PRIOR = 30.0
 
 _TERMS_EXPLAINED = 12
@@ -66,22 +67,22 @@ _TERMS_EXPLAINED = 12
 
 @dataclass(slots=True)
 class _Learned:
-    """What one served model's counted prompts taught."""
+    """The state learned from one served model's counted prompts."""
 
     posterior: Posterior
     prior_prices: Vector
-    """Tokens of each term by the prior."""
+    """Tokens per term according to the prior."""
     surprise: float = 0.8
-    """Mean of recent errors, in expected deviations."""
+    """Mean recent error, in expected deviations."""
     categories: Counter[str] = field(default_factory=Counter)
     """Observations by category."""
     surprises: dict[str, int] = field(default_factory=dict)
-    """Surprising errors of a category less the others; negative: of overestimates."""
+    """Surprising errors less other errors by category; negative for overestimates."""
     last_surprise: int = -_BETWEEN_SURPRISES
     challenger: _Challenger | None = None
 
     def vectorize(self, features: Features) -> Vector:
-        """Return the counts of ``VECTOR_TERMS``; a share's are the model's tokens."""
+        """Return the counts of ``VECTOR_TERMS``; a share's count is its tokens."""
         if not features.optional:
             return features.terms
         vector = features.terms.copy()
@@ -89,12 +90,13 @@ class _Learned:
         return vector
 
     def linearize(self, features: Features) -> tuple[Vector, float]:
-        """Return the vector to learn by, and the tokens that it has too many.
+        """Return the vector to learn from, and the tokens to subtract from its product.
 
         The tokens of optional text, ``share * (terms . coefficients)``, are linear in
-        either factor alone. Around what is known of both, ``s`` and ``w``, they are
-        about ``s * (terms . coefficients) + (share - s) * (terms . w)``. So its terms
-        count for ``s`` beside those of the other text, and teach their coefficients.
+        each factor alone. Around the current values of both, ``s`` and ``w``, they are
+        approximately ``s * (terms . coefficients) + (share - s) * (terms . w)``. So the
+        terms of optional text are added with weight ``s`` to those of other text, and
+        update the same coefficients.
         """
         vector = self.vectorize(features)
         if not features.optional or self._is_new:
@@ -111,10 +113,10 @@ class _Learned:
 
     @property
     def _prices(self) -> Vector:
-        """Tokens of each term of optional text.
+        """Return the tokens per term of optional text.
 
-        The prior's at first: by coefficients that are still being learned, the shares
-        and those coefficients would follow each other.
+        They are the prior's at first: with coefficients that are still being learned,
+        the shares and those coefficients would follow each other.
         """
         return self.prior_prices if self._is_new else self.posterior.mean
 
@@ -132,21 +134,21 @@ def _start(prior: Prior) -> _Learned:
 
 
 class TextEstimator:
-    """Estimates prompt tokens from text features.
+    """The estimator of prompt tokens from text features.
 
     Not thread-safe.
 
     Args:
         prior: the distribution of a model's coefficients before its first answer.
-        models: served models learned apart.
+        models: number of served models to learn separately.
     """
 
     name = "text"
     component = f"text.3.{TERMS_CHECKSUM:08x}"
 
     def __init__(self, prior: Prior | None = None, *, models: int = MODELS) -> None:
-        # Not a method: an estimator that refers to itself would stay in memory, with
-        # all its matrices, until the garbage collector looks for such cycles.
+        # A bound method would create a reference cycle, and the estimator's matrices
+        # would stay in memory until the next garbage collection.
         self._start = partial(_start, with_shares(prior or known_families()))
         self._models = BoundedTable(self._start, models)
         self._untaught = self._start()
@@ -160,14 +162,14 @@ class TextEstimator:
         """Estimate the tokens that further messages add to a prompt."""
         learned = self._of(model)
         x = learned.vectorize(features)
-        x = np.append(0.0, x[1:])  # the template is there already
+        x = np.append(0.0, x[1:])  # the template is already counted
         tokens = max(float(x.dot(learned.posterior.mean)), fewest_tokens(features))
         variance = learned.posterior.variance(x)
         noise = relative_variance(tokens)
         return Prediction(tokens, math.sqrt(noise + variance / (tokens * tokens)))
 
     def point(self, model: str, category: str, features: Features) -> float:
-        """Return the point estimate alone."""
+        """Return the point estimate."""
         learned = self._of(model)
         return _point(learned, features, *learned.linearize(features))
 
@@ -234,16 +236,16 @@ class TextEstimator:
             learned.challenger = None
 
     def group_keys(self) -> list[str]:
-        """The names of the models."""
+        """Return the names of the models."""
         return [name for name, _ in self._models.items()]
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a model's sums out; None if it has none."""
+        """Return a copy of a model's sums, or None if it has none."""
         learned = self._models.own(key)
         return None if learned is None else learned.posterior.snapshot()
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; others stay."""
+        """Replace the sums of these groups; leave the others as they are."""
         for name, group in groups.items():
             learned = self._models.admit(name)
             if learned is not None:
@@ -258,13 +260,13 @@ def _point(learned: _Learned, features: Features, x: Vector, excess: float) -> f
 def _predict(
     learned: _Learned, features: Features, x: Vector, excess: float
 ) -> tuple[Prediction, float]:
-    """Return the prediction, and the variance of the mean by the wide prior."""
+    """Return the prediction, and the variance of the mean under the wide prior."""
     point = _point(learned, features, x, excess)
     noise = relative_variance(point)
     learning = learned.posterior.variance(x)
     variance = learned.posterior.narrowed(x, learning)
-    # The predictive variance: of an observation's noise and of the mean
-    # (Bishop 2006, 3.59), relative to the point.
+    # The predictive variance, of the observation's noise plus that of the mean (Bishop
+    # 2006, 3.59), relative to the point.
     spread = math.sqrt(noise + variance / (point * point))
     return Prediction(point, spread), learning
 
@@ -279,7 +281,7 @@ def _trial_of(incumbent: _Learned) -> Trial:
 
 
 def _swap(learned: _Learned, challenger: _Challenger) -> None:
-    """Let the challenger's posterior take over; the deposed one may come back."""
+    """Replace the incumbent by the challenger, and keep the former as a challenger."""
     winner = challenger.learned
     winner.posterior.epoch = learned.posterior.epoch + 1
     deposed = _Learned(
@@ -306,15 +308,15 @@ def _learn(
     variance: float,
 ) -> None:
     error = math.log(prompt_tokens / prediction.tokens)
-    # By the posterior that learns, not by the narrower one that predicts: an honest
-    # count of what is hardly known yet must not look like a false one.
+    # Use the learning posterior's variance, not the narrower one for prediction: a
+    # correct count of unfamiliar text must not look like a false one.
     point = prediction.tokens
     expected = relative_variance(point) + variance / (point * point)
     deviations = abs(error) / math.sqrt(expected)
     clipped = min(deviations, _CLIPPED_DEVIATIONS)
     learned.surprise += _RECENT * (clipped - learned.surprise)
     learned.categories[category] += 1
-    # The larger of both sizes: a false count of 1 would else weigh as its square.
+    # Use the larger of both sizes; a false count of 1 would otherwise weigh its square.
     size = max(prompt_tokens, prediction.tokens)
     noise = size * size * relative_variance(size)
     if not _believed(learned, category, error, deviations):
@@ -330,7 +332,7 @@ def _learn(
 def _believed(
     learned: _Learned, category: str, error: float, deviations: float
 ) -> bool:
-    """Whether an error has its full weight; note it."""
+    """Record an error, and return whether it has its full weight."""
     surprises = learned.surprises.get(category, 0)
     if deviations <= _ROBUST_DEVIATIONS:
         if surprises:

@@ -1,8 +1,8 @@
-"""The terms of the token count, and which pairs of byte classes each one counts.
+"""The terms of the token count, and the pairs of byte classes that each one counts.
 
-Prompt tokens are taken to be linear in these terms, with one coefficient a term and
-served model: tokens a message, a tool, a word's start, a further letter, a digit after
-a digit, a Han character. A term of the text counts pairs of byte classes.
+Prompt tokens are modeled as linear in these terms, with one coefficient per term and
+served model: tokens for a message, a tool, a word's start, a further letter, a digit
+after a digit, a Han character. Terms of the text count pairs of byte classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MARKS = frozenset(
 
 _AFTER_ANY_LETTER = _MARKS | {ByteClass.NEWLINE, ByteClass.DIGIT}
 
-# Scripts whose runs start alike: what a lead byte follows matters per group.
+# Scripts by group: within one, tokens depend alike on what a lead byte follows.
 _SCRIPTS = {
     ByteClass.LATIN_1: "latin",
     ByteClass.LATIN_ACCENT: "latin",
@@ -50,7 +50,7 @@ _SCRIPTS = {
     ByteClass.TYPOGRAPHIC: "sign",
     ByteClass.ASTRAL: "sign",
 }
-# Lead bytes that span scripts are split by the next byte.
+# Lead bytes that several scripts share; the next byte separates the scripts.
 _SPLITS = {
     (ByteClass.INDIC, ByteClass.TRAIL_A0): "devanagari",
     (ByteClass.INDIC, ByteClass.TRAIL_A4): "devanagari",
@@ -85,7 +85,7 @@ _Rule = Callable[[int, int], str | None]
 
 
 def _text_term(previous: int, current: int) -> str | None:
-    """Name the term that counts ``current`` after ``previous``, or None."""
+    """Return the name of the term that counts ``current`` after ``previous``."""
     if current in _TRAILS:
         if previous not in _LEADS:
             return None  # a character is counted once, at its second byte
@@ -142,11 +142,11 @@ _SCALARS = ("template", "message", "tools", "tool")
 _DERIVED = ("run", "repetition", "foreign letter", "foreign word")
 
 Places = npt.NDArray[np.uint16]
-"""For each pair of byte classes, at ``CLASSES * a + b``, the term that counts it;
-``NO_TERM`` if none does."""
+"""The term that counts each pair of byte classes, indexed by ``CLASSES * a + b``;
+``NO_TERM`` if there is none."""
 
 NO_TERM: Final = 255
-"""Behind every term."""
+"""Index above that of every term."""
 
 
 def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
@@ -167,17 +167,17 @@ _TOOLS_NAMES, TOOLS_PLACES = _number_terms(_tools_term, len(_SCALARS))
 _TEXT_NAMES, TEXT_PLACES = _number_terms(_text_term, len(_SCALARS) + len(_TOOLS_NAMES))
 
 TERMS: tuple[str, ...] = (*_SCALARS, *_TOOLS_NAMES, *_TEXT_NAMES, *_DERIVED)
-"""Name of each element of a vector that has a coefficient in every family."""
+"""Names of the vector elements that have a coefficient in every family."""
 
 SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
-"""Names of the elements behind those: tokens of each kind of text that a template may
+"""Names of the elements after those: tokens of each kind of text that a template may
 leave out."""
 
 VECTOR_TERMS = (*TERMS, *SHARE_TERMS)
-"""Name of each element of a prompt's vector."""
+"""Names of all elements of a prompt's vector."""
 
 TERMS_CHECKSUM = zlib.crc32("\n".join(VECTOR_TERMS).encode())
-"""Tells vectors of these terms from those of other versions."""
+"""Checksum that distinguishes vectors of these terms from those of other versions."""
 
 _FIRST_TEXT = len(_SCALARS) + len(_TOOLS_NAMES)
 RUN = TERMS.index("run")
@@ -186,21 +186,21 @@ INDENT = TERMS.index("space after space")
 TOOLS_COUNTED = slice(len(_SCALARS), _FIRST_TEXT)
 """The terms that count bytes of the tool definitions."""
 TEXT_COUNTED = slice(_FIRST_TEXT, RUN + 1)
-"""The terms that count bytes of the text, each at most once."""
+"""The terms that count bytes of the text, each byte at most once."""
 
 SCRIPT_TERMS = frozenset(
     name
     for name in _TEXT_NAMES
     if " after " not in name or name.partition(" ")[0] in _SCRIPTS.values()
 )
-"""The terms that count characters beyond ASCII."""
+"""The terms that count non-ASCII characters."""
 
-# Share of the pairs of small letters that are pairs of e, t, h: 0.07 to 0.12 in English
+# Share of pairs of e, t, h among pairs of lowercase letters: 0.07 to 0.12 in English
 # prose, 0.05 to 0.08 in source code, under 0.04 in most other languages. Text at or
-# above the first is English or code, text below the second is not.
+# above the first limit is English or code; text below the second is not.
 _ENGLISH_SHARE = 0.05
 _FOREIGN_SHARE = 0.03
-# Pairs as in English that short text is taken to have besides its own.
+# Pairs with English shares that are added to every text, so that short text is English.
 _ASSUMED_PAIRS = 50
 _ASSUMED_ETH_PAIRS = 0.07 * _ASSUMED_PAIRS
 
@@ -213,8 +213,8 @@ def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
     return marked
 
 
-# Rows that sum the pairs of small letters, the starts of words in small letters, and
-# the pairs of e, t, h.
+# Rows that sum the pairs of lowercase letters, the starts of lowercase words, and the
+# pairs of e, t, h.
 _OF_LETTERS: Matrix = np.stack(
     [
         _mark_terms(LOWER_CASE, LOWER_CASE),
@@ -232,10 +232,10 @@ def _foreignness(eth_pairs: float, letter_pairs: float) -> float:
 
 
 def complete(vector: Vector, messages: int, tools: int) -> None:
-    """Set the terms of a vector that follow from those counted and from the request.
+    """Set the terms of a vector that depend on other terms and on the request.
 
     Args:
-        vector: of ``VECTOR_TERMS``; the counted ones are there.
+        vector: elements are ``VECTOR_TERMS``; the counted ones are set.
         messages: chat messages.
         tools: tool definitions.
     """
@@ -247,6 +247,6 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
 
 
 def run_place(byte_class: int) -> int | None:
-    """Return the place of the term that counts a class after itself, if one does."""
+    """Return the index of the term for a run of a class, or None if it has none."""
     place = int(TEXT_PLACES[(CLASSES + 1) * byte_class])
     return None if place == NO_TERM else place

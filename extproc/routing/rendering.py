@@ -1,10 +1,10 @@
-"""Text that a chat template may leave out, and the share of it that each model renders.
+"""Text that a chat template may leave out, and the share that each model renders.
 
 Templates drop the reasoning of earlier turns, keep all of it, or keep the latest; some
-render ``documents``; a field that nobody documents may be rendered too. How much of
-each kind reaches the prompt is a coefficient for each served model, learned beside
-those of the text: the kind's tokens, priced by the model's own coefficients of text,
-times a share that is about 0 or 1.
+render ``documents``; an undocumented field may be rendered too. The rendered amount of
+each kind depends on a coefficient per served model, learned together with those of the
+text: the kind's tokens, by the model's own coefficients of text, times a share near 0
+or 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from extproc.routing.request import OptionalKind
 
 _SHARE = 0.5
 _SHARE_SPREAD = 0.4
-"""Between dropped and kept: one standard deviation and a half either way."""
+"""Standard deviation of a share: both 0 and 1 are about 1.5 of these from the mean."""
 
 
 def with_shares(prior: Prior) -> Prior:
@@ -46,7 +46,7 @@ def with_shares(prior: Prior) -> Prior:
 
 
 def optional_tokens(features: Features, coefficients: Vector) -> Vector:
-    """Return the tokens of each kind's text, if all of it were rendered.
+    """Return the tokens of each kind of optional text if all of it were rendered.
 
     Args:
         features: of a prompt.

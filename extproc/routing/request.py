@@ -1,4 +1,4 @@
-"""What a request asks of a backend, as far as its token budget goes."""
+"""The parts of an inference request that determine its token budget."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import msgspec
 
 
 class OptionalKind(IntEnum):
-    """Text that a chat template may leave out, by what is kept or dropped together.
+    """Kinds of text that a chat template may leave out, each rendered as a whole.
 
-    The numbers are written in decision tokens.
+    The numbers are part of the format of decision tokens.
     """
 
     EARLIER_REASONING = 0
-    """Reasoning of the answers before the last one that the user has replied to."""
+    """Reasoning in answers before the last one to which the user has replied."""
     LAST_REASONING = 1
-    """Reasoning of the last answer that the user has replied to."""
+    """Reasoning in the last answer to which the user has replied."""
     CURRENT_REASONING = 2
-    """Reasoning since the user's last message, between calls of tools."""
+    """Reasoning since the user's last message, between tool calls."""
     DOCUMENTS = 3
     """The ``documents`` of retrieval, which some templates render."""
     OTHER = 4
-    """Fields of which it is not known whether any template renders them."""
+    """Other fields, which a template may or may not render."""
 
 
 class OptionalText(msgspec.Struct, frozen=True, gc=False):
@@ -31,60 +31,60 @@ class OptionalText(msgspec.Struct, frozen=True, gc=False):
 
     kind: OptionalKind
     text: bytes
-    """UTF-8; of a large body it may be a sample, as ``Prompt.text``."""
+    """UTF-8; possibly a sample if the body is large, like ``Prompt.text``."""
     missing_bytes: int = 0
 
 
 MAX_MODEL_CHARS: Final = 1024
-"""Of a model's name; what exceeds it is cut off. What is learned of a model is kept
-under its name, which is a client's text of any length."""
+"""Largest length of a model name; the rest is cut off. Learned state is keyed by the
+name, which a client can make arbitrarily long."""
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
-    """What the model will read, after JSON decoding.
+    """The model's input, after JSON decoding.
 
     The same request in UTF-8, with ``\\uXXXX`` escapes or with spaces between tokens
-    gives the same ``Prompt``: wire bytes vary by a factor of 2.7 between clients.
+    gives the same ``Prompt``; wire bytes vary by a factor of 2.7 between clients.
     """
 
     text: bytes
-    """UTF-8 of all message text, tool calls and results, joined by newlines; of a large
-    body it may be a sample."""
+    """UTF-8 of all message text, tool calls and results, joined by newlines; possibly a
+    sample if the body is large."""
     messages: int = 1
-    """Chat messages; each costs the template some tokens."""
+    """Chat messages; the template adds some tokens for each."""
     tools_text: bytes = b""
     """The tool definitions as compact JSON."""
     tools: int = 0
-    """Tool definitions."""
+    """Number of tool definitions."""
     images: int = 0
     audios: int = 0
-    """Audio and video parts."""
+    """Number of audio and video parts."""
     files: int = 0
     token_ids: int = 0
-    """Prompt tokens that the client counted itself by sending token ids."""
+    """Prompt tokens that the client sent as token ids."""
     missing_bytes: int = 0
-    """What ``text`` lacks, where it is a sample in ``sample_windows``."""
+    """Bytes missing from ``text`` if it is a sample in ``sample_windows``."""
     missing_tools_bytes: int = 0
-    """The same of ``tools_text``."""
+    """Bytes missing from ``tools_text``."""
     message_ends: tuple[int, ...] = ()
-    """The end of each message in ``text``, in bytes; empty if it is not known."""
+    """The end of each message in ``text``, in bytes; empty if unknown."""
     optional: tuple[OptionalText, ...] = ()
     """Text that the template may leave out, each kind at most once."""
     media: tuple[float, ...] = ()
-    """Sums of ``media.MEDIA_TERMS`` over the parts; empty if only their numbers are
-    known, or there are none."""
+    """Sums of ``media.MEDIA_TERMS`` over the parts; empty if there are no parts, or if
+    only their number is known."""
     opaque: bool = False
-    """Whether something replaces or adds tokens that cannot be estimated: a chat
-    template of the request's own, embeddings. Such a prompt teaches nothing."""
+    """Whether tokens are replaced or added that cannot be estimated: a chat template in
+    the request, embeddings. Such a prompt is not learned from."""
 
     @property
     def is_counted(self) -> bool:
-        """Whether the client counted it: token ids alone."""
+        """Whether the prompt consists of token ids alone, so its count is exact."""
         return bool(self.token_ids) and not self.text
 
     @property
     def has_media(self) -> bool:
-        """Whether parts other than text are there."""
+        """Whether there are parts other than text."""
         return bool(self.images or self.audios or self.files)
 
 
@@ -95,29 +95,29 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int
     """Bytes of the body as received, after content-decoding."""
     model: str = ""
-    """Served model name as the client wrote it, up to ``MAX_MODEL_CHARS``; client
-    text, so never a label."""
+    """Served model name as sent by the client, up to ``MAX_MODEL_CHARS``; never used as
+    a label, since it is the client's text."""
     max_tokens: int | None = None
     """The client's own limit on output tokens, or None."""
     sequences: int = 1
-    """Completions computed side by side from one prompt (``n``, ``best_of``)."""
+    """Completions computed in parallel from one prompt (``n``, ``best_of``)."""
     prompts: int = 1
     """Prompts in the request; ``prompt`` is the longest of them."""
     stored: bool | None = None
-    """Whether the server is asked to keep the response (Responses API: ``store``,
-    ``background``); None: the request does not say, or its API keeps none."""
+    """Whether the client requests that the server keep the response (Responses API:
+    ``store``, ``background``); None if the request has no such field."""
     generates: bool = True
     """False for embeddings: no output tokens."""
     stream: bool = False
     asks_usage: bool = False
-    """Whether a stream's client asked for ``include_usage``."""
+    """Whether the client of a stream set ``include_usage``."""
     operation: str = "chat"
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
     min_tokens: int = 0
-    """Output tokens that the client insists on."""
+    """Smallest number of output tokens that the client requires."""
     ignore_eos: bool = False
-    """Whether the output goes on to its limit, or without one to the window's end."""
+    """Whether the output runs to its limit, or to the window's end without one."""
     prompt_limit: int | None = None
-    """Tokens that the backend cuts the prompt to. A window below it is refused."""
+    """Tokens to which the backend truncates the prompt; a smaller window refuses it."""
     cut_to_window: bool = False
-    """Whether the backend cuts the prompt to its window."""
+    """Whether the backend truncates the prompt to its window."""

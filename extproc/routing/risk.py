@@ -1,15 +1,15 @@
-"""The stated risk: how far above its point estimate a prompt's bound lies.
+"""The configured risk: how far a prompt's bound lies above its point estimate.
 
     bound = point * exp(q * spread * scale)
 
-``spread`` is the relative standard deviation that the estimator expects of this prompt,
-``scale`` the root mean square of its category's errors in that unit, and ``q`` the
-quantile, at the stated rate, of the errors so far in the product of both. This is split
-conformal prediction with locally weighted residuals (Lei et al. 2018, sections 2.2 and
-5.2), with a decayed sample in place of a fixed one, and with the rate adjusted by how
-often the bound was exceeded recently (adaptive conformal inference, Gibbs and Candès
-2021). Errors are logarithms of counted over estimated tokens. All state is decayed
-sums, which processes add up.
+``spread`` is the relative standard deviation that the estimator expects for this
+prompt, ``scale`` the root mean square of its category's errors in that unit, and ``q``
+the quantile, at the configured rate, of past errors in units of ``spread * scale``.
+This is split conformal prediction with locally weighted residuals (Lei et al. 2018,
+sections 2.2 and 5.2), with a decayed sample instead of a fixed one, and with the rate
+adjusted by how often the bound was exceeded recently (adaptive conformal inference,
+Gibbs and Candès 2021). Errors are logarithms of counted over estimated tokens. All
+state is decayed sums, which can be added across processes.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ _BIN = 0.05
 _LOWEST = -_BIN * _BINS / 2
 _EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
 
-# Errors beyond this many spreads are not noise: a wrong count, a changed model. They
-# count towards the achieved rate and the category's scale, not towards the quantile,
-# which one client in ten could otherwise raise until nothing fits a small pool.
+# Errors beyond this many spreads are not noise but a wrong count or a changed model.
+# They count for the achieved rate and the category's scale but not for the quantile:
+# otherwise one client in ten could raise it until nothing fits a small pool.
 _OUTLIER = 6.0
 
-# Weights of prior knowledge, in observations: all models' errors for one model's, an
-# assumed distribution for all models', a scale of one for a category's.
+# Weights of prior knowledge, in observations: all models' errors for one model, an
+# assumed distribution for all models, and a scale of one for a category.
 _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0
 
-# A quantile is looked for again once this share of a model's observations is new.
+# A quantile is computed again once this share of a model's observations is new.
 _STALE_SHARE = 1 / 128
 
-# What one error may add to its category's sum of squares.
+# Largest amount that one error adds to its category's sum of squares.
 _CLIP = 9.0
 
-# Range of the adjusted rate, as a multiple of the stated one.
+# Range of the adjusted rate, as a multiple of the configured one.
 _ADJUSTMENTS = (1 / 8, 4.0)
 
-# Exceeded bounds to start with: a model that is still being learned errs more, which
-# this makes up for over the first hundreds of requests. The first quantile is then
-# 3.15, which 0.2 to 1 % of the prompts of unknown tokenizers exceed.
+# Initial count of exceeded bounds: it offsets the larger errors of a new model over its
+# first hundreds of requests. The first quantile is then 3.15, which 0.2 to 1 % of the
+# prompts of unknown tokenizers exceed.
 _ASSUMED_ABOVE = 0.6
 
 MAX_FACTOR = 4.0
-"""A bound is at most this many times its point estimate."""
+"""Largest ratio of a bound to its point estimate."""
 _MAX_EXPONENT = math.log(MAX_FACTOR)
 _OTHER = ""
 _BINS_KEY = "bins"
@@ -92,21 +92,21 @@ class _SquareSum:
 
 @dataclass(slots=True)
 class _ErrorCounts:
-    """Decayed sums of a model's errors, or of all models'."""
+    """Decayed sums of the errors of one model or of all models."""
 
     bins: Vector = field(default_factory=_zeros)
     above: float = 0.0
-    """Of the errors in ``bins``, those above their bound."""
+    """Number of errors in ``bins`` above their bound."""
     binned: int = 0
-    """Observations that ``bins`` and ``above`` faded over: not the outliers."""
+    """Observations that decayed ``bins`` and ``above``, which excludes outliers."""
     squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
     observations: int = 0
     quantiles: dict[float, float] = field(default_factory=dict)
-    """Of ``bins``, by rate; empty if they have changed too much since."""
+    """Quantiles of ``bins`` by rate; cleared once the bins have changed enough."""
     newer: int = 0
-    """Observations since ``quantiles`` was emptied."""
+    """Observations since ``quantiles`` was cleared."""
     latest_factors: dict[str, float] = field(default_factory=dict)
     """The latest factor of each category."""
 
@@ -120,16 +120,16 @@ class _ErrorCounts:
 
 
 class NoMargin:
-    """No margin: the point estimate is its own bound, as the papers route."""
+    """No margin: the point estimate is also the bound, as in the papers."""
 
     rate: float | None = None
     max_factor = 1.0
 
     names: BoundedTable[Any] | None = None
-    """None: no model is learned apart."""
+    """None, since no model is learned separately."""
 
     def rate_of(self, model: str) -> float | None:
-        """Return None: no rate is stated."""
+        """Return None, since there is no configured rate."""
         return None
 
     def factor(self, model: str, category: str, spread: float) -> float:
@@ -146,20 +146,20 @@ class NoMargin:
         """Learn nothing."""
 
     def achieved(self, model: str | None = None) -> float | None:
-        """Return None: there is no bound to exceed."""
+        """Return None, since there is no bound to exceed."""
         return None
 
 
 class Margin:
-    """Factors from point estimates to bounds, exceeded at a stated rate.
+    """Factors from point estimates to bounds, exceeded at a configured rate.
 
     Not thread-safe.
 
     Args:
         rate: share of prompts that may exceed their bound, in (0, 0.5).
-        rates: the same for models that have a rate of their own.
-        memory: observations of a model over which a count fades to 1/e.
-        models: models counted apart; the rest share one set of counts.
+        rates: rates of single models, in place of ``rate``.
+        memory: observations of a model over which a count decays to 1/e.
+        models: models counted separately; the others share one set of counts.
 
     Raises:
         ValueError: a rate outside (0, 0.5).
@@ -180,13 +180,13 @@ class Margin:
         self._rates = dict(rates or {})
         for each in (rate, *self._rates.values()):
             if not 0.0 < each < 0.5:
-                raise ValueError(f"rate must be within 0 and 0.5, got {each}")
+                raise ValueError(f"rate: {each}; expected a number between 0 and 0.5")
         self._keep = math.exp(-1.0 / memory)
         self._pooled = _ErrorCounts()
         self._models = BoundedTable(_ErrorCounts, models)
 
     def factor(self, model: str, category: str, spread: float) -> float:
-        """Return what to multiply a point estimate by, from 1 to 4.
+        """Return the ratio of the bound to the point estimate, from 1 to 4.
 
         Args:
             spread: relative standard deviation that the estimator expects, > 0.
@@ -200,7 +200,7 @@ class Margin:
 
     @property
     def names(self) -> BoundedTable[Any]:
-        """The table of the models that are learned apart."""
+        """The table of the models that are learned separately."""
         return self._models
 
     def rate_of(self, model: str) -> float:
@@ -218,8 +218,8 @@ class Margin:
         """Learn from one counted prompt.
 
         Args:
-            model: a name that a backend has answered to.
-            category: of the prompt; from a closed set.
+            model: model name that a backend has answered for.
+            category: of the prompt, from a closed set.
             spread: as passed to ``factor``.
             error: logarithm of counted over estimated tokens.
             exceeded: whether the count was above the bound.
@@ -228,9 +228,10 @@ class Margin:
             self._count(errors, category, error / spread, exceeded)
 
     def achieved(self, model: str | None = None) -> float | None:
-        """Return the share of prompts above their bound, decayed.
+        """Return the decayed share of prompts above their bound.
 
-        None before any was observed. ``model`` None is all of them.
+        None before the first observation. If ``model`` is None, the share is over all
+        models.
         """
         errors = self._pooled if model is None else self._models.get(model)
         if errors is None or errors.observed == 0.0:
@@ -278,9 +279,9 @@ class Margin:
         return found
 
     def group_keys(self) -> list[str]:
-        """``bins``, ``rate`` and ``squares.CATEGORY``, of all models taken together.
+        """Return ``bins``, ``rate`` and ``squares.CATEGORY`` for all models together.
 
-        And the same with ``:MODEL`` after it.
+        For each model, the same keys are followed by ``:MODEL``.
         """
         models = [("", self._pooled)]
         models += [(f":{name}", errors) for name, errors in self._models.items()]
@@ -291,7 +292,7 @@ class Margin:
         ]
 
     def group(self, key: str) -> DecayedSums | None:
-        """Copy a group's sums out; None if there is none."""
+        """Return a copy of a group's sums, or None if there is no such group."""
         what, of_model, model = key.partition(":")
         errors = self._models.own(model) if of_model else self._pooled
         if errors is None:
@@ -309,27 +310,27 @@ class Margin:
         return DecayedSums(self._keep, squares.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Go on from these sums; others stay."""
+        """Replace the sums of these groups; leave the others as they are."""
         for key, group in groups.items():
             what, of_model, model = key.partition(":")
             errors = self._models.admit(model) if of_model else self._pooled
             if errors is not None:
                 _load(errors, what, group)
         for errors in (self._pooled, *self._models.values()):
-            errors.quantiles.clear()  # all models' errors are in each model's
+            errors.quantiles.clear()  # each model's quantiles use all models' errors
 
 
 def adjusted_rate(stated: float, judged: float, exceeded: float) -> float:
-    """Return the rate whose quantile brings the achieved rate to the stated one.
+    """Return the rate whose quantile brings the achieved rate to the configured one.
 
     Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
-    (stated - exceeded) over the past. Divergence: the sum is decayed, measured in
-    its own standard deviations, and moves the rate's logarithm.
+    (stated - exceeded) over the past. Divergence: the sum is decayed, is measured in
+    its own standard deviations, and changes the logarithm of the rate.
 
     Args:
-        stated: the share that may exceed their bound.
-        judged: observations, decayed.
-        exceeded: those of them that exceeded their bound, decayed.
+        stated: the share of prompts that may exceed their bound.
+        judged: decayed number of observations.
+        exceeded: decayed number of observations above their bound.
     """
     expected = stated * judged
     excess = (exceeded - expected) / math.sqrt(expected + 1.0)

@@ -1,6 +1,6 @@
-"""The whole decision for one request, and what its response teaches.
+"""The whole decision for one request, and learning from its response.
 
-Not thread-safe: one event loop calls it, and nothing here awaits.
+Not thread-safe: one event loop calls it, and no function here awaits.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _NOTHING = Estimate(0, 0)
 
 
 class Skipped(StrEnum):
-    """Why a response taught nothing. Closed: these are metric labels."""
+    """Why a response was not learned from. A closed set: these are metric labels."""
 
     STATUS = "status"
     NO_USAGE = "no_usage"
     FAILED_OPEN = "failed_open"
     NOT_TEXT = "not_text"
-    """Token ids, several prompts counted as one, or parts that stand for others."""
+    """Token ids, several prompts with one count, or parts in place of text."""
 
 
 class Lesson(msgspec.Struct, frozen=True, gc=False):
-    """What became of an outcome: learned from, or why not."""
+    """The result of ``learn``: what was learned from a response, or why nothing was."""
 
     skipped: Skipped | None = None
     error_ratio: float | None = None
-    """(estimate - counted) / counted prompt tokens, of the estimate made."""
+    """(estimate - counted) / counted prompt tokens, for the decision's estimate."""
     under_estimated: bool = False
     """Whether the counted prompt exceeded the bound."""
     misroute: Misroute | None = None
@@ -66,17 +66,18 @@ class Router:
 
     Args:
         policy: chooses the pool for a budget.
-        estimator: of prompt tokens.
-        ratios: bytes per token by category, to show.
-        allowance: of output tokens, if a client set no limit.
-        declared_allowance: of output tokens, if it did.
-        conversations: remembers counted prompts; None: each is estimated by itself.
-        media_tokens: charged for parts that are not text.
-        hints: categories beside the built-in ones that a hint may name.
-        model: the base model as which all requests are learned; empty: each request
-            is learned as the model that it names.
-        retry_cut_answers: ask for an answer that a smaller pool's window cut again, on
-            the largest, unless it is streamed.
+        estimator: estimates prompt tokens.
+        ratios: bytes per token by category, for display.
+        allowance: output tokens to reserve if the client sets no limit.
+        declared_allowance: output tokens to reserve if the client sets a limit.
+        conversations: memory of counted prompts; if None, each prompt is estimated on
+            its own.
+        media_tokens: tokens of parts that are not text.
+        hints: categories that a hint may name, in addition to the built-in ones.
+        model: the base model under which all requests are learned; if empty, each
+            request is learned under the model that it names.
+        retry_cut_answers: request an answer that a smaller pool's window cut off again
+            from the largest pool, unless it is streamed.
     """
 
     def __init__(
@@ -107,11 +108,11 @@ class Router:
 
     @property
     def routers(self) -> tuple[Router, ...]:
-        """The routers of every model: this one; see ``models.ModelRouter``."""
+        """The routers of all models: only this one; see ``models.ModelRouter``."""
         return (self,)
 
     def find(self, name: str, served: Mapping[str, str] | None = None) -> Router:
-        """Return the router of a model's name: this one, whatever the name."""
+        """Return the router for a model name: this one, for any name."""
         return self
 
     def of_pool(self, pool: Pool) -> Router:
@@ -119,7 +120,7 @@ class Router:
         return self
 
     def pool(self, name: str) -> Pool | None:
-        """Return the pool of a name."""
+        """Return the pool with a name, or None."""
         return self.policy.pool(name)
 
     @property
@@ -129,12 +130,12 @@ class Router:
 
     @property
     def learners(self) -> list[Mergeable]:
-        """Everything that learns, to be kept and shared."""
+        """Every learner, to be saved and shared."""
         return [self.ratios, *self.estimator.learners, self.media, *self.allowances]
 
     @property
     def allowances(self) -> list[Mergeable]:
-        """What is learned of answers' lengths."""
+        """The learners of answer lengths."""
         return [self.allowance, self.declared_allowance]
 
     def route(
@@ -149,10 +150,10 @@ class Router:
 
         Args:
             request: parsed from the body.
-            hint: the category that the hint header named, if any.
-            loads: what is known of the pools' load.
-            approximate: accept the usual bound if the exact one decides nothing (see
-                ``Decision.approximate_bound``); it takes a third of the time.
+            hint: the category from the hint header, or None.
+            loads: the known load of each pool.
+            approximate: accept the usual bound if the exact one cannot change the pool
+                (see ``Decision.approximate_bound``); it takes a third of the time.
         """
         prompt, model = request.prompt, self.model or request.model
         features = measure(prompt, request.body_bytes)
@@ -228,7 +229,7 @@ class Router:
         prompt: Prompt,
         conversation: Conversation | None,
     ) -> Turn | None:
-        """Estimate a prompt from the count of the one that it continues, if any."""
+        """Estimate a prompt from the count of its earlier messages, or return None."""
         if conversation is None or not conversation.known_tokens:
             return None
         tokens, end = conversation.known_tokens, conversation.known_bytes
@@ -246,14 +247,14 @@ class Router:
     def _quick_estimate(
         self, model: str, category: str, features: Features, output_tokens: int
     ) -> Estimate | None:
-        """Estimate without a bound of its own, unless that could change the pool."""
+        """Estimate with the usual bound; return None if the exact one may matter."""
         quick = self.estimator.quick_estimate(model, category, features)
         smallest = quick.estimate.prompt_tokens + output_tokens
         largest = quick.largest_bound_tokens + output_tokens
         return None if self.policy.separates(smallest, largest) else quick.estimate
 
     def with_bound(self, decision: Decision) -> Decision:
-        """Return the decision with a bound of its own where it has a rough one."""
+        """Return the decision with an exact bound in place of an approximate one."""
         features = decision.features
         if not decision.approximate_bound or features is None:
             return decision
@@ -273,7 +274,7 @@ class Router:
         return max(allowed, request.min_tokens), request.min_tokens > allowed
 
     def _retries_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
-        """Return whether a cut answer is requested again: if it may be the window's."""
+        """Return whether a cut answer is retried, since the window may have cut it."""
         if not self._retry_cut_answers or request.stream or not request.generates:
             return False
         if request.prompts > 1 or request.sequences > 1 or pool == self.policy.default:
@@ -295,17 +296,17 @@ class Router:
         body_bytes: int = 0,
         loads: Mapping[str, PoolLoad] | None = None,
     ) -> Decision:
-        """Decide without an estimate: the default pool unless it is down; no lesson."""
+        """Choose a pool without an estimate: the default one unless it is down."""
         pool = self.policy.fallback(loads)
         return Decision(pool, reason, model=self.model, body_bytes=body_bytes)
 
     def learn(self, decision: Decision, outcome: Outcome) -> Lesson:
-        """Learn from one response; say what was learned, or why nothing was.
+        """Learn from one response; return what was learned, or why nothing was.
 
         Never learned from: a decision that failed open, a status other than 200,
-        missing or zero usage, token ids (there is nothing to learn), several prompts
-        whose usage is one sum. A prompt with media teaches the tokens of media, not
-        those of the text.
+        missing or zero usage, token ids (whose count is known), several prompts with
+        one sum as usage. A prompt with media updates the tokens of media, not those of
+        the text.
         """
         counted, model = outcome.prompt_tokens, self.model or decision.model
         if decision.reason.failed_open:
@@ -373,7 +374,7 @@ class Router:
         relied = decision.output_tokens < limit_tokens
         window_tokens = decision.pool.max_model_len
         if relied and prompt_tokens + limit_tokens > window_tokens:
-            # One that fills the window was cut and asked for again, not refused.
+            # An answer that fills the window was cut off and retried, not refused.
             filled = prompt_tokens + completion_tokens >= window_tokens
             refused = outcome.attempts > 1 and not filled
             self.declared_allowance.relied(model, refused=refused)

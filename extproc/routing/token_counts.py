@@ -1,37 +1,37 @@
-"""Token counts out of a usage object, in the names of OpenAI or of Anthropic.
+"""Token counts of a usage object, in the field names of OpenAI or Anthropic.
 
-The one place that knows how the two count what came from a cache: OpenAI's prompt
-includes it, Anthropic's ``input_tokens`` does not. Response bodies, Envoy's access
-log and an operator's own files are all read by this rule.
+The only code for how the two count cached tokens: OpenAI's prompt count includes them,
+Anthropic's ``input_tokens`` does not. Response bodies, Envoy's access log and an
+operator's own files are all read by this rule.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Anthropic's counts of a prompt beside ``input_tokens``: read from its cache, and
-#: written to it.
+#: Anthropic's prompt counts in addition to ``input_tokens``: tokens read from its cache
+#: and tokens written to it.
 _BESIDE_INPUT_TOKENS = ("cache_read_input_tokens", "cache_creation_input_tokens")
-#: Tokens found in a cache, where the usage object itself says so.
+#: Tokens read from a cache, if the usage object reports them.
 _CACHED = ("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What a usage object counts; None for what it does not say."""
+    """The counts in a usage object, each None if it is not reported."""
 
     prompt: int | None
-    """Tokens of the whole prompt, cached ones included."""
+    """Tokens of the whole prompt, including cached ones."""
     completion: int | None
     """Tokens of the output."""
     cached: int | None = None
-    """Those of the prompt that were found in a cache."""
+    """Prompt tokens read from a cache."""
 
 
 def read_token_counts(count: Callable[[str], int | None]) -> TokenCounts:
     """Read the counts of one usage object.
 
     Args:
-        count: the count under a name, or None if it is absent or not a count.
+        count: returns the count under a name, or None if it is absent or invalid.
     """
     prompt = count("prompt_tokens")
     if prompt is None:

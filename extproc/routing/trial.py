@@ -1,9 +1,9 @@
-"""Whether the model behind a name has changed: a trial of a challenger.
+"""A trial of a challenger, to decide whether the model behind a name has changed.
 
 A challenger that learned from recent prompts alone is compared with the incumbent on
-each new prompt. New kinds of text make an incumbent err too, and a run of one kind
-favors a model that knows nothing else; so the challenger must be better on several
-kinds.
+each new prompt. New kinds of text increase an incumbent's error too, and a run of one
+kind favors a model that has learned nothing else; so the challenger must be better on
+several kinds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ LEAST_OBSERVATIONS = 12
 LONGEST = 256
 """Observations after which a trial ends without a change."""
 
-# The challenger's error must be below this share of the incumbent's: of recent prompts,
-# and in each category that counts.
+# The challenger's error must be below this share of the incumbent's, both on recent
+# prompts and in each category that counts.
 _BETTER = 0.75
 _CATEGORIES = 2
-# With one category only, the challenger must win this share of the prompts.
+# With only one category, the challenger must win this share of the prompts.
 _WON_SHARE = 2 / 3
 
 # Weight of the newest error in the running means.
@@ -47,10 +47,10 @@ class _Errors:
 
 @dataclass(slots=True)
 class Trial:
-    """Errors of both models, as absolute logarithms of counted over estimated.
+    """Errors of both models: absolute logarithms of counted over estimated tokens.
 
     Args:
-        known: categories that the incumbent has learned before; empty if unknown.
+        known: categories that the incumbent learned before; empty if unknown.
     """
 
     known: Collection[str] = ()
@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether the incumbent stays for good."""
+        """Whether the trial ended without a change."""
         return self.observations > LONGEST
 
     @property

@@ -110,13 +110,13 @@ def test_unknown_models_have_the_default_s_pools_and_are_learned_as_other() -> N
 def test_a_name_given_twice_is_refused() -> None:
     one = Router(Policy(LLAMA), Bounded(TextEstimator()), TextRatios(), model="llama")
     other = Router(Policy(VLM), Bounded(TextEstimator()), TextRatios(), model="vlm")
-    with pytest.raises(ValueError, match="'vlm' is given twice"):
+    with pytest.raises(ValueError, match="'vlm' appears twice"):
         ModelRouter([one, other], [("vlm", "llama")])
-    with pytest.raises(ValueError, match="'l-short' is given twice"):
+    with pytest.raises(ValueError, match="'l-short' appears twice"):
         ModelRouter(
             [one, Router(Policy(LLAMA[:1]), one.estimator, one.ratios, model="x")]
         )
-    with pytest.raises(ValueError, match="at least one model"):
+    with pytest.raises(ValueError, match="expected at least one"):
         ModelRouter([])
 
 

@@ -51,7 +51,7 @@ def test_leaving_a_family_out_changes_the_mean() -> None:
 
 @pytest.mark.parametrize(
     ("leave_out", "message"),
-    [({"nobody"}, "nobody"), (set(FAMILIES[1:]), "at least two")],
+    [({"nobody"}, "nobody"), (set(FAMILIES[1:]), "at least 2")],
     ids=["unknown", "one left"],
 )
 def test_refuses_to_leave_out(leave_out: set[str], message: str) -> None:
