@@ -99,7 +99,7 @@ def test_fewer_gpus_save_less_power_than_gpus(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--energy", "--profile", "p.json"), "--energy: a profile does not say its"),
+        (("--energy", "--profile", "p.json"), "--energy: a profile has no GPU name"),
         (("--pue", "0.9"), "--pue: 0.9; expected >= 1"),
         (("--grid-g-per-kwh", "-1"), "--grid-g-per-kwh: -1; expected >= 0"),
     ],
