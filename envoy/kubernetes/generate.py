@@ -147,9 +147,9 @@ _ADMIN_CLUSTER = """
 _CHART_HEAD = """\
 # token-budget-router, the Helm chart
 
-The router as a Deployment, and the routes and filters of the gateway that calls it; the objects are those of `envoy/kubernetes`, whose README says what each gateway can do.
+The chart installs the router as a Deployment, and the routes and filters of the gateway that calls it. These are the objects of `envoy/kubernetes`, whose README compares the gateways.
 
-No registry has the image. From a checkout, with a registry of yours:
+No registry has the image. From a checkout, with your own registry:
 
     docker build -f extproc/Dockerfile --target server -t REGISTRY/token-budget-router:0.1.0 .
     docker push REGISTRY/token-budget-router:0.1.0
@@ -157,12 +157,12 @@ No registry has the image. From a checkout, with a registry of yours:
       --set image.repository=REGISTRY/token-budget-router --set gateway.type=sidecar
     helm test -n llm token-budget-router
 
-On one machine `kind load docker-image` or `minikube image load` takes the place of the push.
+On one machine use `kind load docker-image` or `minikube image load` instead of the push.
 
-- **Upgrade**: `helm upgrade`. Pods are replaced one at a time, and Envoy takes the default route while one is away. A change of `config` alone is in force within a minute; one of `server`, `state`, `api`, `recording` or `otel` restarts the pods, since `checksum/restart` changes. `helm rollback` undoes either.
+- **Upgrade**: `helm upgrade`. Kubernetes replaces one pod at a time; requests whose router is down take the default route. A change of `config` takes effect within a minute without a restart, except for `server`, `state`, `api`, `recording` and `otel`: these change `checksum/restart`, which restarts the pods. `helm rollback` undoes either change.
 - **OpenShift**: `--set podSecurityContext.runAsUser=null --set podSecurityContext.runAsGroup=null --set podSecurityContext.fsGroup=null`, and `networkPolicy.dns` with port 5353 and the namespace `openshift-dns`.
-- **Istio injection** in the router's namespace: the network policy keeps the injected proxy from istiod. Set `podLabels."sidecar\\.istio\\.io/inject"="false"`, or allow port 15012 in `networkPolicy.egress`.
-- **Fixed replicas or KEDA**: `autoscaling.enabled=false`, `replicas`.
+- **Istio injection** in the router's namespace: the network policy blocks the injected proxy's connection to istiod. Set `podLabels."sidecar\\.istio\\.io/inject"="false"`, or allow port 15012 in `networkPolicy.egress`.
+- **Fixed replicas or KEDA**: set `autoscaling.enabled=false`, and for a fixed number `replicas`.
 
 ## Values
 
