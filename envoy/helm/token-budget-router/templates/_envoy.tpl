@@ -1,4 +1,4 @@
-{{/* Envoy's configuration for a sidecar, with the backends of the values. */}}
+{{/* Envoy's configuration for a sidecar, with the backends from the values. */}}
 {{- define "router.envoyConfig" -}}
 {{- if .Values.envoy.config }}
 {{- .Values.envoy.config }}
@@ -6,7 +6,7 @@
 {{- $pools := list }}
 {{- range (include "router.pools" . | fromJson).pools }}{{ $pools = append $pools .name }}{{ end }}
 {{- if ne (join "," $pools) "short,long" }}
-{{- fail "gateway.type: sidecar has routes for the pools short and long only; for others set envoy.config (extproc routes --for envoy)" }}
+{{- fail "gateway.type: sidecar; expected the pools short and long, or envoy.config for others (extproc routes --for envoy)" }}
 {{- end }}
 {{- $text := .Files.Get (.Values.envoy.accessLog | ternary "files/envoy-access-log.yaml" "files/envoy.yaml") }}
 {{- $workers := include "router.workers" . | int }}
@@ -39,8 +39,8 @@
           subFilter: {name: envoy.filters.http.router}
           {{- end }}
   patch:
-    # The Inference Extension's picker is an ext_proc filter too, and has to see the route
-    # that this one chooses.
+    # The Inference Extension's picker is also an ext_proc filter and must see the route
+    # that this filter chooses.
     operation: {{ eq .Values.gateway.type "istio" | ternary "INSERT_BEFORE" "INSERT_FIRST" }}
     value:
       name: {{ include "router.name" . | quote }}
@@ -144,19 +144,19 @@
         grpc_health_check: {service_name: envoy.service.ext_proc.v3.ExternalProcessor}
 {{- end }}
 
-{{/* The listener's limit. Behind a picker less: what Envoy has collected while it waits goes
-to it as one message, of which a Go gRPC server takes 4 MiB. */}}
+{{/* The listener's limit. It is lower before a picker: Envoy sends it all bytes that arrived
+while the router decided as one message, and a Go gRPC server accepts at most 4 MiB. */}}
 {{- define "router.bufferLimit" -}}
 {{- $limit := int64 .Values.gateway.bufferLimitBytes }}
 {{- $limit = eq .Values.gateway.type "inference-extension" | ternary (min $limit 2097152) $limit }}
 {{- $read := dig "server" "max_body_bytes" 1048576 .Values.config | int64 }}
 {{- if lt $limit $read }}
-{{- fail (printf "gateway.bufferLimitBytes: %d: expected at least config.server.max_body_bytes, %d (inference-extension takes 2097152 at most)" $limit $read) }}
+{{- fail (printf "gateway.bufferLimitBytes: %d; expected at least config.server.max_body_bytes, %d (at most 2097152 for inference-extension)" $limit $read) }}
 {{- end }}
 {{- $limit }}
 {{- end }}
 
-{{/* A route's name, which no other release's route has: dict "root" $ "route" NAME. */}}
+{{/* A route's name, unique among all releases: dict "root" $ "route" NAME. */}}
 {{- define "router.routeName" -}}
 {{- if eq .root.Values.gateway.type "envoy-gateway" }}
 {{- .route | quote }}
@@ -165,7 +165,7 @@ to it as one message, of which a Go gRPC server takes 4 MiB. */}}
 {{- end }}
 {{- end }}
 
-{{/* What all of Envoy Gateway's policies for the pools have. */}}
+{{/* The common settings of Envoy Gateway's policies for the pools. */}}
 {{- define "router.backendTraffic" -}}
 loadBalancer:
   type: LeastRequest
@@ -182,7 +182,7 @@ healthCheck:
       expectedStatuses: [200]
 {{- end }}
 
-{{/* An HTTPRoute's rules: one for each pool, the last without a header to match. */}}
+{{/* An HTTPRoute's rules: one for each pool, the last without a header match. */}}
 {{- define "router.rules" -}}
 {{- $largest := dict }}
 {{- range (include "router.pools" . | fromJson).pools }}{{ $_ := set $largest .name .largest }}{{ end }}

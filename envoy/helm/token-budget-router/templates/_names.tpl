@@ -30,14 +30,14 @@ labels:
   {{- include "router.objectLabels" .root | nindent 2 }}
 {{- end }}
 
-{{/* The number of workers; an error where the gateway asks one port of a Service. */}}
+{{/* The number of workers; an error if the gateway calls only one port of a Service. */}}
 {{- define "router.workers" -}}
 {{- $workers := int .Values.workers }}
 {{- if and (gt $workers 1) (not (has .Values.gateway.type (list "none" "envoy-gateway" "sidecar"))) }}
-{{- fail (printf "workers: %d: gateway.type %s asks one port of a Service; autoscaling.maxReplicas does it there" $workers .Values.gateway.type) }}
+{{- fail (printf "workers: %d; gateway.type %s calls one port of a Service; expected 1, with more replicas instead" $workers .Values.gateway.type) }}
 {{- end }}
 {{- if and (gt $workers 16) (eq .Values.gateway.type "envoy-gateway") }}
-{{- fail (printf "workers: %d: expected at most 16, as an EnvoyExtensionPolicy takes so many ports" $workers) }}
+{{- fail (printf "workers: %d; expected at most 16, the most ports of an EnvoyExtensionPolicy" $workers) }}
 {{- end }}
 {{- $workers }}
 {{- end }}
@@ -55,7 +55,7 @@ labels:
 {{- with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{/* The router's configuration, with what other values turn on in it. */}}
+{{/* The router's configuration, with the settings that other values turn on. */}}
 {{- define "router.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- if $config.models }}
@@ -72,7 +72,7 @@ labels:
 {{- end }}
 {{- if .Values.tls.secret }}
 {{- if not (eq .Values.gateway.type "none") }}
-{{- fail (printf "tls.secret: %s: gateway.type %s speaks to the router without TLS; expected none" .Values.tls.secret .Values.gateway.type) }}
+{{- fail (printf "tls.secret: %s; gateway.type %s calls the router without TLS; expected no secret or gateway.type none" .Values.tls.secret .Values.gateway.type) }}
 {{- end }}
 {{- $tls := dict "cert_file" "/etc/extproc-tls/tls.crt" "key_file" "/etc/extproc-tls/tls.key" }}
 {{- if .Values.tls.clientCa }}
@@ -83,7 +83,7 @@ labels:
 {{- toYaml $config }}
 {{- end }}
 
-{{/* What a running router does not take over from a new configuration. */}}
+{{/* Checksum of the settings that a running router does not reload. */}}
 {{- define "router.restartChecksum" -}}
 {{- $config := include "router.config" . | fromYaml }}
 {{- pick $config "server" "state" "api" "recording" "otel" | toJson | sha256sum }}
@@ -91,7 +91,7 @@ labels:
 
 {{/* The backend of a pool: dict "root" $ "pool" NAME. */}}
 {{- define "router.backend" -}}
-{{- $backend := get .root.Values.backends .pool | required (printf "backends.%s: missing; config has a pool of that name" .pool) }}
+{{- $backend := get .root.Values.backends .pool | required (printf "backends.%s: missing; expected a backend for each pool of config" .pool) }}
 {{- if and (ne .root.Values.gateway.type "sidecar") (not (regexMatch "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$" $backend.service)) }}
 {{- fail (printf "backends.%s.service: %s; expected the name of a Service in the release's namespace" .pool $backend.service) }}
 {{- end }}
@@ -114,9 +114,9 @@ same model. */}}
 {{- dict "pools" $pools | toJson }}
 {{- end }}
 
-{{/* The routes in the order in which they match, as JSON {"routes": [{"name", "pool",
-"headers"}]}. Without a decision a request of a known model takes its largest pool; one of
-no known model takes the default model's, or no route. */}}
+{{/* The routes in matching order, as JSON {"routes": [{"name", "pool", "headers"}]}. Without
+a decision a request goes to its model's largest pool; if the model is unknown, it goes to
+the default model's largest pool, or matches no route. */}}
 {{- define "router.routes" -}}
 {{- $routes := list }}
 {{- range (include "router.pools" . | fromJson).pools }}
