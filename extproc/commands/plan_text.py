@@ -67,6 +67,16 @@ def print_prefixes(found: PrefixStudy) -> None:
             f"{cached - both}, both {none - both}."
         )
     )
+    if found.reported:
+        print(
+            wrap(
+                f"Of the prompt tokens, {found.unlimited_share:.1%} were found in a "
+                "cache by the usage of the file, in whole blocks. They are taken as "
+                "found on any instance; what the split or another load balancer does "
+                "to them takes conversations or hashes to say."
+            )
+        )
+        return
     print(
         wrap(
             f"Of the prompt tokens, {found.unlimited_share:.1%} would hit an unlimited "

@@ -134,7 +134,8 @@ class Instance:
         tokens = job.known
         if not self._reserves_whole:
             budget = self._max_num_batched_tokens - len(self.running)
-            tokens = min(tokens, found.blocks * self._block_size + budget)
+            computed = max(found.blocks * self._block_size, job.reported)
+            tokens = min(tokens, computed + budget)
         needed = -(-tokens // self._block_size) - found.held + self._watermark_blocks
         return needed > self._kv.free
 
@@ -286,7 +287,7 @@ class Instance:
             found = NOTHING
             if job.holding is not None:
                 found = kv.find(job, self._decoders.steps + self._lag)
-            computed = found.blocks * block_size
+            computed = max(found.blocks * block_size, job.reported)
             chunk = job.known - computed
             if chunk > budget:
                 chunk = budget

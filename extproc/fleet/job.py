@@ -42,6 +42,8 @@ class Job:
     offset: int = 0
     # Entries of the finish heap that carry another value are stale.
     admission: int = 0
+    # Computed tokens that it is admitted with, as its usage reports them.
+    reported: int = 0
     # Its part in the prefix cache, if it may find something there.
     holding: Holding | None = None
 

@@ -36,8 +36,14 @@ class KvBlocks:
 
     def enter(self, job: Job) -> None:
         """A job is queued: it may find what others have cached."""
-        if self.is_caching and job.prefix is not None and job.prefix.keys:
+        if not self.is_caching or job.prefix is None:
+            return
+        if job.prefix.keys:
             job.holding = self._cache.enter(job.prefix)
+        else:
+            # As in a look-up: full blocks, and never the last token.
+            most = min(job.prefix.reported, job.prompt_tokens - 1)
+            job.reported = most // self._block_size * self._block_size
 
     def take(self, count: int) -> None:
         """Allocate blocks, of which ``free`` must be enough."""

@@ -32,6 +32,10 @@ class Prefix:
     ends: tuple[int, ...]
     """Number of tokens at which each key ends, increasing, the same wherever the key is
     used."""
+    reported: int = 0
+    """Prompt tokens that the request's own usage says were found in a cache, with whom
+    in common is not known: found on any instance, in blocks of its own. For a request
+    without keys."""
 
 
 class Run:

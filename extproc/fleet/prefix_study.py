@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from extproc.fleet.balancing import Balancing
 from extproc.fleet.planning import SizedPolicy
-from extproc.fleet.prefixes import hit_share
+from extproc.fleet.prefixes import are_counts, hit_share
 from extproc.fleet.question import Question
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import PoolResult
@@ -49,7 +49,10 @@ class PrefixStudy:
     instances: dict[str, int]
     """Of one pool and of the split, sized with and without caching."""
     hits: list[PrefixHits]
-    """Of both fleets, with each load balancer."""
+    """Of both fleets, with each load balancer; with the usual one if ``reported``."""
+    reported: bool = False
+    """Whether the shares are what usage reports: what a split or another load balancer
+    does to them cannot be known then."""
 
 
 def without_prefixes(question: Question) -> Question | None:
@@ -85,6 +88,7 @@ def study(
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
     block_size = question.engine.block_size
+    reported = are_counts(replay.prefixes)
     return PrefixStudy(
         hit_share(replay.prefixes, prompts, None, block_size),
         hit_share(replay.prefixes, prompts, classes, block_size),
@@ -98,7 +102,9 @@ def study(
             _hits(question, replay, name, sized, balancing)
             for name, sized in (("one pool", one), ("split", split))
             for balancing in Balancing
+            if not reported or balancing is Balancing.LEAST_REQUEST
         ],
+        reported,
     )
 
 

@@ -4,7 +4,8 @@ From chained hashes of blocks of the prompt (Mooncake, Bailian), or from convers
 a turn whose prompt is at least as long as the turn before with its answer repeats both;
 one that is shorter, but not than the prompt before, repeats that prompt; any other
 starts a conversation. Hashes do not cover answers, so a later turn finds none of
-them: the result is a lower bound.
+them: the result is a lower bound. Of a log that has neither, but whose usage reports
+cached tokens, the counts are taken as they are.
 """
 
 import itertools
@@ -28,6 +29,8 @@ def find_prefixes(workload: Workload) -> Prefixes | None:
         return from_sessions(
             workload.sessions, prompts, workload.lengths.outputs.tolist()
         )
+    if workload.cached_tokens is not None:
+        return from_counts(workload.cached_tokens.tolist())
     return None
 
 
@@ -87,6 +90,18 @@ def from_sessions(
     return tuple(prefixes)
 
 
+def from_counts(cached: Sequence[int]) -> Prefixes | None:
+    """What usage reports as found, by its count alone; None if nothing ever was."""
+    if not any(cached):
+        return None
+    return tuple(Prefix((), (), count) if count else None for count in cached)
+
+
+def are_counts(prefixes: Prefixes) -> bool:
+    """Whether only counts are known, and not what requests have in common."""
+    return not any(prefix is not None and prefix.keys for prefix in prefixes)
+
+
 def hit_share(
     prefixes: Prefixes,
     prompts: Sequence[int],
@@ -106,7 +121,7 @@ def hit_share(
         if prefix is None:
             continue
         group = classes[row] if classes is not None else 0
-        reached = 0
+        reached = prefix.reported
         for key, end in zip(prefix.keys, prefix.ends, strict=True):
             if (group, key) not in cached:
                 break

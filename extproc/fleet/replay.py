@@ -113,7 +113,7 @@ class Replay:
             prefix = self.prefixes[row]
             if prefix is not None:
                 keys = tuple((number, copy, key) for key in prefix.keys)
-                prefix = Prefix(keys, prefix.ends)
+                prefix = replace(prefix, keys=keys)
             found.append(prefix)
         return found
 

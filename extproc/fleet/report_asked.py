@@ -30,11 +30,19 @@ def _prefixes(found: PrefixStudy) -> tuple[str, str]:
     none, cached, split, both = found.instances.values()
     note = (
         f"One pool: {none:,} instances without caching, {cached:,} with it; split: "
-        f"{split:,} and {both:,}. Of the prompt tokens {found.unlimited_share:.1%} are "
-        f"in a cache that forgets nothing, {found.unlimited_share_split:.1%} with one "
-        "for each class: a conversation that outgrows the threshold leaves its prefix "
-        "behind. Found in these fleets, by load balancer:"
+        f"{split:,} and {both:,}. Of the prompt tokens {found.unlimited_share:.1%} "
     )
+    if found.reported:
+        note += (
+            "were found in a cache by the usage of the file, in whole blocks, and are "
+            "taken as found on any instance. Found in these fleets:"
+        )
+    else:
+        note += (
+            f"are in a cache that forgets nothing, {found.unlimited_share_split:.1%} "
+            "with one for each class: a conversation that outgrows the threshold "
+            "leaves its prefix behind. Found in these fleets, by load balancer:"
+        )
     rows = [
         (
             "",

@@ -32,6 +32,9 @@ class Request:
     block_hashes: Sequence[Hashable] = ()
     """Of its full blocks, prompt and answer, each standing for its tokens and all
     before them; those past the end are its own."""
+    reported_tokens: int = 0
+    """Tokens that are computed elsewhere and need no step, in full blocks, below the
+    last token of the prompt; their blocks are the request's own."""
     num_output_tokens: int = 0
     """Output tokens so far; they survive a preemption."""
     num_computed_tokens: int = 0

@@ -165,6 +165,7 @@ class Scheduler:
         *,
         max_tokens: int | None = None,
         block_hashes: Sequence[Hashable] = (),
+        reported_tokens: int = 0,
     ) -> Request:
         """Queue a request.
 
@@ -176,6 +177,9 @@ class Scheduler:
             max_tokens: None for ``output_tokens``; more if it ends by an
                 end-of-request token.
             block_hashes: see :class:`extproc.fleet.scheduled.Request`.
+            reported_tokens: prompt tokens that need not be computed, whatever is in
+                the cache here; only whole blocks below the last token count, and none
+                without prefix caching.
 
         Raises:
             ValueError: the name is taken, or a count is below what is allowed.
@@ -193,6 +197,11 @@ class Scheduler:
                 f"max_tokens: {max_tokens}, expected >= output_tokens ({output_tokens})"
             )
         request = Request(request_id, prompt_tokens, output_tokens, limit, block_hashes)
+        if self.limits.enable_prefix_caching:
+            size = self.limits.block_size
+            request.reported_tokens = (
+                min(reported_tokens, prompt_tokens - 1) // size * size
+            )
         self._requests[request_id] = request
         self.waiting.append(request)
         return request
@@ -293,12 +302,14 @@ class Scheduler:
         ):
             request = self.waiting[0]
             found = self._find(request)
-            found_tokens = len(found) * self.limits.block_size
+            found_tokens = max(
+                len(found) * self.limits.block_size, request.reported_tokens
+            )
             tokens = min(request.num_tokens - found_tokens, longest_chunk)
             if tokens > budget and not self.limits.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
-            if not self._admit(request, found, tokens):
+            if not self._admit(request, found, found_tokens, tokens):
                 break
             self.waiting.popleft()
             request.status = Status.RUNNING
@@ -321,10 +332,14 @@ class Scheduler:
         most = (request.num_tokens - 1) // self.limits.block_size
         return self.pool.find(map(request.block_hash, range(most)))
 
-    def _admit(self, request: Request, found: list[Block], tokens: int) -> bool:
-        """Take the found blocks and those for ``tokens`` more, if so many are free."""
+    def _admit(
+        self, request: Request, found: list[Block], found_tokens: int, tokens: int
+    ) -> bool:
+        """Take the found blocks and those for ``tokens`` more, if so many are free.
+
+        Tokens that are only reported as found take new blocks.
+        """
         limits = self.limits
-        found_tokens = len(found) * limits.block_size
         must_fit = found_tokens + tokens
         if limits.scheduler_reserve_full_isl:
             must_fit = request.num_tokens

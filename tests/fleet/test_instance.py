@@ -26,6 +26,7 @@ class Drawn:
     max_tokens: int
     keys: tuple[Hashable, ...] = ()
     ends: tuple[int, ...] = ()
+    reported_tokens: int = 0
 
     def block_hashes(self, block_size: int) -> list[Hashable]:
         hashes: list[Hashable] = []
@@ -39,7 +40,7 @@ class Drawn:
             self.prompt_tokens,
             self.output_tokens,
             tag,
-            Prefix(self.keys, self.ends),
+            Prefix(self.keys, self.ends, self.reported_tokens),
             is_open_ended=self.max_tokens > self.output_tokens,
         )
 
@@ -71,6 +72,7 @@ class Reference:
             request.output_tokens,
             max_tokens=request.max_tokens,
             block_hashes=request.block_hashes(self.scheduler.limits.block_size),
+            reported_tokens=request.reported_tokens,
         )
 
     def advance(self, until_s: float) -> None:
@@ -276,7 +278,8 @@ def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Dra
                 ends += (draw(st.integers(start + 1, total)),)
                 keys += ((index, len(keys)),)
         limit = output + draw(st.sampled_from([0, 0, 7]))
-        requests.append((now_s, Drawn(prompt, output, limit, keys, ends)))
+        reported = 0 if keys else draw(st.sampled_from([0, 0, 5, 40, 200]))
+        requests.append((now_s, Drawn(prompt, output, limit, keys, ends, reported)))
     return requests
 
 

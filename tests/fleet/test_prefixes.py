@@ -10,7 +10,7 @@ import pytest
 
 from extproc.fleet.balancing import Balancing
 from extproc.fleet.prefix_cache import Prefix
-from extproc.fleet.prefixes import from_hashes, from_sessions, hit_share
+from extproc.fleet.prefixes import from_counts, from_hashes, from_sessions, hit_share
 from extproc.fleet.replay import Replay
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.simulation import PoolSpec, simulate
@@ -77,6 +77,38 @@ def test_the_hit_share_of_mooncakes_conversations() -> None:
     prompts = [record["input_length"] for record in records]
     prefixes = from_hashes([r["hash_ids"] for r in records], 512, prompts)
     assert hit_share(prefixes, prompts) == pytest.approx(0.373, abs=0.001)
+
+
+def reporting(cached: list[int]) -> Replay:
+    """Requests of 1,000 tokens, ten a second, with what usage says was cached."""
+    count = len(cached)
+    prompts, outputs = np.full(count, 1000), np.full(count, 20)
+    instants = np.arange(count) / 10
+    prefixes = from_counts(cached)
+    return Replay(instants, prompts, outputs, count / 10, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_reported_counts_are_found_up_to_what_caching_could_find(caching: bool) -> None:
+    # 15 tokens fill no block; the whole prompt is never found, nor more than it has.
+    replay = reporting([0, 15, 16, 640, 1000, 5000] * 50)
+    limits = SchedulerLimits(64, 2048, 8192, 4000, enable_prefix_caching=caching)
+    pool = PoolSpec("all", 2, limits, Linear(0.01, 2e-4, 2e-5), 8192)
+    run = RunSettings(replay.requests, seed=1, fill=0, taught=0)
+    oracle = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
+
+    result = simulate([pool], replay, oracle, run).pools[0]
+
+    assert replay.prefixes is not None
+    found = (16 + 640 + 992 + 992) / 6000 if caching else 0
+    assert result.cached_share == pytest.approx(found)
+    if caching:
+        prompts = replay.prompts.tolist()
+        assert hit_share(replay.prefixes, prompts) == pytest.approx(found)
+
+
+def test_counts_that_say_nothing_was_found_are_no_prefixes() -> None:
+    assert from_counts([0, 0]) is None
 
 
 def conversations(count: int, turns: int) -> Replay:

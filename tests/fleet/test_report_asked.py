@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from extproc.commands.plan_text import print_prefixes
 from extproc.fleet.energy import Energy, Range
 from extproc.fleet.energy_rows import EnergyRow, EnergyRows
 from extproc.fleet.four_ways import FourWays, Pair, Way
@@ -52,6 +53,19 @@ def test_prefix_caching_says_what_it_saves_and_what_the_split_does_to_it() -> No
         assert part in text
     for part in ("82.0%", "78.0%", "split, prefix", "3 + 5", "68.7%", "4.70 s"):
         assert part in text
+
+
+def test_reported_counts_say_nothing_of_the_split_or_of_load_balancers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hits = [PrefixHits("one pool", (8,), "least-request", 0.59, (0.59,), 4.7)]
+    counts = {"a": 20, "b": 15, "c": 14, "d": 11}
+    study = PrefixStudy(0.6, 0.6, counts, hits, reported=True)
+    (page,) = sections(prefix_caching=study).values()
+    print_prefixes(study)
+    for text in (page, capsys.readouterr().out):
+        assert "found in a cache by the usage" in " ".join(text.split())
+        assert "outgrows" not in text
 
 
 def test_each_way_has_its_pairs_and_whether_its_promises_are_kept() -> None:
