@@ -98,15 +98,16 @@ def costs_of(load: Load) -> tuple[str, ...]:
 
 
 def added(load: Load, bare: Load) -> tuple[float, float]:
-    """Latency added to that without a server."""
+    """Return the P50 and P99 latency added by a server."""
     return load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
 
 
 def by_size(results: Results) -> None:
     table = results.table(
         "By body size",
-        "Four connections, one from 4 MiB; latency at one, less bare Envoy's. Plain prose "
-        "in one message; `max_body_bytes` is 32 MiB; no response is looked at.",
+        "Four connections, or one for bodies of 4 MiB and more. Latency is measured "
+        "with one connection, minus that of Envoy alone. Plain prose in one message; "
+        "`max_body_bytes` is 32 MiB; the router observes no response.",
         *("body", "server", *COSTS, *ADDED),
     )
     found: dict[tuple[str, int], tuple[Load, Load]] = {}
@@ -132,8 +133,8 @@ def by_size(results: Results) -> None:
 def by_connections(results: Results) -> None:
     table = results.table(
         "By connections",
-        "4 kB bodies; latency with bare Envoy's taken off. A fast server behind one "
-        "Envoy worker leaves Envoy the queue.",
+        "4 kB bodies; latency minus that of Envoy alone. With a fast server behind one "
+        "Envoy worker, requests queue in Envoy.",
         *("connections", "server", *COSTS, *ADDED),
     )
     found: dict[tuple[str, int], Load] = {}
@@ -156,8 +157,8 @@ def by_connections(results: Results) -> None:
 def by_workers(results: Results) -> None:
     table = results.table(
         "By workers",
-        "4 kB bodies, 64 connections, on the machine's cores together with Envoy's one "
-        "worker and wrk; CPU of the processes as shares of a core.",
+        "4 kB bodies, 64 connections. The router, Envoy's one worker and wrk share the "
+        "machine's cores; CPU of each process is a share of one core.",
         "transport", "workers", "req/s", "server CPU us", "each worker", "Envoy", "wrk",
     )  # fmt: skip
     for server in TRANSPORTS:
@@ -181,11 +182,11 @@ def by_workers(results: Results) -> None:
 
 def by_answer(results: Results) -> None:
     table = results.table(
-        "JSON and streams, looked at or not",
-        "4 kB bodies, 16 connections. `auto` is the default: every response until a "
-        "model and category are known, then a thin sample; `0` looks at none, `all` at "
-        "each. A stream is 64 events a millisecond apart, so that its rate is the "
-        "backend's.",
+        "Observed JSON responses and streams",
+        "4 kB bodies, 16 connections. `auto` is the default: the router observes every "
+        "response until it knows a model and category, then a small sample. With `0` "
+        "it observes none, with `all` every response. A stream has 64 events, one each "
+        "millisecond, so the backend limits its rate.",
         *("answer", "sample", "server", *COSTS, "messages a request"),
     )
     for backend, answer in ((False, "JSON"), (True, "SSE")):
@@ -218,9 +219,9 @@ NEIGHBOURS = {
 def beside_neighbours(results: Results) -> None:
     table = results.table(
         "Small requests beside large ones",
-        "4 kB bodies over two connections, while one more connection sends large bodies "
-        "without a pause. What Envoy and the cores do to the small ones shows in the "
-        "rows of bare Envoy; `added` is what comes on top of that.",
+        "4 kB bodies over two connections, while a third connection sends large bodies "
+        "without a pause. The rows without a router (`bare`) show the effect of Envoy "
+        "and of the shared cores; `added` is the latency beyond that.",
         "neighbour", "server", "small req/s", "p50 ms", "p99 ms", "added p99 ms", "large req/s",
     )  # fmt: skip
     found: dict[tuple[str, str], tuple[float, float, float, float]] = {}
@@ -302,10 +303,10 @@ def main() -> int:
         PARTS[name](results)
     minutes = (time.monotonic() - began) / 60
     about = (
-        f"# What it costs\n\n`python tests/benchmarks/bench_all.py --seconds "
-        f"{args.seconds:g}` wrote this in {minutes:.0f} minutes on {os.cpu_count()} "
+        f"# Benchmark results\n\n`python tests/benchmarks/bench_all.py --seconds "
+        f"{args.seconds:g}` wrote this file in {minutes:.0f} minutes on {os.cpu_count()} "
         f"cores ({platform.machine()}, Python {platform.python_version()}); load average "
-        f"before: {load_before:.1f}. Read ratios within a table.\n\n![By body size and by "
+        f"before: {load_before:.1f}. Compare only ratios within a table.\n\n![By body size and by "
         f"connections]({args.output.with_suffix('.svg').name})\n"
     )
     tables = [table.markdown() for table in results.tables]
