@@ -1,4 +1,4 @@
-# The README's commands; .ci/run uses the same ones.
+# The README's commands; .ci/run also uses them.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -36,8 +36,8 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
 	  -m "not slow and not faults and not packaging and not vllm and not gateways and not benchmark" $(ARGS)
 
-# Faults in every component under load; wheels built and installed in a clean
-# environment; the dashboard's panels on a real Prometheus.
+# Test faults in every component under load, wheels in a clean environment, and the
+# dashboard's panels on a real Prometheus.
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or faults or packaging" $(ARGS)
 
@@ -52,7 +52,7 @@ test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)
 
-# The manifests under Envoy Gateway; the first time Go builds it, in 7 to 20 minutes.
+# Run the manifests under Envoy Gateway. The first run builds it with Go, in 7 to 20 minutes.
 test-gateways: $(VENV)/.dev
 	$(BIN)/pytest -m gateways $(ARGS)
 

@@ -7,7 +7,7 @@ A kustomization may read only files below its own folder, so a file that two of 
 exists twice.
 """
 
-# ruff: noqa: E501 - lines of YAML, as long as the names in them
+# ruff: noqa: E501 - YAML with long names
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ _LONG_CLUSTER = "  # vLLM with the model's full window."
 _BUFFER_LIMIT = 33554432
 
 _MODEL_FILTER_HEAD = """\
-          # Name the model if the router did not. The filter buffers the body of only those
+          # Name the model if the router did not. The filter buffers only the bodies of such
           # requests; all others pass at once.
           - name: envoy.filters.http.lua
             typed_config:
