@@ -23,6 +23,7 @@ from extproc.commands.envoy_routes import (
     Model,
     cluster,
     health_answer,
+    last_route,
     model_filter,
     models_answer,
     read_fleet,
@@ -395,7 +396,7 @@ def _blocks(items: Iterable[object], columns: int) -> str:
 
 
 def _model_filter(fleet: Sequence[Model]) -> str:
-    source = _indent(model_filter(fleet, _BUFFER_LIMIT), 18)
+    source = _indent(model_filter(fleet, _BUFFER_LIMIT, last_route(None)), 18)
     return _MODEL_FILTER_HEAD + source
 
 

@@ -12,17 +12,28 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
 from extproc.routing.models import is_pattern
 
-Json = dict[str, object]
+Json = dict[str, Any]
+
+LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
+ADAPTERS = ".*(/|%2[fF])(un)?load_lora_adapter(/|%2[fF])*"
+"""RE2 of the paths below /v1 on which vLLM loads and unloads adapters."""
+FORBIDDEN = (
+    '{"error": {"message": "not open to clients", "type": "forbidden", "code": 403}}'
+)
+"""The answer on these paths."""
 
 MODEL_HEADER = "x-llm-model"
 POOL_HEADER = "x-llm-pool"
 NO_MODEL = "no_model"
-"""Name of a cluster without endpoints."""
+"""Name of a cluster without endpoints, and of the last route, which leads to it."""
+DEFAULT = "default"
+"""Name of the last route if a model serves requests for unknown models."""
 UNREADABLE = "-"
 """``x-llm-model`` of a request whose body Envoy cannot read: encoded, or too long."""
 UNNAMED = "."
@@ -37,8 +48,8 @@ local patterns = {
 %(patterns)s}
 -- Largest request that Envoy buffers (request_body_buffer_limit); above it: 413.
 local max_bytes = %(max_bytes)d
--- Routes of requests for an unknown model.
-local undecided = {no_model = true, default = true}
+-- Name of the route that requests take until their model is known.
+local undecided = %(undecided)s
 
 local function plain(text)
   if not text:find("\\\\", 1, true) then return text end
@@ -92,11 +103,12 @@ local function base_of(name)
 end
 
 function envoy_on_request(handle)
+  if not handle:streamInfo():routeName():find(undecided) then return end
   local headers = handle:headers()
   if headers:get("%(model_header)s") then
     -- If more of the body arrives after the router's reply, Envoy may keep the old
     -- route (with request_body_mode BUFFERED_PARTIAL).
-    if undecided[handle:streamInfo():routeName()] then handle:clearRouteCache() end
+    handle:clearRouteCache()
     return
   end
   local name = "%(unreadable)s"
@@ -118,6 +130,54 @@ function envoy_on_request(handle)
   handle:clearRouteCache()
 end
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer to requests whose model is not in the fleet."""
+
+    name: str
+    model: str | None
+    """``x-llm-model`` of these requests; None means any."""
+    message: str
+    type: str
+    status: int
+    param: str | None = None
+
+    @property
+    def body(self) -> str:
+        """The answer's body, as vLLM's errors."""
+        param = {"param": self.param} if self.param else {}
+        error = {"message": self.message, "type": self.type, **param}
+        return json.dumps({"error": error | {"code": self.status}})
+
+
+REFUSALS = (
+    Refusal(
+        "unreadable",
+        UNREADABLE,
+        "The model could not be read from the request. Please try again.",
+        "ServiceUnavailableError",
+        503,
+    ),
+    Refusal(
+        "no_model_named",
+        UNNAMED,
+        "The request names no model.",
+        "BadRequestError",
+        400,
+        "model",
+    ),
+    Refusal(
+        "unknown_model",
+        None,
+        "The model does not exist.",
+        "NotFoundError",
+        404,
+        "model",
+    ),
+)
+"""In order: the last one matches every name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +209,14 @@ def read_fleet(text: str) -> list[Model]:
     ]
 
 
-def model_filter(models: Sequence[Model], max_bytes: int) -> str:
+def model_filter(models: Sequence[Model], max_bytes: int, undecided: str) -> str:
     """Return the Lua source that names a request's model if the router did not.
 
     Args:
         models: the fleet.
         max_bytes: the largest request that Envoy buffers.
+        undecided: a glob for the name of the route without a header match. The filter
+            leaves requests on other routes alone.
     """
     names = [(name, model.name) for model in models for name in _names(model)]
     exact = [each for each in names if not is_pattern(each[0])]
@@ -168,10 +230,16 @@ def model_filter(models: Sequence[Model], max_bytes: int) -> str:
             for name, base in patterns
         ),
         "max_bytes": max_bytes,
+        "undecided": _quoted(_lua_pattern(undecided)),
         "model_header": MODEL_HEADER,
         "unreadable": UNREADABLE,
         "unnamed": UNNAMED,
     }
+
+
+def last_route(default: str | None) -> str:
+    """Return the name of the route without a header match."""
+    return NO_MODEL if default is None else DEFAULT
 
 
 def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json]:
@@ -191,33 +259,36 @@ def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json
             yield _route(largest, _largest_pool(largest), header)
     if default is not None:
         (largest,) = (model.pools[-1] for model in models if model.name == default)
-        yield _route("default", _largest_pool(largest))
+        yield _route(DEFAULT, _largest_pool(largest))
         return
-    yield _refusal("unreadable", 503, _UNREADABLE_ERROR, _has(MODEL_HEADER, UNREADABLE))
-    yield _refusal("no_model_named", 400, _UNNAMED_ERROR, _has(MODEL_HEADER, UNNAMED))
-    named: Json = {"name": MODEL_HEADER, "present_match": True}
-    yield _refusal("unknown_model", 404, _UNKNOWN_ERROR, named)
+    for refusal in REFUSALS:
+        yield _refusal(refusal)
     # Matches every request until its model is known. It must not be a direct response:
     # Envoy buffers no body for those, whatever ``request_body_buffer_limit``.
-    yield _route("no_model", {"cluster": NO_MODEL, "timeout": "0s"})
+    yield _route(NO_MODEL, {"cluster": NO_MODEL, "timeout": "0s"})
 
 
-def models_answer(models: Sequence[Model]) -> Json:
-    """Return the route that answers ``GET /v1/models`` for the whole fleet."""
+def models_list(models: Sequence[Model]) -> str:
+    """Return the answer to ``GET /v1/models`` for the whole fleet."""
     listed = [
         {"id": name, "object": "model", "owned_by": "vllm", "root": model.name}
         for model in models
         for name in _names(model)
         if not is_pattern(name)
     ]
-    body = json.dumps({"object": "list", "data": listed})
+    return json.dumps({"object": "list", "data": listed})
+
+
+def models_answer(models: Sequence[Model]) -> Json:
+    """Return the route that answers ``GET /v1/models`` for the whole fleet."""
+    body = {"inline_string": models_list(models)}
     return {
         "name": "models",
         "match": {
             "path": "/v1/models",
             "headers": [{"name": ":method", "string_match": {"exact": "GET"}}],
         },
-        "direct_response": {"status": 200, "body": {"inline_string": body}},
+        "direct_response": {"status": 200, "body": body},
         "response_headers_to_add": [_json_type()],
     }
 
@@ -231,28 +302,16 @@ def health_answer() -> Json:
     }
 
 
+def set_headers(models: Sequence[Model]) -> list[str]:
+    """Return the headers that the router and its filters set, and clients may not."""
+    headers = [POOL_HEADER, "x-llm-budget", "x-llm-overflow", "x-llm-retry-cut"]
+    return headers + ([MODEL_HEADER] if any(model.name for model in models) else [])
+
+
 def cluster(pool: str) -> str:
     """Return the name of a pool's cluster."""
     return f"vllm_{pool}"
 
-
-_UNREADABLE_ERROR = {
-    "message": "The model could not be read from the request. Please try again.",
-    "type": "ServiceUnavailableError",
-    "code": 503,
-}
-_UNNAMED_ERROR = {
-    "message": "The request names no model.",
-    "type": "BadRequestError",
-    "param": "model",
-    "code": 400,
-}
-_UNKNOWN_ERROR = {
-    "message": "The model does not exist.",
-    "type": "NotFoundError",
-    "param": "model",
-    "code": 404,
-}
 
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
@@ -301,12 +360,17 @@ def _route(name: str, action: Json, header: Json | None = None) -> Json:
     return {"name": name, "match": _match(header), "route": action}
 
 
-def _refusal(name: str, status: int, error: Json, header: Json | None = None) -> Json:
-    body = json.dumps({"error": error})
+def _refusal(refusal: Refusal) -> Json:
+    header: Json = (
+        {"name": MODEL_HEADER, "present_match": True}
+        if refusal.model is None
+        else _has(MODEL_HEADER, refusal.model)
+    )
+    body = {"inline_string": refusal.body}
     return {
-        "name": name,
+        "name": refusal.name,
         "match": _match(header),
-        "direct_response": {"status": status, "body": {"inline_string": body}},
+        "direct_response": {"status": refusal.status, "body": body},
         "response_headers_to_add": [_json_type()],
     }
 

@@ -2,8 +2,8 @@
 
 Examples:
   extproc routes --config extproc.yaml                    for Envoy
-  extproc routes --config extproc.yaml --for gateway-api  an HTTPRoute
-  extproc routes --config extproc.yaml --for istio        a VirtualService
+  extproc routes --config extproc.yaml --for gateway-api  Envoy Gateway's objects
+  extproc routes --config extproc.yaml --for istio        Istio's objects
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from extproc.commands import gateway_api_routes, istio_routes
 from extproc.commands.check_config import read_config
 from extproc.commands.envoy_routes import (
-    MODEL_HEADER,
+    LUA,
     NO_MODEL,
-    POOL_HEADER,
+    Json,
     Model,
     cluster,
+    last_route,
     model_filter,
     models_answer,
     routes,
+    set_headers,
 )
+from extproc.commands.placement import Placement, dns_label, name_of
 from extproc.config import Config, DefaultModelConfig
 from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_config
 
-Json = dict[str, Any]
+Writer = tuple[str, Callable[[Sequence[Model], str | None, Placement], Iterable[Json]]]
 
 _BUFFER_LIMIT = 32 << 20
 """``request_body_buffer_limit`` of the shipped ``envoy.yaml``."""
@@ -52,6 +55,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="envoy",
         help="kind of gateway (default: %(default)s)",
     )
+    kubernetes = parser.add_argument_group("for gateway-api and istio")
+    kubernetes.add_argument(
+        "--name",
+        type=_label,
+        help="name of the objects (default: made from the models or pools)",
+    )
+    kubernetes.add_argument(
+        "--namespace",
+        type=_label,
+        default="llm",
+        help="namespace of the router and the pools (default: %(default)s)",
+    )
+    kubernetes.add_argument(
+        "--gateway",
+        default="llm-gateway",
+        metavar="[NAMESPACE/]NAME",
+        help="the Gateway (default: %(default)s, for istio in istio-system)",
+    )
+    kubernetes.add_argument(
+        "--listener",
+        type=_label,
+        default="http",
+        help="the Gateway's listener (default: %(default)s)",
+    )
+    kubernetes.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        help="a host of the requests; repeat it for several (default: any)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,13 +92,37 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.config)
     if config is None:
         return 2
+    models = fleet_of(config)
+    head, write = _WRITERS[args.target]
     try:
-        document = _WRITERS[args.target](fleet_of(config), default_of(config))
+        documents = list(write(models, default_of(config), _placement(args, models)))
     except EnvoyConfigError as error:
         print(f"extproc: {error}", file=sys.stderr)
         return 2
-    yaml.dump(document, sys.stdout, _Dumper, sort_keys=False, width=120)
+    sys.stdout.write(head)
+    yaml.dump_all(documents, sys.stdout, _Dumper, sort_keys=False, width=120)
     return 0
+
+
+def _placement(args: argparse.Namespace, models: Sequence[Model]) -> Placement:
+    own = "istio-system" if args.target == "istio" else args.namespace
+    namespace, _, gateway = args.gateway.rpartition("/")
+    return Placement(
+        name=args.name or name_of(models),
+        namespace=args.namespace,
+        gateway=gateway,
+        gateway_namespace=namespace or own,
+        listener=args.listener,
+        hosts=args.host,
+    )
+
+
+def _label(text: str) -> str:
+    if dns_label(text) != text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected lower-case letters, digits and '-'"
+        )
+    return text
 
 
 def fleet_of(config: Config) -> list[Model]:
@@ -87,7 +144,10 @@ def default_of(config: Config) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings as blocks."""
+    """Writes multi-line strings as blocks, and no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -98,10 +158,11 @@ def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent)
 
 
-def _for_envoy(models: Sequence[Model], default: str | None) -> Json:
+def _for_envoy(
+    models: Sequence[Model], default: str | None, _at: Placement
+) -> Iterator[Json]:
     named = any(model.name for model in models)
-    headers = [POOL_HEADER, "x-llm-budget", "x-llm-overflow", "x-llm-retry-cut"]
-    headers += [MODEL_HEADER] if named else []
+    headers = set_headers(models)
     document: Json = {
         "early_header_mutations": [{"remove": header} for header in headers],
         "http_filters_after_ext_proc": [],
@@ -112,18 +173,17 @@ def _for_envoy(models: Sequence[Model], default: str | None) -> Json:
         "clusters": list(_clusters(models)),
     }
     if named:
-        document["http_filters_after_ext_proc"].append(_lua(models))
+        document["http_filters_after_ext_proc"].append(_lua(models, default))
         document["clusters"].append({"name": NO_MODEL, "type": "STATIC"})
-    return document
+    yield document
 
 
-def _lua(models: Sequence[Model]) -> Json:
-    kind = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
-    source = model_filter(models, _BUFFER_LIMIT)
+def _lua(models: Sequence[Model], default: str | None) -> Json:
+    source = model_filter(models, _BUFFER_LIMIT, last_route(default))
     return {
         "name": "envoy.filters.http.lua",
         "typed_config": {
-            "@type": kind,
+            "@type": LUA,
             "default_source_code": {"inline_string": source},
         },
     }
@@ -147,59 +207,9 @@ def _clusters(models: Sequence[Model]) -> Iterator[Json]:
             yield made
 
 
-def _header_rules(models: Sequence[Model]) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield each pool's header rule; the last, for all others, has no headers."""
-    for model in models:
-        for pool in model.pools[:-1]:
-            yield {POOL_HEADER: pool}, pool
-        yield {MODEL_HEADER: model.name} if model.name else {}, model.pools[-1]
-
-
-def _rules(
-    models: Sequence[Model], default: str | None
-) -> Iterator[tuple[Mapping[str, str], str]]:
-    yield from _header_rules(models)
-    if default:
-        yield from (({}, m.pools[-1]) for m in models if m.name == default)
-
-
-def _for_gateway_api(models: Sequence[Model], default: str | None) -> Json:
-    rules: list[Json] = []
-    for headers, pool in _rules(models, default):
-        rule: Json = {"backendRefs": [{"name": f"vllm-{pool}", "port": _PORT}]}
-        if headers:
-            matches = [
-                {"name": name, "value": value} for name, value in headers.items()
-            ]
-            rule = {"matches": [{"headers": matches}]} | rule
-        rules.append(rule)
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": "llm"},
-        "spec": {"parentRefs": [{"name": "llm-gateway"}], "rules": rules},
-    }
-
-
-def _for_istio(models: Sequence[Model], default: str | None) -> Json:
-    rules: list[Json] = []
-    for headers, pool in _rules(models, default):
-        host = {"host": f"vllm-{pool}", "port": {"number": _PORT}}
-        rule: Json = {"route": [{"destination": host}], "timeout": "0s"}
-        if headers:
-            exact = {name: {"exact": value} for name, value in headers.items()}
-            rule = {"match": [{"headers": exact}]} | rule
-        rules.append(rule)
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "VirtualService",
-        "metadata": {"name": "llm"},
-        "spec": {"hosts": ["*"], "gateways": ["llm-gateway"], "http": rules},
-    }
-
-
-_WRITERS: dict[str, Callable[[Sequence[Model], str | None], Json]] = {
-    "envoy": _for_envoy,
-    "gateway-api": _for_gateway_api,
-    "istio": _for_istio,
+_WRITERS: dict[str, Writer] = {
+    "envoy": ("", _for_envoy),
+    "gateway-api": (gateway_api_routes.HEAD, gateway_api_routes.gateway_api),
+    "istio": (istio_routes.HEAD, istio_routes.istio),
 }
+"""The comment at the beginning, and the documents."""

@@ -1,4 +1,5 @@
 import copy
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from extproc.demo.stack.envoy_config import (
 )
 
 Print = Callable[..., Any]
+Objects = list[dict[str, Any]]
 FLEET = [
     Model("llama", ["llama-short", "llama-mid", "llama-long"], ["lora-1", "legal-*"]),
     Model("org/vlm", ["vlm"]),
@@ -30,7 +32,8 @@ def printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Print:
         path = tmp_path / "extproc.yaml"
         path.write_text(text)
         assert main(["routes", "--config", str(path), *options]) == 0
-        return yaml.safe_load(capsys.readouterr().out)
+        documents = list(yaml.safe_load_all(capsys.readouterr().out))
+        return documents if options else documents[0]
 
     return run
 
@@ -68,44 +71,88 @@ def test_envoy_takes_what_is_printed(printed: Print, tmp_path: Path) -> None:
     assert "headers" not in host["routes"][-1]["match"]
 
 
-@pytest.mark.parametrize(
-    ("target", "rules"),
-    [
-        (
-            "gateway-api",
-            [
-                ({"x-llm-pool": "small"}, "vllm-small"),
-                ({"x-llm-pool": "mid"}, "vllm-mid"),
-                ({}, "vllm-large"),
-            ],
-        ),
-    ],
-)
-def test_the_last_rule_takes_what_was_not_decided(
-    target: str, rules: list[tuple[dict[str, str], str]], printed: Print
-) -> None:
-    document = printed(THREE, "--for", target)
+def of_kind(documents: Objects, kind: str) -> Objects:
+    return [each for each in documents if each["kind"] == kind]
+
+
+def headers_of(rule: dict[str, Any]) -> dict[str, str]:
+    (match,) = rule["matches"]
+    return {each["name"]: each["value"] for each in match.get("headers", ())}
+
+
+def test_the_last_rule_takes_what_was_not_decided(printed: Print) -> None:
+    route, _ = of_kind(printed(THREE, "--for", "gateway-api"), "HTTPRoute")
 
     found = [
-        (
-            {
-                header["name"]: header["value"]
-                for match in rule.get("matches", ())
-                for header in match["headers"]
-            },
-            rule["backendRefs"][0]["name"],
-        )
-        for rule in document["spec"]["rules"]
+        (headers_of(rule), [each["name"] for each in rule["backendRefs"]])
+        for rule in route["spec"]["rules"]
     ]
-    assert found == rules
+    name = "small-mid-large"
+    assert route["metadata"]["name"] == name
+    assert found == [
+        ({"x-llm-pool": "small"}, [f"{name}-small", f"{name}-large-fallback"]),
+        ({"x-llm-pool": "mid"}, [f"{name}-mid", f"{name}-large-fallback"]),
+        ({}, ["vllm-large"]),
+    ]
 
 
 def test_istio_has_the_same_rules(printed: Print) -> None:
-    rules = printed(THREE, "--for", "istio")["spec"]["http"]
+    service, _ = of_kind(printed(THREE, "--for", "istio"), "VirtualService")
+    rules = [each for each in service["spec"]["http"] if "route" in each]
 
     hosts = [rule["route"][0]["destination"]["host"] for rule in rules]
-    assert hosts == ["vllm-small", "vllm-mid", "vllm-large"]
-    assert "match" not in rules[-1]
+    services = ["vllm-small", "vllm-mid", "vllm-large"]
+    assert hosts == [f"{name}.llm.svc.cluster.local" for name in services]
+    assert "headers" not in rules[-1]["match"][0]
+
+
+def many(models: int) -> str:
+    pools = "{{name: s{0}, max_model_len: 4096}}, {{name: l{0}, max_model_len: 8192}}"
+    lines = (f"  m{i}: {{pools: [{pools.format(i)}]}}\n" for i in range(models))
+    return "models:\n" + "".join(lines)
+
+
+def test_no_route_has_more_rules_than_the_api_server_takes(printed: Print) -> None:
+    documents = printed(many(20), "--for", "gateway-api", "--name", "many")
+    routes_ = of_kind(documents, "HTTPRoute")
+
+    assert max(len(route["spec"]["rules"]) for route in routes_) <= 16
+    (policy,) = of_kind(documents, "EnvoyExtensionPolicy")
+    asked = {target["name"] for target in policy["spec"]["targetRefs"]}
+    assert asked == {"many", "many-2", "many-3"}
+    # Rules with more headers come first, in whatever route they are.
+    rules = [rule for route in routes_[:3] for rule in route["spec"]["rules"]]
+    counts = [len(headers_of(rule)) for rule in rules]
+    assert counts == sorted(counts, reverse=True)
+    (patch,) = of_kind(documents, "EnvoyPatchPolicy")
+    (change,) = patch["spec"]["jsonPatches"]
+    lua = change["operation"]["value"]["typed_config"]["default_source_code"]
+    assert len(routes_[2]["spec"]["rules"]) == 12
+    assert r"httproute%/llm%/many%-3%/rule%/11%/.*$" in lua["inline_string"]
+
+
+@pytest.mark.parametrize("target", ["gateway-api", "istio"])
+def test_objects_are_named_by_the_configuration(target: str, printed: Print) -> None:
+    def names(text: str, *options: str) -> set[tuple[str, str, str]]:
+        return {
+            (each["kind"], each["metadata"]["namespace"], each["metadata"]["name"])
+            for each in printed(text, "--for", target, *options)
+        }
+
+    odd = "models: {Org/Model_A: {pools: [{name: S_1, max_model_len: 4096}]}}"
+    plain = many(1)
+    assert not names(odd) & names(plain)
+    assert not names(plain) & names(plain, "--name", "other")
+    assert not names(plain) & names(plain, "--namespace", "b", "--gateway", "b/g")
+    for _, _, name in names(odd) | names(many(30)):
+        assert re.fullmatch("[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+
+
+def test_a_name_that_kubernetes_refuses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["routes", "--for", "istio", "--name", "My_Fleet"])
+
+    assert exit_.value.code == 2
 
 
 FLEET_FILE = Path(__file__).parents[2] / "envoy" / "models-router.yaml"
@@ -129,19 +176,26 @@ def test_the_example_s_fleet_has_the_example_s_routes(
     names = {each["name"] for each in shipped["static_resources"]["clusters"]}
     assert {each["name"] for each in document["clusters"]} == names - {"extproc"}
     (lua,) = document["http_filters_after_ext_proc"]
+    source = lua["typed_config"]["default_source_code"]["inline_string"]
+    lua["typed_config"]["default_source_code"]["inline_string"] = source.replace(
+        f'"^{last}$"'.replace("_", "%_"), '"^no%_model$"'
+    )
     assert lua in connection_manager(listener)["http_filters"]
 
 
 def test_rules_of_a_fleet_go_by_pool_then_by_model(printed: Print) -> None:
-    document = printed(FLEET_FILE.read_text() + DEFAULT, "--for", "gateway-api")
-    rules = document["spec"]["rules"]
+    documents = printed(FLEET_FILE.read_text() + DEFAULT, "--for", "gateway-api")
+    rules = of_kind(documents, "HTTPRoute")[0]["spec"]["rules"]
 
-    assert [rule["backendRefs"][0]["name"] for rule in rules] == [
-        *("vllm-llama-short", "vllm-llama-long", "vllm-qwen-short", "vllm-qwen-long"),
-        *("vllm-vlm", "vllm-qwen-long"),
+    assert [headers_of(rule) for rule in rules] == [
+        {"x-llm-pool": "llama-short", "x-llm-model": "llama-3.1-8b"},
+        {"x-llm-pool": "qwen-short", "x-llm-model": "qwen3-32b"},
+        {"x-llm-model": "llama-3.1-8b"},
+        {"x-llm-model": "qwen3-32b"},
+        {"x-llm-model": "qwen2.5-vl-7b"},
+        {},
     ]
-    (match,) = rules[1]["matches"]
-    assert match["headers"] == [{"name": "x-llm-model", "value": "llama-3.1-8b"}]
+    assert rules[-1]["backendRefs"][0]["name"] == "vllm-qwen-long"
 
 
 def test_a_mistake_is_exit_status_2(tmp_path: Path) -> None:
@@ -201,15 +255,16 @@ def test_names_that_are_patterns_are_not_listed() -> None:
     ],
 )
 def test_a_glob_is_lua_s_pattern(glob: str, pattern: str) -> None:
-    source = model_filter([Model("m", ["p"], [glob])], 1000)
+    source = model_filter([Model("m", ["p"], [glob])], 1000, "last")
 
     assert f'{{"{pattern}", "m"}}' in source
 
 
 def test_the_filter_knows_every_name() -> None:
-    source = model_filter(FLEET, 1000)
+    source = model_filter(FLEET, 1000, "last-*")
 
     assert '["lora-1"] = "llama"' in source
     assert '{"^legal%-.*$", "llama"}' in source
     assert '["org/vlm"] = "org/vlm"' in source
     assert "max_bytes = 1000" in source
+    assert 'undecided = "^last%-.*$"' in source

@@ -23,6 +23,7 @@ ROUTER_FILTER = {
     "name": "envoy.filters.http.router",
     "typed_config": {"@type": f"{TYPES}.extensions.filters.http.router.v3.Router"},
 }
+NAME = "token-budget-router"
 HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 
 
@@ -312,6 +313,8 @@ def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
                 named = patch["match"]["routeConfiguration"]["vhost"]["route"]["name"]
                 (route,) = [each for each in host["routes"] if each["name"] == named]
                 merge(route, value)
+            case "CLUSTER", "ADD":
+                gateway.clusters.append(value)
             case "CLUSTER", "MERGE":
                 asked = patch["match"]["cluster"]
                 named = f"outbound|{asked['portNumber']}||{asked['service']}"
@@ -333,8 +336,10 @@ def merge(into: Config, value: Config) -> None:
             into[key] = inner
 
 
-def mesh_router_cluster(manifests: list[Manifest], at: dict[str, Address]) -> Config:
-    rule = of_kind(manifests, "DestinationRule", "token-budget-router")["spec"]
+def mesh_router_cluster(
+    manifests: list[Manifest], at: dict[str, Address], name: str = NAME
+) -> Config:
+    rule = of_kind(manifests, "DestinationRule", name)["spec"]
     policy = rule["trafficPolicy"]
     pool = policy["connectionPool"]
     outliers = policy["outlierDetection"]
@@ -360,37 +365,77 @@ def mesh_router_cluster(manifests: list[Manifest], at: dict[str, Address]) -> Co
     )
 
 
-def istio(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, clusters = [], [mesh_router_cluster(manifests, at)]
-    service = of_kind(manifests, "VirtualService", "token-budget-router")
-    for rule in service["spec"]["http"]:
-        (match,), (target,) = rule["match"], rule["route"]
+def istio(
+    manifests: list[Manifest], at: dict[str, Address], name: str = NAME
+) -> Gateway:
+    """Translate Istio's objects.
+
+    Args:
+        manifests: the objects.
+        at: the address of each Service; Istio knows no other host.
+        name: name of the VirtualService and the router's DestinationRule.
+    """
+    routes, clusters = [], [mesh_router_cluster(manifests, at, name)]
+    for rule in of_kind(manifests, "VirtualService", name)["spec"]["http"]:
+        route = {"name": rule["name"], "match": istio_match(rule)}
+        routes.append(route)
+        if "directResponse" in rule:
+            answer = rule["directResponse"]
+            body = {"inline_string": answer["body"]["string"]}
+            route["direct_response"] = {"status": answer["status"], "body": body}
+            route["response_headers_to_add"] = [
+                {
+                    "header": {"key": key, "value": value},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+                for key, value in rule["headers"]["response"]["set"].items()
+            ]
+            continue
+        (target,) = rule["route"]
         destination = target["destination"]
-        name = f"outbound|{destination['port']['number']}||{destination['host']}"
-        routes.append(
-            {
-                "name": rule["name"],
-                "match": {
-                    "prefix": match["uri"]["prefix"],
-                    "headers": [
-                        {"name": header, "string_match": value}
-                        for header, value in match.get("headers", {}).items()
-                    ],
-                },
-                "route": {
-                    "cluster": name,
-                    # Istio's default timeout.
-                    "timeout": rule.get("timeout", "0s"),
-                    "retry_policy": {
-                        "num_retries": rule["retries"]["attempts"],
-                        "retry_on": rule["retries"]["retryOn"],
-                    },
-                },
-            }
+        service = destination["host"].partition(".")[0]
+        cluster_name = (
+            f"outbound|{destination['port']['number']}||{destination['host']}"
         )
-        clusters.append(cluster(name, at[destination["host"].partition(".")[0]]))
+        # Istio's default timeout is none.
+        route["route"] = {"cluster": cluster_name, "timeout": rule.get("timeout", "0s")}
+        if "retries" in rule:
+            route["route"]["retry_policy"] = {
+                "num_retries": rule["retries"]["attempts"],
+                "retry_on": rule["retries"]["retryOn"],
+            }
+        known = {each["name"] for each in clusters}
+        if service in at and cluster_name not in known:
+            clusters.append(cluster(cluster_name, at[service]))
     plain = Gateway(listener("istio", routes, []), clusters)
+    # As in all configurations that Envoy gets from a control plane.
+    manager_of(plain.listener)["route_config"]["validate_clusters"] = False
     return patched(plain, of_kind(manifests, "EnvoyFilter"))
+
+
+def istio_match(rule: Config) -> Config:
+    (match,) = rule["match"]
+    headers = dict(match.get("headers", {}))
+    if "method" in match:
+        headers[":method"] = match["method"]
+    ((kind, value),) = match["uri"].items()
+    path = {"safe_regex": {"regex": value}} if kind == "regex" else {PATHS[kind]: value}
+    return path | {
+        "headers": [
+            {"name": name, "string_match": string_match(value)}
+            for name, value in headers.items()
+        ]
+    }
+
+
+PATHS = {"prefix": "prefix", "exact": "path"}
+
+
+def string_match(value: Config) -> Config:
+    """Translate Istio's StringMatch."""
+    if "regex" in value:
+        return {"safe_regex": {"regex": value["regex"]}}
+    return value
 
 
 def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:

@@ -34,7 +34,9 @@ READ = {
     "Backend",
     "ClientTrafficPolicy",
     "EnvoyExtensionPolicy",
+    "EnvoyPatchPolicy",
     "HTTPRoute",
+    "HTTPRouteFilter",
 }
 """What the file provider reads of what an overlay has."""
 
@@ -106,8 +108,10 @@ def without_a_cluster(
     objects = [*_gateway(), *yaml.safe_load(yaml.safe_dump(kept))]
     for item in objects:
         for endpoint in item["spec"].get("endpoints", ()) if item.get("spec") else ():
-            name = endpoint.pop("fqdn")["hostname"].partition(".")[0]
-            endpoint["ip"] = {"address": "127.0.0.1", "port": services[name]}
+            name = endpoint["fqdn"]["hostname"].partition(".")[0]
+            if name in services:
+                del endpoint["fqdn"]
+                endpoint["ip"] = {"address": "127.0.0.1", "port": services[name]}
     for name, port in services.items():
         address = {"ip": {"address": "127.0.0.1", "port": port}}
         objects.append(_object(API, "Backend", f"service-{name}", endpoints=[address]))
@@ -221,7 +225,7 @@ class EnvoyGateway:
                     "infrastructure": {"type": "Host", "host": homes},
                 },
             },
-            "extensionApis": {"enableBackend": True},
+            "extensionApis": {"enableBackend": True, "enableEnvoyPatchPolicy": True},
         }
 
     def stat(self, name: str) -> int:

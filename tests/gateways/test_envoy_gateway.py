@@ -2,108 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from extproc.demo.stack.stack import Router, router, stand_in
-
-from ..deploy.conftest import kustomize, tools  # noqa: F401 - fixtures
-from ..e2e.outside import Admin, Client, Response
+from ..e2e.outside import Admin, Response
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import wait_until
-from .envoy_gateway import (
-    PORT,
-    EnvoyGateway,
-    Manifest,
-    UnavailableError,
-    install,
-    own_network,
-    without_a_cluster,
-)
+from .conftest import System
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
 KIB = 1 << 10
 BELIEVED = 30_000
 """The short pool's window as the router has it: more than it is, so that some overflow."""
-START_S = 240.0
-"""Seconds alone; minutes on a machine that is far too busy."""
-
-
-class System(NamedTuple):
-    """A gateway, the router behind it, and who asks."""
-
-    gateway: EnvoyGateway
-    router: Router
-    client: Client
+CONFIG = {
+    "server": {"body_timeout_s": 1},
+    "pools": [
+        {"name": "short", "max_model_len": BELIEVED},
+        {"name": "long", "max_model_len": 65536},
+    ],
+}
 
 
 @pytest.fixture(scope="module")
-def binary() -> Path:
-    try:
-        return install()
-    except UnavailableError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def start(
-    binary: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[list[Manifest]], contextlib.AbstractContextManager[System]]:
-    @contextlib.contextmanager
-    def start(manifests: list[Manifest]) -> Iterator[System]:
-        folder = tmp_path_factory.mktemp("gateway")
-        with contextlib.ExitStack() as running:
-            try:
-                running.enter_context(own_network())
-            except UnavailableError as missing:
-                pytest.skip(str(missing))
-            pools = [
-                stand_in("short", 8192, 64, folder, speed=50),
-                stand_in("long", 65536, 16, folder, speed=50),
-            ]
-            config = {
-                "server": {"body_timeout_s": 1},
-                "pools": [
-                    {"name": "short", "max_model_len": BELIEVED},
-                    {"name": "long", "max_model_len": 65536},
-                ],
-            }
-            asked = router(config, folder)
-            services = {f"vllm-{pool.pool}": pool.port for pool in pools}
-            services["token-budget-router"] = asked.port
-            for child in (*(pool.child for pool in pools), asked.child):
-                running.enter_context(child)
-            for pool in pools:
-                pool.wait_ready()
-            asked.wait_ready()
-            objects = without_a_cluster(manifests, services)
-            gateway = EnvoyGateway(binary, folder / "gateway", objects)
-            running.enter_context(gateway.child)
-            gateway.child.wait_ready(_listens, START_S)
-            client = Client(SimpleNamespace(port=PORT))  # type: ignore[arg-type]
-            wait_until(lambda: client.chat("Hello").status == 200)
-            yield System(gateway, asked, client)
-
-    return start
-
-
-def _listens() -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORT)):
-        return True
-    return False
-
-
-@pytest.fixture(scope="module")
-def system(start: Any, kustomize: Any) -> Iterator[System]:  # noqa: F811
-    with start(kustomize("envoy-gateway+overflow")) as running:
+def system(start: Any, kustomize: Any) -> Iterator[System]:
+    with start(kustomize("envoy-gateway+overflow"), CONFIG) as running:
         yield running
 
 
@@ -208,7 +134,7 @@ def _asked(system: System, headers: dict[str, str]) -> bool:
 
 def test_with_envoy_gateway_s_own_limits_at_most_three_are_lost(
     start: Any,
-    kustomize: Any,  # noqa: F811
+    kustomize: Any,
 ) -> None:
     """As behind a Gateway whose own policy keeps ours out."""
     manifests = [
@@ -216,7 +142,7 @@ def test_with_envoy_gateway_s_own_limits_at_most_three_are_lost(
         for item in kustomize("envoy-gateway")
         if item["kind"] != "ClientTrafficPolicy"
     ]
-    with start(manifests) as system:
+    with start(manifests, CONFIG) as system:
         statuses = []
         for kib in (80, 120, 200, 400, 900):
             for send in (send_chunked, send_http2):

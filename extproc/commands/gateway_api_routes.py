@@ -1,0 +1,340 @@
+"""The objects that Envoy Gateway needs for a fleet of models.
+
+Rules of HTTPRoutes by ``x-llm-pool`` and ``x-llm-model``, the policies that ask the
+router, and an EnvoyPatchPolicy with the filter that names the model if the router did
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from extproc.commands.envoy_routes import (
+    ADAPTERS,
+    FORBIDDEN,
+    LUA,
+    MODEL_HEADER,
+    POOL_HEADER,
+    REFUSALS,
+    Json,
+    Model,
+    model_filter,
+    models_list,
+    set_headers,
+)
+from extproc.commands.placement import Placement, dns_label, service_of
+
+HEAD = """\
+# Envoy Gateway 1.9, with extensionApis.enableBackend and, for several models,
+# extensionApis.enableEnvoyPatchPolicy in its own configuration. The pools' Services are
+# headless (clusterIP: None). A Gateway has one ClientTrafficPolicy: merge this one into
+# yours.
+"""
+
+_GATEWAY_API = "gateway.networking.k8s.io"
+_ENVOY_GATEWAY = "gateway.envoyproxy.io"
+_RULES = 16
+"""``maxItems`` of an HTTPRoute's rules."""
+_MAX_BYTES = 32 << 20
+"""Bytes of one request that Envoy buffers."""
+_HEALTH_CHECK: Json = {"interval": "5s", "timeout": "2s", "unhealthyThreshold": 3}
+_TRIGGERS = ["connect-failure", "refused-stream"]
+
+
+def gateway_api(
+    models: Sequence[Model], default: str | None, at: Placement
+) -> Iterator[Json]:
+    """Yield the objects.
+
+    Args:
+        models: the fleet; a single model without a name for ``pools``.
+        default: the model that serves requests for unknown models; None rejects them.
+        at: names, namespaces and hosts.
+    """
+    named = any(model.name for model in models)
+    rules = list(_rules(models, default, at))
+    chunks = [rules[i : i + _RULES] for i in range(0, len(rules), _RULES)]
+    names = [at.name if not i else f"{at.name}-{i + 1}" for i in range(len(chunks))]
+    for name, chunk in zip(names, chunks, strict=True):
+        yield _route(name, chunk, at)
+    yield _extension(names, at)
+    yield _client_traffic(models, at)
+    yield _traffic(at.name, [_target("HTTPRoute", name) for name in names], at)
+    for name, chunk in zip(names, chunks, strict=True):
+        short = [_target("HTTPRoute", name, r["name"]) for r in chunk if _two(r)]
+        if short:
+            yield _traffic(f"{name}-overflow", short, at, overflow=True)
+    yield from _backends(models, at)
+    yield from _administration(models, at)
+    if not named:
+        return
+    if default is None:
+        yield from _refusals(at)
+    last = f"httproute/{at.namespace}/{names[-1]}/rule/{len(chunks[-1]) - 1}/*"
+    yield _patch(model_filter(models, _MAX_BYTES, last), at)
+
+
+def _rules(
+    models: Sequence[Model], default: str | None, at: Placement
+) -> Iterator[Json]:
+    """Yield the rules, in the order of their precedence: by the number of headers."""
+    for model in models:
+        largest = model.pools[-1]
+        headers = {MODEL_HEADER: model.name} if model.name else {}
+        for pool in model.pools[:-1]:
+            two = [_backend(pool, at), _backend(largest, at, fallback=True)]
+            yield _rule(pool, two, {POOL_HEADER: pool} | headers, at)
+    for model in models:
+        if model.name:
+            largest = model.pools[-1]
+            yield _rule(
+                largest, [_service(largest, at)], {MODEL_HEADER: model.name}, at
+            )
+    if default is not None:
+        (largest,) = (model.pools[-1] for model in models if model.name == default)
+        yield _rule("default", [_service(largest, at)], {}, at)
+        return
+    for refusal in REFUSALS:
+        headers = {} if refusal.model is None else {MODEL_HEADER: refusal.model}
+        rule = _rule(refusal.name, [], headers, at)
+        if refusal.model is None:
+            any_name = {
+                "type": "RegularExpression",
+                "name": MODEL_HEADER,
+                "value": ".+",
+            }
+            rule["matches"][0]["headers"] = [any_name]
+        yield rule | {"filters": [_answer(refusal.name, at)]}
+    # Matches every request until its model is known. It must not be a direct response:
+    # Envoy buffers no body for those.
+    nowhere = _reference(_ENVOY_GATEWAY, "Backend", f"{at.name}-no-model")
+    yield _rule("no_model", [nowhere], {}, at)
+
+
+def _rule(
+    name: str, backends: Sequence[Json], headers: dict[str, str], at: Placement
+) -> Json:
+    match: Json = {"path": {"type": "PathPrefix", "value": at.path_prefix}}
+    if headers:
+        match["headers"] = [
+            {"type": "Exact", "name": key, "value": value}
+            for key, value in headers.items()
+        ]
+    rule: Json = {"name": dns_label(name), "matches": [match]}
+    if backends:
+        rule["backendRefs"] = list(backends)
+        # No limit on a whole response: it may be a stream.
+        rule["timeouts"] = {"request": "0s"}
+    return rule
+
+
+def _two(rule: Json) -> bool:
+    return len(rule.get("backendRefs", ())) == 2
+
+
+def _route(name: str, rules: Sequence[Json], at: Placement) -> Json:
+    gateway = _reference(_GATEWAY_API, "Gateway", at.gateway)
+    if at.gateway_namespace != at.namespace:
+        gateway["namespace"] = at.gateway_namespace
+    spec: Json = {"parentRefs": [gateway]}
+    if at.hosts:
+        spec["hostnames"] = list(at.hosts)
+    return _object(
+        f"{_GATEWAY_API}/v1", "HTTPRoute", name, at, spec | {"rules": list(rules)}
+    )
+
+
+def _extension(routes: Sequence[str], at: Placement) -> Json:
+    check: Json = {
+        "type": "GRPC",
+        "interval": "1s",
+        "timeout": "1s",
+        "unhealthyThreshold": 2,
+        "healthyThreshold": 1,
+        "grpc": {"service": "envoy.service.ext_proc.v3.ExternalProcessor"},
+    }
+    router = {
+        "backendRefs": [_reference("", "Service", at.router, port=at.router_port)],
+        "backendSettings": {
+            "circuitBreaker": _breaker(1024, 8192),
+            "healthCheck": {"active": check, "panicThreshold": 0},
+        },
+        "failOpen": True,
+        "messageTimeout": "1s",
+        "processingMode": {"allowModeOverride": True, "request": {}},
+        "metadata": {"writableNamespaces": ["extproc.token_budget"]},
+    }
+    spec: Json = {
+        "targetRefs": [_target("HTTPRoute", name) for name in routes],
+        "mergeType": "StrategicMerge",
+        "extProc": [router],
+    }
+    return _policy("EnvoyExtensionPolicy", at.name, at, spec)
+
+
+def _client_traffic(models: Sequence[Model], at: Placement) -> Json:
+    spec: Json = {
+        "targetRefs": [_target("Gateway", at.gateway)],
+        "connection": {"bufferLimit": _MAX_BYTES},
+        "http2": {
+            "initialStreamWindowSize": _MAX_BYTES,
+            "initialConnectionWindowSize": 4 * _MAX_BYTES,
+        },
+        "headers": {"earlyRequestHeaders": {"remove": set_headers(models)}},
+    }
+    return _policy("ClientTrafficPolicy", at.name, at, spec, at.gateway_namespace)
+
+
+def _traffic(
+    name: str, targets: Sequence[Json], at: Placement, *, overflow: bool = False
+) -> Json:
+    """Return a policy for the traffic to the pools.
+
+    Args:
+        overflow: whether a 400 of the first pool goes to the second.
+    """
+    retry: Json = {"numRetries": 1, "retryOn": {"triggers": _TRIGGERS}}
+    if overflow:
+        statuses = [*_TRIGGERS, "retriable-status-codes"]
+        retry["numAttemptsPerPriority"] = 1
+        retry["retryOn"] = {"triggers": statuses, "httpStatusCodes": [400]}
+    http: Json = {"path": "/health", "expectedStatuses": [200]}
+    check = {"type": "HTTP", **_HEALTH_CHECK, "healthyThreshold": 1, "http": http}
+    spec: Json = {
+        "targetRefs": list(targets),
+        "loadBalancer": {"type": "LeastRequest"},
+        "circuitBreaker": _breaker(4096, 4096),
+        "retry": retry,
+        "healthCheck": {"active": check},
+    }
+    return _policy("BackendTrafficPolicy", name, at, spec)
+
+
+def _breaker(connections: int, requests: int) -> Json:
+    return {
+        "maxConnections": connections,
+        "maxParallelRequests": requests,
+        "maxParallelRetries": 1024,
+        "maxPendingRequests": requests,
+    }
+
+
+def _backends(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+    """Yield the pools that a rule has two of, and the one without a server."""
+    for model in models:
+        for pool in model.pools if len(model.pools) > 1 else ():
+            last = pool == model.pools[-1]
+            name = _backend(pool, at, fallback=last)["name"]
+            host = at.host(service_of(pool))
+            endpoints = [{"fqdn": {"hostname": host, "port": at.pool_port}}]
+            # A lower priority, for retries and if no server of the first is healthy.
+            fallback = {"fallback": True} if last else {}
+            yield _policy(
+                "Backend",
+                name,
+                at,
+                {"type": "Endpoints", **fallback, "endpoints": endpoints},
+            )
+
+
+def _refusals(at: Placement) -> Iterator[Json]:
+    for refusal in REFUSALS:
+        yield _direct(refusal.name, refusal.status, refusal.body, at)
+    host = {"hostname": f"{at.name}-no-model.invalid", "port": at.pool_port}
+    endpoints = [{"fqdn": host}]
+    spec: Json = {"type": "Endpoints", "endpoints": endpoints}
+    yield _policy("Backend", f"{at.name}-no-model", at, spec)
+
+
+def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+    """Yield a route without the router: what Envoy itself answers."""
+    forbidden: Json = {
+        "name": "adapters",
+        "matches": [{"path": {"type": "RegularExpression", "value": ADAPTERS}}],
+        "filters": [_answer("forbidden", at)],
+    }
+    rules = [forbidden]
+    yield _direct("forbidden", 403, FORBIDDEN, at)
+    if any(model.name for model in models):
+        path = {"type": "Exact", "value": f"{at.path_prefix}/models"}
+        match = {"path": path, "method": "GET"}
+        answer = [_answer("models", at)]
+        rules.append({"name": "models", "matches": [match], "filters": answer})
+        yield _direct("models", 200, models_list(models), at)
+    yield _route(f"{at.name}-answers", rules, at)
+
+
+def _direct(name: str, status: int, body: str, at: Placement) -> Json:
+    # Envoy Gateway reads the body as a format, in which % begins a command.
+    text = {"type": "Inline", "inline": body.replace("%", "%%")}
+    answer = {"statusCode": status, "contentType": "application/json", "body": text}
+    name = _answer_name(name, at)
+    return _policy("HTTPRouteFilter", name, at, {"directResponse": answer})
+
+
+def _answer(name: str, at: Placement) -> Json:
+    reference = {"group": _ENVOY_GATEWAY, "kind": "HTTPRouteFilter"}
+    reference["name"] = _answer_name(name, at)
+    return {"type": "ExtensionRef", "extensionRef": reference}
+
+
+def _answer_name(name: str, at: Placement) -> str:
+    return f"{at.name}-{name.replace('_', '-')}"
+
+
+def _patch(source: str, at: Placement) -> Json:
+    """Return the policy that puts the model's filter in front of the router filter."""
+    value: Json = {
+        "name": f"{at.namespace}/{at.name}/model",
+        "typed_config": {
+            "@type": LUA,
+            "default_source_code": {"inline_string": source},
+        },
+    }
+    patch: Json = {
+        "type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+        "name": f"{at.gateway_namespace}/{at.gateway}/{at.listener}",
+        "operation": {
+            "op": "add",
+            "jsonPath": "..http_filters[?(@.name=='envoy.filters.http.router')]",
+            "value": value,
+        },
+    }
+    spec: Json = {
+        "targetRef": _target("Gateway", at.gateway),
+        "type": "JSONPatch",
+        "jsonPatches": [patch],
+    }
+    return _policy("EnvoyPatchPolicy", at.name, at, spec, at.gateway_namespace)
+
+
+def _backend(pool: str, at: Placement, *, fallback: bool = False) -> Json:
+    name = dns_label(f"{at.name}-{pool}{'-fallback' if fallback else ''}")
+    return _reference(_ENVOY_GATEWAY, "Backend", name)
+
+
+def _service(pool: str, at: Placement) -> Json:
+    return _reference("", "Service", service_of(pool), port=at.pool_port)
+
+
+def _reference(group: str, kind: str, name: str, port: int | None = None) -> Json:
+    reference: Json = {"group": group, "kind": kind, "name": name}
+    return reference | ({} if port is None else {"port": port})
+
+
+def _target(kind: str, name: str, section: str | None = None) -> Json:
+    target = _reference(_GATEWAY_API, kind, name)
+    return target | ({} if section is None else {"sectionName": section})
+
+
+def _policy(
+    kind: str, name: str, at: Placement, spec: Json, namespace: str = ""
+) -> Json:
+    return _object(f"{_ENVOY_GATEWAY}/v1alpha1", kind, name, at, spec, namespace)
+
+
+def _object(
+    api: str, kind: str, name: str, at: Placement, spec: Json, namespace: str = ""
+) -> Json:
+    metadata = {"name": name, "namespace": namespace or at.namespace}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}

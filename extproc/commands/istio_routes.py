@@ -1,0 +1,326 @@
+"""The objects that Istio's ingress gateway needs for a fleet of models.
+
+A VirtualService with routes by ``x-llm-pool`` and ``x-llm-model``, and an EnvoyFilter
+with the router's filter, the filter that names the model if the router did not, and the
+retries of overflows. Filters and clusters are those of the shipped ``envoy.yaml``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+from extproc.commands.envoy_routes import (
+    ADAPTERS,
+    FORBIDDEN,
+    LUA,
+    MODEL_HEADER,
+    POOL_HEADER,
+    REFUSALS,
+    Json,
+    Model,
+    last_route,
+    model_filter,
+    models_list,
+    set_headers,
+)
+from extproc.commands.placement import Placement, dns_label, service_of
+from extproc.demo.stack.envoy_config import ext_proc_filter, find_config, load_config
+
+HEAD = """\
+# Istio 1.31 with an ingress gateway. Set: the labels of the gateway's pods in the
+# EnvoyFilter (istio: ingressgateway).
+"""
+
+_TYPES = "type.googleapis.com/envoy"
+_MANAGER = "envoy.filters.network.http_connection_manager"
+_MAX_BYTES = 32 << 20
+"""Bytes of one request that Envoy buffers."""
+_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
+
+
+def istio(
+    models: Sequence[Model], default: str | None, at: Placement
+) -> Iterator[Json]:
+    """Yield the objects.
+
+    Args:
+        models: the fleet; a single model without a name for ``pools``.
+        default: the model that serves requests for unknown models; None rejects them.
+        at: names, namespaces and hosts.
+    """
+    rules = list(_rules(models, default, at))
+    yield _virtual_service(
+        at.name, at.hosts or ["*"], [*_answers(models, at), *rules], at
+    )
+    # A gateway may have only the clusters that its routes name
+    # (PILOT_FILTER_GATEWAY_CLUSTER_CONFIG): this route keeps the router's.
+    kept = {"route": [_destination(at.router, at.router_port, at)]}
+    yield _virtual_service(f"{at.name}-router", [f"{at.name}.invalid"], [kept], at)
+    yield _envoy_filter(models, default, at, [rule["name"] for rule in rules])
+    yield _router_rule(at)
+    for model in models:
+        for pool in model.pools:
+            name = dns_label(f"{at.name}-{pool}")
+            limits = {"http1MaxPendingRequests": 4096, "idleTimeout": "4s"}
+            yield _destination_rule(name, service_of(pool), {"http": limits}, at)
+
+
+def _rules(
+    models: Sequence[Model], default: str | None, at: Placement
+) -> Iterator[Json]:
+    for model in models:
+        headers = {MODEL_HEADER: model.name} if model.name else {}
+        for pool in model.pools[:-1]:
+            yield _rule(pool, pool, {POOL_HEADER: pool} | headers, at)
+        if model.name:
+            yield _rule(model.pools[-1], model.pools[-1], headers, at)
+    if default is not None:
+        (largest,) = (model.pools[-1] for model in models if model.name == default)
+        yield _rule(last_route(default), largest, {}, at)
+        return
+    for refusal in REFUSALS:
+        value = {"exact": refusal.model} if refusal.model else {"regex": ".+"}
+        match = {"uri": _prefix(at), "headers": {MODEL_HEADER: value}}
+        yield _direct(refusal.name, match, refusal.status, refusal.body, at)
+    # Matches every request until its model is known. Istio makes no cluster for a host
+    # that it does not know, so requests that stay here are a 503.
+    unknown = {"host": f"{at.name}-no-model.invalid", "port": {"number": at.pool_port}}
+    yield {
+        "name": _route_name(last_route(default), at),
+        "match": [{"uri": _prefix(at)}],
+        "route": [{"destination": unknown}],
+    }
+
+
+def _answers(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+    """Yield the routes that neither the router nor a pool is asked about."""
+    match: Json = {"uri": {"regex": ADAPTERS}}
+    yield _direct("adapters", match, 403, FORBIDDEN, at)
+    if any(model.name for model in models):
+        path = {"exact": f"{at.path_prefix}/models"}
+        match = {"uri": path, "method": {"exact": "GET"}}
+        yield _direct("models", match, 200, models_list(models), at)
+
+
+def _rule(name: str, pool: str, headers: Mapping[str, str], at: Placement) -> Json:
+    match: Json = {"uri": _prefix(at)}
+    if headers:
+        match["headers"] = {key: {"exact": value} for key, value in headers.items()}
+    return {
+        "name": _route_name(name, at),
+        "match": [match],
+        "route": [_destination(service_of(pool), at.pool_port, at)],
+        "retries": {"attempts": 1, "retryOn": _RETRY_ON},
+    }
+
+
+def _direct(name: str, match: Json, status: int, body: str, at: Placement) -> Json:
+    return {
+        "name": _route_name(name, at),
+        "match": [match],
+        "directResponse": {"status": status, "body": {"string": body}},
+        "headers": {"response": {"set": {"content-type": "application/json"}}},
+    }
+
+
+def _prefix(at: Placement) -> Json:
+    return {"prefix": f"{at.path_prefix}/"}
+
+
+def _route_name(name: str, at: Placement) -> str:
+    """Return a name that no other team has: patches match by it, on every host."""
+    return f"{at.namespace}.{at.name}.{name}"
+
+
+def _destination(service: str, port: int, at: Placement) -> Json:
+    return {"destination": {"host": at.host(service), "port": {"number": port}}}
+
+
+def _cluster(service: str, port: int, at: Placement) -> str:
+    """Return the name that Istio gives the cluster of a Service."""
+    return f"outbound|{port}||{at.host(service)}"
+
+
+def _envoy_filter(
+    models: Sequence[Model], default: str | None, at: Placement, routes: Sequence[str]
+) -> Json:
+    shipped = load_config(find_config())
+    clusters = {each["name"]: each for each in shipped["static_resources"]["clusters"]}
+    patches = [
+        _insert(_router_filter(shipped, at)),
+        _merge("NETWORK_FILTER", _listener(), _stripping(models)),
+        _merge("LISTENER", {}, {"per_connection_buffer_limit_bytes": _MAX_BYTES}),
+        *(_merge("HTTP_ROUTE", _route(name), _enabled(at)) for name in routes),
+        _merge(
+            "CLUSTER",
+            {"cluster": {"service": at.host(at.router), "portNumber": at.router_port}},
+            {
+                # Else an endpoint that Kubernetes removed stays as long as it answers.
+                "ignore_health_on_host_removal": True,
+                "health_checks": clusters["extproc"]["health_checks"],
+            },
+        ),
+    ]
+    if any(model.name for model in models):
+        last = _route_name(last_route(default), at)
+        source = model_filter(models, _MAX_BYTES, last)
+        code = {"@type": LUA, "default_source_code": {"inline_string": source}}
+        name = f"{at.namespace}/{at.name}/model"
+        patches.append(_insert({"name": name, "typed_config": code}))
+    for model in models:
+        for pool in model.pools[:-1]:
+            patches += _overflow(pool, model.pools[-1], clusters["vllm_short"], at)
+    return _object(
+        "networking.istio.io/v1alpha3",
+        "EnvoyFilter",
+        dns_label(f"{at.name}-{at.namespace}"),
+        {
+            "workloadSelector": {"labels": {"istio": "ingressgateway"}},
+            "configPatches": patches,
+        },
+        at.gateway_namespace,
+    )
+
+
+def _overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[Json]:
+    """Yield the patches that send an overflow of a pool to its model's largest pool."""
+    name = f"{at.namespace}/{at.name}/{pool}"
+    aggregate = copy.deepcopy(small)
+    for key in ("type", "dns_lookup_family", "load_assignment", "health_checks"):
+        del aggregate[key]
+    del aggregate["outlier_detection"]
+    members = [_cluster(service_of(each), at.pool_port, at) for each in (pool, largest)]
+    kind = f"{_TYPES}.extensions.clusters.aggregate.v3.ClusterConfig"
+    aggregate |= {
+        "name": name,
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": {
+            "name": "envoy.clusters.aggregate",
+            "typed_config": {"@type": kind, "clusters": members},
+        },
+    }
+    match = {"context": "GATEWAY"}
+    patch = {"operation": "ADD", "value": aggregate}
+    yield {"applyTo": "CLUSTER", "match": match, "patch": patch}
+    package = f"{_TYPES}.extensions.retry.priority.previous_priorities.v3"
+    kind = f"{package}.PreviousPrioritiesConfig"
+    mark = {"name": "x-llm-overflow", "string_match": {"exact": "1"}}
+    retry = {
+        "retry_on": f"retriable-headers,{_RETRY_ON}",
+        "retriable_headers": [mark],
+        "num_retries": 1,
+        "retry_priority": {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": {"@type": kind, "update_frequency": 1},
+        },
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
+    }
+    yield _merge(
+        "HTTP_ROUTE",
+        _route(_route_name(pool, at)),
+        {
+            "route": {"cluster": name, "retry_policy": retry},
+            "response_headers_to_remove": ["x-llm-overflow"],
+        },
+    )
+
+
+def _router_filter(shipped: Json, at: Placement) -> Json:
+    """Return the shipped ext_proc filter, off for other hosts on the gateway."""
+    asked = copy.deepcopy(ext_proc_filter(shipped))
+    cluster = _cluster(at.router, at.router_port, at)
+    asked["grpc_service"]["envoy_grpc"]["cluster_name"] = cluster
+    return {"name": _router_filter_name(at), "disabled": True, "typed_config": asked}
+
+
+def _router_filter_name(at: Placement) -> str:
+    return f"{at.namespace}/{at.name}/router"
+
+
+def _enabled(at: Placement) -> Json:
+    kind = f"{_TYPES}.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"
+    on = {
+        "@type": f"{_TYPES}.config.route.v3.FilterConfig",
+        "config": {"@type": kind, "overrides": {}},
+    }
+    return {"typed_per_filter_config": {_router_filter_name(at): on}}
+
+
+def _stripping(models: Sequence[Model]) -> Json:
+    """Return the mutation that removes clients' own headers before the first match."""
+    package = f"{_TYPES}.extensions.http.early_header_mutation.header_mutation.v3"
+    mutation = {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": f"{package}.HeaderMutation",
+            "mutations": [{"remove": header} for header in set_headers(models)],
+        },
+    }
+    manager = "extensions.filters.network.http_connection_manager.v3"
+    return {
+        "typed_config": {
+            "@type": f"{_TYPES}.{manager}.HttpConnectionManager",
+            "early_header_mutation_extensions": [mutation],
+        }
+    }
+
+
+def _listener(filter_: str = "") -> Json:
+    chain: Json = {"name": _MANAGER}
+    if filter_:
+        chain["subFilter"] = {"name": filter_}
+    return {"listener": {"filterChain": {"filter": chain}}}
+
+
+def _route(name: str) -> Json:
+    return {"routeConfiguration": {"vhost": {"route": {"name": name}}}}
+
+
+def _insert(value: Json) -> Json:
+    match = {"context": "GATEWAY"} | _listener("envoy.filters.http.router")
+    patch = {"operation": "INSERT_BEFORE", "value": value}
+    return {"applyTo": "HTTP_FILTER", "match": match, "patch": patch}
+
+
+def _merge(target: str, match: Json, value: Json) -> Json:
+    patch = {"operation": "MERGE", "value": value}
+    return {"applyTo": target, "match": {"context": "GATEWAY"} | match, "patch": patch}
+
+
+def _virtual_service(
+    name: str, hosts: Sequence[str], rules: Sequence[Json], at: Placement
+) -> Json:
+    gateway = f"{at.gateway_namespace}/{at.gateway}"
+    spec: Json = {"hosts": list(hosts), "gateways": [gateway], "http": list(rules)}
+    return _networking("VirtualService", name, spec, at)
+
+
+def _router_rule(at: Placement) -> Json:
+    limits: Json = {
+        "tcp": {"connectTimeout": "250ms"},
+        "http": {"http1MaxPendingRequests": 8192, "http2MaxRequests": 8192},
+    }
+    rule = _destination_rule(at.name, at.router, limits, at)
+    rule["spec"]["trafficPolicy"]["outlierDetection"] = {
+        "consecutive5xxErrors": 5,
+        "interval": "2s",
+        "baseEjectionTime": "10s",
+        "maxEjectionPercent": 100,
+    }
+    return rule
+
+
+def _destination_rule(name: str, service: str, limits: Json, at: Placement) -> Json:
+    policy = {"loadBalancer": {"simple": "LEAST_REQUEST"}, "connectionPool": limits}
+    spec: Json = {"host": at.host(service), "trafficPolicy": policy}
+    return _networking("DestinationRule", name, spec, at)
+
+
+def _networking(kind: str, name: str, spec: Json, at: Placement) -> Json:
+    return _object("networking.istio.io/v1", kind, name, spec, at.namespace)
+
+
+def _object(api: str, kind: str, name: str, spec: Json, namespace: str) -> Json:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
