@@ -10,6 +10,7 @@ from extproc.commands.text import wrap
 from extproc.fleet.emit import Serving, pools_yaml
 from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
 from extproc.fleet.prefix_study import PrefixStudy
+from extproc.fleet.report_tables import seconds
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 
 _POOL_COLUMNS = (
@@ -273,12 +274,3 @@ def with_interval(
 def dollars(amount: float) -> str:
     """Format an amount with its sign before the dollar sign."""
     return f"{'-' if amount < 0 else ''}${abs(amount):,}"
-
-
-def seconds(value: float | None) -> str:
-    """Format a duration: in seconds from 1 s, in milliseconds below."""
-    if value is None:
-        return "-"
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e3 * value:.1f} ms"

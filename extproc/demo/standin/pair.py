@@ -12,12 +12,12 @@ the same. For Envoy and the router, the pair is one backend of a pool.
 
 import argparse
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import ClientSession, ClientTimeout, web
 
 from extproc.demo.standin.request import ServedApi
+from extproc.demo.standin.serving import serve
 
 _MAX_BODY_BYTES = 256 * 1024 * 1024
 #: Output limits, in any API.
@@ -112,25 +112,6 @@ def for_prefill(body: dict[str, object], path: str) -> dict[str, object]:
     return {**kept, **one, "stream": False, "kv_transfer_params": _KEEP_FOR_ANOTHER}
 
 
-async def serve(pair: Pair, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    # Cancel the handler, and its own requests, when its client disconnects.
-    runner = web.AppRunner(
-        pair.application(), handler_cancellation=True, access_log=None
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
-        print(f"listening on {runner.addresses[0]}", flush=True)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one pair's proxy."""
     parser = argparse.ArgumentParser(
@@ -147,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     pair = Pair(args.prefill, args.decode, as_json=args.as_json)
-    asyncio.run(serve(pair, args.host, args.port))
+    asyncio.run(serve(pair.application(), args.host, args.port))
     return 0
 
 

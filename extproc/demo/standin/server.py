@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import random
-import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from extproc.demo.standin.engine import Engine, Generation, StepTime
 from extproc.demo.standin.metrics import Progress, Telemetry
 from extproc.demo.standin.request import Job, RequestRefusedError, ServedApi, read_job
 from extproc.demo.standin.response import Answer, Responder
+from extproc.demo.standin.serving import serve
 from extproc.demo.standin.tokenizer import Tokenizer
 from extproc.fleet.scheduler import SchedulerLimits
 
@@ -233,25 +233,6 @@ def settings(args: argparse.Namespace) -> Settings:
     )
 
 
-async def serve(stand_in: StandIn, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    # Cancel the handler when its client disconnects, which aborts its sequences.
-    runner = web.AppRunner(
-        stand_in.application(), handler_cancellation=True, access_log=None
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
-        print(f"listening on {runner.addresses[0]}", flush=True)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stand-in."""
     parser = argparse.ArgumentParser(
@@ -270,4 +251,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _main(chosen: Settings, host: str, port: int) -> None:
-    await serve(StandIn(chosen, Tokenizer()), host, port)
+    await serve(StandIn(chosen, Tokenizer()).application(), host, port)
