@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,6 +18,10 @@ from ..patience import wait_until
 from .compose_project import ComposeProject, ask_for_an_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+# Enough clients for the rate while every request waits a second for a dead router.
+CLIENTS = 24
+PER_SECOND = 20.0
 
 THROUGHPUT = "envoy/compose/throughput/docker-compose.yaml"
 GPU = "envoy/compose/gpu.yaml"
@@ -60,21 +65,25 @@ def clients() -> Iterator[Clients]:
     @contextmanager
     def during(project: ComposeProject, fault: str) -> Iterator[Load]:
         expected = {kind: exchange(project.port, kind).answer for kind in KINDS}
-        with Load(project.port, expected) as load:
+        began_s = time.monotonic()
+        with Load(project.port, expected, CLIENTS, PER_SECOND) as load:
             load.run(1)
             yield load
             wait_until(lambda: is_routed(project))
             load.run(1)
+        seconds = time.monotonic() - began_s
         undecided = sum(not each.routed for each in load.done)
         sent = len(load.done) + len(load.failed)
-        rows.append(f"| {fault} | {sent:,} | {len(load.failed)} | {undecided:,} |")
+        rows.append(
+            f"| {fault} | {seconds:.0f} | {sent:,} | {len(load.failed)} | {undecided:,} |"
+        )
         assert load.failed == []
 
     yield during
     print(
         "",
-        "| | requests | failed | without a decision |",
-        "|---|---|---|---|",
+        "| | seconds | requests | failed | without a decision |",
+        "|---|---|---|---|---|",
         sep="\n",
     )
     print(*rows, sep="\n")
@@ -99,7 +108,7 @@ def test_the_image_counts_in_c_and_holds_no_compiler(up: ComposeProject):
 
 def test_plain_load(up: ComposeProject, clients: Clients):
     with clients(up, "plain load") as load:
-        load.run(3)
+        load.run(10)
     assert all(each.routed for each in load.done)
 
 

@@ -112,17 +112,23 @@ def read_sse(body: bytes) -> Answer:
 
 @dataclass
 class Load:
-    """Clients that send through one Envoy until they are stopped."""
+    """Clients that send through one Envoy until they are stopped.
+
+    Without ``per_second`` each client sends when it has its response. With it the clients
+    together aim at this many requests a second, and catch up when responses were late.
+    """
 
     port: int
     expected: dict[str, Answer]
+    clients: int = CLIENTS
+    per_second: float | None = None
     done: list[Exchanged] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Load":
-        for number in range(CLIENTS):
+        for number in range(self.clients):
             thread = threading.Thread(target=self._send, args=(number,), daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -135,7 +141,12 @@ class Load:
 
     def _send(self, number: int) -> None:
         kinds = list(KINDS)
-        while not self._stopping.wait(THINK_S):
+        due_s = time.monotonic()
+        if self.per_second:
+            due_s += number / self.per_second
+        while not self._stopping.wait(self._pause_s(due_s)):
+            if self.per_second:
+                due_s += self.clients / self.per_second
             kind = kinds[number % len(kinds)]
             number += 1
             try:
@@ -147,9 +158,14 @@ class Load:
             else:
                 self.done.append(exchanged)
 
+    def _pause_s(self, due_s: float) -> float:
+        if self.per_second is None:
+            return THINK_S
+        return max(0.0, due_s - time.monotonic())
+
     def run(self, seconds: float) -> None:
         """Let the clients send for some seconds, and each receive a response."""
-        wanted = self._answered() + CLIENTS
+        wanted = self._answered() + self.clients
         deadline = time.monotonic() + PATIENCE_S
         self._stopping.wait(seconds)
         while self._answered() < wanted:
