@@ -25,21 +25,36 @@ MIB = 1 << 20
 Explain = Callable[[bytes], Any]
 
 
+@pytest.fixture(scope="module")
+def start_in_mode(
+    models_router: Router, start_fleet: Callable[..., Client]
+) -> Callable[..., Client]:
+    def start(mode: str, *, override: bool) -> Client:
+        def change(bootstrap: dict[str, Any]) -> None:
+            be_patient(bootstrap)
+            configured(mode, override=override)(bootstrap)
+
+        client = start_fleet(models_router.port, change)
+        wait_until(lambda: client.envoy.healthy_endpoints("extproc") == 1)
+        return client
+
+    return start
+
+
 @pytest.fixture(scope="module", params=ROUTING.values(), ids=list(ROUTING))
 def fleet(
-    request: pytest.FixtureRequest,
-    models_router: Router,
-    start_fleet: Callable[..., Client],
+    request: pytest.FixtureRequest, start_in_mode: Callable[..., Client]
 ) -> Client:
     mode, override = request.param
+    return start_in_mode(mode, override=override)
 
-    def change(bootstrap: dict[str, Any]) -> None:
-        be_patient(bootstrap)
-        configured(mode, override=override)(bootstrap)
 
-    client = start_fleet(models_router.port, change)
-    wait_until(lambda: client.envoy.healthy_endpoints("extproc") == 1)
-    return client
+@pytest.fixture(scope="module", params=["NONE", "STREAMED", "BUFFERED_PARTIAL"])
+def unrouted_fleet(
+    request: pytest.FixtureRequest, start_in_mode: Callable[..., Client]
+) -> Client:
+    """Envoy in a mode in which the router cannot route by the body."""
+    return start_in_mode(request.param, override=False)
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +142,12 @@ def test_a_body_above_the_cap_reaches_its_own_model(
     assert scripted.received[-1].body == body
 
 
-@pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED_PARTIAL"])
 @pytest.mark.parametrize("send", SENDERS)
 def test_a_mode_that_cannot_route_by_the_body_keeps_the_model(
-    mode: str, send: Send, models_router: Router, start_fleet: Callable[..., Client]
+    send: Send, unrouted_fleet: Client
 ) -> None:
-    def change(bootstrap: dict[str, Any]) -> None:
-        be_patient(bootstrap)
-        configured(mode, override=False)(bootstrap)
-
-    fleet = start_fleet(models_router.port, change)
-    wait_until(lambda: fleet.envoy.healthy_endpoints("extproc") == 1)
     for name, model in NAMES.items():
-        response = send(fleet, split(chat(name)))
+        response = send(unrouted_fleet, split(chat(name)))
         assert response.status == 200
         assert pool_of(response) in POOLS[model]
 
