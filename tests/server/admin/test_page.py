@@ -232,6 +232,60 @@ def test_shows_time_with_axes(session: Session) -> None:
     session.run(steps)
 
 
+def test_charts_of_a_row_share_a_base_and_each_line_has_a_key(session: Session) -> None:
+    """Uses four pools of long names, whose caption takes more lines than the others."""
+    report = (
+        "(() => { const report = structuredClone(before);"
+        "report.pools = ['llama-3.1-8b-instruct-short', 'llama-3.1-8b-instruct-long',"
+        " 'qwen3-32b-short', 'qwen3-32b-long'].map((name) => ({...report.pools[0], name}));"
+        "report.intervals = report.intervals.slice(-1).map((last) => ({...last, pools:"
+        " Object.fromEntries(report.pools.map((pool) => [pool.name, 70]))}));"
+        "show(report); return 0; })()"
+    )
+    charts = "[...document.querySelectorAll('#strip figure')]"
+    bottoms = (
+        f"{charts}.slice(0, 3).map((f) => f.lastChild.getBoundingClientRect().bottom)"
+    )
+    heights = f"{charts}.slice(0, 2).map((f) => f.firstChild.offsetHeight)"
+
+    async def steps(tab: Tab) -> None:
+        await tab.show("light", 1280)
+        await tab.evaluate("$('pause').click()")
+        await tab.evaluate(report)
+        first, second = await tab.evaluate(heights)
+        assert first > second
+        assert len(set(await tab.evaluate(bottoms))) == 1
+        keys = f"{charts}.map((f) => f.querySelectorAll('figcaption .dot').length)"
+        assert await tab.evaluate(keys) == [4, 0, 2, 0, 0, 2]
+        # A single interval is drawn, too: an area needs two.
+        assert await tab.evaluate(f"{charts}[0].querySelectorAll('circle').length") == 4
+        await tab.evaluate("$('pause').click()")
+
+    session.run(steps)
+
+
+def test_health_is_in_view_on_a_phone(session: Session) -> None:
+    report = (
+        "(() => { const report = structuredClone(before);"
+        "report.pools[0].endpoints = [{name: 'http://10.128.14.201:8000', healthy: false}];"
+        "show(report); return 0; })()"
+    )
+    inside = (
+        "document.querySelector('#servers .bad').getBoundingClientRect().right"
+        " <= document.querySelector('#servers-part .scroll').getBoundingClientRect().right"
+    )
+
+    async def steps(tab: Tab) -> None:
+        await tab.show("light", 400)
+        await tab.evaluate("$('pause').click()")
+        await tab.evaluate(report)
+        assert await tab.evaluate(inside)
+        await tab.evaluate("$('pause').click()")
+        await tab.show("light", 1280)
+
+    session.run(steps)
+
+
 def test_filters_keep_what_was_chosen(session: Session) -> None:
     async def steps(tab: Tab) -> None:
         choose = (
