@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -286,6 +287,14 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
         assert labels["gen_ai.provider.name"] == "vllm"
     assert usage.unit == "{token}"
     assert list(usage.histogram.data_points[0].explicit_bounds)[:3] == [1, 4, 16]
+    readme = (PROJECT / "extproc/server/README.md").read_text()
+    section = readme.split("\n## Tracing\n")[1].split("\n## ")[0]
+    documented = set(re.findall(r"`((?:extproc|gen_ai|service)\.[a-z_.]+)`", section))
+    labelled = {
+        a.key for point in usage.histogram.data_points for a in point.attributes
+    }
+    service = {name for name in names if name.startswith("service.")}
+    assert documented == {*attributes, *labelled, *service, usage.name}
 
 
 def test_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
