@@ -1,4 +1,4 @@
-"""Is it worth it: cost, hardware, workloads, vLLM's scheduler, simulation, sizing.
+"""Fleet planning: cost, hardware, workloads, vLLM's scheduler, simulation, sizing.
 
 Pure: no I/O; randomness and time are parameters.
 """

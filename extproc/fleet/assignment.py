@@ -1,4 +1,4 @@
-"""Which requests go to which pool: a strategy is asked, and learns on the way."""
+"""Assignment of requests to pools by a strategy, which learns from each of them."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from extproc.fleet.workload import Lengths, Recorded, Tokens
 from extproc.routing.misroute import right_position
 from extproc.routing.policy import Policy, Pool
 
-#: A pool that gets fewer of the requests asked about is given more of its kind,
+#: Number of assigned requests below which a pool gets more draws of its kind,
 _FEW = 1000
-#: up to so many.
+#: up to this number.
 _OF_A_KIND = 20_000
 _DRAWN = 1_000_000
 
@@ -31,32 +31,32 @@ class Tier:
 
     @property
     def routing_pool(self) -> Pool:
-        """What the router knows of it."""
+        """Return the pool as the router sees it."""
         return Pool(self.name, self.limits.max_model_len, self.threshold_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolTraffic:
-    """What reaches one pool."""
+    """The traffic of one pool."""
 
     share: float
-    """Of all requests."""
+    """Share of all requests."""
     lengths: Recorded
     refused: float = 0.0
-    """Share of all requests that the pool's front end turned away, because the prompt
-    alone does not fit."""
+    """Share of all requests that the pool's front end refuses, because the prompt alone
+    exceeds the window."""
     replay: Replay | None = None
-    """The requests at their own instants, if a file is replayed."""
+    """The requests at their own times, if a file is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Which requests go where, by one strategy.
+    """The traffic of each pool under one strategy.
 
     Attributes:
-        rejected: share of requests that no pool holds.
+        rejected: share of requests that exceed every pool.
         under, over: share that the strategy sent below or above the smallest pool
-            whose threshold holds their true budget.
+            whose threshold fits their true budget.
     """
 
     pools: tuple[PoolTraffic, ...]
@@ -67,23 +67,23 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """How a strategy is asked where requests go."""
+    """The conditions under which a strategy assigns requests."""
 
     tiers: Sequence[Tier]
     strategy: StrategySpec
     seed: int
     declared: Declared = Declared.EXACT
     requests: int = 20_000
-    """That it is asked about."""
+    """Number of requests to assign."""
     learning_lag: int = 2000
-    """Requests after which it learns of one. It is asked about twice as many before, so
-    that it is no longer new."""
+    """Requests between a request and its feedback. The strategy first assigns twice as
+    many, so that it has learned when the count starts."""
 
 
 def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:
-    """Ask the strategy about drawn requests.
+    """Assign drawn requests by the strategy.
 
-    With ``fill``, a pool that gets few of them is given more of the kind: further draws
+    With ``fill``, a pool that gets few of them gets further draws of its kind: requests
     over 0.5 to 0.7 of the threshold below it, weighted by how rare those are.
     """
     desk_rng, traffic = _generators(inquiry)
@@ -99,7 +99,7 @@ def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignme
         else pool
         for index, pool in enumerate(asked.pools)
     ]
-    # Some went up from below that; the pools share what is not rejected.
+    # Some requests moved up from a lower pool; the shares sum to those not rejected.
     whole = sum(pool.share for pool in pools)
     scale = (1 - asked.rejected) / whole if whole else 0.0
     scaled = [replace(pool, share=scale * pool.share) for pool in pools]
@@ -107,7 +107,7 @@ def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignme
 
 
 def assign_replay(replay: Replay, inquiry: Inquiry) -> Assignment:
-    """Ask the strategy about every request of a stretch, in order."""
+    """Assign every request of a replayed period by the strategy, in order."""
     desk_rng, _ = _generators(inquiry)
     desk = _Desk(inquiry, replay.lengths, desk_rng)
     placed = desk.place(replay.prompts, replay.outputs)
@@ -122,7 +122,7 @@ def assign_replay(replay: Replay, inquiry: Inquiry) -> Assignment:
 def _generators(
     inquiry: Inquiry,
 ) -> tuple[np.random.Generator, np.random.Generator]:
-    """One for the strategy, one for the traffic: it is the same for every strategy."""
+    """Return generators for the strategy and for the traffic, alike for all of them."""
     seeds = np.random.SeedSequence(inquiry.seed).spawn(2)
     return np.random.default_rng(seeds[0]), np.random.default_rng(seeds[1])
 
@@ -150,11 +150,11 @@ def _more_of_its_kind(
     rng: np.random.Generator,
     index: int,
 ) -> PoolTraffic:
-    """Traffic of a pool that is rarely chosen, from requests near or above it."""
+    """Return the traffic of a rarely chosen pool, from requests near or above it."""
     prompts, outputs = lengths.draw(rng, _DRAWN)
     totals = prompts + outputs
     threshold = inquiry.tiers[index - 1].threshold_tokens
-    # So many as can be asked about, but no fewer than those near the threshold.
+    # As many as can be assigned, but no fewer than those near the threshold.
     cutoff = float(np.quantile(totals, 1 - _OF_A_KIND / _DRAWN))
     near = totals > min(0.7 * threshold, max(0.5 * threshold, cutoff))
     prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
@@ -166,7 +166,7 @@ def _more_of_its_kind(
 
 
 class _Desk:
-    """Places requests by a strategy, as :mod:`extproc.fleet.simulation` would."""
+    """Assigns requests by a strategy, as :mod:`extproc.fleet.simulation` does."""
 
     def __init__(
         self, inquiry: Inquiry, lengths: Lengths, rng: np.random.Generator
@@ -181,20 +181,20 @@ class _Desk:
         self._policy = Policy(pools)
         self._pending: deque[tuple[object, int, int]] = deque()
         self.reset()
-        # So that it is no longer new.
+        # Let the strategy learn first.
         self.place(*lengths.draw(past, 2 * self._lag))
         self.reset()
 
     def reset(self) -> None:
-        """Forget the counts, not what was learned."""
+        """Reset the counts but not the learned state."""
         self.refused = [0] * len(self._windows)
         self.under = self.over = 0
 
     def place(self, prompts: Tokens, outputs: Tokens, *, learns: bool = True) -> Tokens:
-        """Position of the pool that takes each request; one past the last for none.
+        """Return the index of each request's pool; one past the last if none fits.
 
-        Without ``learns`` the strategy stays as it is: it would not learn from requests
-        that are all of one kind.
+        Without ``learns`` the strategy does not learn, since requests of one kind only
+        would bias it.
         """
         placed = np.empty(len(prompts), np.int64)
         for index, (prompt, output) in enumerate(

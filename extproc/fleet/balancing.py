@@ -1,4 +1,4 @@
-"""Which instance of a pool takes a request."""
+"""Load balancing: the choice of an instance within a pool."""
 
 import math
 from collections import OrderedDict
@@ -8,27 +8,27 @@ from enum import StrEnum
 from extproc.fleet.instance import Instance
 from extproc.fleet.job import Job
 
-#: An instance that has found a prefix is passed over once it has this many times the
-#: mean number of requests: Envoy's ``hash_balance_factor``, at the 125 % of its docs.
+#: An instance with a matching prefix is skipped once it has this many times the mean
+#: number of requests: Envoy's ``hash_balance_factor``, at the 125 % of its docs.
 BALANCE_FACTOR = 1.25
-#: Keys of which a balancer remembers where they went.
+#: Number of prefix keys whose last instance a balancer remembers.
 _REMEMBERED = 1 << 18
 
 
 class Balancing(StrEnum):
-    """Ways to choose an instance."""
+    """A rule that chooses an instance."""
 
     LEAST_REQUEST = "least-request"
     """The less loaded of two drawn at random: Envoy's LEAST_REQUEST, its default."""
     RANDOM = "random"
-    """Any, whatever its load: Envoy's RANDOM; also round robin, near enough."""
+    """A random instance, whatever its load: Envoy's RANDOM; round robin is similar."""
     PREFIX = "prefix"
-    """The one that got the longest prefix of the prompt last, unless it has too much
-    to do: as llm-d's prefix scorer, or Envoy's ring hash with bounded loads."""
+    """The instance that last got the longest prefix of the prompt, unless its load is
+    too high: like llm-d's prefix scorer, or Envoy's ring hash with bounded loads."""
 
 
 class Balancer:
-    """Chooses among the instances of a pool."""
+    """A load balancer over the instances of a pool."""
 
     def __init__(self, kind: Balancing, instances: Sequence[Instance]) -> None:
         self._kind = kind
@@ -36,10 +36,10 @@ class Balancer:
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
 
     def choose(self, job: Job, in_pool: int, first: float, second: float) -> Instance:
-        """Choose by two uniform draws, and bring what was looked at to the present.
+        """Choose by two uniform draws; advance the instances compared to the present.
 
         Args:
-            in_pool: requests that the pool has.
+            in_pool: requests in the pool.
         """
         if self._kind is Balancing.PREFIX and job.prefix is not None:
             position = self._follow(job, in_pool)
@@ -55,13 +55,13 @@ class Balancer:
         return chosen
 
     def _least(self, now_s: float, first: float, second: float) -> int:
-        """The less loaded of two different instances."""
+        """Return the less loaded of two different instances."""
         count = len(self._instances)
         position = int(first * count)
         if count == 1:
             return position
         other = int(second * (count - 1))
-        # Another one: skip over the first.
+        # Skip the first one.
         other += other >= position
         for each in (position, other):
             self._instances[each].advance(now_s)
@@ -70,7 +70,7 @@ class Balancer:
         return position
 
     def _follow(self, job: Job, in_pool: int) -> int | None:
-        """Where the longest known prefix went, if that instance can take more."""
+        """Return the last instance of the longest known prefix, if it has capacity."""
         assert job.prefix is not None
         for key in reversed(job.prefix.keys):
             position = self._seen.get(key)

@@ -1,8 +1,8 @@
 """Line charts as SVG text, bars and legends as HTML.
 
-A chart is as wide as a phone, so that its text stays legible there; bars and legends
-are laid out by the page, which breaks their lines if it must. Colors are names of CSS
-variables (``--a`` ...), set by the page for light and dark.
+A chart has the width of a phone, so that its text stays legible there; the page lays
+out bars and legends and breaks their lines if needed. Colors are names of CSS variables
+(``--a`` ...), which the page sets for light and dark.
 """
 
 import math
@@ -17,7 +17,7 @@ _DASHES = ' stroke-dasharray="5 4"'
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of values; logarithmic ones are above 0."""
+    """A range of values; a logarithmic range is above 0."""
 
     title: str
     low: float
@@ -25,14 +25,14 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies, 0 at ``low`` to 1 at ``high``, clipped."""
+        """Return the position of a value, 0 at ``low`` to 1 at ``high``, clipped."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def ticks(self) -> list[float]:
-        """Round values: powers of two or ten on a logarithm, else 1, 2 or 5 apart."""
+        """Return powers of 2 or 10 on a log axis, else multiples of 1, 2 or 5."""
         if self.log:
             decades = math.log10(self.high / self.low)
             factor = 10 if self.low < 1 else 2 if decades < 1.6 else 4
@@ -54,7 +54,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line through points; one without a title is not in the legend."""
+    """A line through points; without a title it is not in the legend."""
 
     title: str
     points: Sequence[tuple[float, float]]
@@ -74,19 +74,19 @@ class Chart:
     _levels: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, series: Series) -> None:
-        """Draw a series over those before it."""
+        """Add a series on top of the previous ones."""
         self._series.append(series)
 
     def mark(self, value: float, label: str) -> None:
-        """Draw a vertical line at an x value."""
+        """Add a vertical line at an x value."""
         self._marks.append((value, label))
 
     def level(self, value: float, title: str) -> None:
-        """Draw a dotted horizontal line at a y value."""
+        """Add a dotted horizontal line at a y value."""
         self._levels.append((value, title))
 
     def svg(self) -> str:
-        """The chart, as an element."""
+        """Return the chart as an SVG element."""
         parts = [
             f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
             f'aria-label="{escape(self.y.title)} by {escape(self.x.title)}">'
@@ -98,7 +98,7 @@ class Chart:
         return "\n".join(parts)
 
     def legend(self) -> str:
-        """What each line is, as a list; empty if no line has a title."""
+        """Return the legend as a list; empty if no line has a title."""
         entries = []
         for series in self._series:
             style = "dashed" if series.dashed else "solid"
@@ -188,7 +188,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One labelled bar; the note stands behind its value."""
+    """One labeled bar, with a note after its value."""
 
     label: str
     value: float
@@ -197,7 +197,7 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar]) -> str:
-    """Horizontal bars from a common zero, each with its label, value and note."""
+    """Return horizontal bars with a common zero, each with label, value and note."""
     longest = max([bar.value for bar in bars] + [1.0])
     rows = []
     for bar in bars:

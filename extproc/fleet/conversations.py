@@ -1,8 +1,8 @@
-"""A made-up hour of conversations that grow, for want of a public trace of any size.
+"""A synthetic hour of growing conversations; no large public trace of these exists.
 
-What is drawn is stated, and nothing of it is measured: conversations begin at random,
-have five turns on average, and pause for a minute on average between two; most turns
-are a few hundred tokens, one in eight brings a document of a few thousand.
+The parameters are assumptions, not measurements: conversations start at random times,
+have five turns on average, and pause for a minute on average between turns; most turns
+are a few hundred tokens, and one in eight adds a document of a few thousand.
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ _HOUR_S = 3600.0
 _CONVERSATIONS = 1800
 _MEAN_TURNS = 5
 _MEAN_PAUSE_S = 60.0
-#: Seconds a token of the answer that a reader waits, at 20 a second.
+#: Seconds of reading per token of the answer, at 20 tokens a second.
 _TOKEN_S = 0.05
 _DOCUMENT_SHARE = 0.125
-#: Median and sigma of lognormal tokens.
+#: Median and sigma of log-normal token counts.
 _OPENING = (700, 0.8)
 _QUESTION = (120, 1.0)
 _DOCUMENT = (4000, 0.8)
@@ -29,7 +29,7 @@ _MOST_TOKENS = 60_000
 
 
 def conversations() -> Workload:
-    """The hour, about 2 requests a second; the same every time."""
+    """Return the hour, about 2 requests a second; identical in every call."""
     rng = np.random.default_rng(_SEED)
 
     def tokens(median: int, sigma: float) -> int:
@@ -37,7 +37,7 @@ def conversations() -> Workload:
 
     turns: list[tuple[float, int, int, str]] = []
     for number in range(_CONVERSATIONS):
-        # Some have begun before the hour, so that it is like any other.
+        # Some start before the hour, so that the load is even over the hour.
         at_s = (rng.random() * 1.25 - 0.25) * _HOUR_S
         said = tokens(*_OPENING)
         for _ in range(int(rng.geometric(1 / _MEAN_TURNS))):
@@ -55,7 +55,7 @@ def conversations() -> Workload:
     return Workload(
         CONVERSATIONS,
         Recorded(np.array(prompts), np.array(outputs)),
-        f"made-up conversations, {len(turns):,} turns in an hour",
+        f"synthetic conversations, {len(turns):,} turns in an hour",
         synthetic=True,
         mix={"prose": 0.75, "code": 0.25},
         arrivals=np.array(instants) - instants[0],

@@ -1,92 +1,92 @@
-"""What a split into two pools saves, in closed form.
+"""The saving of a split into two pools, in closed form.
 
-The papers' formula (arXiv 2604.08075, "savings = alpha (1 - 1/rho)"). With an arrival
+The papers' formula (arXiv 2604.08075, "savings = alpha (1 - 1/rho)"). At an arrival
 rate L, a homogeneous fleet whose instances each serve mu requests a second needs
-G = L / mu instances. Send the share alpha of the requests, the short ones, to
-instances that serve rho mu each, and leave the rest on instances like before:
+G = L / mu instances. If the share alpha of the requests, the short ones, goes to
+instances that serve rho mu each, and the rest stays on unchanged instances:
 
     G' = alpha L / (rho mu) + (1 - alpha) L / mu
     (G - G') / G = alpha (1 - 1 / rho)
 
-What that takes for granted, and where it fails:
+Its assumptions, and where they fail:
 
-- an instance of the long pool serves mu whatever it is sent. But once the short
-  requests have left, its requests are longer than before and it serves fewer:
-  :func:`split` takes each pool's own rate instead;
-- no queueing, no rounding up, no head-room for an SLO: :func:`split` and
-  :func:`homogeneous` round up and keep utilization under a bound;
-- mu is a property of the homogeneous configuration. If that was ``max_num_seqs``
-  sized for the worst case, part of rho, often all of it, is to be had by raising
-  ``max_num_seqs``, with no split: :mod:`extproc.fleet.sizing` shows both.
+- An instance of the long pool serves mu for any traffic. But without the short
+  requests, its requests are longer on average and it serves fewer: :func:`split` uses
+  each pool's own rate instead.
+- No queueing, no rounding up, no headroom for an SLO: :func:`split` and
+  :func:`homogeneous` round up and keep utilization under a bound.
+- mu depends on the homogeneous configuration. If its ``max_num_seqs`` is sized for the
+  worst case, a part of rho, often all of it, can be had without a split by raising
+  ``max_num_seqs``: :mod:`extproc.fleet.sizing` shows both.
 
-So the formula is an upper bound on what the split itself brings.
+So the formula is an upper bound on the saving of the split itself.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Hours of a year of 365 days; the one the totals here use.
+#: Hours in a year of 365 days, used for all totals here.
 HOURS_PER_YEAR = 8760
-#: Hours of twelve months of 30 days. arXiv 2604.08075 multiplies by this one for its
-#: Llama-3-70B figure ($2.86M) and by 8,760 for its Qwen3-235B one ($15.4M).
+#: Hours in twelve months of 30 days. arXiv 2604.08075 multiplies by these for its
+#: Llama-3-70B figure ($2.86M), and by 8,760 for its Qwen3-235B figure ($15.4M).
 HOURS_PER_TWELVE_MONTHS = 8640
 
-# 1000 / 250.0 may come out a hair above 4.
+# 1000 / 250.0 may be slightly above 4 in floating point.
 _ROUNDING_SLACK = 1e-9
 
 
 def formula_saving(short_fraction: float, throughput_gain: float) -> float:
-    """Share of the homogeneous fleet saved: the papers' alpha (1 - 1/rho).
+    """Return the share of a homogeneous fleet saved: the papers' alpha (1 - 1/rho).
 
     Args:
-        short_fraction: alpha, the share of requests that go short, 0 to 1.
+        short_fraction: alpha, the share of requests in the short pool, 0 to 1.
         throughput_gain: rho, requests a second of a short instance over those of a
-            homogeneous one (> 0); below 1 the "saving" is negative.
+            homogeneous one (> 0); below 1 the saving is negative.
 
     Raises:
         ValueError: an argument is outside its range.
     """
     if not 0 <= short_fraction <= 1:
-        raise ValueError(f"short_fraction: {short_fraction}, expected 0 to 1")
+        raise ValueError(f"short_fraction: {short_fraction}; expected 0 to 1")
     if throughput_gain <= 0:
-        raise ValueError(f"throughput_gain: {throughput_gain}, expected > 0")
+        raise ValueError(f"throughput_gain: {throughput_gain}; expected > 0")
     return short_fraction * (1 - 1 / throughput_gain)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one pool has to serve, and what one of its instances can."""
+    """The load of one pool and the capacity of one of its instances."""
 
     rate: float
     """Requests a second that reach the pool (>= 0)."""
     instance_rate: float
-    """Requests a second that one instance serves, of this pool's own requests (> 0)."""
+    """Requests a second that one instance serves of this pool's traffic (> 0)."""
 
     def instances(self, max_utilization: float = 1.0) -> int:
-        """Instances needed, rounded up, none of them above ``max_utilization``.
+        """Return the instances needed for at most ``max_utilization``, rounded up.
 
         Raises:
             ValueError: a rate or the utilization is out of range.
         """
         if self.rate < 0 or self.instance_rate <= 0:
             raise ValueError(
-                f"rate: {self.rate}, instance_rate: {self.instance_rate}, "
+                f"rate: {self.rate}, instance_rate: {self.instance_rate}; "
                 "expected >= 0 and > 0"
             )
         if not 0 < max_utilization <= 1:
-            raise ValueError(f"max_utilization: {max_utilization}, expected 0 < x <= 1")
+            raise ValueError(f"max_utilization: {max_utilization}; expected 0 < x <= 1")
         needed = self.rate / (self.instance_rate * max_utilization)
         return math.ceil(needed * (1 - _ROUNDING_SLACK))
 
 
 def homogeneous(rate: float, instance_rate: float, max_utilization: float = 1.0) -> int:
-    """Instances of one pool for all requests."""
+    """Return the number of instances of one pool for all requests."""
     return Demand(rate, instance_rate).instances(max_utilization)
 
 
 def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
-    """Instances of all pools, each sized and rounded by its own rate.
+    """Return the number of instances of all pools, each rounded up by its own rate.
 
     This is the papers' refinement: the long pool's ``instance_rate`` is measured on
     long requests only.
@@ -95,9 +95,9 @@ def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
 
 
 def saving(before: int, after: int) -> float:
-    """Share of ``before`` (> 0) that ``after`` saves; negative if it costs more."""
+    """Return the share of ``before`` (> 0) that ``after`` saves; may be negative."""
     if before <= 0:
-        raise ValueError(f"before: {before}, expected > 0")
+        raise ValueError(f"before: {before}; expected > 0")
     return (before - after) / before
 
 
@@ -107,5 +107,5 @@ def usd_per_year(
     usd_per_gpu_hour: float,
     hours_per_year: float = HOURS_PER_YEAR,
 ) -> float:
-    """Dollars that so many instances cost, running all the hours given."""
+    """Return the cost in dollars of instances that run for the given hours."""
     return instances * gpus_per_instance * usd_per_gpu_hour * hours_per_year

@@ -1,16 +1,16 @@
-"""What clients say of the output they want; traces do not say."""
+"""The output limits that simulated clients declare; traces do not record them."""
 
 from enum import StrEnum
 
 
 class Declared(StrEnum):
-    """The limit that a client declares."""
+    """A rule for the limit that clients declare."""
 
     EXACT = "exact"
-    """The limit is the output's length: what the papers assume."""
+    """The limit equals the output's length, as the papers assume."""
     ABSENT = "absent"
     """No limit."""
 
     def limit(self, output_tokens: int) -> int | None:
-        """The limit that a client sets whose output will be so long."""
+        """Return the limit that a client declares for an output of this length."""
         return output_tokens if self is Declared.EXACT else None

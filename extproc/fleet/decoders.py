@@ -1,7 +1,7 @@
-"""The requests of an instance that decode, as a few numbers for all of them.
+"""The decoding requests of an instance, as a few numbers for all of them.
 
-Each computes one token a step, so its computed tokens are the count of steps plus an
-offset of its own, and it ends at a count that is known when it begins.
+Each computes one token a step, so its number of computed tokens is the step count plus
+a constant offset, and the step count at which it ends is known at its start.
 """
 
 from heapq import heappop, heappush
@@ -10,15 +10,15 @@ from extproc.fleet.job import Job
 
 
 class Decoders:
-    """Those that decode in an instance.
+    """The decoding jobs of an instance.
 
     Attributes:
-        steps: that the instance has taken.
+        steps: number of steps that the instance has run.
         offsets: sum of the jobs' offsets.
-        phases: jobs by their offset modulo the block size; those in phase ``-steps``
+        phases: jobs by their offset modulo the block size; the jobs in phase ``-steps``
             need a block for the next token (``demand``).
-        ends: a heap of (count of steps, admission, job); an entry is stale if the job
-            has another admission.
+        ends: a heap of (step count, admission, job); an entry is stale if the job's
+            admission differs.
     """
 
     __slots__ = ("_block_size", "ends", "offsets", "phases", "steps")
@@ -31,21 +31,21 @@ class Decoders:
         self.ends: list[tuple[int, int, Job]] = []
 
     def join(self, job: Job, left: int) -> None:
-        """A job decodes from the next step on, for so many steps."""
+        """Add a job that decodes for ``left`` steps from the next one on."""
         offset = job.offset = job.computed - self.steps
         self.offsets += offset
         self.phases[offset % self._block_size] += 1
         heappush(self.ends, (self.steps + left, job.admission, job))
 
     def leave(self, job: Job) -> None:
-        """A job decodes no more."""
+        """Remove a job."""
         offset = job.offset
         job.computed = self.steps + offset
         self.offsets -= offset
         self.phases[offset % self._block_size] -= 1
 
     def ended(self) -> list[Job]:
-        """The jobs that end at this step, or are overdue, by admission; only once."""
+        """Return the jobs that end at this step or before, by admission; only once."""
         ends = self.ends
         ended: list[Job] = []
         while ends and ends[0][0] <= self.steps:
@@ -55,25 +55,25 @@ class Decoders:
         return ended
 
     def steps_to_end(self) -> int:
-        """Steps until the first job ends; there is one."""
+        """Return the steps until the first job ends; requires at least one job."""
         ends = self.ends
         while ends[0][2].admission != ends[0][1]:
             heappop(ends)
         return ends[0][0] - self.steps
 
     def demand(self) -> int:
-        """Blocks that the next step takes."""
+        """Return the number of blocks that the next step needs."""
         return self.phases[-self.steps % self._block_size]
 
     def blocks(self, steps: int, seqs: int) -> int:
-        """Blocks that the next so many steps of the ``seqs`` jobs take.
+        """Return the number of blocks that ``seqs`` jobs need for the next steps.
 
-        Each job needs one every ``block_size`` steps, and the rest by phase.
+        Each job needs one every ``block_size`` steps; the remainder depends on phase.
         """
         cycles, rest = divmod(steps, self._block_size)
         needed = cycles * seqs
         if rest:
-            # In step k, from 0 on, the jobs in phase -(steps + k).
+            # In step k, counted from 0, the jobs in phase -(steps + k) need one.
             last = -self.steps % self._block_size + 1
             first = last - rest
             if first < 0:
@@ -83,7 +83,7 @@ class Decoders:
         return needed
 
     def steps_within(self, free_blocks: int, seqs: int) -> int:
-        """Steps of the ``seqs`` jobs that so many free blocks are enough for."""
+        """Return how many steps of ``seqs`` jobs the free blocks are enough for."""
         block_size = self._block_size
         cycles, left = divmod(free_blocks, seqs)
         steps = cycles * block_size

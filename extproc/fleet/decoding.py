@@ -1,13 +1,13 @@
-"""An instance that only decodes: its prompts were computed elsewhere.
+"""A decode-only instance, whose prompts were computed elsewhere.
 
-vLLM's decode instance of a prefill-decode pair takes a request when the KV cache of
-its whole prompt has room, pulls it, computes the last prompt token again for its
-logits, and decodes (vllm/distributed/kv_transfer, NIXL connector). So an answer of n
-tokens is n steps, the first of which gives the first token that the client sees.
+vLLM's decode instance of a prefill-decode pair admits a request once there is room for
+the KV cache of its whole prompt, pulls that cache, recomputes the last prompt token for
+its logits, and decodes (vllm/distributed/kv_transfer, NIXL connector). So an answer of
+n tokens takes n steps, and the first step produces the client's first token.
 
-Blocks for the answer are reserved with the prompt's, so nobody is preempted; vLLM takes
-them as the answer grows. A pool whose KV cache is the limit is therefore sized a little
-larger than vLLM needs.
+Blocks for the answer are reserved together with the prompt's, so no request is
+preempted; vLLM allocates them as the answer grows. A pool that is limited by KV cache
+is therefore sized slightly larger than vLLM needs.
 """
 
 import math
@@ -24,9 +24,9 @@ class Decode:
     """One request in a decode instance.
 
     Attributes:
-        ready_s: time of its arrival; the transfer follows.
+        ready_s: time of arrival, before the transfer.
         prompt_tokens, output_tokens: both at least 1.
-        transfer_s: of its KV cache, which starts once it is admitted.
+        transfer_s: duration of its KV-cache transfer, which starts at admission.
         first_token_s, finish_s: ends of the steps of its first and last token.
     """
 
@@ -41,7 +41,7 @@ class Decode:
 class DecodeInstance:
     """Continuous batching of decoding requests, many steps at once.
 
-    ``now_s`` is the end of the last step; ``finished`` gathers those that ended.
+    ``now_s`` is the end of the last step; ``finished`` collects completed requests.
     """
 
     def __init__(self, limits: SchedulerLimits, step_time: StepTime) -> None:
@@ -49,27 +49,27 @@ class DecodeInstance:
         self.now_s = 0.0
         self.finished: list[Decode] = []
         self.busy_s = 0.0
-        self.running_s = 0.0  # decoding requests, integrated over time
+        self.running_s = 0.0  # number of decoding requests, integrated over time
         self._step_time = step_time
         self._free_blocks = limits.usable_blocks
         self._waiting: deque[Decode] = deque()
-        # Admitted, their KV cache on its way: (arrival of the last byte, order, it).
+        # Admitted requests in transfer: (arrival of the last byte, order, request).
         self._pulling: list[tuple[float, int, Decode]] = []
-        self._decoding: list[tuple[int, int, Decode]] = []  # (last step, order, it)
-        self._fresh: list[Decode] = []  # without a token yet
+        self._decoding: list[tuple[int, int, Decode]] = []  # (last step, order, job)
+        self._fresh: list[Decode] = []  # still without a token
         self._steps = 0
         self._context = 0
         self._order = 0
 
     def __len__(self) -> int:
-        """Requests in the instance, waiting ones included."""
+        """Return the number of requests in the instance, including waiting ones."""
         return len(self._waiting) + len(self._pulling) + len(self._decoding)
 
     def add(self, request: Decode) -> None:
-        """Queue a request at its ``ready_s``, no earlier than those before it.
+        """Queue a request at its ``ready_s``; requests come in order of time.
 
         Raises:
-            ValueError: it does not fit ``max_model_len``, or the KV cache.
+            ValueError: it exceeds ``max_model_len`` or the KV cache.
         """
         tokens = request.prompt_tokens + request.output_tokens
         fits = self.limits.blocks_for(tokens) <= self.limits.usable_blocks
@@ -98,7 +98,7 @@ class DecodeInstance:
             self._run(min(until_s, self._pulling[0][0] if self._pulling else until_s))
 
     def _admit(self, now_s: float) -> None:
-        """Reserve blocks for those at the head of the queue that fit; pull theirs."""
+        """Reserve blocks for requests at the head of the queue; start transfers."""
         while self._waiting:
             held = len(self._pulling) + len(self._decoding)
             request = self._waiting[0]
@@ -115,7 +115,7 @@ class DecodeInstance:
         return self.limits.blocks_for(request.prompt_tokens + request.output_tokens)
 
     def _join(self) -> None:
-        """Let those decode whose KV cache has come."""
+        """Start decoding requests whose KV cache has arrived."""
         while self._pulling and self._pulling[0][0] <= self.now_s:
             _, order, request = heappop(self._pulling)
             heappush(
@@ -125,7 +125,7 @@ class DecodeInstance:
             self._fresh.append(request)
 
     def _run(self, until_s: float) -> None:
-        """Take steps up to the first end, or the first that starts at ``until_s``."""
+        """Run steps until the first request ends or a step starts at ``until_s``."""
         seqs = len(self._decoding)
         step_time = self._step_time
         growth_s = step_time.context_s * seqs

@@ -1,9 +1,9 @@
-"""How many prefill and decode instances keep a promise, beside the other ways.
+"""The number of prefill and decode instances that meets an SLO.
 
-Each part is sized alone, a large pool by eight instances with their share of the
-traffic; then both are simulated together (:mod:`extproc.fleet.prefill_decode`), by a
-smaller fleet of the same ratio whose parts have eight instances or more. The promises
-and the head-room are those of the pools that prefill and decode together.
+Each part is sized alone, with eight instances and their share of the traffic in place
+of a larger pool. Then both are simulated together (:mod:`extproc.fleet.prefill_decode`)
+by a smaller fleet of the same ratio, with at least eight instances in each part. The
+SLO and the headroom are those of pools that prefill and decode together.
 """
 
 import math
@@ -17,43 +17,43 @@ from extproc.fleet.prefill_decode import MEASURED, Figures, Parts, simulate
 from extproc.fleet.slo import COVERED, Slo
 from extproc.fleet.steptime import StepTime
 
-#: Instances that stand for a larger pool of one part.
+#: Number of instances that represent a larger pool of one part.
 _SUBPOOL = 8
-#: Sizes are tried up to so many times what throughput alone asks for.
+#: Largest size tried, as a multiple of the size that throughput alone requires.
 _MOST_TIMES = 2.5
-#: Times that either part grows when both together do not hold what each held alone.
+#: Number of times that either part grows if both together miss the SLO.
 _JOINT_TRIES = 6
-#: A decode pool whose instances are hardly ever idle may be what requests wait for.
+#: Utilization above which requests may wait for the decode pool.
 _FULL = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Instances of both parts."""
+    """Number of instances of both parts."""
 
     prefill: int
     decode: int
     met: bool
-    """Whether they keep the promises together; False also if no size does."""
+    """Whether both together meet the SLO; also False if no size does."""
     figures: Figures | None
-    """Of both together, if they were simulated."""
+    """Figures of both together, if they were simulated."""
 
     @property
     def instances(self) -> int:
-        """All of them."""
+        """Total number of instances."""
         return self.prefill + self.decode
 
 
 def size(
     parts: Parts, slo: Slo, headroom: float, seed: int, measured: int = MEASURED
 ) -> Size:
-    """The fewest instances of both parts that keep the promises together.
+    """Return the fewest instances of both parts that meet the SLO together.
 
-    The fewest decode instances whose TPOT holds and the fewest prefill ones whose TTFT
-    does, each alone; then both together, with more of either until both hold.
+    First, each part alone: the fewest decode instances that meet TPOT and the fewest
+    prefill instances that meet TTFT; then both together, growing until both are met.
 
     Args:
-        headroom: share of either part's saturated rate that stays free, in [0, 1).
+        headroom: share of either part's saturated rate to leave free, in [0, 1).
     """
     sizes = []
     for part, least in enumerate(_by_throughput(parts, slo, headroom, seed)):
@@ -66,7 +66,7 @@ def size(
         found = _together(parts, prefill, decode, slo, seed, measured)
         if found.kept:
             return Size(prefill, decode, True, found)
-        # A wait for a decode instance is in TTFT too: both grow if both are late.
+        # TTFT includes the wait for a decode instance: both grow if both are late.
         if found.late_tpot > 1 - COVERED or found.decode_utilization > _FULL:
             decode += max(1, decode // 25)
         if found.late_ttft > 1 - COVERED:
@@ -77,9 +77,9 @@ def size(
 def _alone_kept(
     parts: Parts, part: int, count: int, slo: Slo, seed: int, measured: int
 ) -> bool:
-    """Whether one part keeps its promise if the other costs nothing.
+    """Return whether one part meets the SLO if the other takes no time.
 
-    Eight instances stand for more.
+    Eight instances represent a larger number.
     """
     simulated = min(count, _SUBPOOL)
     scaled = parts.thinned(simulated / count)
@@ -88,13 +88,13 @@ def _alone_kept(
 
 
 def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
-    """The fewest, from ``least`` up; None if ``_MOST_TIMES`` as many are not enough."""
+    """Return the fewest, from ``least`` up, or None if even the largest is too few."""
     if enough(least):
         return least
     low, high = least, math.ceil(_MOST_TIMES * least) + 1
     if not enough(high):
         return None
-    # Within 2 %: a simulated P99 says no more.
+    # A simulated P99 is not more precise than 2 %.
     while high - low > max(1, high // 50):
         middle = (low + high) // 2
         if enough(middle):
@@ -107,7 +107,7 @@ def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
 def _by_throughput(
     parts: Parts, slo: Slo, headroom: float, seed: int
 ) -> tuple[int, int]:
-    """Instances that throughput and head-room ask for."""
+    """Return the instances that throughput and headroom require."""
     prompts, outputs = parts.lengths.draw(np.random.default_rng(seed), 20_000)
     step = parts.step_time
     budget = parts.prefill.max_num_batched_tokens
@@ -115,7 +115,7 @@ def _by_throughput(
     prefill_s = float(
         (token_s * prompts + step.pair_s * prompts * (prompts + 1) / 2).mean()
     )
-    # A request holds a place in proportion to its answer: so its context is weighted.
+    # Time in a slot is proportional to the answer's length, and so are the weights.
     weights = outputs / outputs.sum()
     context = float(((prompts + outputs / 2) * weights).sum())
     held = float(((prompts + outputs) * weights).sum())
@@ -134,7 +134,7 @@ def _by_throughput(
 
 
 def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
-    """The most sequences whose step keeps the promise."""
+    """Return the largest number of sequences whose step meets the TPOT."""
     seqs = 1
     while seqs < 4096:
         wider = math.ceil(1.1 * seqs)
@@ -147,9 +147,9 @@ def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
 def _together(
     parts: Parts, prefill: int, decode: int, slo: Slo, seed: int, measured: int
 ) -> Figures:
-    """Simulate a fleet by a smaller one of the same ratio, each part of eight or more.
+    """Simulate a fleet by a smaller one of the same ratio, with at least 8 per part.
 
-    Of the sizes from eight to 16 for the smaller part, the one whose ratio is nearest.
+    The smaller part has 8 to 16 instances, whichever number gives the nearest ratio.
     """
     smaller = min(prefill, decode)
     if smaller <= _SUBPOOL:

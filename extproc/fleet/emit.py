@@ -1,8 +1,8 @@
-"""A plan as files to apply: vLLM's command lines, the router's YAML, patches.
+"""A plan as files to apply: vLLM command lines, the router's YAML, and patches.
 
-Names of files and of deployments follow the pools: ``vllm-short.sh`` starts an instance
-of the short pool, ``deployment-short.yaml`` is a strategic merge patch for the
-Deployment ``vllm-short`` whose container is ``vllm``.
+Files and deployments are named after the pools: ``vllm-short.sh`` starts an instance of
+the short pool, and ``deployment-short.yaml`` is a strategic merge patch for the
+Deployment ``vllm-short`` with a container ``vllm``.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from extproc.fleet.plan_document import Plan, PoolRow
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How an instance is started, apart from its pool's limits."""
+    """The options of an instance other than its pool's limits."""
 
     model: str | None
-    """For ``vllm serve``; None if the plan does not know its name there."""
+    """Model name for ``vllm serve``; None if the plan does not have it."""
     tensor_parallel_size: int
     gpu_memory_utilization: float | None = None
-    """None for a profiled server, which was started with its own."""
+    """None for a profiled server, which was started with its own value."""
     kv_cache_dtype: str = "auto"
-    """``auto`` is vLLM's default and is left out."""
+    """``auto`` is vLLM's default and is omitted."""
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
 
     def flags(self, pool: PoolRow) -> list[str]:
-        """Flags of ``vllm serve`` for one instance of a pool."""
+        """Return the flags of ``vllm serve`` for one instance of a pool."""
         flags = [
             f"--max-model-len {pool.max_model_len}",
             f"--max-num-seqs {pool.max_num_seqs}",
@@ -44,16 +44,16 @@ class Serving:
         return flags
 
     def command(self, pool: PoolRow) -> str:
-        """The command line of one instance."""
+        """Return the command line of one instance."""
         model = self.model or '"${MODEL:?the model to serve}"'
         return " ".join(["vllm serve", model, *self.flags(pool)])
 
 
 def files(plan: Plan, serving: Serving, *, deployments: bool) -> dict[str, str]:
-    """Contents of the files by name.
+    """Return the contents of the files by name.
 
     Args:
-        deployments: whether Kubernetes patches are wanted too.
+        deployments: whether to include Kubernetes patches.
     """
     found = {
         f"vllm-{pool.name}.sh": _script(plan, serving, pool) for pool in plan.pools
@@ -68,10 +68,10 @@ def files(plan: Plan, serving: Serving, *, deployments: bool) -> dict[str, str]:
 def pools_yaml(
     pools: Sequence[tuple[str, int, int | None]], *, endpoints: bool = True
 ) -> str:
-    """The ``pools`` of the router's configuration.
+    """Return the ``pools`` section of the router's configuration.
 
     Args:
-        pools: name, ``max_model_len`` and threshold, None for the last one's.
+        pools: name, ``max_model_len`` and threshold of each; None for the last one.
     """
     lines = ["pools:"]
     for name, max_model_len, threshold in pools:

@@ -1,13 +1,13 @@
 """Energy and carbon of a fleet, from the steps that its instances take.
 
-Each pool is stood for by one instance with its share of the traffic, taken step by
-step: what a GPU draws follows from the tokens of the step, by a published curve. A step
-of nothing but decoding has as many tokens as sequences; one with a prompt in it has
-hundreds, which is where the curve ends. Hosts and cooling come on top, as a range: no
-single figure of them is known before the hall is.
+One instance represents each pool with its share of the traffic, and is simulated step
+by step: a GPU's power follows from the number of tokens in a step, by a published
+curve. A pure decode step has as many tokens as sequences; a step with a prompt has
+hundreds, where the curve is flat. Hosts and cooling are added as a range, since their
+exact values depend on the data center.
 
-Power does not fall with the number of GPUs: fewer instances do the same work at larger
-batches, so what is saved is the power of idle and of small ones.
+Power is not proportional to the number of GPUs: fewer instances do the same work in
+larger batches, so the saving is the power of idle time and of small batches.
 """
 
 import math
@@ -23,30 +23,30 @@ from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Arrivals, Lengths
 
 HOURS_PER_YEAR = 8760
-#: Requests that an instance is watched for, after as many that fill it.
+#: Requests to simulate for an instance, after as many more that fill it.
 _WATCHED = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A figure that is known to lie between two others."""
+    """A most likely value between a lowest and a highest one."""
 
     low: float
     middle: float
     high: float
 
     def times(self, other: "Range") -> "Range":
-        """The product, lowest with lowest and highest with highest."""
+        """Return the product, lowest with lowest and highest with highest."""
         return Range(
             self.low * other.low, self.middle * other.middle, self.high * other.high
         )
 
     def scaled(self, factor: float) -> "Range":
-        """Each times a factor (>= 0)."""
+        """Return the range multiplied by a factor (>= 0)."""
         return Range(self.low * factor, self.middle * factor, self.high * factor)
 
     def __str__(self) -> str:
-        """From the lowest to the highest, three digits of each."""
+        """Return the lowest and highest value, with three digits each."""
         return f"{_three_digits(self.low)} to {_three_digits(self.high)}"
 
 
@@ -57,28 +57,28 @@ def _three_digits(value: float) -> str:
     return f"{round(value, decimals):,.{max(0, decimals)}f}"
 
 
-#: Watts beside each GPU: CPUs, fans, network, power supplies. A node of eight H100
-#: draws 11.3 kW at most, in service 0.7 of it (0.4 to 0.9; a review of "Energy use of
-#: AI inference"); less the GPUs' own 600 W that is 390 W each, between 100 and 670.
+#: Watts in addition to each GPU: CPUs, fans, network, power supplies. A node of eight
+#: H100 draws up to 11.3 kW, and 0.7 of it in service (0.4 to 0.9; a review of "Energy
+#: use of AI inference"); less the GPUs' own 600 W, that is 390 W each (100 to 670).
 HOST_WATTS = Range(100.0, 390.0, 670.0)
-#: Power of the hall over that of its computers, from the same review.
+#: Power of the data center over that of its computers, from the same review.
 PUE = Range(1.05, 1.2, 1.4)
-#: Grams of CO2 a kWh: the United States' grid, and that at its hyperscale sites (arXiv
+#: Grams of CO2 per kWh: the United States' grid, and its hyperscale sites (arXiv
 #: 2606.05420, 2026).
 GRID_G_PER_KWH = Range(370.0, 457.0, 545.0)
-#: What a curve of one model and engine is worth for another.
+#: Accuracy of a curve, measured with one model and engine, for others.
 _CURVE_SHARE = Range(0.9, 1.0, 1.1)
 
 
 @dataclass(frozen=True, slots=True)
 class PowerCurve:
-    """Board power of one GPU: a logistic in log2 of the tokens of a step.
+    """Board power of one GPU: a logistic function of log2 of the tokens in a step.
 
     Attributes:
-        idle_w: with the model loaded and nothing running.
-        low_w, high_w: of a step of one token (nearly), and of hundreds.
-        midpoint: log2 of the tokens at which it is halfway.
-        measured: whether it was fitted to this GPU.
+        idle_w: power with the model loaded and no request running.
+        low_w, high_w: power in a step of about one token, and of hundreds.
+        midpoint: log2 of the tokens at which power is halfway between them.
+        measured: whether the curve was fitted to this GPU.
     """
 
     idle_w: float
@@ -89,13 +89,13 @@ class PowerCurve:
     source: str
 
     def watts(self, tokens: float) -> float:
-        """While a step of so many tokens (>= 1) runs."""
+        """Return the power during a step with this many tokens (>= 1)."""
         rise = 1 + math.exp(self.midpoint - math.log2(max(1.0, tokens)))
         return self.low_w + (self.high_w - self.low_w) / rise
 
 
 def _by_tdp(tdp_w: float, midpoint: float) -> PowerCurve:
-    """The H100's shape at another GPU's rated power."""
+    """Return the H100's curve, scaled to another GPU's rated power."""
     return PowerCurve(
         0.14 * tdp_w,
         0.43 * tdp_w,
@@ -134,13 +134,13 @@ POWER_CURVES = {
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one GPU of an instance draws on average, and what for.
+    """Average power of one GPU of an instance, and its use of time.
 
     Attributes:
-        watts: over time, idle included.
-        idle, decode, prefill: shares of the time: nothing running, steps that only
-            decode, steps with a prompt in them.
-        output_tokens_per_s: of the whole instance.
+        watts: average over time, including idle time.
+        idle, decode, prefill: shares of time without requests, in pure decode steps,
+            and in steps with a prompt.
+        output_tokens_per_s: output of the whole instance.
     """
 
     watts: float
@@ -159,11 +159,11 @@ def watch(
     seed: int,
     requests: int = _WATCHED,
 ) -> Draw:
-    """Take one instance step by step, once it has filled.
+    """Simulate one instance step by step, after it has filled.
 
     Args:
-        arrivals: at this instance alone.
-        requests: watched, after as many that fill it.
+        arrivals: arrivals at this instance alone.
+        requests: number to measure, after as many more that fill the instance.
     """
     instance = Instance(limits, step_time)
     instants, draws = (
@@ -193,7 +193,7 @@ def watch(
 def _jobs(
     instants: np.ndarray, lengths: Lengths, rng: np.random.Generator, window: int
 ) -> list[Job]:
-    """Requests in reverse, so that the next one is at the end."""
+    """Return the requests in reverse order, so that the last element is the next."""
     prompts, outputs = lengths.draw(rng, len(instants), evenly=False)
     prompts = np.minimum(prompts, window - 1)
     outputs = np.minimum(outputs, window - prompts)
@@ -202,7 +202,7 @@ def _jobs(
 
 
 class _Meter:
-    """Joules and seconds by kind of step, from when it counts."""
+    """Joules and seconds by kind of step, since the measurement started."""
 
     def __init__(self, curve: PowerCurve) -> None:
         self.counting = False
@@ -215,7 +215,7 @@ class _Meter:
         self._add("idle", seconds, self._curve.idle_w)
 
     def step(self, instance: Instance) -> None:
-        """Let the instance take a step; a step has one token for each that decodes."""
+        """Run a step of the instance; each decoding request has one token in it."""
         busy_s, running_s = instance.busy_s, instance.running_s
         computed = instance.computed_tokens
         instance.step()
@@ -247,7 +247,7 @@ class _Meter:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One pool: its GPUs, and what one of them draws."""
+    """One pool: its number of GPUs and the power of one of them."""
 
     gpus: int
     gpus_per_instance: int
@@ -256,17 +256,17 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """A fleet's, as ranges."""
+    """Energy and carbon of a fleet, as ranges."""
 
     gpu_megawatts: float
-    """Of the boards alone."""
+    """Power of the boards alone."""
     megawatts: Range
-    """Hosts and cooling included."""
+    """Power including hosts and cooling."""
     kwh_per_year: Range
     joules_per_token: Range
-    """Of output."""
+    """Energy per output token."""
     kg_co2_per_year: Range
-    """By the grid's figure, if the operator gave one a single factor."""
+    """By the grid's range, or by the operator's figure if configured."""
 
 
 def fleet_energy(
@@ -276,7 +276,7 @@ def fleet_energy(
     pue: Range = PUE,
     grid_g_per_kwh: Range = GRID_G_PER_KWH,
 ) -> Energy:
-    """Add the pools up."""
+    """Return the sum over the pools."""
     boards_w = sum(load.gpus * load.draw.watts for load in loads)
     gpus = sum(load.gpus for load in loads)
     tokens_per_s = sum(

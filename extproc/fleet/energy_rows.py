@@ -1,4 +1,4 @@
-"""Energy of the policies of a plan, side by side, and what it has to do with GPUs."""
+"""Energy of a plan's policies side by side, compared with their numbers of GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
 from extproc.fleet.workload import RenewalArrivals
 
-#: A plan's 12,000 requests for each size that is tried make 2,000 that are watched.
+#: A plan's 12,000 requests per size tried give 2,000 for the energy of each instance.
 _TRIED_FOR_EACH_WATCHED = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is not the GPUs' own."""
+    """Power and carbon factors outside the GPUs."""
 
     host_watts: Range = HOST_WATTS
     pue: Range = PUE
@@ -34,7 +34,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRow:
-    """One policy's.
+    """Energy of one policy.
 
     Attributes:
         idle, decode, prefill: shares of its GPUs' time.
@@ -51,13 +51,13 @@ class EnergyRow:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRows:
-    """Policies side by side."""
+    """The energy of all policies, side by side."""
 
     rows: tuple[EnergyRow, ...]
     relation: str
-    """What power does while GPUs are saved, in a sentence."""
+    """The changes of power and of GPUs compared, in a sentence."""
     source: str
-    """Of the power curve."""
+    """Source of the power curve."""
     measured: bool
 
 
@@ -67,7 +67,7 @@ def energy_rows(
     curve: PowerCurve,
     around: Surroundings,
 ) -> EnergyRows:
-    """Watch one instance of each pool of each policy; the first is compared with."""
+    """Simulate one instance per pool and policy; compare each policy with the first."""
     rows = tuple(
         _row(name, question, policy, curve, around) for name, policy in sized.items()
     )
@@ -75,7 +75,7 @@ def energy_rows(
     parts = [
         f"{row.name}: {row.gpus / first.gpus - 1:+.0%} GPUs, "
         f"{row.energy.gpu_megawatts / first.energy.gpu_megawatts - 1:+.0%} power of "
-        "theirs"
+        "the GPUs"
         for row in rows[1:]
     ]
     relation = f"Against {first.name}, {'; '.join(parts)}." if parts else ""

@@ -1,4 +1,4 @@
-"""The figures of a simulated pool and fleet, each with its interval."""
+"""The figures of a simulated pool and of a fleet, each with its confidence interval."""
 
 import math
 import statistics
@@ -19,14 +19,14 @@ from extproc.fleet.slo import COVERED
 
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
-    """What a pool did while it was measured.
+    """A pool's figures over the measured period.
 
-    Seconds, requests a second and shares (0 to 1). Mean values obey Little's law:
+    In seconds, requests a second and shares (0 to 1). Mean values obey Little's law:
     ``mean_in_system`` is ``requests_per_s`` times ``mean_e2e_s``.
     """
 
     requests: int
-    """That finished while it was measured."""
+    """Requests that finished in the measured period."""
     utilization: Interval
     """Requests a second over those of the saturated pool."""
     requests_per_s: Interval
@@ -44,8 +44,8 @@ class PoolFigures:
     busy_share: Interval
     """Share of the time in which an instance computes."""
     mean_running: Interval
-    """Requests an instance; ``mean_in_system``: of the whole pool, waiting ones
-    included."""
+    """Running requests per instance; ``mean_in_system`` is for the whole pool and
+    includes waiting requests."""
     mean_in_system: Interval
     mean_kv_cache_usage: Interval
     peak_kv_cache_usage: Interval
@@ -56,11 +56,11 @@ class PoolFigures:
 def pool_figures(
     results: Sequence[Result], index: int, saturated_rate: float = math.nan
 ) -> PoolFigures:
-    """Figures of one pool: of one run by its batches, of several by their spread.
+    """Return the figures of a pool, with intervals over batches or over runs.
 
     Args:
-        index: the pool's position.
-        saturated_rate: requests a second that the whole pool serves at most.
+        index: index of the pool.
+        saturated_rate: largest throughput of the whole pool, in requests a second.
     """
 
     def measure(of: Callable[[PoolResult], float]) -> Interval:
@@ -100,7 +100,7 @@ def pool_figures(
 
 @dataclass(frozen=True, slots=True)
 class FleetFigures:
-    """What the whole fleet did; shares are of the requests that arrived."""
+    """The whole fleet's figures; shares are of the requests that arrived."""
 
     p50_ttft_s: Interval
     p99_ttft_s: Interval
@@ -115,7 +115,7 @@ class FleetFigures:
 
 
 def fleet_figures(results: Sequence[Result]) -> FleetFigures:
-    """Figures of the fleet: of one run by its batches, of several by their spread."""
+    """Return the figures of the fleet, with intervals over batches or over runs."""
 
     def measure(of: Callable[[Result], float]) -> Interval:
         if len(results) == 1:
@@ -142,7 +142,7 @@ def fleet_figures(results: Sequence[Result]) -> FleetFigures:
 
 
 def spread(values: Sequence[float]) -> Interval:
-    """Mean of independent runs and half the width of its 95 % interval."""
+    """Return the mean of independent runs and the half-width of its 95 % interval."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Interval(math.nan)
@@ -150,14 +150,14 @@ def spread(values: Sequence[float]) -> Interval:
 
 
 def spread_p99(histograms: Sequence[Histogram]) -> Interval:
-    """The same of 99th percentiles, if every run has enough requests for one."""
+    """Return ``spread`` of the 99th percentiles, if every run has enough requests."""
     if any(histogram.count < FEWEST_FOR_P99 for histogram in histograms):
         return Interval(math.nan)
     return spread([histogram.quantile(COVERED) for histogram in histograms])
 
 
 def intervals(figures: PoolFigures | FleetFigures) -> dict[str, Any]:
-    """As JSON: ``mean`` and ``half_width`` of each figure, None if there is none."""
+    """Return ``mean`` and ``half_width`` of each figure for JSON, None if undefined."""
     return {
         name: {"mean": plain(each.value), "half_width": plain(each.half_width)}
         for name, each in named(figures).items()
@@ -165,13 +165,13 @@ def intervals(figures: PoolFigures | FleetFigures) -> dict[str, Any]:
 
 
 def named(figures: PoolFigures | FleetFigures) -> dict[str, Interval]:
-    """The figures that have an interval, by name."""
+    """Return the figures that have an interval, by name."""
     values = {each.name: getattr(figures, each.name) for each in fields(figures)}
     return {key: value for key, value in values.items() if isinstance(value, Interval)}
 
 
 def plain(value: float | None) -> float | int | None:
-    """A number as JSON has it: six digits, and None for what is not one."""
+    """Return a number for JSON, rounded to six digits; None if it is not finite."""
     if value is None or isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None

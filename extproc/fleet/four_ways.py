@@ -1,4 +1,4 @@
-"""One pool, split, disaggregated, split and disaggregated, to the same promises."""
+"""Four fleets that meet one SLO: one pool, split, disaggregated, and both combined."""
 
 import math
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from extproc.fleet.replay import Replay
 from extproc.fleet.slo import Slo
 from extproc.fleet.workload import Arrivals, Lengths, Thinned
 
-#: Of a prefill instance: nobody decodes beside it, so a step may be long.
+#: Tokens per step of a prefill instance, where no decoding waits for a long step.
 PREFILL_BATCHED_TOKENS = 8192
-#: Requests measured for each size at the least; else half of what a plan's sizes have,
-#: of which the run measures at least as many again.
+#: Fewest requests to measure for each size. Otherwise it is half of the number for a
+#: plan's sizes; the run measures at least as many again.
 _LEAST_MEASURED = 500
-#: Ways this close are the same as far as a simulated P99 can tell.
+#: Relative difference below which a simulated P99 cannot distinguish two ways.
 _NOISE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Prefill and decode instances of one class of requests."""
+    """Prefill and decode instances for one class of requests."""
 
     name: str
     share_of_requests: float
     prefill: int
     decode: int
     slo_met: bool
-    """Whether both together keep the promises."""
+    """Whether both together meet the SLO."""
     p99_ttft_s: float | None
     p99_tpot_s: float | None
     mean_transfer_s: float | None
-    """From the end of the prefill to the last byte of the KV cache."""
+    """Time from the end of the prefill to the last byte of the KV cache."""
     prefill_utilization: float | None
     mean_decoding: float | None
 
@@ -47,19 +47,19 @@ class Way:
     gpus: int
     slo_met: bool
     pairs: tuple[Pair, ...] = ()
-    """Of the disaggregated ways; empty for the others."""
+    """Instances of the disaggregated ways; empty for the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class FourWays:
-    """The ways side by side."""
+    """The four ways side by side."""
 
     ways: tuple[Way, ...]
     transfer_bytes_per_s: float
-    """Of one instance's network."""
+    """Network bandwidth of one instance."""
     kv_bytes_per_token: float
     verdict: str
-    """Which takes the fewest GPUs, in a sentence."""
+    """The way with the fewest GPUs, in a sentence."""
 
 
 def four_ways(
@@ -68,14 +68,14 @@ def four_ways(
     split: SizedPolicy,
     transfer: KvTransfer,
 ) -> FourWays:
-    """Size the disaggregated ways, beside the two that are sized already.
+    """Size the disaggregated ways and compare them with the two sized ones.
 
     Raises:
-        ValueError: arrivals of a file, which are no process that can be thinned.
+        ValueError: arrivals from a file, since these cannot be thinned.
     """
     arrivals = question.arrivals
     if isinstance(arrivals, Replay):
-        raise ValueError("the instants of a file; expected a process of arrivals")
+        raise ValueError("arrivals: from a file; expected a random arrival process")
     gpus = question.engine.gpus
     whole = _pair(
         question,
@@ -163,21 +163,20 @@ def _way(name: str, pairs: tuple[Pair, ...], gpus: int) -> Way:
 
 
 def verdict(ways: tuple[Way, ...]) -> str:
-    """Which way that keeps its promises takes the fewest GPUs.
+    """Return a sentence on the way with the fewest GPUs among those that meet the SLO.
 
-    Of ways within 3 % of each other, the simpler: the first.
+    Of ways within 3 % of each other, the simplest, which is the first, is chosen.
     """
     kept = [way for way in ways if way.slo_met]
     if not kept:
-        return "No way keeps the promises at a size that was tried."
+        return "No way meets the SLO at any size tried."
     fewest = min(way.gpus for way in kept)
     chosen = next(way for way in kept if way.gpus <= (1 + _NOISE) * fewest)
     others = [
-        f"{way.name} {way.gpus:,}" if way.slo_met else f"{way.name} not at all"
+        f"{way.name} {way.gpus:,}" if way.slo_met else f"{way.name} misses it"
         for way in ways
         if way is not chosen
     ]
     return (
-        f"Of GPUs, the promises take {chosen.gpus:,} with {chosen.name}; "
-        f"{', '.join(others)}."
+        f"The SLO takes {chosen.gpus:,} GPUs with {chosen.name}; {', '.join(others)}."
     )

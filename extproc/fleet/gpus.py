@@ -1,7 +1,7 @@
 """GPUs: memory, rates, links and prices, each with its public source.
 
-Memory is what the driver reports, in MiB: a data sheet's "80 GB" are 81,920 MiB on an
-A100 and 81,559 MiB on an H100. Rates are dense (no sparsity).
+Memory is as the driver reports it, in MiB: a data sheet's "80 GB" is 81,920 MiB on an
+A100 and 81,559 MiB on an H100. Rates are dense (without sparsity).
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A public price of one GPU for one hour; only a default, use your own."""
+    """A public price of one GPU-hour; only a default, use your own."""
 
     usd_per_hour: float
     date: str
-    """Of the price, or of the source if the price itself is undated."""
+    """Date of the price, or of the source if the price itself is undated."""
     region: str
-    """As the source states it."""
+    """Region as the source states it."""
     source: str
 
     def __str__(self) -> str:
@@ -34,23 +34,23 @@ class Gpu:
 
     name: str
     memory_mib: int
-    """As ``nvidia-smi`` or ``amd-smi`` reports it."""
+    """Memory as ``nvidia-smi`` or ``amd-smi`` reports it."""
     memory_bytes_per_s: float
     """Peak memory bandwidth."""
     bf16_flops: float
     """Peak 16-bit matrix throughput, FLOP/s."""
     fp8_flops: float
-    """Peak 8-bit one; equal to ``bf16_flops`` if there is none."""
+    """Peak 8-bit matrix throughput; equal to ``bf16_flops`` without 8-bit support."""
     link_bytes_per_s: float
     """GPU-to-GPU bandwidth within a node, one direction."""
     network_bytes_per_s: float
-    """Of one GPU's share of the node's network, one direction."""
+    """Network bandwidth per GPU of a node, one direction."""
     price: Price
     source: str
-    """Of the rates; ``memory_source``: of the memory."""
+    """Source of the rates; ``memory_source`` is that of the memory."""
     memory_source: str
     gpus_per_node: int = 8
-    """That the links connect."""
+    """Number of GPUs that the links connect."""
 
     @property
     def memory_bytes(self) -> float:
@@ -59,7 +59,7 @@ class Gpu:
 
     @property
     def usd_per_hour(self) -> float:
-        """The public price of an hour."""
+        """Public price of one GPU-hour."""
         return self.price.usd_per_hour
 
 

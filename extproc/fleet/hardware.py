@@ -1,12 +1,12 @@
-"""One vLLM instance: its default limits, and the KV cache beside the weights.
+"""One vLLM instance: its default limits, and the memory left for its KV cache.
 
-vLLM measures at start what it takes beside the KV cache (gpu_worker.py,
+At startup, vLLM measures its memory use without the KV cache (gpu_worker.py,
 determine_available_memory): weights, the peak of a profiling step of
-``max_num_batched_tokens``, the sampling of ``max_num_seqs`` rows of logits, what is not
-PyTorch's, and since 0.21 the CUDA graphs. Here the same terms are computed; two
-published logs are the check (tests/fleet/test_hardware.py). Efficiency factors and
-memory kept free are fields with a default and its reason; ``extproc profile`` measures
-a live server and replaces all of it.
+``max_num_batched_tokens``, the sampling of ``max_num_seqs`` rows of logits, memory
+outside PyTorch, and since 0.21 the CUDA graphs. This module computes the same terms;
+two published logs verify them (tests/fleet/test_hardware.py). Efficiency factors and
+reserved memory are fields with a default and its reason; ``extproc profile`` measures a
+live server and replaces all of them.
 """
 
 from dataclasses import dataclass
@@ -19,45 +19,45 @@ GIB = 1 << 30
 #: vLLM's default (vllm/config/cache.py, 0.32.0; 0.9 until 0.21).
 GPU_MEMORY_UTILIZATION = 0.92
 
-#: What the driver counts and CUDA does not show: 140.40 GiB of an H200 are 139.72 to
-#: PyTorch (vLLM issue 10702), 24.00 of an RTX 3090 23.58 (vLLM issue 10517).
+#: Memory that the driver counts and CUDA hides: of 140.40 GiB of an H200, PyTorch sees
+#: 139.72 (vLLM issue 10702); of 24.00 of an RTX 3090, 23.58 (vLLM issue 10517).
 HIDDEN_BYTES = 0.55 * GIB
-#: Not PyTorch's on one GPU: kernels, workspaces; 0.35 GiB in vLLM issue 10517.
+#: Memory outside PyTorch on one GPU: kernels, workspaces; 0.35 GiB in vLLM issue 10517.
 NON_TORCH_BYTES = 0.35 * GIB
-#: More for each GPU of a tensor-parallel group: NCCL's and the all-reduce's buffers.
-#: Fitted, between 0 (issue 13061, two GPUs without peer access) and 0.7 (issue 10702,
-#: eight H200).
+#: Additional memory for each further GPU of a tensor-parallel group: buffers of NCCL
+#: and of the all-reduce. Fitted, between 0 (issue 13061, two GPUs without peer access)
+#: and 0.7 (issue 10702, eight H200).
 NON_TORCH_BYTES_PER_PEER = 0.28 * GIB
-#: Bytes that sampling takes a logit: 2 as computed, 2 gathered and 4 in 32 bits; 12 of
-#: a sort, its values and 64-bit indices, and 12 more of its scratch; 4 each of softmax,
-#: its running sum and the logits in their old order (apply_top_k_top_p_pytorch). With
-#: 1,024 sequences and a large vocabulary it is most of what is taken beside the
-#: weights. One published log has so many, issue 21348 of 2025: the terms were chosen
-#: to agree with it, and no second log checks them. 0.32 samples without a sort where
-#: FlashInfer is: there it errs towards fewer KV tokens.
+#: Bytes per logit during sampling: 2 as computed, 2 gathered and 4 in 32 bits; 12 for a
+#: sort, its values and 64-bit indices, and 12 for its scratch; 4 each for softmax, its
+#: running sum and the logits in their old order (apply_top_k_top_p_pytorch). With 1,024
+#: sequences and a large vocabulary, this is the largest part after the weights. Only
+#: one published log has that many sequences, issue 21348 of 2025: the terms were chosen
+#: to match it, and no second log verifies them. vLLM 0.32 samples without a sort if
+#: FlashInfer is present: there the estimate errs toward fewer KV tokens.
 LOGIT_BYTES = 44
-#: Captured CUDA graphs, all sizes: each layer's share of a pool of about 0.6 GiB for 94
-#: layers. An estimate: logs have 0.1 (a small model) to 1 GiB.
+#: Captured CUDA graphs of all sizes: each layer's share of a pool of about 0.6 GiB for
+#: 94 layers. An estimate: logs show 0.1 (a small model) to 1 GiB.
 GRAPH_BYTES_PER_LAYER = 0.0064 * GIB
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDefaults:
-    """vLLM's ``max_num_seqs`` and ``max_num_batched_tokens`` if none is given."""
+    """Default ``max_num_seqs`` and ``max_num_batched_tokens`` of vLLM."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
 
 
 def batch_defaults(gpu: Gpu, *, server: bool = True) -> BatchDefaults:
-    """The defaults of a GPU (vllm/engine/arg_utils.py, get_batch_defaults, 0.32.0).
+    """Return the defaults for a GPU (vllm/engine/arg_utils.py, get_batch_defaults).
 
     Args:
-        server: for ``vllm serve``; False for the offline ``LLM`` class.
+        server: True for ``vllm serve``, False for the offline ``LLM`` class (0.32.0).
     """
     if gpu.memory_bytes >= 160 * GIB:
         return BatchDefaults(1024, 16_384)
-    # "Setting large max_num_batched_tokens for A100 reduces throughput", says vLLM.
+    # vLLM: "Setting large max_num_batched_tokens for A100 reduces throughput".
     if gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.lower():
         return BatchDefaults(1024, 8192 if server else 16_384)
     return BatchDefaults(256, 2048 if server else 8192)
@@ -65,17 +65,17 @@ def batch_defaults(gpu: Gpu, *, server: bool = True) -> BatchDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model on some GPUs: one vLLM instance.
+    """A model on a number of GPUs: one vLLM instance.
 
     Attributes:
         tensor_parallel_size: GPUs of the instance.
         gpu_memory_utilization: vLLM's share of each GPU's memory, in (0, 1].
-        max_num_seqs, max_num_batched_tokens: as the server is started; None for
-            vLLM's defaults on the GPU.
-        reserved_bytes: per GPU, what is taken beside weights and KV cache; None for
+        max_num_seqs, max_num_batched_tokens: flags of the server; None for vLLM's
+            defaults on the GPU.
+        reserved_bytes: memory per GPU used for neither weights nor KV cache; None for
             the sum of the terms above. 0 reproduces the papers' arithmetic.
-        cuda_graphs: whether captured graphs are counted (since vLLM 0.21).
-        block_size: tokens of a KV block; vLLM's default is 16.
+        cuda_graphs: whether to count captured graphs (since vLLM 0.21).
+        block_size: tokens in a KV block; vLLM's default is 16.
     """
 
     model: Model
@@ -90,7 +90,7 @@ class Deployment:
 
     @property
     def limits(self) -> BatchDefaults:
-        """Sequences and tokens of a step, vLLM's defaults if not given."""
+        """Return the sequences and tokens of a step, by vLLM's defaults if not set."""
         defaults = batch_defaults(self.gpu)
         return BatchDefaults(
             self.max_num_seqs or defaults.max_num_seqs,
@@ -99,12 +99,12 @@ class Deployment:
 
     @property
     def activation_bytes(self) -> float:
-        """The peak of a profiling step on one GPU: its layers, or its sampling.
+        """Return the peak of a profiling step on one GPU: its layers or its sampling.
 
-        A token of the step holds, in 16 bits, gate, up and their product, its share
-        of the MLP on this GPU, and three vectors of the hidden size: 110,592 bytes for
+        In 16 bits, each token of the step needs gate, up and their product, this GPU's
+        share of the MLP, and three vectors of the hidden size: 110,592 bytes for
         Llama-3.1-8B, as vLLM measured (issue 10517: 2.07 GiB at 20,000 tokens and 2.99
-        at 29,000). With experts each token has ``experts_per_token`` such rows.
+        at 29,000). With experts, each token needs ``experts_per_token`` such rows.
         """
         model, limits = self.model, self.limits
         rows = model.experts_per_token
@@ -116,7 +116,7 @@ class Deployment:
 
     @property
     def beside_weights_bytes(self) -> float:
-        """What one GPU holds beside weights and KV cache."""
+        """Return one GPU's memory for neither weights nor KV cache, in bytes."""
         if self.reserved_bytes is not None:
             return self.reserved_bytes
         peers = self.tensor_parallel_size if self.tensor_parallel_size > 1 else 0
@@ -131,7 +131,7 @@ class Deployment:
 
     @property
     def kv_bytes_per_gpu(self) -> float:
-        """Memory of one GPU left for the KV cache; negative if weights do not fit."""
+        """Return one GPU's memory for the KV cache; negative if weights do not fit."""
         return (
             self.gpu.memory_bytes * self.gpu_memory_utilization
             - self.model.total_weight_bytes / self.tensor_parallel_size
@@ -139,14 +139,14 @@ class Deployment:
         )
 
     def kv_tokens(self, max_model_len: int | None = None) -> int:
-        """Tokens that the KV cache holds, as vLLM logs them.
+        """Return the capacity of the KV cache in tokens, as vLLM logs it.
 
-        A sliding layer keeps its window and the tokens of a step, however long the
+        A sliding layer stores its window and the tokens of a step, for any length of
         context: vLLM counts the sequences of ``max_model_len`` that fit, times their
         length (kv_cache_utils.py, get_max_concurrency_for_kv_cache_config).
 
         Args:
-            max_model_len: of the server; the model's own if None.
+            max_model_len: window of the server; None for the model's own.
         """
         model = self.model
         layer = model.layer_kv_bytes_per_gpu(self.tensor_parallel_size)
@@ -160,14 +160,14 @@ class Deployment:
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks of the instance, the null block included; 0 if none fits."""
+        """Return the KV blocks of the instance, including the null block; 0 if none."""
         return self.kv_tokens() // self.block_size
 
     def worst_case_seqs(self, max_model_len: int) -> int:
-        """Sequences of ``max_model_len`` tokens that fit at once.
+        """Return how many sequences of ``max_model_len`` tokens fit at once.
 
-        The ``max_num_seqs`` of an operator who sizes for the worst case, which is
-        what the papers' homogeneous fleet does.
+        The ``max_num_seqs`` of an operator who sizes for the worst case, as in the
+        papers' homogeneous fleet.
         """
         return (self.num_blocks - 1) * self.block_size // max_model_len
 
@@ -175,9 +175,9 @@ class Deployment:
 def fitting_tensor_parallel_size(
     model: Model, gpu: Gpu, gpu_memory_utilization: float, max_model_len: int
 ) -> int | None:
-    """The fewest GPUs, a power of two, that hold a request of ``max_model_len``.
+    """Return the fewest GPUs, a power of two, that fit ``max_model_len`` tokens.
 
-    None if not even a node does.
+    Return None if a whole node is too small.
     """
     size = 1
     while size <= gpu.gpus_per_node:

@@ -1,7 +1,7 @@
-"""A measured instance: what ``extproc profile`` writes and ``plan`` takes.
+"""A measured instance: the output of ``extproc profile`` and an input of ``plan``.
 
-With it what was measured and what was not, two checks against loads that the fit has
-not seen, and a verdict on them.
+It records the range of the measurements, two checks against loads that were not used
+for the fit, and a verdict on the checks.
 """
 
 import math
@@ -19,10 +19,10 @@ from extproc.fleet.steptime import Linear
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a load came to, measured or predicted: seconds, over all its requests.
+    """The latencies of a load, measured or predicted, in seconds over all its requests.
 
-    TTFT at the client; TPOT of a request is the time from its first token to its last
-    over the tokens after the first.
+    TTFT is measured at the client; a request's TPOT is the time from its first token to
+    its last over the number of tokens after the first.
     """
 
     requests_per_s: float
@@ -34,11 +34,11 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """A load that the fit has not seen, measured and predicted.
+    """A load not used for the fit, measured and predicted.
 
     Attributes:
         load: offered rate over the predicted capacity.
-        throughput_error, mean_ttft_error: predicted over measured, less 1.
+        throughput_error, mean_ttft_error: predicted over measured, minus 1.
     """
 
     requests: int
@@ -51,7 +51,7 @@ class Check(msgspec.Struct, frozen=True):
     preemptions_predicted: int
 
     def errors(self) -> dict[str, float]:
-        """Predicted over measured, less 1, of every figure that both have."""
+        """Return predicted over measured, minus 1, of every figure that both have."""
         pairs = {
             name: (getattr(self.measured, name), getattr(self.predicted, name))
             for name in Outcome.__struct_fields__
@@ -64,33 +64,33 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What a profile was fitted to, and how well it predicts what it was not."""
+    """The range of a profile's measurements, and the checks of its predictions."""
 
     fit_error: float
-    """Mean relative error on its own samples."""
+    """Mean relative error on the samples of the fit."""
     decode_samples: int = 0
     prefill_samples: int = 0
     seed: int = 0
     max_batch: int | None = None
-    """The most sequences that decoded together."""
+    """Largest number of sequences that decoded together."""
     max_context_tokens: int | None = None
-    """The longest context of one of them."""
+    """Longest context of one sequence."""
     max_prompt_tokens: int | None = None
-    """The longest lone prompt."""
+    """Longest prompt without concurrent requests."""
     check: Check | None = None
-    """A load above the capacity, of which a part has to queue."""
+    """A load above the capacity, so that requests queue."""
     ordinary_check: Check | None = None
     """A load of 60 % of the capacity."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One instance as measured.
+    """The measurements of one instance.
 
     Attributes:
-        request_s: what a request takes beside its steps, at the client.
-        max_num_seqs, max_num_batched_tokens: as the server was started; it does not
-            publish them.
-        usd_per_gpu_hour: what the operator pays; None if no price was given.
+        request_s: a request's time at the client in addition to its steps.
+        max_num_seqs, max_num_batched_tokens: flags of the server, which it does not
+            publish.
+        usd_per_gpu_hour: the operator's price; None if not given.
     """
 
     model: str
@@ -106,15 +106,15 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_gpu_hour: float | None = None
 
     def to_document(self) -> dict[str, object]:
-        """As JSON."""
+        """Return the profile as a JSON document."""
         return {"profile": 1, **msgspec.to_builtins(self)}
 
     @classmethod
     def from_document(cls, document: object) -> "Profile":
-        """From JSON, of this release or an earlier one.
+        """Parse a JSON document of this release or an earlier one.
 
         Raises:
-            ProfileError: not a profile, or a key is missing or of the wrong kind.
+            ProfileError: not a profile, or a key is missing or has the wrong type.
         """
         if not isinstance(document, dict) or document.get("profile") != 1:
             raise ProfileError(
@@ -139,7 +139,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _without_older_check(measured: object) -> object:
-    """An earlier release's check says no load, and is left out."""
+    """Return ``measured`` without the check of earlier releases, which had no load."""
     if not isinstance(measured, dict):
         return measured
     check = measured.get("check")
@@ -148,15 +148,15 @@ def _without_older_check(measured: object) -> object:
     return measured
 
 
-#: Errors of a check up to which a profile is good, and beyond which it is of no use.
+#: Largest check error of a good profile, and largest of a usable one.
 _USABLE_ERROR = 0.25
 
 
 def verdict(profile: Profile) -> str:
-    """What the checks say of the profile, in one line.
+    """Return the verdict of the checks on a profile, in one line.
 
-    By the throughput above capacity, and at an ordinary load by the medians: means and
-    tails of a queue multiply what the throughput lacks.
+    It uses the throughput of the load above capacity, and the medians at the ordinary
+    load: means and tails of a queue multiply an error of the throughput.
     """
     errors: list[float] = []
     if profile.measured.check:
@@ -186,12 +186,12 @@ def warnings(
     max_num_batched_tokens: int,
     usd_per_gpu_hour: float | None = None,
 ) -> tuple[str, ...]:
-    """What a plan of these limits would take from a profile that did not measure it.
+    """Return warnings about limits of a plan outside the range of its profile.
 
     Args:
         max_model_len: the longest window planned, in tokens.
-        max_num_seqs, max_num_batched_tokens: the most of any pool.
-        usd_per_gpu_hour: the operator's price, if given beside the profile's.
+        max_num_seqs, max_num_batched_tokens: the largest of any pool.
+        usd_per_gpu_hour: the operator's price, if given in place of the profile's.
     """
     measured = profile.measured
     planned = (
@@ -232,7 +232,7 @@ def warnings(
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request of the load that a profile is checked against."""
+    """A request of the load used to check a profile."""
 
     at_s: float
     prompt_tokens: int
@@ -240,7 +240,7 @@ class Sent:
 
 
 def predict(profile: Profile, load: Sequence[Sent]) -> tuple[Outcome, int]:
-    """Simulate the load on the profiled instance; its preemptions too."""
+    """Simulate the load on the profiled instance; return outcome and preemptions."""
     limits = SchedulerLimits(
         profile.max_num_seqs,
         profile.max_num_batched_tokens,
@@ -272,7 +272,7 @@ def predict(profile: Profile, load: Sequence[Sent]) -> tuple[Outcome, int]:
 def outcome(
     span_s: float, ttfts_s: Sequence[float], tpots_s: Sequence[float]
 ) -> Outcome:
-    """Summarize requests that took ``span_s`` from the first sent to the last token."""
+    """Summarize requests that took ``span_s`` from the first send to the last token."""
 
     def quantile(values: Sequence[float], q: float) -> float | None:
         return float(np.quantile(values, q)) if len(values) else None
@@ -295,7 +295,7 @@ def compare(
     preemptions_predicted: int,
     requests: int,
 ) -> Check:
-    """A check from its two outcomes."""
+    """Return a check made of two outcomes."""
     return Check(
         requests,
         load,

@@ -1,8 +1,8 @@
-"""Quantiles of a stream in bounded memory, mergeable over runs.
+"""Quantiles of a stream in bounded memory, which can be merged over runs.
 
 Buckets grow by a constant factor, so every quantile is within half a factor of an
-observed value: relative error at most 0.5 % here (the idea of DDSketch, Masson et al.,
-VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
+observed value: the relative error is at most 0.5 % here (the idea of DDSketch, Masson
+et al., VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
 """
 
 import math
@@ -26,7 +26,7 @@ class Histogram:
         self.total = 0.0
 
     def add(self, values: Iterable[float]) -> None:
-        """Count durations in seconds; NaN is an error of the caller's."""
+        """Count durations in seconds; NaN is a caller's error."""
         seconds = np.fromiter(values, float)
         if not len(seconds):
             return
@@ -44,11 +44,11 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Exact mean, NaN of nothing."""
+        """Exact mean; NaN without values."""
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Value that ``share`` of the counted ones do not exceed; NaN of nothing."""
+        """Return the value that ``share`` of the values do not exceed, or NaN."""
         if not self.count:
             return math.nan
         rank = max(1, math.ceil(share * self.count))
@@ -58,7 +58,7 @@ class Histogram:
         return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
 
     def cumulative(self) -> Iterator[tuple[float, float]]:
-        """(upper end of a bucket, share up to it), for every bucket that counts."""
+        """Yield (upper end, share up to it) for every non-empty bucket."""
         seen = 0
         for bucket in np.flatnonzero(self._counts):
             seen += int(self._counts[bucket])

@@ -1,18 +1,18 @@
 """One vLLM instance in simulated time, many steps at once.
 
-It decides exactly as :class:`extproc.fleet.scheduler.Scheduler` does (the tests hold
-the two, and the recordings of vLLM, against each other) but does not visit every
-request at every step. That works because, without ``long_prefill_token_threshold``, at
+It makes exactly the decisions of :class:`extproc.fleet.scheduler.Scheduler` (tests
+compare the two with each other and with recordings of vLLM) but does not visit every
+request at every step. This works because, without ``long_prefill_token_threshold``, at
 most one running request has part of its prompt left, the one admitted last; every other
-running request computes exactly one token a step. So a decoding request is two numbers,
-the count of steps at which it will end and how its computed tokens relate to that
-count; KV demand is a histogram of positions within a block; context is a sum. A stretch
-of steps in which nothing is admitted, evicted or finished is then one jump, with its
-duration in closed form (:class:`extproc.fleet.steptime.StepTime` is linear in context).
+running request computes exactly one token a step. So a decoding request is two numbers:
+the step count at which it will end, and the offset of its computed tokens from that
+count. KV demand is a histogram of positions within a block; context is a sum. A series
+of steps without admission, eviction or end is then one jump with a duration in closed
+form (:class:`extproc.fleet.steptime.StepTime` is linear in context).
 
-With asynchronous scheduling, a step is scheduled when the one before it starts, and the
-output of that one is taken when the next one has been scheduled. So a request that
-arrives joins the step after the next, and one that ends is in one more step: it
+With asynchronous scheduling, a step is scheduled when the previous one starts, and the
+output of the previous one is processed after the next is scheduled. So an arriving
+request joins the step after the next, and an ending one takes part in one more step: it
 computes one more token if it ends by an end-of-sequence token, and none otherwise.
 """
 
@@ -27,21 +27,21 @@ from extproc.fleet.steptime import StepTime, steps_until
 
 
 class Instance:
-    """Queues, KV blocks and clock of one instance.
+    """The queues, KV blocks and clock of one instance.
 
-    ``now_s`` is when the next step is scheduled while requests are in: at the end of
-    the last step or, with asynchronous scheduling, at its start. Finished jobs gather
-    in ``finished`` until the caller takes them.
+    ``now_s`` is the time at which the next step is scheduled while there are requests:
+    the end of the last step or, with asynchronous scheduling, its start. Finished jobs
+    collect in ``finished`` until the caller removes them.
 
     Raises:
-        ValueError: for limits that break the premise above.
+        ValueError: limits that violate the premise above.
     """
 
     def __init__(self, limits: SchedulerLimits, step_time: StepTime) -> None:
         if limits.long_prefill_token_threshold or not limits.enable_chunked_prefill:
             raise ValueError(
-                "long_prefill_token_threshold: expected 0, and chunked prefill on: "
-                "use extproc.fleet.scheduler for anything else"
+                "long_prefill_token_threshold, enable_chunked_prefill: not simulated; "
+                "expected 0 and True, or the use of extproc.fleet.scheduler"
             )
         self.now_s = 0.0
         self.running: dict[Job, None] = {}  # in order of admission
@@ -49,18 +49,18 @@ class Instance:
         self.finished: list[Job] = []
         self.num_preemptions = 0
         self.busy_s = 0.0
-        self.running_s = 0.0  # running requests, integrated over time
-        self.blocks_s = 0.0  # held KV blocks, integrated over time
+        self.running_s = 0.0  # number of running requests, integrated over time
+        self.blocks_s = 0.0  # number of used KV blocks, integrated over time
         self.computed_tokens = 0
         self._kv = KvBlocks(limits)
-        self._end_s = 0.0  # of the last step scheduled
+        self._end_s = 0.0  # end of the last step scheduled
         self._partial: Job | None = None
-        # Whose last token is computed but not known: a place and blocks, no tokens.
+        # Jobs whose last token is computed but unknown: they keep a slot and blocks.
         self._ending: dict[Job, None] = {}
         self._evicted_at_end: list[Job] = []
         self._decoders = Decoders(limits.block_size)
         self._admissions = 0
-        # Looked at in every step, and so kept at hand.
+        # Cached as attributes, since every step reads them.
         self._watermark_blocks = int(limits.watermark * limits.num_blocks)
         self._usable_blocks = limits.usable_blocks
         self._block_size = limits.block_size
@@ -69,40 +69,40 @@ class Instance:
         self._max_num_batched_tokens = limits.max_num_batched_tokens
         self._reserves_whole = limits.scheduler_reserve_full_isl
         self._async = limits.async_scheduling
-        # A token in flight is not known, and so its block is not cached.
+        # A token in flight is unknown, so its block is not cached yet.
         self._lag = 0 if limits.async_scheduling else 1
         self._fixed_s = step_time.fixed_s
         self._context_s = step_time.context_s
         self._pair_s = step_time.pair_s
 
     def __len__(self) -> int:
-        """Requests in the instance, running and waiting."""
+        """Return the number of running and waiting requests."""
         return len(self.running) + len(self.waiting)
 
     @property
     def num_steps(self) -> int:
-        """Steps taken."""
+        """Number of steps run."""
         return self._decoders.steps
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """Number of unused KV blocks."""
         return self._kv.free
 
     @property
     def kv_cache_usage(self) -> float:
-        """Share of the usable KV blocks that is held, 0 to 1."""
+        """Share of the usable KV blocks in use, 0 to 1."""
         return 1.0 - self._kv.free / self._usable_blocks
 
     def add(self, job: Job) -> None:
-        """Queue a job that arrives after all steps that started before it.
+        """Queue a job that arrives after the start of all previous steps.
 
         Raises:
-            ValueError: it does not fit ``max_model_len``.
+            ValueError: it exceeds ``max_model_len``.
         """
         if job.prompt_tokens + job.output_tokens > self._max_model_len:
             raise ValueError(
-                f"{job.prompt_tokens} + {job.output_tokens} tokens, expected at most "
+                f"{job.prompt_tokens} + {job.output_tokens} tokens; expected at most "
                 f"max_model_len ({self._max_model_len})"
             )
         if not self.running and not self.waiting and job.arrival_s > self.now_s:
@@ -122,7 +122,7 @@ class Instance:
                 self.step()
 
     def _is_head_held_back(self) -> bool:
-        """Whether nothing can be admitted until a running request ends."""
+        """Return whether no request can be admitted until a running one ends."""
         if self._ending or not self.running:
             return False
         if len(self.running) >= self._max_num_seqs:
@@ -140,7 +140,7 @@ class Instance:
         return needed > self._kv.free
 
     def _decode(self, until_s: float) -> None:
-        """Take steps that only decode: to the first end, eviction or ``until_s``."""
+        """Run steps that only decode, up to the first end, eviction or ``until_s``."""
         kv = self._kv
         decoders = self._decoders
         if self._ending and not self._end_before_next():
@@ -157,8 +157,8 @@ class Instance:
         first_s = self._fixed_s(0, seqs) + self._context_s * context
         growth_s = self._context_s * seqs
         duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
-        # The step after the first is scheduled when the first ends or, if steps are
-        # scheduled a step ahead, when it starts.
+        # The second step is scheduled when the first ends or, with asynchronous
+        # scheduling, when the first starts.
         ahead = 1 if self._async else 0
         span_s = until_s - (self._end_s if ahead else self.now_s)
         if steps > ahead and duration_s > span_s:
@@ -173,9 +173,9 @@ class Instance:
         self._end_finished()
 
     def _end_before_next(self) -> bool:
-        """Let those go that end, if the next step then only decodes.
+        """Remove ending requests if the next step only decodes.
 
-        They hold their blocks while it is scheduled.
+        They keep their blocks while that step is scheduled.
         """
         kv = self._kv
         demand = self._decoders.demand()
@@ -189,7 +189,7 @@ class Instance:
         return True
 
     def step(self) -> None:
-        """Schedule and run one step, whatever it holds."""
+        """Schedule and run one step of any kind."""
         kv = self._kv
         decoders = self._decoders
         seqs = len(self.running) - len(self._ending) - (self._partial is not None)
@@ -228,7 +228,7 @@ class Instance:
         self._end_finished(chunks)
 
     def _elapse(self, duration_s: float, steps: int, seqs: int, last_s: float) -> None:
-        """Let steps pass, of which the last one takes ``last_s``."""
+        """Advance the clock by some steps, the last of which takes ``last_s``."""
         if self._async:
             started_s = self._end_s if self._end_s > self.now_s else self.now_s
             end_s = self._end_s = started_s + duration_s
@@ -241,10 +241,10 @@ class Instance:
         self.blocks_s += (self._usable_blocks - self._kv.free) * duration_s
 
     def _continue_partial(self, chunks: list[tuple[Job, int]], budget: int) -> int:
-        """Go on with the prompt admitted last; evict it if its blocks are not free.
+        """Continue the prompt admitted last; evict it if there are no free blocks.
 
         Returns:
-            The tokens that are left to the step, 0 after an eviction.
+            The tokens left in the step, 0 after an eviction.
         """
         job = self._partial
         assert job is not None
@@ -261,12 +261,12 @@ class Instance:
         return budget - chunk
 
     def _blocks_between(self, computed: int, until: int) -> int:
-        """Blocks to allocate for tokens from ``computed`` to before ``until``."""
+        """Return the blocks to allocate for tokens ``computed`` to ``until`` - 1."""
         block_size = self._block_size
         return -(-until // block_size) - -(-computed // block_size)
 
     def _take_chunk(self, job: Job, until: int, blocks: int) -> None:
-        """Allocate for a chunk, whose full blocks are cached at once."""
+        """Allocate blocks for a chunk, and cache its full blocks at once."""
         kv = self._kv
         if kv.is_caching:
             kv.take(blocks)
@@ -313,7 +313,7 @@ class Instance:
             budget -= chunk
 
     def _complete_chunk(self, job: Job, chunk: int) -> None:
-        """A chunk ran: sample if it was the last, and decode from now on."""
+        """Finish a chunk: after the last one, sample a token and start to decode."""
         computed = job.computed = job.computed + chunk
         if computed < job.known:
             self._partial = job
@@ -329,7 +329,7 @@ class Instance:
             self._kv.grow(job)
 
     def _end_finished(self, chunks: Sequence[tuple[Job, int]] = ()) -> None:
-        """Take the output: of the steps that ran or, a step ahead, of those before."""
+        """Process output: of the steps that ran or, a step ahead, of those before."""
         decoders = self._decoders
         taken = None
         if self._ending or self._evicted_at_end:
@@ -364,9 +364,9 @@ class Instance:
         return ended
 
     def _end(self, job: Job, step: int) -> None:
-        """Let a job go whose last token this step has taken."""
+        """Remove a job whose last token this step has processed."""
         self.finished.append(job)
-        # Otherwise it was evicted since.
+        # Without an admission number, it was evicted in the meantime.
         if job.admission:
             self._kv.end(job, step)
             del self.running[job]
@@ -377,7 +377,7 @@ class Instance:
             self._kv.stop(job)
 
     def _evict(self, job: Job) -> None:
-        """Preempt: forget what is computed, and wait at the head of the queue."""
+        """Preempt a job: drop its computed tokens and move it to the queue's head."""
         if job is self._partial:
             self._partial = None
         elif job in self._ending:
@@ -398,7 +398,7 @@ class Instance:
             self._evicted_at_end.append(job)
 
     def _evict_for_decoding(self, chunks: list[tuple[Job, int]]) -> None:
-        """Give blocks in order of admission, taking from the tail what is missing."""
+        """Allocate blocks in order of admission; preempt from the tail if needed."""
         kv = self._kv
         order = list(self.running)
         budget = self._max_num_batched_tokens

@@ -1,4 +1,4 @@
-"""One request in an instance, as :class:`extproc.fleet.instance.Instance` sees it."""
+"""One request in an :class:`extproc.fleet.instance.Instance`."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ class Job:
     """One request in an instance.
 
     Attributes:
-        arrival_s: when it reached the instance.
+        arrival_s: time of arrival at the instance.
         prompt_tokens, output_tokens: both at least 1; together at most
             ``max_model_len``.
-        tag: whatever the caller wants to find again.
-        prefix: what its tokens have in common with others'; None for nothing.
+        tag: any value that identifies the request for the caller.
+        prefix: tokens shared with other requests; None for none.
         is_open_ended: whether it ends by an end-of-sequence token, which a scheduler
-            that is a step ahead does not foresee, rather than at its ``max_tokens``.
-        first_step_s: start of the first step that computed a token of it; NaN before.
+            that is a step ahead does not foresee, instead of at its ``max_tokens``.
+        first_step_s: start of the first step that computed one of its tokens, or NaN.
         first_token_s: end of the step that produced its first output token.
-        finish_s: end of the step that produced its last one.
-        cached_tokens: of the prompt, found in the prefix cache when it was admitted.
+        finish_s: end of the step that produced its last output token.
+        cached_tokens: prompt tokens found in the prefix cache at admission.
     """
 
     arrival_s: float
@@ -38,16 +38,16 @@ class Job:
     # Known tokens (prompt and output so far) and computed ones, while not decoding.
     known: int = 0
     computed: int = 0
-    # While decoding, computed tokens are the instance's step count plus this.
+    # While decoding, the number of computed tokens is the step count plus this.
     offset: int = 0
-    # Entries of the finish heap that carry another value are stale.
+    # Entries of the finish heap with another value are stale.
     admission: int = 0
-    # Computed tokens that it is admitted with, as its usage reports them.
+    # Computed tokens at admission, as reported by the request's usage.
     reported: int = 0
-    # Its part in the prefix cache, if it may find something there.
+    # Its blocks in the prefix cache, if it can share any.
     holding: Holding | None = None
 
     @property
     def tokens(self) -> int:
-        """Prompt and answer."""
+        """Number of prompt and output tokens."""
         return self.prompt_tokens + self.output_tokens

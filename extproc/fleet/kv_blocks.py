@@ -1,27 +1,27 @@
-"""The KV-cache blocks of an instance, as counts, beside its prefix cache.
+"""The KV-cache blocks of an instance as counts, together with its prefix cache.
 
-Blocks of requests that decode are counted by the instance, many steps at once; here is
-what is free, what of that is cached, and what a request finds and leaves behind.
+The instance itself counts blocks of decoding requests, many steps at once; this module
+tracks free blocks, cached blocks among them, and what requests find and leave cached.
 """
 
 from extproc.fleet.job import Job
 from extproc.fleet.prefix_cache import Found, Holding, PrefixCache
 from extproc.fleet.scheduler import SchedulerLimits
 
-#: More than the admissions of an instance: cached after all else that a step caches.
+#: Above any admission number of an instance: cached after everything else in a step.
 _LATE = 1 << 60
-#: Found of a job that has no part in the cache.
+#: The result for a job without a part in the cache.
 NOTHING = Found()
 
 
 class KvBlocks:
     """The blocks of an instance.
 
-    Jobs with a ``holding`` have a part in the cache: they may find something in it. Of
-    the others only what they leave behind is known.
+    Jobs with a ``holding`` take part in the cache and may find blocks in it. For other
+    jobs, only the blocks that they leave are tracked.
 
     Attributes:
-        free: blocks that nobody holds, cached or not.
+        free: unused blocks, cached or not.
         is_caching: whether there is a prefix cache.
     """
 
@@ -35,27 +35,27 @@ class KvBlocks:
         self._is_async = limits.async_scheduling
 
     def enter(self, job: Job) -> None:
-        """A job is queued: it may find what others have cached."""
+        """Register a queued job, which may find blocks cached by others."""
         if not self.is_caching or job.prefix is None:
             return
         if job.prefix.keys:
             job.holding = self._cache.enter(job.prefix)
         else:
-            # As in a look-up: full blocks, and never the last token.
+            # As in a lookup: full blocks only, and without the last token.
             most = min(job.prefix.reported, job.prompt_tokens - 1)
             job.reported = most // self._block_size * self._block_size
 
     def take(self, count: int) -> None:
-        """Allocate blocks, of which ``free`` must be enough."""
+        """Allocate blocks; ``free`` must be large enough."""
         self.free -= count
         if self.is_caching and self._cache.free > self.free:
             self._cache.trim(self.free)
 
     def find(self, job: Job, step: int) -> Found:
-        """What is cached of a waiting job; its last token has to be computed.
+        """Return the cached blocks of a waiting job, without its last token.
 
         Args:
-            step: count of steps whose decoded tokens are in the cache.
+            step: number of steps whose decoded tokens are cached.
         """
         if job.holding is None:
             return NOTHING
@@ -63,7 +63,7 @@ class KvBlocks:
         return self._cache.find(job.holding, most, step)
 
     def hold(self, job: Job, found: Found) -> None:
-        """An admitted job takes over what was just found for it."""
+        """Add an admitted job as a user of the blocks just found for it."""
         assert job.holding is not None
         job.holding.admission = job.admission
         if found.blocks:
@@ -78,18 +78,18 @@ class KvBlocks:
             self._cache.store(holding, full, (step, job.admission))
 
     def grow(self, job: Job) -> None:
-        """A job decodes from now on, and is to decode more than one token."""
+        """Register that a job starts to decode more than one token."""
         assert job.holding is not None
         self._cache.grow(job.holding, job.offset)
 
     def stop(self, job: Job) -> None:
-        """A job decodes no more; a token in flight is not known, and not cached."""
+        """Register that a job stops decoding; its token in flight is not cached."""
         assert job.holding is not None
         cached = job.computed - self._is_async
         self._cache.stop(job.holding, cached // self._block_size)
 
     def end(self, job: Job, step: int) -> None:
-        """A job has ended, in this step: its blocks are free."""
+        """Free the blocks of a job that ended in this step."""
         block_size = self._block_size
         blocks = -(-job.computed // block_size)
         if self.is_caching:
@@ -107,14 +107,14 @@ class KvBlocks:
         self.free += blocks
 
     def preempt(self, job: Job) -> None:
-        """A job gives up its blocks, and may find them again."""
+        """Free the blocks of a preempted job, which may find them again later."""
         block_size = self._block_size
         blocks = -(-job.computed // block_size)
         if self.is_caching:
             holding = job.holding
             if holding is None:
-                # All its blocks are its own; those of its prompt are cached when they
-                # are allocated, the others when their last token is known.
+                # No block is shared: those of the prompt are cached at allocation, the
+                # others once their last token is known.
                 known = min(job.computed, job.known - 1)
                 decoded = job.computed - self._is_async
                 holding = job.holding = Holding([])

@@ -1,8 +1,8 @@
-"""A model from its ``config.json``: parameters, weights and KV cache counted out.
+"""A model from its ``config.json``: parameters, weights and KV cache.
 
-Reads the keys that Hugging Face's configurations have (and Mistral's ``params.json``),
-of decoders with grouped, multi-query or latent attention, dense or with experts, some
-of their layers sliding; quantized by what ``quantization_config`` says.
+Reads the keys of Hugging Face configurations (and of Mistral's ``params.json``) for
+decoders with grouped, multi-query or latent attention, dense or with experts, possibly
+with sliding layers; quantized according to ``quantization_config``.
 """
 
 from dataclasses import dataclass
@@ -40,24 +40,24 @@ _NAMES = {
     ),
     "moe_intermediate_size": ("moe_intermediate_size",),
 }
-#: Keys that hold the language model of one that sees or hears as well.
+#: Keys that contain the language model of a multimodal model.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
-#: Two matrices in the MLP, not three.
+#: Model types with two matrices in the MLP instead of three.
 _UNGATED = frozenset(
     {"opt", "gpt2", "gptj", "gpt_neox", "gpt_bigcode", "falcon", "phi", "bloom", "mpt"}
     | {"starcoder2", "nemotron"}
 )
-#: Embeddings are the head too unless the file says otherwise.
+#: Model types whose embeddings are also the head, unless the file specifies otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gpt2"})
-#: Scaling kinds whose factor max_position_embeddings has in it already
+#: Kinds of scaling whose factor max_position_embeddings already includes
 #: (vllm/config/model.py, _get_and_verify_max_len).
 _UNSCALED = frozenset({"default", "llama3", "longrope", "su", "mrope", "proportional"})
-#: Layers that keep a state of fixed size instead of keys and values.
+#: Kinds of layers that store a state of fixed size instead of keys and values.
 _STATES = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv"})
 
 
 class _Config:
-    """One configuration's values under their many names."""
+    """The values of one configuration, under any of their names."""
 
     def __init__(self, values: JsonObject) -> None:
         self._values = values
@@ -69,10 +69,10 @@ class _Config:
         return default
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A whole number >= 1 (>= 0 with a default of 0).
+        """Return a whole number >= 1 (>= 0 with a default of 0).
 
         Raises:
-            ModelConfigError: absent without a default, or not such a number.
+            ModelConfigError: missing without a default, or not such a number.
         """
         value = self.get(name, default)
         if value is None:
@@ -88,11 +88,12 @@ class _Config:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Parameters by what quantization does to them, over all layers.
+    """Parameters over all layers, grouped by how quantization changes them.
 
     Attributes:
-        attention, mlp, experts: of the linear layers; experts are all routed ones.
-        plain: embeddings, head, routers, norms: 16 bits whatever the quantization.
+        attention, mlp, experts: parameters of linear layers; experts are all routed
+            ones.
+        plain: embeddings, head, routers, norms: 16 bits with any quantization.
     """
 
     attention: float
@@ -108,19 +109,19 @@ class _Parts:
 def read_model_config(
     document: Any, name: str, *, kv_cache_dtype: str = "auto"
 ) -> Model:
-    """Count a model out.
+    """Return the model that a configuration describes.
 
     Args:
         document: the parsed ``config.json``.
-        name: what to call the model if the file does not.
-        kv_cache_dtype: ``auto`` (what the checkpoint says, else 16 bits), ``fp8`` or
-            ``bfloat16``, as vLLM's option.
+        name: name of the model if the file has none.
+        kv_cache_dtype: vLLM's option: ``auto`` (from the checkpoint, else 16 bits),
+            ``fp8`` or ``bfloat16``.
 
     Raises:
-        ModelConfigError: which key is missing or cannot be used.
+        ModelConfigError: the key that is missing or invalid.
     """
     if not isinstance(document, dict):
-        raise ModelConfigError("config: no JSON object; expected a model's config.json")
+        raise ModelConfigError("config: not a JSON object; expected config.json")
     quantization = document.get("quantization_config")
     values: JsonObject = document
     for key in _TEXT:
@@ -168,7 +169,7 @@ def read_model_config(
 
 
 def _experts(config: _Config) -> int:
-    """Routed experts of a layer; 1 for a dense model, whose file may say 0."""
+    """Return the routed experts of a layer, or 1 if the file has 0 or none."""
     return config.count("num_experts", 0) or 1
 
 
@@ -184,7 +185,7 @@ def _kv_heads(config: _Config) -> int:
 
 
 def _head_dim(config: _Config) -> int:
-    """Width of a head; with latent attention the mean of query-key and value."""
+    """Return the width of a head; for latent attention, mean of query-key and value."""
     heads = config.count("num_attention_heads")
     if config.get("kv_lora_rank"):
         qk = config.count("qk_nope_head_dim") + config.count("qk_rope_head_dim")
@@ -193,10 +194,10 @@ def _head_dim(config: _Config) -> int:
 
 
 def _layer_kinds(config: _Config) -> list[str]:
-    """Of each layer: ``full_attention`` or ``sliding_attention``.
+    """Return ``full_attention`` or ``sliding_attention`` for each layer.
 
     Raises:
-        ModelConfigError: layers that keep a state instead of keys and values.
+        ModelConfigError: layers that store a state instead of keys and values.
     """
     layers = config.count("num_hidden_layers")
     kinds = config.get("layer_types")
@@ -249,7 +250,7 @@ def _count_parts(config: _Config) -> _Parts:
 
 
 def _attention(config: _Config) -> int:
-    """Parameters of one layer's attention."""
+    """Return the parameters of one layer's attention."""
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     latent = config.get("kv_lora_rank")
     if not latent:
@@ -268,7 +269,7 @@ def _attention(config: _Config) -> int:
 
 
 def _sparse_layers(config: _Config) -> int:
-    """Layers with experts."""
+    """Return the number of layers with experts."""
     layers = config.count("num_hidden_layers")
     dense = config.get("mlp_only_layers") or []
     first = config.count("first_k_dense_replace", 0)
@@ -281,7 +282,7 @@ def _sparse_layers(config: _Config) -> int:
 
 
 def _shared_width(config: _Config, expert_width: int) -> int:
-    """Width of the experts that every token passes, in a layer with experts."""
+    """Return the width of a layer's shared experts, which every token passes."""
     width = config.get("shared_expert_intermediate_size")
     if isinstance(width, int):
         return width
@@ -303,7 +304,7 @@ def _weight_bytes(parts: _Parts, kept: Quantization) -> float:
 
 
 def _max_positions(config: _Config) -> int:
-    """The longest context, scaled as vLLM scales it."""
+    """Return the longest context, scaled as in vLLM."""
     positions = config.count("max_position_embeddings", 131_072)
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     scaled = str(config.get("model_type", "")).startswith("gemma3")

@@ -1,4 +1,4 @@
-"""Models: what their weights, their KV cache and a step of them take."""
+"""Models: the sizes that determine weights, KV cache and steps."""
 
 import math
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A decoder-only transformer, by its published ``config.json``.
+    """A decoder-only transformer, as in its published ``config.json``.
 
     Attributes:
-        parameters: all of them; ``active_parameters``: those that one token passes.
+        parameters: number of all; ``active_parameters``: of those that a token passes.
         intermediate_size: width of the MLP (of a dense layer, or of one expert).
-        weight_bytes: mean bytes of a parameter as served, scales included.
-        kv_bytes: bytes of an element of the KV cache.
+        weight_bytes: mean bytes per parameter as served, including scales.
+        kv_bytes: bytes per element of the KV cache.
         fp8_compute: whether matrices are multiplied in 8 bits.
         num_experts, experts_per_token: 1 and 1 for a dense model.
-        tensor_parallel_size: GPUs of one instance unless the operator says otherwise.
-        max_position_embeddings: the longest ``max_model_len`` that makes sense.
-        latent_kv_dim: elements that one token keeps in each layer with multi-head
-            latent attention (DeepSeek): the compressed vector and the rotary key,
-            shared by all heads and held whole on every GPU; 0 for other attention.
-        sliding_layers, sliding_window: layers that attend to so many tokens only.
+        tensor_parallel_size: default number of GPUs of one instance.
+        max_position_embeddings: largest useful ``max_model_len``.
+        latent_kv_dim: elements per token and layer with multi-head latent attention
+            (DeepSeek): the compressed vector and the rotary key, shared by all heads
+            and stored whole on every GPU; 0 for other attention.
+        sliding_layers, sliding_window: number of layers with a limited window of
+            attention, and its size in tokens.
     """
 
     name: str
@@ -52,12 +53,12 @@ class Model:
 
     @property
     def full_layers(self) -> int:
-        """Layers that attend to the whole context."""
+        """Number of layers that attend to the whole context."""
         return self.num_hidden_layers - self.sliding_layers
 
     @property
     def _layer_kv_bytes(self) -> float:
-        """Bytes of one token in one layer, all heads once."""
+        """Bytes of one token in one layer, with each head once."""
         elements = self.latent_kv_dim or 2 * self.num_key_value_heads * self.head_dim
         return elements * self.kv_bytes
 
@@ -67,9 +68,9 @@ class Model:
         return self.num_hidden_layers * self._layer_kv_bytes
 
     def layer_kv_bytes_per_gpu(self, tensor_parallel_size: int) -> float:
-        """Bytes that one token takes in one layer of each GPU.
+        """Return the bytes of one token in one layer on each GPU.
 
-        A GPU cannot hold less than one KV head: with more GPUs than heads they are
+        A GPU stores at least one KV head: with more GPUs than heads, heads are
         replicated (vllm/config/model.py, get_num_kv_heads, which returns 1 for latent
         attention: its vector is not split at all).
         """
@@ -79,19 +80,19 @@ class Model:
         return self._layer_kv_bytes * heads / self.num_key_value_heads
 
     def kv_bytes_per_token_per_gpu(self, tensor_parallel_size: int) -> float:
-        """Bytes that one more token of a long context takes on each GPU."""
+        """Return the bytes of one more token of a long context on each GPU."""
         return self.full_layers * self.layer_kv_bytes_per_gpu(tensor_parallel_size)
 
 
 def check_tensor_parallel_size(model: Model, tensor_parallel_size: int) -> None:
-    """Refuse a size that vLLM refuses.
+    """Raise an error for a size that vLLM refuses.
 
-    Attention heads must be divisible by it (vllm/config/model.py,
-    verify_with_parallel_config), KV heads too, or it by them
+    The size must divide the attention heads (vllm/config/model.py,
+    verify_with_parallel_config), and must divide the KV heads or be their multiple
     (vllm/model_executor/layers/linear.py, QKVParallelLinear).
 
     Raises:
-        ValueError: with the sizes that divide.
+        ValueError: lists the accepted sizes.
     """
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
 
@@ -104,7 +105,7 @@ def check_tensor_parallel_size(model: Model, tensor_parallel_size: int) -> None:
         sizes = [str(size) for size in range(1, min(heads, 64) + 1) if divides(size)]
         raise ValueError(
             f"{tensor_parallel_size}; expected a divisor of {model.name}'s {heads} "
-            f"heads that goes with its {kv_heads} KV heads: {', '.join(sizes)}"
+            f"heads that is compatible with its {kv_heads} KV heads: {', '.join(sizes)}"
         )
 
 
@@ -127,7 +128,7 @@ MODELS = {
             fp8_compute=False,
             num_experts=1,
             experts_per_token=1,
-            # Two A100-80GB hold its weights and little KV cache: see README.md.
+            # Two A100-80GB leave little room for KV cache after the weights: README.md.
             tensor_parallel_size=8,
             max_position_embeddings=131_072,
             source="meta-llama/Meta-Llama-3-70B config.json (3.1: 131,072 positions)",
@@ -183,7 +184,7 @@ MODELS = {
             hidden_size=4096,
             intermediate_size=1536,
             vocab_size=151_936,
-            # 8 bits; embeddings and head, 1.2e9 parameters, in 16.
+            # Weights in 8 bits; embeddings and head, 1.2e9 parameters, in 16.
             weight_bytes=1.0055,
             kv_bytes=2,
             fp8_compute=True,

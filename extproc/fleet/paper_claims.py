@@ -1,4 +1,4 @@
-"""The numbers of both papers that can be derived, derived.
+"""The derivable numbers of both papers, and their derivations.
 
 Papers: arXiv 2604.09613 (TBA) and arXiv 2604.08075 (DP), which supersedes it.
 """
@@ -14,7 +14,7 @@ from extproc.fleet.steptime import PAPER_KV_TOKENS, Linear
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One number of the papers beside ours."""
+    """One number of the papers and our derivation of it."""
 
     paper: str
     what: str
@@ -23,7 +23,7 @@ class Claim:
     exact: bool
     """Whether the derivation gives the papers' number."""
     note: str
-    """The derivation, or why it comes out otherwise."""
+    """The derivation, or the reason for a difference."""
 
 
 def _claim(paper: str, what: str, theirs: str, ours: str, note: str) -> Claim:
@@ -31,7 +31,7 @@ def _claim(paper: str, what: str, theirs: str, ours: str, note: str) -> Claim:
 
 
 def claims() -> list[Claim]:
-    """Derive every number that can be, from what the papers state."""
+    """Derive every number that follows from statements of the papers."""
     return [*_counts(), *_dollars(), *_sequences(), *_throughput_gain()]
 
 
@@ -117,7 +117,7 @@ def _dollars() -> list[Claim]:
 
 
 def _in_decimal_gb(gpu: Gpu, gigabytes: float) -> Gpu:
-    """A GPU whose memory is counted as the papers do, 10^9 bytes to the GB."""
+    """Return a GPU with memory counted as in the papers, 10^9 bytes to the GB."""
     return replace(gpu, memory_mib=round(gigabytes * GB / MIB))
 
 

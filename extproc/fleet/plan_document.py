@@ -1,8 +1,8 @@
-"""A plan as a document: every policy, its pools, what it saves, and the advice.
+"""A plan as a document: every policy, its pools, its savings, and the advice.
 
-Savings are claimed between fleets that keep their promises and reject nothing; if one
-of the two does not, the field is None. All of it is typed, and :func:`as_json` makes
-the one JSON object of ``extproc plan --json``.
+A saving is given only between fleets that meet the SLO and reject no requests;
+otherwise the field is None. All fields are typed, and :func:`as_json` returns the one
+JSON object of ``extproc plan --json``.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ _DRAWS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What an instance costs."""
+    """The price of an instance."""
 
     usd_per_gpu_hour: float | None
     """None if no price was given."""
     gpus_per_instance: int
     hours_per_year: float = HOURS_PER_YEAR
-    """8,760; the first paper multiplies by 8,640 in one place."""
+    """Hours in a year: 8,760; the first paper multiplies by 8,640 in one place."""
 
     def usd_per_year(self, instances: float | None) -> int | None:
-        """Dollars a year of so many instances; None without a price or a count."""
+        """Return the dollars a year for instances; None without a price or count."""
         if not self.usd_per_gpu_hour or instances is None:
             return None
         return round(
@@ -57,7 +57,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """One pool of a policy, as it is to be run and as it was simulated."""
+    """One pool of a policy: its settings and its simulated figures."""
 
     name: str
     instances: int
@@ -66,36 +66,36 @@ class PoolRow:
     max_num_batched_tokens: int
     threshold_tokens: int
     share_of_requests: float
-    """That reach it."""
+    """Share of requests that reach the pool."""
     alpha: float
-    """Share of the requests whose true budget belongs here."""
+    """Share of requests whose true budget belongs to the pool."""
     rho: float
-    """Requests a second of a saturated instance over those of one in today's fleet,
+    """Throughput of a saturated instance over that of an instance in today's fleet,
     which is one pool sized for the worst case."""
     instance_rate_at_saturation: float
     slo_met: bool
     figures: dict[str, float | int | None]
-    """Of :class:`extproc.fleet.figures.PoolFigures`, by name; None for one that too few
-    requests were measured for."""
+    """Figures of :class:`extproc.fleet.figures.PoolFigures` by name; None if too few
+    requests were measured."""
     half_widths: dict[str, float | int | None]
-    """Of their 95 % intervals."""
+    """Half-widths of their 95 % intervals."""
     requests_measured: int
     measured_s: float
     fill_s: float
     state: str
     measured_alone: bool
-    """By itself, since it gets too few of the fleet's requests."""
+    """Whether it was measured alone, since too few of the fleet's requests reach it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRow:
-    """One policy.
+    """One policy and its figures.
 
     Attributes:
-        max_num_seqs: of each pool.
-        saving_pct: that the split saves against it; None for the split itself, and
-            where one of the two misses its promises or rejects requests.
-        p99_ttft_s, p99_tpot_s: of all its pools together.
+        max_num_seqs: value for each pool.
+        saving_pct: saving of the split compared with this policy; None for the split
+            itself, and if one of the two misses the SLO or rejects requests.
+        p99_ttft_s, p99_tpot_s: over all its pools.
     """
 
     title: str
@@ -125,24 +125,24 @@ class ThresholdAdvice:
 
     threshold_tokens: int
     saving_pct: float
-    """Against one pool with the same ``max_num_seqs``, by throughput."""
+    """Saving by throughput compared with one pool with the same ``max_num_seqs``."""
     split: bool
     """Whether to split at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole answer.
+    """The complete result of planning.
 
     Attributes:
-        policies: by name, the split among them.
-        instances, gpus, pools, slo_met: of the split.
-        alpha: share of the requests under the last threshold; ``rho``: the gain that
-            makes the papers' formula hold for all pools below the last.
-        saving_pct: of the split against today's fleet; the next two add up to it.
-        sweep: other thresholds, by throughput alone; empty if not asked for.
-        disaggregation, energy: None if not asked for.
-        prefix_caching: of requests of which is known what they have in common.
+        policies: by name, including the split.
+        instances, gpus, pools, slo_met: values of the split.
+        alpha: share of the requests under the last threshold; ``rho``: the gain for
+            which the papers' formula matches all pools below the last.
+        saving_pct: saving of the split over today's fleet; the next two add up to it.
+        sweep: other thresholds, by throughput alone; empty if not requested.
+        disaggregation, energy: None if not requested.
+        prefix_caching: None unless the requests' shared prefixes are known.
     """
 
     workload: str
@@ -184,7 +184,7 @@ class Plan:
 
     @property
     def baselines(self) -> dict[str, PolicyRow]:
-        """Every policy but the split."""
+        """Every policy except the split."""
         return {name: row for name, row in self.policies.items() if name != SPLIT}
 
 
@@ -194,7 +194,7 @@ def answer(
     prices: Prices,
     sweep: Sequence[SweepPoint] = (),
 ) -> Plan:
-    """Everything about the sized policies."""
+    """Return the plan for the sized policies."""
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
     alphas = _fractions(question)
     rhos = [size.instance_rate / worst.sizes[0].instance_rate for size in split.sizes]
@@ -243,9 +243,9 @@ def answer(
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """One JSON object; numbers to six digits, and None for what is not a number.
+    """Return the plan as one JSON object; numbers have six digits or are None.
 
-    A pool's figures stand beside its settings; ``baselines`` are all policies but the
+    A pool's figures are next to its settings; ``baselines`` are all policies except the
     split, whose row is ``split``.
     """
     document: dict[str, Any] = _plain(dataclasses.asdict(plan))
@@ -261,7 +261,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def percent(share: float) -> float:
-    """A share as a percentage, to a tenth."""
+    """Return a share as a percentage with one decimal."""
     return round(100 * share, 1)
 
 
@@ -282,7 +282,7 @@ def _ordered(sized: Mapping[str, SizedPolicy]) -> list[tuple[str, SizedPolicy]]:
 
 
 def _saved(before: SizedPolicy, after: SizedPolicy) -> int | None:
-    """Instances saved; None if one of the two is no fleet that could be run."""
+    """Return the instances saved; None if one of the two fleets is unusable."""
     if not is_usable(before) or not is_usable(after):
         return None
     return before.total - after.total
@@ -294,7 +294,7 @@ def _points(
     saved: int,
     of: SizedPolicy | None = None,
 ) -> float | None:
-    """Per cent of ``of``, or of the fleet before, if all of them could be run."""
+    """Return ``saved`` in percent of ``of`` or of ``before``; None if unusable."""
     whole = of or before
     if not all(map(is_usable, (before, after, whole))):
         return None
@@ -302,7 +302,7 @@ def _points(
 
 
 def _fractions(question: Question) -> list[float]:
-    """Share of the requests whose true budget belongs to each pool."""
+    """Return the share of requests whose true budget belongs to each pool."""
     prompts, outputs = question.workload.lengths.draw(
         np.random.default_rng(question.seed), _DRAWS
     )
@@ -317,7 +317,7 @@ def _fractions(question: Question) -> list[float]:
 
 
 def _overall_gain(alphas: Sequence[float], rhos: Sequence[float]) -> float:
-    """The one rho with which the formula gives what these pools give together."""
+    """Return the single rho for which the formula gives the saving of these pools."""
     alpha = sum(alphas)
     needed = sum(a / r for a, r in zip(alphas, rhos, strict=True) if a)
     return alpha / needed if needed > 0 else 1.0

@@ -1,8 +1,8 @@
-"""What each policy needs: sized pool by pool, then simulated whole.
+"""The needs of each policy: sized pool by pool, then simulated as a whole.
 
-Every policy, the baselines too, is sized the same way (:mod:`extproc.fleet.sizing`) and
-then simulated with its router in the loop; a pool that breaks its promise there grows
-until it keeps it. So the savings compare like with like.
+Every policy, including the baselines, is sized the same way
+(:mod:`extproc.fleet.sizing`) and then simulated with its router; a pool that misses its
+SLO there grows until it meets it. So savings compare fleets under equal conditions.
 """
 
 import math
@@ -32,21 +32,21 @@ from extproc.fleet.sizing import (
 from extproc.fleet.slo import Slo, long_promise_s
 from extproc.fleet.steady import RunSettings, always
 
-#: Times that a pool grows which misses its promises: by 2 %, by 4 % more, and so on.
+#: Number of times that a pool grows if it misses its SLO: by 2 %, by 4 % more, etc.
 _GROWTHS = 4
-#: Relative half width of the interval of a P99 that is precise enough: two runs then
-#: differ by less than 5 % as good as always.
+#: Relative half-width of a P99's interval that is precise enough: two runs then almost
+#: always differ by less than 5 %.
 PRECISION = 0.025
-#: A pool that gets a smaller share of the requests to be measured is measured alone.
+#: Share of the measured requests below which a pool is measured alone.
 _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
-#: Rounds of a replayed file that are measured.
+#: Rounds of a replayed file to measure.
 _ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyTask:
-    """One policy to be sized, in another process if need be."""
+    """One policy to size, possibly in another process."""
 
     question: Question
     policy: FleetPolicy
@@ -54,49 +54,49 @@ class PolicyTask:
 
 @dataclass(slots=True)
 class SizedPolicy:
-    """What a policy needs."""
+    """The sizes of a policy's pools, and the simulation that verifies them."""
 
     policy: FleetPolicy
     assignment: Assignment
     sizes: list[PoolSize]
-    """From :func:`extproc.fleet.sizing.size_pool`, before verification."""
+    """Sizes from :func:`extproc.fleet.sizing.size_pool`, before verification."""
     instances: list[int]
-    """Of each pool, after it."""
+    """Instances of each pool after verification."""
     result: Result
-    """Of the whole fleet, its router in the loop."""
+    """Result of the whole fleet, simulated with its router."""
     alone: list[Result | None]
-    """Of each pool that got too few of those requests, by itself; None for the others.
-    """
+    """Result of each pool measured alone because too few of the fleet's requests reach
+    it; None for other pools."""
     kept: list[bool] = field(default_factory=list)
-    """Whether each pool keeps its promises."""
+    """Whether each pool meets its SLO."""
     rejected: float = 0.0
-    """Share of the requests that it rejects and a pool of the question's
-    ``max_model_len`` would take."""
+    """Share of the requests that it rejects although a pool with the question's
+    ``max_model_len`` would accept them."""
 
     @property
     def total(self) -> int:
-        """Instances of all pools."""
+        """Number of instances of all pools."""
         return sum(self.instances)
 
     @property
     def slo_met(self) -> bool:
-        """Whether every pool keeps its promises."""
+        """Whether every pool meets its SLO."""
         return all(self.kept)
 
     def measured(self, index: int) -> tuple[Result, int]:
-        """The result that has a pool's figures, and its position there."""
+        """Return the result with a pool's figures, and the pool's index in it."""
         alone = self.alone[index]
         return (self.result, index) if alone is None else (alone, 0)
 
     def utilization(self, index: int) -> float:
-        """Requests a second over those of the saturated pool; NaN without traffic."""
+        """Return throughput over saturated throughput; NaN without traffic."""
         result, position = self.measured(index)
         saturated = self.sizes[index].instance_rate * self.instances[index]
         return result.pools[position].rate / saturated
 
 
 def size_policy(task: PolicyTask) -> SizedPolicy:
-    """Size every pool of a policy, then simulate the whole and grow what is short."""
+    """Size every pool of a policy, simulate the whole, and grow small pools."""
     question, policy = task.question, task.policy
     inquiry = Inquiry(
         policy.tiers,
@@ -150,7 +150,7 @@ def _verified(
     sizes: list[PoolSize],
     instances: list[int],
 ) -> SizedPolicy:
-    """Simulate the fleet, and by itself each pool that is rarely asked there."""
+    """Simulate the fleet, and simulate pools with few requests alone."""
     slos = [task.slo for task in tasks]
     result = _verify(question, policy, instances, slos)
     alone = [
@@ -171,13 +171,13 @@ def _verified(
 
 
 def _gets_enough(question: Question, result: Result, index: int) -> bool:
-    """Whether a pool gets enough of the fleet's requests to be measured among them."""
+    """Return whether a pool has enough of the fleet's requests for its figures."""
     fewest = _SHARE_TOGETHER * question.verified_requests
     return result.pools[index].requests >= min(fewest, result.finished / 2)
 
 
 def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
-    """The task with the share that the router gave the pool, if it was seen to."""
+    """Return the task with the pool's simulated share of requests, if it has one."""
     pool = result.pools[index]
     if pool.requests < FEWEST_FOR_P99:
         return task
@@ -186,7 +186,7 @@ def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
 
 
 def _measure_alone(question: Question, task: SizingTask, instances: int) -> Result:
-    """A pool by itself, on requests of its own kind, until its figures are precise."""
+    """Simulate a pool alone on its own requests until its figures are precise."""
     requests = int(_SHARE_TOGETHER * question.verified_requests)
     run = RunSettings(
         requests,
@@ -200,10 +200,10 @@ def _measure_alone(question: Question, task: SizingTask, instances: int) -> Resu
 
 
 def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
-    """The promises that a pool's own requests have.
+    """Return the SLO that applies to a pool's own requests.
 
-    A last pool of several also gets some that should have gone before it; they share
-    it with long ones, and its promise.
+    The last of several pools also gets some requests that belonged to earlier ones;
+    they share the pool with long requests, and the same SLO.
     """
     if tier.limits.max_model_len < question.max_model_len or traffic.share > 0.5:
         return question.slo
@@ -224,7 +224,7 @@ def _verify(
     instances: Sequence[int],
     slos: Sequence[Slo],
 ) -> Result:
-    """Simulate the whole fleet, its router in the loop."""
+    """Simulate the whole fleet with its router."""
     specs = [
         PoolSpec(
             tier.name,
@@ -236,7 +236,7 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    # Traffic of its own: pools are not verified on the draws they were sized by.
+    # Use other traffic than the draws by which the pools were sized.
     run = RunSettings(
         question.verified_requests,
         question.seed + 1,
@@ -252,13 +252,13 @@ def _verify(
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """Whether every P99 of a pool is known to 2.5 %."""
+    """A test of whether every P99 of a pool is known to 2.5 %."""
 
     fewest: float
-    """Requests of a pool below which it does not matter here."""
+    """Requests of a pool below which its precision is ignored here."""
 
     def __call__(self, result: Result) -> bool:
-        """Look at the intervals of first tokens and of further ones."""
+        """Return whether the intervals of TTFT and TPOT are narrow enough."""
         return all(
             interval.relative <= PRECISION
             for index, pool in enumerate(result.pools)

@@ -1,13 +1,13 @@
-"""Prefill and decode on instances of their own: how many of each a promise takes.
+"""Prefill and decode on separate instances: a simulation of both pools.
 
-A request is prefilled by one instance (vLLM's scheduler, first come first served, no
-decoding beside it), its keys and values go over that instance's network, and another
-instance decodes it (:mod:`extproc.fleet.decoding`). vLLM's proxies take the first token
-from the decode instance, so the client waits for the prefill, the transfer and one step
-of decoding. TTFT is worse by the last two, TPOT knows no prompts of others; throughput
-does not improve by itself (vLLM's documentation, "Disaggregated prefilling").
+One instance prefills a request (vLLM's scheduler, first come first served, without
+decoding), its network transfers the keys and values, and another instance decodes
+(:mod:`extproc.fleet.decoding`). vLLM's proxies return the first token of the decode
+instance, so the client waits for the prefill, the transfer and one decode step. TTFT
+grows by the last two, while other prompts do not affect TPOT; throughput does not
+improve by itself (vLLM's documentation, "Disaggregated prefilling").
 
-A fleet is simulated until it has filled and for as long again.
+A fleet is simulated until it has filled, and then for the same time again.
 """
 
 import math
@@ -26,26 +26,26 @@ from extproc.fleet.slo import COVERED, Slo
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Arrivals, Lengths, Thinned
 
-#: Least network for the KV cache of a 70B model (Mooncake, FAST 2025): 100 Gbit/s.
+#: Lowest network bandwidth for the KV cache of a 70B model (Mooncake, FAST 2025).
 TRANSFER_BYTES_PER_S = 12.5e9
-#: Of one transfer: NIXL's handshake and descriptors. An assumption; measured transfers
-#: of vLLM reached 4.3 GB/s (vLLM issue 50913: 167 MB in 38.7 ms) and 1.8 GB/s on a host
-#: without NVLink (issue 34054: 313 MB in 174 ms), latency included.
+#: Latency of one transfer: NIXL's handshake and descriptors. An assumption; measured
+#: transfers of vLLM reached 4.3 GB/s (vLLM issue 50913: 167 MB in 38.7 ms) and 1.8 GB/s
+#: on a host without NVLink (issue 34054: 313 MB in 174 ms), including latency.
 TRANSFER_LATENCY_S = 10e-3
-#: Mean residence times that a fleet takes to fill, and is then measured for at least.
+#: Mean residence times that a fleet takes to fill; it is then measured for as many.
 _FILL_RESIDENCES = 5.0
-#: Requests measured at the least, for a P99 with 60 beyond it.
+#: Fewest requests to measure, for a P99 with 60 requests above it.
 MEASURED = 6_000
-#: A run that has not settled after so many times the requests that it is to measure,
-#: and so many times those that its decode instances hold, is overloaded.
+#: A run counts as overloaded if it has not settled after this multiple of the requests
+#: to measure and of those that its decode instances can hold.
 _MOST_TIMESMEASURED = 5
 _MOST_TIMES_FULL = 8
-#: How often finished requests are taken, in seconds of the run. What is handed on is in
-#: the order of its instants whatever the tick: nothing is decided by it.
+#: Interval for collecting finished requests, in simulated seconds. Requests move on in
+#: order of their times for any interval, so it does not affect the results.
 _TICK_S = 0.5
-#: Ticks between two looks at whether a run is over.
+#: Ticks between two tests of whether a run is over.
 _TICKS = 4
-#: Halves of the measured time whose requests in flight differ by more are not steady.
+#: Largest relative difference between the halves' requests in flight in a steady run.
 _GROWTH = 0.15
 
 Floats = npt.NDArray[np.float64]
@@ -53,14 +53,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class KvTransfer:
-    """How the keys and values of a prompt get from one instance to another."""
+    """The transfer of a prompt's keys and values between instances."""
 
     bytes_per_token: float
-    """Of all layers, each head once."""
+    """Bytes over all layers, with each head once."""
     bytes_per_s: float = TRANSFER_BYTES_PER_S
-    """Of one instance, all its GPUs together."""
+    """Bandwidth of one instance over all its GPUs."""
     latency_s: float = TRANSFER_LATENCY_S
-    """Of each transfer."""
+    """Latency of each transfer."""
 
     @classmethod
     def of(
@@ -69,35 +69,35 @@ class KvTransfer:
         bytes_per_s: float = TRANSFER_BYTES_PER_S,
         latency_s: float = TRANSFER_LATENCY_S,
     ) -> "KvTransfer":
-        """The transfer of a model's KV cache."""
+        """Return the transfer for a model's KV cache."""
         return cls(model.kv_bytes_per_token, bytes_per_s, latency_s)
 
     def seconds(self, prompt_tokens: int) -> float:
-        """Of one prompt, alone on the network."""
+        """Return the duration for one prompt without contention on the network."""
         return self.latency_s + self.wire_s(prompt_tokens)
 
     def wire_s(self, prompt_tokens: int) -> float:
-        """That one prompt keeps an instance's network busy."""
+        """Return the time for which one prompt occupies an instance's network."""
         return prompt_tokens * self.bytes_per_token / self.bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One class of requests, and what serves each part of them."""
+    """One class of requests, and the instances for each part of their work."""
 
     prefill: SchedulerLimits
-    """Its ``max_num_batched_tokens`` need not spare anybody's TPOT."""
+    """Limits; ``max_num_batched_tokens`` can be large, since no decoding waits."""
     decode: SchedulerLimits
     step_time: StepTime
     transfer: KvTransfer
     rate: float
-    """Requests a second of the class, on average, of ``arrivals``."""
+    """Mean arrival rate of the class, in requests a second."""
     arrivals: Arrivals
     lengths: Lengths
-    """Of its requests; those that do not fit are cut at the window."""
+    """Lengths of its requests; those that exceed the window are truncated."""
 
     def thinned(self, share: float) -> "Parts":
-        """A random share of the requests, for a fleet smaller by as much."""
+        """Return a random share of the requests, for a fleet smaller by that factor."""
         if share >= 1:
             return self
         arrivals = Thinned(self.arrivals, share)
@@ -106,14 +106,14 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Steady figures of a run; NaN for a quantile of nothing.
+    """Steady-state figures of a run; NaN for quantiles without values.
 
     Attributes:
-        steady: whether the requests in flight stopped growing.
-        measured: requests that the figures are of.
-        late_ttft, late_tpot: shares of requests beyond their promise.
+        steady: whether the number of requests in flight stopped growing.
+        measured: number of requests measured.
+        late_ttft, late_tpot: shares of requests that exceed the SLO.
         transfer_s: mean time from the end of the prefill to the KV cache's last byte,
-            queueing for the network included.
+            including the wait for the network.
     """
 
     steady: bool
@@ -132,14 +132,14 @@ class Figures:
 
     @property
     def kept(self) -> bool:
-        """Whether both promises are kept at P99."""
+        """Whether TTFT and TPOT both meet the SLO at P99."""
         late = max(self.late_ttft, self.late_tpot)
         return self.steady and late <= 1 - COVERED
 
 
 @dataclass(slots=True)
 class _Request:
-    """What is remembered of a request in flight."""
+    """The state of a request in flight."""
 
     arrival_s: float
     prompt_tokens: int
@@ -150,7 +150,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Fleet:
-    """Both pools at work."""
+    """Both pools in operation."""
 
     parts: Parts
     prefill: list[Instance]
@@ -171,7 +171,7 @@ class _Fleet:
         )
 
     def submit(self, request: _Request) -> None:
-        """To the less loaded of two prefill instances; on at once if there is none."""
+        """Send to the less loaded of two prefill instances; skip prefill if none."""
         if not self.prefill:
             self._hand_on(request.arrival_s, None, request)
             return
@@ -189,7 +189,7 @@ class _Fleet:
         return int(first), int(second)
 
     def advance(self, now_s: float) -> list[tuple[_Request, Decode]]:
-        """Bring both pools to this time; hand on, and take what has finished."""
+        """Advance both pools, transfer requests, and return the finished ones."""
         handed: list[tuple[float, int, _Request]] = []
         for index, instance in enumerate(self.prefill):
             instance.advance(now_s)
@@ -233,14 +233,14 @@ class _Fleet:
     def _take_first_token(
         self, ready_s: float, moved_s: float, request: _Request
     ) -> None:
-        """Without decode instances, the answer is one step after the transfer."""
+        """Without decode instances, the answer ends one step after the transfer."""
         step_s = self.parts.step_time.fixed_s(0, self.parts.decode.max_num_seqs)
         done = Decode(ready_s, request.prompt_tokens, 1)
         done.first_token_s = done.finish_s = moved_s + step_s
         self.ended.append((request, done))
 
     def busy_s(self) -> tuple[float, float, float]:
-        """Busy time of either part, and decoding requests integrated over time."""
+        """Return both parts' busy times, and decoding requests integrated over time."""
         return (
             sum(instance.busy_s for instance in self.prefill),
             sum(instance.busy_s for instance in self.decode),
@@ -259,14 +259,14 @@ def simulate(
     seed: int,
     measured: int = MEASURED,
 ) -> Figures:
-    """Run both pools until they have filled, and then for as long again.
+    """Run both pools until they have filled, and then for the same time again.
 
-    Requests count when they finish.
+    Requests count at their end.
 
     Args:
-        prefill, decode: instances; 0 for a part that is left out, to look at the other
-            alone: prompts that cost nothing, or answers of one step.
-        measured: requests at the least.
+        prefill, decode: numbers of instances; 0 omits a part, to examine the other
+            alone: prompts then take no time, or answers one step.
+        measured: fewest requests to measure.
     """
     fleet = _Fleet.of(parts, prefill, decode, seed)
     draws = _Draws(parts, seed)
@@ -287,7 +287,7 @@ def simulate(
 
 @dataclass(slots=True)
 class _Run:
-    """What has finished so far, and how full the fleet was at each tick."""
+    """The requests finished so far, and the number in flight at each tick."""
 
     settled: bool = False
     seen: list[tuple[_Request, Decode]] = field(default_factory=list)
@@ -296,7 +296,7 @@ class _Run:
     )
 
     def fill_s(self) -> float:
-        """Seconds until the fleet has filled, by the later half of the run."""
+        """Return the time to fill the fleet, from the later half of the run."""
         recent = self.seen[len(self.seen) // 2 :]
         if not recent:
             return math.inf
@@ -304,14 +304,14 @@ class _Run:
         return _FILL_RESIDENCES * mean_s
 
     def is_over(self, now_s: float, measured: int) -> bool:
-        """Whether enough is measured of a fleet that has filled."""
+        """Return whether the fleet has filled and enough requests are measured."""
         fill_s = self.fill_s()
         if now_s < 2 * fill_s:
             return False
         return sum(done.finish_s > fill_s for _, done in self.seen) >= measured
 
     def figures(self, fleet: _Fleet, slo: Slo) -> Figures:
-        """Of the requests that finished after the fleet had filled."""
+        """Return the figures of requests that finished after the fleet had filled."""
         fill_s = self.fill_s()
         taken = [pair for pair in self.seen if pair[1].finish_s > fill_s]
         window = [level for level in self.levels if level[0] > fill_s]
@@ -370,7 +370,7 @@ class _Draws:
         self._pending: deque[_Request] = deque()
 
     def submit_until(self, until_s: float, fleet: _Fleet) -> int:
-        """Submit those that arrive by then; their number."""
+        """Submit the requests that arrive before a time; return their number."""
         submitted = 0
         while True:
             if not self._pending:

@@ -1,21 +1,20 @@
 """The prefix cache of an instance, in runs of blocks.
 
-It keeps, finds and evicts exactly the blocks that
-:class:`extproc.fleet.block_pool.BlockPool` does, which has one object a block. Here a
-run is one object: successive blocks of a request that were cached together, have the
-same holders and, once nobody holds them, succeed each other in the queue of free
-blocks. A run is split when a request takes over a part of it, and shrinks from its end
-when it is evicted. Blocks without a hash come first in that queue and are not here:
-the caller that takes blocks calls :meth:`PrefixCache.trim` with what is left.
+It stores, finds and evicts exactly the same blocks as
+:class:`extproc.fleet.block_pool.BlockPool`, which uses one object per block. Here one
+object is a run: consecutive blocks of a request that were cached together, have the
+same users and, once unused, are consecutive in the queue of free blocks. A run is split
+if a request reuses a part of it, and shrinks from its end on eviction. Blocks without a
+hash come first in that queue and are not represented: the caller that allocates blocks
+calls :meth:`PrefixCache.trim` with the remaining number.
 
-Which tokens are alike is said by keys (:class:`Prefix`), each for a stretch of tokens.
-What follows the last key of a request is its own: nobody else can find it, so it is a
-count while the request holds it, and one run while the request waits after a
-preemption. Once the request has ended nothing finds it, and neighbors of that kind in
-the queue are one run.
+Keys identify equal tokens (:class:`Prefix`), each for a range of tokens. The tokens
+after a request's last key are private, so no other request can find them: they are a
+count while the request uses them, and one run while it waits after a preemption. After
+the request's end no request can find them, and adjacent ones in the queue are one run.
 
-The blocks that fill up while requests decode are not visited one by one either. They
-are accounted for when somebody looks for them, or when the request stops decoding.
+Blocks that fill up during decoding are not visited one by one either. They are
+accounted for on a lookup of them, or when the request stops decoding.
 """
 
 from collections.abc import Hashable
@@ -24,30 +23,30 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a request's tokens, prompt and answer, have in common with others'."""
+    """Keys of the tokens that a request's prompt and answer share with others."""
 
     keys: tuple[Hashable, ...]
-    """Two requests are alike up to a key's end exactly if they have the same keys up to
-    it."""
+    """Two requests have equal tokens up to the end of a key exactly if their keys up to
+    that one are equal."""
     ends: tuple[int, ...]
-    """Number of tokens at which each key ends, increasing, the same wherever the key is
-    used."""
+    """Number of tokens at which each key ends, increasing; the same in all requests
+    with that key."""
     reported: int = 0
-    """Prompt tokens that the request's own usage says were found in a cache, with whom
-    in common is not known: found on any instance, in blocks of its own. For a request
-    without keys."""
+    """Cached prompt tokens according to the request's own usage, for a request without
+    keys. It is not known who shares them: they are found on any instance, in private
+    blocks."""
 
 
 class Run:
-    """Cached blocks of one node, from ``start`` to before ``stop``.
+    """Cached blocks of one node, from ``start`` to ``stop`` - 1.
 
     Attributes:
-        node: None for blocks that are a request's own; then only their number counts.
+        node: None for private blocks of a request, of which only the number matters.
         order: (step, admission) of the request that cached them. If ``offset`` is not
-            None, it cached them one by one while it decoded, each at the step at which
-            its computed tokens, ``offset`` more than the steps, filled the block.
-        higher: what was split from the end of it, for requests that hold both.
-        earlier, later: neighbors in the queue of free blocks, if nobody holds it.
+            None, it cached them one by one during decoding, each at the step at which
+            its computed tokens, the step count plus ``offset``, filled the block.
+        higher: the run split from its end, for requests that use both.
+        earlier, later: neighbors in the queue of free blocks, if it is unused.
     """
 
     __slots__ = (
@@ -83,10 +82,10 @@ class Run:
 
 
 class Node:
-    """What is cached of the blocks of one key.
+    """The cached blocks of one key.
 
     Attributes:
-        growing: requests that decode here and may have filled blocks since.
+        growing: requests that decode here and may have filled more blocks.
     """
 
     __slots__ = ("growing", "key", "runs")
@@ -102,21 +101,21 @@ class Holding:
     """A request's part in the cache."""
 
     path: list[tuple[Hashable, int]]
-    """Keys of its blocks, each with the block before which it ends."""
+    """Keys of its blocks, each with the index after its last block."""
     shared: int = 0
-    """Blocks with a key; those from there on are its own."""
+    """Number of blocks with a key; the later ones are private."""
     remains: Run | None = None
-    """What may be left of its own blocks since it was preempted."""
+    """The remaining private blocks since its preemption, if any."""
     hashed: int = 0
-    """Blocks, from the first on, that it holds and that are in the cache."""
+    """Number of leading blocks that it uses and that are cached."""
     pieces: list[tuple[Run, int]] = field(default_factory=list)
-    """The first run of each piece held and the block before which it ends."""
+    """The first run of each piece in use, and the index after its last block."""
     offset: int = 0
-    """Computed tokens less steps while it decodes."""
+    """Computed tokens minus step count, during decoding."""
     grown_from: int = 0
-    """``hashed`` when it began to decode."""
+    """Value of ``hashed`` at the start of decoding."""
     admission: int = 0
-    """The number of its admission; orders requests within a step."""
+    """The number of its admission, which orders requests within a step."""
 
 
 @dataclass(slots=True)
@@ -124,35 +123,35 @@ class Found:
     """The longest cached prefix of a request."""
 
     blocks: int = 0
-    """Of it."""
+    """Number of its blocks."""
     held: int = 0
-    """Of those, held by somebody."""
+    """Number of its blocks in use by some request."""
     is_final: bool = True
-    """Whether no request that decodes can make it longer."""
+    """Whether no decoding request can extend it."""
     picks: list[tuple[Run, int, int]] = field(default_factory=list)
     remains: Run | None = None
-    """Its own blocks at the end of it."""
+    """The request's private blocks at the end of that prefix."""
 
 
 class PrefixCache:
     """The cached blocks of an instance.
 
     Attributes:
-        free: cached blocks that nobody holds.
+        free: number of cached, unused blocks.
     """
 
     def __init__(self, block_size: int) -> None:
         self.free = 0
         self._block_size = block_size
         self._nodes: dict[Hashable, Node] = {}
-        # The queue of free runs is a ring that begins and ends here.
+        # The queue of free runs is a ring that starts and ends here.
         self._ring = Run(None, 0, 0, (0, 0), None)
         self._ring.earlier = self._ring.later = self._ring
-        # The last run of the queue if nothing finds it any more.
+        # The last run of the queue if no lookup can find it any more.
         self._litter: Run | None = None
 
     def enter(self, prefix: Prefix) -> Holding:
-        """A request that holds nothing yet."""
+        """Return the state of a request that uses no blocks yet."""
         size = self._block_size
         path = [
             (key, end // size)
@@ -161,7 +160,7 @@ class PrefixCache:
         return Holding(path, path[-1][1] if path else 0)
 
     def find(self, holding: Holding, most: int, step: int) -> Found:
-        """The longest cached prefix of at most so many blocks, after this step."""
+        """Return the longest cached prefix of at most ``most`` blocks after a step."""
         found = Found()
         position = 0
         for key, end in holding.path:
@@ -187,7 +186,7 @@ class PrefixCache:
         return found
 
     def hold(self, holding: Holding, found: Found) -> None:
-        """Take over what was found for this request, with nothing done in between."""
+        """Add the request as a user of blocks just found, without steps in between."""
         for run, start, stop in found.picks:
             while run.stop <= start:
                 assert run.higher is not None
@@ -206,11 +205,11 @@ class PrefixCache:
         holding.hashed = found.blocks
 
     def store(self, holding: Holding, full: int, order: tuple[int, int]) -> None:
-        """Cache a request's blocks up to ``full`` (> ``holding.hashed``), at once."""
+        """Cache a request's blocks up to ``full`` (> ``holding.hashed``) at once."""
         self._add(holding, full, order, None)
 
     def grow(self, holding: Holding, offset: int) -> None:
-        """The request decodes from now on."""
+        """Register that the request starts to decode."""
         holding.offset = offset
         holding.grown_from = holding.hashed
         for key, end in holding.path:
@@ -218,12 +217,12 @@ class PrefixCache:
                 self._node(key).growing[holding] = None
 
     def settle(self, holding: Holding, full: int) -> None:
-        """Cache what a request has filled by decoding, up to ``full`` blocks."""
+        """Cache the blocks filled by decoding, up to ``full`` blocks."""
         if full > holding.hashed:
             self._add(holding, full, (0, holding.admission), holding.offset)
 
     def stop(self, holding: Holding, full: int) -> None:
-        """The request has filled ``full`` blocks and decodes no more."""
+        """Register that the request stops decoding with ``full`` filled blocks."""
         if full > holding.hashed:
             self._add(holding, full, (0, holding.admission), holding.offset)
         for key, end in holding.path:
@@ -234,10 +233,10 @@ class PrefixCache:
                     self._forget(node)
 
     def release(self, holding: Holding, *, ends: bool) -> int:
-        """Give up what a request holds; return the cached blocks nobody holds now.
+        """Release a request's blocks; return the number of cached ones now unused.
 
         Args:
-            ends: whether nobody will look for the request's own blocks again.
+            ends: whether the request's private blocks are never looked up again.
         """
         before = self.free
         own = holding.hashed - holding.shared
@@ -264,7 +263,7 @@ class PrefixCache:
         return self.free - before
 
     def litter(self, blocks: int) -> None:
-        """Cached blocks become free that nothing will find."""
+        """Add free cached blocks that no lookup will find."""
         if self._litter is not None:
             self._litter.stop += blocks
             self.free += blocks
@@ -274,7 +273,7 @@ class PrefixCache:
             self._litter = run
 
     def _queue(self, run: Run) -> None:
-        """A run becomes free, and the last to be evicted."""
+        """Add a run to the end of the queue, as the last to be evicted."""
         ring = self._ring
         last = ring.earlier
         run.earlier, run.later = last, ring
@@ -283,13 +282,13 @@ class PrefixCache:
         self._litter = None
 
     def _take_out(self, run: Run) -> None:
-        """A free run is held again."""
+        """Remove a run from the queue, since it is in use again."""
         run.earlier.later = run.later
         run.later.earlier = run.earlier
         self.free -= run.stop - run.start
 
     def trim(self, free_blocks: int) -> None:
-        """Evict what does not fit in the blocks that are free after an allocation."""
+        """Evict cached blocks beyond the number free after an allocation."""
         excess = self.free - free_blocks
         if excess <= 0:
             return
@@ -316,7 +315,7 @@ class PrefixCache:
     def _add(
         self, holding: Holding, full: int, order: tuple[int, int], offset: int | None
     ) -> None:
-        """Cache blocks from ``holding.hashed`` to ``full``, held by the request."""
+        """Cache blocks ``holding.hashed`` to ``full`` - 1, used by the request."""
         position = holding.hashed
         holding.hashed = full
         pieces = holding.pieces
@@ -342,7 +341,7 @@ class PrefixCache:
             del self._nodes[node.key]
 
     def _split(self, run: Run, position: int) -> Run:
-        """Cut a run in two; return the higher part, freed before the lower one."""
+        """Split a run; return the higher part, which was freed before the lower one."""
         node = run.node
         assert node is not None
         higher = Run(node, position, run.stop, run.order, run.offset, run.holders)
@@ -357,7 +356,7 @@ class PrefixCache:
         return higher
 
     def _follow(self, node: Node, position: int, stop: int, found: Found) -> int:
-        """Pick the cached blocks from ``position`` on; return where they end."""
+        """Collect cached blocks from ``position`` on; return the index after them."""
         while position < stop:
             run, until = self._oldest(node.runs, position, stop)
             if run is None:
@@ -372,7 +371,7 @@ class PrefixCache:
     def _oldest(
         self, runs: list[Run], position: int, stop: int
     ) -> tuple[Run | None, int]:
-        """The run whose block was cached first, and up to where that is certain."""
+        """Return the run cached first, and the index up to which that is certain."""
         covering = []
         for run in runs:
             if run.start > position:

@@ -1,10 +1,9 @@
-"""What prefix caching saves, and what the split does to it.
+"""The savings of prefix caching, and the effect of the split on cache hits.
 
-A split gives each class its own instances, and so its own caches. A conversation that
-outgrows the threshold moves once, and leaves its prefix behind. On the other hand, a
-class has fewer instances than the whole, so that a load balancer that does not look at
-prefixes meets one more often by chance. Both are counted here, on the fleets that a
-plan has sized.
+A split gives each class separate instances, and so separate caches. A conversation that
+grows past the threshold moves once, and loses its cached prefix. On the other hand, a
+class has fewer instances than the whole fleet, so a load balancer that ignores prefixes
+hits one more often by chance. Both effects are simulated here on a plan's fleets.
 """
 
 from collections.abc import Mapping
@@ -25,38 +24,39 @@ from extproc.routing.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class PrefixHits:
-    """What one fleet finds, with one load balancer."""
+    """The cache hits of one fleet with one load balancer."""
 
     fleet: str
     instances: tuple[int, ...]
     balancing: str
     cached_share: float
-    """Of the prompt tokens, those found; ``pools``: in each pool."""
+    """Share of prompt tokens found; ``pools``: the share in each pool."""
     pools: tuple[float, ...]
     p99_ttft_s: float
-    """Of all requests."""
+    """P99 over all requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixStudy:
-    """What a plan says of prefix caching."""
+    """The results of a plan on prefix caching."""
 
     unlimited_share: float
-    """Of the prompt tokens, found in one cache that forgets nothing."""
+    """Share of prompt tokens found in one cache of unlimited size."""
     unlimited_share_split: float
-    """In one such cache for each class; the difference is what conversations lose that
-    outgrow a threshold."""
+    """The same share with one such cache per class; the difference is the loss of
+    conversations that grow past a threshold."""
     instances: dict[str, int]
-    """Of one pool and of the split, sized with and without caching."""
+    """Instances of one pool and of the split, sized with and without caching."""
     hits: list[PrefixHits]
-    """Of both fleets, with each load balancer; with the usual one if ``reported``."""
+    """Hits of both fleets with each load balancer; only the usual one if ``reported``.
+    """
     reported: bool = False
-    """Whether the shares are what usage reports: what a split or another load balancer
-    does to them cannot be known then."""
+    """Whether the shares are those that usage reports; the effect of a split or of
+    another load balancer on them is then unknown."""
 
 
 def without_prefixes(question: Question) -> Question | None:
-    """The question without caching; None if nothing is known to be cached."""
+    """Return the question without caching; None if no shared prefixes are known."""
     replay = question.arrivals
     if not isinstance(replay, Replay) or replay.prefixes is None:
         return None
@@ -71,12 +71,12 @@ def study(
     split: SizedPolicy,
     uncached: Mapping[str, SizedPolicy],
 ) -> PrefixStudy:
-    """Simulate a round of the file on the fleets of a plan, with each load balancer.
+    """Simulate a round of the file on a plan's fleets with each load balancer.
 
     Args:
-        question: of requests that have prefixes (:func:`without_prefixes`).
-        one, split: sized for it.
-        uncached: the same two, by name, sized without caching.
+        question: its requests have prefixes (:func:`without_prefixes`).
+        one, split: policies sized for it.
+        uncached: the same policies, by name, sized without caching.
     """
     replay = question.arrivals
     assert isinstance(replay, Replay)

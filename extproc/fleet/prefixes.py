@@ -1,11 +1,11 @@
-"""What the requests of a file have in common, as keys for the prefix cache.
+"""Shared prefixes of the requests of a file, as keys for the prefix cache.
 
-From chained hashes of blocks of the prompt (Mooncake, Bailian), or from conversations:
-a turn whose prompt is at least as long as the turn before with its answer repeats both;
-one that is shorter, but not than the prompt before, repeats that prompt; any other
-starts a conversation. Hashes do not cover answers, so a later turn finds none of
-them: the result is a lower bound. Of a log that has neither, but whose usage reports
-cached tokens, the counts are taken as they are.
+They come from chained hashes of prompt blocks (Mooncake, Bailian) or from
+conversations: a turn whose prompt is at least as long as the previous prompt and answer
+repeats both; a turn whose prompt is only as long as the previous prompt repeats that;
+any other turn starts a conversation. Hashes do not cover answers, so later turns find
+none of those: the result is a lower bound. For a log with neither, the cached tokens
+that its usage reports are used unchanged.
 """
 
 import itertools
@@ -14,12 +14,12 @@ from collections.abc import Hashable, Sequence
 from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.workload import Recorded, Workload
 
-#: What a prompt is, in order of its request; None for one that is like no other.
+#: The prefix of each request, in order; None for a request that shares nothing.
 Prefixes = tuple[Prefix | None, ...]
 
 
 def find_prefixes(workload: Workload) -> Prefixes | None:
-    """Keys of every request of a file; None if it says nothing of them."""
+    """Return the keys of every request of a file; None if it has no such data."""
     if not isinstance(workload.lengths, Recorded):
         return None
     prompts = workload.lengths.prompts.tolist()
@@ -37,7 +37,7 @@ def find_prefixes(workload: Workload) -> Prefixes | None:
 def from_hashes(
     hash_ids: Sequence[Sequence[int]], block_tokens: int, prompts: Sequence[int]
 ) -> Prefixes:
-    """Keys of prompts by their blocks' hashes; hashes that never part are one key."""
+    """Return keys from block hashes; hashes that always occur together are one key."""
     full = [
         ids[: prompt // block_tokens]
         for ids, prompt in zip(hash_ids, prompts, strict=True)
@@ -65,7 +65,7 @@ def from_hashes(
 def from_sessions(
     sessions: Sequence[str | None], prompts: Sequence[int], outputs: Sequence[int]
 ) -> Prefixes:
-    """Keys of the turns of conversations, in order of their arrival."""
+    """Return keys for the turns of conversations, in order of arrival."""
     last: dict[str, Prefix] = {}
     prefixes: list[Prefix | None] = []
     for turn, (session, prompt, output) in enumerate(
@@ -79,7 +79,7 @@ def from_sessions(
         said = last.get(session)
         if said is not None:
             repeated = sum(end <= prompt for end in said.ends)
-            # Less than the whole prompt before is another text.
+            # A shorter prompt than the previous one is a different text.
             if repeated >= len(said.ends) - 1:
                 keys, ends = said.keys[:repeated], said.ends[:repeated]
         if prompt > (ends[-1] if ends else 0):
@@ -91,14 +91,14 @@ def from_sessions(
 
 
 def from_counts(cached: Sequence[int]) -> Prefixes | None:
-    """What usage reports as found, by its count alone; None if nothing ever was."""
+    """Return the counts of cached tokens in usage; None if all are zero."""
     if not any(cached):
         return None
     return tuple(Prefix((), (), count) if count else None for count in cached)
 
 
 def are_counts(prefixes: Prefixes) -> bool:
-    """Whether only counts are known, and not what requests have in common."""
+    """Return whether only counts are known, without shared prefixes."""
     return not any(prefix is not None and prefix.keys for prefix in prefixes)
 
 
@@ -108,12 +108,12 @@ def hit_share(
     classes: Sequence[int] | None = None,
     block_size: int = 16,
 ) -> float:
-    """Share of prompt tokens found in a cache that forgets nothing.
+    """Return the share of prompt tokens found in a cache of unlimited size.
 
-    Full blocks count, and the last token of a prompt never does.
+    Full blocks count, but never the last token of a prompt.
 
     Args:
-        classes: requests of different classes find nothing of each other's.
+        classes: class of each request; requests of different classes share nothing.
     """
     cached: set[tuple[int, Hashable]] = set()
     found = 0

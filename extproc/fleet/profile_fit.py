@@ -1,10 +1,10 @@
-"""The fit of a measured server: a plane over decode and prefill samples.
+"""The fit of a measured server: a plane through decode and prefill samples.
 
-A step that decodes n sequences of c tokens of context in all takes ``base + seq n +
-context c``, and the first token of a lone prompt of p tokens takes ``request + base +
-token p + pair p (p + 1) / 2``, the first term being what HTTP and queues cost once a
-request. No coefficient may be negative, which measurement noise would otherwise make of
-the small ones.
+A step that decodes n sequences with c tokens of context in total takes ``base + seq n +
+context c``. The first token of a prompt of p tokens, without other requests, takes
+``request + base + token p + pair p (p + 1) / 2``, where ``request`` is the cost of HTTP
+and queues per request. Coefficients are constrained to be non-negative, since noise
+would otherwise make the small ones negative.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from extproc.fleet.steptime import Linear
 
 
 class ProfileError(ValueError):
-    """A profile that cannot be used: which key, and why."""
+    """An unusable profile; the message has the key and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSample:
-    """Mean time of a step while ``seqs`` sequences decode."""
+    """Mean duration of a step with ``seqs`` decoding sequences."""
 
     seqs: int
     context_tokens: float
-    """Of all sequences together."""
+    """Context of all sequences together."""
     step_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillSample:
-    """Time to the first token of a lone prompt."""
+    """Time to the first token of a prompt without concurrent requests."""
 
     prompt_tokens: int
     ttft_s: float
@@ -41,12 +41,12 @@ class PrefillSample:
 def fit(
     decode: Sequence[DecodeSample], prefill: Sequence[PrefillSample]
 ) -> tuple[Linear, float]:
-    """Fit the plane, and the time of a request beside it.
+    """Fit the plane and the time per request.
 
-    Least squares of relative errors, coefficients at least 0.
+    Least squares of relative errors, with coefficients of at least 0.
 
     Raises:
-        ProfileError: too few samples to tell the terms apart.
+        ProfileError: too few samples to determine the coefficients.
     """
     if len(decode) < 3 or len(prefill) < 3:
         raise ProfileError(
@@ -68,7 +68,7 @@ def _pairs(sample: PrefillSample) -> float:
 def _non_negative(
     rows: npt.NDArray[np.float64], times: npt.NDArray[np.float64]
 ) -> list[float]:
-    """Least squares with the active-set method: drop what comes out negative."""
+    """Solve least squares by the active-set method, dropping negative coefficients."""
     weighted = rows / times[:, None]
     scale = np.abs(weighted).max(axis=0)
     scale[scale == 0] = 1.0
@@ -91,7 +91,7 @@ def relative_error(
     decode: Sequence[DecodeSample],
     prefill: Sequence[PrefillSample],
 ) -> float:
-    """Mean relative error of the fit on samples."""
+    """Return the mean relative error of the fit on samples."""
     errors = [
         abs(
             step_time.fixed_s(0, s.seqs)

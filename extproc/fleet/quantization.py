@@ -1,4 +1,4 @@
-"""What a ``quantization_config`` makes of weights and KV cache."""
+"""The effect of a ``quantization_config`` on weights and KV cache."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from extproc.json_object import JsonObject
 
 
 class ModelConfigError(ValueError):
-    """A configuration that gives no model: the key, its value, what was expected."""
+    """An unusable configuration; the message has key, value and expectation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How linear layers are kept.
+    """The storage format of linear layers.
 
     Attributes:
-        bytes_each: of a parameter, scales included.
-        attention, mlp, experts: which of them are quantized.
+        bytes_each: bytes per parameter, including scales.
+        attention, mlp, experts: whether each kind of layer is quantized.
     """
 
     bytes_each: float = 2.0
@@ -28,10 +28,10 @@ class Quantization:
 
 
 def read_quantization(document: Any) -> Quantization:
-    """What a ``quantization_config`` makes of linear layers.
+    """Return the storage format of linear layers from a ``quantization_config``.
 
     Raises:
-        ModelConfigError: a method that is not known.
+        ModelConfigError: an unknown method.
     """
     if not isinstance(document, dict):
         return Quantization()
@@ -55,21 +55,21 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _bytes_each(method: str, document: JsonObject) -> tuple[float, bool]:
-    """Bytes of a quantized parameter, and whether it is multiplied in 8 bits."""
+    """Return the bytes of a quantized parameter, and whether products use 8 bits."""
     algorithm = str(document.get("quant_algo") or method).lower()
     if method in ("fp8", "fbgemm_fp8", "modelopt") and "fp4" not in algorithm:
         block = document.get("weight_block_size")
         scales = 4 / math.prod(block) if isinstance(block, list) and block else 0.0
         return 1 + scales, True
     if "fp4" in algorithm:
-        # Four bits and an 8-bit scale for 32 (MX) or 16 (NVIDIA's) of them.
+        # Four bits, plus an 8-bit scale for each 32 (MX) or 16 (NVIDIA) of them.
         return 0.5 + 1 / (32 if "mx" in algorithm else 16), False
     if method == "compressed-tensors":
         return _compressed(document)
     if method in ("awq", "gptq", "gptq_marlin", "awq_marlin", "auto-round"):
         bits = document.get("bits") or document.get("w_bit") or 4
         group = document.get("group_size") or document.get("q_group_size") or 128
-        # A 16-bit scale and a zero point of the weights' own width for each group.
+        # For each group, a 16-bit scale and a zero point of the weights' own width.
         extra = (16 + bits) / group if group > 0 else 0.0
         return (bits + extra) / 8, False
     if method in ("bitsandbytes", "bnb"):
@@ -83,7 +83,7 @@ def _bytes_each(method: str, document: JsonObject) -> tuple[float, bool]:
 
 
 def _compressed(document: JsonObject) -> tuple[float, bool]:
-    """compressed-tensors: the first group's weights, and its activations if 8 bits."""
+    """Return ``_bytes_each`` for compressed-tensors, from its first group."""
     groups = document.get("config_groups")
     group: JsonObject = {}
     if isinstance(groups, dict) and groups:
@@ -98,7 +98,7 @@ def _compressed(document: JsonObject) -> tuple[float, bool]:
 
 
 def kv_element_bytes(kv_cache_dtype: str, document: Any) -> float:
-    """Bytes of an element of the KV cache."""
+    """Return the bytes of an element of the KV cache."""
     if kv_cache_dtype != "auto":
         return 1.0 if kv_cache_dtype.startswith("fp8") else 2.0
     if not isinstance(document, dict):

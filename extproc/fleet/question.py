@@ -1,19 +1,19 @@
-"""What is to be planned, and the policies that are compared for it.
+"""The inputs of a plan, and the policies that it compares.
 
 The policies are these:
 
 - ``homogeneous-worst-case``: one pool whose ``max_num_seqs`` is the number of sequences
-  of ``max_model_len`` that fit, which is the papers' baseline;
-- ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM takes
-  KV blocks as they are needed, so this is what most people run;
+  of ``max_model_len`` that fit, the papers' baseline;
+- ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM
+  allocates KV blocks on demand, so this is the most common deployment;
 - ``homogeneous-short-limit``: one pool with the short pool's ``max_model_len``, which
-  rejects longer prompts and cuts longer answers off;
+  rejects longer prompts and truncates longer answers;
 - ``split``: pools by threshold, the shipped router, ``max_num_seqs`` as in paged;
 - ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
 - ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
 
-From worst case to paged is what not sizing for the worst case saves. From paged to
-split is what the split itself saves, or costs.
+The difference from worst case to paged is the saving of not sizing for the worst case.
+The difference from paged to split is the saving, or the cost, of the split itself.
 """
 
 from dataclasses import dataclass, replace
@@ -28,31 +28,32 @@ from extproc.fleet.slo import Slo, long_promise_s, token_budget
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Arrivals, Independent, RequestStream, Workload
 
-#: Requests that are measured of the whole fleet, at the least, unless asked otherwise.
+#: Default for the fewest requests of the whole fleet to measure.
 VERIFIED_REQUESTS = 40_000
-#: Share of the saturated rate that stays free unless asked otherwise.
+#: Default share of the saturated rate to leave free.
 DEFAULT_HEADROOM = 0.1
 _DRAWS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be planned.
+    """The inputs of a plan.
 
     Attributes:
-        rate: requests a second, on average, of ``arrivals``.
-        arrivals: instants that lengths do not depend on, or a file replayed.
-        thresholds: limits of the pools below the last, increasing; each pool takes
-            budgets up to its own.
-        max_model_len: of the last pool, and of homogeneous ones.
-        max_num_batched_tokens: of every instance.
-        max_num_seqs: where it is not sized for the worst case.
-        asked_requests, tried_requests, verified_requests: drawn to ask a strategy,
-            measured for each size that is tried, and of the whole fleet at the end.
-        headroom: share of each pool's saturated rate that stays free.
-        traffic: how the arrivals were chosen, in a sentence for the operator.
+        rate: mean arrival rate, in requests a second.
+        arrivals: arrival times that are independent of lengths, or a replayed file.
+        thresholds: limits of the pools below the last, in increasing order; each pool
+            accepts budgets up to its own.
+        max_model_len: window of the last pool, and of homogeneous pools.
+        max_num_batched_tokens: value for every instance.
+        max_num_seqs: value for pools not sized for the worst case.
+        asked_requests, tried_requests, verified_requests: number of requests assigned
+            by a strategy, measured for each size tried, and measured of the whole
+            fleet at the end.
+        headroom: share of each pool's saturated rate to leave free.
+        traffic: the choice of the arrivals, in a sentence for the operator.
         long_promise_given: whether ``slo.long_ttft_s`` is the operator's; if not, the
-            last pool's is made from its own requests.
+            last pool's limit is derived from its own requests.
     """
 
     workload: Workload
@@ -76,7 +77,7 @@ class Question:
 
     @property
     def stream(self) -> RequestStream:
-        """Instants and lengths together."""
+        """Return arrival times and lengths together."""
         if isinstance(self.arrivals, Replay):
             return self.arrivals
         return Independent(self.workload.lengths, self.arrivals)
@@ -84,25 +85,25 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the promises and the token budget follow from."""
+    """The values from which the SLO and the token budget are derived."""
 
     workload: Workload
     engine: Engine
     threshold: int
-    """Requests of more tokens are long."""
+    """Number of tokens above which a request is long."""
     max_model_len: int
     max_num_batched_tokens: int | None
-    """None to choose the largest that keeps the promise of further tokens."""
+    """None to choose the largest value that meets the TPOT."""
     seed: int
 
 
 def complete_slo(
     slo: Slo, setting: Setting, long_ttft_s: float | None = None
 ) -> tuple[Slo, int]:
-    """Fill in what follows from the rest: the long promise and the token budget.
+    """Derive the TTFT of long requests and the token budget if they are not given.
 
     Args:
-        long_ttft_s: the long promise, if it is given.
+        long_ttft_s: TTFT of long requests, if given.
 
     Raises:
         ValueError: not even one request of ``max_model_len`` fits.
@@ -134,7 +135,7 @@ POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
 
 
 def policies(question: Question) -> list[FleetPolicy]:
-    """The policies compared, the papers' baseline first and ``split`` second."""
+    """Return the policies to compare: the papers' baseline, ``split``, then others."""
     seqs = question.max_num_seqs
     mix = question.workload.mix
 

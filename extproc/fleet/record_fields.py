@@ -1,8 +1,8 @@
-"""What a record says of its request: token counts, prefix, session.
+"""The fields of a record: token counts, prefix hashes, session.
 
-A record is a stack of levels: its own fields first, then those of its nested mappings,
+A record is a list of levels: its own fields first, then those of its nested mappings,
 breadth first. Keys are compared without case, "_", "-", "." and spaces; a key such as
-``response.usage.prompt_tokens`` also goes by what follows its ``usage``.
+``response.usage.prompt_tokens`` also matches by the part after its ``usage``.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 from extproc.json_object import JsonObject
 from extproc.routing.token_counts import TokenCounts, read_token_counts
 
-#: One level of a record: plain key to value.
+#: One level of a record, from plain key to value.
 Level: TypeAlias = JsonObject
 
-#: Prompt and output of the formats that do not use the names of a usage object, in
+#: Keys of prompt and output in formats that do not use the names of a usage object, in
 #: plain spelling; the prompt counts every token, cached or not.
 COLUMN_PAIRS = (
     ("contexttokens", "generatedtokens"),  # Azure LLM inference traces, 2023 and 2024
@@ -43,7 +43,7 @@ _OUTPUTS = (
     "outputtokens",
     *dict.fromkeys(output for _, output in COLUMN_PAIRS),
 )
-#: Tokens found in a cache, in the same level or in any other of the record.
+#: Keys of tokens found in a cache, in the same level or any other of the record.
 _CACHED = (
     "cachedtokens",
     "prompttokensdetailscachedtokens",
@@ -64,40 +64,40 @@ _SESSIONS = (
     "session",
     "conversation",
 )
-#: Requests that one record sums up, as billing exports do.
+#: Keys of the number of requests in one record, as in billing exports.
 _REQUEST_COUNTS = ("nummodelrequests", "apirequests", "numrequests", "requestcount")
-#: Fields whose text may be JSON with counts in it, as in a spreadsheet of LiteLLM's.
+#: Fields whose text may be JSON with counts, as in a spreadsheet of LiteLLM's.
 JSON_CELLS = frozenset({"usage", "response", "metadata", "attributes", "labels"})
-#: What the server estimated and decided, beside what was counted: no counts.
+#: Fields with the router's estimates and decisions, which are not counts.
 _ESTIMATES = frozenset({"decision", "extproctokenbudget"})
 _DEPTH = 5
-#: How files say that a value is missing.
+#: Spellings of a missing value in files.
 _MISSING = frozenset({"", "-", "nan", "nat", "null", "none", "n/a", "na"})
 
 
 class FieldError(ValueError):
-    """A value that is not what its key says: the value, and what was expected."""
+    """An invalid value of a field; the message has the value and the expectation."""
 
 
 @lru_cache(maxsize=65_536)
 def plain(key: str) -> str:
-    """A key without case, separators and spaces."""
+    """Return a key without case, separators and spaces."""
     return "".join(char for char in key.lower() if char.isalnum())
 
 
 @lru_cache(maxsize=65_536)
 def _spellings(key: str) -> tuple[str, ...]:
-    """The plain names of a key: the whole, and what follows a ``usage`` in it."""
+    """Return the plain names of a key: the whole, and the part after ``usage``."""
     parts = re.split(r"(?:^|[._/ ])usage[._/ ]", key, maxsplit=1, flags=re.IGNORECASE)
     whole = plain(key)
-    # OpenTelemetry counts by its own rule: see _opentelemetry.
+    # OpenTelemetry has a separate rule for counts: see _opentelemetry.
     if len(parts) == 1 or "genaiusage" in whole:
         return (whole,)
     return (whole, plain(parts[1]))
 
 
 def levels(record: JsonObject) -> list[Level]:
-    """A record's own fields, then those of its nested mappings, breadth first."""
+    """Return a record's own fields, then those of nested mappings, breadth first."""
     found: list[Level] = []
     pending: list[tuple[JsonObject, int]] = [(record, 0)]
     for mapping, depth in pending:
@@ -128,7 +128,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _attributes(values: list[Any]) -> Any:
-    """OTLP's list of {"key": ..., "value": {...}} as a mapping; other lists as is."""
+    """Return OTLP's [{"key": ..., "value": {...}}] as a mapping; other lists as is."""
     first = values[0] if values else None
     if not (isinstance(first, dict) and "key" in first and "value" in first):
         return values
@@ -140,7 +140,7 @@ def _attributes(values: list[Any]) -> Any:
 
 
 def _unwrapped(value: JsonObject) -> Any:
-    """The scalar of OTLP's {"intValue": "7"} or of {"value": 7, "unit": ...}."""
+    """Return the scalar in OTLP's {"intValue": "7"} or {"value": 7, "unit": ...}."""
     if len(value) == 1:
         (key,) = value
         if key in ("intValue", "doubleValue", "stringValue"):
@@ -157,7 +157,7 @@ def _json_cell(text: str) -> Any:
 
 
 def find(record: Sequence[Level], names: Sequence[str]) -> Any:
-    """Value under the first of the plain names, outermost level first, or None."""
+    """Return the value of the first name found, outermost level first, or None."""
     for level in record:
         for name in names:
             if name in level:
@@ -166,10 +166,10 @@ def find(record: Sequence[Level], names: Sequence[str]) -> Any:
 
 
 def find_counts(record: Sequence[Level]) -> TokenCounts | None:
-    """Prompt, output and cached tokens; None if the record lacks one of the first two.
+    """Return prompt, output and cached tokens; None without prompt or output.
 
     Raises:
-        FieldError: a count that is no number >= 0, or a record that sums up requests.
+        FieldError: a count that is not a number >= 0, or one record for many requests.
     """
     for level in record:
         counts = _usage(level) or _opentelemetry(level) or _pair(level)
@@ -196,7 +196,7 @@ def _complete(counts: TokenCounts) -> TokenCounts | None:
 
 
 def _usage(level: Level) -> TokenCounts | None:
-    """Counts under the names of OpenAI's or Anthropic's usage object."""
+    """Return counts under the names of OpenAI's or Anthropic's usage object."""
 
     def count(name: str) -> int | None:
         value = level.get(plain(name))
@@ -206,10 +206,10 @@ def _usage(level: Level) -> TokenCounts | None:
 
 
 def _opentelemetry(level: Level) -> TokenCounts | None:
-    """Counts of the semantic conventions for generative AI, flat or prefixed.
+    """Return counts of the semantic conventions for generative AI, flat or prefixed.
 
-    ``gen_ai.usage.input_tokens`` includes cached tokens by the conventions; an older
-    instrumentation that leaves them out is known by a cache larger than the input.
+    By the conventions, ``gen_ai.usage.input_tokens`` includes cached tokens; an older
+    instrumentation that omits them is recognized by a cache larger than the input.
     """
     ours = {
         key.split("genaiusage", 1)[1]: value
@@ -245,7 +245,7 @@ def _refuse_sums(record: Sequence[Level]) -> None:
 
 
 def knows_counts(columns: Sequence[str]) -> tuple[bool, bool]:
-    """Whether columns of such names would give a prompt, and an output."""
+    """Return whether columns with these names include a prompt, and an output."""
     known = {name for column in columns for name in _spellings(column)}
     otel = {name.split("genaiusage", 1)[1] for name in known if "genaiusage" in name}
     known |= otel & {"inputtokens", "outputtokens", "prompttokens", "completiontokens"}
@@ -258,10 +258,10 @@ _DECIMALS = re.compile(r"[.,]0*$")
 
 
 def as_count(value: Any) -> int | None:
-    """A token count: a whole number, "1,234" and "7.0" included; None for NaN.
+    """Return a token count from a whole number, "1,234" or "7.0"; None for NaN.
 
     Raises:
-        FieldError: not a number, negative, or 10^9 and more.
+        FieldError: not a number, negative, or at least 10^9.
     """
     if type(value) is int and 0 <= value < 1_000_000_000:
         return value
@@ -285,7 +285,7 @@ def as_count(value: Any) -> int | None:
 
 
 def find_hash_ids(record: Sequence[Level]) -> tuple[int, ...] | None:
-    """Chained hashes of the prompt's blocks, as Mooncake and Bailian publish them.
+    """Return the chained hashes of the prompt's blocks, as in Mooncake and Bailian.
 
     Raises:
         FieldError: neither whole numbers nor text such as "11|22".
@@ -304,12 +304,12 @@ def find_hash_ids(record: Sequence[Level]) -> tuple[int, ...] | None:
 
 
 def find_session(record: Sequence[Level]) -> str | None:
-    """The conversation that a request belongs to, or None."""
+    """Return the conversation of a request, or None."""
     value = find(record, _SESSIONS)
     return None if value is None else str(value)
 
 
 def find_turn(record: Sequence[Level]) -> tuple[str, str] | None:
-    """Bailian's request and the one it follows ("-1" for none), or None."""
+    """Return Bailian's request and its predecessor ("-1" for none), or None."""
     own, parent = find(record, ("chatid",)), find(record, ("parentchatid",))
     return None if own is None or parent is None else (str(own), str(parent))

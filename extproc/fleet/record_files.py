@@ -1,4 +1,4 @@
-"""Text to records: CSV of any usual dialect, JSON lines, arrays and printed objects."""
+"""Records from text: CSV of any common dialect, JSON lines, arrays, printed objects."""
 
 import csv
 import itertools
@@ -12,10 +12,10 @@ from extproc.json_object import JsonObject
 
 
 class Row(NamedTuple):
-    """A record: where it stands, for errors, its fields, and its run.
+    """A record: its position for error messages, its fields, and its run.
 
-    The run is that of a load generator whose results are several in one file, each at
-    its own rate; "" elsewhere.
+    The run identifies one of several results in a load generator's file, each at a
+    different rate; it is "" in other files.
     """
 
     where: str
@@ -24,12 +24,12 @@ class Row(NamedTuple):
 
 
 _DELIMITERS = (",", ";", "\t", "|")
-#: Keys that no record has beside counts of its own. GuideLLM sorts its requests into
-#: successful, incomplete and errored; only the first were answered in full.
+#: Keys that no record has together with counts. GuideLLM sorts its requests into
+#: successful, incomplete and errored; only the first have complete answers.
 _DOCUMENT_KEYS = frozenset(
     {"benchmarks", "successful", "resourcespans", "scopespans", "spans"}
 )
-#: Keys under which a document without counts keeps its records.
+#: Keys of a document that contain its records, if it has no counts itself.
 _ENVELOPES = frozenset(
     {
         "requests",
@@ -45,20 +45,20 @@ _ENVELOPES = frozenset(
     }
 )
 _DEPTH = 6
-#: A field may hold a whole prompt; csv refuses 128 KiB and more unless it is allowed.
+#: A field can contain a whole prompt; csv rejects 128 KiB and more by default.
 _MAX_FIELD_CHARS = 1 << 30
 _ENVOY_TEXT = re.compile(r'\[\d{4}-\d\d-\d\dT[^\]]*\] "')
 
 
 class TraceFormatError(ValueError):
-    """A file of records that cannot be read, by name, line and reason."""
+    """An unreadable file of records; the message has name, line and reason."""
 
 
 def read_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Split a file into records.
 
     Raises:
-        TraceFormatError: empty, neither CSV nor JSON, or without the columns wanted.
+        TraceFormatError: empty, neither CSV nor JSON, or without required columns.
     """
     rows = iter(lines)
     number, first = 0, ""
@@ -106,7 +106,7 @@ def _csv_rows(
 
 
 def _dialect(header: str) -> tuple[str, list[str]]:
-    """The delimiter whose columns give counts; else the one with most columns."""
+    """Return the delimiter whose columns have counts, else that with most columns."""
 
     def columns(delimiter: str) -> list[str]:
         names = next(csv.reader([header], delimiter=delimiter), [])
@@ -123,7 +123,7 @@ def _dialect(header: str) -> tuple[str, list[str]]:
 
 
 def expected_columns(*, prompt: bool = True, output: bool = True) -> str:
-    """The columns that a file lacks, by their commonest names."""
+    """Return the columns that a file lacks, by their most common names."""
     wanted = []
     if prompt:
         wanted.append("prompt tokens (prompt_tokens, ContextTokens or the like)")
@@ -138,7 +138,7 @@ def _json_rows(
     try:
         json.loads(first)
     except ValueError:
-        # Not one value a line: an array or objects over several lines.
+        # Not one value per line: an array or objects over several lines.
         return _printed_rows("".join(_whole_lines(first, rows)), number, name)
     return _line_rows(itertools.chain([first], rows), number, name)
 
@@ -179,7 +179,7 @@ def _printed_rows(text: str, first: int, name: str) -> Iterator[Row]:
 
 
 def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[Row]:
-    """The records of a JSON value: itself, its elements, or those in its envelope."""
+    """Yield the records of a JSON value: itself, its elements, or its contents."""
     if isinstance(value, list):
         for index, item in enumerate(value, 1):
             yield from _records(item, f"{where}: record {index}", run, depth)
@@ -195,7 +195,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
             fields = dict(zip(columns, cells, strict=True))
             yield Row(f"{where}: record {index}", fields, run or where)
         return
-    # A set of GuideLLM's requests belongs to one of its benchmarks: to one run.
+    # A set of GuideLLM's requests belongs to one of its benchmarks, which is one run.
     inner = [] if depth == _DEPTH else _enveloped(value)
     for part in inner:
         own_run = run or (where if "successful" in value else "")
@@ -205,7 +205,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
 
 
 def _columns(value: JsonObject) -> dict[str, list[Any]]:
-    """Columns of one length, as ``vllm bench serve --save-detailed`` keeps them."""
+    """Return columns of equal length, as in ``vllm bench serve --save-detailed``."""
     lists = {key: column for key, column in value.items() if isinstance(column, list)}
     if not all(knows_counts(list(lists))):
         return {}
@@ -214,7 +214,7 @@ def _columns(value: JsonObject) -> dict[str, list[Any]]:
 
 
 def _enveloped(value: JsonObject) -> list[Any]:
-    """What a document keeps its records in; nothing if it is a record itself."""
+    """Return a document's values that contain records; empty for a record itself."""
     parts = {
         plain(key): part
         for key, part in value.items()

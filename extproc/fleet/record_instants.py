@@ -1,8 +1,8 @@
-"""Instants of records: under which key, and in which unit.
+"""Arrival times of records: their keys and their unit.
 
-A key may name its unit (``t_s``, ``timestamp_ms``, ``startTimeUnixNano``); a date is in
-no unit. Else the unit is that of the format, or follows from the size of the numbers:
-a file's instants are read in one unit, decided from all of them.
+A key may contain its unit (``t_s``, ``timestamp_ms``, ``startTimeUnixNano``); a date
+needs none. Otherwise the unit is that of the format, or is derived from the size of the
+numbers: all times in a file have one unit, determined from all of them.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from extproc.fleet.record_fields import FieldError, Level
 
-#: Instants, arrival first: none of these names is an end or a duration.
+#: Keys of times, arrival first; no key of an end or a duration.
 _INSTANTS = (
     "arrivaltime",
     "arrivedat",
@@ -57,8 +57,8 @@ _UNIT_ENDINGS = {
     "sec": 1.0,
     "s": 1.0,
 }
-#: Plain key to its place in the order above, and to the seconds of its unit (None if
-#: the key names none).
+#: From plain key to its rank in the order above, and to the seconds in its unit (None
+#: if the key does not contain one).
 _INSTANT_KEYS: dict[str, tuple[int, float | None]] = {
     **{
         name + ending: (place, seconds)
@@ -71,18 +71,18 @@ _INSTANT_KEYS: dict[str, tuple[int, float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """When a request came, as its record says it."""
+    """The arrival time of a request as recorded."""
 
     key: str
-    """The plain key that it was found under."""
+    """The plain key of the value."""
     value: float
-    """A number of the unit, or seconds since 1970 if it was a date."""
+    """A number in the unit, or seconds since 1970 for a date."""
     unit_s: float | None
-    """Seconds of the unit; None if neither the key nor the value names one."""
+    """Seconds in the unit; None if neither the key nor the value contains one."""
 
 
 def find_instant(record: Sequence[Level]) -> Instant | None:
-    """When the request came, or None if the record does not say.
+    """Return the arrival time of a request, or None if the record has none.
 
     Raises:
         FieldError: neither a number nor a date.
@@ -113,10 +113,10 @@ def _number(value: Any) -> float | None:
 
 
 def _date_s(text: str) -> float:
-    """Seconds since 1970 of a date, in UTC if it names no zone.
+    """Return a date in seconds since 1970, in UTC if it has no zone.
 
-    ISO 8601, also with "/" between year, month and day or "UTC" at the end; the common
-    log format's "10/May/2024:13:55:36 +0000"; RFC 2822's.
+    Accepts ISO 8601, also with "/" between year, month and day or "UTC" at the end; the
+    common log format's "10/May/2024:13:55:36 +0000"; and RFC 2822.
     """
     clean = text.strip().removesuffix(" UTC")
     if re.match(r"\d{4}/\d\d/\d\d", clean):
@@ -129,7 +129,7 @@ def _date_s(text: str) -> float:
         if instant.tzinfo is None:
             instant = instant.replace(tzinfo=UTC)
         return instant.timestamp()
-    raise FieldError(f"{text!r}; expected seconds or an ISO 8601 instant")
+    raise FieldError(f"{text!r}; expected seconds or an ISO 8601 time")
 
 
 def _common_log(text: str) -> datetime:
@@ -138,12 +138,12 @@ def _common_log(text: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The unit of a file's instants."""
+    """The unit of the times in a file."""
 
     seconds: float
-    """Of one."""
+    """Seconds in one unit."""
     reason: str
-    """How it is known, in a few words."""
+    """How the unit was determined, in a few words."""
 
 
 _NAMES = {1.0: "seconds", 1e-3: "milliseconds", 1e-6: "microseconds", 1e-9: "ns"}
@@ -156,17 +156,17 @@ def unit_of(
     hashed: bool,
     chained: bool,
 ) -> Unit:
-    """The unit that all instants of a file are in.
+    """Return the unit of all times in a file.
 
-    Mooncake counts milliseconds, Bailian seconds with three decimals; both call their
-    counts ``input_length``. Numbers above 10^11 cannot be seconds since 1970, nor those
-    above 10^14 milliseconds, nor those above 10^17 microseconds.
+    Mooncake uses milliseconds, Bailian seconds with three decimals; both name their
+    counts ``input_length``. Numbers above 10^11 cannot be seconds since 1970, numbers
+    above 10^14 cannot be milliseconds, and numbers above 10^17 cannot be microseconds.
 
     Args:
-        values: of the instants, at least one.
-        named: seconds of the unit that the key names, if it names one.
-        hashed: the records are Mooncake's or Bailian's.
-        chained: the records are Bailian's, each naming the one it follows.
+        values: the times, at least one.
+        named: seconds in the unit that the key contains, or None.
+        hashed: whether the records have Mooncake's or Bailian's hashes.
+        chained: whether the records are Bailian's, which name their predecessors.
     """
     if named is not None:
         return Unit(named, "dates, or in the unit of their column")

@@ -1,10 +1,10 @@
-"""Requests of a file at their own instants, with their own lengths.
+"""Replay of a file's requests, at their own times and with their own lengths.
 
-What is replayed is the file's busiest stretch, round after round. A higher rate is made
-of copies of it, laid over each other and shifted by up to a minute each: what happens
-within seconds does not coincide, what happens within minutes and hours does. Time is
-never sped up, for a burst of a minute would then be a burst of a second. A lower rate
-is a random part of the requests.
+The file's busiest period is replayed, round after round. A higher rate is a
+superposition of copies, each shifted by up to a minute: peaks of seconds then do not
+coincide, but those of minutes and hours do. Time is never compressed, since a burst of
+a minute would become a burst of a second. A lower rate is a random part of the
+requests.
 """
 
 import itertools
@@ -19,28 +19,28 @@ from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.prefixes import Prefixes
 from extproc.fleet.workload import BLOCK, Block, Recorded, Seconds, Tokens
 
-#: The longest stretch that is replayed: the busiest hour of a day or of a week.
+#: The longest period to replay: the busiest hour of a day or of a week.
 LONGEST_S = 3600.0
-#: Stretches of more requests than this are cut down to their busiest part,
+#: Periods with more requests than this are reduced to their busiest part,
 MOST_REQUESTS = 40_000
-#: but to none shorter than this, in which bursts of seconds still have room.
+#: but not below this duration, which still contains bursts of several seconds.
 SHORTEST_S = 60.0
-#: Copies are shifted by up to so many seconds.
+#: Largest shift of a copy in seconds.
 SHIFT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A stretch of a file, replayed without end; a stream of requests.
+    """A period of a file, replayed without end as a stream of requests.
 
     Attributes:
-        instants: seconds from the start of the stretch, in order.
-        prompts, outputs: tokens of the request at each instant.
-        period_s: length of the stretch; the next round starts there.
-        start_s: where it starts in the file, in seconds from the first request.
-        copies: rate over the stretch's own; 1 replays it as it is.
-        prefixes: what each request has in common with others, if that is known. Copies
-            and rounds have nothing in common with each other.
+        instants: seconds from the start of the period, in order.
+        prompts, outputs: tokens of each request.
+        period_s: length of the period; the next round starts after it.
+        start_s: start of the period in the file, in seconds from the first request.
+        copies: rate over the period's own; 1 replays it unchanged.
+        prefixes: shared prefix of each request, if known. Copies and rounds share
+            nothing with each other.
     """
 
     instants: Seconds
@@ -53,30 +53,30 @@ class Replay:
 
     @property
     def lengths(self) -> Recorded:
-        """The lengths, without their instants."""
+        """Return the lengths without their times."""
         return Recorded(self.prompts, self.outputs)
 
     @property
     def own_rate(self) -> float:
-        """Requests a second of the stretch, in the file."""
+        """Requests a second in this period of the file."""
         return len(self.instants) / self.period_s
 
     @property
     def rate(self) -> float:
-        """Requests a second, on average over a round."""
+        """Mean requests a second over a round."""
         return self.copies * self.own_rate
 
     @property
     def requests(self) -> int:
-        """Requests of a round, on average."""
+        """Mean number of requests in a round."""
         return round(self.rate * self.period_s)
 
     def at_rate(self, rate: float) -> "Replay":
-        """The same stretch at another mean rate, made of copies."""
+        """Return the same period at another mean rate, by a number of copies."""
         return replace(self, copies=rate / self.own_rate)
 
     def only(self, rows: npt.NDArray[np.bool_]) -> "Replay":
-        """Those requests alone, at the same instants; at least one."""
+        """Return these requests alone, at the same times; at least one."""
         return replace(
             self,
             instants=self.instants[rows],
@@ -89,7 +89,7 @@ class Replay:
     def __call__(
         self, instants: np.random.Generator, lengths: np.random.Generator
     ) -> Iterator[Block]:
-        """Replay round after round, the copies shifted by other times in each."""
+        """Yield round after round, with new shifts of the copies in each."""
         start_s = 0.0
         for number in itertools.count():
             times, rows, copies = self._round(instants)
@@ -118,7 +118,7 @@ class Replay:
         return found
 
     def _round(self, rng: np.random.Generator) -> tuple[Seconds, Tokens, Tokens]:
-        """Instants of one round, in order; the row and the copy of each request."""
+        """Return the times of a round in order, and each request's row and copy."""
         count = len(self.instants)
         times, rows, copies = [], [], []
         for copy in range(math.ceil(self.copies)):
@@ -142,17 +142,17 @@ def busiest(
     most_requests: float | None = MOST_REQUESTS,
     prefixes: Prefixes | None = None,
 ) -> Replay:
-    """The stretch of a file that is replayed, at a rate.
+    """Return the busiest period of a file, to replay at a rate.
+
+    It is the busiest hour, or the whole file if that is shorter, reduced to its busiest
+    part with ``most_requests`` on average, but at least a minute.
 
     Args:
-        instants: of each row of ``lengths``, in any order.
-        rate: mean requests a second of the busiest hour (of the file, if it is
-            shorter); None for its own.
-        most_requests: of a round, at this rate; None for no limit.
-        prefixes: of each row, if they are known.
-
-    The busiest hour, or the whole file if it is shorter; of that, the busiest part that
-    holds ``most_requests`` on average, but a minute at the least.
+        instants: time of each row of ``lengths``, in any order.
+        rate: mean requests a second of the busiest hour (of the file if it is
+            shorter); None for the file's own rate.
+        most_requests: limit for a round at this rate; None for no limit.
+        prefixes: shared prefix of each row, if known.
     """
     order = np.argsort(instants, kind="stable")
     replayed = Replay(
@@ -173,18 +173,18 @@ def busiest(
 
 
 def span_s(instants: Seconds) -> float:
-    """Seconds that a file covers: from first to last, and one mean gap."""
+    """Return the duration of a file: from first to last request, plus one mean gap."""
     count = len(instants)
     between = float(instants.max() - instants.min())
     return between * count / max(count - 1, 1) if between > 0 else 1.0
 
 
 def _cut(replayed: Replay, length_s: float) -> Replay:
-    """The stretch of this length with the most requests; the first of equals."""
+    """Return the period of this length with the most requests; the first if equal."""
     if replayed.period_s <= length_s:
         return replayed
     instants = replayed.instants
-    # Starting at a request is as good as starting anywhere.
+    # It is enough to try periods that start at a request.
     ends = np.searchsorted(instants, instants + length_s)
     ends[instants + length_s > replayed.period_s] = 0
     counts = ends - np.arange(len(instants))

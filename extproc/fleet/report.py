@@ -1,7 +1,7 @@
-"""A plan as one page: no script to load, no image, no font; light and dark.
+"""A plan as one HTML page, without scripts, images or fonts; light and dark.
 
-Plots are SVG drawn here, on axes that say their unit. Colors come from variables that
-the page sets for either scheme, so the page needs no second set of plots.
+Plots are SVG with units on their axes. Their colors are CSS variables, which the page
+sets for light and dark, so one set of plots is enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,24 +36,24 @@ def render(
     misroutes: Sequence[MisroutePoint],
     serving: Serving,
 ) -> str:
-    """The page, as HTML.
+    """Return the page as HTML.
 
     Args:
-        plan: what :func:`extproc.fleet.plan_document.answer` says of them.
+        plan: the result of :func:`extproc.fleet.plan_document.answer` for the others.
     """
     name = escape(plan.workload)
     synthetic = " Synthetic lengths." if plan.synthetic else ""
     sections = [
         _section("GPUs by policy", _gpus(plan), wide=True),
-        _section("What to apply", _apply(plan, serving), wide=True),
+        _section("Settings to apply", _apply(plan, serving), wide=True),
         _section("Pools of the split", _pools_table(plan), wide=True),
         _section("Requests by length", _lengths(question)),
         _section("Time to the first token", _first_tokens(question, sized)),
     ]
     if plan.sweep:
         sections.append(_section("Saving by threshold", _savings(plan)))
-    sections.append(_section("What the router gets wrong", _misroutes(misroutes)))
-    # Wide ones after the plots, which stand side by side.
+    sections.append(_section("Routing errors", _misroutes(misroutes)))
+    # Wide sections come after the plots, which are side by side.
     sections += [
         _section(title, content, wide=True) for title, content in asked_sections(plan)
     ]
@@ -81,7 +81,7 @@ def _section(title: str, content: tuple[str, str], *, wide: bool = False) -> str
     kind = " class=wide" if wide else ""
     return (
         f"<section{kind}>\n<h2>{escape(title)}</h2>\n<p class=muted>{note}</p>\n"
-        # If there is no room for it; with the keyboard too.
+        # A wide body scrolls, with the keyboard too.
         f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
         f"{body}</div>\n</section>\n"
     )
@@ -90,9 +90,9 @@ def _section(title: str, content: tuple[str, str], *, wide: bool = False) -> str
 def _promises(plan: Plan) -> str:
     slo = plan.slo
     return (
-        f"Promised at P99: first token in {slo.p99_ttft_s:g} s "
+        f"SLO at P99: first token in {slo.p99_ttft_s:g} s "
         f"({slo.long_ttft_s:.3g} s over {slo.long_tokens:,} tokens), "
-        f"{1e3 * slo.p99_tpot_s:g} ms for each further one; "
+        f"{1e3 * slo.p99_tpot_s:g} ms per further token; "
         f"{plan.headroom:.0%} of each pool's saturated rate kept free."
     )
 
@@ -122,7 +122,7 @@ def _figures(plan: Plan) -> str:
         f"<div class=figure><b>{value}</b>{label}</div>" for value, label in figures
     )
     marked = any(_mark(plan.policies[name]) for name in (BASELINE, PAGED, SPLIT))
-    note = "<p class=muted>* misses its promises or rejects requests.</p>\n"
+    note = "<p class=muted>* misses its SLO or rejects requests.</p>\n"
     return f"<div class=figures>{cells}</div>\n{note if marked else ''}"
 
 
@@ -133,7 +133,7 @@ def _mark(row: PolicyRow) -> str:
 def _gpus(plan: Plan) -> tuple[str, str]:
     bars = []
     for name, row in plan.policies.items():
-        notes = [] if row.slo_met else ["misses its promises"]
+        notes = [] if row.slo_met else ["misses its SLO"]
         for verb, part in (
             ("rejects", row.rejected_share),
             ("cuts", row.truncated_share),
@@ -144,14 +144,14 @@ def _gpus(plan: Plan) -> tuple[str, str]:
             Bar(name, row.gpus, "a" if name == SPLIT else "c", ", ".join(notes))
         )
     note = (
-        "All sized by simulation for the same promises. One that misses them at any "
-        "sensible size is counted by throughput alone."
+        "All are sized by simulation for the same SLO. A policy that misses it at any "
+        "sensible size is sized by throughput alone."
     )
     return note, bar_chart(bars)
 
 
 def _apply(plan: Plan, serving: Serving) -> tuple[str, str]:
-    """Lines to paste: an instance of each pool, and the router's pools."""
+    """Return commands to copy: an instance of each pool, and the router's pools."""
     commands = "".join(
         f"<p>{pool.instances:,} of <b>{escape(pool.name)}</b></p>"
         f"<pre>{escape(serving.command(pool))}</pre>"
@@ -172,7 +172,7 @@ def _apply(plan: Plan, serving: Serving) -> tuple[str, str]:
         )
     note = (
         "<code>extproc plan --emit DIR</code> writes these, and patches for "
-        f"Deployments if asked.{advice}"
+        f"Deployments on request.{advice}"
     )
     return note, f"{commands}<p>The router's configuration</p><pre>{escape(yaml)}</pre>"
 
@@ -200,8 +200,8 @@ def _lengths(question: Question) -> tuple[str, str]:
     under = float((totals <= question.thresholds[-1]).mean())
     tokens = float(totals[totals <= question.thresholds[-1]].sum() / totals.sum())
     note = (
-        f"{under:.2%} of the requests, and {tokens:.1%} of the tokens, are in requests "
-        f"of up to {question.thresholds[-1]:,}."
+        f"Requests of up to {question.thresholds[-1]:,} tokens are {under:.2%} of all "
+        f"requests, and have {tokens:.1%} of all tokens."
     )
     return note, chart.svg() + chart.legend()
 
@@ -209,8 +209,8 @@ def _lengths(question: Question) -> tuple[str, str]:
 def _savings(plan: Plan) -> tuple[str, str]:
     points = plan.sweep
     note = (
-        "Of the instances of today's fleet, by throughput alone and routed without "
-        "error."
+        "Share of today's instances saved, by throughput alone and with error-free "
+        "routing."
     )
     lines = (
         ("alpha (1 - 1/rho)", [p.formula for p in points], "d"),
@@ -256,20 +256,20 @@ def _first_tokens(
         ]
         chart.add(Series(name, points, color))
     chart.mark(question.slo.p99_ttft_s, f"{question.slo.p99_ttft_s:g} s")
-    note = "Share of the requests that have it by then, at the sizes above."
+    note = "Share of requests with a first token by then, at the sizes above."
     return note, chart.svg() + chart.legend()
 
 
 def _misroutes(points: Sequence[MisroutePoint]) -> tuple[str, str]:
     note = (
-        "Requests sent to a pool below (solid) or above (dashed) their own, if bytes a "
-        "token vary between requests more or less than they do (1). The shipped router "
-        "routes by a bound that one prompt in a hundred exceeds: it sends more of them "
-        "too long, so that few are sent too short."
+        "Requests sent to a pool below (solid) or above (dashed) their own, by the "
+        "variation of bytes per token between requests (1: as measured). The shipped "
+        "router uses a bound that one prompt in a hundred exceeds: it sends more "
+        "requests too long, so that few are sent too short."
     )
     highest = max([100 * max(p.under, p.over) for p in points] + [0.1])
     chart = Chart(
-        Axis("variation of bytes a token, times measured", 0, 3),
+        Axis("variation of bytes per token, relative to measured", 0, 3),
         Axis("% of requests", 0, highest * 1.1),
     )
     for strategy, color in zip(
@@ -321,8 +321,8 @@ def _pools_table(plan: Plan) -> tuple[str, str]:
     note = (
         "With the shipped router, in the steady state: after the fleet has filled, and "
         "until two halves agree. Used: share of the saturated rate. &#177;: half of a "
-        "95 % interval. *: gets too few of the fleet's requests and was measured by "
-        "itself, for longer."
+        "95 % interval. *: too few of the fleet's requests reach it; it was measured "
+        "alone, for longer."
     )
     return note, table(head, rows)
 
@@ -353,7 +353,7 @@ def _policies_table(plan: Plan) -> tuple[str, str]:
         )
     head = (
         "policy", "instances", "saved by the split", "P99 TTFT", "P99 TPOT", "rejected",
-        "cut off", "sent too short", "sent too long", "preemptions", "promises",
+        "cut off", "sent too short", "sent too long", "preemptions", "SLO",
     )  # fmt: skip
     titles = "".join(
         f"<b>{escape(name)}</b>: {escape(row.title)}. "

@@ -1,7 +1,7 @@
-"""The sections of a plan's page that a plan has only if they were asked for.
+"""The optional sections of a plan's page.
 
-Prefix caching, prefill and decode apart, and energy: each a title, a note and a body,
-as :func:`extproc.fleet.report.render` frames them.
+Prefix caching, separate prefill and decode, and energy: each has a title, a note and a
+body, which :func:`extproc.fleet.report.render` arranges.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ _BYTES_PER_GBIT = 1e9 / 8
 
 
 def asked_sections(plan: Plan) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Title, note and body of each that the plan has; notes and bodies are HTML."""
+    """Yield title, note and body of each section in the plan; both latter are HTML."""
     if plan.prefix_caching is not None:
         yield "Prefix caching", _prefixes(plan.prefix_caching)
     if plan.disaggregation is not None:
-        yield "Prefill and decode apart", _four_ways(plan.disaggregation)
+        yield "Separate prefill and decode", _four_ways(plan.disaggregation)
     if plan.energy is not None:
         yield "Energy and carbon", _energy(plan.energy)
 
@@ -30,18 +30,20 @@ def _prefixes(found: PrefixStudy) -> tuple[str, str]:
     none, cached, split, both = found.instances.values()
     note = (
         f"One pool: {none:,} instances without caching, {cached:,} with it; split: "
-        f"{split:,} and {both:,}. Of the prompt tokens {found.unlimited_share:.1%} "
+        f"{split:,} and {both:,}. "
     )
     if found.reported:
         note += (
-            "were found in a cache by the usage of the file, in whole blocks, and are "
-            "taken as found on any instance. Found in these fleets:"
+            f"{found.unlimited_share:.1%} of the prompt tokens were found in a cache "
+            "by the usage of the file, in whole blocks, and count as found on any "
+            "instance. Hits in these fleets:"
         )
     else:
         note += (
-            f"are in a cache that forgets nothing, {found.unlimited_share_split:.1%} "
-            "with one for each class: a conversation that outgrows the threshold "
-            "leaves its prefix behind. Found in these fleets, by load balancer:"
+            f"A cache of unlimited size contains {found.unlimited_share:.1%} of the "
+            "prompt tokens, and one for each class "
+            f"{found.unlimited_share_split:.1%}: a conversation that outgrows the "
+            "threshold loses its prefix. Hits in these fleets, by load balancer:"
         )
     rows = [
         (
@@ -84,12 +86,12 @@ def _four_ways(found: FourWays) -> tuple[str, str]:
             )
     gbits = found.transfer_bytes_per_s / _BYTES_PER_GBIT
     note = (
-        f"{escape(found.verdict)} The KV cache moves at {gbits:g} Gbit/s an instance, "
-        f"{found.kv_bytes_per_token / 1024:,.0f} KiB a token."
+        f"{escape(found.verdict)} The KV cache is transferred at {gbits:g} Gbit/s an "
+        f"instance, {found.kv_bytes_per_token / 1024:,.0f} KiB a token."
     )
     head = (
         "way", "GPUs", "prefill + decode instances", "P99 TTFT", "P99 TPOT", "transfer",
-        "promises",
+        "SLO",
     )  # fmt: skip
     return note, table(head, rows)
 

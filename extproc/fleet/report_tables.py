@@ -1,12 +1,12 @@
-"""How the tables of a plan's page, and the figures in them, are written."""
+"""The tables of a plan's page, and the format of their figures."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Rows, each with the attributes of its ``<tr>`` and its cells as HTML."""
-    # vLLM's long names may break after an underscore.
+    """Return a table; each row has attributes of its ``<tr>`` and cells as HTML."""
+    # Allow a line break after each underscore in vLLM's long names.
     titles = "".join(
         f"<th>{escape(title).replace('_', '_<wbr>')}</th>" for title in head
     )
@@ -20,7 +20,7 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str
 def interval(
     figures: Mapping[str, float | None], halves: Mapping[str, float | None], key: str
 ) -> str:
-    """A figure in seconds with half of its interval, if that is known."""
+    """Return a figure in seconds with its interval's half-width, if that is known."""
     value, half = figures[key], halves[key]
     if value is None or half is None:
         return seconds(value)
@@ -28,22 +28,22 @@ def interval(
 
 
 def dollars(amount: float) -> str:
-    """Whole dollars, or millions."""
+    """Return an amount in whole dollars, or in millions."""
     return f"${amount / 1e6:,.2f}M" if amount >= 1e6 else f"${amount:,.0f}"
 
 
 def share(value: float | None) -> str:
-    """A percentage; a dash for None."""
+    """Return a percentage, or a dash for None."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """With so many digits; a dash for None."""
+    """Return a number with this many digits, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds or milliseconds; a dash for None."""
+    """Return seconds or milliseconds, or a dash for None."""
     if value is None:
         return "-"
     if value >= 1:

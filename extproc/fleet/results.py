@@ -1,9 +1,9 @@
-"""What a simulated fleet did, by pool and in all; counted, not kept.
+"""The results of a simulated fleet, by pool and in total, as counts.
 
-A run is cut into batches that follow each other in time. Every batch counts the
-requests that finished in it and integrates over its own length, so that the batches
-which are measured add up to the result, and the spread between them gives the interval
-of every figure (batch means; Law, "Simulation Modeling and Analysis", section 9.5.3).
+A run is divided into consecutive batches. Every batch counts the requests that finished
+in it and integrates over its own length, so that the sum of the measured batches is the
+result, and their spread gives the interval of every figure (batch means; Law,
+"Simulation Modeling and Analysis", section 9.5.3).
 """
 
 import itertools
@@ -18,9 +18,9 @@ from extproc.fleet.histogram import Histogram
 from extproc.fleet.job import Job
 from extproc.fleet.slo import COVERED, Slo
 
-#: Fewer requests than this have no 99th percentile worth printing: ten above it.
+#: Fewest requests for a 99th percentile: ten of them are above it.
 FEWEST_FOR_P99 = 1000
-#: Requests of a kind whose late share says something: five of them may be late.
+#: Fewest requests of a kind for judging their late share: five may be late.
 FEWEST_JUDGED = 500
 #: Student's t at 97.5 % for 1 to 30 degrees of freedom (any table); 1.96 above.
 _T975 = (
@@ -28,18 +28,18 @@ _T975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-#: Ten batches that correlate by more say little; the factor is then 3.
+#: Above this correlation ten batches are not informative; the factor is then 3.
 _MOST_CORRELATION = 0.8
 
 
 @dataclass(slots=True)
 class PoolResult:
-    """What one pool did, by the requests that finished in it.
+    """The results of one pool, over the requests that finished in it.
 
-    ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds; TPOT leaves out the first
+    ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds; TPOT excludes the first
     token and requests with only one. ``wait`` ends when the first token is scheduled.
     The ``_s`` integrals are over time: ``busy_s``, ``running_s`` (running requests) and
-    ``blocks_s`` (held KV blocks) are summed over instances, ``in_system_s`` is of the
+    ``blocks_s`` (used KV blocks) are summed over instances; ``in_system_s`` is for the
     requests in the pool, running and waiting.
     """
 
@@ -52,12 +52,12 @@ class PoolResult:
     preemptions: int = 0
     truncated: int = 0
     long: int = 0
-    """Requests that the SLO calls long."""
+    """Number of requests that are long according to the SLO."""
     late: int = 0
     late_long: int = 0
-    """Requests whose first token broke the SLO's promise; ``late`` are not long."""
+    """Long requests whose TTFT missed the SLO; ``late`` counts the others."""
     overflows: int = 0
-    """Requests that this pool refused and a larger one took."""
+    """Requests that this pool refused and a larger pool accepted."""
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
@@ -70,11 +70,11 @@ class PoolResult:
     computed_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt tokens, those found in the prefix cache."""
+    """Prompt tokens found in the prefix cache."""
     peak_kv_cache_usage: float = 0.0
 
     def count(self, jobs: Sequence[Job], slo: Slo) -> None:
-        """Count requests that have finished here."""
+        """Add requests that have finished here."""
         self.requests += len(jobs)
         for job in jobs:
             ttft_s = job.first_token_s - job.arrival_s
@@ -98,7 +98,7 @@ class PoolResult:
         )
 
     def merge(self, other: "PoolResult") -> None:
-        """Add what the same pool did in another stretch of time."""
+        """Add the same pool's results from another period."""
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(other, each.name)
             if isinstance(mine, Histogram):
@@ -110,10 +110,10 @@ class PoolResult:
 
     @property
     def residence_s(self) -> float:
-        """Mean time in the pool, of those who left it or by Little's law.
+        """Return the mean time in the pool, by finished requests or by Little's law.
 
-        The larger of the two: while a pool fills, few have left it yet, and those are
-        the short ones. NaN if nothing arrived.
+        The larger of the two: while a pool fills, few requests have finished, mostly
+        short ones. NaN if there were no arrivals.
         """
         if not self.arrivals:
             return math.nan
@@ -122,19 +122,19 @@ class PoolResult:
 
     @property
     def cached_share(self) -> float:
-        """Share of the prompt tokens that was found in the prefix cache."""
+        """Share of the prompt tokens found in the prefix cache."""
         if not self.prompt_tokens:
             return math.nan
         return self.cached_tokens / self.prompt_tokens
 
     @property
     def rate(self) -> float:
-        """Requests a second that finished."""
+        """Finished requests a second."""
         return self.requests / self.duration_s if self.duration_s else math.nan
 
     @property
     def late_shares(self) -> list[float]:
-        """Late shares of long and of other requests, of those that can be judged."""
+        """Return late shares of long and of other requests, if there are enough."""
         fewest = min(0.1 * self.requests, FEWEST_JUDGED)
         return [
             late / count
@@ -147,32 +147,32 @@ class PoolResult:
 
     @property
     def mean_in_system(self) -> float:
-        """Requests in the pool, running and waiting, on average over time."""
+        """Mean number of requests in the pool, running and waiting, over time."""
         return self.in_system_s / self.duration_s if self.duration_s else math.nan
 
     @property
     def busy_share(self) -> float:
-        """Share of the time in which an instance computes, on average."""
+        """Mean share of time in which an instance computes."""
         return self._a_instance(self.busy_s)
 
     @property
     def mean_running(self) -> float:
-        """Running requests an instance, on average."""
+        """Mean number of running requests per instance."""
         return self._a_instance(self.running_s)
 
     @property
     def mean_kv_cache_usage(self) -> float:
-        """Share of the KV blocks that is held, on average."""
+        """Mean share of KV blocks in use."""
         return self._a_instance(self.blocks_s) / self.usable_blocks
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens computed a second, of all instances."""
+        """Tokens computed a second by all instances."""
         return self._a_instance(self.computed_tokens) * self.instances
 
     @property
     def preemption_rate(self) -> float:
-        """Preemptions a request."""
+        """Preemptions per request."""
         return self.preemptions / self.requests if self.requests else 0.0
 
     def _a_instance(self, integral: float) -> float:
@@ -180,10 +180,10 @@ class PoolResult:
         return integral / time_s if time_s else math.nan
 
     def meets(self, slo: Slo) -> bool:
-        """Whether first tokens, further tokens and preemptions keep their promises.
+        """Return whether TTFT, TPOT and preemptions meet the SLO.
 
-        Long and other requests each have their promise. One of the two that is less
-        than a tenth of the pool's requests is judged if there are enough of them.
+        Long and other requests have separate limits. A kind under a tenth of the pool's
+        requests is judged only if it has enough of them.
         """
         return (
             not any(share > 1 - COVERED for share in self.late_shares)
@@ -193,33 +193,33 @@ class PoolResult:
 
 
 class RunState(StrEnum):
-    """Whether the figures are those of a fleet that has settled."""
+    """Whether the figures are from a fleet in its steady state."""
 
     STEADY = "steady"
-    """Measured after the fleet had filled; its two halves agree."""
+    """Measured after the fleet had filled; both halves agree."""
     OVERLOADED = "overloaded"
     """Requests pile up: the longer the run, the worse its figures."""
     UNSETTLED = "unsettled"
     """The run ended before two halves agreed."""
     TRANSIENT = "transient"
-    """Measured from the first request on, as asked."""
+    """Measured from the first request on, as configured."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What a fleet did in a stretch of time.
+    """The results of a fleet over a period of time.
 
     Attributes:
-        start_s, duration_s: of the stretch, in simulated time.
-        measured: requests that arrived in it.
-        rejected: of them, those that no pool takes.
-        sent_short: of them, those that a smaller pool got and could not hold, or should
-            not have by its threshold; ``sent_long``: that a larger one got without
-            need. Spilled requests do not count.
-        batches: the stretches that it was made of, in order; none in a batch itself.
+        start_s, duration_s: start and length of the period, in simulated time.
+        measured: number of requests that arrived in it.
+        rejected: number of these that exceed every pool.
+        sent_short: number of these sent to a smaller pool that could not fit them or
+            whose threshold they exceed; ``sent_long``: number sent to a larger pool
+            needlessly. Spilled requests do not count.
+        batches: the consecutive periods that compose it; empty for a batch itself.
         arrived, completed, in_flight: requests of the whole run, measured or not;
-            rejected ones are completed.
-        fill_s: seconds that were simulated before it.
+            rejected ones count as completed.
+        fill_s: simulated seconds before it.
     """
 
     pools: list[PoolResult]
@@ -262,7 +262,7 @@ class Result:
 
     @property
     def tpot(self) -> Histogram:
-        """Seconds for each further token, over all pools."""
+        """Seconds per further token, over all pools."""
         return self.merged(lambda pool: pool.tpot)
 
     @property
@@ -279,38 +279,38 @@ class Result:
 
     @property
     def finished(self) -> int:
-        """Requests that finished in the stretch."""
+        """Number of requests that finished in the period."""
         return sum(pool.requests for pool in self.pools)
 
     @property
     def late_share(self) -> float:
-        """Share of the requests whose first token broke its promise."""
+        """Share of the requests whose TTFT missed the SLO."""
         late = sum(pool.late + pool.late_long for pool in self.pools)
         return late / self.finished if self.finished else 0.0
 
     @property
     def rejected_share(self) -> float:
-        """Share of the requests that no pool takes."""
+        """Share of the requests that exceed every pool."""
         return self._share(self.rejected)
 
     @property
     def misrouted_short(self) -> float:
-        """Share of the requests that were sent to a pool below their own."""
+        """Share of the requests sent to a pool below their own."""
         return self._share(self.sent_short)
 
     @property
     def misrouted_long(self) -> float:
-        """Share of the requests that were sent to a pool above their own."""
+        """Share of the requests sent to a pool above their own."""
         return self._share(self.sent_long)
 
     @property
     def overflow_share(self) -> float:
-        """Share of the requests that a pool refused and a larger one took."""
+        """Share of the requests that a pool refused and a larger pool accepted."""
         return self._share(self.overflows)
 
     @property
     def truncated_share(self) -> float:
-        """Share of the requests whose output a pool's window cut off."""
+        """Share of the requests whose output a pool's window truncated."""
         return self._share(self.truncated)
 
     def _share(self, count: int) -> float:
@@ -318,24 +318,24 @@ class Result:
 
     @property
     def overflows(self) -> int:
-        """Requests that a pool refused and a larger one took."""
+        """Number of requests that a pool refused and a larger pool accepted."""
         return sum(pool.overflows for pool in self.pools)
 
     @property
     def truncated(self) -> int:
-        """Requests whose output a pool's window cut off."""
+        """Number of requests whose output a pool's window truncated."""
         return sum(pool.truncated for pool in self.pools)
 
     @property
     def preemptions(self) -> int:
-        """Preemptions of measured requests."""
+        """Number of preemptions of measured requests."""
         return sum(pool.preemptions for pool in self.pools)
 
     def interval(self, of: "Callable[[Result], float]") -> "Interval":
-        """A figure of the whole, and how far another run's may be from it.
+        """Return a figure of the whole with its confidence interval.
 
         Args:
-            of: takes the figure from the whole and from each of its batches.
+            of: computes the figure from the whole or from a batch.
         """
         return Interval(
             of(self), batch_half_width([of(batch) for batch in self.batches])
@@ -344,13 +344,13 @@ class Result:
     def pool_interval(
         self, index: int, of: Callable[[PoolResult], float]
     ) -> "Interval":
-        """The same of one pool."""
+        """Return the same for one pool."""
         return self.interval(lambda result: of(result.pools[index]))
 
     def p99(
         self, of: Callable[[PoolResult], Histogram], index: int | None = None
     ) -> "Interval":
-        """A 99th percentile of one pool, or of all; NaN of too few requests."""
+        """Return a 99th percentile for one pool or for all; NaN if too few requests."""
 
         def histogram(result: Result) -> Histogram:
             if index is None:
@@ -364,25 +364,26 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure, and half the width of its 95 % confidence interval."""
+    """A figure with the half-width of its 95 % confidence interval."""
 
     value: float
-    """NaN of too few requests."""
+    """NaN if there are too few requests."""
     half_width: float | None = None
-    """None if there are too few batches to say."""
+    """None if there are too few batches."""
 
     @property
     def relative(self) -> float:
-        """Half width over value; infinite if there is none."""
+        """Half-width over value; infinite if undefined."""
         if self.half_width is None or not self.value:
             return math.inf
         return abs(self.half_width / self.value)
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95 % confidence interval of a mean of independent values.
+    """Return the half-width of the 95 % confidence interval of a mean.
 
-    Student's t times the standard error; values that are not finite are left out.
+    The values must be independent. Student's t times the standard error; values that
+    are not finite are excluded.
     """
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
@@ -393,10 +394,10 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def batch_half_width(values: Sequence[float]) -> float | None:
-    """The same of the means of batches, which remember the one before.
+    """Return the same for means of consecutive batches, which are correlated.
 
-    Widened by ``sqrt((1 + r) / (1 - r))``, the factor of a first-order autoregressive
-    series whose neighbors correlate by r; r as estimated, from 0 to 0.8.
+    Widened by ``sqrt((1 + r) / (1 - r))``, the factor for a first-order autoregressive
+    series with correlation r between neighbors; r as estimated, from 0 to 0.8.
     """
     finite = [value for value in values if math.isfinite(value)]
     half = half_width(finite)

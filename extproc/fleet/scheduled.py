@@ -1,4 +1,4 @@
-"""A request inside the scheduler, and what one step does."""
+"""A request in the scheduler, and the record of one step."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from extproc.fleet.block_pool import Block
 
 
 class Status(Enum):
-    """Where a sequence stands."""
+    """The state of a request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -18,56 +18,56 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request inside the scheduler."""
+    """One request in the scheduler."""
 
     request_id: str
-    """Unique among those that are not finished."""
+    """Unique among unfinished requests."""
     prompt_tokens: int
     """Tokens of the prompt (> 0)."""
     output_tokens: int
-    """Tokens after which it ends by itself (> 0): the smaller of ``max_tokens`` and the
-    length the model gives it."""
+    """Number of tokens at which it ends by itself (> 0): the smaller of ``max_tokens``
+    and the model's own length."""
     max_tokens: int
-    """The limit that is known beforehand (>= ``output_tokens``)."""
+    """The limit known in advance (>= ``output_tokens``)."""
     block_hashes: Sequence[Hashable] = ()
-    """Of its full blocks, prompt and answer, each standing for its tokens and all
-    before them; those past the end are its own."""
+    """Hashes of its full blocks, prompt and answer, each for its tokens and all before
+    them; blocks past the end of the list are private."""
     reported_tokens: int = 0
-    """Tokens that are computed elsewhere and need no step, in full blocks, below the
-    last token of the prompt; their blocks are the request's own."""
+    """Tokens computed elsewhere, which need no step: full blocks before the last token
+    of the prompt. Their blocks are private."""
     num_output_tokens: int = 0
-    """Output tokens so far; they survive a preemption."""
+    """Output tokens so far, which a preemption keeps."""
     num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the cache, or will be after the steps that
-    are scheduled."""
+    """Tokens whose keys and values are in the cache now or after the steps that are
+    scheduled."""
     num_output_placeholders: int = 0
-    """Output tokens that are scheduled but not known."""
+    """Output tokens that are scheduled but not yet known."""
     num_hashed_blocks: int = 0
-    """Of the blocks held, those in the prefix cache."""
+    """Number of its blocks that are in the prefix cache."""
     num_preemptions: int = 0
-    """Times evicted."""
+    """Number of its preemptions."""
     status: Status = Status.WAITING
     blocks: list[Block] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
-        """Known tokens: the prompt and the output so far."""
+        """Number of known tokens: the prompt and the output so far."""
         return self.prompt_tokens + self.num_output_tokens
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks held."""
+        """Number of its KV blocks."""
         return len(self.blocks)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the tokens in flight certainly reach ``max_tokens``."""
+        """Whether the tokens in flight are certain to reach ``max_tokens``."""
         return self.num_output_placeholders > 0 and (
             self.num_output_tokens + self.num_output_placeholders >= self.max_tokens
         )
 
     def block_hash(self, index: int) -> Hashable:
-        """The hash of a full block."""
+        """Return the hash of a full block."""
         if index < len(self.block_hashes):
             return self.block_hashes[index]
         return self, index
@@ -75,16 +75,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did.
+    """The record of one step.
 
-    With asynchronous scheduling, ``sampled`` and ``finished`` are of the step before.
+    With asynchronous scheduling, ``sampled`` and ``finished`` are the previous step's.
     """
 
     scheduled: dict[str, int]
     """Tokens computed for each request, in the order of scheduling."""
     context_tokens: int
-    """Tokens in the cache of the scheduled requests before the step, which attention
-    has to read."""
+    """Cached tokens of the scheduled requests before the step, which attention reads.
+    """
     preempted: tuple[str, ...]
     """Requests evicted before the step ran."""
     sampled: tuple[str, ...]
@@ -92,9 +92,9 @@ class Step:
     finished: tuple[str, ...]
     """Requests that ended with that token."""
     cached: dict[str, int] = field(default_factory=dict)
-    """Tokens found in the prefix cache for each request that was admitted."""
+    """Tokens found in the prefix cache for each admitted request."""
 
     @property
     def num_scheduled_tokens(self) -> int:
-        """Tokens of the whole step."""
+        """Number of tokens in the whole step."""
         return sum(self.scheduled.values())

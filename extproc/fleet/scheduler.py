@@ -1,25 +1,25 @@
 """vLLM's v1 scheduler, one step at a time.
 
-The model: a request has computed tokens and known tokens (prompt plus output so
-far); a step assigns tokens, within ``max_num_batched_tokens``, so that the first
-catches up with the second. There is no prefill phase and no decode phase. Running
-requests come first, in order of admission; each takes the KV blocks that its new
-tokens need, and where none is left the request admitted last is preempted: its
-blocks are freed, its computed tokens forgotten, and it goes to the head of the
-waiting queue to be computed again. Then, if nothing was preempted, waiting requests
-are admitted, first come first served, until the head of the queue does not fit.
+The model: a request has computed tokens and known tokens (prompt plus output so far); a
+step assigns tokens, within ``max_num_batched_tokens``, so that the first number catches
+up with the second. There is no prefill phase and no decode phase. Running requests come
+first, in order of admission; each allocates the KV blocks for its new tokens, and if
+there are none left the request admitted last is preempted: its blocks are freed, its
+computed tokens are dropped, and it goes to the head of the waiting queue. Then, if no
+request was preempted, waiting requests are admitted, first come first served, until the
+head of the queue does not fit.
 
 With prefix caching, a request that is admitted, for the first time or after a
-preemption, takes over the cached blocks of its longest known prefix of full blocks,
-never of its last token; a found block that nobody holds counts as needed in the check
-of free blocks, like a new one. Its own full blocks enter the cache when they are
-allocated, before they are computed, and those of its answer as they fill up.
+preemption, reuses the cached blocks of its longest known prefix of full blocks, except
+its last token; in the check of free blocks, an unused block that was found counts as
+needed, like a new one. Its own full blocks enter the cache at allocation, before they
+are computed, and those of its answer when they are full.
 
-With asynchronous scheduling, a step is scheduled before the tokens of the last one are
-known. Each token in flight counts as known, but its block does not enter the cache, and
-a request that ends keeps its place and its blocks while one more step is scheduled.
+With asynchronous scheduling, a step is scheduled before the tokens of the previous one
+are known. Each token in flight counts as known, but its block does not enter the cache,
+and a request that ends keeps its slot and its blocks while one more step is scheduled.
 That step computes one more token for it if it ends by an end-of-sequence token, which
-nobody could foresee, and none if it reaches ``max_tokens``.
+cannot be foreseen, and none if it reaches ``max_tokens``.
 
 Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output``),
 ``vllm/v1/core/sched/async_scheduler.py``, ``vllm/v1/core/kv_cache_manager.py``
@@ -28,8 +28,8 @@ Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output`
 0.32.0, for a dense full-attention model without speculative decoding and pipeline
 parallelism. ``tests/fleet`` replays recordings of that code.
 
-Not thread-safe; nothing here reads a clock. How long a step takes is the caller's
-business (see :mod:`extproc.fleet.hardware`).
+Not thread-safe; no function here reads a clock. The caller determines the duration of a
+step (see :mod:`extproc.fleet.hardware`).
 """
 
 from collections import deque
@@ -42,38 +42,38 @@ from extproc.fleet.scheduled import Request, Status, Step
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """What bounds a vLLM instance, under vLLM's own names.
+    """The limits of a vLLM instance, under vLLM's own names.
 
     Raises:
-        ValueError: naming the limit, its value and what is accepted.
+        ValueError: a limit out of range; the message has its name and value.
     """
 
     max_num_seqs: int
-    """Requests that may run at once (> 0)."""
+    """Largest number of running requests (> 0)."""
     max_num_batched_tokens: int
-    """Tokens of one step (>= ``max_num_seqs``)."""
+    """Largest number of tokens in one step (>= ``max_num_seqs``)."""
     max_model_len: int
-    """Prompt plus output tokens of one request (> 1)."""
+    """Largest number of prompt plus output tokens of one request (> 1)."""
     num_blocks: int
-    """KV-cache blocks of the instance, the null block included, so that one fewer can
-    be used (> 1)."""
+    """KV-cache blocks of the instance, including the null block, which is not usable
+    (> 1)."""
     block_size: int = 16
     """Tokens of one block (> 0)."""
     long_prefill_token_threshold: int = 0
-    """Tokens that one request may take of a step in which it is not alone; 0 for no
-    such limit."""
+    """Largest number of tokens for one request in a step shared with others; 0 for no
+    limit."""
     watermark: float = 0.0
-    """Share of ``num_blocks`` kept free when a request is admitted while others run, in
+    """Share of ``num_blocks`` kept free at an admission while other requests run, in
     [0, 1)."""
     scheduler_reserve_full_isl: bool = True
-    """Whether a request is admitted only if blocks for all its known tokens are free,
-    not only for its first chunk."""
+    """Whether admission requires free blocks for all known tokens of the request, not
+    only for its first chunk."""
     enable_chunked_prefill: bool = True
     """Whether a prompt may be split over several steps."""
     enable_prefix_caching: bool = True
-    """Whether KV blocks are kept for requests that begin alike."""
+    """Whether KV blocks are kept for later requests with the same prefix."""
     async_scheduling: bool = True
-    """Whether a step is scheduled while the last one runs."""
+    """Whether a step is scheduled while the previous one runs."""
 
     def __post_init__(self) -> None:
         accepted = {
@@ -82,37 +82,37 @@ class SchedulerLimits:
             "num_blocks": 2,
             "block_size": 1,
             "long_prefill_token_threshold": 0,
-            # vLLM refuses a step too small for one token of each sequence.
+            # vLLM rejects a step with fewer tokens than sequences.
             "max_num_batched_tokens": self.max_num_seqs,
         }
         for name, least in accepted.items():
             if getattr(self, name) < least:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)}, expected an integer >= {least}"
+                    f"{name}: {getattr(self, name)}; expected an integer >= {least}"
                 )
         if not 0 <= self.watermark < 1:
-            raise ValueError(f"watermark: {self.watermark}, expected 0 <= x < 1")
+            raise ValueError(f"watermark: {self.watermark}; expected 0 <= x < 1")
         if (
             not self.enable_chunked_prefill
             and self.max_num_batched_tokens < self.max_model_len
         ):
             raise ValueError(
-                f"max_num_batched_tokens: {self.max_num_batched_tokens}, expected >= "
+                f"max_num_batched_tokens: {self.max_num_batched_tokens}; expected >= "
                 f"max_model_len ({self.max_model_len}) without chunked prefill"
             )
 
     @property
     def usable_blocks(self) -> int:
-        """KV blocks that requests can hold: all but vLLM's null block."""
+        """Number of KV blocks for requests: all except vLLM's null block."""
         return self.num_blocks - 1
 
     @property
     def usable_tokens(self) -> int:
-        """Tokens whose keys and values fit in the usable blocks."""
+        """Number of tokens whose keys and values fit in the usable blocks."""
         return self.usable_blocks * self.block_size
 
     def blocks_for(self, tokens: int) -> int:
-        """KV blocks that ``tokens`` tokens of one request take."""
+        """Return the number of KV blocks for ``tokens`` tokens of one request."""
         return -(-tokens // self.block_size)
 
 
@@ -123,15 +123,15 @@ class _Share:
     request: Request
     tokens: int
     samples: bool
-    """Whether the step gives it an output token."""
+    """Whether the step produces an output token for it."""
     num_preemptions: int
-    """Those before the step; one more since makes its output stale."""
+    """Preemptions before the step; a later one makes its output stale."""
 
 
 class Scheduler:
     """The queues and the KV blocks of one vLLM instance.
 
-    ``add`` and ``abort`` at any time between two calls of ``step``.
+    ``add`` and ``abort`` can be called at any time between two calls of ``step``.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
@@ -145,16 +145,16 @@ class Scheduler:
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds, in the prefix cache or not."""
+        """Number of unused KV blocks, in the prefix cache or not."""
         return self.pool.num_free
 
     @property
     def kv_cache_usage(self) -> float:
-        """Share of the usable KV blocks that is held, 0 to 1."""
+        """Share of the usable KV blocks in use, 0 to 1."""
         return 1.0 - self.free_blocks / self.limits.usable_blocks
 
     def get(self, request_id: str) -> Request | None:
-        """Return the unfinished request of that name, if there is one."""
+        """Return the unfinished request with an id, or None."""
         return self._requests.get(request_id)
 
     def add(
@@ -169,32 +169,32 @@ class Scheduler:
     ) -> Request:
         """Queue a request.
 
-        A prompt of ``max_model_len`` or more tokens is what vLLM's front end answers
-        with a 400, and it bounds ``max_tokens`` by the rest; the scheduler itself
-        ends a request at ``max_model_len`` tokens.
+        vLLM's front end answers a prompt of ``max_model_len`` or more tokens with 400,
+        and limits ``max_tokens`` to the rest of the window; the scheduler itself ends a
+        request at ``max_model_len`` tokens.
 
         Args:
-            max_tokens: None for ``output_tokens``; more if it ends by an
-                end-of-request token.
+            max_tokens: None for ``output_tokens``; larger if the request ends by an
+                end-of-sequence token.
             block_hashes: see :class:`extproc.fleet.scheduled.Request`.
             reported_tokens: prompt tokens that need not be computed, whatever is in
                 the cache here; only whole blocks below the last token count, and none
                 without prefix caching.
 
         Raises:
-            ValueError: the name is taken, or a count is below what is allowed.
+            ValueError: the id is in use, or a count is too low.
         """
         if request_id in self._requests:
-            raise ValueError(f"request_id: {request_id!r} is already queued")
+            raise ValueError(f"request_id: {request_id!r}; expected a new id")
         if prompt_tokens < 1 or output_tokens < 1:
             raise ValueError(
                 f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} "
-                "output tokens, expected at least 1 of each"
+                "output tokens; expected at least 1 of each"
             )
         limit = output_tokens if max_tokens is None else max_tokens
         if limit < output_tokens:
             raise ValueError(
-                f"max_tokens: {max_tokens}, expected >= output_tokens ({output_tokens})"
+                f"max_tokens: {max_tokens}; expected >= output_tokens ({output_tokens})"
             )
         request = Request(request_id, prompt_tokens, output_tokens, limit, block_hashes)
         if self.limits.enable_prefix_caching:
@@ -207,7 +207,7 @@ class Scheduler:
         return request
 
     def abort(self, request_id: str) -> bool:
-        """Forget a request and free its blocks; False if it is not here."""
+        """Remove a request and free its blocks; return False if it is unknown."""
         request = self._requests.get(request_id)
         if request is None:
             return False
@@ -215,11 +215,11 @@ class Scheduler:
         return True
 
     def step(self) -> Step:
-        """Schedule once, run the step and take its output.
+        """Schedule and run one step, and process its output.
 
-        With asynchronous scheduling, take the output of the step before instead. With
-        nothing to do, or with a head of the queue that can never fit, the step has no
-        scheduled tokens.
+        With asynchronous scheduling, the previous step's output is processed instead.
+        Without requests, or if the head of the queue can never fit, the step has no
+        tokens.
         """
         scheduled: list[tuple[Request, int]] = []
         preempted: list[Request] = []
@@ -244,7 +244,7 @@ class Scheduler:
     def _schedule_running(
         self, scheduled: list[tuple[Request, int]], preempted: list[Request]
     ) -> int:
-        """Give running requests their tokens; return what is left of the budget."""
+        """Assign tokens to running requests; return the rest of the budget."""
         budget = self.limits.max_num_batched_tokens
         longest_chunk = self._longest_chunk()
         index = 0
@@ -259,7 +259,7 @@ class Scheduler:
                 - request.num_computed_tokens,
                 longest_chunk,
                 budget,
-                # One position is kept for the token that the step will sample.
+                # One position is reserved for the token that the step will sample.
                 self.limits.max_model_len - 1 - request.num_computed_tokens,
             )
             if tokens > 0:
@@ -274,7 +274,7 @@ class Scheduler:
     ) -> bool:
         """Allocate for a running request, preempting from the tail of the queue.
 
-        False if the request itself had to go.
+        Return False if the request itself was preempted.
         """
         while not self._allocate(request, tokens):
             victim = self.running.pop()
@@ -295,7 +295,7 @@ class Scheduler:
         cached: dict[str, int],
         budget: int,
     ) -> None:
-        """Admit from the head of the waiting queue while everything fits."""
+        """Admit from the head of the waiting queue while requests fit."""
         longest_chunk = self._longest_chunk()
         while (
             self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs
@@ -319,14 +319,14 @@ class Scheduler:
             budget -= tokens
 
     def _longest_chunk(self) -> int:
-        """Tokens that one request may take: vLLM spares one that is alone."""
+        """Return the most tokens for one request; a lone one has no threshold."""
         threshold = self.limits.long_prefill_token_threshold
         if threshold > 0 and len(self.running) + len(self.waiting) > 1:
             return threshold
         return self.limits.max_num_batched_tokens
 
     def _find(self, request: Request) -> list[Block]:
-        """The cached blocks of a waiting request; its last token has to be computed."""
+        """Return the cached blocks of a waiting request, without its last token."""
         if not self.limits.enable_prefix_caching:
             return []
         most = (request.num_tokens - 1) // self.limits.block_size
@@ -335,9 +335,9 @@ class Scheduler:
     def _admit(
         self, request: Request, found: list[Block], found_tokens: int, tokens: int
     ) -> bool:
-        """Take the found blocks and those for ``tokens`` more, if so many are free.
+        """Take found blocks, and new ones for ``tokens`` more, if enough are free.
 
-        Tokens that are only reported as found take new blocks.
+        Tokens that are only reported as cached need new blocks.
         """
         limits = self.limits
         must_fit = found_tokens + tokens
@@ -355,7 +355,7 @@ class Scheduler:
         return self._allocate(request, tokens)
 
     def _allocate(self, request: Request, tokens: int) -> bool:
-        """Take the blocks for ``tokens`` more tokens, if so many are free."""
+        """Take the blocks for ``tokens`` more tokens, if enough are free."""
         limits = self.limits
         computed = request.num_computed_tokens + tokens
         slots = min(computed, limits.max_model_len)
@@ -367,7 +367,7 @@ class Scheduler:
         return True
 
     def _cache(self, request: Request, tokens: int) -> None:
-        """Put the full blocks of the first ``tokens`` tokens into the cache."""
+        """Add the full blocks of the first ``tokens`` tokens to the cache."""
         if not self.limits.enable_prefix_caching:
             return
         full = tokens // self.limits.block_size
@@ -400,7 +400,7 @@ class Scheduler:
         return _Share(request, tokens, samples, request.num_preemptions)
 
     def _complete(self, shares: list[_Share]) -> tuple[list[str], list[str]]:
-        """Take the output of a step, and end what is done."""
+        """Process the output of a step, and end completed requests."""
         sampled: list[str] = []
         finished: list[str] = []
         for share in shares:

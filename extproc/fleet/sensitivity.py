@@ -1,7 +1,7 @@
-"""How a plan answers to its threshold and to the router's errors.
+"""The sensitivity of a plan to its threshold and to the router's errors.
 
-Both are by throughput alone, without simulating queues: good for the shape of a curve
-and for choosing where to look, not for counting GPUs.
+Both use throughput alone, without simulating queues: good for the shape of a curve and
+for choosing parameters to simulate, but not for numbers of GPUs.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ VARIATION_FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A two-pool split at one threshold, routed without error.
+    """A two-pool split at one threshold, with error-free routing.
 
     Attributes:
-        short_fraction, throughput_gain: alpha and rho of the papers' formula, rho being
-            against a homogeneous pool sized for the worst case.
-        worst_case_saving, paged_saving: of such splits against that same pool.
+        short_fraction, throughput_gain: alpha and rho of the papers' formula, where rho
+            is relative to a homogeneous pool sized for the worst case.
+        worst_case_saving, paged_saving: of these two splits over that pool.
         unsplit_paged_saving: of one pool without worst-case ``max_num_seqs``.
         formula: alpha (1 - 1/rho).
     """
@@ -46,7 +46,7 @@ class SweepPoint:
 
 
 def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
-    """Split at each threshold below ``max_model_len``."""
+    """Return the savings of a split at each threshold below ``max_model_len``."""
     prompts, outputs = question.workload.lengths.draw(
         np.random.default_rng(question.seed), 200_000
     )
@@ -100,11 +100,11 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
 
 
 def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
-    """The threshold that saves most against one pool with the same ``max_num_seqs``.
+    """Return the threshold that saves most over one pool of equal ``max_num_seqs``.
 
     Returns:
-        Its point and the share of that pool's instances that it saves, below 0 if it
-        costs some; None of an empty sweep.
+        Its point and the share of that pool's instances that it saves, which is below 0
+        for a loss; None for an empty sweep.
     """
     if not sweep:
         return None
@@ -118,12 +118,12 @@ def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class MisroutePoint:
-    """What a strategy gets wrong when bytes a token vary more or less than they do."""
+    """A strategy's errors for a given variation of bytes per token."""
 
     strategy: StrategyName
     variation_factor: float
     under: float
-    """Share of requests sent to a pool below their own; ``over``: above."""
+    """Share of requests sent to a pool below their own; ``over``: above their own."""
     over: float
 
 
@@ -134,9 +134,9 @@ def misroutes(
     factors: Sequence[float] = VARIATION_FACTORS,
     n: int = 3000,
 ) -> list[MisroutePoint]:
-    """Ask each strategy about requests within a factor of two of the threshold.
+    """Assign requests within a factor of two of the threshold by each strategy.
 
-    The shares are of all requests: those further away are taken as never misrouted.
+    The shares are of all requests; those further away count as correctly routed.
     """
     prompts, outputs = question.workload.lengths.draw(
         np.random.default_rng(question.seed), 500_000

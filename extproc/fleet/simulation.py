@@ -1,21 +1,21 @@
 """A fleet under traffic: pools of instances behind a routing strategy.
 
-Instances influence each other only through what is routed to them, so each keeps its
-own clock and is advanced when somebody looks at it: when a request has to choose
-between two of a pool, and at every tick. Within a pool a request goes where the pool's
-load balancer says (:mod:`extproc.fleet.balancing`); after every tick the router learns
-from what finished, and knows each pool's pressure.
+Instances affect each other only through routing, so each has its own clock, which is
+advanced on demand: when a request chooses between two instances of a pool, and at every
+tick. Within a pool, the load balancer chooses the instance
+(:mod:`extproc.fleet.balancing`); after every tick the router learns from finished
+requests and updates each pool's pressure.
 
 A prompt that fills a pool's ``max_model_len`` is refused there (vLLM's 400), the
-gateway retries it on the next larger pool, and it counts as an overflow; what not even
-the last pool holds is rejected. A prompt that fits with an output that does not is
-taken: vLLM cuts the answer at the window, whatever limit was declared
+gateway retries it on the next larger pool, and it counts as an overflow; a prompt that
+exceeds even the last pool is rejected. A prompt that fits with an output that does not
+is accepted: vLLM truncates the answer at the window, for any declared limit
 (``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as
 truncated.
 
 Requests are counted in the batch in which they finish, so a run ends without draining;
-:mod:`extproc.fleet.steady` says which batches are measured and when they are enough.
-Nothing is kept of a request once it is counted.
+:mod:`extproc.fleet.steady` decides which batches are measured and when to stop. No
+request is stored after it has been counted.
 """
 
 import math
@@ -41,31 +41,31 @@ from extproc.routing.policy import IDLE, Policy, Pool, PoolLoad
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """A pool of equal instances."""
+    """A pool of identical instances."""
 
     name: str
     instances: int
     limits: SchedulerLimits
     step_time: StepTime
     threshold_tokens: int
-    """Budgets up to this go here; the last pool's is not looked at."""
+    """Largest budget routed here; ignored for the last pool."""
     spill_waiting: float | None = None
-    """Waiting requests an instance, on average, above which the pool is under pressure;
-    None for never."""
+    """Mean waiting requests per instance above which the pool is under pressure; None
+    to disable pressure."""
     slo: Slo = field(default_factory=Slo)
-    """What its requests are late by."""
+    """Limits beyond which its requests are late."""
     balancing: Balancing = Balancing.LEAST_REQUEST
-    """How an instance is chosen."""
+    """Rule that chooses an instance."""
 
     @property
     def routing_pool(self) -> Pool:
-        """What the router knows of it."""
+        """Return the pool as the router sees it."""
         return Pool(self.name, self.limits.max_model_len, self.threshold_tokens)
 
 
 @dataclass(slots=True)
 class _Ticket:
-    """What is remembered of a request in flight."""
+    """The state of a request in flight."""
 
     prompt_tokens: int
     output_tokens: int
@@ -89,7 +89,7 @@ class _Sums:
 
 
 class _Pool:
-    """A pool's instances at work."""
+    """The instances of a pool in operation."""
 
     def __init__(self, spec: PoolSpec) -> None:
         self.spec = spec
@@ -99,7 +99,7 @@ class _Pool:
         self._balancer = Balancer(spec.balancing, self.instances)
         self.result = self._fresh()
         self.in_system = 0
-        # Sum of the finishing times less sum of the arrival times.
+        # Sum of the finish times minus sum of the arrival times.
         self._ends_s = 0.0
         self._since = _Sums(0.0, 0.0, 0.0, 0.0, 0)
         self._since_s = 0.0
@@ -109,14 +109,14 @@ class _Pool:
         return PoolResult(self.spec.name, self.spec.instances, usable)
 
     def submit(self, job: Job, first: float, second: float) -> None:
-        """Give the job to an instance, chosen by two uniform draws."""
+        """Submit the job to an instance, chosen by two uniform draws."""
         self._balancer.choose(job, self.in_system, first, second).add(job)
         self.in_system += 1
         self.result.arrivals += 1
         self._ends_s -= job.arrival_s
 
     def advance(self, now_s: float) -> list[Job]:
-        """Bring every instance to this time; take and count what has finished by it."""
+        """Advance every instance to a time; count and return the finished requests."""
         finished: list[Job] = []
         for instance in self.instances:
             instance.advance(now_s)
@@ -135,7 +135,7 @@ class _Pool:
         return finished
 
     def sample(self) -> PoolLoad:
-        """Note how full the pool is; say whether it is under pressure."""
+        """Record how full the pool is, and return whether it is under pressure."""
         usage = max(instance.kv_cache_usage for instance in self.instances)
         self.result.peak_kv_cache_usage = max(self.result.peak_kv_cache_usage, usage)
         if self.spec.spill_waiting is None:
@@ -146,7 +146,7 @@ class _Pool:
         )
 
     def cut(self, now_s: float) -> PoolResult:
-        """End a batch: what the pool did since the last one ended."""
+        """End a batch, and return the pool's results since the end of the last one."""
         sums = _Sums(
             self._ends_s + self.in_system * now_s,
             sum(instance.busy_s for instance in self.instances),
@@ -167,7 +167,7 @@ class _Pool:
 
 
 class Simulation:
-    """One run, request by request. Use :func:`simulate`."""
+    """One run, request by request, as used by :func:`simulate`."""
 
     def __init__(
         self, pools: list[PoolSpec], strategy: Strategy, run: RunSettings
@@ -189,10 +189,10 @@ class Simulation:
         draws: tuple[float, float],
         prefix: Prefix | None = None,
     ) -> Result | None:
-        """One request arrives; the draws are uniform.
+        """Process the arrival of a request; the draws are uniform.
 
         Returns:
-            The result of the requests before it, as soon as that is settled.
+            The result of the requests before it, once the run has settled, else None.
         """
         while self._next_tick_s <= at_s:
             self._tick(self._next_tick_s)
@@ -218,13 +218,13 @@ class Simulation:
         taker.result.truncated += output_tokens < arrival.output_tokens
         ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept)
         job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket, prefix)
-        # What the window or a declared limit ends is foreseen.
+        # Ends by the window or by a declared limit are foreseen.
         job.is_open_ended = output_tokens < window and arrival.max_tokens is None
         taker.submit(job, *draws)
         return settled
 
     def close(self, at_s: float) -> Result:
-        """End the run at the last arrival; without filling, after the last answer."""
+        """End the run at the last arrival, or if ``fill`` is 0 at the last answer."""
         if self.run.fill:
             self._account(at_s)
             self._cut(at_s)
@@ -235,7 +235,7 @@ class Simulation:
         return self.measurement.last()
 
     def finish(self, result: Result) -> Result:
-        """Say of the result what the whole run came to."""
+        """Add the totals of the whole run to the result."""
         result.seed = self.run.seed
         result.arrived, result.completed = self.arrived, self.completed
         result.in_flight = sum(pool.in_system for pool in self.pools)
@@ -249,7 +249,7 @@ class Simulation:
         self._batch = Result([], start_s=at_s)
 
     def _taker(self, position: int, arrival: Arrival) -> _Pool | None:
-        """The first pool from this one on that vLLM's front end accepts it in."""
+        """Return the first pool, from this one on, that accepts the request."""
         for pool in self.pools[position:]:
             if arrival.prompt_tokens < pool.spec.limits.max_model_len:
                 return pool
@@ -270,7 +270,7 @@ class Simulation:
                 self._loads[pool.spec.name] = load
 
     def _account(self, until_s: float) -> None:
-        """Count and learn from what finished, in order of finishing."""
+        """Count finished requests and learn from them, in order of their ends."""
         finished = [job for pool in self.pools for job in pool.advance(until_s)]
         finished.sort(key=lambda job: job.finish_s)
         self.completed += len(finished)
@@ -290,9 +290,9 @@ def simulate(
 
     Args:
         pools: in increasing order of ``max_model_len``.
-        progress: called with the number of arrivals so far, now and then.
+        progress: called regularly with the number of arrivals so far.
     """
-    # Streams of their own, so that one strategy's draws do not shift the traffic.
+    # Separate random streams, so that a strategy's draws do not change the traffic.
     seeds = np.random.SeedSequence(run.seed).spawn(5)
     traffic, instants, balancing, text, past = map(np.random.default_rng, seeds)
     router = build_strategy(strategy, [spec.routing_pool for spec in pools], text)

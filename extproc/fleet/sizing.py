@@ -1,11 +1,11 @@
-"""The fewest instances that meet an SLO: a guess from throughput, then simulation.
+"""The fewest instances that meet an SLO: an estimate from throughput, then simulation.
 
-A pool is sized by its own requests, which :mod:`extproc.fleet.assignment` finds. The
-guess is the rate over the throughput of one saturated instance, less the headroom. Then
-the pool is simulated at different sizes; a pool of more than ``SUBPOOL`` instances by
-that many of them with their share of the traffic, since instances are exchangeable and
-the balancer looks at two at a time. A replayed file is not thinned, for its bursts
-would be: there the whole pool is simulated.
+A pool is sized by its own requests, which :mod:`extproc.fleet.assignment` determines.
+The first estimate is the rate over the throughput of one saturated instance, less the
+headroom. Then the pool is simulated at different sizes. A pool of more than ``SUBPOOL``
+instances is represented by that many with their share of the traffic, since instances
+are interchangeable and the balancer compares two at a time. A replayed file is not
+thinned, since its bursts would be thinned too: the whole pool is simulated instead.
 """
 
 import math
@@ -36,14 +36,14 @@ from extproc.fleet.workload import (
 )
 
 SUBPOOL = 8
-#: Sizes are tried up to so many times what throughput alone asks for.
+#: Largest size tried, as a multiple of the size that throughput alone requires.
 MOST_TIMES = 4
 _SATURATING_REQUESTS = 4000
-#: A try that stays unclear ends after so many times the requests it is given.
+#: Multiple of a try's requests after which it ends even if the result is unclear.
 _MOST_TIMES = 4
-#: Rounds of a replayed file that a try measures.
+#: Rounds of a replayed file to measure in a try.
 _ROUNDS = 2
-#: A run of a replayed file gives up after so many times the rounds it is to measure.
+#: Multiple of those rounds after which the run of a replayed file stops.
 _MOST_ROUNDS = 4
 #: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
 DEFAULT_MAX_NUM_SEQS = 256
@@ -51,12 +51,12 @@ DEFAULT_MAX_NUM_SEQS = 256
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One instance as deployed, before any limit is set on it."""
+    """One instance as deployed, before any limits."""
 
     name: str
     step_time: StepTime
     num_blocks: int
-    """KV blocks, the null block included."""
+    """KV blocks, including the null block."""
     block_size: int
     gpus: int
     """GPUs of the instance."""
@@ -66,13 +66,13 @@ class Engine:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
+        """Capacity of the KV cache in tokens."""
         return (self.num_blocks - 1) * self.block_size
 
     def limits(
         self, max_model_len: int, max_num_seqs: int | None, max_num_batched_tokens: int
     ) -> SchedulerLimits:
-        """Limits of an instance; ``max_num_seqs`` of None is sized for the worst case.
+        """Return an instance's limits; ``max_num_seqs`` of None means the worst case.
 
         Raises:
             ValueError: not even one request of ``max_model_len`` fits.
@@ -80,8 +80,8 @@ class Engine:
         worst_case = self.kv_tokens // max_model_len
         if worst_case < 1:
             raise ValueError(
-                f"max_model_len: {max_model_len}, expected at most {self.kv_tokens}, "
-                f"the tokens that the KV cache of {self.name} holds"
+                f"max_model_len: {max_model_len}; expected at most {self.kv_tokens}, "
+                f"the tokens in the KV cache of {self.name}"
             )
         seqs = worst_case if max_num_seqs is None else max_num_seqs
         return SchedulerLimits(
@@ -103,14 +103,14 @@ def saturated_rate(
     n: int = _SATURATING_REQUESTS,
     cached_share: float = 0.0,
 ) -> float:
-    """Requests a second of one instance that never runs out of them.
+    """Return the requests a second of one instance whose queue is never empty.
 
-    Measured between the first and the last fifth to finish, when it is full; NaN if
+    Measured between the first and the last fifth to finish, while it is full; NaN if
     there are no lengths.
 
     Args:
-        cached_share: of each prompt, found in the prefix cache; as if it were not there
-            at all, so that reading its keys and values is left out.
+        cached_share: share of each prompt found in the prefix cache; that part is
+            removed, so that reading its keys and values is not counted.
     """
     if not len(lengths.prompts):
         return math.nan
@@ -131,28 +131,28 @@ def saturated_rate(
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """A sized pool."""
+    """The size of a pool."""
 
     instances: int
-    """The fewest found to meet the SLO; if ``MOST_TIMES`` the guess does not, those
-    that keep utilization under ``1 - headroom``."""
+    """The fewest instances found to meet the SLO; if ``MOST_TIMES`` the estimate does
+    not, the number that keeps utilization under ``1 - headroom``."""
     guess: int
-    """From the saturated rate and the headroom alone, rounded up."""
+    """Estimate from the saturated rate and the headroom alone, rounded up."""
     instance_rate: float
     """Requests a second of a saturated instance on this traffic."""
     met: bool
-    """Whether the SLO holds."""
+    """Whether the SLO is met."""
     result: Result | None
-    """Of the pool alone, of that size or of the largest that was tried; None for a pool
-    without traffic."""
+    """Result of the pool alone, at that size or the largest tried; None without
+    traffic."""
 
 
 @dataclass(slots=True)
 class _InOrder:
-    """A sample as it was drawn, over and over.
+    """A sample in its drawn order, repeated.
 
-    Two policies that send nearly the same requests to a pool then see nearly the same
-    traffic, request by request, and their sizes differ by what the policies do.
+    Two policies that send almost the same requests to a pool then get almost the same
+    traffic, so that differences in size are caused by the policies.
     """
 
     sample: Recorded
@@ -161,7 +161,7 @@ class _InOrder:
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """The next ``n`` rows; nothing is drawn."""
+        """Return the next ``n`` rows, without random draws."""
         rows = np.arange(self._next, self._next + n) % len(self.sample.prompts)
         self._next += n
         return self.sample.prompts[rows], self.sample.outputs[rows]
@@ -169,21 +169,21 @@ class _InOrder:
 
 @dataclass(frozen=True, slots=True)
 class SizingTask:
-    """Everything needed to size one pool, in another process if need be."""
+    """The inputs for sizing one pool, possibly in another process."""
 
     tier: Tier
     step_time: StepTime
     traffic: PoolTraffic
     arrivals: Arrivals | Replay
-    """Of the whole fleet, of which ``traffic.share`` reach the pool; or the pool's own
-    requests, if a file is replayed."""
+    """Arrivals of the whole fleet, of which ``traffic.share`` reach the pool; for a
+    replayed file, the pool's own requests."""
     rate: float
-    """Requests a second that reach the pool."""
+    """Arrival rate of the pool in requests a second."""
     slo: Slo
     seed: int
     requests: int = 12_000
-    """Simulated for each size that is tried, if they are of 2,000 tokens; of longer
-    ones, fewer, down to a quarter."""
+    """Requests to simulate for each size tried, if they have 2,000 tokens on average;
+    fewer for longer ones, down to a quarter."""
     headroom: float = 0.0
 
 
@@ -197,7 +197,7 @@ def size_pool(task: SizingTask) -> PoolSize:
     guess = max(1, Demand(task.rate, rate).instances(1 - task.headroom))
     tried: dict[int, Result] = {}
     if isinstance(task.arrivals, Replay) and task.arrivals.prefixes is not None:
-        # What is found depends on the number of instances, if not by much.
+        # The saturated rate depends slightly on the number of instances.
         tried[guess] = _try(task, guess)
         found = tried[guess].pools[0].cached_share
         limits = task.tier.limits
@@ -215,24 +215,24 @@ def size_pool(task: SizingTask) -> PoolSize:
     met = meets(instances)
     result = tried[instances]
     if not met:
-        # More instances might, but nobody would pay for them: by throughput alone.
+        # More instances might meet it but would not be economical: use throughput.
         instances = guess
     return PoolSize(instances, guess, rate, met, result)
 
 
 def is_kept(result: Result, index: int, slo: Slo) -> bool:
-    """Whether a pool keeps its promises, and will for as long as it runs."""
+    """Return whether a pool meets its SLO in a steady state."""
     return result.state is not RunState.OVERLOADED and result.pools[index].meets(slo)
 
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Whether the only pool of a result is clearly within or beyond its promises."""
+    """A test of whether the only pool of a result clearly meets or misses its SLO."""
 
     slo: Slo
 
     def __call__(self, result: Result) -> bool:
-        """Compare each interval with its limit; one that is beyond is enough."""
+        """Compare each interval with its limit; one clear miss is enough."""
         ttft = result.interval(lambda whole: _late_share(whole.pools[0]))
         tpot = result.p99(lambda pool: pool.tpot, 0)
         margins = [
@@ -249,22 +249,22 @@ class Clear:
 
 
 def _late_share(pool: PoolResult) -> float:
-    """The larger of the late shares of long and of other requests, as judged."""
+    """Return the larger of the late shares of long and of other requests, if judged."""
     return max(pool.late_shares, default=0.0)
 
 
 def fitting(lengths: Recorded, max_model_len: int) -> Recorded:
-    """What vLLM takes, with outputs cut at the window."""
+    """Return the requests that vLLM accepts, with outputs truncated at the window."""
     fits = lengths.prompts < max_model_len
     prompts = lengths.prompts[fits]
     return Recorded(prompts, np.minimum(lengths.outputs[fits], max_model_len - prompts))
 
 
 def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> int:
-    """Smallest number in [least, most] that meets, assuming more never hurts.
+    """Return the smallest number in [least, most] that ``meets`` accepts, or ``most``.
 
-    ``most`` if none does. Ends within 1 % of the smallest for large numbers: the noise
-    of a simulated P99 is no finer.
+    Assumes that more never hurts. For large numbers the result is within 1 % of the
+    smallest, since a simulated P99 is no more precise.
     """
     low, high = least - 1, start
     step = max(1, start // 8)
@@ -284,7 +284,7 @@ def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> i
 
 
 def _try(task: SizingTask, instances: int) -> Result:
-    """Simulate a pool of a size, or a part of it, until its promises are clear."""
+    """Simulate a pool, or a part of it, until it clearly meets or misses its SLO."""
     lengths = task.traffic.lengths
     tokens = float((lengths.prompts + lengths.outputs).mean())
     requests = int(task.requests * max(0.25, min(1.0, 2000 / tokens)))
@@ -303,7 +303,7 @@ def _try(task: SizingTask, instances: int) -> Result:
 
 
 def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSettings:
-    """The run in whole rounds of a replayed file, so many of them measured."""
+    """Return the run in whole rounds of a replayed file, with ``rounds`` measured."""
     return replace(
         run,
         requests=1,
@@ -316,7 +316,7 @@ def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSet
 def simulate_alone(
     task: SizingTask, instances: int, simulated: int, run: RunSettings
 ) -> Result:
-    """Simulate a pool without its router: so many of its instances and their share."""
+    """Simulate some of a pool's instances with their share, without the router."""
     limits = task.tier.limits
     spec = PoolSpec(
         task.tier.name,

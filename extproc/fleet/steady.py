@@ -1,14 +1,13 @@
-"""When a simulated fleet has settled, and when enough of it has been seen.
+"""Tests of whether a simulated fleet is in a steady state and measured precisely.
 
-A fleet starts empty. It has filled after a few mean residence times; what it does
-before that flatters it. So a run is cut into batches, and only those are measured that
-start after ``RunSettings.fill`` mean residence times. Their two halves must then agree
-in the number of requests in every pool: if they do not, the first half counts as
-filling too and the run goes on. A fleet whose queues only grow is overloaded, and is
-reported so.
+A fleet starts empty and fills over a few mean residence times; figures from before that
+are too good. So a run is divided into batches, and only those are measured that start
+after ``RunSettings.fill`` mean residence times. The two halves of these must agree in
+the number of requests in every pool: if not, the first half counts as filling too and
+the run continues. A fleet whose queues only grow is reported as overloaded.
 
 The residence time is that of the second half of the run so far, so that it grows with
-the run as long as the fleet fills.
+the run while the fleet fills.
 """
 
 import itertools
@@ -20,64 +19,64 @@ from dataclasses import dataclass
 from extproc.fleet.declared import Declared
 from extproc.fleet.results import FEWEST_FOR_P99, PoolResult, Result, RunState
 
-#: Responses after which a router is no longer new.
+#: Responses after which a router counts as trained.
 TAUGHT = 2000
-#: Mean residence times after which a fleet has filled: of a residence that is
-#: exponentially distributed, exp(-5) = 0.7 % of the final number are missing then.
+#: Mean residence times after which a fleet has filled: with exponentially distributed
+#: residence, exp(-5) = 0.7 % of the final number are then missing.
 FILL_RESIDENCES = 5.0
-#: Batches whose spread gives the intervals; ten to thirty are advised (Law, 9.5.3).
+#: Number of batches for the intervals; ten to thirty are recommended (Law, 9.5.3).
 BATCHES = 10
-#: Halves that differ by no more than this share of their mean agree.
+#: Largest relative difference between halves that agree.
 _CLOSE = 0.02
-#: Standard errors of the difference between the means of halves that still agree.
+#: Largest difference between the means of agreeing halves, in standard errors.
 _ERRORS = 3.0
 _MOST_BATCHES = 64
-#: Batches of the fewest measured requests.
+#: Number of batches in the fewest measured requests.
 _BATCHES_OF_REQUESTS = 20
-#: A run gives up after so many times the requests that it was to measure, and no sooner
-#: than ``_GIVE_UP`` requests: large fleets take that many to fill.
+#: Multiple of the requests to measure after which a run stops, but not before
+#: ``_GIVE_UP`` requests: large fleets need that many to fill.
 _GIVE_UP_TIMES = 20
 _GIVE_UP = 200_000
-#: Mean residence times that are measured, so that batches hardly depend on each other.
+#: Mean residence times to measure, so that batches are nearly independent.
 _MEASURED_RESIDENCES = 5.0
 
 
 def always(result: Result) -> bool:
-    """Whatever was measured is enough."""
+    """Accept any measured result."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How much to simulate."""
+    """The length of a simulation and the rules for its end."""
 
     requests: int
-    """Measured at the least."""
+    """Fewest requests to measure."""
     seed: int
     declared: Declared = Declared.EXACT
     fill: float = FILL_RESIDENCES
-    """Mean residence times before the first measured request; 0 for a run that is
-    measured from its first request to its last answer, filling and draining included,
-    and ends after ``requests``."""
+    """Mean residence times before the first measured request; 0 to measure from the
+    first request to the last answer, including filling and draining, and to end after
+    ``requests``."""
     most_requests: int | None = None
-    """Simulated at the most; None for 20 times ``requests``, or 200,000 if that is
+    """Most requests to simulate; None for 20 times ``requests``, or 200,000 if that is
     more."""
     enough: Callable[[Result], bool] = always
-    """Of a steady result, whether it is precise enough to stop."""
+    """Test of whether a steady result is precise enough to stop."""
     period_s: float = 0.0
-    """Of a stream that repeats itself; whole periods are batches then. 0 for one that
-    does not."""
+    """Period of a stream that repeats itself, whose batches are whole periods; 0 for
+    other streams."""
     batches: int = BATCHES
-    """Measured at the least."""
+    """Fewest batches to measure."""
     tick_s: float = 1.0
-    """How late, at most, the router learns of a response and of pressure."""
+    """Largest delay until the router learns of a response or of pressure."""
     taught: int = TAUGHT
-    """Requests that the router has learned from before the first arrival; 0 for one
-    that starts cold."""
+    """Requests that the router has learned from before the first arrival; 0 for a cold
+    start."""
 
     @property
     def limit(self) -> int:
-        """Requests after which the run gives up."""
+        """Number of requests after which the run stops."""
         if not self.fill:
             return self.requests
         if self.most_requests is not None:
@@ -86,14 +85,14 @@ class RunSettings:
 
     @property
     def batch_requests(self) -> int:
-        """Requests of the first batches."""
+        """Number of requests in each of the first batches."""
         return max(1, self.requests // _BATCHES_OF_REQUESTS)
 
 
 class Measurement:
-    """The batches of a run so far, and what of them is measured.
+    """The batches of a run so far, and the choice of those to measure.
 
-    Neighbors are merged when there are many, so that memory is bounded and batches grow
+    Neighbors are merged if there are many, so that memory is bounded and batches grow
     with the run.
     """
 
@@ -104,7 +103,7 @@ class Measurement:
         self._least_fill_s = 0.0
 
     def end_s(self, batch: Result, at_s: float) -> float | None:
-        """When the batch ends that is at ``at_s`` now; None if it goes on."""
+        """Return the end of the batch at ``at_s``, or None if it continues."""
         if self._run.period_s:
             end_s = batch.start_s + self._merged * self._run.period_s
             return end_s if end_s <= at_s else None
@@ -112,7 +111,7 @@ class Measurement:
         return at_s if enough else None
 
     def add(self, batch: Result) -> None:
-        """Take the next batch."""
+        """Add the next batch."""
         self._batches.append(batch)
         if len(self._batches) == _MOST_BATCHES:
             halved = [
@@ -123,7 +122,7 @@ class Measurement:
             self._merged *= 2
 
     def settled(self) -> Result | None:
-        """The result, as soon as it is steady and precise or is sure to be neither."""
+        """Return the result once it is steady and precise, or cannot become so."""
         if self._is_overloaded():
             return self._result(len(self._batches) * 2 // 3, RunState.OVERLOADED)
         first = self._first_measured()
@@ -140,7 +139,7 @@ class Measurement:
         return result if self._run.enough(result) else None
 
     def last(self) -> Result:
-        """The result of a run that ends here, whatever it is worth."""
+        """Return the result of a run that ends here, in any state."""
         if not self._run.fill:
             return self._result(0, RunState.TRANSIENT)
         first = self._first_measured()
@@ -157,7 +156,7 @@ class Measurement:
         return result
 
     def _first_measured(self) -> int:
-        """Position of the first batch that starts after the fleet has filled."""
+        """Return the index of the first batch that starts in a filled fleet."""
         begin_s = max(self._run.fill * self._residence_s(), self._least_fill_s)
         return next(
             (
@@ -169,7 +168,7 @@ class Measurement:
         )
 
     def _residence_s(self) -> float:
-        """The longest mean residence of any pool, in the second half of the run."""
+        """Return the longest mean residence of a pool in the second half of the run."""
         whole = Result.of(self._batches[len(self._batches) // 2 :])
         return max(
             (pool.residence_s for pool in whole.pools if self._counts(pool, whole)),
@@ -177,15 +176,15 @@ class Measurement:
         )
 
     def _counts(self, pool: PoolResult, whole: Result) -> bool:
-        """Whether a pool gets enough of the requests for figures of its own.
+        """Return whether a pool has enough requests to be considered.
 
-        The others would keep a run going for their noise.
+        Otherwise the noise of small pools would prolong the run.
         """
         share = min(1.0, FEWEST_FOR_P99 / self._run.requests)
         return pool.arrivals >= min(0.5, share) * (whole.measured - whole.rejected)
 
     def _judged(self, result: Result) -> list[list[PoolResult]]:
-        """Batches of each pool that counts."""
+        """Return the batches of each considered pool."""
         return [
             pools
             for pools, whole in zip(
@@ -195,7 +194,7 @@ class Measurement:
         ]
 
     def _is_overloaded(self) -> bool:
-        """Whether more requests wait than run somewhere, and ever more of them."""
+        """Return whether a pool has more waiting than running requests, and growing."""
         count = len(self._batches) // 3
         seen = sum(batch.measured for batch in self._batches)
         if count < 3 or seen < self._run.requests:
@@ -226,17 +225,17 @@ def _by_pool_of(
 
 
 def _halves(pools: list[PoolResult]) -> tuple[list[float], list[float]]:
-    """Requests in the pool, batch by batch, of the first half and of the second."""
+    """Return the requests in a pool by batch, for the first and the second half."""
     counts = [pool.mean_in_system for pool in pools if pool.duration_s]
     middle = len(counts) // 2
     return counts[:middle], counts[middle:]
 
 
 def agree(pools: list[PoolResult]) -> bool:
-    """Whether the halves of a pool's batches hold as many requests.
+    """Return whether both halves of a pool's batches have as many requests.
 
-    They do if they differ by 2 %, or by three standard errors of the difference of
-    their means: a run of independent batches passes 98 times of 100.
+    They agree if they differ by at most 2 %, or by three standard errors of the
+    difference of their means: a run of independent batches agrees 98 times in 100.
     """
     first, second = _halves(pools)
     if not first or not second:
@@ -248,14 +247,14 @@ def agree(pools: list[PoolResult]) -> bool:
 
 
 def _error_squared(values: list[float]) -> float:
-    """Square of the standard error of a mean; of one value, 2 % of it."""
+    """Return the squared standard error of a mean; for one value, 2 % of it."""
     if len(values) < 2:
         return (_CLOSE * values[0]) ** 2
     return statistics.variance(values) / len(values)
 
 
 def _is_growing(pools: list[PoolResult]) -> bool:
-    """Whether the second half holds more than the first, and they do not agree."""
+    """Return whether the second half has significantly more requests than the first."""
     first, second = _halves(pools)
     if not first or not second:
         return False
@@ -263,7 +262,7 @@ def _is_growing(pools: list[PoolResult]) -> bool:
 
 
 def _is_piling_up(thirds: list[PoolResult]) -> bool:
-    """Whether requests wait in growing numbers, and more of them than run."""
+    """Return whether more requests wait than run, in growing numbers."""
     first, second, third = (pool.in_system_s - pool.running_s for pool in thirds)
     lasts = [pool.duration_s for pool in thirds]
     if not all(lasts):

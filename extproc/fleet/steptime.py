@@ -1,6 +1,6 @@
-"""How long one step of a vLLM instance takes.
+"""The duration of one step of a vLLM instance.
 
-From a roofline over the data sheet's rates, from the papers' constants, or from a
+It comes from a roofline over data-sheet rates, from the papers' constants, or from a
 measured plane (``extproc profile``).
 """
 
@@ -12,26 +12,26 @@ from extproc.fleet.hardware import Deployment
 
 
 class StepTime(Protocol):
-    """How long one step of an instance takes.
+    """A model of the duration of one step of an instance.
 
-    The parts that depend on context are linear in it, so that a stretch of steps that
-    only decode has a closed form.
+    The parts that depend on context are linear in it, so that a series of pure decode
+    steps has a closed form.
     """
 
     @property
     def context_s(self) -> float:
-        """Seconds for each token of context that a decoding sequence reads (>= 0)."""
+        """Seconds per token of context that a decoding sequence reads (>= 0)."""
 
     @property
     def pair_s(self) -> float:
-        """Seconds for each pair of a chunk's token and one it attends to (>= 0)."""
+        """Seconds per pair of a chunk's token and a token it attends to (>= 0)."""
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
-        """Seconds of a step whatever the context: weights, matrices, overheads."""
+        """Return the seconds independent of context: weights, matrices, overheads."""
 
 
 def steps_until(span_s: float, first_s: float, growth_s: float) -> int:
-    """The fewest steps, at least 1, that last ``span_s`` or longer.
+    """Return the fewest steps, at least 1, that last ``span_s`` or longer.
 
     Steps last ``first_s`` (> 0), ``first_s + growth_s``, ... (``growth_s`` >= 0).
     """
@@ -44,29 +44,29 @@ def steps_until(span_s: float, first_s: float, growth_s: float) -> int:
 class Roofline:
     """Step time from peak rates and efficiency factors.
 
-    Matrices take the longer of computing and of reading the weights once; attention
-    comes after them, reading the cached keys and values of what decodes and computing
-    the chunks of what prefills; two all-reduces a layer follow tensor parallelism.
+    Matrices take the longer of computing and of reading the weights once. Attention
+    comes after them: it reads the cached keys and values of decoding sequences and
+    computes the chunks of prompts. Tensor parallelism adds two all-reduces per layer.
     """
 
     deployment: Deployment
     bandwidth_efficiency: float = 0.8
-    """Share of the peak memory bandwidth that is reached. 0.8 is what the papers'
-    authors use (semantic-router, fleet_sim ProfileBuilder: a step of 10.9 ms for 141 GB
-    of weights on eight A100)."""
+    """Achieved share of the peak memory bandwidth. The papers' authors use 0.8
+    (semantic-router, fleet_sim ProfileBuilder: a step of 10.9 ms for 141 GB of weights
+    on eight A100)."""
     compute_efficiency: float = 0.5
-    """Share of the peak FLOP/s that prefill reaches; 0.5 is an assumption in the middle
-    of what is published for large prompts."""
+    """Share of the peak FLOP/s that prefill achieves; 0.5 is an assumption in the
+    middle of published values for large prompts."""
     all_reduce_s: float = 10e-6
     """Latency of one small all-reduce over NVLink, an assumption."""
     network_all_reduce_s: float = 40e-6
-    """Of one across nodes, an assumption: its bandwidth is the network's, a tenth of
-    NVLink's."""
+    """Latency of one all-reduce across nodes, an assumption: its bandwidth is the
+    network's, a tenth of NVLink's."""
     overhead_s: float = 1e-3
-    """Scheduling, sampling and launching a step, an assumption."""
-    # Of fixed_s, which a simulation calls for every step: seconds for each token's
-    # matrices, for reading all weights, for each decoding sequence's windows, and of
-    # the all-reduces the seconds a step and a token.
+    """Time to schedule, sample and launch a step, an assumption."""
+    # Terms of fixed_s, which a simulation calls for every step: seconds for each
+    # token's matrices, for reading all weights, for each decoding sequence's windows,
+    # and for the all-reduces per step and per token.
     _matrices_s: float = field(init=False, repr=False, compare=False)
     _weights_s: float = field(init=False, repr=False, compare=False)
     _windows_s: float = field(init=False, repr=False, compare=False)
@@ -101,10 +101,10 @@ class Roofline:
 
     @property
     def context_s(self) -> float:
-        """Reading one cached token's keys and values, all GPUs in parallel.
+        """Time to read one cached token's keys and values, on all GPUs in parallel.
 
-        Of the layers that attend to the whole context: what a sliding layer reads
-        does not grow with it (see ``fixed_s``).
+        For the layers that attend to the whole context: the reads of a sliding layer do
+        not grow with it (see ``fixed_s``).
         """
         model = self.deployment.model
         per_gpu = model.kv_bytes_per_token_per_gpu(self.deployment.tensor_parallel_size)
@@ -112,7 +112,7 @@ class Roofline:
 
     @property
     def pair_s(self) -> float:
-        """Query-key and weight-value products of one pair: 4 FLOP a head dimension."""
+        """Time for a pair's query-key and value products: 4 FLOP per head dimension."""
         model = self.deployment.model
         width = model.num_attention_heads * model.head_dim
         attention_flops = (
@@ -123,7 +123,7 @@ class Roofline:
         return 4 * model.full_layers * width / attention_flops
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
-        """Matrices, all-reduces and overhead of a step with so many tokens."""
+        """Return the time for matrices, all-reduces and overhead of a step."""
         tokens = prefill_tokens + decode_seqs
         matrices_s = self._matrices_s * tokens
         weights_s = self._weights_s
@@ -138,13 +138,13 @@ class Roofline:
 
     @property
     def _window_bytes(self) -> float:
-        """What a decoding sequence reads of its sliding layers: a whole window."""
+        """Bytes that a decoding sequence reads in sliding layers: a whole window."""
         model = self.deployment.model
         layer = model.layer_kv_bytes_per_gpu(self.deployment.tensor_parallel_size)
         return model.sliding_layers * model.sliding_window * layer
 
     def _read_share(self, tokens: int) -> float:
-        """Of the weights, what a step reads: of the experts, those that are hit."""
+        """Return the share of the weights read in a step; only experts in use count."""
         model = self.deployment.model
         missed = (1 - model.experts_per_token / model.num_experts) ** tokens
         routed = model.experts_per_token / model.num_experts
@@ -153,7 +153,7 @@ class Roofline:
         return 1 - missed * experts / model.parameters
 
     def _all_reduces_s(self) -> tuple[float, float]:
-        """Two ring all-reduces a layer of 16-bit activations: a step, and a token."""
+        """Return the times of two ring all-reduces a layer, per step and per token."""
         gpus = self.deployment.tensor_parallel_size
         if gpus == 1:
             return 0.0, 0.0
@@ -169,7 +169,7 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Step time as a plane: what the papers assume, and what a profile measures.
+    """Step time as a plane, the papers' model and the result of a profile.
 
     ``base_s + seq_s * decoding sequences + token_s * prompt tokens``, plus the context
     terms of :class:`StepTime`.
@@ -182,13 +182,13 @@ class Linear:
     pair_s: float = 0.0
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
-        """The plane at this batch."""
+        """Return the value of the plane for this batch."""
         return self.base_s + self.seq_s * decode_seqs + self.token_s * prefill_tokens
 
 
-#: "W + H n" of the papers' simulators, per step of n sequences, as in
+#: "W + H n" of the papers' simulators, for a step of n sequences, as in
 #: vllm-project/semantic-router, fleet_sim/gpu_profiles/profiles.py (H at 8,192 tokens
-#: of context; its later versions scale H by the mean length, the papers do not).
+#: of context; its later versions scale H by the mean length, but the papers do not).
 PAPER_STEP_TIMES = {
     "A100-80GB": Linear(base_s=8.0e-3, seq_s=0.65e-3),
     "H100-80GB": Linear(base_s=4.0e-3, seq_s=0.32e-3),
@@ -199,9 +199,9 @@ PAPER_KV_TOKENS = 65_536 * 16
 
 
 def paper_step_time(gpu: str, chunk_tokens: int = 512) -> Linear:
-    """The papers' W and H for an engine that schedules as vLLM does.
+    """Return the papers' W and H for an engine that schedules like vLLM.
 
-    Their engine prefills ``chunk_tokens`` a sequence and step, at the price of one
+    Their engine prefills ``chunk_tokens`` per sequence and step, at the cost of one
     decoding sequence; so a prompt token costs H / chunk.
     """
     known = PAPER_STEP_TIMES[gpu]

@@ -1,4 +1,4 @@
-"""Who decides the pool of a simulated request: the shipped router, or a baseline."""
+"""Strategies that choose the pool of a simulated request: the router, or a baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,32 +16,32 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import Decision, Outcome, Router
 
-#: The rule of thumb that most gateways use.
+#: The rule of thumb in most gateways.
 RULE_OF_THUMB_BYTES_PER_TOKEN = 4
-#: Responses that the router under simulation learns from before it samples them, and
-#: one in how many it learns from then.
+#: Responses from which the simulated router learns before it starts sampling; then it
+#: learns from one response in a fixed number.
 LEARNED_AT_FIRST = 1000
 LEARNED_EVERY = 20
 
 
 class StrategyName(StrEnum):
-    """Ways to choose a pool."""
+    """A rule that chooses a pool."""
 
     ROUTER = "router"
     """The shipped router and its default estimator, on drawn bodies."""
     EMA = "ema"
     """The shipped router with the papers' estimator."""
     ORACLE = "oracle"
-    """Knows the prompt's and the output's tokens."""
+    """Uses the true prompt and output tokens."""
     PROMPT_LENGTH = "prompt-length"
-    """Knows the prompt's tokens and looks at nothing else."""
+    """Uses the true prompt tokens and nothing else."""
     BYTES_PER_4 = "bytes/4"
     """Body bytes over 4, plus the declared limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a strategy may look at; only an oracle looks at ``output_tokens``."""
+    """The inputs of a strategy; only an oracle uses ``output_tokens``."""
 
     prompt_tokens: int
     output_tokens: int
@@ -49,21 +49,21 @@ class Arrival:
 
 
 class Strategy(Protocol):
-    """Chooses a pool by position, and learns from what came of it."""
+    """A rule that chooses a pool by index, and learns from the outcome."""
 
     def choose(
         self, arrival: Arrival, loads: Mapping[str, PoolLoad]
     ) -> tuple[int, object]:
-        """Position of the pool, and what :meth:`learn` wants back."""
+        """Return the index of the pool, and the state to pass to :meth:`learn`."""
 
     def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
-        """Take what the response's usage said."""
+        """Learn from the usage of the response."""
 
 
 class Routed:
-    """The shipped router, fed with drawn bodies.
+    """The shipped router with drawn bodies.
 
-    It learns from every response at first and then from a thin sample, as it does
+    It learns from every response at first and then from a small sample, as it does
     behind Envoy.
     """
 
@@ -78,13 +78,13 @@ class Routed:
     def choose(
         self, arrival: Arrival, loads: Mapping[str, PoolLoad]
     ) -> tuple[int, Decision]:
-        """Draw the body, then decide as ``extproc serve`` does."""
+        """Draw the body, then decide like ``extproc serve``."""
         request = self._bodies.draw(arrival.prompt_tokens, arrival.max_tokens)
         decision = self.router.route(request, loads=loads)
         return self._positions[decision.pool.name], decision
 
     def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
-        """Hand the usage to the router, if this response is in the sample."""
+        """Pass the usage to the router if this response is in the sample."""
         assert isinstance(kept, Decision)
         self._responses += 1
         if self._responses > LEARNED_AT_FIRST and self._responses % LEARNED_EVERY:
@@ -93,7 +93,7 @@ class Routed:
 
 
 class Rule:
-    """A fixed rule: a budget computed from the arrival, held against the policy."""
+    """A fixed rule: a budget computed from the arrival and compared with the policy."""
 
     def __init__(
         self, name: StrategyName, policy: Policy, bodies: Bodies, default_output: int
@@ -107,14 +107,14 @@ class Rule:
     def choose(
         self, arrival: Arrival, loads: Mapping[str, PoolLoad]
     ) -> tuple[int, None]:
-        """Compute the budget and choose as the policy does."""
+        """Compute the budget and choose by the policy."""
         choice = self._policy.choose(self._budget_tokens(arrival), loads)
         return self._positions[choice.pool.name], None
 
     def _budget_tokens(self, arrival: Arrival) -> int:
         limit = arrival.max_tokens
         if self._name is StrategyName.ORACLE:
-            # A declared limit is what the client may come to need.
+            # A declared limit is the most that the client may need.
             wanted = arrival.output_tokens if limit is None else limit
             return arrival.prompt_tokens + wanted
         if self._name is StrategyName.PROMPT_LENGTH:
@@ -129,32 +129,32 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class StrategySpec:
-    """Everything that a strategy is made of, but for its randomness.
+    """The parameters of a strategy, except its randomness.
 
-    Where the client declares no limit, the shipped router learns its allowance and
-    bytes/4 takes ``default_output_tokens``.
+    If the client declares no limit, the shipped router learns its allowance and bytes/4
+    uses ``default_output_tokens``.
     """
 
     name: StrategyName
     mix: Mapping[str, float]
-    """Kinds of text, for the strategies that look at bytes."""
+    """Shares of kinds of text, for strategies that use bytes."""
     variation_factor: float = 1.0
-    """Of bytes per token between requests of a kind; see
+    """Factor on the variation of bytes per token between requests of a kind; see
     :class:`extproc.fleet.synthetic_bodies.Bodies`."""
     default_output_tokens: int = 512
     under_estimate_rate: float = 0.01
-    """The shipped router's risk, its default 0.01."""
+    """The shipped router's risk, 0.01 by default."""
 
     @property
     def reads_bodies(self) -> bool:
-        """Whether it looks at bytes, which takes most of a simulation's time."""
+        """Whether it uses bytes, which takes most of a simulation's time."""
         return self.name not in (StrategyName.ORACLE, StrategyName.PROMPT_LENGTH)
 
 
 def build_strategy(
     spec: StrategySpec, pools: Sequence[Pool], rng: np.random.Generator
 ) -> Strategy:
-    """The strategy of a name, over these pools."""
+    """Return the strategy with a name, for these pools."""
     bodies = Bodies(dict(spec.mix), rng, spec.variation_factor)
     policy = Policy(pools)
     if spec.name in (StrategyName.ROUTER, StrategyName.EMA):

@@ -1,14 +1,14 @@
-"""Bodies of simulated requests: text whose bytes a token vary as real text's do.
+"""Bodies of simulated requests, whose bytes per token vary like those of real text.
 
-The router under simulation is the shipped one, and it reads bytes. So a request of so
-many tokens gets text of its kind, as long as that many tokens of it are: the kind's
-mean bytes per token, times a log-normal factor for this request, plus the chat
-template. The text is filler of the right character classes; that its features do not
-explain the factor is on the safe side for estimators that look at them.
+The simulated router is the shipped one, which reads bytes. So a request of a given
+number of tokens gets text of its kind with the corresponding length: the kind's mean
+bytes per token, times a log-normal factor for this request, plus the chat template. The
+text is filler with the right character classes; its features do not explain the factor,
+which is pessimistic for estimators that use features.
 
-Means and coefficients of variation: decoded message text over Llama 3 tokens, measured
-on 3,249 chat, code, tool and multilingual requests; the variation is that of requests
-of 2 kB and more, where it matters.
+Means and coefficients of variation are those of decoded message text over Llama 3
+tokens, measured on 3,249 chat, code, tool and multilingual requests; the variation is
+that of requests of 2 kB or more, where it matters.
 """
 
 import math
@@ -31,7 +31,7 @@ class Kind:
     """A kind of text."""
 
     bytes_per_token: float
-    """Mean over requests, decoded text."""
+    """Mean over requests, for decoded text."""
     variation: float
     """Coefficient of variation between requests."""
     filler: bytes
@@ -87,13 +87,13 @@ KINDS = {
 
 
 class Bodies:
-    """Draws bodies for a mix of kinds.
+    """A generator of bodies for a mix of kinds.
 
     Args:
         mix: share of requests of each of :data:`KINDS`.
         rng: the only source of randomness.
-        variation_factor: scales every kind's variation; 0 makes tokens a constant
-            number of bytes, above 1 is the sensitivity analysis.
+        variation_factor: factor on every kind's variation; 0 makes bytes per token
+            constant, and above 1 is for the sensitivity analysis.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Bodies:
         unknown = set(mix) - set(KINDS)
         if unknown:
             raise ValueError(
-                f"mix: {', '.join(sorted(unknown))}, expected {', '.join(KINDS)}"
+                f"mix: {', '.join(sorted(unknown))}; expected {', '.join(KINDS)}"
             )
         self._kinds = [KINDS[name] for name in mix]
         shares = np.array(list(mix.values()))
@@ -115,7 +115,7 @@ class Bodies:
         self._drawn: list[tuple[Kind, float]] = []
 
     def draw(self, prompt_tokens: int, max_tokens: int | None) -> Request:
-        """The parsed request that a client with such a prompt sends."""
+        """Return the parsed request of a client with a prompt of this length."""
         if not self._drawn:
             self._refill()
         kind, normal = self._drawn.pop()

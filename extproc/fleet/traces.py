@@ -1,16 +1,16 @@
-"""Length distributions of public traces, as tables, so that no download is needed.
+"""Length distributions of public traces, as tables instead of downloads.
 
 Azure LLM inference trace 2023 (Azure/AzurePublicDataset, its files
 ``AzureLLMInferenceTrace_code`` and ``_conv``, CC BY 4.0; Patel et al., "Splitwise",
 ISCA 2024): prompt quantiles, and output quantiles within each eighth of the requests by
-prompt length, which keeps the dependence between the two. Between quantiles they are
-interpolated; the means and the shares under 2,048 to 8,192 tokens come out within 1 %
-of the trace's.
+prompt length, which keeps the dependence between the two. Values between quantiles are
+interpolated; the means and the shares under 2,048 to 8,192 tokens are within 1 % of the
+trace's.
 
 LMSYS-Chat-1M and the agent mixture: cumulative shares of total tokens, as published in
 vllm-project/semantic-router, ``src/fleet-sim/data`` (Apache-2.0). The second is
-synthetic by its own account; the first has no published split into prompt and output
-(see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
+synthetic according to its authors; the first has no published split into prompt and
+output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
 """
 
 #: Probabilities of the prompt quantiles: k/64, and the tail.
@@ -100,7 +100,7 @@ AZURE_CONV_OUTPUTS = (
 )
 # fmt: on
 
-#: (total tokens, share of requests of at most so many).
+#: (total tokens, share of requests with at most that many).
 LMSYS_TOTALS = (
     (64, 0.13144),
     (128, 0.23595),
@@ -122,7 +122,7 @@ LMSYS_TOTALS = (
     (65_536, 1.0),
 )
 #: Mean response tokens of LMSYS-Chat-1M (Zheng et al., arXiv 2309.11998, table 1). Its
-#: mean prompt there is 69.5 tokens without the history that makes the totals above.
+#: mean prompt there is 69.5 tokens, without the history that the totals above include.
 LMSYS_MEAN_OUTPUT_TOKENS = 214.5
 
 #: (total tokens, share); a mixture of SWE-bench, BFCL and RAG lengths, not a trace.
@@ -147,9 +147,10 @@ AGENT_TOTALS = (
     (65_536, 1.0),
 )
 
-#: (total tokens, share): what arXiv 2604.09613 says of its Azure input, 80 % up to 2K,
-#: 92 % up to 8K and a tail to 64K. The public trace has no such tail, its longest
-#: request has 14,089 tokens; between the stated points the shape is not published.
+#: (total tokens, share): the shares that arXiv 2604.09613 states for its Azure input,
+#: 80 % up to 2K, 92 % up to 8K and a tail to 64K. The public trace has no such tail:
+#: its longest request has 14,089 tokens. The shape between these points is not
+#: published.
 HEAVY_TOTALS = (
     (64, 0.02),
     (512, 0.29),

@@ -1,7 +1,7 @@
 """Token counts of an operator's own traffic: CSV, JSON lines, traces, access logs.
 
-One reader for all of them (``record_files``), one search for what a record says
-(``record_fields``, ``record_instants``); this module makes a workload of the records.
+One reader for all formats (``record_files``) and one search for the fields of a record
+(``record_fields``, ``record_instants``); this module turns the records into a workload.
 """
 
 from array import array
@@ -26,38 +26,38 @@ from extproc.json_object import JsonObject
 
 __all__ = ["Records", "TraceFormatError", "few_records", "read_records"]
 
-#: Records beyond a quantile without which it says nothing: its standard error is then
+#: Fewest records beyond a quantile for an estimate of it: its standard error is then
 #: about a third of the probability beyond it (a binomial count of 10 +- 3.2).
 RECORDS_BEYOND = 10
-#: Keys that an error lists; a record may have hundreds.
+#: Largest number of keys in an error; a record may have hundreds.
 _MAX_KEYS = 20
-#: Tokens of one hash: Mooncake's 512, Bailian's 16, and what else engines use.
+#: Tokens per hash: Mooncake's 512, Bailian's 16, and sizes of other engines.
 _BLOCK_TOKENS = (512, 16, 32, 64, 128, 256, 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The content of a file, and the number of records that had to be left out."""
+    """The content of a file, and the number of records left out."""
 
     workload: Workload
     read: int
     skipped: int
     """Records without usable counts: failed requests, streams without usage."""
     notes: tuple[str, ...] = ()
-    """What the operator should know, one line each: the unit of the instants, what is
-    missing, whether the records are few."""
+    """Messages for the operator, one line each: the unit of the times, missing fields,
+    too few records."""
 
 
-#: Records below which not even a median is carried: ten on each side of it.
+#: Fewest records for an estimate of the median: ten on each side of it.
 LEAST_RECORDS = 2 * RECORDS_BEYOND
 
 
 def few_records(records: int, quantile: float = 0.99) -> str | None:
-    """Say that so many records cannot carry a quantile, or None if they can.
+    """Return a warning if there are too few records for a quantile, else None.
 
     Args:
-        records: usable ones, >= 1.
-        quantile: that a promise is about, in (0, 1).
+        records: number of usable ones, >= 1.
+        quantile: quantile of the SLO, in (0, 1).
     """
     wanted = round(RECORDS_BEYOND / (1 - quantile))
     if records >= wanted:
@@ -88,7 +88,7 @@ class _Columns:
         self.recorded = False
 
     def take(self, record: Sequence[Level]) -> bool:
-        """Keep a record; False if it has no usable counts."""
+        """Add a record; return False if it has no usable counts."""
         counts = find_counts(record)
         if counts is None or not counts.prompt or not counts.completion:
             return False
@@ -112,11 +112,11 @@ def read_records(lines: Iterable[str], name: str) -> Records:
 
     Args:
         lines: text lines of the file.
-        name: what to call the workload, and the file in errors.
+        name: name of the workload, and of the file in errors.
 
     Raises:
-        TraceFormatError: no header or record with prompt and output tokens, or a line
-            that is neither.
+        TraceFormatError: no header or record has prompt and output tokens, or a line
+            is neither a header nor a record.
     """
     columns = _Columns()
     seen: dict[str, None] = {}
@@ -176,7 +176,7 @@ def _records(columns: _Columns, name: str, read: int, runs: int) -> Records:
 
 
 def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
-    """Seconds from the first arrival, in the order of the file, and notes on them."""
+    """Return seconds from the first arrival, in the file's order, and notes on them."""
     usable, timed = len(columns.prompts), len(columns.instants)
     if not timed:
         return None, []
@@ -208,7 +208,7 @@ def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
 def _complete(
     hash_ids: list[tuple[int, ...] | None],
 ) -> tuple[tuple[int, ...], ...] | None:
-    """The hashes of all records; None if no record has any."""
+    """Return the hashes of all records; None if no record has any."""
     if all(ids is None for ids in hash_ids):
         return None
     return tuple(ids or () for ids in hash_ids)
@@ -217,7 +217,7 @@ def _complete(
 def _block_tokens(
     hash_ids: tuple[tuple[int, ...], ...] | None, prompts: Sequence[int]
 ) -> int | None:
-    """Tokens of one hash: the size that gives most prompts as many as they have."""
+    """Return the tokens per hash: the size that matches most prompts' numbers."""
     if hash_ids is None:
         return None
 
@@ -231,7 +231,7 @@ def _block_tokens(
 
 
 def _sessions(columns: _Columns) -> list[str | None] | None:
-    """The conversation of each record; of chained ones, the first request's name."""
+    """Return each record's conversation; for a chain, the first request's name."""
     parents = dict(turn for turn in columns.turns if turn is not None)
     found = [
         session if turn is None else _root(turn[0], parents)

@@ -1,10 +1,10 @@
-"""What arrives: lengths and instants of requests.
+"""The traffic of a simulation: lengths and arrival times of requests.
 
 Lengths come from the tables of public traces or from an operator's own records, always
-prompt and output together, so that their dependence is kept. Instants are Poisson
-or bursty (Gamma renewals, or a Markov-modulated Poisson process); those of a file are
-replayed by :mod:`extproc.fleet.replay`.
-Everything is drawn in blocks from a generator that the caller seeds.
+as pairs of prompt and output, so that their dependence is kept. Arrivals are Poisson or
+bursty (Gamma renewals, or a Markov-modulated Poisson process); those of a file are
+replayed by :mod:`extproc.fleet.replay`. All values are drawn in blocks from a generator
+with the caller's seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,17 +33,17 @@ class Lengths(Protocol):
         """Draw ``n`` prompts and outputs, each at least one token.
 
         Args:
-            evenly: one of each n-th part of the distribution, in random order, so that
-                what is estimated does not depend on how many long ones came up. Not for
-                traffic: it would bring the rare ones at regular intervals, and queues
-                for them would be shorter than they are.
+            evenly: draw one from each n-th part of the distribution, in random order,
+                so that estimates do not depend on the number of long requests drawn.
+                Not for traffic: rare requests would arrive at regular intervals, and
+                their queues would be too short.
         """
 
 
 def _ranks(
     rng: np.random.Generator, n: int, *, evenly: bool
 ) -> npt.NDArray[np.float64]:
-    """Ranks in [0, 1): one in each n-th of it, in random order, or independent."""
+    """Return ranks in [0, 1): one in each n-th of it, shuffled, or independent."""
     if not evenly:
         return rng.random(n)
     return (rng.permutation(n) + rng.random(n)) / max(n, 1)
@@ -66,7 +66,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class QuantileTable:
-    """Prompt quantiles, and output quantiles for each group of prompts by length."""
+    """Quantiles of prompts, and of outputs for each group of prompts by length."""
 
     prompts: tuple[int, ...]
     outputs: tuple[tuple[int, ...], ...]
@@ -74,7 +74,7 @@ class QuantileTable:
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """Draw by inverse transform, interpolating between quantiles."""
+        """Draw by inverse transform, with interpolation between quantiles."""
         rank = _ranks(rng, n, evenly=evenly)
         prompts = np.interp(rank, traces.PROMPT_PROBABILITIES, self.prompts)
         group = np.minimum(
@@ -92,18 +92,18 @@ class QuantileTable:
 
 @dataclass(frozen=True, slots=True)
 class TotalTable:
-    """Cumulative shares of total tokens, split into prompt and output by a rule."""
+    """Cumulative shares of total tokens, divided into prompt and output by a rule."""
 
     points: tuple[tuple[int, float], ...]
-    """(total tokens, share of requests of at most so many), increasing."""
+    """(total tokens, share of requests with at most that many), increasing."""
     output_share: float
-    """Share of the total that is output, up to ``max_output_tokens``."""
+    """Output's share of the total, up to ``max_output_tokens``."""
     max_output_tokens: int
 
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """Draw totals log-linearly between the points, then split each."""
+        """Draw totals log-linearly between the points, then divide each."""
         shares = np.array([0.0] + [share for _, share in self.points])
         logs = np.log([2.0] + [float(tokens) for tokens, _ in self.points])
         totals = _whole(np.exp(np.interp(_ranks(rng, n, evenly=evenly), shares, logs)))
@@ -120,34 +120,34 @@ def _whole(values: npt.NDArray[np.float64]) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Lengths under a name, with where they come from."""
+    """Lengths with a name and a source."""
 
     name: str
     lengths: Lengths
     source: str
     synthetic: bool = False
-    """Whether the lengths are made up, wholly or in their tail."""
+    """Whether the lengths are invented, as a whole or in their tail."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"prose": 1.0})
-    """Share of requests of each kind of text (see
-    :mod:`extproc.fleet.synthetic_bodies`); the traces do not say, so this is an
-    assumption."""
+    """Share of requests for each kind of text (see
+    :mod:`extproc.fleet.synthetic_bodies`); an assumption, since the traces do not
+    contain text."""
     arrivals: Seconds | None = None
-    """Recorded instants in seconds from the first, increasing, if there are any. They
-    and the columns below have one entry a recorded request, in the order of ``lengths``
+    """Recorded arrival times in seconds from the first, increasing, or None. This and
+    the columns below have one entry per recorded request, in the order of ``lengths``
     (a :class:`Recorded`)."""
     cached_tokens: Tokens | None = None
-    """Prompt tokens that were found in a cache; 0 if not said."""
+    """Prompt tokens found in a cache; 0 if not reported."""
     hash_ids: tuple[tuple[int, ...], ...] | None = None
-    """Chained hashes of the prompt's blocks (Mooncake, Bailian): equal ones stand for
+    """Chained hashes of the prompt's blocks (Mooncake, Bailian): equal hashes mean
     equal text up to the block's end."""
     hash_block_tokens: int | None = None
-    """Tokens of one such block."""
+    """Tokens per block."""
     sessions: tuple[str | None, ...] | None = None
     """The conversation of each request; None if it has none."""
 
 
 #: The mix that the papers' authors simulate (semantic-router, fleet-sim: prose 0.60,
-#: code 0.25, rag 0.15), with their retrieved text as prose too.
+#: code 0.25, rag 0.15), with retrieved text as prose.
 _CHAT_MIX = {"prose": 0.75, "code": 0.25}
 _AZURE = "Azure LLM inference trace 2023 (CC BY 4.0), quantiles"
 
@@ -168,7 +168,7 @@ WORKLOADS = {
         ),
         Workload(
             "lmsys",
-            # The cap makes the mean output that of the data set, 214.5 tokens.
+            # The cap gives the mean output of the data set, 214.5 tokens.
             TotalTable(traces.LMSYS_TOTALS, output_share=0.755, max_output_tokens=320),
             "LMSYS-Chat-1M totals (semantic-router fleet-sim), outputs of mean 214.5",
             mix={"prose": 0.6, "code": 0.2, "cjk": 0.2},
@@ -192,28 +192,28 @@ WORKLOADS = {
 
 
 class Arrivals(Protocol):
-    """Instants of requests."""
+    """A process of arrival times."""
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw blocks of increasing seconds, without end."""
+        """Yield blocks of increasing seconds, without end."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenewalArrivals:
-    """Independent Gamma gaps of mean ``1 / rate`` seconds."""
+    """Independent Gamma-distributed gaps with a mean of ``1 / rate`` seconds."""
 
     rate: float
     """Requests a second (> 0)."""
     cv: float = 1.0
-    """Coefficient of variation of the gaps (> 0); 1 is a Poisson process. The Azure
-    code trace has 13 between arrivals, the conversation trace 1.1."""
+    """Coefficient of variation of the gaps (> 0); 1 is a Poisson process. It is 13 in
+    the Azure code trace and 1.1 in the conversation trace."""
 
     def __post_init__(self) -> None:
         if self.rate <= 0 or self.cv <= 0:
-            raise ValueError(f"rate: {self.rate}, cv: {self.cv}, expected > 0")
+            raise ValueError(f"rate: {self.rate}, cv: {self.cv}; expected > 0")
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw without end."""
+        """Yield blocks without end."""
         shape = 1 / self.cv**2
         now = 0.0
         while True:
@@ -230,9 +230,9 @@ class RenewalArrivals:
 class ModulatedArrivals:
     """A two-state Markov-modulated Poisson process.
 
-    Bursts of exponential length come at ``burst_factor`` (>= 1) times the quiet rate
-    and fill ``burst_share`` (in (0, 1)) of the time. The 60-second peak of the Azure
-    traces is 1.5 (conversation) to 4 (code) times their mean.
+    Bursts of exponentially distributed length have ``burst_factor`` (>= 1) times the
+    quiet rate and take ``burst_share`` (in (0, 1)) of the time. The 60-second peak of
+    the Azure traces is 1.5 (conversation) to 4 (code) times their mean.
     """
 
     rate: float
@@ -251,12 +251,12 @@ class ModulatedArrivals:
         ):
             raise ValueError(
                 f"rate: {self.rate}, burst_factor: {self.burst_factor}, burst_share: "
-                f"{self.burst_share}, mean_burst_s: {self.mean_burst_s}, expected > 0, "
+                f"{self.burst_share}, mean_burst_s: {self.mean_burst_s}; expected > 0, "
                 ">= 1, in (0, 1), > 0"
             )
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Draw without end, a period at a time."""
+        """Yield without end, one period at a time."""
         share, factor = self.burst_share, self.burst_factor
         quiet_rate = self.rate / (1 - share + share * factor)
         mean_quiet_s = self.mean_burst_s * (1 - share) / share
@@ -272,40 +272,40 @@ class ModulatedArrivals:
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """A random share of other arrivals: what one pool, or a few instances, see."""
+    """A random share of other arrivals, for one pool or a few instances."""
 
     arrivals: Arrivals
     share: float
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Keep each instant with probability ``share``."""
+        """Keep each arrival with probability ``share``."""
         for instants in self.arrivals(rng):
             kept = instants[rng.random(len(instants)) < self.share]
             if len(kept):
                 yield kept
 
 
-#: Instants, prompt tokens and output tokens of requests that follow each other, and
-#: what their tokens have in common (None: nothing).
+#: Times, prompt tokens and output tokens of consecutive requests, and their shared
+#: prefixes (None for none).
 Block = tuple[Seconds, Tokens, Tokens, Sequence[Prefix | None] | None]
 
 
 class RequestStream(Protocol):
-    """Requests as they come: instants and lengths together."""
+    """Requests in order of arrival: times and lengths together."""
 
     @property
     def lengths(self) -> Lengths:
-        """The lengths, without their instants."""
+        """The lengths without their times."""
 
     def __call__(
         self, instants: np.random.Generator, lengths: np.random.Generator
     ) -> Iterator[Block]:
-        """Draw blocks of at most ``BLOCK`` requests, in order of their instants."""
+        """Yield blocks of at most ``BLOCK`` requests, in order of arrival."""
 
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Lengths that do not depend on the instant, nor on each other."""
+    """Lengths that are independent of the arrival times and of each other."""
 
     lengths: Lengths
     arrivals: Arrivals
@@ -313,9 +313,9 @@ class Independent:
     def __call__(
         self, instants: np.random.Generator, lengths: np.random.Generator
     ) -> Iterator[Block]:
-        """Draw instants and lengths from generators of their own.
+        """Draw times and lengths from separate generators.
 
-        So two runs of one seed have the same lengths at any rate.
+        So two runs with one seed have the same lengths at any rate.
         """
         for drawn in self.arrivals(instants):
             for start in range(0, len(drawn), BLOCK):

@@ -130,7 +130,7 @@ class BudgetCounts:
         self._tokens[position] += self._weight * budget_tokens
 
     def observe(self, budget_tokens: int, needed_tokens: int) -> None:
-        """Count a request with a known need: prompt plus output, or plus its limit."""
+        """Count a request with a known need: prompt tokens plus output or its limit."""
         held = bisect_left(self.thresholds, budget_tokens)
         needed = bisect_left(self.thresholds, needed_tokens)
         self._fitting[held] += self._weight

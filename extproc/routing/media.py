@@ -69,7 +69,8 @@ _TEXT_NOISE = 0.05
 """Relative standard deviation of the text estimate that is subtracted from a count."""
 
 _BOUND_DEVIATIONS = 2.33
-"""Bound above the estimate, in standard deviations; 1 % of a normal one exceed it."""
+"""Distance from estimate to bound in standard deviations: 1 % of a normal distribution
+are above it."""
 
 _ROBUST_DEVIATIONS = 4.0
 

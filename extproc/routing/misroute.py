@@ -16,7 +16,7 @@ class Misroute(StrEnum):
     """How a decision was wrong, judged by the response's usage."""
 
     SHORT_OVERFLOW = "short_overflow"
-    """The request needed more tokens than its pool is for; a larger pool was right."""
+    """The request needed more tokens than its pool is for; a larger one was right."""
     LONG_WASTE = "long_waste"
     """A smaller pool would have fit the request, by its threshold too."""
     TRUNCATED = "truncated"

@@ -61,9 +61,9 @@ _TOOLS_SPREAD = 0.1
 _ASCII_SPREAD = 0.14
 _SCRIPT_SPREAD = 0.3
 
-# Relative variance of a prompt's tokens around the best linear model: 3 % on long
-# prompts and 0.55 times the square root of tokens on short ones, measured on six
-# families.
+# Variance of a prompt's tokens around the best linear model, from the standard
+# deviation: 3 % on long prompts, and 0.55 times the square root of the tokens on short
+# ones, measured on six families.
 _LONG_VARIANCE = 0.03**2
 _SHORT_VARIANCE = 0.3
 

@@ -186,8 +186,8 @@ class TextRatios:
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
         """Learn from one counted prompt.
 
-        Prompts without text are ignored, and prompts with much text that the template
-        may have left out.
+        Ignores prompts without text, and those with much text that the template may
+        have left out.
 
         A sample's ratio is clamped to the range possible for text, so that a false
         count moves the quotient no more than an extreme text would.

@@ -281,7 +281,7 @@ def _trial_of(incumbent: _Learned) -> Trial:
 
 
 def _swap(learned: _Learned, challenger: _Challenger) -> None:
-    """Replace the incumbent by the challenger, and keep the former as a challenger."""
+    """Replace the incumbent by the challenger; the former may return."""
     winner = challenger.learned
     winner.posterior.epoch = learned.posterior.epoch + 1
     deposed = _Learned(

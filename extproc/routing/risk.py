@@ -98,7 +98,7 @@ class _ErrorCounts:
     above: float = 0.0
     """Number of errors in ``bins`` above their bound."""
     binned: int = 0
-    """Observations that decayed ``bins`` and ``above``, which excludes outliers."""
+    """Observations over which ``bins`` and ``above`` decayed; outliers do not count."""
     squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0

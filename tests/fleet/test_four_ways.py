@@ -116,10 +116,22 @@ def test_the_table_is_printed(
 @pytest.mark.parametrize(
     ("gpus", "kept", "said"),
     [
-        ((100, 80, 70, 60), (1, 1, 1, 1), "take 60 with split and disaggregated; one"),
-        ((100, 80, 79, 78), (1, 1, 1, 1), "take 80 with split; one pool 100, dis"),
-        ((100, 80, 70, 60), (1, 1, 0, 0), "take 80 with split; one pool 100, dis"),
-        ((100, 80, 70, 60), (0, 0, 0, 0), "No way keeps the promises"),
+        (
+            (100, 80, 70, 60),
+            (1, 1, 1, 1),
+            "takes 60 GPUs with split and disaggregated; one",
+        ),
+        (
+            (100, 80, 79, 78),
+            (1, 1, 1, 1),
+            "takes 80 GPUs with split; one pool 100, dis",
+        ),
+        (
+            (100, 80, 70, 60),
+            (1, 1, 0, 0),
+            "takes 80 GPUs with split; one pool 100, dis",
+        ),
+        ((100, 80, 70, 60), (0, 0, 0, 0), "No way meets the SLO"),
     ],
 )
 def test_the_fewest_gpus_that_keep_the_promises_are_named(

@@ -321,7 +321,7 @@ def test_the_kv_cache_dtype_is_the_operators_if_given() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "config: no JSON object; expected a model's config.json"),
+        ([], "config: not a JSON object; expected config.json"),
         ({}, "hidden_size|num_hidden_layers: missing; expected one of"),
         (LLAMA_70B | {"num_hidden_layers": 0}, "num_hidden_layers: 0; expected"),
         (LLAMA_70B | {"hidden_size": "big"}, "hidden_size: 'big'; expected"),

@@ -206,7 +206,7 @@ def test_a_step_is_scheduled_before_the_last_tokens_are_known(
 
 
 def test_max_tokens_is_at_least_what_comes_out() -> None:
-    with pytest.raises(ValueError, match="max_tokens: 1, expected >= output_tokens"):
+    with pytest.raises(ValueError, match="max_tokens: 1; expected >= output_tokens"):
         Scheduler(LIMITS).add("a", 1, 2, max_tokens=1)
 
 
@@ -217,7 +217,7 @@ def test_abort_of_an_unknown_request_is_false() -> None:
 def test_a_name_is_taken_until_its_request_ends() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add("a", 1, 1)
-    with pytest.raises(ValueError, match="'a' is already queued"):
+    with pytest.raises(ValueError, match="'a'; expected a new id"):
         scheduler.add("a", 1, 1)
     scheduler.step()
     scheduler.add("a", 1, 1)
@@ -226,10 +226,10 @@ def test_a_name_is_taken_until_its_request_ends() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_num_seqs": 0}, "max_num_seqs: 0, expected an integer >= 1"),
-        ({"max_num_batched_tokens": 3}, "max_num_batched_tokens: 3, expected .* >= 4"),
-        ({"num_blocks": 1}, "num_blocks: 1, expected an integer >= 2"),
-        ({"watermark": 1.0}, "watermark: 1.0, expected 0 <= x < 1"),
+        ({"max_num_seqs": 0}, "max_num_seqs: 0; expected an integer >= 1"),
+        ({"max_num_batched_tokens": 3}, "max_num_batched_tokens: 3; expected .* >= 4"),
+        ({"num_blocks": 1}, "num_blocks: 1; expected an integer >= 2"),
+        ({"watermark": 1.0}, "watermark: 1.0; expected 0 <= x < 1"),
         ({"enable_chunked_prefill": False}, "expected >= max_model_len"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -44,7 +44,7 @@ def test_worst_case_seqs_come_from_the_kv_cache() -> None:
     assert ENGINE.limits(8192, None, 512).max_num_seqs == 8
     assert ENGINE.limits(8192, 256, 512).max_num_seqs == 256
     with pytest.raises(
-        ValueError, match="max_model_len: 65537, expected at most 65536"
+        ValueError, match="max_model_len: 65537; expected at most 65536"
     ):
         ENGINE.limits(65_537, None, 512)
 

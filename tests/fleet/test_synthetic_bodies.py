@@ -27,5 +27,5 @@ def test_without_variation_tokens_are_a_constant_number_of_bytes() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="mix: poems, expected prose, code, cjk"):
+    with pytest.raises(ValueError, match="mix: poems; expected prose, code, cjk"):
         Bodies({"poems": 1.0}, np.random.default_rng(1))

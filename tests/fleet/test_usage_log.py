@@ -603,7 +603,7 @@ def test_few_records_are_said_to_be_few() -> None:
         ("[1, 2]", "log: line 1: record 1: 1; expected an object"),
         (
             "time,prompt_tokens,output_tokens\nnoon,1,2\n",
-            "log: line 2: 'noon'; expected seconds or an ISO 8601 instant",
+            "log: line 2: 'noon'; expected seconds or an ISO 8601 time",
         ),
         (
             '[2026-01-02T03:04:05.678Z] "POST /v1/chat HTTP/1.1" 200 - 1 2 3 -\n',
