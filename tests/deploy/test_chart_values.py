@@ -70,6 +70,17 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
     return found
 
 
+def http_route(manifests: list[Manifest]) -> Manifest:
+    """Return the HTTPRoute to the pools."""
+    (found,) = [
+        manifest["spec"]
+        for manifest in manifests
+        if manifest["kind"] == "HTTPRoute"
+        and not manifest["metadata"]["name"].endswith("-administration")
+    ]
+    return found
+
+
 def virtual_service(manifests: list[Manifest]) -> Manifest:
     """Return the VirtualService with the routes; the other only keeps the router's
     cluster."""
@@ -253,7 +264,7 @@ def test_routes_take_hosts_path_and_the_gateway_s_namespace(chart) -> None:
         "gateway.pathPrefix=/team/v1",
         "gateway.parentNamespace=gateways",
     )
-    route = only(chart("envoy-gateway", *values), "HTTPRoute")["spec"]
+    route = http_route(chart("envoy-gateway", *values))
     assert route["hostnames"] == ["llm.example.com"]
     assert route["parentRefs"][0]["namespace"] == "gateways"
     paths = {m["path"]["value"] for rule in route["rules"] for m in rule["matches"]}
@@ -261,8 +272,34 @@ def test_routes_take_hosts_path_and_the_gateway_s_namespace(chart) -> None:
     service = virtual_service(chart("istio", *values))
     assert service["hosts"] == ["llm.example.com"]
     assert {
-        match["uri"]["prefix"] for rule in service["http"] for match in rule["match"]
+        match["uri"]["prefix"]
+        for rule in service["http"]
+        for match in rule["match"]
+        if "route" in rule
     } == {"/team/v1/"}
+
+
+def test_the_pools_get_another_prefix(chart) -> None:
+    values = ("gateway.pathPrefix=/team/v1", "gateway.rewritePrefix=/v1")
+    for gateway in ("envoy-gateway", "gke", "inference-extension"):
+        for rule in http_route(chart(gateway, *values))["rules"]:
+            (change,) = rule["filters"]
+            assert change["urlRewrite"]["path"]["replacePrefixMatch"] == "/v1"
+    for rule in virtual_service(chart("istio", *values))["http"]:
+        assert ("rewrite" in rule) == ("route" in rule)
+        assert rule.get("rewrite", {}).get("uri", "/v1/") == "/v1/"
+
+
+def test_adapters_are_closed_on_every_host_of_the_routes(chart) -> None:
+    values = ("gateway.hosts[0]=llm.example.com", "gateway.parentNamespace=gateways")
+    routes = [
+        manifest["spec"]
+        for manifest in chart("envoy-gateway", *values)
+        if manifest["kind"] == "HTTPRoute"
+    ]
+    assert len(routes) == 2
+    for key in ("hostnames", "parentRefs"):
+        assert routes[0][key] == routes[1][key]
 
 
 @pytest.mark.parametrize("gateway", ["none", "sidecar", "envoy-gateway"])
@@ -316,7 +353,7 @@ def routes_of(manifests: list[Manifest]) -> list[tuple[dict[str, str], str]]:
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", ())},
             rule["backendRefs"][0]["name"],
         )
-        for rule in only(manifests, "HTTPRoute")["spec"]["rules"]
+        for rule in http_route(manifests)["rules"]
     ]
 
 
@@ -349,7 +386,7 @@ def test_a_model_header_of_the_gateway_is_a_route_too(chart) -> None:
 
 def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
     manifests = chart("envoy-gateway", *MODELS, "gateway.retryOverflow=true")
-    rules = only(manifests, "HTTPRoute")["spec"]["rules"]
+    rules = http_route(manifests)["rules"]
     refs = {
         rule["matches"][0]["headers"][0]["value"]: [
             r["name"] for r in rule["backendRefs"]
@@ -377,6 +414,7 @@ def test_istio_has_the_same_routes(chart) -> None:
             route["route"][0]["destination"]["host"].partition(".")[0],
         )
         for route in service["http"]
+        if "route" in route
     ]
     assert found == BY_POOL + BY_MODEL
 
@@ -391,7 +429,7 @@ def test_a_sidecar_for_models_takes_an_envoy_configuration(
     models = ("--set-json", MODELS[0].replace(":=", "=", 1))
     command = ("template", "x", folder, *models, *values)
     refused = helm(*command, "--set", "gateway.type=sidecar")
-    assert "set envoy.config (extproc routes --for envoy)" in refused.stderr
+    assert "envoy.config for others (extproc routes --for envoy)" in refused.stderr
     done = helm(
         *command, "--set", "gateway.type=sidecar", "--set-file", f"envoy.config={file}"
     )

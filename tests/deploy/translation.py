@@ -151,7 +151,7 @@ def http_routes(route: Manifest) -> tuple[list[Config], list[list[str]]]:
 
 
 def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
+    routes, backends = http_routes(of_kind(manifests, "HTTPRoute", NAME))
     (asked,) = of_kind(manifests, "EnvoyExtensionPolicy")["spec"]["extProc"]
     mode = asked["processingMode"]
     assert mode["request"] == {}
@@ -182,7 +182,7 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
             },
         },
     }
-    rules = of_kind(manifests, "HTTPRoute")["spec"]["rules"]
+    rules = of_kind(manifests, "HTTPRoute", NAME)["spec"]["rules"]
     for route, rule in zip(routes, rules, strict=True):
         route["typed_per_filter_config"] = {
             name: {"@type": f"{TYPES}.config.route.v3.FilterConfig", "config": {}}
@@ -256,7 +256,7 @@ def backend_cluster(
 
 
 def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
+    routes, backends = http_routes(of_kind(manifests, "HTTPRoute", NAME))
     (chain,) = of_kind(manifests, "GCPRoutingExtension")["spec"]["extensionChains"]
     (asked,) = chain["extensions"]
     events = asked["supportedEvents"]
@@ -439,7 +439,7 @@ def string_match(value: Config) -> Config:
 
 
 def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
-    routes, backends = http_routes(of_kind(manifests, "HTTPRoute"))
+    routes, backends = http_routes(of_kind(manifests, "HTTPRoute", NAME))
     for (backend,) in backends:
         of_kind(manifests, "InferencePool", backend)
     clusters = [cluster(b, at[b]) for (b,) in backends]

@@ -13,7 +13,7 @@ import pytest
 
 from extproc.demo.stack.stack import Router, router, stand_in
 
-from ..deploy.conftest import kustomize, tools  # noqa: F401 - fixtures
+from ..deploy.conftest import chart, kustomize, tools  # noqa: F401 - fixtures
 from ..e2e.outside import Client
 from ..patience import wait_until
 from .envoy_gateway import (
@@ -28,6 +28,7 @@ from .envoy_gateway import (
 
 START_S = 240.0
 """Seconds alone; minutes on a machine that is far too busy."""
+GREETING = {"role": "user", "content": "Hello"}
 WINDOWS = {"short": 8192, "long": 65536}
 
 
@@ -58,6 +59,7 @@ def start(
         config: the router's.
         windows: each pool with its server's window in tokens.
         model: a name that the router and the pools know.
+        path: a path that the gateway routes.
     """
 
     @contextlib.contextmanager
@@ -66,6 +68,7 @@ def start(
         config: Mapping[str, Any],
         windows: Mapping[str, int] = WINDOWS,
         model: str = "m",
+        path: str = "/v1/chat/completions",
     ) -> Iterator[System]:
         folder = tmp_path_factory.mktemp("gateway")
         with contextlib.ExitStack() as running:
@@ -90,7 +93,12 @@ def start(
             running.enter_context(gateway.child)
             gateway.child.wait_ready(_listens, START_S)
             client = Client(SimpleNamespace(port=PORT))  # type: ignore[arg-type]
-            wait_until(lambda: client.chat("Hello", model=model).status == 200)
+            wait_until(
+                lambda: (
+                    client.post(path, {"model": model, "messages": [GREETING]}).status
+                    == 200
+                )
+            )
             yield System(gateway, asked, client)
 
     return start

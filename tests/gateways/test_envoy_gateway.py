@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 KIB = 1 << 10
 BELIEVED = 30_000
 """The short pool's window as the router has it: more than it is, so that some overflow."""
+PREFIXED = "/team/v1/chat/completions"
 CONFIG = {
     "server": {"body_timeout_s": 1},
     "pools": [
@@ -130,6 +131,36 @@ def test_a_client_s_own_pool_does_not_count_with_the_router_frozen_or_gone(
 def _asked(system: System, headers: dict[str, str]) -> bool:
     assert answered(system.client.chat("Hello", headers)) == (200, "long")
     return True
+
+
+def test_clients_load_no_adapters(system: System) -> None:
+    asked = "cluster./llm/token-budget-router/extproc/0.upstream_rq_total"
+    before = system.gateway.stat(asked)
+    for path in (
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter/",
+        "/v1//load_lora_adapter?x=1",
+        "/v1/%6Coad_lora_adapter",
+        "/v1/x/../load_lora_adapter",
+        "/v1%2Fload_lora_adapter",
+    ):
+        response = system.client.post(path, {"lora_name": "x"})
+        assert (response.status, "x-standin" in response.headers) != (200, True), path
+        assert response.status in {307, 403, 404}, path
+    assert system.gateway.stat(asked) == before
+
+
+def test_a_prefix_before_the_api_s_paths(start: Any, chart: Any) -> None:
+    values = ("gateway.pathPrefix=/team/v1", "gateway.rewritePrefix=/v1")
+    with start(
+        chart("envoy-gateway+overflow", *values), CONFIG, path=PREFIXED
+    ) as system:
+        for words, pool in ((3, "short"), (40_000, "long")):
+            response = system.client.post(PREFIXED, chat(words))
+            assert answered(response) == (200, pool)
+        for path in ("/team/v1/load_lora_adapter", "/v1/load_lora_adapter"):
+            assert system.client.post(path, {"lora_name": "x"}).status == 403
+        assert system.client.post("/v1/chat/completions", chat(3)).status == 404
 
 
 def test_with_envoy_gateway_s_own_limits_at_most_three_are_lost(

@@ -201,6 +201,11 @@ healthCheck:
     - {type: Exact, name: {{ $header }}, value: {{ $value | quote }}}
     {{- end }}
     {{- end }}
+  {{- with $.Values.gateway.rewritePrefix }}
+  filters:
+  - type: URLRewrite
+    urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: {{ . }}}}
+  {{- end }}
   backendRefs:
   {{- if and (eq $.Values.gateway.type "envoy-gateway") $.Values.gateway.retryOverflow (ne .pool (get $largest .pool)) }}
   - {group: gateway.envoyproxy.io, kind: Backend, name: {{ printf "%s-%s" (include "router.name" $) .pool | quote }}, weight: 1}
@@ -216,22 +221,36 @@ healthCheck:
 {{- end }}
 {{- end }}
 
+{{/* The Gateway and the hosts of an HTTPRoute. */}}
+{{- define "router.parents" -}}
+parentRefs:
+- group: gateway.networking.k8s.io
+  kind: Gateway
+  name: {{ .Values.gateway.name | quote }}
+  {{- with .Values.gateway.parentNamespace }}
+  namespace: {{ . }}
+  {{- end }}
+{{- with .Values.gateway.hosts }}
+hostnames: {{ toJson . }}
+{{- end }}
+{{- end }}
+
+{{/* Paths on which vLLM loads and unloads adapters, as in envoy.yaml's route `adapters`. */}}
+{{- define "router.adapters" -}}
+".*(/|%2[fF])(un)?load_lora_adapter(/|%2[fF])*"
+{{- end }}
+
+{{- define "router.forbidden" -}}
+'{"error": {"message": "not open to clients", "type": "forbidden", "code": 403}}'
+{{- end }}
+
 {{- define "router.httpRoute" -}}
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
   {{- include "router.metadata" (dict "root" $) | nindent 2 }}
 spec:
-  parentRefs:
-  - group: gateway.networking.k8s.io
-    kind: Gateway
-    name: {{ .Values.gateway.name | quote }}
-    {{- with .Values.gateway.parentNamespace }}
-    namespace: {{ . }}
-    {{- end }}
-  {{- with .Values.gateway.hosts }}
-  hostnames: {{ toJson . }}
-  {{- end }}
+  {{- include "router.parents" . | nindent 2 }}
   rules:
   {{- include "router.rules" . | nindent 2 }}
 {{- end }}
