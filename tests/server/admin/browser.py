@@ -9,8 +9,10 @@ from typing import Any
 
 import aiohttp
 
+from ...patience import PATIENCE_S
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT_S = 30.0
+WAIT_S = PATIENCE_S
 
 
 class Tab:

@@ -102,9 +102,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     session = Session(tmp_path_factory.mktemp("chromium"))
     stack = contextlib.AsyncExitStack()
     with session.runner:
-        session.runner.run(session.open(stack))
-        yield session
-        session.runner.run(stack.aclose())
+        try:
+            session.runner.run(session.open(stack))
+            yield session
+        finally:  # what is left open would fail a test in another file
+            session.runner.run(stack.aclose())
 
 
 def test_page_is_self_contained_and_its_policy_names_its_own_code() -> None:
