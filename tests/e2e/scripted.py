@@ -20,6 +20,12 @@ class Received:
     body: bytes
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """The default, 5, drops connections when the machine is busy."""
+
+
 class ScriptedBackend:
     """A backend that responds with given bytes, over its own socket.
 
@@ -66,8 +72,7 @@ class ScriptedBackend:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
