@@ -368,14 +368,52 @@ BY_MODEL = [
 ]
 
 
+DEFAULT = "config.unknown_model.default=llama"
+LAST = [({}, "vllm-llama-long")]
+
+
 def test_each_model_has_routes_of_its_own(chart) -> None:
-    assert routes_of(chart("envoy-gateway", *MODELS)) == BY_POOL + BY_MODEL
+    """Unknown models take the default's largest pool."""
+    routes = routes_of(chart("envoy-gateway", *MODELS, DEFAULT))
+    assert routes == BY_POOL + BY_MODEL + LAST
 
 
-def test_unknown_models_take_the_default_s_largest_pool(chart) -> None:
-    default = "config.unknown_model.default=llama"
-    routes = routes_of(chart("envoy-gateway", *MODELS, default))
-    assert routes[-1] == ({}, "vllm-llama-long")
+@pytest.mark.parametrize("gateway", ["envoy-gateway", "istio", "inference-extension"])
+def test_models_need_a_route_for_requests_whose_model_is_not_known_yet(
+    helm, envoy_folder: Path, gateway: str
+) -> None:
+    folder = envoy_folder / "helm/token-budget-router"
+    values = [flag for value in MODELS[1:] for flag in ("--set", value)]
+    models = ("--set-json", MODELS[0].replace(":=", "=", 1))
+    command = ("template", "x", folder, *models, *values)
+    refused = helm(*command, "--set", f"gateway.type={gateway}")
+    assert "config.unknown_model.default" in refused.stderr
+    assert "extproc routes" in refused.stderr
+    assert helm(*command, "--set", "gateway.type=none").returncode == 0
+
+
+@pytest.mark.parametrize("gateway", ["envoy-gateway", "istio", "inference-extension"])
+def test_a_client_s_own_model_header_is_removed(chart, gateway: str) -> None:
+    def removed(*values: str) -> bool:
+        spec = next(
+            manifest["spec"]
+            for manifest in chart(gateway, *values)
+            if manifest["kind"] in {"ClientTrafficPolicy", "EnvoyFilter"}
+        )
+        if gateway == "envoy-gateway":
+            return "x-llm-model" in spec["headers"]["earlyRequestHeaders"]["remove"]
+        return {"remove": "x-llm-model"} in [
+            mutation
+            for patch in spec["configPatches"]
+            if patch["applyTo"] == "NETWORK_FILTER"
+            for extension in patch["patch"]["value"]["typed_config"][
+                "early_header_mutation_extensions"
+            ]
+            for mutation in extension["typed_config"]["mutations"]
+        ]
+
+    assert removed(*MODELS, DEFAULT)
+    assert not removed()
 
 
 def test_a_model_header_of_the_gateway_is_a_route_too(chart) -> None:
@@ -385,13 +423,13 @@ def test_a_model_header_of_the_gateway_is_a_route_too(chart) -> None:
 
 
 def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
-    manifests = chart("envoy-gateway", *MODELS, "gateway.retryOverflow=true")
+    manifests = chart("envoy-gateway", *MODELS, DEFAULT, "gateway.retryOverflow=true")
     rules = http_route(manifests)["rules"]
     refs = {
         rule["matches"][0]["headers"][0]["value"]: [
             r["name"] for r in rule["backendRefs"]
         ]
-        for rule in rules
+        for rule in rules[:-1]
     }
     assert refs["llama-short"] == [
         "token-budget-router-llama-short",
@@ -407,16 +445,16 @@ def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
 
 
 def test_istio_has_the_same_routes(chart) -> None:
-    service = virtual_service(chart("istio", *MODELS))
+    service = virtual_service(chart("istio", *MODELS, DEFAULT))
     found = [
         (
-            {k: v["exact"] for k, v in route["match"][0]["headers"].items()},
+            {k: v["exact"] for k, v in route["match"][0].get("headers", {}).items()},
             route["route"][0]["destination"]["host"].partition(".")[0],
         )
         for route in service["http"]
         if "route" in route
     ]
-    assert found == BY_POOL + BY_MODEL
+    assert found == BY_POOL + BY_MODEL + LAST
 
 
 def test_a_sidecar_for_models_takes_an_envoy_configuration(

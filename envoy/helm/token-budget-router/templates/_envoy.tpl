@@ -100,6 +100,9 @@
             mutations:
             - remove: x-llm-pool
             - remove: x-llm-budget
+            {{- if .Values.config.models }}
+            - remove: x-llm-model
+            {{- end }}
 - applyTo: LISTENER
   match:
     context: GATEWAY

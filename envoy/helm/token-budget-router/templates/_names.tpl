@@ -137,6 +137,10 @@ the default model's largest pool, or matches no route. */}}
 {{- if kindIs "map" $unknown }}
 {{- $default := get .Values.config.models $unknown.default | required (printf "config.unknown_model.default: %s; expected a model of config.models" $unknown.default) }}
 {{- $routes = append $routes (dict "name" "default" "pool" (last $default.pools).name "headers" dict) }}
+{{- else if not $given }}
+{{/* The router is asked only about requests that match a route, and without a header no
+request has its model yet. */}}
+{{- fail (printf "config.models: without config.model.header and config.unknown_model.default, no request matches a route of gateway.type %s; expected one of them, or gateway.type none with extproc routes --for gateway-api or istio" .Values.gateway.type) }}
 {{- end }}
 {{- else }}
 {{- $largest := (last .Values.config.pools).name }}
