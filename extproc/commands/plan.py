@@ -334,7 +334,7 @@ def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
 def _study_prefixes(
     question: Question, sized: Mapping[str, SizedPolicy], mapped: Any
 ) -> PrefixStudy | None:
-    """Return the savings of prefix caching and of the split for related requests."""
+    """Return what prefix caching and a split into pools save for related requests."""
     without = without_prefixes(question)
     if without is None:
         return None

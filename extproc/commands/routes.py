@@ -212,4 +212,5 @@ _WRITERS: dict[str, Writer] = {
     "gateway-api": (gateway_api_routes.HEAD, gateway_api_routes.gateway_api),
     "istio": (istio_routes.HEAD, istio_routes.istio),
 }
-"""The comment at the beginning, and the documents."""
+"""For each format: the comment at the top of the file, and the function that yields
+the documents."""

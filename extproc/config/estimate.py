@@ -36,9 +36,9 @@ class EstimatorConfig:
     models: int = field(
         default=64, metadata=check("from 1 to 10000", lambda value: 1 <= value <= 10000)
     )
-    """Without `models`: maximum model names learned separately. Further names are
-    learned together, as `other`, until a name has been idle for 20,000 responses. With
-    `models`, each configured model is learned separately."""
+    """Without `models`: maximum number of model names that are learned separately.
+    Further names are learned together, as `other`, until a name has been idle for
+    20,000 responses. With `models`, each configured model is learned separately."""
 
 
 @dataclass(frozen=True, slots=True)

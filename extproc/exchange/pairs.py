@@ -43,7 +43,8 @@ def longest_pair(
     else:
         return None
     if len(queries) != len(documents):
-        # One query is paired with each document; vLLM rejects other unequal numbers.
+        # A single query is paired with each document. vLLM rejects any other request
+        # whose numbers of queries and documents differ.
         queries = [max(queries, key=lambda text: _parts_of([text], source).size_bytes)]
         queries *= len(documents)
     pairs = [_parts_of(pair, source) for pair in zip(queries, documents, strict=True)]

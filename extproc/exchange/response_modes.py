@@ -140,7 +140,7 @@ class StreamedResponse(ResponseSide):
 
 
 class EchoedResponse(ResponseSide):
-    """A body in full duplex: every part is returned, to the end."""
+    """A body in full-duplex mode: every part up to the last must be sent back."""
 
     __slots__ = ()
     echoes = True

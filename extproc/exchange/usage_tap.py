@@ -11,8 +11,8 @@ MAX_ENCODED_RESPONSE_BYTES = 1 << 20
 """Maximum size of a compressed response; a larger one is not learned from."""
 
 MAX_DECODED_RESPONSE_BYTES = 2 << 20
-"""Maximum decoded size. Scanning a stream takes 5 ms a MiB, and 0.2 s if each of its
-events has a "usage" of null, on the event loop."""
+"""Maximum decoded size. Scanning a stream blocks the event loop for 5 ms per MiB, or
+for 0.2 s if each of its events has a "usage" of null."""
 
 
 class UsageTap:

@@ -99,7 +99,8 @@ def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignme
         else pool
         for index, pool in enumerate(asked.pools)
     ]
-    # Some requests moved up from a lower pool; the shares sum to those not rejected.
+    # Some requests moved up from a lower pool: scale the shares so that they add up to
+    # the share of requests that were not rejected.
     whole = sum(pool.share for pool in pools)
     scale = (1 - asked.rejected) / whole if whole else 0.0
     scaled = [replace(pool, share=scale * pool.share) for pool in pools]

@@ -17,7 +17,7 @@ from extproc.fleet.prefill_decode import MEASURED, Figures, Parts, simulate
 from extproc.fleet.slo import COVERED, Slo
 from extproc.fleet.steptime import StepTime
 
-#: Number of instances that represent a larger pool of one part.
+#: Number of instances to simulate in place of a larger prefill or decode pool.
 _SUBPOOL = 8
 #: Largest size tried, as a multiple of the size that throughput alone requires.
 _MOST_TIMES = 2.5
@@ -49,8 +49,9 @@ def size(
 ) -> Size:
     """Return the fewest instances of both parts that meet the SLO together.
 
-    First, each part alone: the fewest decode instances that meet TPOT and the fewest
-    prefill instances that meet TTFT; then both together, growing until both are met.
+    First, size each part alone: the fewest decode instances that meet TPOT and the
+    fewest prefill instances that meet TTFT. Then simulate both together, and add
+    instances until TPOT and TTFT are met.
 
     Args:
         headroom: share of either part's saturated rate to leave free, in [0, 1).

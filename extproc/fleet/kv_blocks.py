@@ -10,7 +10,7 @@ from extproc.fleet.scheduler import SchedulerLimits
 
 #: Above any admission number of an instance: cached after everything else in a step.
 _LATE = 1 << 60
-#: The result for a job without a part in the cache.
+#: The result for a job that does not use the prefix cache.
 NOTHING = Found()
 
 

@@ -98,7 +98,7 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """A request's part in the cache."""
+    """The blocks of one request in the prefix cache."""
 
     path: list[tuple[Hashable, int]]
     """Keys of its blocks, each with the index after its last block."""

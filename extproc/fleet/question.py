@@ -28,7 +28,7 @@ from extproc.fleet.slo import Slo, long_promise_s, token_budget
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Arrivals, Independent, RequestStream, Workload
 
-#: Default for the fewest requests of the whole fleet to measure.
+#: Default for the minimum number of requests to measure in the whole fleet.
 VERIFIED_REQUESTS = 40_000
 #: Default share of the saturated rate to leave free.
 DEFAULT_HEADROOM = 0.1

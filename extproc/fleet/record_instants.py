@@ -57,8 +57,8 @@ _UNIT_ENDINGS = {
     "sec": 1.0,
     "s": 1.0,
 }
-#: From plain key to its rank in the order above, and to the seconds in its unit (None
-#: if the key does not contain one).
+#: For each plain key, its rank in the order above and the length of its unit in seconds
+#: (None if the key does not name a unit).
 _INSTANT_KEYS: dict[str, tuple[int, float | None]] = {
     **{
         name + ending: (place, seconds)

@@ -20,7 +20,8 @@ from extproc.fleet.slo import COVERED, Slo
 
 #: Fewest requests for a 99th percentile: ten of them are above it.
 FEWEST_FOR_P99 = 1000
-#: Fewest requests of a kind for judging their late share: five may be late.
+#: Minimum number of requests of a kind for judging what share of them is late; of so
+#: many, five may be late.
 FEWEST_JUDGED = 500
 #: Student's t at 97.5 % for 1 to 30 degrees of freedom (any table); 1.96 above.
 _T975 = (

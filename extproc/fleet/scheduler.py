@@ -11,9 +11,10 @@ head of the queue does not fit.
 
 With prefix caching, a request that is admitted, for the first time or after a
 preemption, reuses the cached blocks of its longest known prefix of full blocks, except
-its last token; in the check of free blocks, an unused block that was found counts as
-needed, like a new one. Its own full blocks enter the cache at allocation, before they
-are computed, and those of its answer when they are full.
+its last token. When vLLM checks whether enough blocks are free, a cached block that no
+request is using counts as needed, like a new one. The request's own full blocks enter
+the cache at allocation, before they are computed, and those of its answer when they are
+full.
 
 With asynchronous scheduling, a step is scheduled before the tokens of the previous one
 are known. Each token in flight counts as known, but its block does not enter the cache,
@@ -25,7 +26,7 @@ Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output`
 ``vllm/v1/core/sched/async_scheduler.py``, ``vllm/v1/core/kv_cache_manager.py``
 (``get_computed_blocks``, ``allocate_slots``), ``vllm/v1/core/sched/utils.py``
 (``check_stop``) and ``vllm/v1/engine/core.py`` (``step_with_batch_queue``) of vLLM
-0.32.0, for a dense full-attention model without speculative decoding and pipeline
+0.32.0, for a dense full-attention model without speculative decoding or pipeline
 parallelism. ``tests/fleet`` replays recordings of that code.
 
 Not thread-safe; no function here reads a clock. The caller determines the duration of a

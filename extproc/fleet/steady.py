@@ -1,10 +1,11 @@
 """Tests of whether a simulated fleet is in a steady state and measured precisely.
 
-A fleet starts empty and fills over a few mean residence times; figures from before that
-are too good. So a run is divided into batches, and only those are measured that start
-after ``RunSettings.fill`` mean residence times. The two halves of these must agree in
-the number of requests in every pool: if not, the first half counts as filling too and
-the run continues. A fleet whose queues only grow is reported as overloaded.
+A fleet starts empty and fills over a few mean residence times; figures from the filling
+period are too good. So a run is divided into batches, and only batches that start after
+``RunSettings.fill`` mean residence times are measured. The first and second half of
+these must agree on the number of requests in every pool; if they do not, the first half
+is treated as filling too and the run continues. A fleet whose queues only grow is
+reported as overloaded.
 
 The residence time is that of the second half of the run so far, so that it grows with
 the run while the fleet fills.

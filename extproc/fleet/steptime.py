@@ -1,7 +1,7 @@
 """The duration of one step of a vLLM instance.
 
-It comes from a roofline over data-sheet rates, from the papers' constants, or from a
-measured plane (``extproc profile``).
+It comes from a roofline model with data-sheet rates, from the papers' constants, or
+from a plane fitted to measurements (``extproc profile``).
 """
 
 import math

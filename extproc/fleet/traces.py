@@ -27,7 +27,8 @@ AZURE_CODE_PROMPTS = (
     2644, 2745, 2851, 2982, 3154, 3330, 3569, 3776, 4102, 4434, 4769, 5511, 6040, 6499,
     7408, 7435, 7436, 7436, 7436, 7437, 7437, 7437,
 )
-#: Output tokens, one row for each eighth by prompt length, shortest first.
+#: Output tokens: one row for each eighth of the requests sorted by prompt length,
+#: shortest prompts first.
 AZURE_CODE_OUTPUTS = (
     (
         6, 6, 7, 8, 9, 10, 11, 13, 14, 15, 17, 18, 21, 26, 40, 63, 98, 132, 397, 1899,

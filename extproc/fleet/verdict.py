@@ -77,7 +77,10 @@ def _own(split: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
 
 
 def _mended(worst: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
-    """Return the saving of the setting alone, if today's fleet is usable at all."""
+    """Describe what raising max_num_seqs saves without a split, or return "".
+
+    If the worst-case setting makes the fleet unusable, describe that instead.
+    """
     seqs = worst.policy.tiers[0].limits.max_num_seqs
     mended_seqs = paged.policy.tiers[0].limits.max_num_seqs
     if not is_usable(worst):

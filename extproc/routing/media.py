@@ -69,8 +69,8 @@ _TEXT_NOISE = 0.05
 """Relative standard deviation of the text estimate that is subtracted from a count."""
 
 _BOUND_DEVIATIONS = 2.33
-"""Distance from estimate to bound in standard deviations: 1 % of a normal distribution
-are above it."""
+"""Distance from estimate to bound in standard deviations; 1 % of a normal distribution
+lies above the bound."""
 
 _ROBUST_DEVIATIONS = 4.0
 

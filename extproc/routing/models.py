@@ -2,7 +2,7 @@
 
 Clients request a base model by its own name or by an adapter's. A name is looked up
 first exactly, then among the names that the pools' servers list, then by pattern. All
-requests for one base model are learned together, under any of its names.
+requests for one base model are learned together, whichever of its names they use.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class _Learned:
     categories: Counter[str] = field(default_factory=Counter)
     """Observations by category."""
     surprises: dict[str, int] = field(default_factory=dict)
-    """Surprising errors less other errors by category; negative for overestimates."""
+    """By category, a count that each surprising underestimate raises by 1, each
+    surprising overestimate lowers by 1, and any other error moves towards 0."""
     last_surprise: int = -_BETWEEN_SURPRISES
     challenger: _Challenger | None = None
 
@@ -265,8 +266,8 @@ def _predict(
     noise = relative_variance(point)
     learning = learned.posterior.variance(x)
     variance = learned.posterior.narrowed(x, learning)
-    # The predictive variance, of the observation's noise plus that of the mean (Bishop
-    # 2006, 3.59), relative to the point.
+    # The predictive variance relative to the point estimate: the variance of the
+    # observation's noise plus that of the mean (Bishop 2006, 3.59).
     spread = math.sqrt(noise + variance / (point * point))
     return Prediction(point, spread), learning
 

@@ -35,8 +35,8 @@ _EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
 # otherwise one client in ten could raise it until nothing fits a small pool.
 _OUTLIER = 6.0
 
-# Weights of prior knowledge, in observations: all models' errors for one model, an
-# assumed distribution for all models, and a scale of one for a category.
+# Prior weights, each as a number of observations. The prior for one model is the errors
+# of all models; for all models, an assumed distribution; for a category, a scale of 1.
 _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0

@@ -26,8 +26,8 @@ class Generation:
     settings: ExchangeSettings
     watch: LoadWatch
     budgets: Mapping[str, BudgetCounts]
-    """Decided budgets and needed tokens, binned by candidate thresholds, by base
-    model."""
+    """For each base model, counts of decided budgets and of tokens actually needed,
+    binned by candidate thresholds."""
     gateway_limit: GatewayLimit
     """Estimate of the largest body that the gateway hands over."""
     decider: Decider = field(init=False)

@@ -397,7 +397,7 @@ def istio(
         cluster_name = (
             f"outbound|{destination['port']['number']}||{destination['host']}"
         )
-        # Istio's default timeout is none.
+        # Istio has no timeout by default.
         route["route"] = {"cluster": cluster_name, "timeout": rule.get("timeout", "0s")}
         if "retries" in rule:
             route["route"]["retry_policy"] = {

@@ -292,7 +292,8 @@ def test_rolling_restart(
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
     rig = make_rig({"state": state}, count=2, patient=True)
     unrouted = []
-    # Repeat: if the machine stalls, a late health check costs decisions.
+    # Repeat: if the machine stalls, a health check is late and more requests go
+    # unrouted.
     while len(unrouted) < 3 and not any(share <= 1 / 20 for share in unrouted):
         unrouted.append(restart_each(rig, report))
     assert min(unrouted) <= 1 / 20, "the other one should have gone on"

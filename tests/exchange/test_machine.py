@@ -277,7 +277,7 @@ def test_a_fault_of_ours_goes_to_the_default_pool_and_is_told() -> None:
         assert isinstance(step.fault, ZeroDivisionError)
 
 
-# Streamed bodies, configured or because an override is not allowed.
+# Bodies that are streamed, by configuration or because Envoy allows no override.
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)

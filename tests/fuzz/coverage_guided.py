@@ -26,7 +26,7 @@ def main() -> None:
     corpus = Path(__file__).parent / "corpus" / name
     arguments = [sys.argv[0], "-max_len=65536", *options, *folders, str(corpus)]
     if not folders:
-        # libFuzzer writes to the first folder, which must not be in the tests.
+        # libFuzzer writes to the first folder, which must not be the committed corpus.
         scratch = Path("fuzz-new") / name
         scratch.mkdir(parents=True, exist_ok=True)
         arguments.insert(-1, str(scratch))

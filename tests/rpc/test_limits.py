@@ -62,7 +62,7 @@ def test_incomplete_messages_are_bounded_together():
         peer.client.send_data(stream, b"x" * 4_000, end_stream=True)
         peer.exchange()
         assert peer.response(stream).status == 0
-    # Their memory has been released, by messages, errors and resets alike.
+    # A complete message, an error and a reset each release the buffered bytes.
     for _ in range(20):
         stream = peer.request("/test.Test/Silent")
         peer.client.send_data(stream, framed(b"x" * 9_000)[:8_000])

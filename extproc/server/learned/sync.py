@@ -205,7 +205,7 @@ class StateKeeper:
         written = self._attempts.get(document.writers.get(self._writer, 0))
         if written is None:
             return _merge(self._base, ours, document.components)
-        # The lost write did take place: continue from its result.
+        # A write that seemed to have failed did succeed: continue from its result.
         ours = _merge(written.ours, ours, written.written)
         return _merge(written.written, ours, document.components)
 

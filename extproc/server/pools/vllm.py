@@ -22,9 +22,9 @@ is not vLLM's."""
 _MAX_KEY_BYTES = 8192
 """Maximum key size in bytes; servers reject longer headers."""
 
-# The whole name is matched, since other names start alike
-# (``num_requests_waiting_by_reason``). ``gpu_cache_usage_perc`` is the name before vLLM
-# 0.10.
+# The whole name is matched, since other names begin with it, such as
+# ``num_requests_waiting_by_reason``. Before vLLM 0.10, ``kv_cache_usage_perc`` was
+# named ``gpu_cache_usage_perc``.
 _SAMPLE = re.compile(
     rb"^vllm:(num_requests_waiting|num_requests_running"
     rb"|kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{.*\})? +(\S+)",

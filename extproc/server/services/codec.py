@@ -351,8 +351,9 @@ _CONTINUE: dict[type[Event], tuple[bytes]] = {
     ResponseBody: _constant("response_body"),
     ResponseTrailers: _constant("response_trailers"),
 }
-# Response headers are always requested: the sampler decides only with the body, whose
-# reply cannot change the mode. For exchanges that are not sampled the stream is ended.
+# Response headers are always requested: the sampler decides only once the body arrives,
+# and the reply to the body cannot change the mode. If an exchange is not sampled, its
+# stream is ended.
 _ASK_REQUEST_BODY = _constant(
     "request_headers",
     request_body_mode=BodyMode.BUFFERED,

@@ -123,8 +123,8 @@ def _walk(
     while position < end:
         if data[position] != _HEADER:
             raise _UnusualError
-        # ``_span`` inlined for short headers, since every header of every request
-        # passes here.
+        # ``_span`` is inlined for short headers, since this runs for every header of
+        # every request.
         length = data[position + 1]
         position += 2
         following = position + length
