@@ -216,6 +216,32 @@ _NO_MODEL_CLUSTER = """\
     connect_timeout: 1s
 """
 
+_PATCH_HEAD = """\
+# GENERATED from envoy/access_log.yaml by envoy/kubernetes/generate.py: its filters, which
+# read a response's token counts, in front of the router filter.
+apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: EnvoyPatchPolicy
+metadata:
+  name: token-budget-router-usage
+  labels:
+    app.kubernetes.io/name: token-budget-router
+    app.kubernetes.io/part-of: llm-gateway
+spec:
+  targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: llm-gateway}
+  type: JSONPatch
+  jsonPatches:
+"""
+
+_PATCH = """\
+  - type: type.googleapis.com/envoy.config.listener.v3.Listener
+    # Namespace, Gateway and listener.
+    name: llm/llm-gateway/http
+    operation:
+      op: add
+      jsonPath: ..http_filters[?(@.name=='envoy.filters.http.router')]
+      value:
+"""
+
 _RULE_HEAD = """\
 # GENERATED from envoy/observability/rules.yml by envoy/kubernetes/generate.py.
 apiVersion: monitoring.coreos.com/v1
@@ -407,6 +433,14 @@ def prometheus_rule() -> str:
     return _RULE_HEAD + "".join(f"  {line}".rstrip() + "\n" for line in lines)
 
 
+def envoy_patch_policy() -> str:
+    """Return the filters of access_log.yaml as patches for Envoy Gateway."""
+    pieces = (ENVOY / "access_log.yaml").read_text()
+    filters = _piece(pieces, "http_filters:\n", "\n\n").split("\n- ")
+    values = [each.removeprefix("- ").replace("\n  ", "\n") for each in filters]
+    return _PATCH_HEAD + "".join(_PATCH + _indent(value, 8) for value in values)
+
+
 def access_log_config() -> str:
     """Return the base's configuration with feedback from Envoy's access log."""
     return (ENVOY / "kubernetes/base/extproc.yaml").read_text() + _ACCESS_LOG_TAIL
@@ -460,6 +494,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "models.yaml": models_envoy,
     "kubernetes/overlays/sidecar/envoy.yaml": sidecar_envoy,
     "observability/kubernetes/prometheusrule.yaml": prometheus_rule,
+    "kubernetes/components/envoy-gateway-access-log/envoypatchpolicy.yaml": envoy_patch_policy,
+    "kubernetes/components/envoy-gateway-access-log/extproc.yaml": access_log_config,
     "kubernetes/components/shared-state/extproc.yaml": shared_state_config,
     "kubernetes/components/sidecar-throughput/envoy.yaml": sidecar_envoy_throughput,
     "kubernetes/components/sidecar-throughput/extproc.yaml": access_log_config,

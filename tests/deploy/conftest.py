@@ -50,6 +50,7 @@ ADDITIONS = {
         "kubernetes/components/envoy-gateway-overflow",
         ["gateway.retryOverflow=true"],
     ),
+    "access-log": ("kubernetes/components/envoy-gateway-access-log", []),
     "monitoring": ("observability", ["monitoring.enabled=true"]),
     "throughput": (
         "kubernetes/components/sidecar-throughput",

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from extproc.address import Address
+from extproc.cli import main
 from extproc.config import load_config
 
 Manifest = dict[str, Any]
@@ -23,6 +24,7 @@ KUBERNETES = "1.35"
 """Return the schemas for the version of the kubectl that renders."""
 
 CUSTOM = (
+    "envoy-gateway+access-log",
     "envoy-gateway+overflow",
     "envoy-gateway+workers",
     "gke",
@@ -92,6 +94,19 @@ def test_custom_resources_follow_their_schemas(tools, kustomize):
     assert [each for each in answer["errors"] if '"mergeType"' not in each] == []
     checked = {identity.split()[0] for identity in answer["checked"]}
     assert {manifest["kind"] for manifest in custom} - checked == NO_SCHEMA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gateway-api", "istio"])
+def test_printed_routes_follow_their_schemas(
+    tools, envoy_folder: Path, capsys, target: str
+):
+    config = str(envoy_folder / "models-router.yaml")
+    assert main(["routes", "--config", config, "--for", target]) == 0
+    objects = list(yaml.safe_load_all(capsys.readouterr().out))
+    answer = custom_resource_errors(tools, objects)
+    assert [each for each in answer["errors"] if '"mergeType"' not in each] == []
+    assert len(answer["checked"]) == len(objects)
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ READ = {
     "ClientTrafficPolicy",
     "EnvoyExtensionPolicy",
     "EnvoyPatchPolicy",
+    "EnvoyProxy",
     "HTTPRoute",
     "HTTPRouteFilter",
 }
@@ -106,6 +107,10 @@ def without_a_cluster(
     """
     kept = [item for item in manifests if item["kind"] in READ]
     objects = [*_gateway(), *yaml.safe_load(yaml.safe_dump(kept))]
+    proxy, *others = [each for each in objects if each["kind"] == "EnvoyProxy"]
+    for other in others:  # a Gateway has one
+        proxy["spec"] |= other["spec"]
+        objects.remove(other)
     for item in objects:
         for endpoint in item["spec"].get("endpoints", ()) if item.get("spec") else ():
             name = endpoint["fqdn"]["hostname"].partition(".")[0]
