@@ -251,16 +251,15 @@ def read_serving(args: argparse.Namespace) -> Serving:
 def _read_serving(args: argparse.Namespace) -> Serving:
     if args.profile:
         profile = read_profile(args.profile)
-        return Serving(profile.model, profile.gpus)
+        return Serving(profile.model)
     path = Path(args.model)
     model = None
     if path.exists():
         model = str(path.parent if path.name == "config.json" else path)
     if args.step_time == "paper":
-        return Serving(model, 1)
+        return Serving(model)
     return Serving(
         model,
-        read_deployment(args).tensor_parallel_size,
         args.gpu_memory_utilization,
         args.kv_cache_dtype,
     )

@@ -43,6 +43,11 @@ from extproc.commands.plan_disaggregation import (
 )
 from extproc.commands.plan_energy import add_energy_arguments, check_energy, energy
 from extproc.commands.plan_text import print_plan, print_policies
+from extproc.commands.pool_hardware import (
+    add_pool_gpu_argument,
+    read_pool_gpus,
+    read_pool_hardware,
+)
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import (
     OptionError,
@@ -54,7 +59,7 @@ from extproc.fleet.cost import HOURS_PER_YEAR
 from extproc.fleet.declared import Declared
 from extproc.fleet.emit import files
 from extproc.fleet.paper_claims import claims
-from extproc.fleet.plan_document import Plan, Prices, answer, as_json
+from extproc.fleet.plan_document import Plan, answer, as_json
 from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
 from extproc.fleet.prefix_study import PrefixStudy, study, without_prefixes
 from extproc.fleet.question import (
@@ -96,11 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="max_num_seqs of pools that are not sized for the worst case (default: "
         "the profile's, else vLLM's for the GPU)",
     )
+    add_pool_gpu_argument(parser)
     add_promise_arguments(parser)
     parser.add_argument(
         "--usd-per-gpu-hour",
         type=float,
-        help="price of a GPU (default: a public price)",
+        help="price of an hour of a GPU (default: a public price)",
     )
     parser.add_argument(
         "--hours-per-year",
@@ -166,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
             )
         if args.emit is not None and args.emit.exists() and not args.emit.is_dir():
             raise OptionError(f"--emit: {args.emit}; expected a directory")
+        read_pool_gpus(args)
         return _run_paper(args) if args.paper else _run_plan(args)
     except OptionError as error:
         print(f"extproc plan: {error}", file=sys.stderr)
@@ -208,7 +215,7 @@ def read_question(args: argparse.Namespace) -> Question:
     Raises:
         OptionError: an argument is out of range.
     """
-    args = complete_limits(args)
+    given, args = args, complete_limits(args)
     traffic = read_traffic(args)
     workload = traffic.workload
     require_records(workload)
@@ -232,7 +239,7 @@ def read_question(args: argparse.Namespace) -> Question:
         raise OptionError(f"--max-model-len: {error}") from error
     limits = engine.limits(args.max_model_len, args.max_num_seqs, budget)
     warn_beyond_profile(args, [limits], priced=True)
-    return Question(
+    question = Question(
         workload,
         engine,
         traffic.rate,
@@ -251,6 +258,8 @@ def read_question(args: argparse.Namespace) -> Question:
         traffic=traffic.description,
         long_promise_given=args.slo_long_ttft is not None,
     )
+    hardware = read_pool_hardware(given, slo, question.pool_names)
+    return replace(question, pool_hardware=hardware)
 
 
 def _check(args: argparse.Namespace, thresholds: tuple[int, ...]) -> None:
@@ -275,14 +284,13 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     question = read_question(args)
     check_disaggregation(args, question)
     check_energy(args)
-    prices = Prices(
-        question.engine.usd_per_gpu_hour, question.engine.gpus, args.hours_per_year
-    )
     with _mapper(args.processes) as mapped:
         sized = _size(question, mapped)
         prefix_caching = _study_prefixes(question, sized, mapped)
-    points = [] if args.no_sweep else sweep(question, THRESHOLDS)
-    plan = answer(question, sized, prices, points)
+    # By throughput alone, instances of two kinds compare nothing.
+    swept = not args.no_sweep and not question.pool_hardware
+    points = sweep(question, THRESHOLDS) if swept else []
+    plan = answer(question, sized, points, args.hours_per_year)
     if args.disaggregate:
         ways = disaggregate(complete_limits(args), question, sized[PAGED], sized[SPLIT])
         plan = replace(plan, disaggregation=ways)
@@ -377,8 +385,7 @@ def _paper(args: argparse.Namespace) -> dict[str, Any]:
                 headroom=args.headroom,
             )
             sized = _size(question, mapped)
-            prices = Prices(engine.usd_per_gpu_hour, engine.gpus)
-            simulated.append(answer(question, sized, prices))
+            simulated.append(answer(question, sized))
     return {
         "claims": [asdict(claim) for claim in claims()],
         "simulated": simulated,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from extproc.commands.pool_hardware import read_pool_gpus
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.energy import GRID_G_PER_KWH, HOST_WATTS, POWER_CURVES, PUE, Range
@@ -66,7 +67,8 @@ def energy(
         _given(args.pue, PUE),
         _given(args.grid_g_per_kwh, GRID_G_PER_KWH),
     )
-    return energy_rows(question, sized, POWER_CURVES[args.gpu], around)
+    curves = {each.pool: POWER_CURVES[each.gpu] for each in read_pool_gpus(args)}
+    return energy_rows(question, sized, POWER_CURVES[args.gpu], around, curves)
 
 
 def _given(value: float | None, usual: Range) -> Range:

@@ -8,6 +8,7 @@ from extproc.commands.plan_disaggregation import print_four_ways
 from extproc.commands.plan_energy import print_energy
 from extproc.commands.text import wrap
 from extproc.fleet.emit import Serving, pools_yaml
+from extproc.fleet.expense import Unit
 from extproc.fleet.plan_document import Plan, PolicyRow, PoolRow
 from extproc.fleet.prefix_study import PrefixStudy
 from extproc.fleet.report_tables import seconds
@@ -128,12 +129,22 @@ def _setting(plan: Plan) -> list[str]:
     synthetic = ", synthetic" if plan.synthetic else ""
     return [
         f"{plan.workload} ({plan.source}{synthetic}) at {plan.rate:.4g} req/s on "
-        f"{plan.engine}; {plan.traffic}",
+        f"{plan.engine}{_other_hardware(plan)}; {plan.traffic}",
         f"promised: P99 TTFT {slo.p99_ttft_s:g} s ({slo.long_ttft_s:.3g} s over "
         f"{slo.long_tokens:,} tokens), P99 TPOT {1e3 * slo.p99_tpot_s:g} ms, "
         f"preemptions {slo.preemption_rate:g} a request; {plan.headroom:.0%} of each "
         "pool's saturated rate kept free",
     ]
+
+
+def _other_hardware(plan: Plan) -> str:
+    """Return the pools that run on other GPUs than the fleet."""
+    others = [
+        f"{pool.name} on {pool.engine}"
+        for pool in plan.pools
+        if pool.engine != plan.engine
+    ]
+    return "".join(f", {other}" for other in others)
 
 
 def print_pools(pools: list[PoolRow]) -> None:
@@ -226,6 +237,13 @@ def _papers(plan: Plan) -> list[str]:
         plan.saving_from_not_sizing_for_the_worst_case_pct,
         plan.saving_from_the_split_pct,
     )
+    if plan.compared_by != Unit.INSTANCES:
+        lines.append(
+            "The papers' formula takes equal instances, and these are not: "
+            f"{saved} of the {plan.compared_by}."
+        )
+        lines.append(_money(plan))
+        return lines
     if first is not None and second is not None:
         verb = "saves" if second >= 0 else "costs"
         saved += (
@@ -243,7 +261,11 @@ def _papers(plan: Plan) -> list[str]:
 def _money(plan: Plan) -> str:
     if plan.usd_per_gpu_hour is None:
         return "No price given: --usd-per-gpu-hour adds dollars."
+    if plan.compared_by == Unit.GPUS:
+        return "A pool's GPU has no price: no dollars are compared."
     price = f"at ${plan.usd_per_gpu_hour:g} a GPU-hour and {plan.hours_per_year:,.0f} h"
+    if plan.compared_by == Unit.DOLLARS:
+        price = f"at each GPU's price and {plan.hours_per_year:,.0f} h"
     against = []
     for amount, what in (
         (plan.dollars_per_year_saved, "today's fleet"),

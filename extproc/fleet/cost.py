@@ -94,7 +94,7 @@ def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
     return sum(pool.instances(max_utilization) for pool in pools)
 
 
-def saving(before: int, after: int) -> float:
+def saving(before: float, after: float) -> float:
     """Return the share of ``before`` (> 0) that ``after`` saves; may be negative."""
     if before <= 0:
         raise ValueError(f"before: {before}; expected > 0")

@@ -17,7 +17,6 @@ class Serving:
 
     model: str | None
     """Model name for ``vllm serve``; None if the plan does not have it."""
-    tensor_parallel_size: int
     gpu_memory_utilization: float | None = None
     """None for a profiled server, which was started with its own value."""
     kv_cache_dtype: str = "auto"
@@ -31,7 +30,7 @@ class Serving:
             f"--max-model-len {pool.max_model_len}",
             f"--max-num-seqs {pool.max_num_seqs}",
             f"--max-num-batched-tokens {pool.max_num_batched_tokens}",
-            f"--tensor-parallel-size {self.tensor_parallel_size}",
+            f"--tensor-parallel-size {pool.gpus_per_instance}",
         ]
         if self.gpu_memory_utilization is not None:
             flags.append(f"--gpu-memory-utilization {self.gpu_memory_utilization:g}")
@@ -89,7 +88,7 @@ def _script(plan: Plan, serving: Serving, pool: PoolRow) -> str:
         "#!/bin/sh\n"
         f"# One of {pool.instances:,} instances of the pool {pool.name}, planned for "
         f"{plan.rate:.4g} requests a second\n"
-        f"# of {plan.workload} on {plan.engine}.\n"
+        f"# of {plan.workload} on {pool.engine}.\n"
         f'exec {serving.command(pool)} "$@"\n'
     )
 
@@ -124,6 +123,7 @@ def _deployment(serving: Serving, pool: PoolRow) -> str:
     return (
         f"# kubectl patch deployment vllm-{pool.name} --patch-file "
         f"deployment-{pool.name}.yaml\n"
+        f"# A replica is {pool.engine}.\n"
         "spec:\n"
         f"  replicas: {pool.instances}\n"
         "  template:\n"
@@ -132,5 +132,5 @@ def _deployment(serving: Serving, pool: PoolRow) -> str:
         "        - name: vllm\n"
         "          args:\n" + note + "".join(model) + args + "          resources:\n"
         "            limits:\n"
-        f"              nvidia.com/gpu: {serving.tensor_parallel_size}\n"
+        f"              nvidia.com/gpu: {pool.gpus_per_instance}\n"
     )

@@ -66,11 +66,20 @@ def energy_rows(
     sized: Mapping[str, SizedPolicy],
     curve: PowerCurve,
     around: Surroundings,
+    pool_curves: Mapping[str, PowerCurve] | None = None,
 ) -> EnergyRows:
-    """Simulate one instance per pool and policy; compare each policy with the first."""
+    """Simulate one instance per pool and policy; compare each policy with the first.
+
+    Args:
+        curve: power curve of the fleet's GPU.
+        pool_curves: power curves of pools with other GPUs, by pool name.
+    """
+    others = pool_curves or {}
     rows = tuple(
-        _row(name, question, policy, curve, around) for name, policy in sized.items()
+        _row(name, question, policy, curve, others, around)
+        for name, policy in sized.items()
     )
+    curves = list(dict.fromkeys([curve, *others.values()]))
     first = rows[0]
     parts = [
         f"{row.name}: {row.gpus / first.gpus - 1:+.0%} GPUs, "
@@ -79,7 +88,8 @@ def energy_rows(
         for row in rows[1:]
     ]
     relation = f"Against {first.name}, {'; '.join(parts)}." if parts else ""
-    return EnergyRows(rows, relation, curve.source, curve.measured)
+    source = "; ".join(dict.fromkeys(each.source for each in curves))
+    return EnergyRows(rows, relation, source, all(each.measured for each in curves))
 
 
 def _row(
@@ -87,19 +97,19 @@ def _row(
     question: Question,
     policy: SizedPolicy,
     curve: PowerCurve,
+    pool_curves: Mapping[str, PowerCurve],
     around: Surroundings,
 ) -> EnergyRow:
-    per_instance = question.engine.gpus
     loads = [
         Load(
-            instances * per_instance,
-            per_instance,
+            instances * question.hardware(tier.name).engine.gpus,
+            question.hardware(tier.name).engine.gpus,
             watch(
                 tier.limits,
-                question.engine.step_time,
+                question.hardware(tier.name).engine.step_time,
                 RenewalArrivals(question.rate * traffic.share / instances),
                 traffic.lengths,
-                curve,
+                pool_curves.get(tier.name, curve),
                 question.seed,
                 question.tried_requests // _TRIED_FOR_EACH_WATCHED,
             ),

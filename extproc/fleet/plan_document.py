@@ -16,9 +16,9 @@ from extproc.fleet.cost import (
     HOURS_PER_YEAR,
     formula_saving,
     saving,
-    usd_per_year,
 )
 from extproc.fleet.energy_rows import EnergyRows
+from extproc.fleet.expense import amount, gpus, unit, usd_per_hour
 from extproc.fleet.figures import named, plain, pool_figures
 from extproc.fleet.four_ways import FourWays
 from extproc.fleet.planning import SizedPolicy
@@ -32,34 +32,13 @@ _DRAWS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """The price of an instance."""
-
-    usd_per_gpu_hour: float | None
-    """None if no price was given."""
-    gpus_per_instance: int
-    hours_per_year: float = HOURS_PER_YEAR
-    """Hours in a year: 8,760; the first paper multiplies by 8,640 in one place."""
-
-    def usd_per_year(self, instances: float | None) -> int | None:
-        """Return the dollars a year for instances; None without a price or count."""
-        if not self.usd_per_gpu_hour or instances is None:
-            return None
-        return round(
-            usd_per_year(
-                instances,
-                self.gpus_per_instance,
-                self.usd_per_gpu_hour,
-                self.hours_per_year,
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class PoolRow:
     """One pool of a policy: its settings and its simulated figures."""
 
     name: str
+    engine: str
+    """Model and GPUs of an instance."""
+    gpus_per_instance: int
     instances: int
     max_model_len: int
     max_num_seqs: int
@@ -93,8 +72,9 @@ class PolicyRow:
 
     Attributes:
         max_num_seqs: value for each pool.
-        saving_pct: saving of the split compared with this policy; None for the split
-            itself, and if one of the two misses the SLO or rejects requests.
+        saving_pct: saving of the split compared with this policy, in the plan's
+            ``compared_by``; None for the split itself, and if one of the two misses the
+            SLO or rejects requests.
         p99_ttft_s, p99_tpot_s: over all its pools.
     """
 
@@ -137,6 +117,8 @@ class Plan:
     Attributes:
         policies: by name, including the split.
         instances, gpus, pools, slo_met: values of the split.
+        compared_by: unit of the savings: instances or, if a pool has other GPUs,
+            dollars, or GPUs if one GPU has no price.
         alpha: share of the requests under the last threshold; ``rho``: the gain for
             which the papers' formula matches all pools below the last.
         saving_pct: saving of the split over today's fleet; the next two add up to it.
@@ -152,6 +134,8 @@ class Plan:
     traffic: str
     engine: str
     gpus_per_instance: int
+    """Of fleets without pools, and of pools without a GPU of their own."""
+    compared_by: str
     headroom: float
     pools: list[PoolRow]
     policies: dict[str, PolicyRow]
@@ -191,17 +175,22 @@ class Plan:
 def answer(
     question: Question,
     sized: Mapping[str, SizedPolicy],
-    prices: Prices,
     sweep: Sequence[SweepPoint] = (),
+    hours_per_year: float = HOURS_PER_YEAR,
 ) -> Plan:
-    """Return the plan for the sized policies."""
+    """Return the plan for the sized policies.
+
+    Args:
+        hours_per_year: hours that the fleet runs.
+    """
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
     alphas = _fractions(question)
     rhos = [size.instance_rate / worst.sizes[0].instance_rate for size in split.sizes]
     alpha = 1 - alphas[-1]
     rho = _overall_gain(alphas[:-1], rhos[:-1])
-    from_paging = _points(worst, paged, worst.total - paged.total)
-    from_split = _points(paged, split, paged.total - split.total, of=worst)
+    from_paging = _points(question, worst, paged)
+    from_split = _points(question, paged, split, of=worst)
+    dollars = _Dollars(question, hours_per_year)
     return Plan(
         workload=question.workload.name,
         source=question.workload.source,
@@ -209,14 +198,16 @@ def answer(
         rate=question.rate,
         traffic=question.traffic,
         engine=question.engine.name,
-        gpus_per_instance=prices.gpus_per_instance,
+        gpus_per_instance=question.engine.gpus,
+        compared_by=str(unit(question)),
         headroom=question.headroom,
-        pools=_pools(split, alphas, rhos),
+        pools=_pools(question, split, alphas, rhos),
         policies={
-            name: _policy(policy, split, prices) for name, policy in _ordered(sized)
+            name: _policy(question, policy, split, dollars)
+            for name, policy in _ordered(sized)
         },
         instances=split.total,
-        gpus=split.total * prices.gpus_per_instance,
+        gpus=gpus(question, split),
         slo_met=split.slo_met,
         alpha=alpha,
         routed_short_fraction=1 - split.assignment.pools[-1].share,
@@ -225,15 +216,15 @@ def answer(
             split.sizes[0].instance_rate / paged.sizes[0].instance_rate
         ),
         formula_saving_pct=percent(formula_saving(alpha, rho)),
-        saving_pct=_points(worst, split, worst.total - split.total),
+        saving_pct=_points(question, worst, split),
         saving_from_not_sizing_for_the_worst_case_pct=from_paging,
         saving_from_the_split_pct=from_split,
-        dollars_per_year=prices.usd_per_year(split.total),
-        dollars_per_year_saved=prices.usd_per_year(_saved(worst, split)),
-        dollars_per_year_saved_against_paged=prices.usd_per_year(_saved(paged, split)),
-        usd_per_gpu_hour=prices.usd_per_gpu_hour or None,
-        hours_per_year=prices.hours_per_year,
-        verdict=verdict(sized, prices.gpus_per_instance),
+        dollars_per_year=dollars.of(split),
+        dollars_per_year_saved=dollars.saved(worst, split),
+        dollars_per_year_saved_against_paged=dollars.saved(paged, split),
+        usd_per_gpu_hour=question.engine.usd_per_gpu_hour or None,
+        hours_per_year=hours_per_year,
+        verdict=verdict(question, sized),
         advice=_advice(sweep),
         sweep=list(sweep),
         slo=question.slo,
@@ -281,24 +272,39 @@ def _ordered(sized: Mapping[str, SizedPolicy]) -> list[tuple[str, SizedPolicy]]:
     ]
 
 
-def _saved(before: SizedPolicy, after: SizedPolicy) -> int | None:
-    """Return the instances saved; None if one of the two fleets is unusable."""
-    if not is_usable(before) or not is_usable(after):
-        return None
-    return before.total - after.total
+@dataclass(frozen=True, slots=True)
+class _Dollars:
+    """Costs of fleets, in dollars a year."""
+
+    question: Question
+    hours_per_year: float
+
+    def of(self, policy: SizedPolicy) -> int | None:
+        """Return the cost of a fleet; None without a price."""
+        usd = usd_per_hour(self.question, policy)
+        return None if usd is None else round(usd * self.hours_per_year)
+
+    def saved(self, before: SizedPolicy, after: SizedPolicy) -> int | None:
+        """Return the saving; None without a price or if a fleet is unusable."""
+        costs = [usd_per_hour(self.question, policy) for policy in (before, after)]
+        if not is_usable(before) or not is_usable(after) or None in costs:
+            return None
+        first, second = (cost or 0.0 for cost in costs)
+        return round((first - second) * self.hours_per_year)
 
 
 def _points(
+    question: Question,
     before: SizedPolicy,
     after: SizedPolicy,
-    saved: int,
     of: SizedPolicy | None = None,
 ) -> float | None:
     """Return ``saved`` in percent of ``of`` or of ``before``; None if unusable."""
     whole = of or before
     if not all(map(is_usable, (before, after, whole))):
         return None
-    return percent(saved / whole.total)
+    saved = amount(question, before) - amount(question, after)
+    return percent(saved / amount(question, whole))
 
 
 def _fractions(question: Question) -> list[float]:
@@ -324,7 +330,10 @@ def _overall_gain(alphas: Sequence[float], rhos: Sequence[float]) -> float:
 
 
 def _pools(
-    policy: SizedPolicy, alphas: Sequence[float], rhos: Sequence[float]
+    question: Question,
+    policy: SizedPolicy,
+    alphas: Sequence[float],
+    rhos: Sequence[float],
 ) -> list[PoolRow]:
     rows = []
     for index, tier in enumerate(policy.policy.tiers):
@@ -332,9 +341,12 @@ def _pools(
         saturated = policy.sizes[index].instance_rate * policy.instances[index]
         figures = pool_figures([result], position, saturated)
         values = named(figures)
+        engine = question.hardware(tier.name).engine
         rows.append(
             PoolRow(
                 name=tier.name,
+                engine=engine.name,
+                gpus_per_instance=engine.gpus,
                 instances=policy.instances[index],
                 max_model_len=tier.limits.max_model_len,
                 max_num_seqs=tier.limits.max_num_seqs,
@@ -357,16 +369,18 @@ def _pools(
     return rows
 
 
-def _policy(policy: SizedPolicy, split: SizedPolicy, prices: Prices) -> PolicyRow:
+def _policy(
+    question: Question, policy: SizedPolicy, split: SizedPolicy, dollars: _Dollars
+) -> PolicyRow:
     result = policy.result
     ttft, tpot = result.p99(lambda p: p.ttft), result.p99(lambda p: p.tpot)
     saved = None
     if policy is not split and is_usable(policy) and is_usable(split):
-        saved = percent(saving(policy.total, split.total))
+        saved = percent(saving(amount(question, policy), amount(question, split)))
     return PolicyRow(
         title=policy.policy.title,
         instances=policy.total,
-        gpus=policy.total * prices.gpus_per_instance,
+        gpus=gpus(question, policy),
         instances_by_pool=policy.instances,
         max_num_seqs=[tier.limits.max_num_seqs for tier in policy.policy.tiers],
         saving_pct=saved,
@@ -385,7 +399,7 @@ def _policy(policy: SizedPolicy, split: SizedPolicy, prices: Prices) -> PolicyRo
         overflow_share=result.overflow_share,
         misrouted_short=result.misrouted_short,
         misrouted_long=result.misrouted_long,
-        usd_per_year=prices.usd_per_year(policy.total),
+        usd_per_year=dollars.of(policy),
     )
 
 

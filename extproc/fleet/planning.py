@@ -117,7 +117,7 @@ def size_policy(task: PolicyTask) -> SizedPolicy:
     tasks = [
         SizingTask(
             tier,
-            question.engine.step_time,
+            question.hardware(tier.name).engine.step_time,
             traffic,
             traffic.replay or question.arrivals,
             question.rate * traffic.share,
@@ -209,10 +209,17 @@ def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
         return question.slo
     if question.long_promise_given:
         return replace(question.slo, p99_ttft_s=question.slo.long_ttft_s)
+    # By the fleet's own GPU, so that a pool with a slower one promises no less.
+    engine = question.engine
+    limits = engine.limits(
+        tier.limits.max_model_len,
+        question.max_num_seqs,
+        question.max_num_batched_tokens,
+    )
     promise_s = long_promise_s(
         traffic.lengths.prompts,
-        tier.limits,
-        question.engine.step_time,
+        limits,
+        engine.step_time,
         question.slo.long_ttft_s,
     )
     return replace(question.slo, p99_ttft_s=promise_s, long_ttft_s=promise_s)
@@ -230,7 +237,7 @@ def _verify(
             tier.name,
             count,
             tier.limits,
-            question.engine.step_time,
+            question.hardware(tier.name).engine.step_time,
             tier.threshold_tokens,
             slo=slo,
         )

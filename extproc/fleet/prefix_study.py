@@ -120,7 +120,7 @@ def _hits(
             tier.name,
             count,
             tier.limits,
-            question.engine.step_time,
+            question.hardware(tier.name).engine.step_time,
             tier.threshold_tokens,
             balancing=balancing,
         )

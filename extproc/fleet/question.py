@@ -16,7 +16,8 @@ The difference from worst case to paged is the saving of not sizing for the wors
 The difference from paged to split is the saving, or the cost, of the split itself.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +34,17 @@ VERIFIED_REQUESTS = 40_000
 #: Default share of the saturated rate to leave free.
 DEFAULT_HEADROOM = 0.1
 _DRAWS = 200_000
+POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHardware:
+    """One instance of a pool, with the limits that follow from its GPU."""
+
+    engine: Engine
+    max_num_seqs: int
+    """If it is not sized for the worst case."""
+    max_num_batched_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class Question:
             fleet at the end.
         headroom: share of each pool's saturated rate to leave free.
         traffic: the choice of the arrivals, in a sentence for the operator.
+        pool_hardware: hardware of the split's pools with other GPUs than ``engine``, by
+            pool name.
         long_promise_given: whether ``slo.long_ttft_s`` is the operator's; if not, the
             last pool's limit is derived from its own requests.
     """
@@ -74,6 +88,18 @@ class Question:
     headroom: float = DEFAULT_HEADROOM
     traffic: str = ""
     long_promise_given: bool = False
+    pool_hardware: Mapping[str, PoolHardware] = field(default_factory=dict)
+
+    def hardware(self, pool: str) -> PoolHardware:
+        """What a pool of this name runs on."""
+        own = PoolHardware(self.engine, self.max_num_seqs, self.max_num_batched_tokens)
+        return self.pool_hardware.get(pool, own)
+
+    @property
+    def pool_names(self) -> tuple[str, ...]:
+        """Names of the split's pools, in increasing order of their windows."""
+        ends = (*self.thresholds, self.max_model_len)
+        return POOL_NAMES.get(len(ends), tuple(f"up-to-{end}" for end in ends))
 
     @property
     def stream(self) -> RequestStream:
@@ -131,25 +157,25 @@ class FleetPolicy:
     strategy: StrategySpec
 
 
-POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
-
-
 def policies(question: Question) -> list[FleetPolicy]:
     """Return the policies to compare: the papers' baseline, ``split``, then others."""
     seqs = question.max_num_seqs
     mix = question.workload.mix
 
-    def tier(name: str, max_model_len: int, max_num_seqs: int | None) -> Tier:
-        limits = question.engine.limits(
-            max_model_len, max_num_seqs, question.max_num_batched_tokens
+    def tier(name: str, max_model_len: int, *, worst_case: bool = False) -> Tier:
+        hardware = question.hardware(name)
+        limits = hardware.engine.limits(
+            max_model_len,
+            None if worst_case else hardware.max_num_seqs,
+            hardware.max_num_batched_tokens,
         )
         return Tier(name, limits, max_model_len)
 
-    def tiers(max_num_seqs: int | None) -> tuple[Tier, ...]:
+    def tiers(*, worst_case: bool = False) -> tuple[Tier, ...]:
         ends = (*question.thresholds, question.max_model_len)
-        names = POOL_NAMES.get(len(ends), tuple(f"up-to-{end}" for end in ends))
         return tuple(
-            tier(name, end, max_num_seqs) for name, end in zip(names, ends, strict=True)
+            tier(name, end, worst_case=worst_case)
+            for name, end in zip(question.pool_names, ends, strict=True)
         )
 
     def strategy(name: StrategyName) -> StrategySpec:
@@ -157,7 +183,11 @@ def policies(question: Question) -> list[FleetPolicy]:
 
     oracle = strategy(StrategyName.ORACLE)
     longest, shortest = question.max_model_len, question.thresholds[-1]
-    worst = tier("all", longest, None)
+    worst = tier("all", longest, worst_case=True)
+    split = tiers()
+    split_seqs = ", ".join(
+        str(count) for count in dict.fromkeys(t.limits.max_num_seqs for t in split)
+    )
     found = [
         FleetPolicy(
             "homogeneous-worst-case",
@@ -168,26 +198,26 @@ def policies(question: Question) -> list[FleetPolicy]:
         ),
         FleetPolicy(
             "split",
-            f"pools by token budget, max_num_seqs {seqs}",
-            tiers(seqs),
+            f"pools by token budget, max_num_seqs {split_seqs}",
+            split,
             strategy(StrategyName.ROUTER),
         ),
         FleetPolicy(
             "homogeneous-paged",
             f"one pool, max_num_seqs {seqs}",
-            (tier("all", longest, seqs),),
+            (tier("all", longest),),
             oracle,
         ),
         FleetPolicy(
             "homogeneous-short-limit",
             f"one pool, max_num_seqs {seqs}, max_model_len {shortest:,}",
-            (tier("all", shortest, seqs),),
+            (tier("all", shortest),),
             oracle,
         ),
         FleetPolicy(
             "split-worst-case",
             "the split, max_num_seqs for the worst case",
-            tiers(None),
+            tiers(worst_case=True),
             strategy(StrategyName.ROUTER),
         ),
     ]
@@ -196,5 +226,5 @@ def policies(question: Question) -> list[FleetPolicy]:
         (StrategyName.PROMPT_LENGTH, "the split, routed by prompt tokens alone"),
         (StrategyName.BYTES_PER_4, "the split, routed by body bytes / 4"),
     ):
-        found.append(FleetPolicy(f"split-{name}", title, tiers(seqs), strategy(name)))
+        found.append(FleetPolicy(f"split-{name}", title, split, strategy(name)))
     return found

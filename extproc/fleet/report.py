@@ -11,6 +11,7 @@ import numpy as np
 
 from extproc.fleet.charts import Axis, Bar, Chart, Series, bar_chart
 from extproc.fleet.emit import Serving, pools_yaml
+from extproc.fleet.expense import Unit
 from extproc.fleet.plan_document import Plan, PolicyRow
 from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
@@ -153,7 +154,8 @@ def _gpus(plan: Plan) -> tuple[str, str]:
 def _apply(plan: Plan, serving: Serving) -> tuple[str, str]:
     """Return commands to copy: an instance of each pool, and the router's pools."""
     commands = "".join(
-        f"<p>{pool.instances:,} of <b>{escape(pool.name)}</b></p>"
+        f"<p>{pool.instances:,} of <b>{escape(pool.name)}</b>, "
+        f"{escape(pool.engine)}</p>"
         f"<pre>{escape(serving.command(pool))}</pre>"
         for pool in plan.pools
     )
@@ -369,6 +371,8 @@ def _method(plan: Plan) -> str:
             f"${plan.usd_per_gpu_hour:g} a GPU-hour, {plan.hours_per_year:,.0f} hours "
             "a year"
         )
+    if plan.compared_by == Unit.DOLLARS:
+        price = f"each GPU's price, {plan.hours_per_year:,.0f} hours a year"
     return (
         "<p class=muted>Simulated with the decisions of vLLM's v1 scheduler "
         "(0.32.0: chunked prefill, paged KV, prefix caching, asynchronous scheduling, "

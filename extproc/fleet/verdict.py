@@ -10,7 +10,9 @@ or rejects requests, since such a fleet is not an alternative at any price.
 from collections.abc import Mapping
 
 from extproc.fleet.cost import saving
+from extproc.fleet.expense import Unit, amount, gpus, unit, usd_per_hour
 from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.question import Question
 
 BASELINE = "homogeneous-worst-case"
 PAGED = "homogeneous-paged"
@@ -34,10 +36,9 @@ def fault(policy: SizedPolicy) -> str:
     return " and ".join(faults)
 
 
-def verdict(sized: Mapping[str, SizedPolicy], gpus_per_instance: int) -> str:
+def verdict(question: Question, sized: Mapping[str, SizedPolicy]) -> str:
     """Return whether the split pays, in a few sentences."""
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
-    gpus = gpus_per_instance
     if not is_usable(split):
         return (
             f"The split {fault(split)}: it is not an alternative as configured, so "
@@ -48,35 +49,40 @@ def verdict(sized: Mapping[str, SizedPolicy], gpus_per_instance: int) -> str:
         return (
             f"Only the split will do: one pool {fault(paged)}, with any "
             "max_num_seqs, since a long prompt delays the requests behind it. The "
-            f"split meets its SLO with {gpus * split.total:,} GPUs."
+            f"split meets its SLO with {_count(question, split)}."
         )
-    return " ".join(
-        part for part in (_own(split, paged, gpus), _mended(worst, paged, gpus)) if part
-    )
+    parts = (_own(question, split, paged), _mended(question, worst, paged))
+    return " ".join(part for part in parts if part)
 
 
-def _own(split: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
-    own = saving(paged.total, split.total)
-    counts = f"{gpus * split.total:,} GPUs against {gpus * paged.total:,}"
+def _count(question: Question, policy: SizedPolicy) -> str:
+    """GPUs of a fleet, with dollars if those are what fleets are compared by."""
+    count = f"{gpus(question, policy):,} GPUs"
+    usd = usd_per_hour(question, policy)
+    if unit(question) is not Unit.DOLLARS or usd is None:
+        return count
+    return f"{count} at ${usd:,.2f} an hour"
+
+
+def _own(question: Question, split: SizedPolicy, paged: SizedPolicy) -> str:
+    own = saving(amount(question, paged), amount(question, split))
+    counts = f"{_count(question, split)} against {_count(question, paged)}"
+    less, more = ("fewer", "more")
+    if unit(question) is Unit.DOLLARS:
+        less, more = ("cheaper", "dearer")
+    one_pool = "one pool with the same max_num_seqs"
+    if question.pool_hardware:
+        one_pool = f"one pool of {question.engine.name}"
     # Two small fleets cannot differ by less than one instance.
     noise = max(NOISE, 1.5 / paged.total)
     if own > noise:
-        return (
-            f"The split pays: {counts}, {own:.0%} fewer than one pool with the same "
-            "max_num_seqs."
-        )
+        return f"The split pays: {counts}, {own:.0%} {less} than {one_pool}."
     if own < -noise:
-        return (
-            f"The split does not pay: {counts}, {-own:.0%} more than one pool with "
-            "the same max_num_seqs."
-        )
-    return (
-        f"The split saves nothing beyond noise: {counts} of one pool "
-        "with the same max_num_seqs."
-    )
+        return f"The split does not pay: {counts}, {-own:.0%} {more} than {one_pool}."
+    return f"The split saves nothing beyond noise: {counts} of {one_pool}."
 
 
-def _mended(worst: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
+def _mended(question: Question, worst: SizedPolicy, paged: SizedPolicy) -> str:
     """Describe what raising max_num_seqs saves without a split, or return "".
 
     If the worst-case setting makes the fleet unusable, describe that instead.
@@ -93,6 +99,6 @@ def _mended(worst: SizedPolicy, paged: SizedPolicy, gpus: int) -> str:
         return ""
     return (
         f"If max_num_seqs is {seqs} today, sized for the worst case, raise it to "
-        f"{mended_seqs} first: {gpus * worst.total:,} GPUs become "
-        f"{gpus * paged.total:,}, {mended:.0%} fewer, without a router."
+        f"{mended_seqs} first: {gpus(question, worst):,} GPUs become "
+        f"{gpus(question, paged):,}, {mended:.0%} fewer, without a router."
     )

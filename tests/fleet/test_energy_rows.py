@@ -1,12 +1,12 @@
 """Energy of each policy in a small plan, and its options."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
+from extproc.commands.plan import add_arguments
 from extproc.commands.plan_energy import (
-    add_energy_arguments,
     check_energy,
     energy,
     print_energy,
@@ -14,7 +14,13 @@ from extproc.commands.plan_energy import (
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.assignment import Inquiry, assign
 from extproc.fleet.planning import SizedPolicy
-from extproc.fleet.question import Question, Setting, complete_slo, policies
+from extproc.fleet.question import (
+    PoolHardware,
+    Question,
+    Setting,
+    complete_slo,
+    policies,
+)
 from extproc.fleet.sizing import Engine
 from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
@@ -25,9 +31,7 @@ ENGINE = Engine("toy", Linear(5e-3, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
 
 def arguments(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_energy_arguments(parser)
-    parser.add_argument("--profile")
-    parser.add_argument("--gpu", default="A100-80GB")
+    add_arguments(parser)
     return parser.parse_args(given)
 
 
@@ -70,6 +74,23 @@ def sized(asked: Question) -> dict[str, SizedPolicy]:
         for policy in policies(asked)
         if policy.name in counts
     }
+
+
+def test_a_pool_with_another_gpu_draws_by_its_own_curve(
+    asked: Question, sized: dict[str, SizedPolicy]
+) -> None:
+    args = arguments("--energy", "--pool-gpu", "long=H100-80GB")
+    own = PoolHardware(replace(ENGINE, gpus=1), 256, asked.max_num_batched_tokens)
+    mixed = replace(asked, pool_hardware={"long": own})
+    before, after = energy(args, mixed, sized).rows
+    short, long = sized["split"].instances
+    assert before.gpus == ENGINE.gpus * sized["homogeneous-worst-case"].total
+    assert after.gpus == ENGINE.gpus * short + long
+    alike = energy(arguments("--energy"), mixed, sized).rows[1]
+    assert after.watts_per_gpu > alike.watts_per_gpu
+    source = energy(args, mixed, sized).source
+    assert "arXiv 2507.00418" in source
+    assert "ML.ENERGY" in source
 
 
 def test_fewer_gpus_save_less_power_than_gpus(

@@ -13,7 +13,6 @@ import yaml
 from extproc.cli import main
 from extproc.fleet.emit import Serving, files
 from extproc.fleet.plan_document import (
-    Prices,
     _fractions,
     _overall_gain,
     answer,
@@ -97,7 +96,7 @@ def test_three_thresholds_make_four_pools(asked: Question) -> None:
 def test_the_answer_has_what_it_should_and_adds_up(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    plan = answer(asked, sized, Prices(1.5, 2))
+    plan = answer(asked, sized)
     document = as_json(plan)
     json.dumps(document, allow_nan=False)
     assert plan.instances == sum(pool.instances for pool in plan.pools)
@@ -132,20 +131,25 @@ def test_the_answer_has_what_it_should_and_adds_up(
     assert document["split"]["instances_by_pool"] == [p.instances for p in plan.pools]
 
 
+def unpriced(asked: Question) -> Question:
+    return replace(asked, engine=replace(ENGINE, usd_per_gpu_hour=0))
+
+
 def test_without_a_price_there_are_no_dollars(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    plan = answer(asked, sized, Prices(None, 2))
+    plan = answer(unpriced(asked), sized)
     assert plan.usd_per_gpu_hour is plan.dollars_per_year is None
     assert plan.dollars_per_year_saved is None
 
 
 def test_the_verdict_tells_the_split_from_the_worst_case(
+    asked: Question,
     sized: dict[str, SizedPolicy],
 ) -> None:
-    assert "raise it to 256 first" in verdict(sized, 2)
+    assert "raise it to 256 first" in verdict(asked, sized)
     costly = sized | {"split": replace_instances(sized["split"], 3)}
-    assert "does not pay" in verdict(costly, 2)
+    assert "does not pay" in verdict(asked, costly)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_no_saving_is_claimed_with_a_fleet_that_misses_or_rejects(
         broken = replace(policy, kept=[False] * len(policy.kept))
     else:
         broken = replace(policy, rejected=0.07)
-    plan = answer(asked, sized | {name: broken}, Prices(1.5, 2))
+    plan = answer(asked, sized | {name: broken})
     own = plan.saving_from_the_split_pct
     against_today = plan.dollars_per_year_saved
     against_mended = plan.dollars_per_year_saved_against_paged
@@ -182,7 +186,7 @@ def test_more_pools_have_figures_of_their_own(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
     """The formula over pools is the sum over the single pools."""
-    plan = answer(asked, sized, Prices(1.5, 2))
+    plan = answer(asked, sized)
     parts = sum(pool.alpha * (1 - 1 / pool.rho) for pool in plan.pools[:-1])
     assert plan.formula_saving_pct == pytest.approx(100 * parts, abs=0.06)
     assert sum(pool.alpha for pool in plan.pools) == pytest.approx(1)
@@ -218,13 +222,13 @@ def test_more_variation_means_more_misroutes(asked: Question) -> None:
     assert points[1].under + points[1].over > points[0].under + points[0].over
 
 
-SERVING = Serving("org/model", 2, 0.92)
+SERVING = Serving("org/model", 0.92)
 
 
 def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -> None:
     """The SVG is well formed, loads nothing, and contains every plot."""
     points = sweep(asked, (1024, 4096))
-    plan = answer(asked, sized, Prices(1.5, 2), points)
+    plan = answer(asked, sized, points)
     errors = misroutes(
         asked, sized["split"].policy.tiers, (StrategyName.ROUTER,), (0.0, 1.0), n=300
     )
@@ -239,7 +243,7 @@ def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -
     assert "one pool, max_num_seqs mended" in page
     assert "vllm serve org/model --max-model-len 4096" in page
     assert "&#177;" in page
-    bare = answer(asked, sized, Prices(None, 2))
+    bare = answer(unpriced(asked), sized)
     without = render(asked, sized, bare, errors, SERVING)
     assert "Saving by threshold" not in without
     assert "no price given" in without
@@ -248,7 +252,7 @@ def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -
 def test_a_plan_is_emitted_as_files_that_the_router_takes(
     asked: Question, sized: dict[str, SizedPolicy], tmp_path: Path
 ) -> None:
-    plan = answer(asked, sized, Prices(1.5, 2))
+    plan = answer(asked, sized)
     found = files(plan, SERVING, deployments=True)
     assert set(found) == {
         "vllm-short.sh",
