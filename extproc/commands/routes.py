@@ -27,6 +27,7 @@ from extproc.commands.envoy_routes import (
     last_route,
     model_filter,
     models_answer,
+    models_list,
     routes,
     set_headers,
 )
@@ -38,6 +39,9 @@ Writer = tuple[str, Callable[[Sequence[Model], str | None, Placement], Iterable[
 
 _BUFFER_LIMIT = 32 << 20
 """``request_body_buffer_limit`` of the shipped ``envoy.yaml``."""
+
+_DIRECT_RESPONSE_BYTES = 4096
+"""Envoy's default limit on the body of a direct response."""
 
 _PORT = 8000
 """vLLM's default port."""
@@ -175,6 +179,10 @@ def _for_envoy(
     if named:
         document["http_filters_after_ext_proc"].append(_lua(models, default))
         document["clusters"].append({"name": NO_MODEL, "type": "STATIC"})
+        listed = len(models_list(models).encode())
+        if listed > _DIRECT_RESPONSE_BYTES:
+            limit = {"max_direct_response_body_size_bytes": listed}
+            document = {"route_config": limit} | document
     yield document
 
 

@@ -46,11 +46,37 @@ pools:
 """
 
 
-def test_envoy_takes_what_is_printed(printed: Print, tmp_path: Path) -> None:
-    document = printed(THREE)
+MANY_ADAPTERS = f"""
+models:
+  llama:
+    adapters: {[f"adapter-number-{i}" for i in range(60)]}
+    pools: [{{name: small, max_model_len: 4096}}, {{name: large, max_model_len: 8192}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (THREE, ["small", "mid", "default"]),
+        (
+            MANY_ADAPTERS,
+            [
+                *("models", "small", "large"),
+                *("unreadable", "no_model_named", "unknown_model", "no_model"),
+            ],
+        ),
+    ],
+    ids=["pools", "many adapters"],
+)
+def test_envoy_takes_what_is_printed(
+    text: str, expected: list[str], printed: Print, tmp_path: Path
+) -> None:
+    document = printed(text)
     config = load_config(find_config())
     listener = config["static_resources"]["listeners"][0]
-    (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
+    route_config = connection_manager(listener)["route_config"]
+    route_config.update(document.get("route_config", {}))
+    (host,) = route_config["virtual_hosts"]
     host["routes"] = document["routes"]
     clusters = config["static_resources"]["clusters"]
     router = [each for each in clusters if each["name"] == "extproc"]
@@ -67,7 +93,7 @@ def test_envoy_takes_what_is_printed(printed: Print, tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [route["name"] for route in host["routes"]] == ["small", "mid", "default"]
+    assert [route["name"] for route in host["routes"]] == expected
     assert "headers" not in host["routes"][-1]["match"]
 
 
