@@ -1,8 +1,8 @@
-"""What a fleet takes: instances, GPUs and dollars, each pool with its own GPU.
+"""The size of a fleet in instances, GPUs and dollars, by pool.
 
-Fleets whose instances are all alike are compared by their number. If a pool has other
-GPUs, a number of instances or GPUs compares nothing: dollars do or, without a price of
-each GPU, GPUs as a last resort.
+Fleets of equal instances are compared by their number. If a pool has other GPUs, counts
+of instances or GPUs are not comparable, so fleets are compared in dollars; without a
+price for each GPU, in GPUs as a last resort.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from extproc.fleet.sizing import Engine
 
 
 class Unit(StrEnum):
-    """What two fleets of a plan are compared by."""
+    """Unit in which the fleets of a plan are compared."""
 
     INSTANCES = "instances"
     GPUS = "GPUs"
@@ -22,7 +22,7 @@ class Unit(StrEnum):
 
 
 def unit(question: Question) -> Unit:
-    """By what the plan's fleets are compared."""
+    """Return the unit in which the plan's fleets are compared."""
     if not question.pool_hardware:
         return Unit.INSTANCES
     engines = [
@@ -33,12 +33,12 @@ def unit(question: Question) -> Unit:
 
 
 def gpus(question: Question, policy: SizedPolicy) -> int:
-    """GPUs of all pools."""
+    """Return the GPUs of all pools."""
     return sum(count * engine.gpus for count, engine in _parts(question, policy))
 
 
 def usd_per_hour(question: Question, policy: SizedPolicy) -> float | None:
-    """Dollars an hour of all pools; None if one of their GPUs has no price."""
+    """Return the dollars an hour of all pools; None if a GPU has no price."""
     total = 0.0
     for count, engine in _parts(question, policy):
         if not engine.usd_per_gpu_hour:
@@ -48,7 +48,7 @@ def usd_per_hour(question: Question, policy: SizedPolicy) -> float | None:
 
 
 def amount(question: Question, policy: SizedPolicy) -> float:
-    """The policy in the unit that the plan's fleets are compared by."""
+    """Return the size of a policy's fleet in the unit of comparison."""
     chosen = unit(question)
     if chosen is Unit.DOLLARS:
         return usd_per_hour(question, policy) or 0.0

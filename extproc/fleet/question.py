@@ -39,7 +39,7 @@ POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
 
 @dataclass(frozen=True, slots=True)
 class PoolHardware:
-    """One instance of a pool, with the limits that follow from its GPU."""
+    """Instance of a pool, with the limits that follow from its GPU."""
 
     engine: Engine
     max_num_seqs: int
@@ -91,13 +91,13 @@ class Question:
     pool_hardware: Mapping[str, PoolHardware] = field(default_factory=dict)
 
     def hardware(self, pool: str) -> PoolHardware:
-        """What a pool of this name runs on."""
+        """Return the hardware of the pool of this name."""
         own = PoolHardware(self.engine, self.max_num_seqs, self.max_num_batched_tokens)
         return self.pool_hardware.get(pool, own)
 
     @property
     def pool_names(self) -> tuple[str, ...]:
-        """Names of the split's pools, in increasing order of their windows."""
+        """Return the names of the pools, in increasing order of their windows."""
         ends = (*self.thresholds, self.max_model_len)
         return POOL_NAMES.get(len(ends), tuple(f"up-to-{end}" for end in ends))
 

@@ -56,7 +56,7 @@ def verdict(question: Question, sized: Mapping[str, SizedPolicy]) -> str:
 
 
 def _count(question: Question, policy: SizedPolicy) -> str:
-    """GPUs of a fleet, with dollars if those are what fleets are compared by."""
+    """Return the GPUs of a fleet, with dollars if fleets are compared by them."""
     count = f"{gpus(question, policy):,} GPUs"
     usd = usd_per_hour(question, policy)
     if unit(question) is not Unit.DOLLARS or usd is None:
