@@ -54,10 +54,16 @@ class Timeline:
         self.sample()
 
     async def run(self) -> None:
-        """Sample at the end of each interval, until cancelled."""
+        """Sample at the end of each interval, until cancelled.
+
+        A timer can end shortly before the interval does, by the clock.
+        """
+        sampled = self._clock() // INTERVAL_S
         while True:
             await asyncio.sleep(INTERVAL_S - self._clock() % INTERVAL_S)
-            self.sample()
+            if (interval := self._clock() // INTERVAL_S) != sampled:
+                self.sample()
+                sampled = interval
 
     def sample(self) -> None:
         """Read the counters now."""
@@ -86,7 +92,7 @@ class Timeline:
             reasons = after.reasons - before.reasons
             times = _difference(before.seconds, after.seconds)
             yield IntervalReport(
-                time_s=round(after.time_s / INTERVAL_S) * INTERVAL_S,
+                time_s=after.time_s // INTERVAL_S * INTERVAL_S,
                 pools=dict(after.pools - before.pools),
                 spilled=reasons[Reason.SPILLED],
                 failed_open=sum(n for r, n in reasons.items() if Reason(r).failed_open),

@@ -1,5 +1,7 @@
 """The last fifteen minutes add up, interval by interval."""
 
+import asyncio
+
 import pytest
 
 from extproc.exchange.events import Observation
@@ -53,6 +55,48 @@ def test_intervals_hold_what_happened_in_them() -> None:
     assert intervals[1].p99_s is None
     assert 0.0002 < (intervals[0].p50_s or 0) <= 0.0005
     assert timeline.router().p99_s == pytest.approx(0.0005, rel=0.1)
+
+
+@pytest.mark.parametrize("slept", [0.9999, 1.0, 1.3])
+def test_an_interval_is_sampled_once_however_a_timer_ends(
+    slept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers follow another clock in milliseconds, so that they can end early."""
+    clock, metrics, in_force = Clock(), Metrics(), make_in_force()
+    timeline = Timeline(metrics, RecentDecisions(in_force, clock), clock)
+    end_s = clock.now_s + 200
+
+    async def sleep(seconds: float) -> None:
+        if clock.now_s >= end_s:
+            raise asyncio.CancelledError
+        clock.now_s += max(slept * seconds, 0.0001)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(timeline.run())
+
+    ends = [each.time_s for each in timeline.intervals()]
+    assert ends == [float(end) for end in range(1010, 1210, 10)]
+
+
+def test_a_clock_that_is_set_back_stops_no_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, metrics, in_force = Clock(), Metrics(), make_in_force()
+    timeline = Timeline(metrics, RecentDecisions(in_force, clock), clock)
+    steps = iter([10, -500, 10, 10])
+
+    async def sleep(seconds: float) -> None:
+        step = next(steps, None)
+        if step is None:
+            raise asyncio.CancelledError
+        clock.now_s += step
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(timeline.run())
+
+    assert len(timeline.intervals()) == 4
 
 
 def test_only_fifteen_minutes_stay() -> None:
