@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine]
 # Enough clients for the rate while every request waits a second for a dead router.
 CLIENTS = 24
 PER_SECOND = 20.0
+# At the stand-ins' simulated speed the long pool prefills two long prompts a second.
+MIX = ("short", "short stream") * 9 + ("long", "long stream")
 
 THROUGHPUT = "envoy/compose/throughput/docker-compose.yaml"
 GPU = "envoy/compose/gpu.yaml"
@@ -66,7 +68,7 @@ def clients() -> Iterator[Clients]:
     def during(project: ComposeProject, fault: str) -> Iterator[Load]:
         expected = {kind: exchange(project.port, kind).answer for kind in KINDS}
         began_s = time.monotonic()
-        with Load(project.port, expected, CLIENTS, PER_SECOND) as load:
+        with Load(project.port, expected, CLIENTS, PER_SECOND, MIX) as load:
             load.run(1)
             yield load
             wait_until(lambda: is_routed(project))

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,12 +116,14 @@ class Load:
 
     Without ``per_second`` each client sends when it has its response. With it the clients
     together aim at this many requests a second, and catch up when responses were late.
+    ``kinds`` are sent in turn; by default all of them.
     """
 
     port: int
     expected: dict[str, Answer]
     clients: int = CLIENTS
     per_second: float | None = None
+    kinds: Sequence[str] = ()
     done: list[Exchanged] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -140,7 +142,7 @@ class Load:
             thread.join(PATIENCE_S)
 
     def _send(self, number: int) -> None:
-        kinds = list(KINDS)
+        kinds = list(self.kinds or KINDS)
         due_s = time.monotonic()
         if self.per_second:
             due_s += number / self.per_second
