@@ -227,6 +227,12 @@ class Listener:
         task = asyncio.ensure_future(self._connect(connection, protocol))
         self._beginning[protocol] = task
 
+        def done(task: asyncio.Task[None]) -> None:
+            if task.cancelled():  # possibly before its first step, which closes nothing
+                self._give_up(connection, protocol)
+
+        task.add_done_callback(done)
+
     async def _connect(
         self, connection: socket.socket, protocol: asyncio.BaseProtocol
     ) -> None:
@@ -240,9 +246,6 @@ class Listener:
         except OSError as error:  # includes SSL errors and timeouts
             self._monitor.handshake_failed(_reason(error))
             self._give_up(connection, protocol)
-        except asyncio.CancelledError:
-            self._give_up(connection, protocol)
-            raise
 
     def _give_up(
         self, connection: socket.socket, protocol: asyncio.BaseProtocol

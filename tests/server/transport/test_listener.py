@@ -106,6 +106,23 @@ def test_a_drain_ends_handshakes(run: Run, server_tls: ssl.SSLContext) -> None:
     run(test())
 
 
+def test_a_drain_ends_a_connection_that_was_just_accepted(run: Run) -> None:
+    async def test() -> None:
+        counts = Counts()
+        async with serving(monitor=counts) as (server, _, _):
+            with socket.create_connection(("127.0.0.1", server.port)) as late:
+                (listening,) = server._listener._sockets
+                server._listener._accept(listening)
+                assert counts.open == 1
+                server._listener.close()
+                await until(lambda: counts.open == 0)
+                late.setblocking(False)
+                with contextlib.suppress(ConnectionError):
+                    await asyncio.get_running_loop().sock_recv(late, 1)
+
+    run(test())
+
+
 def test_without_descriptors_it_waits_and_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
