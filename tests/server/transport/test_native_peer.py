@@ -233,7 +233,8 @@ def test_frames_are_logged_on_connections_that_begin_while_they_are_wanted(caplo
     ]
 
 
-def test_one_read_is_answered_with_one_write():
+def test_one_read_is_answered_with_one_write(monkeypatch):
+    monkeypatch.setattr(native, "TURN_S", 60.0)
     fake = FakePeer()
     writes = []
     fake.transport.write = writes.append
