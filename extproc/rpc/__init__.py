@@ -1,4 +1,4 @@
-"""Server side of HTTP/2 and gRPC: bytes in, calls and bytes out.
+"""The server side of HTTP/2 and gRPC, without I/O or a clock.
 
-Pure: no I/O, no clock. The caller reads and writes sockets.
+The caller passes in the received bytes and sends the returned ones.
 """

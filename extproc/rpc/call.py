@@ -1,11 +1,10 @@
 """The interface between the transports and the application: one gRPC stream.
 
 The interface is synchronous: a transport passes each complete request message to a
-:class:`Call` and sends the replies it returns.  Nothing here awaits, so one socket read
-can be answered with one write.  Replies that are not ready at once (a health watch, a
-body parsed on a thread) are sent later through :class:`Send`.
-
-All of it runs on the event loop's thread.
+:class:`Call` and sends the replies it returns.  No method awaits, so a transport can
+answer one socket read with one write.  Replies that are not ready at once (of a health
+watch, or to a body that is still being parsed) are sent later through :class:`Send`.
+All methods run on the event loop's thread.
 """
 
 import enum
@@ -54,8 +53,8 @@ def internal_error() -> RpcError:
 class Send(Protocol):
     """Callback that sends replies on one stream outside of :meth:`Call.receive`.
 
-    Call it from the event loop's thread.  Messages keep their order; after either side
-    has ended the stream, it does nothing.
+    Call it from the event loop's thread.  Messages keep their order. Calls after either
+    side has ended the stream have no effect.
     """
 
     def __call__(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
@@ -71,8 +70,9 @@ class Send(Protocol):
 class Call(Protocol):
     """One stream of one RPC.
 
-    Any method may raise: :class:`RpcError` ends the stream with its status, any other
-    exception with INTERNAL (and one line in the log).  Other streams are not affected.
+    Any method may raise an exception. :class:`RpcError` ends the stream with the
+    error's status, and any other exception ends it with INTERNAL and is logged in one
+    line.  Other streams are not affected.
     """
 
     def receive(self, message: bytes) -> Replies:
@@ -80,15 +80,15 @@ class Call(Protocol):
         ...
 
     def half_closed(self) -> Replies:
-        """Return the replies to the request's end; ``((), True)`` if there are none."""
+        """Return the replies to the end of the request, or ``((), True)`` for none."""
         ...
 
     def closed(self, cancelled: bool) -> None:
         """Release the stream's resources; called exactly once, after any end.
 
         Args:
-            cancelled: true if the peer or the network ended the stream (reset,
-                deadline, connection lost) or an error did; false if it ended with OK.
+            cancelled: true if the stream was ended by the peer, by the network (reset,
+                deadline, lost connection) or by an error; false if it ended with OK.
         """
         ...
 
@@ -98,7 +98,7 @@ class Drainable(Protocol):
     """A :class:`Call` that does not end by itself when the server drains."""
 
     def drain(self) -> Replies:
-        """Return the replies to a coming shutdown; ``((), True)`` ends the stream."""
+        """Return the last replies before shutdown; ``((), True)`` ends the stream."""
         ...
 
 
@@ -113,6 +113,7 @@ class Service(Protocol):
             headers: request headers with lower-case names, without pseudo headers; the
                 values of a repeated header are joined with ``,``.  Read-only: calls may
                 share the mapping.
-            send: sends replies that are not ready when a method of the call returns.
+            send: callback for replies that are not ready when a method of the call
+                returns.
         """
         ...

@@ -1,8 +1,9 @@
 """The streams of one connection and the application's calls on them.
 
 A stream ends in two steps: :attr:`Stream.ended` is set when the call's answer is
-complete, and the stream is removed when both sides have closed it.  In between it
-*lingers*: the peer may still send, and counts it as a concurrent stream.
+complete, and the stream is removed when both sides have closed it.  Between the two
+steps the stream *lingers*: the peer may still send on it, and counts it as a concurrent
+stream.
 """
 
 import heapq
@@ -38,7 +39,7 @@ class Calls:
         held: byte count of the incomplete messages of all connections.
 
     Attributes:
-        streams: streams that at least one side has not closed, by identifier.
+        streams: streams by identifier, until both sides have closed them.
         out: the connection's sending half.
         last_id: highest stream identifier that the peer has used.
         delivered: number of messages passed to calls.
@@ -82,7 +83,7 @@ class Calls:
 
     @property
     def next_deadline(self) -> float | None:
-        """Time at which :meth:`expire` has work to do, or ``None``."""
+        """Time at which :meth:`expire` next has work to do, or ``None`` if never."""
         deadlines = self._deadlines
         while deadlines and not self._is_due(deadlines[0][1]):
             heapq.heappop(deadlines)
@@ -92,7 +93,7 @@ class Calls:
         return min(found, default=None)
 
     def is_idle(self, stream_id: int) -> bool:
-        """Whether the peer never opened the stream; true for stream 0 and even ones."""
+        """Whether the peer never opened the stream; true for 0 and even identifiers."""
         return stream_id > self.last_id or not stream_id & 1
 
     def is_lingering(self, stream_id: int) -> bool:
@@ -114,7 +115,7 @@ class Calls:
             call = self._service.open(
                 head.path, head.headers, partial(self._send, stream)
             )
-        except Exception as error:  # any exception of the application
+        except Exception as error:  # the application may raise any exception
             self._failed(stream, f"open {head.path}", error)
             return
         if call is None:
@@ -131,7 +132,7 @@ class Calls:
             self.remote_end(stream)
 
     def refuse(self, stream_id: int, response: bytes, ends: bool) -> None:
-        """Answer a request with a header block, without a call."""
+        """Answer a request with a header block, without opening a call."""
         stream = self.streams[stream_id] = Stream(stream_id, self.out.stream_window)
         stream.remote_closed = ends
         self._end(stream, response)
@@ -144,7 +145,7 @@ class Calls:
             return False
         try:
             replies, ends = call.receive(message)
-        except Exception as error:  # any exception of the application
+        except Exception as error:  # the application may raise any exception
             self._failed(stream, "receive", error)
             return False
         self._reply(stream, replies, ends)
@@ -167,7 +168,7 @@ class Calls:
             self._refuse(stream, error.status, error.message)
         if stream.content_left is not None:
             stream.content_left -= taken
-        if stream.ended:  # streams end only between messages: no bytes are held
+        if stream.ended:  # ended between two messages, so no bytes are held
             return taken
         self._hold(incoming.held_bytes)
         if incoming.between_messages:
@@ -201,7 +202,7 @@ class Calls:
     # ---- closing streams ----------------------------------------------------------
 
     def reject(self, stream_id: int, code: ErrorCode) -> None:
-        """Reset a stream that has no :class:`Stream` object (any more)."""
+        """Reset a stream whose :class:`Stream` object is missing or was removed."""
         self.out.unsent.append(f.rst_stream(stream_id, code))
         self._reset_ids[stream_id] = None
         if len(self._reset_ids) > 2 * self._limits.max_concurrent_streams:
@@ -275,7 +276,7 @@ class Calls:
     def _answer(self, stream: Stream, ask: Callable[[], Replies], where: str) -> None:
         try:
             replies, ends = ask()
-        except Exception as error:  # any exception of the application
+        except Exception as error:  # the application may raise any exception
             self._failed(stream, where, error)
         else:
             self._reply(stream, replies, ends)
@@ -313,8 +314,8 @@ class Calls:
     def _final_sent(self, stream: Stream) -> None:
         """Remove the stream if the peer has closed its side, else let it linger.
 
-        Above the limit of lingering streams the oldest is reset. Otherwise a peer that
-        never closes its side would run out of streams.
+        If too many streams linger, the oldest is reset. Otherwise a peer that never
+        closes its side would run out of streams.
         """
         if stream.remote_closed:
             self.forget(stream)
@@ -324,7 +325,7 @@ class Calls:
             self.reset(next(iter(self._lingering.values())), ErrorCode.NO_ERROR)
 
     def _release(self, stream: Stream, cancelled: bool) -> None:
-        """Release a call's held bytes and close it, once."""
+        """Close a call and release its held bytes; repeating this has no effect."""
         if stream.incoming is not None:
             self._hold(-stream.incoming.held_bytes)
             stream.incoming = None
@@ -334,7 +335,7 @@ class Calls:
             stream.call = None
             try:
                 call.closed(cancelled)
-            except Exception as error:  # any exception of the application
+            except Exception as error:  # the application may raise any exception
                 self._report("closed", error)
 
     def _hold(self, change_bytes: int) -> None:

@@ -1,18 +1,19 @@
 """The server side of HTTP/2 for gRPC calls, as a state machine without I/O.
 
 :meth:`Connection.receive` takes the bytes received and passes gRPC messages to the
-service's calls; :meth:`Connection.take` returns the bytes to send.  There is no socket,
-clock or event loop here: time is a parameter, and one socket read is answered with one
+service's calls; :meth:`Connection.take` returns the bytes to send.  It uses no socket,
+clock or event loop: the caller passes the time, and answers one socket read with one
 write.
 
-This module parses frames.  :mod:`extproc.rpc.calls` has the streams and calls,
-:mod:`extproc.rpc.outbound` the sending half, and :mod:`extproc.rpc.control` the frames
-of the connection as a whole.
+This module parses frames.  :mod:`extproc.rpc.calls` manages the streams and calls,
+:mod:`extproc.rpc.outbound` sends, and :mod:`extproc.rpc.control` handles the frames
+that concern the whole connection.
 
-:meth:`Connection._consume` is the hot path.  It handles two shapes of frame: a DATA
-frame that is exactly one message, and a HEADERS frame that is a complete request. All
-other frames take the general path, which would give the same result for those two (a
-test feeds every byte separately and compares).
+:meth:`Connection._consume` is the hot path.  It handles the two most frequent kinds of
+frame: a DATA frame that is exactly one message, and a HEADERS frame that is a complete
+request. All other frames take the general path. The general path would have the same
+result for these two kinds: a test passes every byte separately and compares the
+results.
 
 References are to RFC 9113.
 """
@@ -31,12 +32,13 @@ from extproc.rpc.stream import Stream
 from extproc.rpc.wire_log import WireLog
 
 _FREE_CONTINUATIONS: Final = 16
-"""Frames that a header block may span before each further one costs a token (nghttp2
-allows 8)."""
+"""Number of continuation frames without charge in a header block; each further frame
+costs a token of the control budget (nghttp2 allows 8)."""
 
 _STEP_BYTES: Final = 4 * 1024
-"""Received bytes in one step. Each frame counts as ``_FRAME_BYTES`` more, since a small
-frame costs as much time as that many bytes of a large one."""
+"""Number of received bytes to process in one step. Each frame counts as
+``_FRAME_BYTES`` more, since a small frame takes as much time as that many bytes of a
+large frame."""
 _FRAME_BYTES: Final = 1024
 
 
@@ -78,8 +80,8 @@ class Connection:
         limits: bounds on what the peer may use.
         report: receives each exception that a call raised, and the place where it
             happened.
-        wake: called when there are bytes to :meth:`take` although no method of this
-            class was called (a call used its ``send``).
+        wake: called when there are bytes to :meth:`take` because a call used its
+            ``send``, outside of all methods of this class.
         log: receives one line for each frame received or sent; ``None`` for no log.
         held: byte count of the incomplete messages of all connections, including this
             one; ``None`` if it is the only one.
@@ -125,15 +127,16 @@ class Connection:
             f.WINDOW_UPDATE: control.window_update,
             f.CONTINUATION: self._continue_block,
         }
-        """Handlers by frame type. DATA is handled piece by piece; unknown types are
-        skipped."""
+        """Handlers by frame type. DATA has no handler because it is handled piece by
+        piece. Frames of unknown types are skipped."""
         # Incomplete input: bytes, a DATA frame, a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
         self._body: _Body | None = None
         self._block: _Block | None = None
         self._incomplete_since: float | None = None
-        """Time since which a header block, or the frame in ``_rest``, is incomplete."""
+        """Time since which a header block, or the frame in ``_rest``, has been
+        incomplete."""
         self._control.introduce()
 
     def __repr__(self) -> str:
@@ -157,7 +160,7 @@ class Connection:
 
     @property
     def finished(self) -> bool:
-        """Whether no more bytes will follow; close the socket once all are sent."""
+        """Whether no more bytes follow; close the socket once all bytes are sent."""
         return self._closed or (
             self._control.leaving and not self._calls.unanswered and not self.behind
         )
@@ -193,14 +196,14 @@ class Connection:
         now: float,
         may_go_on: Callable[[], bool] = _always,
     ) -> None:
-        """Process the bytes of a socket read; no input makes it raise.
+        """Process the bytes of a socket read; never raises, whatever the bytes are.
 
         Args:
             data: bytes received; may be a view of a buffer that is reused afterwards.
-                Empty to continue with what an earlier call left.
+                Empty to continue with the bytes that an earlier call left.
             now: seconds, from any monotonic clock.
-            may_go_on: called every few frames; false leaves the rest for later
-                (:attr:`behind`), so that other connections get their turn.
+            may_go_on: called every few frames; if it returns false, the rest is left
+                for later (:attr:`behind`), so that other connections get their turn.
         """
         if self._closed:
             return
@@ -313,7 +316,7 @@ class Connection:
     def _take_request(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
     ) -> bool:
-        """Handle a HEADERS frame with a complete header block; false for others."""
+        """Handle a HEADERS frame with a complete header block; false for any other."""
         if (
             flags & ~f.END_STREAM != f.END_HEADERS
             or self._block is not None
@@ -327,7 +330,7 @@ class Connection:
     def _take_message(
         self, flags: int, stream_id: int, data: memoryview, start: int, stop: int
     ) -> bool:
-        """Handle a DATA frame that is exactly one message; false for others.
+        """Handle a DATA frame that is exactly one message; false for any other.
 
         If it returns false, nothing has been consumed or changed.
         """
@@ -366,7 +369,7 @@ class Connection:
         return len(got)
 
     def _take_frame(self, frame: Frame, data: memoryview, start: int) -> int | None:
-        """Handle one frame; return the offset after it, ``None`` if incomplete."""
+        """Handle one frame; return the offset after it, or ``None`` if incomplete."""
         self._check_place(frame)
         take = self._takers.get(frame.kind)
         if take is None:
@@ -425,8 +428,7 @@ class Connection:
         if ends:
             stream.remote_closed = True
         elif stream.ended:
-            # The peer keeps sending on a stream that is fully answered: ask it to stop
-            # (8.1).
+            # Ask the peer to stop sending on a stream that is fully answered (8.1).
             self._calls.reset(stream, ErrorCode.NO_ERROR)
             return None
         return stream
@@ -448,7 +450,7 @@ class Connection:
         self._control.owe(None, frame.size)
 
     def _continue_body(self, body: _Body, data: memoryview, at: int) -> int:
-        """Process the bytes that have arrived of a DATA frame or of a frame to skip."""
+        """Process the received bytes of a DATA frame or of a frame to skip."""
         end = len(data)
         if body.padded:
             if not body.left:
@@ -515,7 +517,7 @@ class Connection:
             self._request(block.stream_id, b"".join(block.pieces), block.ends)
 
     def _request(self, stream_id: int, block: bytes, ends: bool) -> None:
-        """Handle a complete header block: a new stream, or trailers."""
+        """Handle a complete header block, which opens a stream or has trailers."""
         if not self._control.introduced:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS must come first")
         if stream_id <= self._calls.last_id:

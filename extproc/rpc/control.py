@@ -1,4 +1,4 @@
-"""Frames of the connection as a whole: settings, credit, pings, floods, GOAWAY.
+"""Frames that concern the whole connection, and limits on floods of frames.
 
 References are to RFC 9113.
 """
@@ -20,10 +20,10 @@ class Control:
     Attributes:
         now: time of the socket read in progress.
         large_frames: number of DATA frames received with at least ``MIN_WORK_BYTES``.
-            These, the messages received and the frames that a WINDOW_UPDATE released
-            are the work that pays for control frames.
+            Together with the messages received and the frames released by a
+            WINDOW_UPDATE, these frames are the work that earns the peer control frames.
         introduced: whether the peer's SETTINGS have been received.
-        leaving: whether either side has announced that no stream will follow.
+        leaving: whether either side has announced that no new stream will follow.
         refusing: whether new streams are refused because our last GOAWAY excludes them.
     """
 
@@ -37,7 +37,7 @@ class Control:
         self._out = calls.out
         self._limits = limits
         self._draining = False
-        # Bytes of DATA received and not yet returned by a WINDOW_UPDATE.
+        # Number of DATA bytes received for which no WINDOW_UPDATE was sent yet.
         self._owed = 0
         self._owed_limit = limits.connection_window_bytes // 2
         self._stream_owed_limit = limits.stream_window_bytes // 2
@@ -80,7 +80,8 @@ class Control:
         """Ask the peer to open no more streams; open streams continue (6.8).
 
         The first GOAWAY excludes no stream, since requests may be in flight; the final
-        one follows once the peer has answered the PING sent with the first.
+        GOAWAY follows once the peer has answered the PING that was sent with the first
+        one.
         """
         if self._draining:
             return
@@ -112,7 +113,7 @@ class Control:
         """Reset a stream on which the peer broke a protocol rule.
 
         Raises:
-            ConnectionFault: the peer did so too often.
+            ConnectionFault: the peer has broken too many rules.
         """
         self.spend_reset()
         self._calls.reset(stream, code)
@@ -172,7 +173,7 @@ class Control:
                 window = value
             elif name == f.MAX_FRAME_SIZE:
                 self._out.max_frame_bytes = value
-        if window is not None:  # once a frame, since each resize walks all streams
+        if window is not None:  # once per frame: a resize visits all streams
             self._out.resize_windows(self._calls.streams.values(), window)
         if self.introduced:
             self.spend()
@@ -210,7 +211,7 @@ class Control:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE received")
 
     def _finish_drain(self) -> None:
-        """Send the final GOAWAY and refuse streams: the peer has seen the first."""
+        """Send the final GOAWAY and refuse new streams; the peer has seen the first."""
         if not self.refusing:
             self.refusing = self.leaving = True
             self.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))

@@ -15,7 +15,8 @@ MAX_STREAM_ID: Final = 2**31 - 1
 MIN_MAX_FRAME_BYTES: Final = 16_384
 MAX_MAX_FRAME_BYTES: Final = 2**24 - 1
 
-# Frame types (section 6). Plain integers, because each frame compares them.
+# Frame types (section 6). They are plain integers because several are compared for each
+# frame.
 DATA: Final = 0x0
 HEADERS: Final = 0x1
 PRIORITY: Final = 0x2
@@ -68,19 +69,20 @@ class ConnectionFault(Exception):  # noqa: N818 - HTTP/2 calls it a connection e
 
 
 FRAME_HEAD: Final = struct.Struct(">IBI")
-"""Frame head: length and type in one word (``length << 8 | type``), flags, stream."""
+"""Frame head: length and type in one word (``length << 8 | type``), flags, stream
+identifier."""
 
 MESSAGE_HEAD: Final = struct.Struct(">BI")
-"""gRPC message prefix: compressed flag, length."""
+"""Prefix of a gRPC message: flag for compression, length."""
 
 DATA_MESSAGE_HEAD: Final = struct.Struct(">IBIBI")
-"""Head of a DATA frame, followed by the prefix of its one message."""
+"""Head of a DATA frame, followed by the prefix of its only message."""
 
 U32: Final = struct.Struct(">I")
 SETTING: Final = struct.Struct(">HI")
 
 FIXED_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
-"""Payload sizes in bytes of the frame types that have a fixed one."""
+"""Payload sizes in bytes of the frame types with a fixed size."""
 
 
 class Frame(NamedTuple):
@@ -91,7 +93,7 @@ class Frame(NamedTuple):
     flags: int
     """Flags as received, including those that the type does not define."""
     stream_id: int
-    """Stream identifier without the reserved bit; 0 is the connection."""
+    """Stream identifier without the reserved bit; 0 means the connection."""
     size: int
     """Payload size in bytes."""
     payload: bytes | memoryview = b""
@@ -180,7 +182,7 @@ def rst_stream(stream: int, code: ErrorCode) -> bytes:
 
 
 def window_update(stream: int, increment_bytes: int) -> bytes:
-    """Serialize a WINDOW_UPDATE frame; stream 0 is the connection."""
+    """Serialize a WINDOW_UPDATE frame; stream 0 means the connection."""
     return frame(WINDOW_UPDATE, 0, stream, U32.pack(increment_bytes))
 
 

@@ -1,10 +1,10 @@
-"""Request header blocks: decoding, checks and a cache.
+"""Decodes, checks and caches the header blocks of requests.
 
 HPACK is stateful, so every block has to pass through the decoder in order, with one
 exception: a block that did not change the dynamic table decodes to the same headers
 until the table changes.  A proxy sends the same block for each stream, so after the
-first few requests a block costs one dictionary look-up (or some 20 us more if a header
-such as a trace identifier differs on each request).
+first few requests a block takes one dictionary look-up. If a header such as a trace
+identifier differs in each request, a block takes some 20 us more.
 """
 
 import re
@@ -31,7 +31,8 @@ class CallHeaders:
     timeout_s: float | None = None
     """``grpc-timeout``, or ``None``."""
     content_length: int | None = None
-    """Total DATA bytes that the request declares, or ``None``."""
+    """Number of DATA bytes that the request's ``content-length`` declares, or
+    ``None``."""
     refusal: bytes | None = None
     """Response header block if the request is answered without a call (not gRPC,
     unsupported encoding, too many headers), else ``None``."""
@@ -45,17 +46,17 @@ MAX_REMEMBERED: Final = 64
 _MAX_REMEMBERED_BLOCK_BYTES: Final = 512
 _MAX_REMEMBERED_FIELD_BYTES: Final = 128
 HARD_LIMIT_FACTOR: Final = 4
-"""Multiple of the list limit above which the connection ends. A list over the limit
-itself only refuses the request; beyond this factor decoding stops and the decoder's
-state is lost (gRPC C-core has the same two limits)."""
+"""Factor by which a header list may exceed the limit before the connection ends. Above
+the limit itself, only the request is refused. Above the factor, decoding stops, so that
+the decoder's state is lost (gRPC C-core has the same two limits)."""
 
 
 class HeaderReader:
     """Reads one connection's request header blocks.
 
     Args:
-        max_header_list_bytes: size limit as in SETTINGS_MAX_HEADER_LIST_SIZE: names,
-            values and 32 bytes per header.
+        max_header_list_bytes: size limit, counted as for SETTINGS_MAX_HEADER_LIST_SIZE
+            (names, values and 32 bytes per header).
     """
 
     def __init__(self, max_header_list_bytes: int) -> None:

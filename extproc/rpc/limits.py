@@ -1,4 +1,4 @@
-"""Limits on what one peer may use of the native transport."""
+"""Limits on the resources of the native transport that one peer may use."""
 
 from dataclasses import dataclass
 
@@ -17,40 +17,45 @@ class Limits:
     """Limits on one connection; the defaults suit Envoy with prompts of megabytes.
 
     Attributes:
-        max_concurrent_streams: streams above this are refused (REFUSED_STREAM: the peer
-            may retry).  1,024 is Envoy's default for a cluster's requests.
-        max_header_list_bytes: size of a request's headers, as HTTP/2 counts it.
-        max_message_bytes: size of one gRPC message; a larger one ends its stream with
-            RESOURCE_EXHAUSTED.  Must exceed the largest body that the proxy buffers.
-        max_buffered_bytes: size of all incomplete messages of the connection.
-            :class:`Held` limits those of all connections together.
+        max_concurrent_streams: maximum number of open streams; further streams are
+            refused with REFUSED_STREAM, so the peer may retry. 1,024 is Envoy's default
+            limit on the requests to a cluster.
+        max_header_list_bytes: maximum size of a request's headers, as HTTP/2 counts it.
+        max_message_bytes: maximum size of a gRPC message; a larger message ends its
+            stream with RESOURCE_EXHAUSTED.  Must exceed the largest body that the proxy
+            buffers.
+        max_buffered_bytes: maximum total size of the connection's incomplete messages.
+            :class:`Held` limits the total of all connections.
         header_block_s: seconds within which a header block, or any frame except DATA,
             must be complete; after that the connection ends.
         message_s: seconds without progress after which an incomplete message ends its
             stream.
-        max_queued_bytes: reply bytes held back by the peer's flow control; above this
-            the stream is reset.
-        max_frame_bytes: announced as SETTINGS_MAX_FRAME_SIZE.  Large, so that a body
-            takes few frames; a DATA frame needs no buffer of its size.
-        stream_window_bytes, connection_window_bytes: bytes that the peer may send
-            ahead. Credit is returned as bytes arrive, since ``max_buffered_bytes``
-            already limits the memory; a window smaller than a message therefore costs a
-            round trip but cannot block.
-        max_lingering_streams: streams that this side has ended and the peer has not;
-            above this the oldest is reset (NO_ERROR), so that a peer that never closes
-            its side does not run out of streams.
-        control_burst, control_per_s: frames that cause work without carrying any (PING,
-            SETTINGS, PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, refused
-            requests, frames on closed streams): the burst, and the rate per second
-            after it.  Each message, and each DATA frame of at least ``MIN_WORK_BYTES``,
-            received or released by a WINDOW_UPDATE, earns ``CONTROL_FRAMES_PER_WORK``
-            more.
-        reset_burst, resets_per_s: the same for streams that the peer resets before any
-            answer ("rapid reset", CVE-2023-44487), or makes us reset by breaking a rule
-            ("MadeYouReset", CVE-2025-8671); each answered stream earns one more.  The
-            burst is twice the number of streams, so that a client may cancel all of its
-            requests; 33 is nghttp2's figure.  Resets after an answer do not count:
-            Envoy ends most of its streams with one.
+        max_queued_bytes: maximum number of reply bytes of the connection that the
+            peer's flow control holds back. If a reply exceeds it, the stream of the
+            reply is reset.
+        max_frame_bytes: maximum frame size, announced as SETTINGS_MAX_FRAME_SIZE. It is
+            large, so that a body takes few frames; a DATA frame needs no buffer of its
+            size.
+        stream_window_bytes, connection_window_bytes: number of bytes that the peer may
+            send before it receives more credit. Credit is returned as bytes arrive,
+            since ``max_buffered_bytes`` already limits the memory. A window smaller
+            than a message therefore adds a round trip but cannot block the message.
+        max_lingering_streams: maximum number of streams that this side has ended and
+            the peer has not. If there are more, the oldest is reset (NO_ERROR), so that
+            a peer that never closes its side does not run out of streams.
+        control_burst, control_per_s: allowed burst, and allowed number per second after
+            it, of frames that cause work without carrying content (PING, SETTINGS,
+            PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, refused requests,
+            frames on closed streams). Each message, and each DATA frame of at least
+            ``MIN_WORK_BYTES``, received or released by a WINDOW_UPDATE, adds
+            ``CONTROL_FRAMES_PER_WORK`` frames to the allowance.
+        reset_burst, resets_per_s: allowed burst, and allowed number per second after
+            it, of streams that the peer resets before any answer ("rapid reset",
+            CVE-2023-44487), or causes this side to reset by breaking a rule
+            ("MadeYouReset", CVE-2025-8671); each answered stream adds one to the
+            allowance. The burst is twice the number of streams, so that a client may
+            cancel all of its requests; 33 per second is nghttp2's limit. Resets after
+            an answer do not count, since Envoy ends most of its streams with a reset.
     """
 
     max_concurrent_streams: int = 1024
@@ -95,15 +100,17 @@ class Held:
 
 
 CONTROL_FRAMES_PER_WORK = 4
-"""Control frames that one unit of work pays for. A DATA frame may cause a WINDOW_UPDATE
-of the stream, one of the connection, and a PING."""
+"""Number of control frames that one unit of work adds to the allowance. A DATA frame
+may cause a WINDOW_UPDATE of the stream, one of the connection, and a PING."""
 
 MIN_WORK_BYTES = 1024
-"""Smallest DATA content in bytes that counts as work without completing a message.
-Otherwise a peer could pay for floods with single bytes."""
+"""Minimum content in bytes of a DATA frame that counts as work without completing a
+message. Otherwise a peer could earn a flood of control frames with single bytes of
+content."""
 
 MAX_SETTINGS = 32
-"""Maximum entries in a SETTINGS frame (nghttp2's limit); clients send at most 8."""
+"""Maximum number of entries in a SETTINGS frame (nghttp2's limit); clients send at most
+8."""
 
 
 class Budget:
@@ -112,7 +119,7 @@ class Budget:
     Args:
         burst: initial and maximum number of tokens.
         per_s: tokens added per second.
-        per_work: tokens added for each unit of the counter given to :meth:`spend`.
+        per_work: tokens added for each unit of the counter passed to :meth:`spend`.
     """
 
     __slots__ = ("_burst", "_level", "_per_s", "_per_work", "_then", "_work")

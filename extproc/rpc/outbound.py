@@ -16,7 +16,7 @@ from extproc.rpc.stream import Stream
 
 
 class Outbound:
-    """Collects bytes to send, and queues replies for which the peer has no window.
+    """Collects bytes to send, and queues replies that exceed the peer's windows.
 
     Args:
         sent_final: called with each stream whose END_STREAM has been written.
@@ -40,7 +40,7 @@ class Outbound:
         self.stream_window = f.DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
         self._window = f.DEFAULT_WINDOW_BYTES
-        # Streams blocked by the connection's window only, not by their own.
+        # Streams that wait for the connection's window although their own has room.
         self._waiting: OrderedDict[int, Stream] = OrderedDict()
         self._sent_final = sent_final
 
@@ -53,7 +53,7 @@ class Outbound:
         return data
 
     def reply(self, stream: Stream, messages: Sequence[bytes]) -> None:
-        """Send messages, after the response headers if those are not sent yet."""
+        """Send messages, preceded by the response headers if these are not sent yet."""
         out = self.unsent
         if not stream.answered:
             stream.answered = True
@@ -107,7 +107,7 @@ class Outbound:
         self.flush()
 
     def resize_windows(self, streams: Iterable[Stream], value: int) -> None:
-        """Apply the peer's SETTINGS_INITIAL_WINDOW_SIZE, also to open streams (6.9.2).
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE to new and open streams (6.9.2).
 
         Raises:
             ConnectionFault: a window overflows.
@@ -137,7 +137,7 @@ class Outbound:
         """Send as much of a stream's queue as the windows allow.
 
         A stream is listed as waiting for the connection only while its own window is
-        open, so a window update of the connection never visits a stream that cannot
+        open, so that a WINDOW_UPDATE of the connection visits only streams that can
         send.
         """
         queue = stream.queue

@@ -1,6 +1,6 @@
-"""Response header blocks: gRPC's, and HTTP error responses.
+"""Header blocks of gRPC responses and of HTTP error responses.
 
-They use only literals without indexing and the static table. They are therefore
+The blocks use only literals without indexing and the static table. They are therefore
 independent of the connection's compression state and can be constants.
 """
 
@@ -39,10 +39,10 @@ RESPONSE_HEADERS_HEAD: Final = FRAME_HEAD.pack(
 OK_TRAILERS_HEAD: Final = FRAME_HEAD.pack(
     len(OK_TRAILERS) << 8 | HEADERS, END_HEADERS | END_STREAM, 0
 )[:5]
-"""Frame heads up to, and without, the four bytes of the stream identifier."""
+"""Frame heads without their last four bytes, the stream identifier."""
 
 MAX_GRPC_MESSAGE_BYTES: Final = 1_024
-"""Limit on an encoded ``grpc-message``, in which one byte may take three."""
+"""Maximum size of an encoded ``grpc-message``; encoding turns some bytes into three."""
 
 
 def trailers(status: StatusCode, message: str = "") -> bytes:

@@ -7,7 +7,8 @@ from extproc.rpc.call import Call, RpcError, StatusCode
 from extproc.rpc.frames import MESSAGE_HEAD, MESSAGE_HEAD_BYTES
 
 MAX_MESSAGES_A_STEP = 4
-"""Messages of one DATA frame to deliver before other connections get their turn."""
+"""Maximum number of messages of one DATA frame to deliver before other connections get
+their turn."""
 MAX_SMALL_CHUNKS = 256
 _SMALL_CHUNK_BYTES = 1024
 
@@ -21,10 +22,10 @@ class Stream:
         answered: whether our HEADERS have been sent.
         ended: whether the answer is complete; END_STREAM follows the queued messages.
         remote_closed: whether the peer's END_STREAM has been received.
-        window: bytes that this side may send.
-        owed: received bytes not yet returned by a WINDOW_UPDATE.
-        content_left: bytes of the declared ``content-length`` still to arrive, or
-            ``None``.
+        window: number of bytes that this side may send.
+        owed: number of received bytes for which no WINDOW_UPDATE was sent yet.
+        content_left: number of bytes of the declared ``content-length`` that have not
+            arrived yet, or ``None`` if none is declared.
         queue: message bytes that wait for a flow-control window, in order.
         final: trailer block to send after the queue, once ``ended``.
         incoming: the message being received, ``None`` between messages.
@@ -104,8 +105,8 @@ class Incoming:
             deliver: receives a message; returns false to drop the rest.
 
         Returns:
-            The number of bytes consumed; the rest is left after ``MAX_MESSAGES_A_STEP``
-            messages.
+            The number of bytes consumed. After ``MAX_MESSAGES_A_STEP`` messages the
+            rest is left.
 
         Raises:
             RpcError: the message is too large, or compressed.

@@ -1,4 +1,4 @@
-"""A log of the frames on the wire, one line each, without request content."""
+"""Log of a connection's frames, one line for each frame, without request content."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -37,8 +37,8 @@ class WireLog:
 class FrameReader:
     """Splits one direction of a connection into frames.
 
-    A frame is complete once its head is, or its payload if that is logged; other
-    payloads are skipped and never stored.
+    A frame counts as complete once its head has arrived, and also its payload if the
+    payload is logged. Other payloads are skipped and never stored.
 
     Args:
         skip_bytes: bytes before the first frame.
