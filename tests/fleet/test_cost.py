@@ -1,4 +1,4 @@
-"""The closed form, and every number in the papers that can be derived exactly."""
+"""The closed-form cost, and every number in the papers that can be derived exactly."""
 
 import pytest
 

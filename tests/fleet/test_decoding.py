@@ -1,4 +1,4 @@
-"""The decode instance against single steps, and queueing laws."""
+"""The decode instance agrees with single steps and with queueing laws."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def run(requests: list[Decode], bounds: SchedulerLimits) -> DecodeInstance:
 
 
 def step_by_step(requests: list[Decode], bounds: SchedulerLimits) -> None:
-    """Run one step at a time, as the simplest reference for an instance."""
+    """Simulate one step at a time, as the simplest reference for an instance."""
     coming = sorted(requests, key=lambda one: one.ready_s)
     waiting: list[Decode] = []
     pulling: list[tuple[float, Decode]] = []
@@ -68,8 +68,8 @@ def step_by_step(requests: list[Decode], bounds: SchedulerLimits) -> None:
                 one.finish_s = now
                 free += blocks(one)
                 del decoding[one]
-        # Requests that arrive during the step are admitted in order of arrival, at its
-        # end.
+        # Requests that arrive during the step are admitted at its end, in order of
+        # arrival.
         while coming and coming[0].ready_s <= now:
             waiting.append(coming.pop(0))
         admit(now)
@@ -81,7 +81,7 @@ def test_jumps_take_the_steps_that_a_plain_loop_takes(
     seed: int, seqs: int, blocks: int
 ) -> None:
     rng = random.Random(seed)
-    # Arrivals on a grid other than the steps', so that no two instants coincide.
+    # Arrivals are on a different grid from steps, so that no two instants coincide.
     requests = [
         Decode(i * 0.0437 * rng.random() * 4, rng.randint(1, 90), rng.randint(1, 60))
         for i in range(12)
@@ -107,7 +107,7 @@ def test_one_request_takes_its_transfer_and_its_steps() -> None:
 
 
 def test_nobody_is_admitted_without_room_for_all_of_it() -> None:
-    """Of 20 usable blocks of 16, two requests take 9 each; the third waits."""
+    """Of 20 usable blocks of 16 tokens, two requests take 9 each, so the third waits."""
     requests = [Decode(0.001 * k, 100, 44) for k in range(3)]
     run(requests, limits(blocks=21))
     assert requests[2].first_token_s > requests[0].finish_s

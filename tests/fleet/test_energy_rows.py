@@ -55,7 +55,7 @@ def asked() -> Question:
 
 @pytest.fixture(scope="module")
 def sized(asked: Question) -> dict[str, SizedPolicy]:
-    """The sizes are invented: eight instances today, four with the split."""
+    """Return invented sizes: eight instances in one pool, or four in two pools."""
     counts = {"homogeneous-worst-case": [8], "split": [3, 1]}
     return {
         policy.name: SizedPolicy(

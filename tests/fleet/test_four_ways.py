@@ -42,7 +42,7 @@ def asked() -> Question:
 
 @pytest.fixture(scope="module")
 def sized(asked: Question) -> dict[str, SizedPolicy]:
-    """The routing of requests is tested; the sizes of the other ways are invented."""
+    """Return invented sizes, because the tests check only the routing of requests."""
     return {
         policy.name: SizedPolicy(
             policy,

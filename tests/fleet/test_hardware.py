@@ -1,4 +1,4 @@
-"""vLLM's limits and KV cache against its source, published logs and the papers."""
+"""vLLM's limits and KV cache match its source, published logs and the papers."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ RTX_3090 = replace(GPUS["A100-80GB"], name="RTX-3090", memory_mib=24_576)
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_kv_tokens_of_qwen3_235b_on_four_h100(cuda_graphs: bool) -> None:
-    """vLLM issue 21348: "Available KV cache memory: 8.11 GiB", 178,880 tokens."""
+    """vLLM issue 21348 logs "Available KV cache memory: 8.11 GiB" and 178,880 tokens."""
     deployment = Deployment(QWEN, GPUS["H100-80GB"], 4, 0.9, cuda_graphs=cuda_graphs)
     assert deployment.limits == BatchDefaults(1024, 8192)
     assert deployment.kv_tokens() == pytest.approx(178_880, rel=0.05)
@@ -32,9 +32,9 @@ def test_kv_tokens_of_qwen3_235b_on_four_h100(cuda_graphs: bool) -> None:
 
 @pytest.mark.parametrize(("batched", "blocks"), [(20_000, 1952), (29_000, 1478)])
 def test_kv_blocks_of_llama_3_1_8b_on_an_rtx_3090(batched: int, blocks: int) -> None:
-    """vLLM issue 10517: 1,952 blocks at 20,000 tokens of a step, 1,478 at 29,000.
+    """vLLM issue 10517 logs 1,952 blocks for steps of 20,000 tokens, 1,478 for 29,000.
 
-    That release did not count CUDA graphs; the peaks were 2.07 and 2.99 GiB.
+    That release did not count CUDA graphs. The peaks were 2.07 and 2.99 GiB.
     """
     deployment = Deployment(
         LLAMA_8B, RTX_3090, 1, 0.9, max_num_batched_tokens=batched, cuda_graphs=False
@@ -45,7 +45,7 @@ def test_kv_blocks_of_llama_3_1_8b_on_an_rtx_3090(batched: int, blocks: int) -> 
 
 
 def test_kv_memory_of_llama_70b_on_eight_h200() -> None:
-    """vLLM issue 10702: 110.52 to 110.99 GiB at a utilization of 0.95."""
+    """vLLM issue 10702 logs 110.52 to 110.99 GiB at a utilization of 0.95."""
     deployment = Deployment(
         LLAMA, GPUS["H200-141GB"], 8, 0.95, max_num_batched_tokens=512
     )
@@ -121,7 +121,7 @@ def test_the_fewest_gpus_that_hold_a_request(
 
 
 def test_676_and_169_sequences_take_kv_heads_that_split_eight_ways() -> None:
-    """The papers divide KV bytes by 8 GPUs; 4 KV heads on 8 GPUs are stored twice."""
+    """The papers divide KV bytes by 8 GPUs, although these store 4 KV heads twice."""
     one_byte = replace(QWEN, weight_bytes=1.0)
     deployment = Deployment(one_byte, MI300X_AS_COUNTED, 8, 0.9, reserved_bytes=10 * GB)
     assert deployment.kv_bytes_per_gpu == pytest.approx(133.4 * GB, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Quantiles of a stream, accurate to half a percent."""
+"""Quantiles of a stream are accurate to half a percent."""
 
 import math
 

@@ -19,7 +19,9 @@ from extproc.fleet.steptime import Linear
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request that shares tokens with others up to the ends of equal keys."""
+    """A request whose tokens equal those of other requests as far as the keys are
+    equal.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -45,12 +47,12 @@ class Drawn:
         )
 
 
-# The terms have very different sizes, so that two mistakes cannot cancel.
+# The terms have very different sizes, so that two mistakes cannot cancel each other.
 STEP_TIME = Linear(base_s=1.0, seq_s=0.01, token_s=0.003, context_s=1e-5, pair_s=1e-7)
 
 
 class Reference:
-    """The scheduler with a clock: single steps, with times from the same formula."""
+    """The step-by-step scheduler with a clock that uses the same step-time formula."""
 
     def __init__(self, limits: SchedulerLimits, step_time: Linear) -> None:
         self.scheduler = Scheduler(limits)
@@ -128,7 +130,7 @@ class Reference:
 
 
 def compare(limits: SchedulerLimits, requests: list[tuple[float, Drawn]]) -> Instance:
-    """Run both; every time, count and queue must be equal at every arrival."""
+    """Check that both have the same times, counts and queues at every arrival."""
     reference = Reference(limits, STEP_TIME)
     instance = Instance(limits, STEP_TIME)
     jobs: dict[str, Job] = {}
@@ -194,7 +196,7 @@ def test_as_the_recordings_of_vllm(
 
 
 def drawn(recorded: dict[str, Any], limits: SchedulerLimits) -> Drawn:
-    """A recorded request; each block is a key."""
+    """Return a recorded request in which each block is a key."""
     prompt = recorded["prompt_tokens"]
     output = min(recorded["output_tokens"], limits.max_model_len - prompt)
     limit = recorded.get("max_tokens", recorded["output_tokens"])
@@ -212,7 +214,9 @@ def drawn(recorded: dict[str, Any], limits: SchedulerLimits) -> Drawn:
 def test_as_the_scheduler_on_recorded_workloads(
     recording: dict[str, Any], recorded_limits: SchedulerLimits
 ) -> None:
-    """The fast instance jumps: arrivals by step become arrivals by second."""
+    """Arrivals by step become arrivals by second, because the fast instance skips
+    steps.
+    """
     if recording.get("long_prefill_token_threshold"):
         pytest.skip("prefill thresholds are the scheduler's alone")
     limits = recorded_limits

@@ -15,8 +15,8 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import WORKLOADS, Independent, RenewalArrivals
 
-# A step takes a millisecond, whatever it contains: a request's service time is its
-# output tokens in milliseconds, and an instance is max_num_seqs servers.
+# Every step takes a millisecond. A request's service time in milliseconds is therefore
+# its number of output tokens, and an instance acts as max_num_seqs servers.
 CONSTANT = Linear(base_s=1e-3, seq_s=0.0)
 
 
@@ -26,8 +26,8 @@ def servers(count: int) -> SchedulerLimits:
         max_num_batched_tokens=64,
         max_model_len=1 << 20,
         num_blocks=1 << 24,
-        # With a step scheduled ahead, each request would occupy its server for one step
-        # more.
+        # If steps were scheduled ahead, each request would occupy its server for one
+        # more step.
         async_scheduling=False,
     )
 
@@ -44,7 +44,7 @@ def run_instance(
 
 
 def erlang_c(count: int, offered: float) -> float:
-    """Return the probability of a wait in an M/M/c queue, by Erlang B's recursion."""
+    """Return the probability of waiting in an M/M/c queue, from Erlang B's recursion."""
     blocked = 1.0
     for k in range(1, count + 1):
         blocked = offered * blocked / (k + offered * blocked)
@@ -53,7 +53,9 @@ def erlang_c(count: int, offered: float) -> float:
 
 
 def test_erlang_c() -> None:
-    """One server: the load. Two: a^2 / (2 + a) by hand. Ten at 8: 0.409 (tables)."""
+    """Check one server (the load), two (a^2 / (2 + a)), and ten at a load of 8
+    (tables).
+    """
     assert erlang_c(1, 0.7) == pytest.approx(0.7)
     assert erlang_c(2, 1.2) == pytest.approx(1.2**2 / (2 + 1.2))
     assert erlang_c(10, 8) == pytest.approx(0.409, abs=5e-4)
@@ -71,7 +73,7 @@ def test_exponential_service_is_an_mmc_queue(
     arrivals = np.cumsum(rng.exponential(1 / (utilization * count), requests))
     jobs = run_instance(servers(count), arrivals, outputs).finished
     waits = np.array([job.first_step_s - job.arrival_s for job in jobs])
-    # Waits up to a step are waits for a step boundary, not for a server.
+    # A wait of up to one step is a wait for a step boundary, not for a server.
     waited = float((waits > 1e-3).mean())
     offered = utilization * count
     assert waited == pytest.approx(erlang_c(count, offered), rel=0.03)
@@ -90,7 +92,7 @@ def test_saturated_throughput_is_slots_over_mean_service_time() -> None:
 
 
 def test_saturated_throughput_of_the_papers_instance() -> None:
-    """W + H n with 16 slots always full: 16 / (mean steps x 18.4 ms)."""
+    """With 16 slots always full, throughput is 16 / (mean steps x 18.4 ms for W + H n)."""
     rng = np.random.default_rng(3)
     limits = SchedulerLimits(16, 8192, 65_536, num_blocks=65_536)
     instance = Instance(
@@ -126,7 +128,7 @@ def test_what_arrived_completed_or_was_rejected(fleet: Result) -> None:
 
 
 def test_requests_in_a_pool_are_rate_times_time_in_it(fleet: Result) -> None:
-    """Little's law: L integrated over time, W from the requests."""
+    """Little's law holds with L integrated over time and W measured from the requests."""
     for pool in fleet.pools:
         rate = pool.rate
         assert pool.mean_in_system == pytest.approx(rate * pool.e2e.mean, rel=0.02)

@@ -1,4 +1,4 @@
-"""Sizes computed from a model's config.json against its model card."""
+"""Sizes computed from a model's config.json match its model card."""
 
 import json
 from dataclasses import replace
@@ -172,7 +172,7 @@ def read(document: Any) -> Any:
     return read_model_config(document, "m")
 
 
-# From the model cards: all parameters, active parameters, gigabytes of the checkpoint.
+# Model cards list all parameters, active parameters, and the checkpoint's gigabytes.
 @pytest.mark.parametrize(
     ("document", "total", "active", "gigabytes"),
     [
@@ -206,7 +206,7 @@ def test_a_file_gives_the_model_of_the_table() -> None:
 
 
 def test_latent_attention_keeps_one_vector_on_every_gpu() -> None:
-    """DeepSeek V3: 576 elements per token and layer, 70,272 bytes in 16 bits."""
+    """DeepSeek V3 caches 576 elements per token and layer: 70,272 bytes in 16 bits."""
     model = read(DEEPSEEK_V3)
     assert model.kv_bytes_per_token == 61 * 576 * 2 == 70_272
     assert model.kv_bytes_per_token_per_gpu(8) == 70_272

@@ -1,4 +1,4 @@
-"""Savings of caching and of the split, on conversations that outgrow the threshold."""
+"""Savings from caching and from two pools, if conversations outgrow the threshold."""
 
 from dataclasses import replace
 

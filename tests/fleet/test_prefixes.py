@@ -47,7 +47,8 @@ def test_turns_repeat_what_was_said_before() -> None:
     assert second is not None
     assert second.ends == (100, 120, 200, 230)
     assert second.keys[:2] == ((0, "prompt"), (0, "answer"))
-    # The prompt was repeated, but not the answer of 30 tokens, of which 15 fit.
+    # The third prompt repeats the second one but not its answer of 30 tokens, because
+    # only 15 more tokens follow.
     assert thought is not None
     assert thought.ends == (100, 120, 200, 215, 225)
     assert thought.keys[:3] == second.keys[:3]
@@ -63,7 +64,7 @@ def test_a_shorter_prompt_begins_anew() -> None:
 
 def test_a_cache_that_forgets_nothing() -> None:
     prefixes = from_sessions(["a", "a"], [100, 200], [20, 10])
-    # 120 tokens are repeated, which fill 7 blocks of 16.
+    # The 120 repeated tokens fill 7 blocks of 16 tokens.
     assert hit_share(prefixes, [100, 200]) == 112 / 300
     assert hit_share(prefixes, [100, 200], classes=[0, 1]) == 0
 
@@ -80,7 +81,7 @@ def test_the_hit_share_of_mooncakes_conversations() -> None:
 
 
 def reporting(cached: list[int]) -> Replay:
-    """Requests of 1,000 tokens, ten a second, with what usage says was cached."""
+    """Return requests of 1,000 tokens, ten a second, with the reported cached tokens."""
     count = len(cached)
     prompts, outputs = np.full(count, 1000), np.full(count, 20)
     instants = np.arange(count) / 10
@@ -90,7 +91,7 @@ def reporting(cached: list[int]) -> Replay:
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_reported_counts_are_found_up_to_what_caching_could_find(caching: bool) -> None:
-    # 15 tokens fill no block; the whole prompt is never found, nor more than it has.
+    # 15 tokens fill no block, and no hit covers the whole prompt or more.
     replay = reporting([0, 15, 16, 640, 1000, 5000] * 50)
     limits = SchedulerLimits(64, 2048, 8192, 4000, enable_prefix_caching=caching)
     pool = PoolSpec("all", 2, limits, Linear(0.01, 2e-4, 2e-5), 8192)
@@ -112,7 +113,7 @@ def test_counts_that_say_nothing_was_found_are_no_prefixes() -> None:
 
 
 def conversations(count: int, turns: int) -> Replay:
-    """Turns of 512 and 64 tokens, one per session every four minutes."""
+    """Return sessions with a turn of 512 and 64 tokens every four minutes."""
     rng = np.random.default_rng(3)
     starts = np.sort(rng.random(count) * 600)
     instants = np.concatenate([starts + 240 * turn for turn in range(turns)])

@@ -1,4 +1,4 @@
-"""A file is replayed unchanged: its instants, lengths, peak and bursts."""
+"""A replay keeps the instants, lengths, peak and bursts of its file."""
 
 import itertools
 
@@ -21,12 +21,12 @@ ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 
 
 def lengths(count: int) -> Recorded:
-    """Each request has a unique prompt length, by which it can be recognized."""
+    """Each request has a unique prompt length, which identifies it."""
     return Recorded(np.arange(1, count + 1), np.arange(1, count + 1) % 7 + 1)
 
 
 def rounds(replay: Replay, count: int = 1) -> list[tuple[float, int, int]]:
-    """Return the requests of the first rounds: instant, prompt, output."""
+    """Return each request of the first rounds as instant, prompt and output."""
     blocks = replay(np.random.default_rng(0), np.random.default_rng(1))
     found: list[tuple[float, int, int]] = []
     for times, prompts, outputs, _ in blocks:
@@ -57,7 +57,8 @@ def test_a_higher_rate_is_made_of_shifted_copies() -> None:
     times = [at_s for at_s, *_ in found]
     assert times == sorted(times)
     assert times[-1] <= replay.period_s
-    # Copies of a request are within a minute of it, so its place in the hour is kept.
+    # Copies of a request arrive within a minute of it, so each keeps its place in the
+    # hour.
     own_s = float(instants[300] - instants[0])
     copies = [at_s for at_s, prompt, _ in found if prompt == 301]
     assert len(copies) >= 2
@@ -109,7 +110,7 @@ def test_a_strategy_places_every_request_at_its_own_instant() -> None:
 
 
 def bursty(seed: int = 5) -> Seconds:
-    """Half the requests of ten minutes arrive within a second, now and then."""
+    """Return ten minutes of arrivals, half of them in bursts of about a second."""
     rng = np.random.default_rng(seed)
     bursts = np.repeat(rng.random(10) * 590, 60) + rng.random(600)
     return np.sort(np.concatenate([bursts, rng.random(600) * 600]))

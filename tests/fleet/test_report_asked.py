@@ -25,7 +25,7 @@ PAIR = Pair("<all>", 1.0, 31, 12, False, 1.25, None, 0.034, 0.8, 20.0)
 
 @dataclass
 class Asked:
-    """Return the part of a plan that these sections show."""
+    """The part of a plan that these sections show."""
 
     prefix_caching: PrefixStudy | None = None
     disaggregation: FourWays | None = None

@@ -1,4 +1,4 @@
-"""vLLM's decisions, step by step, and invariants that hold for any workload."""
+"""Decisions equal vLLM's step by step, and invariants hold for any workload."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -181,7 +181,7 @@ def test_a_preempted_request_finds_its_own_blocks_again() -> None:
     steps = run(scheduler)
     assert [step.preempted for step in steps if step.preempted] == [("b",)]
     resumed = [step for step in steps if step.cached][1]
-    # The other request took only its last block.
+    # The other request took only the last block of "b".
     assert resumed.cached == {"b": 16}
 
 
@@ -192,7 +192,7 @@ AHEAD = replace(LIMITS, async_scheduling=True)
 def test_a_step_is_scheduled_before_the_last_tokens_are_known(
     max_tokens: int, scheduled: int
 ) -> None:
-    """An end-of-sequence token is unforeseen, so one more token is computed."""
+    """An end-of-sequence token cannot be foreseen, so one more token is computed."""
     scheduler = Scheduler(AHEAD)
     scheduler.add("a", 10, 2, max_tokens=max_tokens)
     first, second, third = (scheduler.step() for _ in range(3))
@@ -246,7 +246,7 @@ limits_strategy = st.builds(
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + extra,
             max_model_len=model_len,
-            # vLLM only starts if a request of max_model_len fits.
+            # vLLM starts only if a request of max_model_len tokens fits.
             num_blocks=1 + -(-model_len // block) + spare,
             block_size=block,
             long_prefill_token_threshold=threshold,
@@ -277,8 +277,9 @@ requests_strategy = st.lists(
 def test_budgets_order_and_progress_hold(
     limits: SchedulerLimits, requests: list[tuple[int, int, int]]
 ) -> None:
-    """In every step, tokens, blocks and sequences are within their limits, requests
-    never preempted are served in order, and some progress is made."""
+    """In every step, tokens, blocks and sequences are within their limits. Requests
+    that were never preempted are served in order, and some progress is made.
+    """
     scheduler = Scheduler(limits)
     pending = [
         (f"r{i}", gap, min(prompt, limits.max_model_len - 1), output)
@@ -291,7 +292,8 @@ def test_budgets_order_and_progress_hold(
         if pending:
             name, gap, prompt, output = pending[0]
             if gap == 0 or not (scheduler.running or scheduler.waiting):
-                # All begin alike, and every other one ends unexpectedly.
+                # All prompts begin with the same tokens, and every other request ends
+                # unexpectedly.
                 limit = output + len(pending) % 2
                 alike = range(limits.max_model_len)
                 scheduler.add(

@@ -1,4 +1,4 @@
-"""Handling of requests that fit, overflow, spill over or fit nowhere."""
+"""Handling of requests that fit, overflow, spill over, or fit in no pool."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ RUN = RunSettings(requests=400, seed=1, fill=0, taught=0)
 
 
 def traffic(rate: float, *pairs: tuple[int, int]) -> Independent:
-    """Return Poisson arrivals with these prompts and outputs in equal parts."""
+    """Return Poisson arrivals, with equally many requests of each prompt and output."""
     prompts, outputs = zip(*pairs, strict=True)
     lengths = Recorded(np.array(prompts), np.array(outputs))
     return Independent(lengths, RenewalArrivals(rate))
@@ -38,7 +38,7 @@ def test_an_oracle_sends_everything_where_it_fits() -> None:
 
 
 def test_an_overflow_is_taken_by_the_next_pool() -> None:
-    """A byte-counting rule estimates some prompts of 1,005 tokens below 1,000."""
+    """A rule that counts bytes estimates some prompts of 1,005 tokens below 1,000."""
     short = PoolSpec("short", 2, SHORT.limits, STEP, 1000)
     low = StrategySpec(StrategyName.BYTES_PER_4, {"cjk": 1.0}, variation_factor=3.0)
     result = simulate([short, LONG], traffic(5, (1005, 1)), low, RUN)
@@ -77,7 +77,7 @@ def test_pressure_spills_to_the_larger_pool() -> None:
 
 
 def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
-    """Budgets 14 % below and 11 % above the threshold, with 12 % variation."""
+    """Budgets are 14 % below and 11 % above the threshold, with a variation of 12 %."""
 
     def run(factor: float) -> tuple[float, float]:
         result = simulate(
@@ -102,7 +102,8 @@ def test_what_fills_the_fleet_is_not_measured() -> None:
     assert result.fill_s >= 5 * residence_s
     assert result.measured >= 1000
     assert result.arrived == result.completed + result.in_flight
-    # Requests that finished during the measurement, not those that arrived.
+    # "Finished" counts requests that finished during the measurement, not requests that
+    # arrived then.
     assert result.finished == pytest.approx(result.measured, abs=20)
 
 

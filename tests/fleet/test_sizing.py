@@ -1,4 +1,4 @@
-"""Sizes: the first guess, the search, and the destination of requests by strategy."""
+"""The first guess of a size, the search, and the pool of a request by strategy."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,8 @@ def test_the_idle_first_token_is_what_an_idle_instance_takes() -> None:
     limits = SchedulerLimits(8, 64, 4096, 300)
     lone = Recorded(np.array([150]), np.array([1]))
     rate = saturated_rate(limits, STEP, lone, 1, n=10)
-    # Ten prompts of 150 tokens in one queue share steps; a single one does not.
+    # Ten prompts of 150 tokens in one queue share steps, which a single prompt cannot
+    # do.
     assert idle_ttft_s(150, limits, STEP) == pytest.approx(
         3 * 0.01 + 150 * 2e-5, rel=1e-6
     )
@@ -99,7 +100,7 @@ def test_an_oracle_assigns_by_the_threshold() -> None:
 
 
 def test_a_rare_pool_is_given_a_sample_of_its_kind() -> None:
-    """5 requests in 100,000 of the conversation trace exceed 8,192 tokens."""
+    """Only 5 of 100,000 requests in the conversation trace exceed 8,192 tokens."""
     workload = WORKLOADS["azure-conv"]
     found = assign(
         workload.lengths,

@@ -1,4 +1,4 @@
-"""A fleet is measured once it has filled, and the figures do not depend on the run."""
+"""Measurement starts once the fleet has filled, and every run has the same figures."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.fleet.workload import Independent, Recorded, RenewalArrivals, Tokens
 
-# A decoding step takes 10 ms plus 0.2 ms per sequence, so fuller is slower.
+# A decode step takes 10 ms plus 0.2 ms per sequence, so a fuller instance is slower.
 STEP = Linear(base_s=0.01, seq_s=2e-4, token_s=2e-5)
 ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 
 
 def answers(count: int = 5000) -> Recorded:
-    """Return lognormal answers of mean 2,000 tokens, like a reasoning model's."""
+    """Return lognormal answers with a mean of 2,000 tokens, like a reasoning model's."""
     rng = np.random.default_rng(7)
     outputs: Tokens = np.maximum(
         1, rng.lognormal(np.log(2000) - 0.32, 0.8, count).astype(int)
@@ -48,7 +48,7 @@ def run(requests: int, rate: float = 5.0, instances: int = 4, seed: int = 1) -> 
 
 
 def test_long_answers_are_measured_after_the_fleet_has_filled() -> None:
-    """Two thousand requests arrive in 400 s; each takes forty seconds."""
+    """Two thousand requests arrive within 400 s, and each takes 40 s."""
     result = run(2000)
     pool = result.pools[0]
     assert result.state is RunState.STEADY
@@ -76,11 +76,11 @@ def many() -> PoolResult:
 def test_more_requests_move_no_figure_by_five_per_cent(
     seed: int, many: PoolResult
 ) -> None:
-    """Whatever the seed, 5 % is three standard deviations of the noisiest figure.
+    """For any seed, 5 % is three standard deviations of the noisiest figure.
 
-    Over eight seeds of 20,000 requests the deviation was 1.9 to 3.0 %, so 1.3 to 2.1 %
-    here. In a tenth of that (400 s, with requests of 40 s) figures and traffic differ
-    by up to 10 %.
+    Over eight seeds of 20,000 requests the standard deviation was 1.9 to 3.0 %, so it
+    is 1.3 to 2.1 % here. In a tenth of that measurement (400 s, with requests of 40 s),
+    figures and traffic differ by up to 10 %.
     """
     few = run(40_000, seed=seed).pools[0]
     for figure in FIGURES:
@@ -168,7 +168,7 @@ def test_a_99th_percentile_takes_a_thousand_requests() -> None:
 
 
 def test_half_widths_are_students() -> None:
-    """Mean 2, deviation 1, three values: 4.303 / sqrt(3)."""
+    """Three values of mean 2 and deviation 1 have a half-width of 4.303 / sqrt(3)."""
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
     assert half_width([1.0]) is None
     assert half_width([1.0, float("nan")]) is None

@@ -1,4 +1,4 @@
-"""Step times against peak rates and the papers' constants."""
+"""Step times match peak rates and the papers' constants."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,9 @@ def test_a_large_prefill_is_bound_by_compute() -> None:
 
 
 def test_few_tokens_read_few_experts() -> None:
-    """A single token reads the active parameters, a large batch all of them."""
+    """A single token reads only the active parameters, but a large batch reads them
+    all.
+    """
     roofline = matrices_only(QWEN, "MI300X-192GB")
     per_s = 8 * 5300 * GB * 0.8
     assert roofline.fixed_s(0, 1) == pytest.approx(22e9 / per_s, rel=0.02)
@@ -55,7 +57,7 @@ def test_papers_step_time() -> None:
 
 
 def test_papers_first_order_rho_is_1_6_not_4() -> None:
-    """Throughput is proportional to slots / step time: 1.61, not 11.2 / 2.8 = 4."""
+    """Throughput grows with slots / step time: by 1.61, not by 11.2 / 2.8 = 4."""
     step = Linear(base_s=8.0e-3, seq_s=0.65e-3)
     gain = (128 / step.fixed_s(0, 128)) / (16 / step.fixed_s(0, 16))
     assert round(gain, 2) == 1.61

@@ -1,4 +1,4 @@
-"""Each strategy uses only the information that it is allowed."""
+"""Each strategy uses only the information that is available to it."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ POOLS = [Pool("short", 1000, 1000), Pool("long", 8000, 8000)]
         (StrategyName.ORACLE, Arrival(500, 10, 600), 1),
         (StrategyName.PROMPT_LENGTH, Arrival(900, 4000, 4000), 0),
         (StrategyName.PROMPT_LENGTH, Arrival(1001, 1, 1), 1),
-        # 900 tokens of prose are about 4,400 bytes of body, or 1,100 tokens by the
-        # rule.
+        # 900 tokens of prose are about 4,400 bytes of body, which the rule counts as
+        # 1,100 tokens.
         (StrategyName.BYTES_PER_4, Arrival(900, 10, 10), 1),
         (StrategyName.BYTES_PER_4, Arrival(500, 10, 10), 0),
         (StrategyName.BYTES_PER_4, Arrival(500, 10, None), 1),
@@ -36,7 +36,9 @@ def test_choice(name: StrategyName, arrival: Arrival, position: int) -> None:
 
 @pytest.mark.parametrize("name", [StrategyName.ROUTER, StrategyName.EMA])
 def test_the_router_moves_the_boundary_as_it_learns(name: StrategyName) -> None:
-    """At 4.0 bytes a token, 900 tokens of prose look like 1,020, until it learns."""
+    """Before it learns, the router estimates 900 tokens of prose as 1,020 (4.0 bytes
+    each).
+    """
     spec = StrategySpec(name, {"prose": 1.0}, variation_factor=0)
     strategy = build_strategy(spec, POOLS, np.random.default_rng(1))
     arrival = Arrival(900, 10, 10)

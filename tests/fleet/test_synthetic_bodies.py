@@ -1,4 +1,4 @@
-"""Bodies have the bytes per token of their category, and are recognized as it."""
+"""Bodies have their category's bytes per token, and are recognized as that category."""
 
 import numpy as np
 import pytest

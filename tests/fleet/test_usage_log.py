@@ -41,7 +41,7 @@ def jsonl(*records: object) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-# Each format as (text, counts, arrivals or None), with two requests in order.
+# Each format is (text, counts, arrivals or None) and contains two requests in order.
 AZURE_2023 = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
 2023-11-16 18:15:50.9951690,396,109
