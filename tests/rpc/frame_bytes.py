@@ -41,7 +41,7 @@ ANSWERED = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/O
 
 @dataclass(frozen=True)
 class Sent:
-    """A frame that the machine sent."""
+    """A frame that the machine under test sent."""
 
     kind: int
     flags: int
@@ -50,7 +50,7 @@ class Sent:
 
     @property
     def code(self) -> int | None:
-        """The error code of a RST_STREAM or a GOAWAY."""
+        """The error code of a RST_STREAM or GOAWAY frame, or None."""
         if self.kind == RST:
             return int.from_bytes(self.payload, "big")
         if self.kind == GOAWAY:

@@ -1,4 +1,4 @@
-"""A service with small calls, and python-hyper/h2 as a client that validates it."""
+"""A service with small calls, and an h2 (python-hyper) client that validates it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ def unframed(data: bytes) -> list[bytes]:
 
 @dataclass
 class TestCall:
-    """A call that does what its path says; some paths accept commands as messages."""
+    """A call whose path names its behavior; on some paths, messages are commands."""
 
     __test__ = False
 
@@ -122,7 +122,7 @@ class TestService:
 
 
 class Machine:
-    """The machine under test, with everything that it reports."""
+    """The HTTP/2 machine under test, with everything that it reports."""
 
     def __init__(self, limits: Limits | None = None, log=None, held=None):
         self.service = TestService()
@@ -146,7 +146,7 @@ class Machine:
         return self.service.calls
 
     def feed(self, data: bytes, **options) -> bytes:
-        """Feed it bytes in as many turns as it needs; return its output."""
+        """Feed bytes in as many turns as the machine needs, and return its output."""
         self.connection.receive(data, self.now, **options)
         while self.connection.behind:
             self.connection.receive(b"", self.now, **options)
@@ -200,7 +200,7 @@ class H2Peer:
         self.exchange()
 
     def exchange(self) -> None:
-        """Transfer bytes in both directions until there are none."""
+        """Transfer bytes in both directions until neither side has any."""
         while True:
             sent = self.client.data_to_send()
             received = self.machine.feed(sent)
@@ -238,7 +238,7 @@ class H2Peer:
         ends: bool = False,
         headers: dict[str, str | None] | None = None,
     ) -> int:
-        """Open a stream and send messages; return its identifier."""
+        """Open a stream and send messages; return the stream's identifier."""
         stream_id = self.client.get_next_available_stream_id()
         merged = {**HEADERS, ":path": path, **(headers or {})}
         self.client.send_headers(

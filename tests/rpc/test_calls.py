@@ -1,4 +1,4 @@
-"""How calls fail and end, and what the peer receives; h2 is the peer."""
+"""How calls fail and end, and what an h2 client receives."""
 
 import h2.errors
 import pytest

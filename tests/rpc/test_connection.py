@@ -1,4 +1,4 @@
-"""The machine in memory, with python-hyper/h2 as the client: frames and messages."""
+"""The HTTP/2 machine in memory exchanges frames and messages with an h2 client."""
 
 import h2.errors
 import pytest

@@ -1,4 +1,4 @@
-"""Draining and closing a connection; h2 is the peer."""
+"""Draining and closing a connection to an h2 client."""
 
 from h2.events import ConnectionTerminated
 
@@ -11,7 +11,8 @@ def test_drain_lets_open_calls_end_and_accepts_those_under_way():
     stream = peer.request("/test.Test/Echo", b"x")
     connection.drain()
     farewell = connection.take()
-    # A request that crosses the first GOAWAY is still served.
+    # A request that the client sends before it receives the first GOAWAY is still
+    # served.
     crossing = peer.client.get_next_available_stream_id()
     peer.client.send_headers(
         crossing,
@@ -21,7 +22,7 @@ def test_drain_lets_open_calls_end_and_accepts_those_under_way():
     answer = peer.machine.feed(peer.client.data_to_send())
     assert framed(b"crossing") in answer
     assert not connection.finished
-    # Raw bytes, because h2's client accepts nothing after a GOAWAY.
+    # The test sends raw bytes, because h2's client accepts nothing after a GOAWAY.
     assert farewell.endswith(b"\0\0\x08\x06\0\0\0\0\0draining")
     last_goaway = peer.machine.feed(b"\0\0\x08\x06\1\0\0\0\0draining")
     assert last_goaway == b"\0\0\x08\x07\0\0\0\0\0" + bytes((0, 0, 0, crossing)) + bytes(4)  # fmt: skip

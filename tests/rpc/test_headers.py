@@ -32,7 +32,7 @@ BYTES = [(name.encode(), value.encode()) for name, value in REQUEST]
 def test_the_same_block_is_decoded_once_while_the_table_stays():
     encoder, reader = Encoder(), HeaderReader(16_384)
     first = reader.read(encoder.encode(REQUEST))
-    block = encoder.encode(REQUEST)  # now only indices
+    block = encoder.encode(REQUEST)  # now contains only indices
     again = reader.read(block)
     assert reader.read(block) is again
     assert again == first
@@ -44,7 +44,7 @@ def test_the_same_block_is_decoded_once_while_the_table_stays():
 
 
 def test_a_block_means_something_else_once_the_table_has_changed():
-    """The same bytes, but the index now refers to another header."""
+    """The same bytes now refer to another header, because the table has changed."""
     reader = HeaderReader(16_384)
     encoder = Encoder()
     reader.read(encoder.encode([*REQUEST, ("x-a", "1")]))
@@ -130,7 +130,7 @@ def test_any_bytes_are_a_head_or_one_of_two_errors(block):
 
 
 def test_the_hard_limit_counts_what_is_decoded():
-    """A small block of references to a large entry ("HPACK bomb")."""
+    """A small block repeats references to a large entry ("HPACK bomb")."""
     reader = HeaderReader(16_384)
     encoder = Encoder()
     encoder.encode([("x-a", "v" * 3000)])

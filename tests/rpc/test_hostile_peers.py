@@ -1,4 +1,4 @@
-"""Peers that violate the protocol, or flood: bytes in, bytes out."""
+"""Peers that violate the protocol or flood the machine: bytes in, bytes out."""
 
 import struct
 from unittest import mock
@@ -38,7 +38,7 @@ from .peers import Machine, framed
 
 
 def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int | None] | None:
-    """Feed a machine; return the last error that it sent."""
+    """Feed a new machine, and return the last error that it sent."""
     machine = Machine(limits)
     machine.connection.take()
     sent = frames_in(machine.feed(data))
@@ -60,14 +60,14 @@ WAITS = frame(HEADER, END_HEADERS, 1, request_block(**{":path": "/test.Test/Wait
 @pytest.mark.parametrize(
     ("data", "scope", "code"),
     [
-        # 3.4: the preface, then SETTINGS.
+        # RFC 9113, 3.4: the preface comes first, then SETTINGS.
         (b"GET / HTTP/1.1\r\n\r\n", "connection", E.PROTOCOL_ERROR),
         (PREFACE[:-1] + b"x", "connection", E.PROTOCOL_ERROR),
         (PREFACE + frame(PING, 0, 0, bytes(8)), "connection", E.PROTOCOL_ERROR),
         (PREFACE + OPEN, "connection", E.PROTOCOL_ERROR),
         (PREFACE + frame(SETTINGS, ACK, 0), "connection", E.PROTOCOL_ERROR),
         (PREFACE + frame(99, 0, 0), "connection", E.PROTOCOL_ERROR),
-        # 4.2: sizes.
+        # 4.2: frame sizes.
         (START + frame(DATA, 0, 1, bytes(2**14 + 1)), "connection", E.FRAME_SIZE_ERROR),
         (START + frame(99, 0, 0, bytes(2**14 + 1)), "connection", E.FRAME_SIZE_ERROR),
         (
@@ -289,7 +289,7 @@ def opened_and_wrong(n: int) -> bytes:
 
 
 def answered_and_wrong(n: int) -> bytes:
-    """DATA after END_STREAM, on a stream whose response waits for a window."""
+    """DATA after END_STREAM, on a stream whose response waits for window credit."""
     stream = 2 * n + 3
     return frame(HEADER, 5, stream, WAITING_BLOCK) + frame(
         DATA, 0, stream, framed(b"x")
@@ -361,7 +361,7 @@ def test_tiny_pieces_of_a_message_pay_for_nothing(size, earns):
 
 
 def test_every_stream_may_be_reset_at_once():
-    """As an unmodified client does if the context of all its calls is cancelled."""
+    """An unmodified client does this if the context of all its calls is canceled."""
     machine = Machine()
     machine.feed(START)
     streams = range(1, 2 * Limits().max_concurrent_streams, 2)

@@ -1,4 +1,4 @@
-"""The router's decoding loop over hpack's parts, compared with hpack's own decoder."""
+"""The router's own decoding loop over hpack's parts decodes as hpack's decoder does."""
 
 import pytest
 from hpack import Decoder, Encoder, HPACKError
@@ -60,7 +60,8 @@ def test_noise_decodes_as_hpack_decodes_it(blocks):
             assert isinstance(found, str)
             return
         if isinstance(found, str):
-            # More than two table size changes in a block: rejected only here.
+            # Only the router rejects a block with more than two changes of the table
+            # size.
             assert sum(byte & 0xE0 == 0x20 for byte in block) > 2
             return
         assert found == expected

@@ -1,4 +1,4 @@
-"""A peer's use of resources is limited; h2 is the peer."""
+"""The machine limits the resources that a peer can use; h2 is the peer."""
 
 import h2.errors
 import pytest
@@ -27,7 +27,8 @@ from .peers import H2Peer, Machine, framed
 def test_streams_over_the_limit_are_refused_and_others_go_on():
     peer = H2Peer(Limits(max_concurrent_streams=2))
     first, second = peer.request(), peer.request()
-    # h2 respects the limit; a client that has not received the SETTINGS yet would not.
+    # Imitate a client that has not received the SETTINGS yet, because h2 respects the
+    # limit.
     peer.client.remote_settings.max_concurrent_streams = 100
     peer.client.remote_settings.acknowledge()
     third = peer.request()
@@ -122,8 +123,7 @@ def test_limits_that_http2_does_not_allow_are_named(wrong):
         Limits(**wrong)
 
 
-# ---- incomplete frames, in total and in time
-# ------------------------------------------
+# ---- incomplete frames: limits in total and in time ----------------------------------
 
 
 def test_incomplete_messages_of_all_connections_are_bounded_together():

@@ -104,7 +104,7 @@ def fed(
 
 
 def check(data: bytes, cuts: list[int], limits: Limits) -> None:
-    """No exception, valid frames, the same for any split, every call closed."""
+    """Check for exceptions, invalid frames, effects of the split, and calls left open."""
     whole, machine = fed(data, [], limits)
     frames_in(whole)
     pieces, other = fed(data, cuts, limits)

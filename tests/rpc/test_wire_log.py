@@ -1,4 +1,4 @@
-"""The wire as readable lines, and the machine's own reports."""
+"""Readable lines for the bytes on the wire, and the machine's own reports."""
 
 import struct
 
