@@ -6,13 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# As the command line does, this must be set before numpy is loaded: its matrices here
-# are small.
+# Use one BLAS thread, as the command line does, because the matrices here are small.
+# numpy reads this variable only when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-# No deadlines: the machine may be busy. CI uses fixed examples; developers' runs search
-# for new ones.
+# There are no deadlines, because the machine may be busy. CI uses fixed examples, and
+# developers' runs search for new ones.
 hypothesis.settings.register_profile(
     "here", deadline=None, derandomize=bool(os.environ.get("CI"))
 )

@@ -1,8 +1,8 @@
 """Timeouts for tests on a heavily loaded machine.
 
-By default Envoy waits one second for the router, and ejects it after two timeouts. Most
-tests check decisions, so a pause of the machine must not change them. Tests of the
-timeouts themselves use the shipped values.
+By default Envoy waits one second for the router, and ejects the router after two
+timeouts. Most tests check decisions, so a pause of the machine must not change the
+results. Tests of the timeouts themselves use the shipped values.
 """
 
 import time
@@ -22,7 +22,7 @@ _LONGER = {
 
 
 def be_patient(config: Any) -> None:
-    """Lengthen Envoy's timeouts in a part of its configuration."""
+    """Lengthen the timeouts in any part of an Envoy configuration."""
     if isinstance(config, list):
         for each in config:
             be_patient(each)

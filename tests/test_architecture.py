@@ -44,7 +44,7 @@ def test_only_the_command_line_and_the_demo_print(path: Path) -> None:
 
 
 def test_the_envoy_folder_is_no_package() -> None:
-    """Upstream's package ``envoy`` must stay importable, in tests and elsewhere."""
+    """A package here would hide upstream's package ``envoy``."""
     assert list((PROJECT / "envoy").rglob("__init__.py")) == []
 
 

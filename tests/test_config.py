@@ -22,7 +22,7 @@ MISTAKES = sorted((Path(__file__).parent / "data" / "config").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda path: path.stem)
 def test_each_mistake_is_told_in_one_line(path: Path) -> None:
-    """The expected message is the comment in each file's first line."""
+    """The comment in each file's first line is the expected message."""
     text = path.read_text(encoding="utf-8")
     expected = text.splitlines()[0].removeprefix("# ")
 

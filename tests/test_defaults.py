@@ -1,4 +1,4 @@
-"""The core's defaults equal the configuration's, and texts quote both."""
+"""The core's defaults equal those of the configuration, and the texts quote both."""
 
 import dataclasses
 import inspect
@@ -23,7 +23,7 @@ CONFIG = Config()
 
 
 def defaults(maker: Callable[..., Any], *names: str) -> dict[str, Any]:
-    """Return the default of each parameter, or of the named ones."""
+    """Return the defaults of all parameters, or only of the named parameters."""
     parameters = inspect.signature(maker).parameters
     return {name: parameters[name].default for name in names or parameters}
 

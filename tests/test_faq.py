@@ -1,4 +1,4 @@
-"""The FAQ's figures equal those of the pages that its answers link to."""
+"""The figures in the FAQ equal those on the pages that its answers link to."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The sdist builds the wheel, and the wheel contains all that the commands need."""
+"""The sdist builds the wheel, and the wheel has every file that the commands need."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """Build the sdist, and the wheel from it."""
+    """Build the sdist, and build the wheel from the sdist."""
     if "packaging" not in request.config.getoption("-m"):
         pytest.skip("takes half a minute: pytest -m packaging")
     folder = tmp_path_factory.mktemp("packaging")
@@ -76,7 +76,7 @@ def installed(
     """Return the script folder of an environment with the wheel and the dependencies.
 
     The dependencies come from the running environment, through a path entry after the
-    wheel's: reinstalling them would only test pip.
+    wheel's, because reinstalling them would only test pip.
     """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "env", with_pip=True)
@@ -109,7 +109,7 @@ def test_wheel_holds_every_file_of_the_package(built: tuple[Path, Path]) -> None
     assert len(kernel) == (shutil.which("cc") is not None)
     held -= kernel
     assert held - expected == set()
-    # Stubs of generated code are for development only.
+    # Type stubs of generated code are needed only during development.
     assert {name for name in expected - held if not name.endswith(".pyi")} == set()
     assert not any(name.startswith("tests/") for name in names)
     assert any(n.endswith("share/token-budget-router/envoy.yaml") for n in names)

@@ -82,7 +82,7 @@ SETTINGS = dict(settings())
 
 
 def restarts(schema: Any = Config, prefix: str = "", whole: bool = False) -> set[str]:
-    """Return the dotted keys of all settings that a running server keeps."""
+    """Return the dotted keys of all settings that take effect only after a restart."""
     hints = get_type_hints(schema)
     found = set()
     for setting in dataclasses.fields(schema):
@@ -120,7 +120,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
 
 
 def code(page: str) -> list[str]:
-    """Return the inline code and the lines of code blocks."""
+    """Return the inline code and the lines of code blocks on a page."""
     text = PAGES[page]
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -227,7 +227,7 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 FILE_NAMES = {path.name for path in (ROOT / "tests").rglob("*.py")}
 IN_THE_PROJECT = r"(?<![\w/.-])(?:envoy|extproc|protos|tests)/[\w./-]+"
 OF_THE_READER = {"kustomization.yaml", "dist/", "apply/", "recording.jsonl", NAME}
-"""Files that the reader has or creates."""
+"""Files that the reader already has or creates."""
 
 
 def anchors(text: str) -> set[str]:

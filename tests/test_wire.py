@@ -1,4 +1,4 @@
-"""The subset of Envoy's API against upstream's, and its code against protoc's."""
+"""The subset of Envoy's API matches upstream's, and its code matches protoc's output."""
 
 import json
 import subprocess

@@ -1,8 +1,9 @@
 """Envoy's own protobuf classes (from the package xds-protos), in a separate process.
 
-They and ours cannot share one: both packages own the name ``envoy``, and some symbols.
-Reads {"responses": [base64], "requests": [ProcessingRequest as JSON]} on standard input
-and writes {"responses": [JSON], "requests": [base64], "fields": ..., "enums": ...}.
+One process cannot import these classes and the project's own, because both packages
+define the name ``envoy`` and some of the same symbols. This program reads {"responses":
+[base64], "requests": [ProcessingRequest as JSON]} on standard input and writes
+{"responses": [JSON], "requests": [base64], "fields": ..., "enums": ...}.
 """
 
 import base64
@@ -35,7 +36,7 @@ def messages(descriptors: Any) -> Iterator[Any]:
 
 
 def all_messages() -> Iterator[Any]:
-    """Return all messages of the modules."""
+    """Return all messages of the imported modules."""
     for module in MODULES:
         yield from messages(module.DESCRIPTOR.message_types_by_name.values())
 
@@ -47,7 +48,7 @@ def name_of(descriptor: Any) -> str:
 
 
 def fields() -> dict[str, dict[str, list[object]]]:
-    """Return each message's fields: name to number, type, repeated, type name."""
+    """Return the number, type, repetition and type name of each field of each message."""
     return {
         name_of(message): {
             field.name: [
@@ -65,7 +66,7 @@ def fields() -> dict[str, dict[str, list[object]]]:
 
 
 def enums() -> dict[str, dict[str, int]]:
-    """Return the values of each nested enum by name."""
+    """Return the values of each nested enum, by the enum's name."""
     return {
         enum.name: {value.name: value.number for value in enum.values}
         for message in all_messages()
