@@ -2,9 +2,9 @@
 
 The saving is the papers' formula, alpha (1 - 1/rho) (arXiv 2604.08075). alpha is the
 share of requests whose budget is within the threshold. rho is the throughput, in
-requests a second, of an instance whose window is that threshold, over the throughput of
-an instance of the largest pool. A smaller window fits more sequences, but each step
-then takes longer; two values of rho bracket the truth:
+requests a second, of an instance whose window is that threshold, divided by the
+throughput of an instance of the largest pool. A smaller window fits more sequences, but
+each step then takes longer; two values of rho bracket the truth:
 
 - ``slots``: the ratio of sequences, which is the ratio of windows; the papers use it.
   An upper bound.
@@ -30,14 +30,16 @@ from extproc.routing.misroute import needed_tokens
 from extproc.routing.policy import Policy
 
 MIN_REQUESTS = 200
-"""Fewest requests for advice: below this, a share has an error of 7 % or more."""
+"""Minimum number of requests for advice. With fewer, a share's error is 7 % or more."""
 
 MEMORY_REQUESTS = 20_000.0
-"""Requests over which a count fades to 1/e: about one afternoon of traffic."""
+"""Number of requests over which a count decays to 1/e: about an afternoon of
+traffic."""
 
 KV_CACHE_TOKENS = 1 << 20
 MAX_SEQUENCES = 256
-"""vLLM's default ``max_num_seqs`` on its larger GPUs; larger values are unmeasured."""
+"""vLLM's default ``max_num_seqs`` on its larger GPUs; larger values were not
+measured."""
 _STEP_FIXED_S = 8e-3
 _STEP_PER_SEQUENCE_S = 0.65e-3
 
@@ -49,7 +51,8 @@ def candidate_thresholds(largest_window: int) -> list[int]:
     """Return thresholds to compare: 1,024 and 1,536 tokens times powers of two.
 
     Args:
-        largest_window: ``max_model_len`` of the largest pool; all candidates are below.
+        largest_window: ``max_model_len`` of the largest pool; all candidates are
+            smaller.
     """
     candidates = []
     power = _SMALLEST_TOKENS
@@ -67,11 +70,13 @@ class Prospect:
     short_fraction: float
     """Share of requests whose budget is within the threshold, 0 to 1."""
     saving: float
-    """Share of a homogeneous fleet's instances that is saved, by ``steps``."""
+    """Share of a homogeneous fleet's instances that would be saved, by the rho
+    ``steps``."""
     saving_at_most: float
-    """The saving by ``slots``, an upper bound."""
+    """Upper bound on the saving, by the rho ``slots``."""
     under_rate: float | None
-    """Share of observed requests estimated to fit that did not; None if unobserved."""
+    """Share of observed requests that were estimated to fit but did not; None if no
+    request was observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +86,19 @@ class Advice:
     best: Prospect
     current: Prospect
     requests: float
-    """Faded number of requests behind the shares."""
+    """Decayed number of requests from which the shares are computed."""
     prospects: Sequence[Prospect] = ()
     """Every candidate threshold, in increasing order."""
 
 
 class BudgetCounts:
-    """Counts of budgets and of needed tokens, between thresholds.
+    """Counts of requests by budget and by needed tokens, between thresholds.
 
     Not thread-safe. Counting a request takes two bisections.
 
     Args:
-        thresholds: in tokens, in increasing order.
-        memory: requests over which a count fades to 1/e.
+        thresholds: limits in tokens, in increasing order.
+        memory: number of requests over which a count decays to 1/e.
     """
 
     def __init__(
@@ -101,7 +106,8 @@ class BudgetCounts:
     ) -> None:
         self.thresholds = list(thresholds)
         bins = len(self.thresholds) + 1
-        # Newer counts weigh more, so that older ones need not be multiplied each time.
+        # Newer requests add more to the counts, so that the older counts need not be
+        # multiplied at every request.
         self._growth = 1.0 + 1.0 / memory
         self._weight = 1.0
         self._budgets = [0.0] * bins
@@ -110,7 +116,7 @@ class BudgetCounts:
         self._exceeding = [0.0] * (bins + 1)
 
     def decided(self, decision: Decision) -> None:
-        """Count the budget of a decision that made an estimate."""
+        """Count the budget of a decision, if it is based on an estimate."""
         if not decision.reason.failed_open:
             self.add(decision.bound_budget_tokens)
 
@@ -130,7 +136,10 @@ class BudgetCounts:
         self._tokens[position] += self._weight * budget_tokens
 
     def observe(self, budget_tokens: int, needed_tokens: int) -> None:
-        """Count a request with a known need: prompt tokens plus output or its limit."""
+        """Count a request whose needed tokens are known.
+
+        These are the prompt tokens plus the output or its limit.
+        """
         held = bisect_left(self.thresholds, budget_tokens)
         needed = bisect_left(self.thresholds, needed_tokens)
         self._fitting[held] += self._weight
@@ -145,15 +154,19 @@ class BudgetCounts:
 
     @property
     def requests(self) -> float:
-        """Faded number of requests."""
+        """Decayed number of requests."""
         return sum(self._budgets) / self._weight
 
     def shares(self) -> list[float]:
-        """Share of requests up to each threshold, then above the last. Sums to 1."""
+        """Share of requests between consecutive thresholds.
+
+        The first share is below the first threshold, the last one above the last. The
+        shares sum to 1.
+        """
         return _normalized(self._budgets)
 
     def token_shares(self) -> list[float]:
-        """Share of the budgets' tokens in the same bins: cost follows tokens."""
+        """Share of the budgets' tokens in each interval, since cost follows tokens."""
         return _normalized(self._tokens)
 
     def within(self) -> list[float]:
@@ -161,7 +174,7 @@ class BudgetCounts:
         return list(accumulate(self.shares()))[:-1]
 
     def under_rates(self) -> list[float | None]:
-        """For each threshold, the share of requests estimated to fit that did not."""
+        """Return the share, by threshold, of requests estimated to fit that did not."""
         fitting = list(accumulate(self._fitting))[:-1]
         exceeding = list(accumulate(self._exceeding))
         return [
@@ -183,7 +196,7 @@ def budget_counts(policy: Policy) -> BudgetCounts:
 
 
 def step_gain(window: int, largest_window: int) -> float:
-    """Return rho by sequences over step duration; at most the ratio of windows."""
+    """Return the rho ``steps``, which is at most the ratio of windows."""
     return _sequences_per_s(window) / _sequences_per_s(largest_window)
 
 

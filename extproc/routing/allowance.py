@@ -5,8 +5,8 @@ category; truncated answers count as censored (``answer_lengths``).
 
 The allowance is for one sequence. vLLM compares ``max_model_len`` with the prompt plus
 the output of each sequence separately (``n``, ``best_of`` and beams share the prompt),
-so it is not multiplied. Since ``usage`` sums over the sequences of a request, requests
-with several are not learned from.
+so it is not multiplied. Since ``usage`` sums over the sequences of a request, nothing
+is learned from requests with several sequences.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from extproc.routing.answer_lengths import (
 from extproc.routing.bounded_table import CATEGORIES, MODELS
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 
-# Weights of prior knowledge, in observations: of the next coarser level, and of the
-# configured default at the coarsest level.
+# Weights of prior knowledge, each as a number of observations: the weight of the next
+# coarser level's counts, and the weight of the configured default at the coarsest
+# level.
 _PARENT_WEIGHT = 20.0
 _DEFAULT_WEIGHT = 20.0
 
@@ -50,13 +51,13 @@ class AllowanceRule:
     """
 
     quantile: float = 0.95
-    """Share of answers that must fit their allowance, in (0, 1)."""
+    """Share of answers, in (0, 1), that must be no longer than their allowance."""
     default_tokens: int = 512
-    """Allowance before the first observation, >= 1."""
+    """Allowance before the first observation, at least 1."""
     ceiling_tokens: int = 4096
-    """Largest allowance, >= ``default_tokens``."""
+    """Maximum allowance, at least ``default_tokens``."""
     assumed: Counts = field(init=False, compare=False)
-    """Assumed lengths before the first observation."""
+    """Lengths of answers assumed before the first observation."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.quantile < 1.0:
@@ -78,8 +79,9 @@ class OutputAllowance:
     Args:
         quantile, default_tokens, ceiling_tokens: see ``AllowanceRule``.
         rules: rules of single models; other models use the arguments above.
-        memory: observations of a model over which a count fades to 1/e.
-        models: models counted separately; the others share one set of counts.
+        memory: number of a model's observations over which a count decays to 1/e.
+        models: number of models with separate counts; all others share one set of
+            counts.
 
     Raises:
         ValueError: an argument outside its range.
@@ -119,11 +121,11 @@ class OutputAllowance:
     def observe(
         self, model: str, category: str, completion_tokens: int, truncated: bool
     ) -> None:
-        """Learn from one answer, of a single sequence, to a request without a limit.
+        """Learn from an answer of one sequence to a request without an output limit.
 
         Args:
-            model: model name that a backend has answered for.
-            category: of the prompt, from a closed set.
+            model: name of a model for which a backend has responded.
+            category: the prompt's category, from a closed set.
             completion_tokens: length of the answer; ignored if 0 or less.
             truncated: whether the answer was cut off (``finish_reason: length``).
         """
@@ -140,7 +142,7 @@ class OutputAllowance:
         return self._lengths.group(key)
 
     def restore(self, groups: Groups) -> None:
-        """Replace the counts of these groups; leave the others as they are."""
+        """Replace the counts of these groups; leave all others unchanged."""
         self._lengths.restore(groups)
 
 

@@ -1,8 +1,9 @@
 """Lengths of answers, counted by served model and kind of request.
 
-An answer that reached a limit (``finish_reason: length``) would have been longer.
-Lengths are therefore censored, and quantiles are Kaplan and Meier's (1958). Counts are
-kept in logarithmic buckets and fade; the counts of several processes can be added.
+An answer that reached a limit (``finish_reason: length``) would have been longer. Its
+length is therefore a censored observation, and quantiles are computed by Kaplan and
+Meier's method (1958). Counts are kept in logarithmic buckets and decay; the counts of
+several processes can be added.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from extproc.routing.bounded_table import BoundedTable
 from extproc.routing.mergeable import DecayedSums, Groups
 
 PER_DOUBLING = 8
-"""Buckets per doubling of the length: each is 9 % wide."""
+"""Number of buckets per doubling of the length; each bucket is 9 % wide."""
 
 BUCKETS = 17 * PER_DOUBLING + 1
 """Number of buckets: lengths up to 131,072 tokens."""
@@ -50,9 +51,11 @@ class AnswerLengths:
     """Counts over all answers, per model, and per model and kind of request.
 
     Args:
-        memory: observations over which a count fades to 1/e.
-        models: models counted separately; the others share one set of counts.
-        kinds: kinds of request counted separately per model; the others share one set.
+        memory: number of observations over which a count decays to 1/e.
+        models: number of models with separate counts; all others share one set of
+            counts.
+        kinds: number of kinds of request with separate counts in each model; all others
+            share one set of counts.
     """
 
     def __init__(self, memory: float, models: int, kinds: int) -> None:
@@ -67,7 +70,7 @@ class AnswerLengths:
         self._models = BoundedTable(make, models)
 
     def known(self, model: str) -> bool:
-        """Return whether an answer of the model, or of the shared rest, was counted."""
+        """Return whether an answer was counted for the model or its shared entry."""
         return self._models.get(model) is not None
 
     def levels(self, model: str, kind: str) -> list[Lengths]:
@@ -120,7 +123,7 @@ class AnswerLengths:
         return DecayedSums(self._keep, lengths.observations, lengths.counts.flatten())
 
     def restore(self, groups: Groups) -> None:
-        """Replace the counts of these groups; leave the others as they are."""
+        """Replace the counts of these groups; leave all others unchanged."""
         for key, group in groups.items():
             lengths = self._place(key)
             if lengths is not None and group.sums.shape == (2 * BUCKETS,):
@@ -152,7 +155,7 @@ def bucket_of(tokens: int) -> int:
 
 
 def upper_tokens(counts: Counts, quantile: float) -> int | None:
-    """Return Kaplan and Meier's quantile, or None if truncated answers hide it."""
+    """Return Kaplan and Meier's quantile, or None if truncation hides it."""
     ended, cut = counts
     at_risk = np.cumsum((ended + cut)[::-1])[::-1]
     surviving = np.cumprod(1.0 - ended / np.maximum(at_risk, 1e-12))

@@ -1,6 +1,7 @@
-"""Loops over a text's bytes and over an estimate's matrix, in C if it was built.
+"""Loops over a text's bytes and over an estimate's matrix, in C if possible.
 
-NumPy is the specification and the fallback; tests compare the two on any input.
+The functions in NumPy are the specification and the fallback if the C kernel was not
+built. Tests compare the two implementations on arbitrary inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ except ImportError:  # built only if there is a C compiler
 COUNTED_BY = "numpy" if _kernel is None else "C kernel"
 """Name of the implementation in use, for display."""
 
-# Its product with a byte needs 16 bits. An array, since NumPy is slower with a scalar.
+# The product of this number and a byte needs 16 bits. It is an array because NumPy is
+# slower with a scalar.
 _CLASSES = np.array(CLASSES, dtype=np.uint16)
 
 
@@ -54,7 +56,7 @@ def count_repeats_with_numpy(text: bytes, period: int, least: int) -> Sequence[i
         least: length in bytes of the shortest stretch to count, at least 1.
 
     Returns:
-        The number of bytes, by the class of the first byte of their stretch.
+        The number of bytes in such stretches, by the class of a stretch's first byte.
     """
     values = np.frombuffer(text, dtype=np.uint8)
     differs = np.flatnonzero(values[period:] != values[:-period])

@@ -7,7 +7,8 @@ import math
 from extproc.routing.estimate import EstimateTerms, Prediction
 from extproc.routing.features import Features
 
-# Relative standard deviation of the counts: the mean errors are 17 % or more.
+# Relative standard deviation of counts around these estimates; the mean errors are 17 %
+# or more.
 _SPREAD = 0.2
 
 
@@ -21,7 +22,7 @@ class BytesOverFour:
         return Prediction(self.point(model, category, features), _SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from their text alone."""
+        """Estimate the tokens that further messages add, from the messages alone."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
@@ -43,12 +44,13 @@ class SemanticRouterRule:
     """The calibrated counter of the vLLM Semantic Router, from its description.
 
     One conservative ratio of bytes per token for all requests, as in its context
-    routing (version 0.3). The first sample sets the ratio, which is used after ten;
-    lower observations move it by 0.9 of the difference, higher ones by 0.1. The
-    estimate is the larger of ``text bytes / ratio`` and a floor: a quarter token a byte
-    of text, one token a byte of tool definitions, 4 a message and 8 a tool. Requests
-    with tools are not learned from. Divergence: its 8 tokens for a past tool call and
-    8,192 for an image are left out, since those are not text; calls count as text here.
+    routing (version 0.3). The first sample sets the ratio, which is used after ten
+    samples. A lower observation moves the ratio by 0.9 of the difference, a higher one
+    by 0.1. The estimate is the larger of ``text bytes / ratio`` and a floor: a quarter
+    token a byte of text, one token a byte of tool definitions, 4 a message and 8 a
+    tool. Nothing is learned from requests with tools. Divergence: its 8 tokens for a
+    past tool call and 8,192 for an image are left out, because images are not text and
+    calls count as text here.
     """
 
     name = "semantic-router"
@@ -67,7 +69,7 @@ class SemanticRouterRule:
         return Prediction(self.point(model, category, features), _SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from their text alone."""
+        """Estimate the tokens that further messages add, from the messages alone."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
@@ -85,7 +87,7 @@ class SemanticRouterRule:
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
-        """Move the ratio toward that of a prompt without tools."""
+        """Move the ratio toward the prompt's own ratio, unless it has tools."""
         prediction = self.predict(model, category, features)
         if features.text_bytes and not (features.tools or features.optional):
             self._calibrate(features, prompt_tokens)

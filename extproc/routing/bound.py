@@ -1,8 +1,8 @@
 """An upper bound for any estimator, exceeded at a configured rate.
 
 The estimator predicts a point and its spread; the margin turns the spread into a
-factor. The two are independent, so every estimator can meet a configured rate; the
-papers' estimator also works without a margin (``risk.NoMargin``).
+factor. Estimator and margin are independent, so every estimator can meet a configured
+rate; the papers' estimator also works without a margin (``risk.NoMargin``).
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from extproc.routing.risk import Margin, NoMargin
 
 
 class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
-    """An estimate in a third of the time, with a limit on the exact bound."""
+    """An estimate that takes a third of the time, with a limit on its exact bound."""
 
     estimate: Estimate
-    """The exact point estimate, with a bound by the category's latest factor."""
+    """The exact point estimate, with a bound computed from the category's latest
+    factor."""
     largest_bound_tokens: int
     """Upper limit of the exact bound."""
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
-    """An estimate for a prompt that continues a counted one."""
+    """An estimate for a prompt that continues a prompt with known tokens."""
 
     estimate: Estimate
     spread: float
@@ -84,15 +85,15 @@ class Bounded:
     ) -> int | None:
         """Return the tokens that a counted answer adds to the next prompt.
 
-        Return None if the message seems to be a different text: a response's count may
-        include reasoning, which templates leave out later, and clients may edit an
-        answer.
+        Return None if the message seems to differ from the counted answer: a response's
+        count may include reasoning, which templates leave out of later prompts, and
+        clients may edit an answer.
 
         Args:
             model: name of the served model.
-            category: of the prompt.
+            category: the prompt's category.
             answer: features of the message.
-            tokens: length of the answer as reported, including its end token.
+            tokens: reported length of the answer, including its end token.
         """
         guessed = self.estimator.continued(model, category, answer)
         around = self.estimator.continued(model, category, _EMPTY_MESSAGE).tokens
@@ -111,15 +112,15 @@ class Bounded:
     ) -> Turn | None:
         """Estimate a prompt that continues a counted one; return None on a mismatch.
 
-        The count is not used if it puts the prompt outside the bounds of the prompt's
-        own estimate: the template may have dropped a part of what was counted.
+        The count is not used if the result is outside the bounds of the prompt's own
+        estimate, because the template may have dropped a part of the counted text.
 
         Args:
             model: name of the served model.
-            category: of the prompt.
-            features: of the whole prompt.
+            category: the prompt's category.
+            features: features of the whole prompt.
             known_tokens: counted tokens of the first messages.
-            added: features of the later messages.
+            added: features of the messages after them.
         """
         further = self.estimator.continued(model, category, added)
         tokens = known_tokens + (further.tokens if added.text_bytes else 0.0)
@@ -134,7 +135,7 @@ class Bounded:
     def quick_estimate(
         self, model: str, category: str, features: Features
     ) -> QuickEstimate:
-        """Estimate with the latest factor of the category's bound."""
+        """Estimate the prompt tokens, with a bound by the category's latest factor."""
         factor = self.margin.latest_factor(model, category)
         if factor is None:
             estimate = self.estimate(model, category, features)
@@ -155,11 +156,11 @@ class Bounded:
         """Learn from one counted prompt (``prompt_tokens`` > 0).
 
         Args:
-            model: model name that a backend has answered for.
-            category: of the prompt.
-            features: of the whole prompt.
-            prompt_tokens: as reported by the backend.
-            turn: estimate of the prompt, if it continued a counted one.
+            model: name of a model for which a backend has responded.
+            category: the prompt's category.
+            features: features of the whole prompt.
+            prompt_tokens: number of tokens that the backend reported.
+            turn: estimate of the prompt, if it continued a counted prompt.
         """
         if turn is not None:
             self.estimator.observe(model, category, features, prompt_tokens)

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MODELS = 64
-"""Served models learned separately; further names share one entry."""
+"""Maximum number of served models learned separately; further names share one entry."""
 
 CATEGORIES = 32
-"""Categories learned separately for each model."""
+"""Maximum number of categories learned separately for each model."""
 
 
 class BoundedTable(Generic[T]):
@@ -24,7 +24,7 @@ class BoundedTable(Generic[T]):
     Args:
         make: returns the value of a new key.
         limit: number of keys with their own value, at least 1.
-        idle_touches: touches of other keys after which a key can be replaced.
+        idle_touches: number of touches of other keys after which a key can be replaced.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class BoundedTable(Generic[T]):
         self._touched: dict[str, int] = {}
         self._touches = 0
         self.shared_touches = 0
-        """Touches of keys without their own value."""
+        """Number of touches of keys that have no value of their own."""
         self._shared: T | None = None
 
     def get(self, key: str) -> T | None:

@@ -9,8 +9,8 @@ class ByteClass(IntEnum):
     """The class of a byte of UTF-8 text.
 
     Lowercase letters are divided so that their pairs distinguish English from other
-    languages in ASCII letters, which take up to twice the tokens. Continuation bytes
-    are divided at the boundaries of Unicode's script blocks.
+    languages in ASCII letters, whose text takes up to twice as many tokens.
+    Continuation bytes are divided at the boundaries of Unicode's script blocks.
     """
 
     LOWER = 0  # b c d f g l m n p r s

@@ -25,15 +25,16 @@ class Category(StrEnum):
     OTHER_SCRIPT = "other_script"
     MIXED = "mixed"
 
-    # Enum's own hash is computed in Python from the name, is slow as a dict key, and
-    # differs from the hash of the equal string.
+    # Enum computes its hash in Python from the member's name. That is slow, and the
+    # hash differs from that of the equal string.
     __hash__ = str.__hash__
 
 
 _BUILT_IN = frozenset(str(category) for category in Category)
 
-# Smallest share of the text's bytes at which a kind of text determines the category.
-# From the byte histograms of prose, source code, JSON, CSV, hex dumps and 11 languages.
+# Minimum share of the text's bytes at which a kind of text determines the category. The
+# values are from byte histograms of prose, source code, JSON, CSV, hex dumps and 11
+# languages.
 _SCRIPT_SHARE = 0.45
 _SCRIPT_MIXED_SHARE = 0.15
 _LATIN_LEAD_SHARE = 0.012
@@ -59,7 +60,7 @@ def classify(
     """Return the category of a prompt.
 
     Args:
-        features: of the prompt.
+        features: features of the prompt.
         hint: the category that the client or the route sent, or None.
         hints: accepted hints in addition to the built-in categories.
     """
@@ -112,6 +113,6 @@ def _classify_script(counts: Sequence[int], total: int) -> Category | None:
         return Category.MIXED
     accents = counts[ByteClass.LATIN_ACCENT] + counts[ByteClass.LATIN_FAR]
     if accents > _LATIN_LEAD_SHARE * total:
-        # Languages with diacritics take a fifth more tokens for a byte than English.
+        # Languages with diacritics take a fifth more tokens per byte than English.
         return Category.OTHER_SCRIPT
     return None

@@ -5,7 +5,7 @@ from public texts in about 200 kinds, languages and formats, counted with the pu
 vocabularies and chat templates of Llama 3.1, Mistral Tekken (V3 template), Qwen 3,
 OpenAI o200k, DeepSeek V3, Gemma 3, Kimi K2, Phi-4, Llama 2, GPT-NeoX (50K), gpt-oss
 and GLM-4.5. Terms overlap (a Han character counts under "han" and under the class that
-it follows), so a single row is no price of its own. Texts:
+it follows), so a row alone is not the price of its term. Texts:
 
 Azure/AzurePublicDataset, HoTT/book, OpenLMLab/GAOKAO-Bench, SWE-agent/SWE-agent,
 SchemaStore/schemastore, ShishirPatil/gorilla, Stability-AI/FastChat,

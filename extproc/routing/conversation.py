@@ -1,14 +1,15 @@
-"""Memory of conversations: a prompt's counted tokens are part of the next turn's.
+"""Memory of conversations: a prompt's counted tokens are part of the next prompt's.
 
 A turn's prompt consists of the previous turn's prompt, whose tokens its response
-counted, the answer, and new messages. Counts are stored by a hash of the messages so
-far; a prompt that continues a stored one uses both counts, and only the messages after
-them are estimated.
+counted, the answer, and new messages. Counts are stored under a hash of the messages so
+far. If a prompt continues a stored one, the stored counts of that prompt and of its
+answer are used, and only the messages after them are estimated.
 
-No text is stored, only 40 bits of a hash, keyed by the interpreter's own secret, and a
-count, in one machine word. Processes with the same secret can share the words without a
-lock: a word is read and written whole, and identifies its own prompt. Words are in
-groups of eight, the most recently used first; a new word evicts the last of its group.
+No text is stored: one machine word contains a count and 40 bits of a hash that is keyed
+with the interpreter's own secret. Processes with the same secret can share the words
+without a lock: a word is read and written whole, and identifies its own prompt. Words
+are in groups of eight, the most recently used first; a new word evicts the last of its
+group.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ENTRIES = 65_536
 """Default number of entries of 16 bytes, 1 MB: 11 minutes at 100 turns a second."""
 
 _WAYS = 8
-"""Words in a group: 64 bytes, one cache line."""
+"""Number of words in a group: 64 bytes, one cache line."""
 _WORD_BYTES = 8
 
 _TOKEN_BITS = 24
@@ -48,11 +49,12 @@ class Conversation:
     known_tokens: int = 0
     """Counted tokens of the longest stored part, 0 if there is none."""
     known_bytes: int = 0
-    """Bytes of text in that part."""
+    """Number of bytes of text in the stored part."""
     known_messages: int = 0
-    """Number of messages in that part."""
+    """Number of messages in the stored part."""
     answer_tokens: int = 0
-    """Counted tokens of the answer to that part, 0 if it is not stored."""
+    """Counted tokens of the answer to the stored part, 0 if the answer is not
+    stored."""
 
 
 def memory_bytes(entries: int) -> int:
@@ -115,7 +117,7 @@ class Conversations:
         return Conversation(key)
 
     def remember(self, key: int, tokens: int, answer_tokens: int = 0) -> None:
-        """Store the count of a prompt, and that of its answer if it is known.
+        """Store the count of a prompt, and the count of its answer if that is known.
 
         Counts above 16 million tokens are not stored.
         """

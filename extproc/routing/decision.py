@@ -23,31 +23,34 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     model: str = ""
     body_bytes: int = 0
     prompt_tokens: int = 0
-    """Point estimate; exact for token ids."""
+    """Point estimate of the prompt tokens; exact if the client sent token ids."""
     bound_tokens: int = 0
     """Upper bound on the prompt tokens at the configured risk."""
     approximate_bound: bool = False
     """Whether ``bound_tokens`` is the usual bound for such prompts instead of this
-    prompt's own: every possible bound of this prompt leads to the same pool."""
+    prompt's own bound, because every possible bound of this prompt leads to the same
+    pool."""
     output_tokens: int = 0
-    """Tokens reserved for the output: the client's limit or less, or the allowance if
+    """Tokens reserved for the output: at most the client's limit, or the allowance if
     the client set no limit."""
     declared: bool = False
     """Whether the client set an output limit."""
     limit_tokens: int | None = None
     """The client's output limit, or None."""
     prompts: int = 1
-    """Prompts in the request; the estimate is for the longest, the usage for all."""
+    """Number of prompts in the request; the estimate is for the longest prompt, the
+    usage for all of them."""
     sequences: int = 1
-    """Completions per prompt; the usage sums them."""
+    """Number of completions per prompt; the usage is the sum over all of them."""
     operation: str = "chat"
     """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
-    """Whether a stream's client did not request usage, so it may report none."""
+    """Whether a stream's client did not request usage, so that the stream may report
+    none."""
     conversation: int | None = None
     """Key under which the prompt's count is stored; see ``Conversations``."""
     turn_spread: float = 0.0
-    """Spread of the estimate, if the prompt continued a counted one."""
+    """Spread of the estimate, if the prompt continued a counted prompt."""
     window_tokens: int = 0
     """Smallest ``max_model_len`` that the request requires; 0 for none."""
     retry_cut: bool = False
@@ -56,15 +59,17 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     media_tokens: int = 0
     """Estimated tokens of images, audio, video and files, part of ``prompt_tokens``."""
     media: tuple[float, ...] = ()
-    """Sums of ``media.MEDIA_TERMS`` to learn from; else empty."""
+    """Sums of ``media.MEDIA_TERMS`` to learn from; empty if nothing is learned from
+    media."""
     features: Features | None = None
-    """None if there is nothing to learn from: failed open, media, token ids."""
+    """None if nothing is learned from the text, because the decision failed open or
+    because of media or token ids."""
 
     @property
     def base_model(self) -> str:
-        """The configured model, ``OTHER_MODEL``, or empty if none is configured.
+        """The configured model, ``OTHER_MODEL``, or empty if no model is configured.
 
-        It is from a closed set, whatever name the client sent.
+        The set of values is closed, whatever names clients send.
         """
         of_pool = self.pool.model
         return OTHER_MODEL if of_pool and self.model == OTHER_MODEL else of_pool
@@ -97,11 +102,11 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     truncated: bool = False
     """Whether the output stopped at a token limit (``finish_reason: length``)."""
     attempts: int = 1
-    """Upstream attempts; more than one if Envoy retried on a larger pool."""
+    """Number of upstream attempts; more than one if Envoy retried on a larger pool."""
 
 
 OTHER_MODEL = "other"
-"""The name under which unconfigured models are learned and counted."""
+"""The name under which all models that are not configured are learned and counted."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -112,7 +117,8 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     """The fields of a decision that are stored, sent and shown; none is client text.
 
     Decision tokens, recordings, the status page, spans and the Decide API use these
-    fields. Their ranges are checked when one is read back from untrusted bytes.
+    fields. The ranges of the fields are checked when they are read from untrusted
+    bytes.
     """
 
     pool: Name

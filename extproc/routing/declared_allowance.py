@@ -1,9 +1,10 @@
-"""The output reserved under a client's declared limit: how much answers really use.
+"""The output reserved if a client declares a limit: as much as answers really use.
 
 Agents and SDKs declare limits of 8,192 to 64,000 tokens for every request, and use a
 few hundred. A limit at or above a pool's window would send every such request to a
-larger pool. So the router reserves the quantile of answers under such limits at the
-configured truncation risk: by served model, octave of the limit and prompt category.
+larger pool. So the router reserves a quantile of the lengths of answers under such
+limits, chosen by the configured truncation risk. Lengths are counted by served model,
+octave of the limit and prompt category.
 
 The quantile is that of split conformal prediction (Lei et al. 2018, section 2.2): one
 answer longer than all others is assumed, so that the whole limit is reserved until
@@ -12,8 +13,8 @@ often answers exceeded their reserve.
 
 Engines differ in their handling of a limit that exceeds the room in the window. vLLM
 lowers it from 0.32 on; earlier versions refuse the request, and Envoy retries it on the
-largest pool. In that case, reserving less than the limit gains nothing: the whole limit
-is reserved for that model until a reload or a restart.
+largest pool. In that case, reserving less than the limit gains nothing, so the whole
+limit is reserved for that model until a reload or a restart.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from extproc.routing.risk import adjusted_rate
 
 TRUNCATION_RISK = 0.005
 """Default risk. On ten of eleven workloads, at most 10 % of the requests that fit the
-window still go to the long pool, and at most 0.01 % of the answers are cut: few of
-those that exceed their reserve also fill the window
+window still go to the long pool, and at most 0.01 % of the answers are cut, because few
+of the answers that exceed their reserve also fill the window
 (``tests/benchmarks/declared_limits.py``)."""
 
-# Pairs of an octave of the limit and a category, counted separately for each model.
+# Maximum number of pairs (an octave of the limit and a category) that are counted
+# separately for each model.
 _KINDS = 64
 _RATE = "rate:"
 
@@ -54,7 +56,7 @@ _RECENT = 1 / 8
 
 @dataclass(slots=True)
 class _Exceeded:
-    """Decayed counts of answers, and of answers above their reserve."""
+    """Decayed counts of all answers, and of answers longer than their reserve."""
 
     observed: float = 0.0
     exceeded: float = 0.0
@@ -74,9 +76,10 @@ class DeclaredAllowance:
     Args:
         risk: share of the answers that may exceed their reserve, in [0, 0.5); 0
             reserves the whole limit.
-        risks: risks of single models, by name, in place of ``risk``.
-        memory: observations over which a count decays to 1/e.
-        models: models counted separately; the others share one set of counts.
+        risks: risks of single models by name, which replace ``risk``.
+        memory: number of observations over which a count decays to 1/e.
+        models: number of models with separate counts; all others share one set of
+            counts.
 
     Raises:
         ValueError: a risk outside [0, 0.5).
@@ -111,7 +114,7 @@ class DeclaredAllowance:
 
         Args:
             model: name of the served model.
-            category: of the prompt, from a closed set.
+            category: the prompt's category, from a closed set.
             limit_tokens: the client's own limit, an upper limit of the result.
         """
         if not self.risk_of(model) or limit_tokens <= 1 or self._refuses(model):
@@ -136,11 +139,11 @@ class DeclaredAllowance:
         truncated: bool,
         reserved_tokens: int,
     ) -> None:
-        """Learn from one answer, of a single sequence, under a declared limit.
+        """Learn from an answer of one sequence under a declared limit.
 
         Args:
-            model: model name that a backend has answered for.
-            category: of the prompt, from a closed set.
+            model: name of a model for which a backend has responded.
+            category: the prompt's category, from a closed set.
             limit_tokens: the client's own limit.
             completion_tokens: length of the answer; ignored if 0 or less.
             truncated: whether the limit or the window cut the answer off.
@@ -158,7 +161,7 @@ class DeclaredAllowance:
             counts.observations += 1
 
     def relied(self, model: str, *, refused: bool) -> None:
-        """Record whether an engine refused a limit that exceeds the window's room."""
+        """Record whether an engine refused a limit above the room in the window."""
         refusals = self._refusals.touch(model)
         refusals.share += _RECENT * (refused - refusals.share)
 
@@ -209,7 +212,7 @@ class DeclaredAllowance:
         return DecayedSums(self._keep, counts.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Replace the sums of these groups; leave the others as they are."""
+        """Replace the sums of these groups; leave all others unchanged."""
         self._lengths.derived.clear()
         for key, group in groups.items():
             if not key.startswith(_RATE):

@@ -20,8 +20,8 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
 
 
 EstimateTerms = Mapping[str, object]
-"""An estimator's own numbers by name: numbers, texts other than client text, and lists
-and mappings of them."""
+"""An estimator's own values by name: numbers, texts that are not the client's, and
+lists and mappings of such values."""
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -39,7 +39,7 @@ class Estimator(Protocol):
     ``bound.Bounded`` adds a bound to its estimates. An estimator whose state can be
     saved is also a ``mergeable.Mergeable``.
 
-    Not thread-safe: one event loop calls it. No method awaits, so each is atomic there.
+    Not thread-safe: one event loop calls it. No method awaits, so each call is atomic.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Estimator(Protocol):
 
         Args:
             model: name of the served model.
-            category: of the whole prompt.
-            features: of the further messages alone.
+            category: the whole prompt's category.
+            features: features of the further messages only.
         """
 
     def observe(
@@ -84,7 +84,7 @@ def most_tokens(features: Features) -> float:
     """Return an upper limit on a prompt's tokens for any tokenizer.
 
     Byte-level vocabularies use at most one token for a byte of text; known templates
-    add up to 35 tokens and 10 a message, and print tools with indentation.
+    add up to 35 tokens, and 10 per message, and print tools with indentation.
     """
     template = 64.0 + 16.0 * features.messages
     text_bytes = features.text_bytes

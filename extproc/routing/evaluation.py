@@ -58,7 +58,8 @@ class Evaluation:
     """Scores of decisions by the needs of their requests (``misroute.needed_tokens``).
 
     ``under`` is the share of requests whose budget was within a threshold although they
-    needed more; ``over`` is the share of the reverse.
+    needed more; ``over`` is the share of requests whose budget exceeded the threshold
+    although their need was within it.
     """
 
     thresholds: Sequence[int] = DEFAULT_THRESHOLDS

@@ -127,7 +127,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     decision: DecisionExplanation
     path: str | UnsetType = UNSET
     routed: bool | UnsetType = UNSET
-    """Whether requests to ``path`` are routed."""
+    """Whether requests to this ``path`` are routed."""
     model: str | UnsetType = UNSET
     """The base model, if models are configured."""
 
@@ -197,7 +197,7 @@ def explain_failure(
     """Explain a decision made without an estimate.
 
     Args:
-        decision: its reason is one that fails open.
+        decision: a decision that failed open.
         why: the reason in words, without client text.
     """
     return FailedOpenExplanation(

@@ -61,19 +61,19 @@ class Features(msgspec.Struct, frozen=True, gc=False):
     messages: int
     tools: int
     terms: Vector
-    """The count of each of ``regressors.VECTOR_TERMS``; 0 for the shares. Shared by all
-    readers of the features, so never changed."""
+    """The count of each of ``regressors.VECTOR_TERMS``; 0 for the shares. All readers
+    of the features share this array, so it is never changed."""
     classes: Sequence[int] = ()
-    """Bytes of text in each class, indexed by class; empty in features read back from a
-    decision token, since the decision has the category."""
+    """Number of bytes of text in each class, indexed by class. Empty in features read
+    from a decision token, because the decision already has the category."""
     indent_bytes: int = 0
-    """Spaces in the text that follow a space."""
+    """Number of spaces in the text that follow another space."""
     optional: tuple[OptionalFeatures, ...] = ()
     """Features of each kind of text that the template may leave out."""
 
     @property
     def optional_bytes(self) -> int:
-        """Bytes of text that the template may leave out."""
+        """Number of bytes of text that the template may leave out."""
         return sum(part.text_bytes for part in self.optional)
 
 

@@ -1,10 +1,10 @@
 """Prompt tokens of images, audio, video and files, learned for each served model.
 
 A part's tokens are modeled as linear in ``MEDIA_TERMS``, by the same Bayesian
-regression as text but with separate coefficients: responses with media change these
-and not those of the text. Vision models count pixels, tiles or patches; the terms of an
-image are those quantities, so that linear combinations of them match or approximate the
-public formulas of ten families (``_FAMILIES``).
+regression as text but with separate coefficients, so that responses with media do not
+change the coefficients of text. Vision models count pixels, tiles or patches; the terms
+of an image are those quantities, so that linear combinations of them match or
+approximate the public formulas of ten families (``_FAMILIES``).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Qwen's smart resize, Mistral's patches with row breaks, InternVL's and Llama's t
 the closest aspect ratio, OpenAI's tile rule. Mean errors are 0.1 to 13.6 %."""
 
 _IMAGE_SPREADS = (60.0, 100.0, 100.0, 100.0, 20.0, 20.0, 100.0)
-"""Standard deviation of a family's coefficient outside the span of the known ones."""
+"""Standard deviation of a family's coefficient outside the span of known families."""
 
 _NOISE = 0.1
 """Relative standard deviation of media tokens around the best linear model."""
@@ -88,7 +88,7 @@ class MediaTokens:
 
     image: int = 1024
     audio: int = 1500
-    """For audio and video."""
+    """Tokens of an audio or video part of unknown length."""
     file: int = 2048
 
 
@@ -150,10 +150,11 @@ def image_terms(width: int, height: int) -> tuple[float, ...]:
 
 
 def _closest_tiles(width: int, height: int) -> int:
-    """Return InternVL's tiles: the grid of at most 12 with the closest aspect ratio.
+    """Return the number of InternVL's tiles.
 
-    A thumbnail is added. Between equally close grids, the larger one wins if the image
-    has more than half of its pixels.
+    The tiles form the grid of at most 12 with the closest aspect ratio, and a thumbnail
+    is added. Between equally close grids, the larger one wins if the image has more
+    than half of its pixels.
     """
     ratio, best, columns, rows = width / height, math.inf, 1, 1
     for across in range(1, _MAX_TILES + 1):
@@ -167,14 +168,21 @@ def _closest_tiles(width: int, height: int) -> int:
 
 
 def _openai_tiles(width: int, height: int) -> int:
-    """Return OpenAI's tiles: fit in 2,048 pixels, then the shorter side in 768."""
+    """Return the number of OpenAI's tiles.
+
+    The image is scaled down to fit in 2,048 pixels, then until its shorter side fits in
+    768.
+    """
     scale = min(1.0, 2048 / max(width, height))
     scale *= min(1.0, 768 / (min(width, height) * scale))
     return math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
 
 
 def _patches(width: int, height: int) -> int:
-    """Return Pixtral's patches: 16 pixels within 1,024, plus one break per row."""
+    """Return the number of Pixtral's patches, plus one break per row.
+
+    A patch is 16 pixels wide; the image is scaled down to fit in 1,024 pixels.
+    """
     scale = max(width / _PATCH_SIDE, height / _PATCH_SIDE, 1.0)
     columns = math.ceil(width / scale / _PATCH)
     rows = math.ceil(height / scale / _PATCH)
@@ -277,7 +285,7 @@ class MediaEstimator:
         return None if posterior is None else posterior.snapshot()
 
     def restore(self, groups: Groups) -> None:
-        """Replace the sums of these groups; leave the others as they are."""
+        """Replace the sums of these groups; leave all others unchanged."""
         for name, group in groups.items():
             posterior = self._models.admit(name)
             if posterior is not None:

@@ -2,8 +2,8 @@
 
 Every learner keeps decayed sums: each observation multiplies a group of sums by a
 constant below 1 and adds to it. Such sums are linear, so two processes that started
-from the same sums and learned separately can be merged exactly, as if one had learned
-first and then the other: nothing is lost, nothing counts twice, and nothing decays
+from the same sums and learned separately can be merged exactly, as if one process had
+learned after the other: nothing is lost, nothing counts twice, and nothing decays
 without an observation.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from extproc.routing.arrays import Vector
 
 MEMORY = 5000.0
-"""Observations of a model over which earlier ones decay to 1/e."""
+"""Number of a model's observations over which an earlier observation decays to 1/e."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,9 +28,9 @@ class DecayedSums:
     keep: float
     """Factor by which one observation multiplies the sums, in (0, 1]."""
     observations: int
-    """Observations in this epoch, over all processes."""
+    """Number of observations in this epoch, summed over all processes."""
     sums: Vector
-    """One-dimensional; never changed in place."""
+    """The sums, in one dimension; never changed in place."""
     epoch: int = 0
     """Number of restarts of the learner after its model proved wrong."""
 
@@ -46,7 +46,7 @@ class DecayedSums:
         return hash((self.epoch, self.observations))
 
     def same_as(self, other: DecayedSums) -> bool:
-        """Return whether no observation separates these sums from an ancestor's."""
+        """Return whether no observation was added between the other sums and these."""
         return (self.epoch, self.observations) == (other.epoch, other.observations)
 
 
@@ -72,7 +72,7 @@ class Mergeable(Protocol):
         """Return a copy of a group's sums, or None if there is no such group."""
 
     def restore(self, groups: Groups) -> None:
-        """Replace the sums of these groups; leave the others as they are.
+        """Replace the sums of these groups; leave all others unchanged.
 
         Groups of an unknown key or a wrong size are ignored.
         """
@@ -88,7 +88,7 @@ def merge(base: Groups, ours: Groups, theirs: Groups) -> dict[str, DecayedSums]:
     """Merge what two processes learned since they had the same sums.
 
     Args:
-        base: the sums from which both started, as far as known here.
+        base: the sums from which both processes started, as far as known here.
         ours: the sums of this process.
         theirs: the sums of the other process.
 

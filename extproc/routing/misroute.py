@@ -16,9 +16,9 @@ class Misroute(StrEnum):
     """How a decision was wrong, judged by the response's usage."""
 
     SHORT_OVERFLOW = "short_overflow"
-    """The request needed more tokens than its pool is for; a larger one was right."""
+    """The request needed more tokens than its pool accepts; a larger pool was right."""
     LONG_WASTE = "long_waste"
-    """A smaller pool would have fit the request, by its threshold too."""
+    """The request would have fit the window and the threshold of a smaller pool."""
     TRUNCATED = "truncated"
     """The pool's window cut the output off before the client's own limit did."""
 
@@ -82,7 +82,8 @@ def find_misroute(
         # 3. vLLM lowers max_tokens to the room left in the window instead of refusing.
         if _cut_by_window(decision, outcome, prompt_tokens):
             return Misroute.TRUNCATED
-    # 4. There is neither a declared limit nor a count of the output.
+    # 4. The need is unknown: there is neither a declared limit nor a count of the
+    # output.
     needed = needed_tokens(decision, outcome)
     if needed is None:
         return None

@@ -1,8 +1,8 @@
-"""Several base models behind one router: each has its own pools, all share learners.
+"""Several base models behind one router, with separate pools and shared learners.
 
 Clients request a base model by its own name or by an adapter's. A name is looked up
 first exactly, then among the names that the pools' servers list, then by pattern. All
-requests for one base model are learned together, whichever of its names they use.
+requests for one base model are learned together, whichever name they use.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class ModelRouter:
     Args:
         routers: one for each base model; they share estimator, ratios and allowance.
             Names of models and of pools are unique.
-        adapters: pairs of another name, exact or a glob pattern, and its base model;
+        adapters: pairs of another name (exact, or a glob pattern) and its base model;
             the first matching pattern wins.
-        unknown: routes unknown names; if None, those are not routed.
+        unknown: router for unknown names; if None, requests with such names are not
+            routed.
 
     Raises:
         ValueError: no router, or a name used twice.

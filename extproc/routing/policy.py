@@ -1,7 +1,7 @@
 """From budget to pool: capacity, threshold, load, and capacity again.
 
-Pools are in increasing order of ``max_model_len``; any number of them. The last one is
-the safe default for every request that cannot be decided.
+Any number of pools is possible, in increasing order of ``max_model_len``. The last one
+is the safe default for every request that cannot be decided.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ class Reason(StrEnum):
     """The right pool is under pressure or down; the request goes to a larger pool, or,
     if no larger one is up, to a smaller one that fits the whole budget."""
     UNPARSABLE = "unparsable"
-    """Not a request that the router can parse; the backend judges it."""
+    """The router cannot parse the request; the backend accepts or rejects it."""
     STORED = "stored"
-    """A response that a server keeps or is to keep: always the same pool."""
+    """The request reads a stored response or asks to store one; such requests always go
+    to the same pool."""
     TOO_LARGE = "too_large"
     """The body exceeds the size limit or the limit on parts, and was not read."""
     LENGTH_UNKNOWN = "length_unknown"
-    """No content-length, and the configuration does not request such bodies."""
+    """The request has no content-length, and the configuration does not request bodies
+    of unknown length."""
     GATEWAY_LIMIT = "gateway_limit"
     """The body apparently exceeds the gateway's buffer, and was not requested."""
     UNDECODABLE = "undecodable"
@@ -41,8 +43,8 @@ class Reason(StrEnum):
     FAULT = "fault"
     """An internal error during the decision; logged and counted."""
 
-    # Enum's own hash is computed in Python from the name, is slow as a dict key, and
-    # differs from the hash of the equal string.
+    # Enum computes its hash in Python from the member's name. That is slow, and the
+    # hash differs from that of the equal string.
     __hash__ = str.__hash__
 
     @property
@@ -70,9 +72,9 @@ class Pool:
 
     name: str
     max_model_len: int
-    """vLLM's flag of that name: largest prompt plus output of a sequence, in tokens."""
+    """vLLM's flag of that name: maximum prompt plus output of a sequence, in tokens."""
     threshold_tokens: int
-    """Largest budget routed here, in tokens; <= ``max_model_len``."""
+    """Maximum budget routed to this pool, in tokens; at most ``max_model_len``."""
     model: str = ""
     """The base model served by the pool; empty if all pools serve the same."""
 
@@ -170,11 +172,12 @@ class Policy:
         threshold, load, and capacity again for the pool chosen by load.
 
         1. If the right pool is up and not under pressure, it takes the request.
-        2. Otherwise the next larger pool takes it that is up, not under pressure and
-           fits the budget.
-        3. If there is none and the right pool is down, any pool takes it that is up and
-           fits the budget: a larger one first, even under pressure, then a smaller one.
-        4. If there is none either, the request stays with the right pool.
+        2. Otherwise the request goes to the next larger pool that is up, is not under
+           pressure and fits the budget.
+        3. If there is no such pool and the right pool is down, the request goes to any
+           pool that is up and fits the budget: a larger one first, even under pressure,
+           then a smaller one.
+        4. If there is no such pool either, the request stays with the right pool.
         """
         capacity_tokens = max(budget_tokens, window_tokens)
         chosen = self.first_fit(budget_tokens, window_tokens)
@@ -188,7 +191,8 @@ class Policy:
     def first_fit(self, budget_tokens: int, window_tokens: int = 0) -> int:
         """Return the position of the smallest pool for a budget, regardless of load.
 
-        The last position if none fits. Arguments are those of :meth:`choose`.
+        Return the last position if no pool fits. The arguments are those of
+        :meth:`choose`.
         """
         capacity_tokens = max(budget_tokens, window_tokens)
         for position, limit in enumerate(self.thresholds):

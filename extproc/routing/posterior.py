@@ -8,9 +8,9 @@ With prior N(m0, S0) over the coefficients and observations (x, y) of variance v
 
 Divergence: Bishop has one noise variance; here each observation has its own, and the
 sums decay with each observation. The prior does not decay, which keeps SN positive
-definite for any observations. A prior made of families is the mixture of those that the
-observations favor (empirical Bayes); their evidence is a sum too. All of these are
-sums, which can be added across processes.
+definite for any observations. A prior made of families is a mixture of the families
+that the observations favor (empirical Bayes). The evidence for each family is a sum
+too, so all state consists of sums, which can be added across processes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from extproc.routing.prior import Prior
 
 Indices = npt.NDArray[np.int32]
 
-# The posterior is solved again once this share of its observations is new. A solution
-# takes two milliseconds, so about 15 us per observation in the steady state.
+# The posterior is solved again once this share of its observations is new. Solving it
+# takes two milliseconds, which is about 15 us per observation in the steady state.
 _STALE_SHARE = 1 / 16
 _SETTLED = 2048.0
 
 _MOST_PENDING = 32
-"""Largest number of observations that are added to the sums at once."""
+"""Maximum number of observations that are added to the sums at once."""
 
 
 @cache
@@ -57,7 +57,7 @@ class Posterior:
 
     Args:
         prior: the distribution before the first observation.
-        memory: observations over which a sum decays to 1/e.
+        memory: number of observations over which a sum decays to 1/e.
     """
 
     def __init__(self, prior: Prior, memory: float) -> None:
@@ -70,15 +70,16 @@ class Posterior:
         self._mean = prior.mean
         self._covariance = prior.covariance
         self._precision_sum: Vector | None = None
-        """The upper triangle; None if it is zero. Never changed in place: copied groups
-        and posteriors restored from them share the array."""
+        """The upper triangle of the matrix; None if it is zero. The array is never
+        changed in place, because copied groups and posteriors restored from them share
+        it."""
         self._moment_sum: Vector = np.zeros(size)
         self._pending: list[tuple[Vector, float, float]] = []
         """Observations not yet in the sums: ``x``, ``y``, variance."""
         self._unsolved = 0
-        """Observations since the last solution."""
+        """Number of observations since the posterior was last solved."""
         self._group: DecayedSums | None = None
-        """The sums as last copied or restored; None once there are newer ones."""
+        """The sums as last copied or restored; None once there are newer sums."""
         self._restored = False
         """Whether ``_group`` was restored and the attributes above are outdated."""
         self.observed = 0.0
@@ -102,8 +103,8 @@ class Posterior:
     def narrowed(self, x: Vector, variance: float) -> float:
         """Return the variance of ``x . w`` for prediction, given ``variance(x)``.
 
-        At most that of an unknown family: the prior for learning is wider than the
-        differences between families.
+        The result is at most the variance of an unknown family, because the prior for
+        learning is wider than the differences between families.
         """
         if self._families is None:
             return variance
@@ -204,8 +205,8 @@ class Posterior:
     def _load_restored(self) -> None:
         """Solve restored sums; restart if they cannot result from observations.
 
-        ``restore`` leaves that to the first use: solving 64 models at once would delay
-        every decision.
+        ``restore`` leaves this work to the first use, because solving 64 models at once
+        would delay every decision.
         """
         if not self._restored or self._group is None:
             return

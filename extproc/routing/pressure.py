@@ -2,8 +2,9 @@
 
 A request in vLLM's ``waiting`` queue waits because no sequence slot or no KV block is
 free: a queue is the first sign of a pool with too little capacity. A full KV cache is
-the other: running requests are then preempted and computed again. Each signal has two
-limits, one to enter and a lower one to leave, so that requests do not oscillate.
+the other sign, because running requests are then preempted and computed again. Each
+signal has a limit at which pressure starts and a lower one at which it stops, so that
+requests do not oscillate between pools.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class PressureLimits:
 class PoolPressure:
     """Whether one pool is under pressure, with hysteresis.
 
-    Between two measurements, the queue is estimated from our own requests: one sent to
-    a pool with a queue lengthens it, and one known to have ended shortens it. The end
-    of some requests is never reported; until the next measurement, the estimate then
-    errs toward pressure.
+    Between two measurements, the queue is estimated from the router's own requests. A
+    request sent to a pool with a queue lengthens the queue, and a request known to have
+    ended shortens it. The end of some requests is never reported; until the next
+    measurement, the estimate then errs toward pressure.
     """
 
     def __init__(self, limits: PressureLimits) -> None:
@@ -48,7 +49,8 @@ class PoolPressure:
         self._endpoints = 0
         self._measured_in_flight = 0.0
         self.in_flight = 0
-        """Requests sent less requests known to have ended; only changes matter."""
+        """Number of requests sent minus requests known to have ended; only changes
+        matter."""
         self.waiting: float | None = None
         """Mean over the endpoints, as last measured; None if unknown."""
         self.kv_cache_usage: float | None = None
@@ -57,9 +59,9 @@ class PoolPressure:
     def measured(
         self, loads: Sequence[EndpointLoad], in_flight: Sequence[int] | None = None
     ) -> None:
-        """Update with measurements of the endpoints that have one.
+        """Update with the measurements of the pool's endpoints.
 
-        Without any measurement there is no pressure: unknown load must not move
+        Without any measurement there is no pressure, because unknown load must not move
         traffic.
 
         Args:

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 # Standard deviation, in tokens, of a family's coefficient outside the span of the known
-# ones, for learning: wide, so that counts soon outweigh the prior. Chosen by leaving
-# families and sources out of the fit.
+# families. These values are for learning: they are wide, so that counts soon outweigh
+# the prior, and were chosen by leaving families and sources out of the fit.
 _LEARNING_SPREADS = {
     "template": 10.0,
     "message": 2.0,
@@ -43,7 +43,7 @@ _LEARNING_SPREADS = {
 _TOOLS_LEARNING_SPREAD = 0.1
 _TEXT_LEARNING_SPREAD = 0.4
 
-# The same deviation for prediction, as narrow as leaving families out shows it to be. A
+# The same deviation for prediction, as narrow as measured by leaving families out. A
 # long prompt multiplies the spread of its most frequent terms: letters, words,
 # indentation, the text of tools. Text unlike English has separate, wide terms.
 _PREDICTION_SPREADS = {
@@ -91,7 +91,8 @@ class Families:
     coefficients: Matrix
     """Tokens per term, one row for each of two or more families."""
     learning_variances: Vector
-    """Variance of another family's coefficients around this span, for learning."""
+    """Variance of another family's coefficients around the span of these, for
+    learning."""
     variances: Vector
     """The same variance for prediction."""
 

@@ -24,7 +24,7 @@ DEFAULT_BYTES_PER_TOKEN = 4.0
 """The papers' initial value, and the rule of thumb for English."""
 
 MIN_BYTES_PER_TOKEN = 0.8
-"""Lower limit for any vocabulary: digit-splitting tokenizers have 1.1 bytes for hex."""
+"""Lower limit for any vocabulary; hex has 1.1 bytes per token if digits are split."""
 
 MAX_BYTES_PER_TOKEN = 14.0
 """Upper limit for any text: Hindi on Gemma 3 has 9 to 10 bytes per token."""
@@ -41,7 +41,7 @@ MESSAGE_TOKENS = 4
 
 
 _LARGE_SHARE = 0.05
-"""Share of optional text in a prompt above which the prompt is not learned from."""
+"""Share of optional text in a prompt above which nothing is learned from the prompt."""
 
 
 def clamp_ratio(bytes_per_token: float) -> float:
@@ -64,8 +64,8 @@ class Ema:
     ``sigma += (1 - beta) * (|observed - c| - sigma)`` (arXiv 2604.08075; beta 0.95,
     gamma 1.0, initial ratio 4.0; initial deviation 0, since the papers give none). The
     papers do not specify whether the deviation is from the ratio before or after its
-    update; here it is from the ratio after. Divergence: the divisor is at least
-    ``MIN_BYTES_PER_TOKEN``; the formula could divide by zero or less.
+    update; here it is from the ratio after the update. Divergence: the divisor is at
+    least ``MIN_BYTES_PER_TOKEN``; the formula could divide by zero or less.
 
     The papers route by this conservative estimate; they have no other bound.
     """
@@ -83,7 +83,7 @@ class Ema:
         return Prediction(self.point(model, category, features), SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from their text alone."""
+        """Estimate the tokens that further messages add, from the messages alone."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
@@ -139,7 +139,7 @@ class Ema:
         return DecayedSums(self._beta, ratio.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Replace these ratios; leave the others as they are."""
+        """Replace these ratios; leave all others unchanged."""
         self._learned |= {
             category: _Published(
                 DEFAULT_BYTES_PER_TOKEN + float(group.sums[0]),
@@ -164,8 +164,9 @@ class TextRatios:
     """Ratios of decoded text bytes to text tokens, by category.
 
     Each is the quotient of two decayed sums: each sample first multiplies both by
-    ``smoothing``, so the last ``1 / (1 - smoothing)`` prompts count, large ones more.
-    Learned with every estimator, for metrics and for ``TextEma``.
+    ``smoothing``, so that the last ``1 / (1 - smoothing)`` prompts count, and large
+    prompts count more. The ratios are learned with every estimator, for metrics and for
+    ``TextEma``.
     """
 
     component = "ratios.1"
@@ -186,8 +187,8 @@ class TextRatios:
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
         """Learn from one counted prompt.
 
-        Ignores prompts without text, and those with much text that the template may
-        have left out.
+        Prompts without text are ignored, and so are prompts with much text that the
+        template may have left out.
 
         A sample's ratio is clamped to the range possible for text, so that a false
         count moves the quotient no more than an extreme text would.
@@ -215,7 +216,7 @@ class TextRatios:
         return DecayedSums(self._smoothing, sums.observations, pair)
 
     def restore(self, groups: Groups) -> None:
-        """Replace these sums; leave the others as they are."""
+        """Replace these sums; leave all others unchanged."""
         self._sums |= {
             category: _Sums(
                 float(group.sums[0]), float(group.sums[1]), group.observations
@@ -244,7 +245,7 @@ class TextEma:
         return Prediction(self.point(model, category, features), SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from their text alone."""
+        """Estimate the tokens that further messages add, from the messages alone."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
@@ -281,5 +282,5 @@ class TextEma:
         return self._ratios.group(key)
 
     def restore(self, groups: Groups) -> None:
-        """Replace these sums; leave the others as they are."""
+        """Replace these sums; leave all others unchanged."""
         self._ratios.restore(groups)

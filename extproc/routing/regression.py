@@ -34,14 +34,15 @@ from extproc.routing.trial import Trial
 
 # Errors beyond this many expected deviations lose weight with their square: a count
 # that is wrong by a factor of ten then pulls less than a correct one at the limit. They
-# keep their weight once they outnumber the other errors of their category by this many,
-# all in one direction: that is a new kind of text.
+# keep their weight once errors in one direction outnumber the other errors of their
+# category by this many, because the text is then of a new kind.
 _ROBUST_DEVIATIONS = 4.0
 _BELIEVED_SURPRISES = 3
 
-# An error beyond this many deviations, or this logarithm, is learned at once, unless
-# another one was fewer observations ago than this: otherwise a settled posterior would
-# be solved too rarely for the first prompts in a new script.
+# The posterior is solved at once after an error beyond this many deviations, or beyond
+# this logarithm, unless it was solved for another such error within this many
+# observations. Otherwise, a settled posterior would be solved too rarely for the first
+# prompts in a new script.
 _SURPRISING_DEVIATIONS = 3.0
 _SURPRISING_ERROR = 0.3
 _BETWEEN_SURPRISES = 8
@@ -56,10 +57,10 @@ _CLIPPED_DEVIATIONS = 6.0
 # trial reaches its limit. A replaced model stays in the trial as a challenger.
 _SURPRISE = 1.5
 _CALM = 1.1
-# Observations after which a model is familiar with a category.
+# Number of observations after which a model is familiar with a category.
 _FAMILIAR = 20
 
-# Observations during which the prior's coefficients apply to optional text.
+# Number of observations during which the prior's coefficients apply to optional text.
 _PRICED_BY_PRIOR = 30.0
 
 _TERMS_EXPLAINED = 12
@@ -116,8 +117,8 @@ class _Learned:
     def _prices(self) -> Vector:
         """Return the tokens per term of optional text.
 
-        They are the prior's at first: with coefficients that are still being learned,
-        the shares and those coefficients would follow each other.
+        At first they are the prior's. If the coefficients were still being learned, the
+        shares and the coefficients would follow each other.
         """
         return self.prior_prices if self._is_new else self.posterior.mean
 
@@ -127,7 +128,7 @@ class _Challenger:
     learned: _Learned
     trial: Trial
     deposed: bool = False
-    """Whether it was the incumbent before."""
+    """Whether this model was the incumbent before."""
 
 
 def _start(prior: Prior) -> _Learned:
@@ -246,7 +247,7 @@ class TextEstimator:
         return None if learned is None else learned.posterior.snapshot()
 
     def restore(self, groups: Groups) -> None:
-        """Replace the sums of these groups; leave the others as they are."""
+        """Replace the sums of these groups; leave all others unchanged."""
         for name, group in groups.items():
             learned = self._models.admit(name)
             if learned is not None:

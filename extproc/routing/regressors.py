@@ -28,7 +28,8 @@ _MARKS = frozenset(
 
 _AFTER_ANY_LETTER = _MARKS | {ByteClass.NEWLINE, ByteClass.DIGIT}
 
-# Scripts by group: within one, tokens depend alike on what a lead byte follows.
+# Scripts by group. In the scripts of one group, the byte before a lead byte has the
+# same effect on tokens.
 _SCRIPTS = {
     ByteClass.LATIN_1: "latin",
     ByteClass.LATIN_ACCENT: "latin",
@@ -50,7 +51,7 @@ _SCRIPTS = {
     ByteClass.TYPOGRAPHIC: "sign",
     ByteClass.ASTRAL: "sign",
 }
-# Lead bytes that several scripts share; the next byte separates the scripts.
+# Lead bytes that several scripts share; the byte after them distinguishes the scripts.
 _SPLITS = {
     (ByteClass.INDIC, ByteClass.TRAIL_A0): "devanagari",
     (ByteClass.INDIC, ByteClass.TRAIL_A4): "devanagari",
@@ -200,7 +201,8 @@ SCRIPT_TERMS = frozenset(
 # above the first limit is English or code; text below the second is not.
 _ENGLISH_SHARE = 0.05
 _FOREIGN_SHARE = 0.03
-# Pairs with English shares that are added to every text, so that short text is English.
+# Pairs with English shares that are added to every text, so that short text counts as
+# English.
 _ASSUMED_PAIRS = 50
 _ASSUMED_ETH_PAIRS = 0.07 * _ASSUMED_PAIRS
 

@@ -18,11 +18,12 @@ from extproc.routing.request import OptionalKind
 
 _SHARE = 0.5
 _SHARE_SPREAD = 0.4
-"""Standard deviation of a share: both 0 and 1 are about 1.5 of these from the mean."""
+"""Standard deviation of a share: 0 and 1 are each about 1.5 standard deviations from
+the mean."""
 
 
 def with_shares(prior: Prior) -> Prior:
-    """Append the shares to a prior of text coefficients, independent of those."""
+    """Append the shares to a prior of text coefficients, as independent terms."""
     size, shares = len(prior.mean), len(OptionalKind)
     families = prior.families
     if families is not None:
@@ -49,7 +50,7 @@ def optional_tokens(features: Features, coefficients: Vector) -> Vector:
     """Return the tokens of each kind of optional text if all of it were rendered.
 
     Args:
-        features: of a prompt.
+        features: features of a prompt.
         coefficients: a model's tokens for each of ``regressors.VECTOR_TERMS``.
     """
     tokens = np.zeros(len(OptionalKind))

@@ -36,8 +36,8 @@ class OptionalText(msgspec.Struct, frozen=True, gc=False):
 
 
 MAX_MODEL_CHARS: Final = 1024
-"""Largest length of a model name; the rest is cut off. Learned state is keyed by the
-name, which a client can make arbitrarily long."""
+"""Maximum number of characters of a model name; the rest is cut off. Learned state is
+keyed by the name, which a client can make arbitrarily long."""
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
@@ -74,8 +74,8 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """Sums of ``media.MEDIA_TERMS`` over the parts; empty if there are no parts, or if
     only their number is known."""
     opaque: bool = False
-    """Whether tokens are replaced or added that cannot be estimated: a chat template in
-    the request, embeddings. Such a prompt is not learned from."""
+    """Whether a part of the prompt cannot be estimated, because the request contains a
+    chat template or embeddings. Nothing is learned from such a prompt."""
 
     @property
     def is_counted(self) -> bool:
@@ -100,24 +100,26 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     max_tokens: int | None = None
     """The client's own limit on output tokens, or None."""
     sequences: int = 1
-    """Completions computed in parallel from one prompt (``n``, ``best_of``)."""
+    """Number of completions computed in parallel from one prompt (``n``,
+    ``best_of``)."""
     prompts: int = 1
-    """Prompts in the request; ``prompt`` is the longest of them."""
+    """Number of prompts in the request; ``prompt`` is the longest of them."""
     stored: bool | None = None
     """Whether the client requests that the server keep the response (Responses API:
     ``store``, ``background``); None if the request has no such field."""
     generates: bool = True
-    """False for embeddings: no output tokens."""
+    """Whether the request generates output tokens; false for embeddings."""
     stream: bool = False
     asks_usage: bool = False
     """Whether the client of a stream set ``include_usage``."""
     operation: str = "chat"
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
     min_tokens: int = 0
-    """Smallest number of output tokens that the client requires."""
+    """Minimum number of output tokens that the client requires."""
     ignore_eos: bool = False
-    """Whether the output runs to its limit, or to the window's end without one."""
+    """Whether the output runs to its limit or, without a limit, to the window's end."""
     prompt_limit: int | None = None
-    """Tokens to which the backend truncates the prompt; a smaller window refuses it."""
+    """Number of tokens to which the backend truncates the prompt; a server with a
+    smaller window refuses the request."""
     cut_to_window: bool = False
     """Whether the backend truncates the prompt to its window."""

@@ -31,8 +31,8 @@ _LOWEST = -_BIN * _BINS / 2
 _EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
 
 # Errors beyond this many spreads are not noise but a wrong count or a changed model.
-# They count for the achieved rate and the category's scale but not for the quantile:
-# otherwise one client in ten could raise it until nothing fits a small pool.
+# They count for the achieved rate and the category's scale but not for the quantile.
+# Otherwise, one client in ten could raise the quantile until nothing fits a small pool.
 _OUTLIER = 6.0
 
 # Prior weights, each as a number of observations. The prior for one model is the errors
@@ -98,7 +98,8 @@ class _ErrorCounts:
     above: float = 0.0
     """Number of errors in ``bins`` above their bound."""
     binned: int = 0
-    """Observations over which ``bins`` and ``above`` decayed; outliers do not count."""
+    """Number of observations over which ``bins`` and ``above`` decayed, without
+    outliers."""
     squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
@@ -106,7 +107,7 @@ class _ErrorCounts:
     quantiles: dict[float, float] = field(default_factory=dict)
     """Quantiles of ``bins`` by rate; cleared once the bins have changed enough."""
     newer: int = 0
-    """Observations since ``quantiles`` was cleared."""
+    """Number of observations since ``quantiles`` was cleared."""
     latest_factors: dict[str, float] = field(default_factory=dict)
     """The latest factor of each category."""
 
@@ -157,9 +158,10 @@ class Margin:
 
     Args:
         rate: share of prompts that may exceed their bound, in (0, 0.5).
-        rates: rates of single models, in place of ``rate``.
-        memory: observations of a model over which a count decays to 1/e.
-        models: models counted separately; the others share one set of counts.
+        rates: rates of single models by name, which replace ``rate``.
+        memory: number of a model's observations over which a count decays to 1/e.
+        models: number of models with separate counts; all others share one set of
+            counts.
 
     Raises:
         ValueError: a rate outside (0, 0.5).
@@ -218,8 +220,8 @@ class Margin:
         """Learn from one counted prompt.
 
         Args:
-            model: model name that a backend has answered for.
-            category: of the prompt, from a closed set.
+            model: name of a model for which a backend has responded.
+            category: the prompt's category, from a closed set.
             spread: as passed to ``factor``.
             error: logarithm of counted over estimated tokens.
             exceeded: whether the count was above the bound.
@@ -310,7 +312,7 @@ class Margin:
         return DecayedSums(self._keep, squares.observations, sums)
 
     def restore(self, groups: Groups) -> None:
-        """Replace the sums of these groups; leave the others as they are."""
+        """Replace the sums of these groups; leave all others unchanged."""
         for key, group in groups.items():
             what, of_model, model = key.partition(":")
             errors = self._models.admit(model) if of_model else self._pooled

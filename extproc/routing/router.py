@@ -76,8 +76,8 @@ class Router:
         hints: categories that a hint may name, in addition to the built-in ones.
         model: the base model under which all requests are learned; if empty, each
             request is learned under the model that it names.
-        retry_cut_answers: request an answer that a smaller pool's window cut off again
-            from the largest pool, unless it is streamed.
+        retry_cut_answers: whether an answer cut off by a smaller pool's window is
+            requested again from the largest pool, unless it is streamed.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class Router:
             hint: the category from the hint header, or None.
             loads: the known load of each pool.
             approximate: accept the usual bound if the exact one cannot change the pool
-                (see ``Decision.approximate_bound``); it takes a third of the time.
+                (see ``Decision.approximate_bound``); the usual bound takes a third of
+                the time.
         """
         prompt, model = request.prompt, self.model or request.model
         features = measure(prompt, request.body_bytes)
@@ -303,10 +304,10 @@ class Router:
     def learn(self, decision: Decision, outcome: Outcome) -> Lesson:
         """Learn from one response; return what was learned, or why nothing was.
 
-        Never learned from: a decision that failed open, a status other than 200,
+        Nothing is learned from a decision that failed open, a status other than 200,
         missing or zero usage, token ids (whose count is known), several prompts with
-        one sum as usage. A prompt with media updates the tokens of media, not those of
-        the text.
+        one sum as usage. A prompt with media updates the estimate of media tokens, not
+        that of text.
         """
         counted, model = outcome.prompt_tokens, self.model or decision.model
         if decision.reason.failed_open:

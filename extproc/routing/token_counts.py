@@ -1,8 +1,8 @@
 """Token counts of a usage object, in the field names of OpenAI or Anthropic.
 
-The only code for how the two count cached tokens: OpenAI's prompt count includes them,
-Anthropic's ``input_tokens`` does not. Response bodies, Envoy's access log and an
-operator's own files are all read by this rule.
+This is the only code for the two ways of counting cached tokens: OpenAI's prompt count
+includes them, Anthropic's ``input_tokens`` does not. Readers of response bodies,
+Envoy's access log and an operator's own files all use it.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 LEAST_OBSERVATIONS = 12
 LONGEST = 256
-"""Observations after which a trial ends without a change."""
+"""Number of observations after which a trial ends without a change."""
 
 # The challenger's error must be below this share of the incumbent's, both on recent
 # prompts and in each category that counts.
@@ -60,7 +60,7 @@ class Trial:
     _by_category: dict[str, _Errors] = field(default_factory=dict)
 
     def add(self, category: str, incumbent: float, challenger: float) -> None:
-        """Compare the two on one prompt."""
+        """Compare the errors of both models on one prompt."""
         incumbent = min(incumbent, _CLIPPED_ERROR)
         challenger = min(challenger, _CLIPPED_ERROR)
         self._incumbent += _RECENT * (incumbent - self._incumbent)
