@@ -67,11 +67,11 @@ def test_a_recording_is_scored_model_by_model(
     assert f"extproc plan --workload {recording} --served-model qwen" in text
 
 
-def test_a_plan_takes_the_records_of_one_model(
+def test_simulate_takes_the_records_of_one_model(
     recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["simulate", "--workload", recording, "--served-model", "qwen"]
-    text = run([*words, "--rate", 5, "--json"], capsys)
+    text = run([*words, "--rate", 5, "--requests", 200, "--json"], capsys)
     assert json.loads(text)
     wrong = [*map(str, words[:-1]), "gpt", "--rate", "5"]
     assert main(wrong) == 2
