@@ -1,4 +1,4 @@
-"""Texts with a stand-in tokenizer, and the shared corpora if available."""
+"""Texts with a stand-in tokenizer, and the shared corpora if they are available."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _DIGIT_PIECES = re.compile(r" ?[A-Za-z]{1,4}|[0-9]|\n| {1,4}|[^\w\s]")
 
 
 def triple_digits(text: str) -> int:
-    """Count tokens of a vocabulary that joins three digits and six letters, plus 30."""
+    """Count tokens of a vocabulary that joins three digits or six letters, plus 30."""
     return 30 + len(_PIECES.findall(text))
 
 

@@ -1,7 +1,8 @@
 """Accuracy of the default estimator on real requests and six real tokenizers.
 
-Each request is estimated and then learned from; the first tenth is not scored. The
-asserted figures are the documented promises; the measured ones are better.
+Each request is estimated first and then learned from, and the first tenth is not
+scored. The asserted figures are the documented promises; the measured figures are
+better.
 """
 
 import gzip
@@ -26,7 +27,7 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.request import Request
 
 FAMILIES = ("llama3", "tekken", "qwen", "o200k", "deepseek_v3", "gemma3")
-"""Tokenizers that counted the corpora."""
+"""Names of the tokenizers that counted the corpora."""
 
 THRESHOLD = 8192
 
@@ -40,7 +41,7 @@ class CorpusRow(Protocol):
 
 @dataclass
 class Scores:
-    """Shares of the scored requests, and their mean relative error."""
+    """Shares of the scored requests, and the mean relative error of these requests."""
 
     error: float = 0.0
     above_bound: float = 0.0
@@ -135,7 +136,7 @@ def test_false_counts_of_one_client_in_ten_move_the_error_little(
 
 
 def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
-    """Read some requests of the corpora and of the additional scripts."""
+    """Read every n-th request of the corpora and of the additional scripts."""
     scripts = corpora_path.parent / "scripts"
     counts = scripts / "counts-shared.json.gz"
     if not counts.is_file():
@@ -156,7 +157,9 @@ def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def test_the_first_bound_of_an_unknown_tokenizer_is_honest(corpora_path: Path) -> None:
-    """With one family left out, few prompts exceed the bound, and it is not wide."""
+    """If one family is left out, few prompts exceed the bound, and the bound is not
+    wide.
+    """
     exceeded = []
     factors: dict[str, list[float]] = {"english": [], "code": []}
     kinds = {"chat_en": "english", "rag_docs": "english", "math": "english"}

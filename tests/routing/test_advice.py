@@ -1,4 +1,4 @@
-"""Threshold advice: shares, savings and risk as counted, best threshold first."""
+"""Threshold advice: shares, savings and risk equal counts; best threshold first."""
 
 import pytest
 from hypothesis import given

@@ -50,7 +50,7 @@ def test_categories_and_models_are_told_apart() -> None:
 
 
 def test_a_cut_answer_would_have_been_longer() -> None:
-    """Half the answers are cut at 200 tokens; the others give the quantile."""
+    """Half the answers are cut at 200 tokens; the others determine the quantile."""
     rng = random.Random(2)
     plain, censored = OutputAllowance(), OutputAllowance()
     for n in range(3000):
@@ -140,7 +140,7 @@ def test_refuses_settings_out_of_range(arguments: dict[str, float]) -> None:
 
 
 def test_what_is_allowed_is_hardly_behind_the_answers() -> None:
-    """The quantile is recomputed once a hundredth of the lessons is new."""
+    """The quantile is recomputed once a hundredth of the observations is new."""
     rng = random.Random(5)
     allowance = OutputAllowance()
     for n in range(3000):

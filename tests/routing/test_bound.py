@@ -1,4 +1,4 @@
-"""The bound added to any estimator."""
+"""The bound that is added to the estimate of any estimator."""
 
 import random
 from collections.abc import Sequence

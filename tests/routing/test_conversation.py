@@ -1,4 +1,4 @@
-"""Later turns start from the count of the previous one."""
+"""Later turns of a conversation start from the token count of the previous turn."""
 
 import json
 from collections.abc import Sequence
@@ -91,7 +91,8 @@ def test_the_counted_answer_is_a_message_of_the_next_turn(
     for n in range(30):  # 1.6 tokens a word, and 4 a message
         turn(routes, [text(100 + 9 * n, n)], 160 + 14 * n + 7)
     routes.learn(routes.route(request(known)), Outcome(200, 650, answered))
-    # One word with many tokens, which only the response can have shown.
+    # The later turn has one word with many tokens, which only the response can have
+    # shown.
     later = routes.route(request([*known, text(100, 3), text(3)]))
     without = router()
     for n in range(30):
@@ -165,7 +166,8 @@ def test_a_count_far_from_the_estimate_is_not_believed() -> None:
     routes = router()
     for n in range(40):
         turn(routes, [text(400, n)], 700)
-    # The template drops the counted text: the next count is a tenth of the last.
+    # The template drops the text that was counted, so the next count is a tenth of the
+    # last count.
     turn(routes, [text(400)], 9000)
     decision = routes.route(request([text(400), "yes", "go on"]))
     assert decision.turn_spread == 0

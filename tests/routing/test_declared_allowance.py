@@ -1,4 +1,4 @@
-"""The part of a declared limit that is reserved."""
+"""The part of a declared output limit that the router reserves."""
 
 import random
 
@@ -21,7 +21,9 @@ def feed(
     limit: int = 32_000,
     seed: int = 1,
 ) -> list[bool]:
-    """Reserve for answers of log-normal length and learn; return which exceeded it."""
+    """Reserve for answers of log-normal length, learn each, and return which exceeded
+    it.
+    """
     rng = random.Random(seed)
     exceeded = []
     for _ in range(count):

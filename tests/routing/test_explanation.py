@@ -186,7 +186,7 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
     assert len(terms) <= 12
     for term in terms.values():
         assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
-    # So short a text has fewer terms than are shown, so the shown terms add up to the
+    # So short a text has no more terms than are shown, so the shown terms add up to the
     # total.
     assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
         prompt.tokens, abs=0.6

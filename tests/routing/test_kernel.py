@@ -1,4 +1,4 @@
-"""The C kernel's results equal NumPy's on any bytes; needs a compiler."""
+"""The C kernel's results equal NumPy's on any bytes; the tests need a compiler."""
 
 import importlib.util
 import shutil
@@ -32,7 +32,7 @@ SOURCE = Path(arithmetic.__file__).with_name("_kernel.c")
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Compile the kernel with all warnings as errors."""
+    """Compile the kernel with all warnings treated as errors."""
     compiler = shutil.which("cc")
     include = Path(sysconfig.get_paths()["include"])
     if compiler is None or not (include / "Python.h").exists():
@@ -201,7 +201,9 @@ def test_a_matrix_that_does_not_fit_is_an_error(
 
 
 def test_a_kernel_built_by_any_python_counts_references_for_every_other() -> None:
-    """Python 3.12's headers return None without incrementing its reference count."""
+    """Python 3.12's headers return None without incrementing the reference count of
+    None.
+    """
     macros = (
         "Py_RETURN_NONE",
         "Py_RETURN_TRUE",

@@ -1,4 +1,4 @@
-"""Image tokens by the public formulas of model families, and learned from responses."""
+"""Image tokens from public formulas of model families, or learned from responses."""
 
 import math
 import random
@@ -20,7 +20,7 @@ Formula = Callable[[int, int], float]
 
 
 def smart_resize(width: int, height: int, side: int, low: int, high: int) -> float:
-    """Qwen's formula: sides rounded to a multiple, within limits on the pixels."""
+    """Apply Qwen's formula: round sides to a multiple, within limits on the pixels."""
 
     def whole(length: float, rounds: Callable[[float], float] = round) -> float:
         return max(side, rounds(length / side) * side)
@@ -42,7 +42,7 @@ def smart_resize(width: int, height: int, side: int, low: int, high: int) -> flo
 
 
 def patches(width: int, height: int, side: int, longest: int) -> float:
-    """Mistral's formula: patches within a longest side, and a break per row."""
+    """Apply Mistral's formula: patches within a longest side, and one break per row."""
     scale = max(width / longest, height / longest, 1)
     rows = math.ceil(height / scale / side)
     return math.ceil(width / scale / side) * rows + rows
@@ -105,7 +105,7 @@ def test_images_are_learned_by_their_size(formula: Formula) -> None:
         estimate = estimator.estimate("m", media)
         errors.append(abs(estimate.tokens - truth) / truth)
         above += truth > estimate.bound_tokens
-        # The estimate of the accompanying text is off by about 4 %.
+        # The estimate of the accompanying text has an error of about 4 %.
         noise = rng.gauss(0, 0.04) * 800
         estimator.observe("m", media, round(truth + noise), 800)
 

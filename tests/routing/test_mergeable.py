@@ -13,7 +13,7 @@ samples = st.lists(st.floats(0.0, 1e6), max_size=30)
 
 
 def learned(values, start=None):
-    """Return a group after adding these values to another group or to an empty one."""
+    """Return a group after adding these values to a given group or an empty group."""
     sums = np.zeros(2) if start is None else start.sums
     count = 0 if start is None else start.observations
     for value in values:
@@ -48,7 +48,7 @@ def test_merging_what_was_merged_already_changes_nothing(common, ours):
 
 @given(st.lists(samples, min_size=1, max_size=6))
 def test_processes_that_take_turns_converge(shares):
-    """Each learner merges into the store and continues; all learn every sample."""
+    """Processes merge into the store in turn, and all of them learn every sample."""
     store = {}
     for share in shares:
         store = merge({}, only(learned(share)), store)

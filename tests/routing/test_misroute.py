@@ -1,4 +1,4 @@
-"""One table of needs and misroutes, used by everything that judges a decision."""
+"""One table of needs and misroutes, which holds for all code that judges a decision."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ TWO, THREE = (SHORT, LONG), (SHORT, MIDDLE, LONG)
 
 @dataclass(frozen=True)
 class Case:
-    """One decision and its response, with the need and the verdict."""
+    """One decision and its response, with the expected need and verdict."""
 
     outcome: Outcome
     needed: int | None
@@ -42,7 +42,7 @@ class Case:
     pool: Pool = SHORT
     pools: tuple[Pool, ...] = TWO
     limit: int | None = None
-    """Output limit declared by the client."""
+    """Output limit that the client declares."""
     reason: Reason = Reason.WITHIN_THRESHOLD
     prompts: int = 1
     sequences: int = 1
@@ -68,7 +68,7 @@ class Case:
 OVERFLOW, WASTE = Misroute.SHORT_OVERFLOW, Misroute.LONG_WASTE
 CUT = Misroute.TRUNCATED
 
-# Numbered like the cases in ``find_misroute``.
+# Cases by name, numbered like the cases in ``find_misroute``.
 CASES = {
     "1-status": Case(Outcome(400, 5000, 1), None),
     "1-no-usage": Case(Outcome(200), None),
@@ -141,7 +141,7 @@ def test_the_router_judges_so(case: Case) -> None:
 
 
 def test_a_recording_is_judged_so(case: Case) -> None:
-    # One more line for each pool, so that all pools occur in the recording.
+    # The recording has one more line for each pool, so that all pools occur in it.
     others = [Observation(Decision(p, Reason.FAULT), Outcome(503)) for p in case.pools]
     lines = [
         Recorded(0.0, observation)
@@ -223,7 +223,7 @@ def test_the_demo_judges_so(case: Case) -> None:
 @pytest.mark.parametrize("output", [1, 500, 501, 699, 700, 701, 2700, 2701, 7000])
 @pytest.mark.parametrize("limit", list(Declared))
 def test_the_simulated_fleet_judges_so_too(output: int, limit: Declared) -> None:
-    """A rule based on prompts alone sends all of these to the short pool."""
+    """A rule that uses only prompts sends all these requests to the short pool."""
     prompt = 300
     policy = Policy(THREE)
     decision = Case(Outcome(200), None, limit=limit.limit(output)).decision

@@ -1,4 +1,4 @@
-"""The pools for a model name, and the name under which its requests are learned."""
+"""The pools of a model name, and the name under which its requests are learned."""
 
 import pytest
 from hypothesis import given

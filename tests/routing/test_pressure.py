@@ -80,7 +80,7 @@ def test_requests_count_from_when_each_endpoint_was_measured():
     pressure = PoolPressure(LIMITS)
     for _ in range(6):
         pressure.sent()
-    # The first report was measured before the six requests, the second after them.
+    # The first report precedes the six requests, and the second report includes them.
     pressure.measured([queue(8), queue(8)], [0, 6])
     assert not pressure.under_pressure  # 8 + 3 / 2
     pressure.sent()

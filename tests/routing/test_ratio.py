@@ -43,7 +43,7 @@ def test_ema_starts_from_four_bytes_a_token() -> None:
 
 
 def test_ema_follows_the_published_formula_sample_by_sample() -> None:
-    """c and sigma by hand for beta 0.95: c += 0.05 (x - c), then sigma likewise."""
+    """Compute c and sigma by hand for beta 0.95: c += 0.05 (x - c), likewise sigma."""
     ema = Ema()
     samples = [
         # body bytes, tokens   c          sigma
@@ -98,7 +98,7 @@ def test_categories_are_learned_apart() -> None:
         assert tokens(estimator, of, "code") > tokens(estimator, of, "prose")
 
 
-# The ratio over decoded text.
+# The ratio of bytes to tokens over decoded text.
 
 
 def test_text_ema_counts_text_and_tools_after_the_template() -> None:
@@ -119,7 +119,10 @@ def test_the_first_sample_is_the_ratio() -> None:
 
 
 def test_text_ratio_after_each_sample() -> None:
-    """Decayed sums by hand: B <- 0.98 B + b, T <- 0.98 T + t, without the template."""
+    """Compute decayed sums by hand, without the template.
+
+    B <- 0.98 B + b, and T <- 0.98 T + t.
+    """
     ratios = TextRatios()
     for text, counted, total_bytes, total_tokens in [
         (500, 108, 500, 100),

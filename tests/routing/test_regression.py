@@ -1,4 +1,4 @@
-"""The default estimator on a stand-in tokenizer; the corpora have their own module."""
+"""The default estimator on a stand-in tokenizer; test_accuracy.py uses the corpora."""
 
 import random
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def restore(estimator: Bounded, copy: Copy) -> None:
 def learn(
     estimator: Bounded, samples: Sequence[Sample], model: str = "m"
 ) -> list[float]:
-    """Estimate, then learn, sample by sample; return the relative errors."""
+    """Estimate and then learn, sample by sample; return the relative errors."""
     errors = []
     for sample in samples:
         estimate = estimator.estimate(model, sample.category, sample.features)
@@ -57,7 +57,7 @@ def learn(
 
 
 def mean_error(estimator: Bounded, samples: Sequence[Sample]) -> float:
-    """Return the mean relative error, without learning."""
+    """Return the mean relative error of estimates, without learning."""
     errors = []
     for sample in samples:
         estimate = estimator.estimate("m", sample.category, sample.features)
@@ -113,7 +113,8 @@ def test_a_deposed_model_comes_back_if_it_was_right(
     estimator = Bounded(TextEstimator())
     learn(estimator, samples[:600])
     before = mean_error(estimator, samples[900:1000])
-    # The name temporarily belongs to another model, and then to the original one again.
+    # The name temporarily belongs to another model, and then to the original model
+    # again.
     learn(estimator, other_samples[600:660])
     learn(estimator, samples[660:760])
     assert mean_error(estimator, samples[900:1000]) < 2 * before
@@ -311,7 +312,7 @@ def test_a_restarted_process_goes_on_where_it_stopped(samples: list[Sample]) -> 
 def test_what_others_learned_is_solved_when_it_is_asked_for(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A matrix of each of 64 models at once would take a fifth of a second."""
+    """One matrix for each of 64 models in one step would take a fifth of a second."""
     estimator, other = Bounded(TextEstimator()), Bounded(TextEstimator())
     for sample in samples[:32]:
         for model in ("a", "b", "c"):

@@ -1,4 +1,4 @@
-"""Chat templates that drop or keep reasoning, or keep the latest, by model."""
+"""Chat templates that drop all reasoning, keep all, or keep the latest, by model."""
 
 import json
 import random
@@ -24,7 +24,9 @@ POOLS = [Pool("short", 8192, 8192), Pool("long", 65536, 65536)]
 KINDS = [kind for kind in Kind if kind is not Kind.DIGITS]
 
 Keeps = Callable[[int, int], bool]
-"""Whether a template renders the reasoning of turn ``i`` of ``n``."""
+"""A function that tells whether a template renders the reasoning of turn ``i`` of
+``n``.
+"""
 
 TEMPLATES: dict[str, Keeps] = {
     "drops it": lambda turn, turns: False,
@@ -34,7 +36,7 @@ TEMPLATES: dict[str, Keeps] = {
 
 
 def make_chat(rng: random.Random, share: float) -> list[dict[str, Any]]:
-    """A chat of several turns, some of whose answers contain reasoning."""
+    """Return a chat of several turns, in which some answers contain reasoning."""
 
     def text(low: int, high: int) -> str:
         return write(rng.choice(KINDS), rng.randint(low, high), rng)
@@ -67,7 +69,7 @@ def count(messages: list[dict[str, Any]], keeps: Keeps) -> int:
     [
         (2, 1.0),
         (2, 0.3),
-        # Slow to compute, and similar to the others.
+        # This case is slow to compute and similar to the other cases.
         pytest.param(1, 1.0, marks=pytest.mark.slow),
         pytest.param(3, 1.0, marks=pytest.mark.slow),
         pytest.param(3, 0.3, marks=pytest.mark.slow),

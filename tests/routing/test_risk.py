@@ -20,7 +20,7 @@ def run(
     category: str = "prose",
     skip: int = 500,
 ) -> float:
-    """Feed errors; return the share above their bound, without the first ones."""
+    """Feed errors; return the share above their bound, without the first errors."""
     exceeded = 0
     for n in range(count):
         error = draw()
@@ -42,7 +42,7 @@ def test_keeps_the_stated_rate(rate: float, scale: float) -> None:
 
 
 def test_a_factor_is_hardly_behind_the_errors() -> None:
-    """The quantile is recomputed once a hundredth of the lessons is new."""
+    """The quantile is recomputed once a hundredth of the observations is new."""
     rng = random.Random(8)
     margin = Margin()
     for n in range(3000):

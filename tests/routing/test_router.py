@@ -29,7 +29,7 @@ SHORT, LONG = Pool("short", 1000, 800), Pool("long", 8000, 8000)
 
 
 class Fixed(Bounded):
-    """Estimates the same for every prompt, and records the samples it learns."""
+    """Returns the same estimate for every prompt, and records the samples it learns."""
 
     def __init__(self, point: int = 100, bound: int = 120) -> None:
         super().__init__(TextEstimator(), NoMargin())
@@ -254,7 +254,7 @@ def test_what_is_not_one_text_teaches_nothing(not_text: Request) -> None:
 
 
 def used_to_short_answers(*, retry_cut_answers: bool = False) -> Router:
-    """Return a router that reserves little under a declared limit of 32,000 tokens."""
+    """Return a router that reserves little of a limit of 32,000 tokens."""
     routes = Router(
         Policy([Pool("short", 4096, 4096), Pool("long", 65536, 65536)]),
         Fixed(),
@@ -308,7 +308,7 @@ def test_an_answer_that_was_cut_first_was_not_refused(
 
 
 def allowed_after(outcome: Outcome, asked: Request) -> int:
-    """Return the allowance after many outcomes of a request."""
+    """Return the allowance after many equal outcomes of a request."""
     routes = router()
     for _ in range(200):
         routes.learn(routes.route(asked), outcome)

@@ -1,4 +1,4 @@
-"""When a challenger replaces the champion, and when not."""
+"""When a challenger replaces the champion, and when it does not."""
 
 import pytest
 
@@ -8,7 +8,9 @@ from extproc.routing.trial import LEAST_OBSERVATIONS, LONGEST, Trial
 def compare(
     trial: Trial, categories: str, incumbent: float, challenger: float, times: int = 30
 ) -> bool:
-    """Compare on prompts of these categories in turn; return whether it ever won."""
+    """Compare on prompts of these categories in turn; return whether the challenger
+    won.
+    """
     won = False
     names = categories.split()
     for n in range(times):
