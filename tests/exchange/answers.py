@@ -1,4 +1,4 @@
-"""Bodies as backends send them, and readers that receive them in pieces."""
+"""Response bodies of backends, and readers that receive these bodies in pieces."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def read(reader: UsageReader, *chunks: bytes) -> tuple[Usage, bytes]:
 
 
 def splits(body: bytes) -> list[tuple[bytes, ...]]:
-    """Yield a body whole, byte by byte, and in two parts at every position."""
+    """Yield a body whole, byte by byte, and in two pieces for every split position."""
     return [
         (body,),
         tuple(bytes([b]) for b in body),

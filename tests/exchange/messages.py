@@ -1,4 +1,4 @@
-"""Exchanges, and the messages that Envoy would send them."""
+"""Exchanges, and the messages that Envoy would send to an exchange."""
 
 import gzip
 import itertools
@@ -68,7 +68,9 @@ def request(
     end: bool = False,
     **headers: str,
 ) -> RequestHeaders:
-    """Return request headers; the length is the body's, a given number, or absent."""
+    """Return request headers whose content-length is the body's, a given one, or
+    absent.
+    """
     all_headers = {":path": path, ":method": method}
     if body is not None:
         length = body if isinstance(body, int) else len(body)
@@ -90,7 +92,7 @@ def response(
 
 
 def send(machine: Exchange, event: Event) -> Step:
-    """Send one event; a body that takes long to parse is parsed at once."""
+    """Send one event, and parse the body to its end even if that takes many steps."""
     result = machine.receive(event)
     return machine.resume() if isinstance(result, BodyParser) else result
 
@@ -115,7 +117,7 @@ def routed(step: Step) -> Decision:
 
 
 def sent_on(steps: Iterable[Step]) -> bytes:
-    """Return the request body that Envoy sends upstream, according to the replies."""
+    """Return the request body that Envoy sends upstream after these replies."""
     body = b""
     for step in steps:
         if isinstance(step.reply, Release | Echo):

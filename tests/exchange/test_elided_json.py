@@ -1,4 +1,4 @@
-"""A large body's elided JSON: nothing lost, nothing counted twice, bounded work."""
+"""Elided JSON of a large body: no loss, no double counting, and bounded work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def elided_of(body: bytes, chunk_bytes: int = CHUNK_BYTES) -> ElidedJson:
 
 
 def expanded(value: Any, elided: ElidedJson, body: bytes) -> Any:
-    """Return the elided JSON's value, with the elided parts restored."""
+    """Return the value of the elided JSON, with the elided parts restored."""
     match value:
         case dict():
             return {
@@ -234,7 +234,7 @@ def test_a_body_that_was_cut_off_is_no_request(tail: bytes) -> None:
     assert parse_request(CHAT, head + tail) is Reason.UNPARSABLE
 
 
-# Bounds.
+# Limits on size and work.
 
 FLOODS = {
     "messages": b'{"messages":[' + b"{}," * 350_000 + b"{}]}",

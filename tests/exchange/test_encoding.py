@@ -53,7 +53,7 @@ def test_deflate_without_the_zlib_header_is_read_too() -> None:
 
 
 def test_deflate_that_looks_like_zlib_at_first_is_read_from_its_beginning() -> None:
-    """Stored blocks that are, as zlib, one block of 65,534 bytes and then garbage."""
+    """Read as zlib, the data would be one block of 65,534 bytes and then garbage."""
     data = bytes(65_530) + b"\x07" + bytes(4)
     second = b"\0" + len(data).to_bytes(2, "little")
     second += (len(data) ^ 0xFFFF).to_bytes(2, "little") + data
@@ -142,7 +142,7 @@ def test_members_that_are_skipped_count_as_well() -> None:
 
 
 def zstd_frame(*blocks: bytes) -> bytes:
-    """Return a frame of raw blocks (RFC 8878), built by hand."""
+    """Return a zstd frame of raw blocks (RFC 8878), built by hand."""
     last = len(blocks) - 1
     return b"\x28\xb5\x2f\xfd\0\0" + b"".join(
         (len(block) << 3 | (number == last)).to_bytes(3, "little") + block
@@ -152,7 +152,7 @@ def zstd_frame(*blocks: bytes) -> bytes:
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd"])
 def test_what_follows_the_body_is_not_passed_over(encoding: str) -> None:
-    # One of these sizes exactly fills a step's input.
+    # One of these sizes exactly fills the input of one step.
     for size in range(16_376, 16_386):
         body = ENCODERS[encoding](NOISE[:size])
 
@@ -178,7 +178,7 @@ def test_very_many_blocks_are_refused() -> None:
     ids=["empty frames", "frames of one byte", "empty blocks"],
 )
 def test_a_flood_of_pieces_is_refused_by_their_heads(body: bytes) -> None:
-    """Its decoder would process all of them in one step."""
+    """The decoder of zstd would process all of these pieces in one step."""
     steps = sum(1 for _ in decode_in_steps(body, "zstd", len(body)))
 
     assert steps * 2048 <= MAX_ZSTD_BLOCKS

@@ -27,7 +27,7 @@ FLOOR = 0.01
 
 
 def settled(category: str = "prose", *, error: float = 0.05) -> FeedbackSampler:
-    """A sampler that knows model m and one of its categories."""
+    """Return a sampler that knows model m and one category of that model."""
     sampler = FeedbackSampler(FLOOR, limits={"": [8192]})
     for _ in range(MODEL_SAMPLES):
         sampler.observed(replace(TEXT, category=category), error)
@@ -67,7 +67,7 @@ def test_the_share_falls_to_the_floor_as_samples_add_up() -> None:
 
 
 def test_grown_errors_make_a_model_uncertain_again() -> None:
-    """As if another model were deployed under the same name."""
+    """The errors grow as if another model were deployed under the same name."""
     sampler = settled(error=0.05)
     while sampler.rate(TEXT) < 1.0:
         sampler.observed(TEXT, 0.3)
@@ -93,7 +93,7 @@ def test_what_cannot_be_learned_from_is_not_sampled_densely(adaptive: bool) -> N
 
 
 def test_streams_without_usage_are_not_looked_at_for_ever() -> None:
-    """Each of their chunks would pass through the router."""
+    """Every chunk of such a stream would pass through the router."""
     sampler = FeedbackSampler(0.0)
 
     assert looks(sampler, replace(TEXT, usage_not_requested=True)) == SILENT_LOOKS
@@ -136,7 +136,7 @@ def test_no_periodic_traffic_escapes_the_sample() -> None:
 def test_budgets_near_a_threshold_weigh_more(
     budget: int, near: bool, pool: Pool
 ) -> None:
-    """On either side of it, and whichever pool they were sent to."""
+    """Budgets on both sides of the threshold count, for requests in either pool."""
     rate = settled().rate(replace(TEXT, bound_tokens=budget, pool=pool))
 
     assert rate == SETTLED_RATE * (NEAR_WEIGHT if near else 1)

@@ -1,4 +1,4 @@
-"""Full duplex: Envoy keeps no copy of the body, so it is returned byte for byte."""
+"""In full duplex Envoy keeps no copy of the body, so the router returns every byte."""
 
 import itertools
 from typing import Any
@@ -81,7 +81,7 @@ def test_trailers_release_the_body_and_are_answered() -> None:
 
 
 class Broken(Router):
-    """Fails on every call."""
+    """A router that fails on every call."""
 
     def route(self, *args: Any, **how: Any) -> Decision:
         raise ZeroDivisionError
@@ -207,7 +207,7 @@ def test_a_path_that_is_not_ours_is_echoed_too() -> None:
 
 
 def test_a_response_before_the_body_is_released_is_answered_alone() -> None:
-    """A local reply: Envoy no longer waits for the request's headers and body."""
+    """After a local reply Envoy no longer waits for the request's headers and body."""
     steps = play(
         exchange(watch=True),
         request(None, mode=DUPLEX, response_mode=DUPLEX),

@@ -1,4 +1,4 @@
-"""Requested bodies with a gateway that does not pass on every body."""
+"""Requests for the body behind a gateway that does not pass on every body."""
 
 from collections.abc import Callable
 
@@ -34,9 +34,7 @@ KIB = 1 << 10
 def gateway(
     limit: GatewayLimit, holds: int, length: int | None, size: int | None = None
 ) -> bool | None:
-    """Send a body through a gateway with a limit; return None if it is not
-    requested.
-    """
+    """Send a body through a gateway with a limit; return None without a request."""
     size = length if size is None else size
     assert size is not None
     if not limit.requests(length):
@@ -69,7 +67,7 @@ def test_at_most_three_are_lost_while_none_of_their_size_comes(
     ]
 
     assert seen.count(False) <= LOSSES + sum(
-        # Small bodies of unknown length in between may cancel out a loss.
+        # Small bodies of unknown length between two losses may cancel out a loss.
         seen[:n].count(True) >= ARRIVALS
         for n, was in enumerate(seen)
         if was is False

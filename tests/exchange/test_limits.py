@@ -1,4 +1,4 @@
-"""The limits of requests, as vLLM 0.10 to 0.32 reads them; paths are those of 0.32."""
+"""Token limits of requests as vLLM 0.10 to 0.32 reads them, with paths of 0.32."""
 
 import json
 from typing import Any
@@ -39,7 +39,8 @@ def route(path: str, **body: Any) -> Decision:
     return router.route(read(path, **body))
 
 
-# Path, body, reserved output tokens, whether the client set them, pool.
+# Each value is path, body, reserved output tokens, whether the client set them, and
+# pool.
 LIMITS = {
     # openai/chat_completion/protocol.py: build_tok_params
     "max_tokens": (CHAT, {"max_tokens": 7}, 7, True, "short"),
@@ -51,7 +52,7 @@ LIMITS = {
         "short",
     ),
     "null is no limit": (CHAT, {"max_tokens": None}, ALLOWED, False, "short"),
-    # 0.8 to 0.13 read `max_completion_tokens or max_tokens`.
+    # vLLM 0.8 to 0.13 reads `max_completion_tokens or max_tokens`.
     "0 is no limit": (
         CHAT,
         {"max_completion_tokens": 0, "max_tokens": 9},
@@ -61,7 +62,7 @@ LIMITS = {
     ),
     # openai/completion/protocol.py: max_tokens = 16
     "completions default to 16": (COMPLETIONS, {}, 16, True, "short"),
-    # Before 0.20, null meant the rest of the window.
+    # Before vLLM 0.20, null meant the rest of the window.
     "completions' null": (COMPLETIONS, {"max_tokens": None}, ALLOWED, False, "short"),
     "completions ignore max_completion_tokens": (
         COMPLETIONS,
@@ -147,10 +148,10 @@ def test_output_limits(
 
 
 WORDS = "word " * 12_000
-"""15,000 tokens with the estimator of these tests."""
+"""The estimator of these tests counts 15,000 tokens."""
 
-# renderers/params.py: TokenizeParams; a number above the window is rejected (0.10 and
-# 0.11 for embeddings, all APIs since 0.12), -1 stands for the window.
+# renderers/params.py: TokenizeParams rejects a number above the window (0.10 and 0.11
+# for embeddings, all APIs since 0.12), and -1 means the whole window.
 CUTS = {
     "a long prompt is cut": (WORDS, 512, 512, "short", False),
     "a short prompt is not": ("Hi", 512, 9, "short", True),

@@ -183,7 +183,7 @@ def test_leading_zeros_do_not_make_a_length_large() -> None:
     assert step.reply == AskRequestBody()
 
 
-# Buffered bodies.
+# Bodies that Envoy buffers.
 
 
 @pytest.mark.parametrize("mode", BUFFERING_MODES)
@@ -277,7 +277,7 @@ def test_a_fault_of_ours_goes_to_the_default_pool_and_is_told() -> None:
         assert isinstance(step.fault, ZeroDivisionError)
 
 
-# Bodies that are streamed, by configuration or because Envoy allows no override.
+# Bodies that Envoy streams, by configuration or because it allows no override.
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)
@@ -333,7 +333,7 @@ def test_a_stream_is_given_up_as_soon_as_it_is_over_the_cap() -> None:
 
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_streamed_body_that_ends_in_trailers_is_decided_upon(watch: bool) -> None:
-    """Its headers have left: the decision cannot move it, but is still reported."""
+    """The headers have left, so the decision is reported but cannot move the request."""
     machine = exchange(watch=watch)
     steps = play(
         machine,
@@ -526,7 +526,7 @@ def test_a_response_that_is_looked_at_is_not_learned_from_twice() -> None:
 
 
 class Noted(dict[str, str]):
-    """Headers that record which of them were read."""
+    """Headers that record which of their values were read."""
 
     def __init__(self, headers: Mapping[str, str], asked: set[str]) -> None:
         super().__init__(headers)

@@ -1,8 +1,9 @@
 """Ten thousand tokens of text count, wherever they are in a request.
 
-Each body below contains every part and item of its API. Text replaces each text in it,
-and is added to the fields of each object and to the end of each list. Then either the
-estimate far exceeds that of the original body, or vLLM would reject the request.
+Each body below contains every part and item of its API. The test replaces each text in
+a body with the long text, and adds the long text to the fields of each object and to
+the end of each list. Then either the estimate far exceeds that of the original body, or
+vLLM would reject the request.
 """
 
 import copy
@@ -362,19 +363,19 @@ BODIES: dict[str, list[dict[str, Any]]] = {
 }
 
 REACHES_NO_PROMPT = {
-    # Listed in prompt_parts.py and openai.py, with the sources.
+    # prompt_parts.py and openai.py list these places, with the sources.
     *("model", "detail", "status", "annotations", "cache_control", "citations"),
     *("signature", "encrypted_content"),
 }
 UNRENDERED: set[tuple[str, Place]] = {
-    # A reasoning item with content: its summary is for the client.
+    # This reasoning item has content, so its summary is only for the client.
     ("/v1/responses", ("input", 2, "summary")),
     ("/v1/messages", ("messages", 1, "content", 1)),  # redacted thinking, encrypted
 }
 BESIDE_PARTS: set[Place] = {("documents",)}
 """A reranked document of several parts, of which vLLM uses only ``content``."""
 ROOT_NAMES = {"text"}
-"""A field of the body that sets the output's format in one API."""
+"""A field of the body that sets the format of the output in one API."""
 
 
 def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -397,7 +398,7 @@ def put(body: Any, place: Place, value: Any) -> Any:
 
 
 def with_text(value: Any, *, root: bool) -> Iterator[Any]:
-    """Yield copies of a value with text at a place, in every way."""
+    """Yield copies of a value to which text is added in every possible way."""
     if isinstance(value, str):
         yield BIG
     if isinstance(value, list):

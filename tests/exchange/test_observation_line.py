@@ -1,4 +1,4 @@
-"""A record contains what replay needs, and no text."""
+"""A recorded observation contains what replay needs, and no text."""
 
 import json
 

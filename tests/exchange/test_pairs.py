@@ -1,4 +1,4 @@
-"""Rerankers: each pair of texts is a prompt, and the longest decides."""
+"""For rerankers each pair of texts is a prompt, and the longest prompt decides."""
 
 import json
 from typing import Any
@@ -85,7 +85,7 @@ def test_without_two_sides_there_is_no_request(
 
 
 def test_a_large_document_counts_whole() -> None:
-    """A large body's text is sampled, but its size is exact."""
+    """The text of a large body is sampled, but its size is exact."""
     text = "many words in it, " * 40_000
     request = read(RERANK, query=QUESTION, documents=["a", text])
 

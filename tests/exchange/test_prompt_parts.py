@@ -1,4 +1,4 @@
-"""Every text that may reach the prompt counts, in any part of the body."""
+"""Every text that may reach the prompt counts, in every part of the body."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ EMBEDDINGS = "/v1/embeddings"
 SHORT, LONG = Pool("short", 8192, 8192), Pool("long", 1 << 20, 1 << 20)
 
 WORDS = "The quick brown fox jumps over the lazy dog again. " * 1000
-"""About 11,000 tokens."""
+"""A text of about 11,000 tokens."""
 
 CALL = {
     "id": "call_1",
@@ -191,7 +191,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 NOT_PROMPT = {"model", "signature"}
-"""The texts in ``BODIES`` that never reach the prompt."""
+"""Fields of ``BODIES`` whose text never reaches the prompt."""
 
 
 def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -208,7 +208,7 @@ def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path to each object in a body, including the body."""
+    """Yield the path to each object in a body, including the body itself."""
     if isinstance(value, list):
         for position, each in enumerate(value):
             yield from objects(each, (*path, position))
@@ -219,7 +219,7 @@ def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def changed(body: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a copy of a body with another value at a path."""
+    """Return a copy of a body with another value at the given path."""
     body = copy.deepcopy(body)
     inner = body
     for step in path[:-1]:

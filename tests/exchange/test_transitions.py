@@ -53,7 +53,7 @@ WAY: list[Callable[[BodyMode], Event]] = [
 
 
 def at(state: State, mode: BodyMode, *, watch: bool) -> Exchange:
-    """Return an exchange in a state."""
+    """Return an exchange in the given state."""
     machine = exchange(watch=watch)
     for event, reached in zip(WAY, State, strict=False):
         if reached is state:

@@ -1,4 +1,4 @@
-"""Usage from a JSON body, and how such a body is recognized."""
+"""Usage from a JSON body, and how the reader recognizes such a body."""
 
 import json
 from typing import Any
@@ -151,7 +151,7 @@ def test_deep_nesting_does_not_raise(key: str, depth: int) -> None:
     read(JsonUsageReader(), b"x" * 3 * MAX_KEPT_BYTES, body)
 
 
-# Truncation.
+# Truncated answers.
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_large_json_body_that_stopped_at_a_limit() -> None:
     assert not read(JsonUsageReader(), *in_chunks(large({"usage": USAGE})))[0].truncated
 
 
-# Choice of the reader.
+# How the reader is chosen.
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ STREAM = b"".join(
 
 @pytest.mark.parametrize("lead", [b"", b"\r\n\r\n", b": ping\n\n", b"event: message\n"])
 def test_a_stream_that_is_labelled_json_is_read_as_a_stream(lead: bytes) -> None:
-    """As in vLLM's example proxy for prefill and decode."""
+    """vLLM's example proxy for prefill and decode sends such a stream."""
     for split in splits(lead + STREAM):
         usage, passed = read(LabelledJsonReader(), *split)
         assert counts(usage) == (133, 16)

@@ -1,4 +1,4 @@
-"""Usage from server-sent events, in any split."""
+"""Usage from server-sent events, for any split of the bytes."""
 
 import itertools
 import json

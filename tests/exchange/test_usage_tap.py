@@ -46,7 +46,7 @@ from .messages import (
 
 
 def watched(settings: ExchangeSettings = SETTINGS, **more: Any) -> Exchange:
-    """An exchange that waits for its response's headers."""
+    """Return an exchange that waits for the headers of the response."""
     body = chat(**more)
     machine = exchange(watch=True, settings=settings)
     play(machine, request(body), RequestBody(body, True))
@@ -172,7 +172,7 @@ def test_what_is_not_watched_ends_before_the_response() -> None:
     _, route = play(machine, request(body), RequestBody(body, True))
     assert route.end
 
-    # If Envoy sent it regardless:
+    # The replies would be these if Envoy sent the response regardless.
     assert send(machine, response()) == Step(Continue(), end=True)
     assert send(machine, ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
 
@@ -226,7 +226,7 @@ def test_an_encoded_response_that_cannot_be_read_teaches_nothing(body: bytes) ->
     assert step.reply == Continue()
 
 
-# Injection.
+# Injection of usage into requests and responses.
 
 
 def inject(**more: Any) -> tuple[Exchange, Step]:
