@@ -1,4 +1,4 @@
-"""Completion in the shells themselves."""
+"""Completion in real bash, zsh and fish shells."""
 
 import os
 import pty
@@ -85,7 +85,7 @@ def test_fish_completes(
 
 
 def test_fish_tells_what_a_word_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """No description is truncated inside a bracket."""
+    """No description is truncated inside a pair of brackets."""
     for line in script("fish", capsys).splitlines():
         description = shlex.split(line)[-1]
         assert description.count("(") == description.count(")"), line
@@ -108,7 +108,7 @@ class Zsh:
         self._buffer = folder / "buffer"
         ready = folder / "ready"
         (folder / "completion").write_text(completion)
-        # An extra key binding prints the current line.
+        # An extra key binding prints the current command line.
         (folder / ".zshrc").write_text(
             f"""
             autoload -U compinit && compinit -u -D
@@ -131,7 +131,7 @@ class Zsh:
         self._wait_for(ready)
 
     def complete(self, typed: str) -> str:
-        """Type, press Tab, return the line."""
+        """Type a text, press Tab, and return the completed line."""
         self._buffer.unlink(missing_ok=True)
         os.write(self._terminal, f"\x15{typed}\t\x14".encode())
         self._wait_for(self._buffer)

@@ -1,4 +1,4 @@
-"""``extproc explain``: files, standard input, a running server; table and JSON."""
+"""``extproc explain`` for files, standard input and a running server."""
 
 import io
 import json

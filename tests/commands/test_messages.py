@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep ``serve`` from configuring the logging of the test process."""
+    """Prevent ``serve`` from configuring the logging of the test process."""
     monkeypatch.setattr("extproc.commands.serve.configure_logging", lambda config: None)
 
 

@@ -1,4 +1,4 @@
-"""``extproc plan`` from the command line: status, one-line errors, one JSON object."""
+"""``extproc plan`` on the command line: status, one-line errors, one JSON object."""
 
 import gzip
 import json
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace in Azure's format, gzipped without a .gz name."""
+    """Return a trace in Azure's format, compressed with gzip but without a .gz name."""
     rows = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
     for second in range(60):
         for i in range(4):

@@ -1,4 +1,4 @@
-"""Combinations that `plan --disaggregate` rejects before anything is simulated."""
+"""Combinations that `plan --disaggregate` rejects before it simulates anything."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``extproc plan`` of a log with bursts, and of one whose usage reports cached tokens."""
+"""``extproc plan`` for a log with bursts, and for a log that reports cached tokens."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from extproc.cli import main
 
-# Five plans: about 35 s of CPU.
+# The tests make five plans, which take about 35 s of CPU time.
 pytestmark = pytest.mark.slow
 
 _RATE = 5.0
@@ -17,7 +17,7 @@ _MINUTE_S = 60
 
 
 def write_log(path: Path, *, cached_share: float = 0.0) -> Path:
-    """Five requests a second for a minute, half of them within four of its seconds."""
+    """Write five requests a second for a minute, half of them within four seconds."""
     rng = np.random.default_rng(4)
     count = int(_RATE * _MINUTE_S)
     bursts = rng.choice(4, count // 2) * 15 + rng.random(count // 2)
@@ -80,7 +80,7 @@ def test_reported_cached_tokens_save_instances(
     assert counts["one pool, caching"] < counts["one pool, no caching"]
     assert counts["split, caching"] < counts["split, no caching"]
     assert found["reported"]
-    # Less than was reported: whole blocks are found.
+    # The share is lower than the reported 0.6, because only whole blocks can be found.
     assert 0.58 < found["unlimited_share"] < 0.6
     assert {row["balancing"] for row in found["hits"]} == {"least-request"}
     for row in found["hits"]:

@@ -1,4 +1,4 @@
-"""``extproc profile`` with a small server whose timing is the scheduler's."""
+"""``extproc profile`` against a small server that runs the scheduler in real time."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ vllm:num_preemptions_total{engine="0",model_name="fake"} 0.0
 
 
 class FakeVllm:
-    """The three endpoints that a profile reads, with vLLM's scheduler in real time."""
+    """The three endpoints that `profile` reads, with vLLM's scheduler in real time."""
 
     def __init__(self, metrics: str = METRICS) -> None:
         self.scheduler = Scheduler(LIMITS)
@@ -82,7 +82,7 @@ class FakeVllm:
 
 @pytest.fixture
 def served() -> Iterator[tuple[str, FakeVllm]]:
-    """A fake server in its own thread, as if on another machine."""
+    """Run a fake server in its own thread, as if it were on another machine."""
     started: list[tuple[str, FakeVllm]] = []
     ready = threading.Event()
     loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""The effect of a recording's decisions on a fleet, counted by hand."""
+"""The effect of a recording's decisions on a fleet, compared with counts by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def recorded(
     declared: bool = True,
     budget: int | None = None,
 ) -> Recorded:
-    """A request that declared 1,000 output tokens, and got 40."""
+    """Return a request that declared 1,000 output tokens and received 40."""
     estimate = counted if budget is None else budget - 1000
     decision = Decision(
         pool,
@@ -80,6 +80,6 @@ def test_the_advice_is_about_the_threshold_in_force_and_what_was_decided() -> No
     current = score(*lines)["advice"]["current"]
     assert current["threshold_tokens"] == 5000
     assert current["short_fraction"] == pytest.approx(0.75, abs=0.01)
-    # A request that failed open had no estimate: its budget is meaningless.
+    # A request that failed open had no estimate, so its budget is meaningless.
     usage_not_requested = recorded(LONG, 0, reason=Reason.UNPARSABLE, budget=1000)
     assert score(*lines, *[usage_not_requested] * 400)["advice"]["current"] == current

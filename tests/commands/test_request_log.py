@@ -1,4 +1,4 @@
-"""The formats of common logs, and errors in a line, by field."""
+"""The formats of common logs, and the errors for each field of a line."""
 
 import base64
 import gzip

@@ -27,7 +27,7 @@ BODY = b'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}'
 
 
 class Served:
-    """``extproc serve`` as a child, with its log read line by line."""
+    """``extproc serve`` as a child process whose log is read line by line."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -42,13 +42,13 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Limits every read of the child's log, whatever the child does.
+        # This timer limits every read of the child's log, whatever the child does.
         self._watchdog = threading.Timer(LIMIT_S, self.process.kill)
         self._watchdog.start()
         self.seen: list[dict[str, Any]] = []
 
     def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log; return its fields."""
+        """Wait for an event in the log, and return the fields of the event."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.seen.append(json.loads(line))

@@ -1,4 +1,4 @@
-"""``replay`` and ``plan`` for a fleet of several models: each is scored separately."""
+"""``replay`` and ``plan`` score each model of a fleet separately."""
 
 import json
 from collections.abc import Sequence

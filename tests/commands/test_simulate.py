@@ -1,4 +1,4 @@
-"""``extproc simulate`` from the command line."""
+"""``extproc simulate`` on the command line."""
 
 import json
 from pathlib import Path

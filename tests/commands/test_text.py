@@ -1,4 +1,4 @@
-"""Text wrapped to the terminal, and every command's help within 80 columns."""
+"""Text is wrapped to the terminal, and every command's help fits in 80 columns."""
 
 import pytest
 
