@@ -10,7 +10,7 @@ from extproc.cli import main
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the folder of logs, which a failure keeps, into the test's own folder."""
+    """Put the folder of logs, which remains after a failure, into the test's folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 

@@ -1,7 +1,8 @@
 """Parse an Envoy bootstrap (JSON on standard input) with the published descriptors.
 
-Prints ``{"error": ..., "misspelled": n, "taken": [...]}``: the error, the number of
-keys that were misspelled in turn, and the misspellings that were accepted.
+The program prints ``{"error": ..., "misspelled": n, "taken": [...]}``: the error, the
+number of keys that it misspelled one at a time, and the misspellings that the parser
+accepted.
 """
 
 import importlib
@@ -12,7 +13,7 @@ from typing import Any
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import json_format
 
-# Messages inside `typed_config`; importing them registers them.
+# The imports register the messages that occur inside `typed_config`.
 for _module in (
     "access_loggers.stream.v3.stream",
     "filters.http.ext_proc.v3.ext_proc",
@@ -25,7 +26,7 @@ for _module in (
 ):
     importlib.import_module(f"envoy.extensions.{_module}_pb2")
 
-# Keys below these are chosen by the author.
+# The author of the configuration chooses the keys below these fields.
 _FREE = {"json_format", "typed_extension_protocol_options", "typed_per_filter_config"}
 
 

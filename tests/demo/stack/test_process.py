@@ -12,7 +12,7 @@ from extproc.demo.stack.process import Child, ChildError, answers_200, free_port
 LIMIT_S = 60.0
 """Timeout for steps that take milliseconds on an idle machine."""
 
-# Reports when it runs, and exits with 3 on request.
+# A child that reports that it is running, and exits with status 3 on request.
 POLITE = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
@@ -95,7 +95,7 @@ def test_a_child_that_is_never_ready_is_reported(child: Child) -> None:
     indirect=True,
 )
 def test_what_a_child_started_ends_with_it(child: Child) -> None:
-    """Its own child keeps the log open; nothing writes to it once both are gone."""
+    """The grandchild keeps the log open; once both exit, no process has it open."""
     with child:
         child.wait_ready(lambda: is_up(child), LIMIT_S)
         child.kill()

@@ -55,7 +55,7 @@ def test_more_requests_than_fit_wait_their_turn() -> None:
 
 
 def test_preemption_loses_no_token() -> None:
-    """Two sequences compete for the same blocks."""
+    """Two sequences compete for the same KV blocks."""
     engine = Engine(limits(num_blocks=10), FAST)
 
     async def two() -> list[list[int]]:
@@ -68,7 +68,7 @@ def test_preemption_loses_no_token() -> None:
 
 
 def test_it_keeps_time() -> None:
-    """Not faster than its steps; the machine determines how much slower."""
+    """The engine is not faster than its steps, but a busy machine may slow it down."""
     engine = Engine(limits(), StepTime(weights_s=0.05, sequence_s=0, prefill_token_s=0))
 
     async def time_of_four() -> float:

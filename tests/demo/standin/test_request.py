@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_in_vllm_s_words(
 
 
 def test_what_fits_only_without_its_answer_is_taken(read: Any) -> None:
-    """As in vLLM: the output will be truncated."""
+    """The request is accepted and its output will be truncated, as in vLLM."""
     job = read(ServedApi.COMPLETIONS, {"prompt": list(range(60)), "max_tokens": 60})
     assert job.max_tokens == 60
 

@@ -15,7 +15,7 @@ def responder(
 
 
 def stream(it: Responder) -> list[Any]:
-    """Return all data of a stream, parsed."""
+    """Return all data events of a stream, parsed."""
     written = list(it.begin())
     for _ in range(3):
         it.answers[0].produced += 1

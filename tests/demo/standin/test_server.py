@@ -1,4 +1,4 @@
-"""The stand-in over HTTP, in this process and on its own loop."""
+"""The stand-in over HTTP, in the test's process but on its own event loop."""
 
 import argparse
 import asyncio
@@ -25,7 +25,7 @@ def parse(*flags: str) -> argparse.Namespace:
 
 @pytest.fixture
 def talk(tokenizer: Tokenizer) -> Callable[..., Any]:
-    """Runs a conversation with a fast stand-in whose window is 64 tokens."""
+    """Return a function that talks to a stand-in with a window of 64 tokens."""
 
     def talk(conversation: Talk, *flags: str) -> Any:
         args = parse(
@@ -85,7 +85,7 @@ def test_it_answers_and_signs(talk: Any) -> None:
 
 
 def test_an_answer_ends_where_the_window_does(talk: Any) -> None:
-    """60 prompt tokens leave 4 for the output, whatever the client's limit."""
+    """60 prompt tokens leave 4 tokens for the output, whatever the client's limit."""
 
     async def conversation(client: TestClient) -> Any:
         body = {
@@ -232,7 +232,8 @@ def test_a_client_that_goes_away_is_forgotten(talk: Any) -> None:
             client, 'vllm:request_success_total{engine="0",finished_reason="abort"'
         )
 
-    # A step takes a tenth of a second: the client leaves long before its sixty tokens.
+    # A step takes a tenth of a second, so the client leaves long before its sixty
+    # tokens are complete.
     assert talk(conversation, "--speed", "0.1") == 1
 
 

@@ -23,7 +23,7 @@ TOOL = {
 
 @pytest.fixture(scope="session")
 def mistral() -> MistralTokenizer:
-    """The vocabulary's own template, from its original library."""
+    """Return the vocabulary's own template, from its original library."""
     package = Path(mistral_common.__file__).parent
     return MistralTokenizer.from_file(str(package / "data/tekken_240911.json"))
 
@@ -48,7 +48,7 @@ def test_a_chat_counts_as_in_the_library_s_template(
 ) -> None:
     request = ChatCompletionRequest.from_openai(messages=messages, tools=tools or None)
     expected = len(mistral.encode_chat_completion(request).tokens)
-    # The start of a text may add or save a token where its parts join.
+    # The start of a text may add or save a token at the point where two parts join.
     assert tokenizer.count_chat(messages, tools) == pytest.approx(
         expected, abs=len(messages) + 6 * len(tools)
     )
