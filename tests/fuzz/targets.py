@@ -1,7 +1,7 @@
 """Targets for hostile bytes, none of which may raise.
 
-Each target takes bytes. It checks that no exception escapes, and checks invariants of
-the result that hold for all inputs.
+Each target takes bytes. It checks that no exception escapes, and that the result
+satisfies invariants that hold for all inputs.
 """
 
 import json
@@ -39,9 +39,10 @@ LIMIT_BYTES = 1 << 20
 
 
 def check_request(request: Request, body: bytes) -> None:
-    """Check that the prompt is no larger than its body and its numbers are counts."""
+    """Check that the prompt is no larger than its body, and its numbers are counts."""
     prompt = request.prompt
-    # Escapes shrink, but replacements of lone surrogates and separators may add bytes.
+    # Escapes shrink when decoded, but replacements of lone surrogates and separators
+    # may add bytes.
     assert len(prompt.text) <= 3 * len(body) + 64
     assert len(prompt.tools_text) <= 6 * len(body) + 64
     for count in (prompt.images, prompt.audios, prompt.files, prompt.token_ids):
@@ -52,7 +53,7 @@ def check_request(request: Request, body: bytes) -> None:
 
 
 def fuzz_body(data: bytes) -> None:
-    """Parse a request body, on every path."""
+    """Parse a request body on every path of the API."""
     for path in ENDPOINTS:
         request = parse_request(path, data)
         if isinstance(request, Request):
@@ -78,7 +79,7 @@ def read_all(reader: UsageReader, chunks: list[bytes]) -> tuple[Usage, bytes]:
 
 
 def split(data: bytes) -> list[bytes]:
-    """Split the bytes into pieces, with sizes derived from the bytes."""
+    """Split the bytes into pieces whose sizes are derived from the bytes."""
     chunks, at = [], 0
     largest = max(40, len(data) // 500)
     state = zlib.crc32(data)
@@ -125,7 +126,7 @@ def fuzz_injection(data: bytes) -> None:
 
 
 def fuzz_codec(data: bytes) -> None:
-    """Handle one gRPC message."""
+    """Decode and handle one gRPC message."""
     try:
         decode(data, ExchangeSettings().headers_read)
         decode_any(data)
@@ -166,7 +167,7 @@ _HEADERS = (
 
 
 class Bytes:
-    """A source of choices, taken from the input; zeros once it is used up."""
+    """A source of choices from the input, which returns zeros after the input's end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -186,7 +187,7 @@ class Bytes:
 
 
 def message_of(choices: Bytes) -> bytes:
-    """Return a message of ext_proc, or occasionally arbitrary bytes."""
+    """Return an ext_proc message, or occasionally arbitrary bytes."""
     kind, flags = choices.number(), choices.number()
     end = bool(flags & 1)
     message = pb.ProcessingRequest()
@@ -221,7 +222,9 @@ def message_of(choices: Bytes) -> bytes:
 
 
 def fuzz_exchange(data: bytes) -> None:
-    """Run an exchange: each message is answered or ends the stream, without a fault."""
+    """Run an exchange in which each message gets a reply or ends the stream without a
+    fault.
+    """
     choices = Bytes(data)
     before = faults()
     call = _SERVICE.open(PROCESS, {}, lambda messages, end=False: None)
@@ -239,7 +242,7 @@ def fuzz_exchange(data: bytes) -> None:
 
 
 def fuzz_document(data: bytes) -> None:
-    """Decode stored state: as given, and with a valid header in front."""
+    """Decode stored state, both as it is and with a valid header in front."""
     for document in (data, sealed(data)):
         try:
             found = decode_document(document)
@@ -249,7 +252,7 @@ def fuzz_document(data: bytes) -> None:
 
 
 def sealed(document: bytes) -> bytes:
-    """Return a document with the right checksum, so that decoding goes further."""
+    """Return a document with the right checksum, so that decoding reaches more code."""
     body = document.partition(b"\n")[2].removesuffix(b"\n")
     head = {"format": FORMAT, "version": VERSION, "crc32": zlib.crc32(body)}
     return json.dumps(head).encode() + b"\n" + body + b"\n"
@@ -287,7 +290,7 @@ _LIMITS = Limits(
 
 
 def fuzz_http2(data: bytes) -> None:
-    """Run a connection to the native transport."""
+    """Run a connection of the native transport."""
     reported: list[object] = []
     connection = Connection(
         _EchoService(),

@@ -1,8 +1,8 @@
-"""Runs every target on its corpus, and on random variants for a limited time.
+"""Run every target on its corpus, and on random variants for a limited time.
 
-``FUZZ_SECONDS=60 FUZZ_SEED=$RANDOM pytest tests/fuzz`` runs new variants for a minute
-per target; ``python tests/fuzz/coverage_guided.py TARGET`` searches for new code paths
-with atheris.
+``FUZZ_SECONDS=60 FUZZ_SEED=$RANDOM pytest tests/fuzz`` tries new variants of each
+target for a minute. ``python tests/fuzz/coverage_guided.py TARGET`` searches for new
+code paths with atheris.
 """
 
 import os
