@@ -1,4 +1,4 @@
-"""A real Redis, if installed; event loops; a certificate."""
+"""A real Redis, if installed; event loops; a TLS certificate."""
 
 import asyncio
 import shutil
@@ -19,7 +19,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
 
 
 class RedisServer:
-    """``redis-server`` on a Unix socket; can be stopped and restarted."""
+    """``redis-server`` on a Unix socket, which tests can stop and restart."""
 
     def __init__(self, directory):
         self.socket = directory / "redis.sock"
@@ -59,7 +59,7 @@ def redis_server(tmp_path):
 
 @pytest.fixture(params=LOOPS)
 def run(request) -> Callable[[Coroutine], None]:
-    """Run a test's coroutine on asyncio's loop and on uvloop."""
+    """Return a function that runs a coroutine; tests run on asyncio and on uvloop."""
 
     def run(test: Coroutine) -> None:
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
@@ -70,7 +70,7 @@ def run(request) -> Callable[[Coroutine], None]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory) -> Path:
-    """A key and a certificate for localhost, in one file."""
+    """Return a file with a key and a certificate for localhost."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command to make a certificate")
     path = tmp_path_factory.mktemp("tls")
@@ -93,7 +93,7 @@ def certificate(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server_tls(certificate: Path) -> ssl.SSLContext:
-    """The TLS context of a server at localhost."""
+    """Return the TLS context of a server at localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

@@ -22,7 +22,7 @@ def make_router(config: Config | None = None) -> Router:
 
 
 class FixedLoads(LoadWatch):
-    """A watch with fixed loads."""
+    """A watch that reports fixed loads."""
 
     def __init__(self, loads: Callable[[], Mapping[str, PoolLoad]]) -> None:
         super().__init__((), Config().load)

@@ -1,4 +1,4 @@
-"""The native transport on a real socket, and what its clients need."""
+"""The native transport on a real socket, and helpers that its clients need."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def connected(server: NativeServer) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel that is closed after the drain, which makes drains fast."""
+    """Open a channel and close it after the drain, which makes drains fast."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield channel
         await server.drain(0)
@@ -50,7 +50,10 @@ def stream(channel: grpc.aio.Channel, method: str, **options):
 
 
 def raw_request(method: str, stream_id: int, *more: bytes) -> bytes:
-    """A HEADERS frame without dynamic table entries; ``more`` are encoded headers."""
+    """Return a HEADERS frame without dynamic table entries.
+
+    ``more`` are encoded headers.
+    """
     path = f"/test.Test/{method}".encode()
     head = b"\x83\x86\x44" + bytes((len(path),)) + path
     head += b"\x5f\x10application/grpc" + b"".join(more)

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""The process keeps freed memory."""
 
 import platform
 import subprocess
@@ -36,7 +36,7 @@ def page_faults(*options: str) -> int:
 def test_bodies_find_their_memory_mapped() -> None:
     assert (
         page_faults("300000", "0", "keep") < 100
-    )  # compared with 300 pages a request without it
+    )  # without this setting, a request would cost 300 pages
     assert page_faults("300000") > 4_000
     assert page_faults("16000000", "16000000", "keep") < 100
     assert page_faults("16000000", "0", "keep") > 4_000

@@ -14,7 +14,7 @@ from extproc.server.runtime import Runtime
 
 
 class Watched:
-    """A watch over a file, with a record of its reloads."""
+    """A watch over a file, with a list of its reloads."""
 
     def __init__(self, path):
         self.applied = []
@@ -84,13 +84,14 @@ def test_a_file_that_is_written_over_is_put_in_force(tmp_path):
 
 
 def test_a_config_map_that_kubernetes_swaps_is_put_in_force(tmp_path):
-    """The mounted file links to ..data/file, and ..data is a link that is replaced."""
+    """The mounted file links to ..data/file, and Kubernetes replaces ..data."""
 
     def mount(version, threshold):
         directory = tmp_path / f"..{version}"
         directory.mkdir()
         (directory / "extproc.yaml").write_text(pools_with(threshold))
-        # Same size and time, as if two versions were written in one second.
+        # Both versions have the same size and time, as if they were written in one
+        # second.
         os.utime(directory / "extproc.yaml", (1, 1))
         new = tmp_path / "..data_tmp"
         new.symlink_to(directory.name)

@@ -16,7 +16,7 @@ WAIT_S = PATIENCE_S
 
 
 class Tab:
-    """One tab, controlled by the Chrome DevTools protocol."""
+    """One browser tab, which the test controls through the Chrome DevTools protocol."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -95,9 +95,7 @@ class Tab:
 async def open_tab(stack: contextlib.AsyncExitStack, profile: Path) -> Tab:
     """Start a browser that exits with the stack.
 
-    Args:
-        stack: closes the browser.
-        profile: an empty directory.
+    Args: stack: context that closes the browser. profile: an empty directory.
     """
     port = await _start_chromium(stack, profile)
     client = await stack.enter_async_context(aiohttp.ClientSession())

@@ -27,9 +27,9 @@ MAX_BODY_BYTES = 1 << 20
 WAIT_S = 60.0
 
 Start = Callable[[Path, int, dict[str, str]], list[str]]
-"""Writes a gateway's files and returns its command.
+"""Write a gateway's files and return the command that starts the gateway.
 
-Its arguments are a folder, the port to listen on, and replacements for the addresses in
+The arguments are a folder, the port to listen on, and replacements for the addresses in
 the files.
 """
 
@@ -42,7 +42,7 @@ def chat(words: int = 5, **fields: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serve_backend(name: str) -> AsyncIterator[str]:
-    """A stand-in that returns its name and the request it received, in two pieces."""
+    """Run a stand-in that returns its name and the received request in two pieces."""
     released = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -127,7 +127,7 @@ async def forwards_as_it_was(gateway: Gateway) -> None:
 
 
 async def holds_no_stream(gateway: Gateway) -> None:
-    """A client receives a backend's first bytes before the response ends."""
+    """The client receives a backend's first bytes before the response ends."""
     held = b'{"hold": 1, ' + chat()[1:]
     url = f"{gateway.url}/v1/chat/completions"
     async with gateway.client.post(url, data=held) as response:
@@ -178,7 +178,7 @@ def through_gateway(
 
 
 def put_in_place(text: str, placeholders: dict[str, str]) -> str:
-    """Replace each placeholder; all of them must occur in the text."""
+    """Replace each placeholder; the text must contain all placeholders."""
     for placeholder, value in placeholders.items():
         assert placeholder in text, placeholder
         text = text.replace(placeholder, value)

@@ -1,4 +1,4 @@
-"""POST /explain on the admin port: responses, errors, and nothing stored."""
+"""POST /explain on the admin port: responses, errors, and no stored data."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The HAProxy example, in a real HAProxy, in front of two stand-ins."""
+"""The HAProxy example runs in a real HAProxy in front of two stand-ins."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_routes_by_budget_and_forwards_the_request_as_it_was(tmp_path: Path) -> 
         await forwards_as_it_was(gateway)
         got = await gateway.post(chat(max_tokens=20_000))
         assert (got["backend"], got["pool"]) == ("vllm-long", "long")
-        # 180 kB: the whole body is read.
+        # The request has 180 kB, and HAProxy reads the whole body.
         got = await gateway.post(chat(20_000))
         assert (got["backend"], got["pool"], got["whole"]) == (
             "vllm-long",

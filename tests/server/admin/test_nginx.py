@@ -1,4 +1,4 @@
-"""The nginx example, in a real nginx, in front of two stand-ins."""
+"""The nginx example runs in a real nginx in front of two stand-ins."""
 
 import shutil
 from pathlib import Path

@@ -105,7 +105,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         try:
             session.runner.run(session.open(stack))
             yield session
-        finally:  # what is left open would fail a test in another file
+        finally:  # an open tab would fail a test in another file
             session.runner.run(stack.aclose())
 
 
@@ -173,7 +173,7 @@ def test_shows_models_where_there_are_any(session: Session) -> None:
 def test_budgets_and_the_slider_are_of_the_model_that_is_chosen(
     session: Session,
 ) -> None:
-    """Uses a report with two models, each with its own pools, budgets and advice."""
+    """The report has two models, each with its own pools, budgets and advice."""
     fleet = """(() => {
       const report = structuredClone(before), risk = {stated: 0.01, achieved: null};
       const prospect = (tokens) => ({threshold_tokens: tokens, short_fraction: 0.5,
@@ -195,7 +195,7 @@ def test_budgets_and_the_slider_are_of_the_model_that_is_chosen(
     async def steps(tab: Tab) -> None:
         await tab.evaluate("$('pause').click()")
         await tab.evaluate(fleet)
-        assert await tab.evaluate("$('subject').value") == "b"  # the busiest
+        assert await tab.evaluate("$('subject').value") == "b"  # the busiest model
         assert "b-short" in await tab.evaluate(names)
         assert "a-short" not in await tab.evaluate(names)
         shown = "$('threshold-shown').textContent"
@@ -235,7 +235,7 @@ def test_shows_time_with_axes(session: Session) -> None:
 
 
 def test_charts_of_a_row_share_a_base_and_each_line_has_a_key(session: Session) -> None:
-    """Uses four pools of long names, whose caption takes more lines than the others."""
+    """One of four pools with long names has a caption of more lines than the others."""
     report = (
         "(() => { const report = structuredClone(before);"
         "report.pools = ['llama-3.1-8b-instruct-short', 'llama-3.1-8b-instruct-long',"
@@ -259,7 +259,7 @@ def test_charts_of_a_row_share_a_base_and_each_line_has_a_key(session: Session) 
         assert len(set(await tab.evaluate(bottoms))) == 1
         keys = f"{charts}.map((f) => f.querySelectorAll('figcaption .dot').length)"
         assert await tab.evaluate(keys) == [4, 0, 2, 0, 0, 2]
-        # A single interval is drawn, too: an area needs two.
+        # A single interval is drawn, too, although an area needs two intervals.
         assert await tab.evaluate(f"{charts}[0].querySelectorAll('circle').length") == 4
         await tab.evaluate("$('pause').click()")
 
@@ -306,7 +306,7 @@ def test_filters_keep_what_was_chosen(session: Session) -> None:
 
 
 def test_the_slider_shows_what_a_threshold_would_bring(session: Session) -> None:
-    """Uses a report with advice, which requires 200 requests."""
+    """The report has advice, which requires 200 requests."""
     prospect = (
         "(tokens, saving) => ({threshold_tokens: tokens, short_fraction: 0.5, saving,"
         " saving_at_most: 0.6, under_rate: 0.01})"
@@ -398,7 +398,7 @@ def test_a_refusal_is_said_in_words(session: Session) -> None:
     session.run(steps)
 
 
-# Contrast of every visible text with its background (WCAG 2.1, 1.4.3).
+# This script returns every visible text with low contrast (WCAG 2.1, 1.4.3).
 _LOW_CONTRAST = """
 (() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -517,7 +517,7 @@ def test_asks_nobody_else_and_breaks_no_rule(session: Session) -> None:
 
 
 def test_says_when_the_server_is_gone(session: Session) -> None:
-    """The last test: it stops the server."""
+    """This test is the last one, because it stops the server."""
 
     async def steps(tab: Tab) -> None:
         await session.admin.stop()

@@ -1,4 +1,4 @@
-"""/status adds up: counts from the metrics, shares, loads, learned state."""
+"""/status is consistent: counts match the metrics, and shares and loads add up."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Processes that learn, and an in-memory store that they share."""
+"""Processes that learn, and an in-memory store that these processes share."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ KEEP = 0.75
 
 
 class Mergeable:
-    """A decayed sum of its observations, with their number."""
+    """A decayed sum of observations, with the number of observations."""
 
     def __init__(self, component="sums.1"):
         self.component = component
@@ -39,7 +39,7 @@ class Mergeable:
 
 
 class MemoryStore:
-    """Stores the document in memory, and fails on request."""
+    """A store that keeps the document in memory, and fails on request."""
 
     def __init__(self):
         self.document = None
@@ -65,12 +65,12 @@ class MemoryStore:
 
 
 class Process:
-    """A learner and its keeper."""
+    """A learner and the keeper of its state."""
 
     def __init__(self, store):
         self.learner = Mergeable()
         self.brought = []
-        """Learners of a later configuration."""
+        """Learners that a later configuration adds."""
         self.results = []
         self.keeper = StateKeeper(
             lambda: [self.learner, *self.brought],

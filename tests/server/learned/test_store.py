@@ -1,4 +1,4 @@
-"""The guarantees of every store, on a directory and on a real Redis."""
+"""The guarantees of every store, tested on a directory and on a real Redis."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def read(store):
 
 @pytest.fixture(params=["directory", "redis"])
 def make_store(request, tmp_path):
-    """Creates stores that share one document, as processes do."""
+    """Return a function that creates stores of one document, as processes do."""
     if request.param == "directory":
         return lambda name="document", earlier=(): DirectoryStore(
             tmp_path / "state", name, earlier
@@ -135,13 +135,13 @@ def test_a_writer_that_dies_half_way_leaves_the_old_document(tmp_path):
     child = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert child.returncode == 7
     assert read(store) == b"old"
-    store.update(lambda stored: b"new")  # its lock was released by its death
+    store.update(lambda stored: b"new")  # the process's end released its lock
     assert read(store) == b"new"
 
 
 def test_a_write_that_fails_leaves_no_temporary_file(tmp_path):
     store = DirectoryStore(tmp_path, "document")
-    (tmp_path / "document").mkdir()  # a file cannot replace it
+    (tmp_path / "document").mkdir()  # no file can replace a directory
     with pytest.raises(StoreError):
         store.update(lambda stored: b"content")
     assert not list(tmp_path.glob("*.tmp"))

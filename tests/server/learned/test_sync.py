@@ -1,4 +1,4 @@
-"""The observations of all processes are combined, completely and once."""
+"""The observations of all processes are combined, completely and only once."""
 
 import asyncio
 
@@ -62,7 +62,9 @@ def test_other_components_pass_through():
 
 
 def test_what_another_version_learned_is_left_and_reported_once(caplog):
-    """An estimator's terms, and so its sums' meaning, change with the version."""
+    """The terms of an estimator, and so the meaning of its sums, change with the
+    version.
+    """
     store = MemoryStore()
     earlier = Process(store)
     earlier.learner = Mergeable("sums.0")
@@ -83,7 +85,7 @@ GROUPS = 50
 
 
 def learned_apart(store):
-    """Two processes that learned about many groups; one has written to the store."""
+    """Return two processes that learned about many groups; one wrote to the store."""
     one, other = Process(store), Process(store)
     for key in range(GROUPS):
         one.learner.teach(8.0, f"key {key}")
@@ -93,7 +95,7 @@ def learned_apart(store):
 
 
 def test_requests_pass_between_two_groups():
-    """One turn of the event loop moves one group, however many there are."""
+    """One turn of the event loop moves one group, however many groups there are."""
     _, other = learned_apart(MemoryStore())
 
     async def watched():
@@ -149,7 +151,7 @@ steps = st.lists(
 def test_nothing_is_lost_and_nothing_counts_twice(steps):
     """Whatever fails, every process finally counts every observation once.
 
-    An exception are those of a process that died before it could write.
+    The exceptions are observations of a process that died before it could write.
     """
     store = MemoryStore()
     processes = [Process(store) for _ in range(3)]
@@ -177,7 +179,7 @@ def test_nothing_is_lost_and_nothing_counts_twice(steps):
     assert [process.learner.counts() for process in processes] == [expected] * 3
     sums = {round(process.sum, 9) for process in processes if taught}
     assert len(sums) <= 1
-    # The newest weighs most in any order: 1 + KEEP + KEEP**2 ...
+    # The newest observation has the most weight in any order: 1 + KEEP + KEEP**2 ...
     if taught:
         assert sums.pop() == pytest.approx((1 - KEEP**taught) / (1 - KEEP))
 
@@ -217,7 +219,7 @@ def test_many_answers_that_are_lost_in_a_row_count_nothing_twice():
 
 
 def test_what_a_configuration_brings_during_an_exchange_counts_once():
-    """It starts with the store's known content, and continues to learn."""
+    """The learner starts with the store's known content, and continues to learn."""
     store = MemoryStore()
     process, other = Process(store), Process(store)
     other.learner = Mergeable("brought.1")

@@ -56,7 +56,7 @@ def test_an_unreadable_document_is_set_aside_and_said(tmp_path, caplog):
 
 
 class Held(MemoryStore):
-    """Responds only after its release."""
+    """A store that responds only after its release."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ def test_a_store_that_hangs_is_asked_once(caplog):
         await process.keeper.sync()
         asked = store.asked
         store.answers.set()
-        await process.keeper.stop()  # waits for the first to finish
+        await process.keeper.stop()  # waits until the first exchange has finished
         return asked
 
     try:

@@ -1,4 +1,4 @@
-"""The advisor counts requests, and its advice reaches status and metrics."""
+"""The advisor counts requests, and status and metrics show its advice."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Metrics, status and advice by model, also of several workers."""
+"""Metrics, status and advice by model, for one worker and for several."""
 
 import asyncio
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def fleet(text: str = FLEET) -> Config:
 
 
 class Server:
-    """The inside of one process: decides, learns, counts."""
+    """The internal parts of one process, which decides, learns and counts."""
 
     def __init__(self) -> None:
         self.in_force = make_in_force(config=fleet())
@@ -177,7 +177,7 @@ def test_without_models_there_is_no_label() -> None:
 
 
 def test_an_adapter_that_a_server_lists_is_known_after_a_reload_too() -> None:
-    """While requests are in flight, a model's pools change, too."""
+    """The pools of a model also change while requests are in flight."""
 
     async def scenario() -> None:
         vllm = FakeVllm(max_model_len=32768)

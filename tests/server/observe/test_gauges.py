@@ -1,4 +1,4 @@
-"""Gauges that are read from the configuration in force at each scrape."""
+"""Gauges whose values are read from the configuration in force at each scrape."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 

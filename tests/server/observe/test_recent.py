@@ -1,4 +1,4 @@
-"""The latest decisions, the learning curve, the achieved risk."""
+"""The latest decisions, the learning curve, and the achieved risk."""
 
 import numpy as np
 import pytest

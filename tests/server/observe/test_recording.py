@@ -101,7 +101,8 @@ def test_replay_scores_a_recording(
     assert report["reasons"] == {"within_threshold": 4, "over_capacity": 1}
     assert report["seconds"] == 40
     assert report["advice"] is None  # five requests are too few
-    # A budget of 1,300 for a need of 1,100: sent long needlessly, three times in four.
+    # A budget of 1,300 for a need of 1,100 sends three of four requests long
+    # needlessly.
     assert report["misroute_pct"] == {"1150": {"under": 0.0, "over": 75.0}}
     assert report["mape_pct"] == pytest.approx(10, abs=0.1)
     assert main(arguments) == 0
@@ -114,7 +115,7 @@ def test_replay_scores_a_recording(
 def test_replay_tells_what_a_recording_would_do_to_a_fleet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mostly short requests; some are in the wrong pool."""
+    """Most requests are short, and some are in the wrong pool."""
     path = tmp_path / "recording.jsonl"
     instants = iter(range(1000))
     recording = Recording(path, 1 << 20, lambda: next(instants))
@@ -141,7 +142,7 @@ def test_replay_tells_what_a_recording_would_do_to_a_fleet(
     out = capsys.readouterr().out
     assert "The best is 1,536:" in " ".join(out.split())
     assert max(map(len, out.splitlines()[:-1])) <= 100
-    # plan accepts the recording too, with the counts instead of the estimates.
+    # plan also accepts the recording, and uses the counts instead of the estimates.
     with path.open() as lines:
         records = read_records(lines, path.name)
     prompts, outputs = records.workload.lengths.draw(np.random.default_rng(1), 1000)

@@ -1,4 +1,4 @@
-"""The last fifteen minutes add up, interval by interval."""
+"""The intervals of the last fifteen minutes add up."""
 
 import asyncio
 

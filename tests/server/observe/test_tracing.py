@@ -58,7 +58,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Receiver:
-    """An OTLP receiver for traces and metrics, over gRPC and HTTP."""
+    """A receiver of OTLP traces and metrics, over gRPC and HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -210,7 +210,7 @@ def request_headers(**more: str) -> pb.ProcessingRequest:
 
 
 def talk(channel: grpc.Channel, headers: dict[str, str], metadata: Any = None) -> None:
-    """Run one exchange, including its response."""
+    """Run one exchange, including the response."""
     process = channel.stream_stream(
         PROCESS, lambda m: m.SerializeToString(), pb.ProcessingResponse.FromString
     )
@@ -259,7 +259,7 @@ def test_spans_continue_the_trace_and_tokens_are_counted(
     attributes = {
         a.key: a.value.string_value or a.value.int_value for a in from_client.attributes
     }
-    # The router runs no inference: no attribute may suggest that it does.
+    # No attribute may suggest that the router runs inference.
     assert not [name for name in attributes if name.startswith("gen_ai.")]
     assert attributes["extproc.operation"] == "chat"
     assert attributes["extproc.model"] == "a-model"

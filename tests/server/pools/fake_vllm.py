@@ -17,7 +17,7 @@ vllm:prompt_tokens_total{{engine="0",model_name="m"}} 1.0e+06
 
 
 class FakeVllm:
-    """A server on its own port."""
+    """A fake vLLM server on its own port."""
 
     def __init__(self, max_model_len=8192, host="127.0.0.1", key=None, tls=None):
         self.host = host
@@ -28,9 +28,9 @@ class FakeVllm:
         self.asked = []
         self.talks = asyncio.Event()
         self.talks.set()
-        """If unset, it accepts requests and does not respond."""
+        """If this event is unset, the server accepts requests and does not respond."""
         self.unanswered = 0
-        """Number of future requests that get an error."""
+        """Number of future requests that receive an error."""
         self.hosts = set()
         self.waiting = 0.0
         self.max_model_len = max_model_len
@@ -40,7 +40,7 @@ class FakeVllm:
         self.url = None
 
     async def is_asked(self, times, path="/metrics"):
-        """Wait until it has received so many more requests."""
+        """Wait until the server has received this many additional requests."""
         times += self.asked.count(path)
         async with asyncio.timeout(10):
             while self.asked.count(path) < times:

@@ -1,4 +1,4 @@
-"""Name resolution by the system."""
+"""Name resolution through the operating system."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ def test_the_system_is_asked_for_addresses():
 
 
 def found(*addresses):
-    """The results of getaddrinfo, in order."""
+    """Return results of getaddrinfo for these addresses, in the same order."""
     families = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
     return [
         (family, socket.SOCK_STREAM, 6, "", (address, 80))

@@ -1,4 +1,4 @@
-"""Servers queried once for ``extproc check-config --online``."""
+"""Servers that ``extproc check-config --online`` queries once."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from .fake_vllm import FakeVllm
 
 
 def found(*servers, config=None, **options):
-    """Survey the servers while they run."""
+    """Start the servers, and return the result of the survey."""
 
     async def scenario():
         async with contextlib.AsyncExitStack() as stack:

@@ -23,7 +23,7 @@ from .fake_vllm import METRICS, FakeVllm
 
 
 def ask(server, question, *, tls=None, name=None, **options):
-    """Query a server that runs only meanwhile."""
+    """Query a server that runs only during the query."""
 
     async def scenario():
         await server.start()
@@ -51,7 +51,7 @@ def test_a_certificate_is_held_against_the_name_not_the_address(
 
 
 def test_no_one_else_is_asked_where_a_server_says_so():
-    """The key is for this server only."""
+    """The API key is for this server only."""
     other = FakeVllm()
     server = FakeVllm()
 

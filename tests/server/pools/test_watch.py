@@ -1,4 +1,4 @@
-"""The watch over the pools, with HTTP servers that respond like vLLM, or fail."""
+"""The watch over the pools, with HTTP servers that respond like vLLM or fail."""
 
 import asyncio
 import dataclasses
@@ -82,7 +82,7 @@ def test_metrics_that_are_gone_are_neither_pressure_nor_illness():
         server.waiting = 50.0
         async with watching(
             server, clock=lambda: 100.0
-        ) as watch:  # nothing becomes stale
+        ) as watch:  # no load becomes stale
             assert watch.current()["short"].under_pressure
             server.metrics_status = 404
             await becomes(watch, PoolLoad())
@@ -103,7 +103,7 @@ def test_stale_data_is_no_data():
             one.talks.clear()
             await other.is_asked(3)
             now += FAST.stale_after_s + 1
-            await until(watch, waiting=0.0, healthy=2)  # not unhealthy yet
+            await until(watch, waiting=0.0, healthy=2)  # not unhealthy so soon
             assert not watch.current()["short"].under_pressure
 
     asyncio.run(scenario())
@@ -149,7 +149,7 @@ def test_a_question_or_two_without_an_answer_are_no_illness(caplog):
     with caplog.at_level("INFO"):
         asyncio.run(scenario())
     events = [record.message for record in caplog.records if record.name == LOGGER]
-    # Each event is logged once, however often the servers are polled.
+    # Each event is logged only once, however often the servers are polled.
     down, up = ["endpoint_down", "pool_load"], ["endpoint_back", "pool_load"]
     assert events == [*down, *up]
 
@@ -251,7 +251,8 @@ def test_a_key_is_sent_and_never_said(tmp_path, caplog):
     async def scenario():
         server = FakeVllm(key="hidden-secret")
         async with watch_over(server, max_model_len=4096, key_file=str(file)) as watch:
-            # /v1/models accepted the key; otherwise the window would be unknown.
+            # The server accepted the key for /v1/models; otherwise the window would be
+            # unknown.
             with pytest.raises(ConfigError, match="has 8192"):
                 await watch.start()
             (status,) = watch.statuses()
@@ -271,7 +272,7 @@ def test_a_key_that_changes_is_read_again(tmp_path):
         async with watching(server, key_file=str(file)) as watch:
             await until(watch, waiting=0.0)
             server.key = "new"
-            await until(watch, waiting=None)  # healthy, but reports nothing
+            await until(watch, waiting=None)  # healthy, but reports no load
             file.write_text("new")
             await until(watch, waiting=0.0)
 

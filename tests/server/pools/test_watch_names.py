@@ -13,7 +13,7 @@ from .watches import FAST, becomes, until
 
 @contextlib.asynccontextmanager
 async def behind_one_name(*servers, config=FAST, interval_s=0.01):
-    """A pool with one name, which resolves to the yielded list of addresses."""
+    """Watch a pool with one name, which resolves to the yielded list of addresses."""
     first, *others = servers
     await first.start()
     for server in others:
@@ -50,7 +50,7 @@ def test_each_address_of_a_name_is_an_endpoint():
         async with behind_one_name(one, other) as (watch, *_):
             await until(watch, endpoints=2, healthy=2, waiting=9.0)
             assert watch.current() == {"short": PoolLoad(under_pressure=True)}
-            # They are contacted under the configured name.
+            # The watch contacts both servers under the configured name.
             assert one.hosts == other.hosts == {f"vllm-short:{one.port}"}
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ FAST = LoadConfig(interval_s=0.02, stale_after_s=5.0, waiting_requests=8.0)
 async def watch_over(
     *servers, config=FAST, max_model_len=8192, key_file=None, **options
 ):
-    """A watch that is not started, over servers that are."""
+    """Yield a watch that is not started, over servers that are running."""
     for server in servers:
         await server.start()
     urls = tuple(server.url for server in servers)

@@ -136,7 +136,7 @@ def test_counts_in_either_vocabulary(
         (50, 49, 1, False),
         (None, 900, 1, True),  # with the prompt's 100 tokens, it fills the window
         (None, 899, 1, False),
-        (None, 900, 2, False),  # the second attempt uses the large window
+        (None, 900, 2, False),  # the second attempt uses the larger window
         (None, 7900, 2, True),
     ],
 )
@@ -195,7 +195,7 @@ def test_the_largest_receipt_is_within_the_limit() -> None:
 
 
 class Server:
-    """A service with its access log and the calls that it deferred."""
+    """A service with its access log, and the calls that the service deferred."""
 
     def __init__(self) -> None:
         self.router = make_router()
@@ -354,7 +354,8 @@ async def drain_with_an_open_stream(transport: str, directory: Path) -> None:
         call = channel.stream_unary(STREAM)()
         await call.write(batch(entry(token_of(decide()), prompt_tokens=110)))
         await asyncio.to_thread(until, lambda: server.deferred)
-        # Far longer than the test's limit: the stream must not wait for it.
+        # The drain may take far longer than the test, so the stream must not wait for
+        # it.
         await serving.drain(3600)
         assert await call == b""
         assert await call.code() is grpc.StatusCode.OK

@@ -1,4 +1,4 @@
-"""Messages checked against upstream's classes, in another process."""
+"""Messages are compared with upstream's classes, in another process."""
 
 import base64
 import json
@@ -155,7 +155,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], Event]] = {
 
 @pytest.fixture(scope="module")
 def upstream() -> dict[str, Any]:
-    """Each reply as upstream parses it, and each request as upstream writes it."""
+    """Return replies as upstream parses them, and requests as upstream writes them."""
     encoded = {name: encode(*case) for name, case in REPLIES.items()}
     asked = {
         "responses": [
@@ -373,7 +373,7 @@ def test_a_body_mode_of_a_later_envoy_is_none(number: int) -> None:
 
 
 def test_a_decision_may_come_with_the_trailers() -> None:
-    """Metadata only: a reply to trailers cannot set headers."""
+    """The reply has only metadata, because a reply to trailers cannot set headers."""
     decision = Decision(Pool("short", 8192, 8192), Reason.WITHIN_THRESHOLD)
     (message,) = encode(RequestTrailers(), Route(decision, shadow=True))
     reply = pb.ProcessingResponse.FromString(message)

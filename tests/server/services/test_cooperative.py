@@ -1,4 +1,4 @@
-"""Work advances one step a turn, whatever else starts, fails or is abandoned."""
+"""Work advances one step a turn, whatever other work starts, fails or is abandoned."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
 
 
 async def finish_beside_others(step: Callable[[], bool], slices: TimeSlices) -> int:
-    """Finish some work; return how often another task ran meanwhile."""
+    """Finish some work, and return how often another task ran during the work."""
     others = 0
 
     async def other() -> None:

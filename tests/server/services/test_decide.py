@@ -1,4 +1,4 @@
-"""Decide and Observe: as messages, as unary gRPC, as JSON over HTTP."""
+"""Decide and Observe as messages, as unary gRPC calls, and as JSON over HTTP."""
 
 import asyncio
 import base64
@@ -215,7 +215,7 @@ LARGE_BODY = json.dumps(
 
 
 class Asked:
-    """One unary call of Decide, and the reply to it."""
+    """One unary call of Decide, with its reply."""
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:
         self.sent: list[bytes] = []

@@ -39,7 +39,7 @@ FULL_DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
 class Broken(TextEma):
-    """Fails to learn, like a bug in an estimator."""
+    """An estimator that fails to learn, as after a bug."""
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -49,7 +49,7 @@ class Broken(TextEma):
 
 @dataclass
 class Server:
-    """A service, and the calls that it deferred."""
+    """A service, with the calls that the service deferred."""
 
     router: Router = field(default_factory=lambda: make_router(Config()))
     sample: float = 1.0
@@ -206,11 +206,11 @@ def test_requests_without_a_decision_are_counted_by_the_reason() -> None:
     assert counted == {"method": 2, "path": 1, "unread": 1, "no_body": 0}
 
 
-# Faults of the program.
+# Internal errors of the program.
 
 
 def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
-    """A clean end would send the backend an empty body instead of the withheld one."""
+    """A clean end would send the backend an empty body instead of the withheld body."""
     call = Server().open()
     first = pb.ProcessingRequest.FromString(headers())
     first.protocol_config.request_body_mode = FULL_DUPLEX
@@ -241,7 +241,7 @@ def test_a_fault_in_deciding_is_a_decision_for_the_default_pool(
     assert server.metric(
         "extproc_decisions_total", pool="long", category="unknown", reason="fault"
     )
-    (record,) = caplog.records  # only the first at its code location is logged
+    (record,) = caplog.records  # only the first error at a code location is logged
     assert record.levelno == logging.ERROR
     assert record.fields["error"] == "KeyError"  # type: ignore[attr-defined]
     assert "test_ext_proc.py" in record.fields["at"]  # type: ignore[attr-defined]
@@ -294,7 +294,7 @@ def test_a_fault_of_a_watcher_costs_no_decision() -> None:
 
 @dataclass
 class Spans:
-    """The spans that a tracer receives."""
+    """A tracer that keeps the spans that it receives."""
 
     broken: bool = False
     seen: list[tuple[Decided, Mapping[str, str], float]] = field(default_factory=list)

@@ -44,11 +44,11 @@ def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
 
 
 CONTEXTS = st.sampled_from([b"", b"\x42\x00", b"\x42\x02\x0a\x00", b"\x4a\x02\x0a\x00"])
-"""The metadata's context and attributes, which the subset used here lacks."""
+"""The context and attributes of the metadata, which the subset used here lacks."""
 
 
 def with_context(message: pb.ProcessingRequest, context: bytes) -> bytes:
-    """Insert fields at Envoy's position: between the headers and the configuration."""
+    """Insert fields where Envoy does, between the headers and the configuration."""
     configuration = pb.ProcessingRequest(observability_mode=message.observability_mode)
     if message.HasField("protocol_config"):
         configuration.protocol_config.CopyFrom(message.protocol_config)
@@ -106,7 +106,7 @@ def test_reads_damaged_messages_alike_or_not_at_all(
         try:
             general = decode_any(bytes(damaged))
         except UnknownMessageError:
-            return  # it does not validate headers that are not read
+            return  # the fast decoder does not validate headers that it does not read
         assert isinstance(general, RequestHeaders | ResponseHeaders)
         assert quick == wanted_of(general)
 
@@ -178,7 +178,7 @@ def test_reads_no_message_that_is_cut_off() -> None:
 
 
 def test_does_what_it_is_for() -> None:
-    """The fast decoder reads Envoy's own format itself."""
+    """The fast decoder reads Envoy's own format without protobuf."""
     message = pb.ProcessingRequest()
     for key in (*NAMES, "x-other"):
         header = message.request_headers.headers.headers.add()
@@ -229,7 +229,7 @@ def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
 
 
 METADATA = b"\x42\x00"
-"""An empty metadata_context, at the end of each of Envoy's messages."""
+"""An empty metadata_context, which is at the end of each message from Envoy."""
 CONFIG = b"\x5a\x02\x08\x02"
 
 

@@ -1,4 +1,4 @@
-"""Exchanges in flight that complete: open exchanges, and returned decision tokens."""
+"""Exchanges in flight: open exchanges, and decision tokens that clients return."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Large bodies are parsed in turns, and small ones do not wait for them."""
+"""Large bodies are parsed in turns, so small bodies do not wait for large ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Calls = list[Callable[[], None]]
 
 
 class Server:
-    """A service whose event loop the test drives."""
+    """A service whose event loop is driven by the test."""
 
     def __init__(self, feedback: float = 0.0) -> None:
         self.loop: Calls = []
@@ -56,7 +56,7 @@ class Server:
             call()
 
     def answering_s(self, phase: str) -> float:
-        """Return the total seconds of a phase's replies."""
+        """Return the total number of seconds of the replies in a phase."""
         (family,) = self.metrics.message_seconds.collect()
         for sample in family.samples:
             if sample.name.endswith("_sum") and sample.labels["phase"] == phase:
@@ -73,7 +73,7 @@ class Server:
 
 
 class Client:
-    """One stream and its replies."""
+    """One stream and the replies to it."""
 
     def __init__(
         self, server: Server, body_mode: int = pb.ProcessingMode.NONE, **headers: str
@@ -112,7 +112,7 @@ class Client:
         return self.tell(message)
 
     def send_chunks(self, body: bytes, *, end: bool = True) -> None:
-        """Send a body as Envoy does in modes without buffering."""
+        """Send a body in chunks, as Envoy does in modes without buffering."""
         for start in range(0, len(body), CHUNK_BYTES):
             chunk = body[start : start + CHUNK_BYTES]
             last = start + CHUNK_BYTES >= len(body)
@@ -125,7 +125,7 @@ class Client:
 
     @property
     def reason(self) -> str:
-        """Return the decision's reason from the metadata of the replies."""
+        """Return the reason of the decision from the metadata of the replies."""
         for answer in self.answers:
             metadata = pb.ProcessingResponse.FromString(answer).dynamic_metadata
             fields = metadata.fields["extproc.token_budget"].struct_value.fields
@@ -172,7 +172,7 @@ def test_what_is_small_does_not_wait() -> None:
     assert small.reason == "within_threshold"
     assert not any(client.ended for client in large)
     server.turn()
-    assert len(server.loop) == 1  # one step a turn, for all of them
+    assert len(server.loop) == 1  # one step a turn, for all streams
     server.run()
     assert all(client.ended for client in large)
 
@@ -215,7 +215,9 @@ def test_a_body_that_comes_in_chunks_is_read_in_turns(
 
 
 def test_a_stream_that_must_not_just_end_ends_in_an_error() -> None:
-    """In full duplex, bytes not returned are lost; a clean end would hide that."""
+    """In full duplex, bytes that are not returned are lost, and a clean end would hide
+    the loss.
+    """
     server = Server()
     client = Client(server, pb.ProcessingMode.FULL_DUPLEX_STREAMED)
     client.send_chunks(LARGE)

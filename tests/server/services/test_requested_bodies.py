@@ -1,4 +1,4 @@
-"""Bodies that do not arrive in time, from the service's point of view."""
+"""Bodies that do not arrive in time, as the service sees them."""
 
 import heapq
 import logging
@@ -21,7 +21,7 @@ TIMEOUT_S = Config().server.body_timeout_s
 
 
 class Clock:
-    """A clock that the test advances, with the callbacks due at a time."""
+    """A clock that the test advances, with callbacks that are due at a certain time."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -46,7 +46,7 @@ class Clock:
 
 
 class Server:
-    """A service with such a clock."""
+    """A service whose clock the test advances."""
 
     def __init__(self) -> None:
         self.clock, self.metrics = Clock(), Metrics()
@@ -153,7 +153,7 @@ def test_a_full_duplex_body_is_waited_for_as_nothing_else_keeps_it() -> None:
 def test_a_stream_that_ended_is_not_waited_for() -> None:
     server = Server()
     call = server.open()
-    call.closed(True)  # Envoy has exited with all its buffers: this shows no limit
+    call.closed(True)  # Envoy has exited with all its buffers, so this shows no limit
 
     server.clock.pass_time(TIMEOUT_S)
 

@@ -1,7 +1,7 @@
-"""The common behavior of both transports: one suite, run on each.
+"""The common behavior of both transports, in one suite that runs on each.
 
-The native transport runs on both event loops. test_native.py covers what only it
-supports.
+The native transport runs on both event loops. test_native.py covers what only the
+native transport supports.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from extproc.server.transport.native import NativeServer
 from ..conftest import LOOPS
 
 LIMIT_S = 60.0
-"""Timeout for a test that hangs, even on a slow machine."""
+"""Timeout in seconds for a test that hangs, even on a slow machine."""
 METHOD = "/test.Test/Talk"
 ANY_PORT = Address.parse("127.0.0.1:0")
 LIMITS = Limits(max_message_bytes=1 << 20)
@@ -37,7 +37,7 @@ RUNS = [("native", "asyncio"), ("native", "uvloop"), ("grpcio", "asyncio")]
 
 
 class Talk:
-    """Responds to each message as the message specifies, and records its end."""
+    """A call that answers each message as the message says, and records its end."""
 
     def __init__(self, service: "Service", send: Send) -> None:
         self._service = service
@@ -81,7 +81,7 @@ class Talk:
 
 
 class Service:
-    """Opens talks; other methods of the same service fail as their names say."""
+    """A service that opens talks; its other methods fail as their names say."""
 
     def __init__(self) -> None:
         self.closed: list[bool] = []
@@ -108,7 +108,7 @@ Use = Callable[[grpc.aio.Channel, Service, Transport], Awaitable[None]]
 
 
 class Serve(Protocol):
-    """Runs a test against a server; returns how its calls ended."""
+    """A function that runs a test against a server and returns how its calls ended."""
 
     def __call__(
         self,
@@ -163,7 +163,7 @@ def talk(
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Log messages, except those of grpcio's poller, which may outlive its loop."""
+    """Return log messages without those of grpcio's poller, which outlives its loop."""
     messages = [record.getMessage() for record in caplog.records]
     return [each for each in messages if "PollerCompletionQueue" not in each]
 
@@ -294,7 +294,7 @@ def test_a_deadline_ends_the_stream(served: Serve) -> None:
         waits = iter([b"wait"])
         call = talk(channel, timeout=0.05, request_iterator=waits)
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        # The client's deadline may end the call before the server sees it.
+        # The client's deadline may end the call before the server receives the call.
         await until(lambda: len(service.closed) == len(service.metadata))
 
     assert False not in served(use)
@@ -306,7 +306,7 @@ def test_a_deadline_ends_the_stream(served: Serve) -> None:
 def test_a_client_that_goes_away_closes_its_call(served: Serve) -> None:
     async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
         call = talk(channel)
-        await call.write(b"wait")  # else gRPC's reset would look like a half-close
+        await call.write(b"wait")  # otherwise gRPC's reset would look like a half-close
         await service.waiting.wait()
         call.cancel()
         await service.ended.wait()
@@ -316,7 +316,7 @@ def test_a_client_that_goes_away_closes_its_call(served: Serve) -> None:
 
 @pytest.mark.parametrize("last", [b"end", b"refuse", b"refuse later", b"fault"])
 def test_nothing_keeps_a_call_that_has_ended(served: Serve, last: bytes) -> None:
-    """All that it references, even an old router, would stay until the next GC."""
+    """Referenced objects, even an old router, would stay until the next collection."""
 
     async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
         call = talk(channel)
@@ -361,7 +361,7 @@ def allocated_bytes() -> int:
 
 @pytest.mark.slow
 def test_what_a_reset_stream_held_is_given_back(served: Serve) -> None:
-    """In gRPC's library, a cancelled read leaks 96 bytes."""
+    """In gRPC's own library, a canceled read leaks 96 bytes."""
     streams = 3000
     grown = 0
 
@@ -385,7 +385,7 @@ def test_what_a_reset_stream_held_is_given_back(served: Serve) -> None:
     assert grown < 60 * streams
 
 
-# ---- replies that come later ---------------------------------------------------------
+# ---- late replies --------------------------------------------------------------------
 
 LATE = [b"%d" % number for number in range(100)]
 
@@ -405,7 +405,7 @@ def test_late_replies_arrive_in_order_and_whole(served: Serve) -> None:
 
     talks: list[Talk] = []
     assert served(use) == [False]
-    assert talks[0].half_closed_times == 0  # it was already closed
+    assert talks[0].half_closed_times == 0  # the stream was already closed
 
 
 def test_the_end_of_the_client_s_side_waits_for_late_replies(served: Serve) -> None:
@@ -434,7 +434,7 @@ def test_replies_to_a_client_that_has_gone_are_dropped_silently(
         service.talk.send((b"too late",), True)
 
     assert served(use) == [True]
-    gc.collect()  # now a task reports an exception that was never retrieved
+    gc.collect()  # a task now reports exceptions that were never retrieved
     assert not logged(caplog)
 
 

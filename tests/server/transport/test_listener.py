@@ -1,4 +1,4 @@
-"""Connections are counted from accept on and limited, and their handshakes time out."""
+"""The server counts and limits connections from accept on; handshakes can time out."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ async def connect(server: NativeServer) -> asyncio.StreamWriter:
 def test_connections_are_counted_from_accept_on(
     run: Run, server_tls: ssl.SSLContext
 ) -> None:
-    """That is, before their TLS handshake."""
+    """Connections are counted before the TLS handshake."""
 
     async def test() -> None:
         counts = Counts()

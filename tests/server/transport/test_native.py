@@ -1,4 +1,4 @@
-"""The server on real sockets, with grpcio and raw sockets as clients."""
+"""The native server on real sockets, with grpcio and raw sockets as clients."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ def test_compression_is_refused(run):
 
 
 def test_the_server_keeps_the_deadline_itself(run):
-    """A client that announces a deadline and does not enforce it."""
+    """The client announces a deadline but does not enforce it."""
 
     async def test():
         async with serving() as (server, service, _):

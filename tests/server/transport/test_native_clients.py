@@ -1,4 +1,4 @@
-"""The server on real sockets, over TLS and with nghttp2's tools."""
+"""The native server on real sockets, over TLS and with nghttp2's tools."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""One connection, with a transport and a loop that the test controls."""
+"""One connection whose transport and event loop are controlled by the test."""
 
 import logging
 from unittest import mock
@@ -21,7 +21,7 @@ PING = b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
 
 
 class FakeLoop:
-    """An event loop whose timers the test fires."""
+    """An event loop whose timers are fired by the test."""
 
     def __init__(self):
         self.now = 0.0
@@ -43,7 +43,7 @@ class FakeLoop:
         self.soon.append(callback)
 
     def turn(self):
-        """Run the callbacks that are scheduled now, but not those that they add."""
+        """Run the callbacks that are scheduled now, but none that these add."""
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()
@@ -248,7 +248,7 @@ def test_one_read_is_answered_with_one_write(monkeypatch):
 
 
 def timeout(text: bytes) -> bytes:
-    """Return an encoded ``grpc-timeout``."""
+    """Return the encoded header ``grpc-timeout``."""
     return b"\0\x0cgrpc-timeout" + bytes((len(text),)) + text
 
 

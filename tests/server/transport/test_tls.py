@@ -36,7 +36,7 @@ class Authority:
         )
 
     def issue(self, common_name, cert, key):
-        """Write a certificate for a name, and its key, to these files."""
+        """Write a certificate for a name, and the certificate's key, to these files."""
         request = self.directory / "request.csr"
         extensions = self.directory / "extensions"
         extensions.write_text(f"subjectAltName=DNS:{common_name}\n")
@@ -56,7 +56,7 @@ class Authority:
 
 
 class Files:
-    """A server's files and a client's, from two authorities."""
+    """The files of a server and of a client, from two certificate authorities."""
 
     def __init__(self, directory, first, second):
         self.first, self.second = first, second

@@ -1,4 +1,4 @@
-"""The common admin port combines its workers' responses."""
+"""The common admin port combines the responses of the workers."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,7 +28,7 @@ async def decisions(admin: WorkersAdmin, address: str) -> list[str]:
 
 
 def test_what_a_worker_said_before_it_ended_counts_once(tmp_path: Path) -> None:
-    """Its response may arrive after its successor has started."""
+    """A worker's response may arrive after its successor has started."""
     meanwhile: list[Callable[[], None]] = []
 
     async def metrics(request: web.Request) -> web.Response:

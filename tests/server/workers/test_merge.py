@@ -1,4 +1,4 @@
-"""Several workers' metrics and reports as one server's."""
+"""Metrics and reports of several workers, combined as if from one server."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from ..in_force import make_in_force
 
 
 class Process:
-    """The inside of one worker: decides and learns."""
+    """The internal parts of one worker, which decides and learns."""
 
     def __init__(self) -> None:
         in_force = make_in_force(sampler=FeedbackSampler(1.0, adaptive=False))
@@ -60,7 +60,7 @@ class Process:
 
 
 def samples(merged: MergedMetrics) -> dict[str, float]:
-    """Return samples by name and labels, as written."""
+    """Return samples by name and labels, in the text format's notation."""
     found = {}
     for line in merged.render().decode().splitlines():
         if not line.startswith("#"):
@@ -188,7 +188,7 @@ def test_reports_add_up() -> None:
 
 
 def shape(report: StatusReport) -> dict[str, type]:
-    """Return the type of each value that the page reads."""
+    """Return the type of each value in the report that the page reads."""
     document = json.loads(msgspec.json.encode(report))
     return {name: type(value) for name, value in document.items()}
 
@@ -204,7 +204,7 @@ def test_budgets_and_advice_are_those_of_all() -> None:
     assert merged.budgets.shares == pytest.approx(
         [0.75 * a + 0.25 * b for a, b in zip(*shares, strict=True)], abs=0.01
     )
-    assert reports[1].advice is None  # too few to advise on
+    assert reports[1].advice is None  # too few requests for advice
     assert merged.advice == reports[0].advice
 
 

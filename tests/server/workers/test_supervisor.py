@@ -1,4 +1,4 @@
-"""Several real processes with one configuration."""
+"""Several real worker processes with one configuration."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ BODY = json.dumps(
 
 
 def adjacent_ports() -> int:
-    """Return the first of two adjacent ports that are currently free."""
+    """Return the first of two adjacent ports that are both free."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -50,7 +50,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 class Supervised:
-    """``extproc serve`` with workers, as a child."""
+    """``extproc serve`` with several workers, as a child process."""
 
     def __init__(self, directory: Path, listen: str, **more: Any) -> None:
         self.admin_port = adjacent_ports()
@@ -102,7 +102,7 @@ class Supervised:
         return report
 
     def metric(self, name: str) -> float:
-        """Return the sum of a metric's samples."""
+        """Return the sum of all samples of a metric."""
         return sum(
             float(line.rpartition(" ")[2])
             for line in self.get("/metrics")[1].splitlines()
@@ -148,7 +148,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return (
             Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -161,7 +161,7 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     served = start(f"127.0.0.1:{adjacent_ports()}")
     eventually(lambda: served.ready)
 
-    # Both ports respond, and both are counted.
+    # The ports of both workers respond, and the requests to both are counted.
     for worker, times in ((0, 3), (1, 2)):
         for _ in range(times):
             assert served.decide(worker).pool == "short"
@@ -171,13 +171,13 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     assert report["decisions"] == 5
     assert report["ready"]
 
-    # Workers share what they learn without any configuration.
+    # Workers share learned state without any configuration.
     before = served.decide(1).prompt_tokens
     for _ in range(20):
         served.observe(0, served.decide(0).decision, before // 2)
     eventually(lambda: served.decide(1).prompt_tokens < 0.8 * before)
 
-    # The page and its requests work.
+    # The page and the requests that it sends succeed.
     assert served.get("/")[0] == 200
     assert served.get("/nothing")[0] == 404
 
@@ -193,14 +193,14 @@ def test_two_workers_serve_as_one(start: Start, tmp_path: Path) -> None:
     assert served.metric("extproc_worker_restarts_total") == 1
     assert [each["restarts"] for each in served.status()["workers"]] == [0, 1]
 
-    # A reload reaches both.
+    # A reload reaches both workers.
     served.document["mode"] = "shadow"
     served.config.write_text(yaml.safe_dump(served.document))
     served.process.send_signal(signal.SIGHUP)
     eventually(lambda: served.metric("extproc_config_reload_total") >= 2)
     assert served.status()["mode"] == "shadow"
 
-    # And so does the stop.
+    # SIGTERM stops both workers.
     pids = [each["pid"] for each in served.status()["workers"]]
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(LIMIT_S) == 0
@@ -212,14 +212,14 @@ def test_a_conversation_is_known_to_every_worker(start: Start) -> None:
     served = start(
         f"127.0.0.1:{adjacent_ports()}",
         feedback={"sample": "all"},
-        state={"interval_s": 3600},  # no other way to share what they learn
+        state={"interval_s": 3600},  # no other way to share learned state
     )
     eventually(lambda: served.ready)
     counted = round(0.9 * served.decide(1).prompt_tokens)
     served.observe(0, served.decide(0).decision, counted)
     assert served.decide(1).prompt_tokens == counted
 
-    # This applies to a restarted worker as well.
+    # A restarted worker adopts the new configuration as well.
     killed = served.status()["workers"][1]["pid"]
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: served.status()["workers"][1]["pid"] != killed)

@@ -1,4 +1,4 @@
-"""One worker that exits, in every way, with a stand-in for the supervisor."""
+"""One worker that exits in every possible way, with a stand-in for the supervisor."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ WAITS_FOR_INPUT = [sys.executable, "-c", "input()"]
 
 
 class Admin:
-    """The messages that the supervisor's port receives."""
+    """A server that records the messages to the supervisor's port."""
 
     def __init__(self, *, is_ready: bool) -> None:
         self.starts = 0
@@ -41,7 +41,7 @@ def kept(
     is_ready: bool,
     use: Callable[[WorkerProcess, Admin], Awaitable[None]] | None = None,
 ) -> int:
-    """Keep a worker running while ``use`` runs; return the result of keeping it."""
+    """Keep a worker running while ``use`` runs; return the result of the keeper."""
     admin: Any = Admin(is_ready=is_ready)
     keeper = WorkerProcess(Worker(Path("/nowhere"), 0), command, admin)
 
@@ -92,7 +92,7 @@ def test_none_is_started_once_it_is_over(caplog: pytest.LogCaptureFixture) -> No
 
     async def use(keeper: WorkerProcess, admin: Admin) -> None:
         admins.append(admin)
-        while not caplog.records:  # it has exited, and will be restarted
+        while not caplog.records:  # the worker has exited and will be restarted
             await asyncio.sleep(0.005)
         keeper.stop()
 
@@ -102,7 +102,7 @@ def test_none_is_started_once_it_is_over(caplog: pytest.LogCaptureFixture) -> No
 
 def test_one_that_is_being_started_ends_as_well() -> None:
     async def use(keeper: WorkerProcess, admin: Admin) -> None:
-        await asyncio.sleep(0)  # it is starting, and cannot be signaled yet
+        await asyncio.sleep(0)  # the worker is starting and cannot receive a signal yet
         assert not admin.starts
         keeper.stop()
 
