@@ -27,4 +27,5 @@ ROUTING = {
     "streamed, asked for": ("STREAMED", True),
     "full duplex": ("FULL_DUPLEX_STREAMED", False),
 }
-"""The modes, and whether the router may request another mode, in which it can route."""
+"""The modes, each with whether the router can request another mode in order to route.
+"""

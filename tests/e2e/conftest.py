@@ -48,14 +48,14 @@ def _patiently(change: Change | None) -> Change:
 
 
 def start_until_killed(child: Child, started: contextlib.ExitStack) -> None:
-    """Start a child; kill it at the end, because a clean exit takes a second."""
+    """Start a child, and kill it at the end, because a clean exit takes a second."""
     child.start()
     started.callback(child.kill)
 
 
 @pytest.fixture(scope="session")
 def stack(directory: Path) -> Iterator[Stack]:
-    """The whole stack, with every response observed."""
+    """Run the whole stack, with every response observed."""
     backends = [
         stand_in("short", SHORT_WINDOW, 64, directory, speed=50),
         stand_in("long", LONG_WINDOW, 16, directory, speed=50),
@@ -82,7 +82,7 @@ def admin(stack: Stack) -> Admin:
 def start_session(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., tuple[Client, Admin]]]:
-    """Starts another router with its own Envoy, for the rest of the session."""
+    """Return a function that starts another router and Envoy for the whole session."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -110,7 +110,7 @@ def start_session(
 def start_session_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts another Envoy for the stack's router, for the rest of the session."""
+    """Return a function that starts another Envoy for the router of the stack."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -135,7 +135,7 @@ def start_session_envoy(
 def optimistic(
     stack: Stack, start_session: Callable[..., tuple[Client, Admin]]
 ) -> tuple[Client, Admin]:
-    """An Envoy whose router assumes that the short pool's window is 30,000 tokens."""
+    """Return an Envoy whose router assumes a short window of 30,000 tokens."""
     pools = [
         {"name": "short", "max_model_len": 30_000},
         {"name": "long", "max_model_len": LONG_WINDOW},
@@ -151,7 +151,7 @@ def optimistic_client(optimistic: tuple[Client, Admin]) -> Client:
 def _check_case(
     client: Client, case: dict[str, Any], model: str | None = None
 ) -> Response:
-    """Send a case of ``cases.yaml``, and compare the response with its expectations."""
+    """Send a case of ``cases.yaml``, and compare the response with the expectations."""
     body = case["body"]
     if body and model:
         body = body | {"model": model}
@@ -177,7 +177,9 @@ def check_case() -> Callable[..., Response]:
 
 @pytest.fixture(scope="session")
 def patiently() -> Callable[[Change | None], Change]:
-    """Adds timeouts for a busy machine to a change of Envoy's configuration."""
+    """Return a function that adds patient timeouts to a change of Envoy's
+    configuration.
+    """
     return _patiently
 
 
@@ -195,7 +197,7 @@ def admin_of() -> type[Admin]:
 def start_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts another Envoy that may lack parts of the stack."""
+    """Return a function that starts another Envoy, perhaps with parts missing."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -245,7 +247,9 @@ def scripted() -> Iterator[ScriptedBackend]:
 def start_fleet(
     scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Starts an Envoy for the fleet of models, in front of the router at a port."""
+    """Return a function that starts an Envoy for the fleet, in front of a router's
+    port.
+    """
     with contextlib.ExitStack() as started:
 
         def start(router_port: int, change: Change | None = be_patient) -> Client:
@@ -265,7 +269,7 @@ def start_fleet(
 
 @pytest.fixture(scope="module")
 def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    """The router of the fleet of models."""
+    """Run the router of the fleet of models."""
     with contextlib.ExitStack() as started:
         new = router(FLEET, tmp_path_factory.mktemp("router"))
         start_until_killed(new.child, started)
@@ -275,7 +279,7 @@ def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
 
 @pytest.fixture(scope="session")
 def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Two real vLLM servers; see ``test_vllm.py``."""
+    """Run two real vLLM servers; see ``test_vllm.py``."""
     python = os.environ.get("EXTPROC_VLLM_PYTHON", sys.executable)
     try:
         find_vllm(python)
@@ -298,7 +302,7 @@ def vllm_client(vllm_stack: Stack) -> Client:
 
 @pytest.fixture(autouse=True)
 def _forget_script(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Reset the backend to answer 200 in the next test."""
+    """Reset the scripted backend, so that it returns status 200 in the next test."""
     yield
     if "scripted" in request.fixturenames:
         request.getfixturevalue("scripted").reset()
@@ -308,14 +312,14 @@ def _forget_script(request: pytest.FixtureRequest) -> Iterator[None]:
 def scripted_client(
     stack: Stack, scripted: ScriptedBackend, start_session_envoy: Callable[..., Client]
 ) -> Client:
-    """An Envoy whose short pool is the scripted backend."""
+    """Return the client of an Envoy whose short pool is the scripted backend."""
     return start_session_envoy(
         backends=[scripted.as_backend("short"), stack.backend("long")]
     )
 
 
 class _CaseLoader(yaml.SafeLoader):
-    """A YAML loader with ``!repeat [text, count]``."""
+    """A YAML loader that supports ``!repeat [text, count]``."""
 
 
 def _repeat(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> str:

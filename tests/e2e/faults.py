@@ -1,4 +1,4 @@
-"""Setup of the fault matrix: routers behind an Envoy, and the services around them."""
+"""Setup of the fault tests: routers behind an Envoy, and the services around them."""
 
 import http.server
 import json
@@ -36,7 +36,7 @@ class Rig:
         return Load(self.envoy.port, self.expected)
 
     def wait_routing(self) -> None:
-        """Wait until Envoy uses all the routers."""
+        """Wait until Envoy uses all routers."""
         count = len(self.routers)
         wait_until(lambda: self.envoy.healthy_endpoints("extproc") == count)
 
@@ -63,7 +63,7 @@ def with_port(endpoint: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 class FakeVllm(http.server.BaseHTTPRequestHandler):
-    """The metrics of a vLLM server, or none."""
+    """A server that returns the metrics of vLLM, or none."""
 
     metrics = True
 
@@ -112,7 +112,8 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 class Crowded:
     """A router with every optional dependency.
 
-    They are a store, servers that report their load, and an adjustable wall clock.
+    The dependencies are a store, servers that report their load, and an adjustable wall
+    clock.
     """
 
     redis: Child
@@ -141,7 +142,7 @@ class Crowded:
 
 
 def make_clock(directory: Path, environment: pytest.MonkeyPatch) -> Path | None:
-    """Give processes started from now on an adjustable clock."""
+    """Give all processes that start from now on an adjustable clock."""
     if shutil.which("cc") is None:
         return None
     source, library, offset = (directory / n for n in ("c.c", "clock.so", "offset"))

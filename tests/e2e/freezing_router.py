@@ -1,8 +1,8 @@
 """An ext_proc server that stops (SIGSTOP) while it processes a response chunk.
 
 Run it as a program with the port to listen on. It replies to the first chunk only after
-it has received the second, and stops before it replies to that one: in this order,
-Envoy's message timeout does not run.
+it has received the second chunk, and stops before it replies to the second. In this
+order, Envoy's message timeout does not run.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from extproc.wire import ext_proc_pb2 as pb
 
 
 class Freezing:
-    """One stream."""
+    """One ext_proc stream."""
 
     def __init__(self) -> None:
         self._chunks = 0

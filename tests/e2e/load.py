@@ -1,4 +1,4 @@
-"""Clients that send through Envoy continuously, and check every response."""
+"""Clients that send through Envoy continuously and check every response."""
 
 import contextlib
 import http.client
@@ -38,12 +38,12 @@ KINDS = {
 
 
 class FailedRequest(Exception):  # noqa: N818
-    """A response that is useless to its client."""
+    """The client cannot use the response."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The comparable part of a response: equal requests must get equal ones."""
+    """The comparable part of a response; equal requests must have equal responses."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """One request from its client's view."""
+    """One request, as its client sees it."""
 
     kind: str
     began_s: float
@@ -114,9 +114,9 @@ def read_sse(body: bytes) -> Answer:
 class Load:
     """Clients that send through one Envoy until they are stopped.
 
-    Without ``per_second`` each client sends when it has its response. With it the clients
-    together aim at this many requests a second, and catch up when responses were late.
-    ``kinds`` are sent in turn; by default all of them.
+    Without ``per_second`` each client sends its next request when it has a response. With
+    ``per_second`` the clients together aim at this many requests a second, and catch up if
+    responses were late. The clients send ``kinds`` in turn; the default is all kinds.
     """
 
     port: int
@@ -166,7 +166,9 @@ class Load:
         return max(0.0, due_s - time.monotonic())
 
     def run(self, seconds: float) -> None:
-        """Let the clients send for some seconds, and each receive a response."""
+        """Let the clients send for some seconds, and until each has received a
+        response.
+        """
         wanted = self._answered() + self.clients
         deadline = time.monotonic() + PATIENCE_S
         self._stopping.wait(seconds)
@@ -178,7 +180,9 @@ class Load:
         return len(self.done) + len(self.failed)
 
     def routed_after(self, moment_s: float) -> float:
-        """Wait until a request sent after a moment is routed; return its delay."""
+        """Wait until a request that was sent after this moment is routed; return its
+        delay.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             began = [e.began_s for e in list(self.done) if e.routed]
@@ -195,7 +199,7 @@ def served(load: Load, kind: str) -> set[str]:
 
 @contextlib.contextmanager
 def only(load: Load, word: str) -> Iterator[None]:
-    """Restrict a load to the kinds with a word in their name."""
+    """Restrict a load to the kinds whose name contains a word."""
     kept = dict(KINDS)
     for kind in kept:
         if word not in kind:

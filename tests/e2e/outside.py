@@ -1,4 +1,4 @@
-"""The external view of a test: responses, Envoy's log, the router's admin port."""
+"""What a test sees from outside: responses, Envoy's log, the router's admin port."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ from ..patience import PATIENCE_S
 
 @dataclass(frozen=True)
 class Response:
-    """A response to a client, with Envoy's log of it."""
+    """A response to a client, with its record in Envoy's access log."""
 
     status: int
     headers: dict[str, str]
@@ -45,7 +45,7 @@ class Client:
         self._port = port or envoy.port
 
     def bypass(self) -> "Client":
-        """A client of the same routes without the router."""
+        """Return a client of the same routes without the router."""
         return Client(self.envoy, self.envoy.bypass_port)
 
     def request(
@@ -57,9 +57,7 @@ class Client:
         *,
         timeout: float = PATIENCE_S,
     ) -> Response:
-        """Send a request: bytes as they are, an iterator in chunks, the rest as
-        JSON.
-        """
+        """Send a body: bytes unchanged, an iterator in chunks, other values as JSON."""
         if body is not None and not isinstance(body, bytes | Iterator):
             body = json.dumps(body).encode()
         request_id = str(uuid.uuid4())
@@ -108,7 +106,9 @@ class Client:
         return records[response.request_id]
 
     def raw(self, data: bytes, *, timeout: float = PATIENCE_S) -> bytes:
-        """Send raw bytes; return what arrives until Envoy closes the connection."""
+        """Send raw bytes; return all bytes that arrive until Envoy closes the
+        connection.
+        """
         with socket.create_connection(
             ("127.0.0.1", self._port), timeout=timeout
         ) as connection:
@@ -120,7 +120,7 @@ class Client:
 
 
 class Admin:
-    """The router's admin port."""
+    """A client of the router's admin port."""
 
     def __init__(self, router: Router) -> None:
         self.router = router

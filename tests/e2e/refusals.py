@@ -1,7 +1,7 @@
 """Errors of inference servers for a request that is too long, and for other mistakes.
 
-Those of vLLM 0.8.5 to 0.32 are from its released sources; those of earlier versions and
-other servers are from public reports. Numbers are filled in.
+Errors of vLLM 0.8.5 to 0.32 are from its released sources; errors of earlier versions
+and of other servers are from public reports. Placeholders for numbers are filled in.
 """
 
 TOO_LONG = {
@@ -56,7 +56,7 @@ TOO_LONG = {
     "llama.cpp": "the request exceeds the available context size, try increasing it",
     "llama.cpp, sizes": "request (9001 tokens) exceeds the available context size (8192 tokens), try increasing it",
 }
-"""Errors that a larger window avoids."""
+"""Errors that a pool with a larger window avoids."""
 
 OTHER = {
     "temperature": "temperature must be non-negative, got -1.0.",
@@ -84,4 +84,4 @@ OTHER = {
     "min_tokens": "min_tokens must be greater than or equal to 0, got -1.",
     "it talks of lengths": "The maximum context length of a conversation is a hard question.",
 }
-"""Client errors that no pool avoids."""
+"""Client errors that occur in every pool."""

@@ -13,7 +13,7 @@ from ..patience import PATIENCE_S
 
 @dataclass(frozen=True)
 class Received:
-    """A request as a backend received it."""
+    """A request that a backend received."""
 
     path: str
     headers: dict[str, str]
@@ -23,14 +23,14 @@ class Received:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    """The default, 5, drops connections when the machine is busy."""
+    """With the default of 5, connections are dropped if the machine is busy."""
 
 
 class ScriptedBackend:
     """A backend that responds with given bytes, over its own socket.
 
-    ``reply`` is a whole HTTP response, in the pieces in which to write it after a
-    request. An event between pieces makes it wait for the event.
+    ``reply`` is a whole HTTP response, in the pieces in which the backend writes it
+    after a request. If an event is between two pieces, the backend waits for the event.
     """
 
     def __init__(self) -> None:
@@ -78,12 +78,14 @@ class ScriptedBackend:
         self._thread.start()
 
     def reset(self) -> None:
-        """Respond with 200 from now on, and forget the requests received."""
+        """Respond with status 200 from now on, and forget the received requests."""
         self.reply: list[bytes | threading.Event] = [http_response(200, b"{}")]
         self.received: list[Received] = []
 
     def as_backend(self, pool: str) -> Backend:
-        """Return this server as a stack's backend; there is no process to wait for."""
+        """Return this server as a backend of the stack, which has no process to wait
+        for.
+        """
         return Backend(pool, 8192, self.port, Child("scripted", [], Path()))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Learning from Envoy's access log: all responses, without ext_proc messages."""
+"""Learning from Envoy's access log covers all responses, without ext_proc messages."""
 
 import contextlib
 import json
@@ -52,13 +52,13 @@ TRAFFIC: list[tuple[str, dict[str, Any]]] = [
 
 
 def with_access_log(config: dict[str, Any]) -> None:
-    """Insert the fragment's parts where its comments specify."""
+    """Insert each part of the fragment where its comment specifies."""
     pieces = yaml.safe_load(FRAGMENT.read_text())
     ext_proc_filter(config)["metadata_options"] = pieces["metadata_options"]
     manager = connection_manager(config["static_resources"]["listeners"][0])
     manager["http_filters"][-1:-1] = pieces["http_filters"]
     for logger in pieces["access_log"]:
-        # Avoids a wait of one second in each test.
+        # This interval avoids a wait of one second in each test.
         logger["typed_config"]["common_config"]["buffer_flush_interval"] = "0.05s"
     manager["access_log"] += pieces["access_log"]
 
@@ -71,7 +71,7 @@ def start(
     patiently: Any,
     tmp_path_factory: Any,
 ) -> Iterator[Callable[..., tuple[Any, Any]]]:
-    """Starts a router, and an Envoy that logs to it."""
+    """Return a function that starts a router, and an Envoy that logs to the router."""
     with contextlib.ExitStack() as started:
 
         def begin(config: dict[str, Any], backends: Any = None) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ def start(
 
 @pytest.fixture(scope="module")
 def logged(start: Any, tmp_path_factory: Any) -> tuple[Any, Any, Path]:
-    """A router that learns from the access log, with the native transport."""
+    """Run a router that learns from the access log, on the native transport."""
     recording = tmp_path_factory.mktemp("recording") / "observed.jsonl"
     config = {
         "feedback": {"access_log": True},
@@ -129,7 +129,8 @@ def test_every_response_is_observed_without_a_message_for_it(
         send(client, path, fields)
     took_s = time.monotonic() - began_s
     eventually(lambda: observed(admin, result="learned") == before + len(TRAFFIC))
-    # Headers and body of the request; the reply to them is the last message.
+    # Envoy sends the headers and the body of each request, and the reply to the body
+    # ends the exchange.
     messages = client.envoy.stat("http.llm.ext_proc.stream_msgs_sent") - sent
     assert messages == 2 * len(TRAFFIC)
     assert admin.metric("extproc_access_log_entries_total", result="observed") == (

@@ -1,4 +1,4 @@
-"""The example's Envoy does not expose vLLM's administrative endpoints."""
+"""The Envoy of the example does not expose vLLM's administrative endpoints."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 @pytest.fixture(scope="module")
 def open_backends(scripted: ScriptedBackend, start_session_envoy: Any) -> Client:
-    """An Envoy whose servers respond to everything with 200."""
+    """Return an Envoy whose servers respond with status 200 to every request."""
     scripted.reply = [http_response(200, b"{}")]
     backends = [scripted.as_backend("short"), scripted.as_backend("long")]
     client: Client = start_session_envoy(backends=backends)

@@ -1,4 +1,4 @@
-"""Requests with bodies that are large, compressed, broken, chunked or have trailers."""
+"""Requests whose bodies are large, compressed, broken, chunked or have trailers."""
 
 import gzip
 import json
@@ -103,7 +103,9 @@ def test_a_huge_body_goes_to_the_long_pool_unread(
 def test_a_picture_below_the_cap_costs_what_a_picture_costs(
     size_bytes: int, client: Any
 ) -> None:
-    """Base64 is not text: counted by bytes, it would not fit the short pool."""
+    """Base64 is not text; if its bytes counted, the picture would not fit the short
+    pool.
+    """
     response = client.post(PATH, chat_body(picture(size_bytes)))
     assert (response.status, response.served_by) == (200, "vllm_short")
     assert client.record(response).prompt_tokens < 2000

@@ -1,4 +1,4 @@
-"""The cases of ``cases.yaml``: backend, status, decision and attempts."""
+"""The cases of ``cases.yaml`` check backend, status, decision and attempts."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 def test_case(case: dict[str, Any], client: Any, check_case: Any) -> None:
     response = check_case(client, case)
-    # The stand-in confirms the backend: it signs its responses.
+    # The stand-in confirms the backend, because it signs its responses.
     assert response.served_by == f"vllm_{response.headers['x-standin']}"
     record = client.record(response)
     if record.pool is not None:

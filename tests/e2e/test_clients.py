@@ -1,4 +1,4 @@
-"""The real client libraries, as applications use them."""
+"""The real client libraries, used as applications use them."""
 
 from collections.abc import Iterator
 from typing import Any

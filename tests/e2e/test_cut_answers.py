@@ -14,7 +14,9 @@ TEXT = 'He wrote: "finish_reason": "length", {"total_tokens": 8192}.'
 
 
 def answer(path: str, completion: int, *, prompt: int = 40, cut: bool = True) -> bytes:
-    """vLLM's response at a path; its text quotes the searched markers."""
+    """Return vLLM's response at a path, whose text quotes the markers that are
+    searched.
+    """
     body: dict[str, Any]
     if path == MESSAGES:
         body = {
@@ -66,10 +68,10 @@ def question(path: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def retrying(stack: Any, scripted: Any, start_session: Any) -> Any:
-    """An Envoy whose router may retry; the short pool is the scripted backend.
+    """Return an Envoy whose router may retry; the short pool is the scripted backend.
 
-    Half of the responses may exceed the reserve under a declared limit, so that a few
-    are enough for the router to send requests with a large limit short.
+    Half of the responses may exceed the reserve under a declared limit, so a few are
+    enough for the router to send requests with a large limit to the short pool.
     """
     config = {
         "requests": {"retry_cut_answers": True},
@@ -99,7 +101,9 @@ def test_an_answer_that_the_window_cut_is_asked_for_again(
 
 @pytest.fixture
 def declare(retrying: Any, scripted: Any, respond: Any, eventually: Any) -> Any:
-    """Return a limit far above the window with which requests now go short."""
+    """Return a limit far above the window, with which requests now go to the short
+    pool.
+    """
 
     def learned() -> int:
         scripted.reply = [respond(200, answer(CHAT, 30, cut=False))]
@@ -149,7 +153,7 @@ def test_what_the_window_did_not_cut_passes_once(
 def test_a_limit_that_the_client_reached_at_the_window_passes_once(
     retrying: Any, scripted: Any, respond: Any, declare: Any
 ) -> None:
-    """Limit and window coincide: the long pool could not add a token."""
+    """The limit and the window coincide, so the long pool could not add a token."""
     declare()
     limit = WINDOW - 1
     content = answer(CHAT, limit, prompt=1)

@@ -1,4 +1,4 @@
-"""Without the router, or with a slow one, the long pool serves every request."""
+"""If the router is absent or slow, the long pool serves every request."""
 
 import http.client
 import http.server
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 @pytest.fixture(scope="module")
 def own(stack: Any, start_session: Any) -> Any:
-    """An Envoy and a router that a test may stop."""
+    """Return an Envoy and a router that a test may stop."""
     client, admin = start_session({"feedback": {"sample": "all"}}, stack.backends)
     return client, admin.router
 
@@ -51,7 +51,7 @@ def test_a_router_that_hangs_costs_a_second_and_then_nothing(
     try:
         response = client.chat("Hello")
         assert (response.status, response.served_by) == (200, "vllm_long")
-        # The health check notices, and Envoy stops using the router.
+        # The health check fails, and Envoy stops using the router.
         eventually(lambda: client.envoy.healthy_endpoints("extproc") == 0)
         before = client.envoy.stat("http.llm.ext_proc.message_timeouts")
         for _ in range(3):
@@ -138,7 +138,7 @@ class TwoChunks(http.server.BaseHTTPRequestHandler):
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         self.wfile.write(b"9\r\ndata: a\n\n\r\n")
-        time.sleep(0.3)  # else they are one chunk
+        time.sleep(0.3)  # otherwise both would be one chunk
         self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
     def log_message(self, *args: object) -> None:
@@ -160,10 +160,10 @@ def two_chunks() -> Iterator[Backend]:
 def test_a_stream_is_not_held_by_a_router_that_froze(
     start_envoy: Any, two_chunks: Backend, tmp_path: Path, eventually: Any
 ) -> None:
-    """The connection's keepalive ends it, because Envoy's message timeout does not run.
+    """The connection's keepalive ends the wait, since the message timeout does not run.
 
-    That is so for a response's last chunk, if the reply to the previous one arrives
-    later.
+    Envoy's message timeout does not run for the last chunk of a response if the reply
+    to the previous chunk arrives later.
     """
     (port,) = free_ports(1)
     program = Path(__file__).with_name("freezing_router.py")

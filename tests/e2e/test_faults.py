@@ -1,10 +1,11 @@
-"""With any component broken, every request gets its correct response.
+"""If any component is broken, every request still gets its correct response.
 
-Clients send through Envoy continuously: short and long prompts, JSON and SSE. Each
-response is compared with that of the same request before the fault, including token
-counts, which reveals a body that was truncated or changed. Each fault is injected, held
-and healed. The output lists the requests sent, the failed ones, the longest wait of a
-client, and the time from healing until requests are routed again.
+Clients send short and long prompts through Envoy continuously, for JSON and SSE
+responses. Each response is compared with the response to the same request before the
+fault, including token counts, which reveal a body that was truncated or changed. Each
+fault is injected, held and healed. The output lists the numbers of sent and failed
+requests, the longest wait of a client, and the time from healing until requests are
+routed again.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str], transport: str) -> Callable[..., None]:
-    """Prints a fault's effect on the clients, and fails if any request failed."""
+    """Return a function that prints a fault's effect and fails if requests failed."""
 
     def print_and_check(fault: str, load: Load, recovered_s: float) -> None:
         fault = f"{transport}: {fault}"
@@ -85,7 +86,7 @@ def make_rig(
     patiently: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Rig]]:
-    """Starts routers with a configuration, and an Envoy that uses them all."""
+    """Return a function that starts routers, and an Envoy that uses all of them."""
     expected: dict[str, Answer] = {}
     with contextlib.ExitStack() as started:
 
@@ -180,7 +181,7 @@ def crowded(
 
 @pytest.fixture(autouse=True)
 def healed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Heal the shared rig after a test."""
+    """Heal the shared rig after each test."""
     yield
     if "rig" in request.fixturenames:
         shared: Rig = request.getfixturevalue("rig")
@@ -224,7 +225,7 @@ def test_hung(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_slow(rig: Rig, report: Callable[..., None]) -> None:
-    """The router runs a fifth of the time, as on an overloaded machine."""
+    """The router runs for a fifth of the time, as on an overloaded machine."""
     with rig.load() as load:
         load.run(STEADY_S)
         for _ in range(6):
@@ -247,7 +248,7 @@ def test_restarted(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_out_of_memory(rig: Rig, report: Callable[..., None]) -> None:
-    """Several bodies of 12 MB at once, without the memory for any of them."""
+    """Several bodies of 12 MB arrive at once, without enough memory for any of them."""
     huge = json.dumps(chat(20, 3) | {"metadata": "x" * (12 << 20)}).encode()
     with rig.load() as load:
         load.run(STEADY_S)
@@ -292,12 +293,12 @@ def test_rolling_restart(
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
     rig = make_rig({"state": state}, count=2, patient=True)
     unrouted = []
-    # Repeat: if the machine stalls, a health check is late and more requests go
-    # unrouted.
+    # The loop repeats because a stall of the machine delays a health check, and more
+    # requests then go unrouted.
     while len(unrouted) < 3 and not any(share <= 1 / 20 for share in unrouted):
         unrouted.append(restart_each(rig, report))
     assert min(unrouted) <= 1 / 20, "the other one should have gone on"
-    # Each process has all that any of them learned.
+    # Each process has all observations of all processes.
     assert rig.routers[0].child.stop(grace_s=PATIENCE_S) == 0
     learned = json.loads(
         next(tmp_path.glob("learned.v2.json")).read_text().split("\n")[1]
@@ -321,7 +322,7 @@ def test_admin_port_busy(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> None:
-    """Redis dies under load, and restarts without its data."""
+    """Redis dies under load and restarts without its data."""
     rig = crowded.rig
     synced = 'extproc_state_syncs_total{result="ok"}'
     with rig.load() as load:
@@ -339,7 +340,7 @@ def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> Non
 
 
 def test_vllm_metrics_gone(crowded: Crowded, report: Callable[..., None]) -> None:
-    """First only /metrics fails, then the whole server that reports the load."""
+    """First only /metrics fails, and then the whole server that reports the load."""
     rig = crowded.rig
     with rig.load() as load:
         load.run(STEADY_S)
@@ -369,8 +370,8 @@ def test_backend_reset(
 ) -> None:
     """A backend dies under observed streams.
 
-    Its own clients lose them, the other pool's are not affected, and the router retains
-    nothing.
+    Clients of this backend lose their streams, the other pool's clients are not
+    affected, and the router retains no stream.
     """
     short = stand_in("short", 8192, 64, tmp_path, speed=1)
     with short.child:
@@ -414,7 +415,7 @@ def test_client_gone(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_clock_jumps(crowded: Crowded, report: Callable[..., None]) -> None:
-    """An hour forward, then a day back."""
+    """The clock jumps an hour forward, and then a day back."""
     if not crowded.clock:
         pytest.skip("no C compiler for the clock")
     rig = crowded.rig

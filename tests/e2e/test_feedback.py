@@ -1,4 +1,4 @@
-"""The router learns from the backends' token counts, and reports it."""
+"""The router learns from the backends' token counts, and reports what it learned."""
 
 import json
 from typing import Any
@@ -7,7 +7,8 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# Text that no other test sends with these hints, so that only this module affects it.
+# No other test sends this text with these hints, so only this module affects its
+# estimate.
 DIGITS = "31415926535 " * 400
 
 
@@ -58,7 +59,7 @@ def test_usage_of_responses_is_learned(
 def test_the_next_estimate_is_better_and_moves_the_decision(
     start_session: Any, stack: Any, eventually: Any
 ) -> None:
-    """A new router estimates digits at 4 bytes a token, which is too few tokens."""
+    """A new router assumes 4 bytes a token for digits, which yields too few tokens."""
     config = {"feedback": {"sample": "all"}, "estimator": {"name": "ema-text"}}
     client, admin = start_session(config, stack.backends)
     estimates, counts = [], []
@@ -67,7 +68,7 @@ def test_the_next_estimate_is_better_and_moves_the_decision(
         counts.append(response.json()["usage"]["prompt_tokens"])
         estimates.append(client.record(response).prompt_tokens)
         if number == 0:
-            # 12,000 tokens, estimated as 3,000: the short pool rejects them.
+            # The 12,000 tokens are estimated as 3,000, so the short pool rejects them.
             overflow = client.chat("7" * 12_000)
             assert (overflow.status, overflow.attempts) == (
                 200,
@@ -88,7 +89,7 @@ def test_what_is_learned_is_shown(client: Any, admin: Any, eventually: Any) -> N
     counted = client.chat(text).json()["usage"]["prompt_tokens"]
     eventually(lambda: learned(admin) == before + 1)
     ratio = admin.status()["bytes_per_token"]["digits"]
-    # Other tests sent digits too; all cost one to two bytes a token.
+    # Other tests have sent digits too; all these texts have one to two bytes a token.
     assert ratio == pytest.approx(len(text) / counted, rel=0.5)
     assert admin.metric("extproc_bytes_per_token", category="digits") == pytest.approx(
         ratio
@@ -135,7 +136,7 @@ def test_an_overflow_is_counted(optimistic: Any, eventually: Any) -> None:
 
 
 class TestInjection:
-    """`feedback.inject_usage`: the router gets usage that the client does not."""
+    """`feedback.inject_usage` shows the router usage that the client does not get."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -175,7 +176,7 @@ class TestInjection:
 
 
 def comparable(stream: bytes) -> list[Any]:
-    """Return a stream's events without the fields that vary between equal requests."""
+    """Return the events of a stream without fields that vary between equal requests."""
     events = []
     for block in stream.split(b"\n\n"):
         data = block.removeprefix(b"data: ")

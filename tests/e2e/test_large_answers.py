@@ -1,4 +1,4 @@
-"""Responses of several chunks are observed to their end, on each transport."""
+"""Responses of several chunks are observed to the last chunk, on each transport."""
 
 import json
 from typing import Any

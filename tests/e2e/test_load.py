@@ -1,4 +1,4 @@
-"""Requests spill to the long pool while the short one is under pressure."""
+"""Requests spill to the long pool while the short pool is under pressure."""
 
 import contextlib
 import http.client
@@ -28,8 +28,8 @@ def test_a_queue_spills_over_and_its_end_brings_requests_back(
         short.wait_ready()
         client, admin = start_session({"pools": pools, "load": load}, [short, long])
         assert client.chat("Hello").served_by == "vllm_short"
-        # One sequence runs at a time, so seven of these wait until their clients
-        # disconnect.
+        # One sequence runs at a time, so seven of these requests wait until their
+        # clients disconnect.
         with contextlib.ExitStack() as busy:
             for _ in range(8):
                 busy.enter_context(_left_open(client, max_tokens=8000, ignore_eos=True))
@@ -48,7 +48,7 @@ def test_a_queue_spills_over_and_its_end_brings_requests_back(
 
 @contextlib.contextmanager
 def _left_open(client: Any, **fields: Any) -> Iterator[None]:
-    """A request whose client waits, and disconnects at the end."""
+    """Send a request whose client waits, and disconnects at the end."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=60)
     headers = {"content-type": "application/json"}

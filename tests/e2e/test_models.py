@@ -1,4 +1,4 @@
-"""A fleet of three models on a real Envoy: no request reaches a wrong model."""
+"""A fleet of three models on a real Envoy, where no request reaches a wrong model."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ SENDERS = [
 
 
 class TestWithoutRouter:
-    """The router's address does not respond."""
+    """Envoy's behavior if the router's address does not respond."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -255,7 +255,7 @@ class TestWithRouter:
 
 
 class TestKeptResponses:
-    """One pool's servers store responses, whose identifiers contain no model."""
+    """The servers of one pool store responses, whose identifiers contain no model."""
 
     @pytest.fixture(scope="class")
     @classmethod

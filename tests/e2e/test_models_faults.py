@@ -1,9 +1,9 @@
-"""With any part of a fleet broken, no request fails or reaches a wrong model.
+"""If any part of a fleet is broken, no request fails or reaches a wrong model.
 
 Clients use every name continuously, with short and long prompts, with and without a
-length, and with one body that the router does not read. The output lists the requests
-sent, those that failed, those served by a wrong model's pool, and those without a
-decision of the router, for which the filter after it set the model.
+length, and with one body that the router does not read. The output lists the number of
+requests sent, and how many failed, reached a wrong model's pool, or had no decision of
+the router, in which case the filter after the router set the model.
 """
 
 import itertools
@@ -30,14 +30,14 @@ pytestmark = [
 
 CLIENTS = 4
 STEADY = 40
-"""Responses to await before, during and after a fault."""
+"""Number of responses to await before, during and after a fault."""
 
 
 @pytest.fixture(scope="module", params=["grpcio", "native"])
 def broken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Router]:
-    """The router to break."""
+    """Start the router to break."""
     config = FLEET | {"server": {"transport": request.param}}
     started = router(config, tmp_path_factory.mktemp("router"))
     with started.child:
@@ -48,7 +48,7 @@ def broken(
 
 @pytest.fixture
 def fleet(broken: Router, start_fleet: Callable[..., Client]) -> Client:
-    """Its Envoy, with the shipped timeouts of the router."""
+    """Return its Envoy, with the shipped timeouts of the router."""
     broken.child.resume()
     if not broken.child.running:
         broken.child.start()
@@ -59,7 +59,9 @@ def fleet(broken: Router, start_fleet: Callable[..., Client]) -> Client:
 
 
 def _wait_for_pools(config: Any) -> None:
-    """Give the scripted pools time to accept a connection: they are not the fault."""
+    """Give the scripted pools time to accept a connection, because they are not the
+    fault.
+    """
     for cluster in config["static_resources"]["clusters"]:
         if cluster["name"].startswith("vllm_"):
             cluster["connect_timeout"] = "20s"
@@ -91,7 +93,7 @@ class Load:
         return len(self.request_ids)
 
     def wait_for(self, count: int = STEADY) -> None:
-        """Wait until ``count`` more requests are answered."""
+        """Wait until ``count`` more requests have a response."""
         goal = self.sent + count
         wait_until(lambda: self.sent >= goal)
 
@@ -102,7 +104,7 @@ class Load:
         return sum(record.pool is None for record in records.values())
 
     def until_decided(self) -> None:
-        """Wait until the router decides again."""
+        """Wait until the router makes decisions again."""
 
         def decided() -> bool:
             response = self._client.post(PATH, chat("qwen3-32b"))
@@ -205,7 +207,7 @@ def test_a_small_pool_s_server_is_gone(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    """The largest pool of the same model serves its requests."""
+    """The largest pool of the same model serves the requests of the small pool."""
 
     def remove(bootstrap: dict[str, Any]) -> None:
         for cluster in bootstrap["static_resources"]["clusters"]:
@@ -229,7 +231,7 @@ def test_a_refusal_for_length_stays_with_its_model(
     scripted: ScriptedBackend,
     respond: Callable[..., bytes],
 ) -> None:
-    """If every server rejects it, the client gets the largest pool's error."""
+    """If every server rejects the request, the client gets the largest pool's error."""
     message = b'{"error": {"message": "Input length (9001) exceeds model\'s maximum context length (8192)."}}'
     scripted.reply = [respond(400, message)]
     (model,) = (model for model, pools in POOLS.items() if pool in pools)
@@ -245,7 +247,7 @@ def test_a_refusal_for_length_stays_with_its_model(
 def report(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], load: Load
 ) -> None:
-    """Prints a fault's effect on the clients, and fails if any request failed."""
+    """Print a fault's effect on the clients, and fail if any request failed."""
     undecided = load.undecided()
     with capsys.disabled():
         print(

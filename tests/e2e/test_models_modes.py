@@ -1,4 +1,4 @@
-"""A fleet of models in every body mode: a real Envoy does what explain predicts."""
+"""For a fleet in every body mode, a real Envoy does what ``explain`` predicts."""
 
 import contextlib
 import io
@@ -53,13 +53,13 @@ def fleet(
 def unrouted_fleet(
     request: pytest.FixtureRequest, start_in_mode: Callable[..., Client]
 ) -> Client:
-    """Envoy in a mode in which the router cannot route by the body."""
+    """Return an Envoy in a mode in which the router cannot route by the body."""
     return start_in_mode(request.param, override=False)
 
 
 @pytest.fixture(scope="module")
 def explain(tmp_path_factory: pytest.TempPathFactory) -> Explain:
-    """Returns the output of ``extproc explain --config`` for a body."""
+    """Return a function that runs ``extproc explain --config`` for a body."""
     file = tmp_path_factory.mktemp("explain") / "body.json"
     arguments = ["--config", str(ENVOY / "models-router.yaml"), "--json", str(file)]
 
@@ -132,7 +132,7 @@ def test_a_name_that_explain_does_not_know_reaches_no_server(
 def test_a_body_above_the_cap_reaches_its_own_model(
     mib: int, send: Send, fleet: Client, explain: Explain, scripted: ScriptedBackend
 ) -> None:
-    """The router does not set the model; the filter after it reads only the name."""
+    """The router sets no model, and the filter after it reads only the model's name."""
     body = chat("support-v2", "A" * (mib * MIB))
 
     response = send(fleet, split(body))

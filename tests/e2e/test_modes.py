@@ -1,4 +1,4 @@
-"""Filter configurations of gateways that do not let the router change the body mode."""
+"""Filter configurations in which the router cannot change the body mode."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ LARGE_TEXT = "internationalization " * 15_000
 
 
 def buffered(config: dict[str, Any]) -> None:
-    """Envoy always sends the body."""
+    """Make Envoy always send the request body."""
     ext_proc = ext_proc_filter(config)
     ext_proc["processing_mode"]["request_body_mode"] = "BUFFERED"
     ext_proc["allow_mode_override"] = False
 
 
 def buffered_with_response(config: dict[str, Any]) -> None:
-    """Envoy always sends everything, with whole responses."""
+    """Make Envoy always send the request body and whole responses."""
     buffered(config)
     ext_proc_filter(config)["processing_mode"] |= {
         "response_header_mode": "SEND",
@@ -37,15 +37,14 @@ def buffered_with_streamed_response(config: dict[str, Any]) -> None:
 
 
 def full_duplex(config: dict[str, Any]) -> None:
-    """As in GKE: the body passes through the router."""
+    """Make the body pass through the router, as in GKE."""
     ext_proc = ext_proc_filter(config)
     ext_proc["processing_mode"] |= {
         "request_body_mode": "FULL_DUPLEX_STREAMED",
         "request_trailer_mode": "SEND",
     }
     ext_proc["allow_mode_override"] = False
-    # Failing open is impossible once the router has the body; Envoy requires this
-    # setting.
+    # The router cannot fail open once it has the body, so Envoy requires this setting.
     ext_proc["failure_mode_allow"] = False
 
 
@@ -78,7 +77,7 @@ def test_the_right_pool_answers(variant: Any) -> None:
 
 
 def test_a_large_body_arrives_whole(variant: Any, client: Any) -> None:
-    """300 kB in many messages; the backend counts the same tokens in both modes."""
+    """Of 300 kB in many messages, the backend counts equal tokens in both modes."""
     text = LARGE_TEXT
     usage = variant.chat(text).json()["usage"]
     assert usage["prompt_tokens"] == client.chat(text).json()["usage"]["prompt_tokens"]
@@ -130,7 +129,9 @@ def test_a_chunked_body_with_trailers_arrives(variant: Any) -> None:
 
 
 class TestStreamed:
-    """STREAMED request bodies arrive after the headers have left, and pass unrouted."""
+    """STREAMED request bodies arrive after the headers have left, so they pass
+    unrouted.
+    """
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -157,7 +158,7 @@ class TestStreamed:
 
 
 class TestOverTheLimit:
-    """Envoy always buffers, but less than clients send: they get 413."""
+    """Envoy always buffers, but less than clients send, so they get status 413."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -181,16 +182,12 @@ class TestOverTheLimit:
         assert limited.chat("Hello").served_by == "vllm_short"
 
     def test_a_body_of_unknown_length_is_refused_or_passes(self, limited: Any) -> None:
-        """The router does not request the body, but Envoy may have buffered too
-        much.
-        """
+        """The router does not request the body, but Envoy may buffer too much."""
         response = limited.post("/v1/chat/completions", iter([b"[" * 60_000] * 4))
         assert response.status in (400, 413)
         assert limited.chat("Hello").served_by == "vllm_short"
 
 
 def test_the_server_saw_no_broken_protocol(admin: Any) -> None:
-    """The last test of this module: the state machine accepted all of Envoy's
-    messages.
-    """
+    """This last test of the module shows that the router accepted all messages."""
     assert admin.metric("extproc_protocol_errors_total") == 0

@@ -1,4 +1,4 @@
-"""The long pool serves what the short one rejects as too long, and no other errors."""
+"""The long pool serves requests that are too long for the short pool, and no others."""
 
 import json
 import re
@@ -13,7 +13,8 @@ from .refusals import OTHER, TOO_LONG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# 12,000 tokens: more than the short pool's window, fewer than its router assumes.
+# 12,000 tokens are more than the short pool's window, and fewer than the router
+# assumes.
 DIGITS = "7" * 12_000
 
 
@@ -52,7 +53,7 @@ def test_overflow_is_answered_by_the_long_pool(
 
 
 def test_overflow_of_a_body_beyond_one_buffer(optimistic_client: Any) -> None:
-    """The retry sends the whole body, which exceeds the 1 MiB socket buffer."""
+    """The retry sends the whole body, which exceeds the socket buffer of 1 MiB."""
     padding = " " * 900_000  # whitespace between JSON tokens adds no prompt tokens
     body = {
         "model": "m",
@@ -157,5 +158,5 @@ def test_a_short_pool_that_is_down_is_answered_by_the_long_one(
     eventually(lambda: client.envoy.healthy_endpoints("extproc"))
     response = client.chat("Hello")
     assert (response.status, response.served_by) == (200, "vllm_long")
-    # envoy-1.37.yaml does not try a pool that is known to be down.
+    # envoy-1.37.yaml skips a pool that is known to be down.
     assert response.attempts in (1, 2)

@@ -1,4 +1,4 @@
-"""The parts of ``ext_proc_filter.yaml`` in an Envoy that already had two pools."""
+"""Parts of ``ext_proc_filter.yaml`` in an Envoy that already has two pools."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def pasted(
     scripted: ScriptedBackend,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
-    """An Envoy with the pasted parts; its short pool is the scripted backend."""
+    """Return an Envoy with the pasted parts; its short pool is the scripted backend."""
     directory = tmp_path_factory.mktemp("pasted")
     source = directory / "composed.yaml"
     source.write_text(yaml.safe_dump(composed()))

@@ -1,4 +1,4 @@
-"""Paths with prefixes, on a real Envoy whose routes remove the prefix."""
+"""Paths with prefixes, on a real Envoy whose routes remove the prefixes."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ REWRITES = {
 
 
 def rewrite(config: dict[str, Any]) -> None:
-    """Remove the prefixes on the way to vLLM, as a gateway's routes do."""
+    """Remove the prefixes on the way to vLLM, as the routes of a gateway do."""
     listener = config["static_resources"]["listeners"][0]
     (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
     routes = []
@@ -107,7 +107,7 @@ def test_what_is_not_routed_is_counted(rewriting: Client, admin: Admin) -> None:
 
 
 class TestConfigured:
-    """With the prefixes that the operator configured."""
+    """The operator has configured the prefixes."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -15,7 +15,7 @@ from extproc.demo.stack.stack import pair as as_pair
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 WINDOW = 65_536
-# The router assumes a window of 30,000 tokens for the short pool; it has 8,192.
+# The router assumes a window of 30,000 tokens for the short pool, which has 8,192.
 CONFIG = {
     "pools": [
         {"name": "short", "max_model_len": 30_000},
@@ -28,7 +28,7 @@ PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/responses"]
 
 
 class Pair:
-    """Both servers, and an Envoy that uses them as its long pool."""
+    """Both servers, and an Envoy that uses both as its long pool."""
 
     def __init__(self, prefill: Backend, decode: Backend, client: Any, admin: Any):
         self.prefill = prefill
@@ -37,7 +37,7 @@ class Pair:
         self.admin = admin
 
     def tokens(self, kind: str) -> tuple[float, float]:
-        """Return a token counter of each server: prompt_tokens or generation_tokens."""
+        """Return a counter of both servers: prompt_tokens or generation_tokens."""
         return _counter(self.prefill, kind), _counter(self.decode, kind)
 
 
@@ -64,9 +64,7 @@ def pair(
     start_session: Callable[..., tuple[Any, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
-    """The proxy keeps the decode server's content type, or labels everything as
-    JSON.
-    """
+    """Run a pair whose proxy keeps the content type, or labels everything as JSON."""
     directory: Path = tmp_path_factory.mktemp("pair")
     prefill, decode = (
         stand_in(name, WINDOW, 16, directory, speed=50)

@@ -1,4 +1,4 @@
-"""Clients cannot choose their pool, and none of their data is written anywhere."""
+"""Clients cannot choose their pool, and no output contains any of their data."""
 
 import contextlib
 import gzip
@@ -50,13 +50,15 @@ PATHS = {"on another spelling of the path": b"/v1//chat/./completions?x-llm-pool
 
 @pytest.fixture(scope="module")
 def undecided(stack: Any, start_session_envoy: Any) -> Any:
-    """An Envoy without its router: only the clients' headers could affect the route."""
+    """Return an Envoy without a router, so that only client headers could affect
+    routes.
+    """
 
     def ask_nobody(bootstrap: dict[str, Any]) -> None:
         for cluster in bootstrap["static_resources"]["clusters"]:
             if cluster["name"] == "extproc":
                 (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-                # The discard port, without a listener.
+                # This is the discard port, on which no process listens.
                 endpoint["endpoint"]["address"]["socket_address"]["port_value"] = 9
                 del cluster["health_checks"]
 
@@ -92,8 +94,8 @@ def test_with_a_decision_only_that_counts(client: Any, trick: str) -> None:
         HEAD.replace(b"/v1/chat/completions", PATHS.get(trick, b"/v1/chat/completions"))
         + tricked
     )
-    # The body is read and decided on, even without a length or with another spelling of
-    # the path.
+    # The router reads the body and decides, even without a length or with another
+    # spelling of the path.
     assert served_by(received) in ("vllm_short", None)
 
 
@@ -103,7 +105,7 @@ MARK = "zxqwvkj"
 
 @pytest.fixture(scope="module")
 def marked(start_session: Any, scripted: Any, stack: Any, tmp_path_factory: Any) -> Any:
-    """A router with every log enabled, and its state in files."""
+    """Run a router with every log enabled, and with its state in files."""
     state = tmp_path_factory.mktemp("marked")
     client, admin = start_session(
         {
@@ -182,14 +184,14 @@ def test_no_secret_is_written_anywhere(
     for place, text in places.items():
         assert text, place
         assert MARK not in text, f"{place}: {around(text)}"
-    # Envoy's access log, as envoy.yaml configures it.
+    # This is Envoy's access log as configured by envoy.yaml.
     access_log = client.envoy.access_log.read_text()
     assert "/v1/chat/completions" in access_log
     assert MARK not in access_log, around(access_log)
 
 
 def written(admin: Any, state: Path) -> dict[str, str]:
-    """Return everything that the router shows, logs and stores, by place."""
+    """Return everything that the router shows, logs and stores, keyed by its place."""
     places = {}
     for path in state.iterdir():
         # A file has another name until it is completely written.

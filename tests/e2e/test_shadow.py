@@ -1,4 +1,4 @@
-"""Shadow mode behind a real Envoy: all requests are decided, none is moved."""
+"""In shadow mode behind a real Envoy, all requests are decided and none is moved."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An Envoy whose limits are below the bodies that the router requests."""
+"""An Envoy whose limits are smaller than the bodies that the router requests."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ SENDERS: dict[str, Send] = {
 
 @pytest.fixture(params=["native", "grpcio"])
 def learner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Router]:
-    """A router that has learned nothing yet."""
+    """Start a router that has learned nothing yet."""
     server = {"transport": request.param, "body_timeout_s": BODY_TIMEOUT_S}
     started = router({"server": server}, tmp_path)
     with contextlib.ExitStack() as running:
@@ -73,7 +73,7 @@ def learner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Router]:
 
 @pytest.fixture
 def system(learner: Router, start_envoy: Callable[..., Client]) -> tuple[Client, Admin]:
-    """This router behind an Envoy with small limits."""
+    """Start an Envoy with small limits in front of this router."""
     return start_envoy(learner, change=small), Admin(learner)
 
 

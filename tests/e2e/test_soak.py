@@ -1,4 +1,4 @@
-"""A short soak: the limits of the one-hour run apply to one minute as well."""
+"""A short soak test of one minute has the same limits as the run of one hour."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A stored conversation reaches the same pool from its start to its end."""
+"""All requests of a stored conversation reach the same pool."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CREATE = {"model": "m", "input": "Hello", "max_output_tokens": 4}
 
 @pytest.fixture(scope="module")
 def kept_short(stack: Any, start_session: Any) -> Client:
-    """An Envoy whose short pool's server stores the responses."""
+    """Return an Envoy in which the short pool's server stores the responses."""
     config = {"requests": {"responses_pool": "short"}}
     client: Client
     client, _ = start_session(config, stack.backends)

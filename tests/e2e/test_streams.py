@@ -1,4 +1,4 @@
-"""A response reaches the client as the backend wrote it, observed or not."""
+"""A response reaches the client as the backend wrote it, whether observed or not."""
 
 import contextlib
 import http.client
@@ -123,7 +123,7 @@ def test_trailers_of_a_response_do_not_disturb(
 
 @contextlib.contextmanager
 def streamed(client: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
-    """The response to a streaming request, to read piece by piece."""
+    """Yield the response to a streaming request, for a test to read piece by piece."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=60)
     with contextlib.closing(connection):
@@ -138,7 +138,7 @@ def streamed(client: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
 
 
 def read_one_by_one(client: Any, scripted: Any, count: int) -> None:
-    """Read a stream that sends an event only after the client has the previous one."""
+    """Read a stream whose backend sends each event once the client has the last."""
     events = [event(delta(f"{n}")) for n in range(count)]
     had = [threading.Event() for _ in events]
     scripted.reply = [HEAD]
@@ -159,7 +159,7 @@ def read_one_by_one(client: Any, scripted: Any, count: int) -> None:
 def test_the_first_tokens_arrive_before_the_last_are_made(
     scripted: Any, scripted_client: Any
 ) -> None:
-    """Observing a stream does not delay it."""
+    """Observation does not delay a stream."""
     read_one_by_one(scripted_client, scripted, 3)
 
 
@@ -167,7 +167,7 @@ def test_the_first_tokens_arrive_before_the_last_are_made(
 def test_a_streamed_token_costs_no_message(
     transport: str, start_session: Any, stack: Any, scripted: Any
 ) -> None:
-    """Unless its exchange is sampled: only headers and body of the request are sent."""
+    """Envoy sends only headers and body of a request unless its exchange is sampled."""
     messages = "http.llm.ext_proc.stream_msgs_sent"
     backends = [scripted.as_backend("short"), stack.backend("long")]
     counts = {}
@@ -179,7 +179,7 @@ def test_a_streamed_token_costs_no_message(
         counts[sample] = client.envoy.stat(messages) - before
 
     assert counts[0] == 2
-    # And the response's headers, and each event separately.
+    # For a sampled exchange, Envoy also sends the response's headers and each event.
     assert counts["all"] > 2 + 20
 
 

@@ -1,4 +1,4 @@
-"""Envoy and the router authenticate each other by certificates, which are renewed."""
+"""Envoy and the router authenticate each other by certificates that are renewed."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def openssl(*arguments: str | Path) -> None:
 
 
 class Authority:
-    """Issues certificates for the router and for Envoy."""
+    """An authority that issues certificates for the router and for Envoy."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -37,7 +37,7 @@ class Authority:
         )
 
     def issue(self, name: str, directory: Path) -> None:
-        """Write ``name``.crt and ``name``.key."""
+        """Write the certificate ``name``.crt and the key ``name``.key."""
         request, names = self.directory / "request", self.directory / "names"
         names.write_text(f"subjectAltName=DNS:{NAME}\n")
         key, cert = directory / f"{name}.key", directory / f"{name}.crt"
@@ -54,7 +54,7 @@ class Authority:
 def with_certificates(
     directory: Path, authority: Authority
 ) -> Callable[[dict[str, Any]], None]:
-    """Envoy's side: present a certificate, and require the router's."""
+    """Make Envoy present a certificate and require the router's certificate."""
     tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
     context = {
         "@type": f"{tls}.UpstreamTlsContext",
@@ -109,14 +109,15 @@ def test_mutual_tls_through_envoy(
             router=served, change=with_certificates(tmp_path, authority)
         )
         eventually(lambda: known.chat("Hello").served_by == "vllm_short")
-        # Without a certificate, or with a foreign one: no decision, but a response.
+        # Without a certificate, or with a foreign one, a request has no decision but a
+        # response.
         strange = tmp_path / "strange"
         strange.mkdir()
         stranger.issue("envoy", strange)
         for change in (None, with_certificates(strange, authority)):
             unknown = start_envoy(router=served, change=change)
             assert unknown.chat("Hello").served_by == "vllm_long"
-        # After renewal, connections continue, and new ones are accepted.
+        # After renewal, old connections continue, and new connections are accepted.
         authority.issue("router", tmp_path)
         assert known.chat("Hello").served_by == "vllm_short"
         renewed = start_envoy(

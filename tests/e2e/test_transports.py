@@ -1,4 +1,4 @@
-"""The cases through every transport except the default one."""
+"""The cases of ``cases.yaml`` through every transport except the default."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ def test_no_message_was_out_of_order(other: Any) -> None:
 
 
 def test_it_drains(other: Any) -> None:
-    """The last test of this module: after draining, requests go to the long pool."""
+    """In this last test of the module, requests go to the long pool after draining."""
     client, admin = other
     assert admin.router.child.stop(grace_s=60) == 0
     response = client.chat("Hello")

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 def chat(words: int = 1, padding_bytes: int = 0) -> bytes:
-    """Return a chat of so many words, padded with insignificant whitespace."""
+    """Return a chat of this many words, padded with insignificant whitespace."""
     message = {"role": "user", "content": "word " * words}
     body = json.dumps({"model": "m", "max_tokens": 4, "messages": [message]})
     return body.encode() + b" " * padding_bytes
@@ -105,7 +105,7 @@ def test_modes_that_cannot_route_by_a_body_lose_none(
 
 
 class TestUnread:
-    """An operator with a small buffer limit in Envoy lets such requests pass unread."""
+    """With a small buffer limit in Envoy, such requests pass without being read."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,7 +1,7 @@
-"""The same cases against two real vLLM servers, on CPU, with a tiny random model.
+"""The same cases on two real vLLM servers, on CPU, with a tiny random model.
 
-EXTPROC_VLLM_PYTHON names an interpreter with vLLM; the default is this one. The servers
-take a minute to start, and 3 GB.
+EXTPROC_VLLM_PYTHON names an interpreter that has vLLM; the default is the current
+interpreter. The servers take a minute to start, and need 3 GB of memory.
 """
 
 from pathlib import Path
@@ -29,8 +29,8 @@ def test_case(case: dict[str, Any], vllm_client: Any, check_case: Any) -> None:
 def test_an_overflow_is_answered_by_the_long_pool(
     stream: bool, vllm_client: Any
 ) -> None:
-    """Sent to the short pool past the router; after its error, the long pool
-    responds.
+    """The request bypasses the router; after the short pool's error, the long pool
+    answers.
     """
     body = {"model": MODEL_NAME, "prompt": LONG_TEXT, "max_tokens": 4, "stream": stream}
     bypass = vllm_client.bypass()

@@ -1,6 +1,6 @@
-"""A real vLLM's limits and errors for long requests, compared with the router's.
+"""The router's limits and errors for long requests match a real vLLM's.
 
-It shares the servers of ``test_vllm.py``.
+This module shares the servers of ``test_vllm.py``.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SHORT_WINDOW = 8192
 LONG_TEXT = "all the words of a long story " * 3000
 ENDS_SOON = {"stop": ["a", "e", "t", " "]}
-"""Random text contains one of these within a few tokens."""
+"""Random text contains one of these stop strings within a few tokens."""
 
 Fields = dict[str, Any]
 
 
 def ask(client: Client, path: str, fields: Fields, pool: str = "") -> Response:
-    """Send a request; if a pool is named, directly to it, past the router."""
+    """Send a request through the router, or directly to a pool if one is named."""
     prompt: Fields = {"messages": [{"role": "user", "content": "Hello there"}]}
     prompt = {
         COMPLETIONS: {"prompt": "Hello there"},

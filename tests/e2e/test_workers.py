@@ -1,4 +1,4 @@
-"""`server.workers`: one router of several processes, each an endpoint for Envoy."""
+"""With `server.workers` a router has several processes, each an endpoint for Envoy."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def two(
     patiently: Any,
     tmp_path_factory: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """A router of two workers on Unix sockets, and an Envoy that lists both."""
+    """Start a router of two workers on Unix sockets, and an Envoy that lists both."""
     directory = tmp_path_factory.mktemp("workers")
     (admin_port,) = free_ports(1)
     sockets = directory / "grpc.sock"
@@ -48,7 +48,7 @@ def two(
     def list_both(document: dict[str, Any]) -> None:
         clusters = document["static_resources"]["clusters"]
         assignment = next(c for c in clusters if c["name"] == "extproc")
-        # A socket has no name to resolve.
+        # The address of a Unix socket has no host name to resolve.
         assignment["type"] = "STATIC"
         del assignment["dns_lookup_family"]
         assignment["load_assignment"]["endpoints"][0]["lb_endpoints"] = [

@@ -1,4 +1,4 @@
-"""Requests without a body length: HTTP/1.1 chunked, and HTTP/2."""
+"""Requests without a body length: chunked over HTTP/1.1, or over HTTP/2."""
 
 import http.client
 import socket
@@ -20,7 +20,7 @@ NO_HEADERS: Mapping[str, str] = {}
 def send_chunked(
     client: Client, pieces: Sequence[bytes], between: Between = lambda: None
 ) -> Response:
-    """Send a body in chunks; call ``between`` before each."""
+    """Send a body in chunks, and call ``between`` before each chunk."""
     request_id = str(uuid.uuid4())
     connection = http.client.HTTPConnection(
         "127.0.0.1", client.envoy.port, timeout=PATIENCE_S
@@ -37,7 +37,7 @@ def send_chunked(
         between()
         connection.send(b"0\r\n\r\n")
     except OSError:
-        pass  # rejected before its end: the response has the reason
+        pass  # rejected before the body's end, for the reason in the response
     response = connection.getresponse()
     headers = {name.lower(): value for name, value in response.getheaders()}
     content = response.read()
@@ -60,7 +60,7 @@ def send_http2(
 
 
 class _Http2:
-    """One request on its own connection."""
+    """One request on its own HTTP/2 connection."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
