@@ -1,1 +1,1 @@
-"""The server: transports, codec, metrics, state and the admin port (all I/O)."""
+"""The server, which does all I/O: transports, metrics, learned state, admin port."""

@@ -1,4 +1,4 @@
-"""The server process: assembled from a configuration, run from start to drain."""
+"""The server process: assembly from a configuration, start, and drain."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 _QUIET_S = 0.5
-"""Seconds without a new stream after which the proxies are taken to have noticed that
-the server is about to stop."""
+"""Seconds without a new stream after which the server assumes that the proxies have
+noticed its coming shutdown."""
 
 
 class App:
@@ -42,13 +42,13 @@ class App:
 
     Args:
         config: the parsed configuration.
-        path: file that it was read from and that is watched for changes; None for the
+        path: file of the configuration, which is watched for changes; None for the
             defaults.
-        worker: which of several worker processes this is; None for a single process.
+        worker: identity of this worker process; None for a single process.
 
     Raises:
-        ConfigError: the configuration needs a package that is not installed, or a file
-            that cannot be opened.
+        ConfigError: a package that the configuration needs is not installed, or a file
+            cannot be opened.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class App:
     async def _until_nobody_asks(self, at_most_s: float) -> None:
         """Keep serving until the proxies have noticed the coming shutdown.
 
-        If the server refused streams earlier, each refused stream would lose its
+        If the server refused streams before that, each refused request would get no
         decision.
         """
         service = self._runtime.service
@@ -182,7 +182,7 @@ class App:
         try:
             _log("admin", admin=await admin.start())
         except OSError as error:
-            # Requests matter more than their metrics: continue without the port.
+            # Requests matter more than their metrics: continue without the admin port.
             fields = {"admin": str(address), "error": error.strerror or str(error)}
             logger.error("admin_unavailable", extra={"fields": fields})
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from extproc.server.observe.tracing import Tracing
 
 AUTO_SAMPLE_FLOOR = 0.01
-"""Smallest share of exchanges observed after learning has converged, for `sample:
+"""Minimum share of exchanges to observe after learning has converged, for `sample:
 auto`."""
 
 
@@ -64,7 +64,7 @@ def build_policy(pools: Sequence[PoolConfig], model: str = "") -> Policy:
 
     Args:
         pools: the configured pools.
-        model: base model that the pools serve; empty if there is only one.
+        model: base model that the pools serve; empty if no models are configured.
     """
     return Policy(
         [
@@ -109,10 +109,11 @@ def build_generation(
     previous: Generation | None = None,
     conversations: ConversationMemory | None = None,
 ) -> Generation:
-    """Build everything that a reload replaces at once.
+    """Build all components that a reload replaces together.
 
     Args:
-        previous: the generation in force, whose counts continue where they still apply.
+        previous: the generation in force. The new generation continues those of its
+            counts that still apply.
         conversations: memory of conversations; None to start with an empty one.
     """
     router = build_router(config, conversations=conversations)
@@ -126,7 +127,8 @@ def build_generation(
         build_exchange_settings(config),
         LoadWatch(config.all_pools, config.load),
         _build_budgets(router, {} if previous is None else previous.budgets),
-        # The gateway is the same, and `max_body_bytes` needs a restart to change.
+        # Keep the learned limit: the gateway is the same, and a change of
+        # `max_body_bytes` needs a restart.
         GatewayLimit(config.server.max_body_bytes)
         if previous is None
         else previous.gateway_limit,
@@ -136,7 +138,7 @@ def build_generation(
 def _build_budgets(
     router: AnyRouter, previous: Mapping[str, BudgetCounts]
 ) -> dict[str, BudgetCounts]:
-    """Build the budget counts by model; continue those with unchanged thresholds."""
+    """Build the budget counts by model; continue counts with unchanged thresholds."""
     budgets = {}
     for each in router.routers:
         counts, before = budget_counts(each.policy), previous.get(each.model)
@@ -206,7 +208,7 @@ def build_router(
 
 
 class _Learned(NamedTuple):
-    """Estimators that all models share; each model learns under its own name."""
+    """Estimators that all models share; each model has its own learned state."""
 
     estimator: Bounded
     ratios: TextRatios
@@ -275,12 +277,12 @@ def _build_allowance(config: Config) -> OutputAllowance:
 
 
 def _models_apart(config: Config) -> int:
-    """Return the number of models learned separately: the configured ones plus one."""
+    """Return the number of models to learn separately, including one for all others."""
     return len(config.models) + 1 if config.models else config.estimator.models
 
 
 def build_bounded_estimator(config: Config, leave_out: Collection[str] = ()) -> Bounded:
-    """Build the configured estimator with the configured bound.
+    """Build the configured estimator, including its bound.
 
     Args:
         leave_out: tokenizer families to leave out of the estimator's prior.
@@ -325,8 +327,8 @@ def build_sampler(
     """Build the sampler that a configuration describes.
 
     Args:
-        router: its pools determine how much an estimation error matters.
-        history: history of the previous sampler; None to start without.
+        router: the router, whose pools determine how much an estimation error matters.
+        history: history of the previous sampler; None to start without a history.
     """
     match config.sample:
         case "auto" if config.access_log:
@@ -345,7 +347,8 @@ def build_tracing(config: OtelConfig) -> Tracing | None:
     """Set up tracing, or return None if it is disabled.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed, or one of its variables is invalid.
+        ConfigError: OpenTelemetry is not installed, or one of its environment variables
+            is invalid.
     """
     if not config.enabled:
         return None

@@ -1,4 +1,4 @@
-"""The configuration in force: one frozen value, replaced by one assignment."""
+"""The configuration in force, a frozen value that one assignment replaces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from extproc.server.pools.watch import LoadWatch
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Everything that is determined by one configuration."""
+    """All components that are determined by one configuration."""
 
     config: Config
     router: AnyRouter
@@ -26,10 +26,10 @@ class Generation:
     settings: ExchangeSettings
     watch: LoadWatch
     budgets: Mapping[str, BudgetCounts]
-    """For each base model, counts of decided budgets and of tokens actually needed,
-    binned by candidate thresholds."""
+    """For each base model, counts of the decided budgets and of the tokens actually
+    needed, in bins between candidate thresholds."""
     gateway_limit: GatewayLimit
-    """Estimate of the largest body that the gateway hands over."""
+    """Estimate of the largest body that the gateway can pass to the router."""
     decider: Decider = field(init=False)
     """Decides the requests of ext_proc's streams."""
 
@@ -51,7 +51,7 @@ class Generation:
 
 
 class InForce:
-    """Holder of the generation in force; components read it on every use.
+    """Holder of the generation in force, which components read on every use.
 
     Attributes:
         now: the generation in force. A reload assigns the next one.

@@ -1,4 +1,4 @@
-"""Structured logs through the standard library: an event name, then fields.
+"""Structured logs of the standard library: each has an event name, then fields.
 
 ``logger.info("serving", extra={"fields": {"listen": ...}})``. Fields are numbers and
 names from the configuration, never bodies or credentials.
@@ -29,8 +29,8 @@ _Raised = (
 class _Formatter(logging.Formatter):
     """Formats an exception as its type and the place where it was raised.
 
-    Its message is omitted because it may quote a request; only the operating system's
-    errors keep theirs.
+    The message of an exception is omitted because it may quote a request. Only errors
+    of the operating system keep their message.
     """
 
     def formatException(self, ei: _Raised) -> str:  # noqa: N802 - logging's name
@@ -79,12 +79,12 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 WIRE: Final = "extproc.frames"
-"""Logger of HTTP/2 frames. If frames are logged, it is at DEBUG whatever the configured
-level."""
+"""Logger of HTTP/2 frames. If frames are logged, this logger has level DEBUG, whatever
+the configured level."""
 
 
 def configure_logging(config: LogConfig) -> None:
-    """Send the process's logs to standard error as configured."""
+    """Write the process's logs to standard error as configured."""
     handler = logging.StreamHandler()
     json_wanted = config.format is LogFormat.JSON
     handler.setFormatter(_JsonFormatter() if json_wanted else _TextFormatter())
@@ -93,7 +93,7 @@ def configure_logging(config: LogConfig) -> None:
 
 
 class OncePerInterval(logging.Handler):
-    """Forwards one record per interval to another logger and drops the others.
+    """Forwards one record per interval to another logger and drops all other records.
 
     Args:
         target: logger that receives the forwarded records.
@@ -127,7 +127,7 @@ def log_failure(where: str, error: BaseException) -> None:
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an unhandled error of the event loop; for use as its exception handler."""
-    what = context["message"].partition("(")[0]  # cut the callback's arguments
+    what = context["message"].partition("(")[0]  # omit the callback's arguments
     fields = {"what": what.rstrip()}
     error = context.get("exception")
     logger.error("loop_error", extra={"fields": fields}, exc_info=error)

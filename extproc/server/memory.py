@@ -11,16 +11,16 @@ _M_MMAP_THRESHOLD: Final = -3
 """``mallopt``'s parameters (glibc, malloc.h)."""
 
 KEPT_BYTES: Final = 64 << 20
-"""Minimum free memory in bytes that the process keeps. By default glibc returns it
-after each request, so it has to be mapped and zeroed again for the next one: three
-fifths of the CPU time of a 220 kB body."""
+"""Minimum free memory in bytes that the process keeps. By default glibc returns free
+memory to the system after each request, so that the system has to map and zero it again
+for the next request. This takes three fifths of the CPU time of a 220 kB body."""
 
 KEPT_BODIES: Final = 8
-"""Minimum free memory in multiples of the largest body: assembling one takes up to five
-times its size."""
+"""Minimum free memory to keep in multiples of the largest body. Assembling a body takes
+up to five times its size."""
 
 _LARGEST_ON_HEAP_BYTES: Final = 32 << 20
-"""Largest threshold that glibc accepts: larger blocks are always mapped and
+"""Largest threshold in bytes that glibc accepts. Blocks above it are always mapped and
 unmapped."""
 
 _GROWTH_BYTES: Final = 1 << 20
@@ -34,7 +34,8 @@ def keep_freed_memory(max_body_bytes: int = 0) -> bool:
         max_body_bytes: largest request body, from which the limit is computed.
 
     Returns:
-        Whether the allocator is glibc and accepted the settings; others are unchanged.
+        Whether the allocator is glibc's and accepted the settings. Other allocators are
+        not configured.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -14,8 +14,8 @@ from extproc.config import Config, ConfigError, load_config
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""Seconds between two checks of the file. Polling also sees a replaced file, or a
-replaced symbolic link in its path (as in a Kubernetes ConfigMap), which file
+"""Seconds between two checks of the file. Polling also detects a replaced file, or a
+replaced symbolic link in the file's path (as in a Kubernetes ConfigMap), which file
 notifications miss."""
 
 
@@ -31,9 +31,9 @@ Fingerprint = tuple[str, int, int, int]
 
 
 def fingerprint(path: Path) -> Fingerprint | None:
-    """Return a value that differs if the file's content differs; None if it is gone.
+    """Return a value that changes with the file's content, or None without a file.
 
-    It consists of the resolved path, inode, modification time and size.
+    The value consists of the resolved path, inode, modification time and size.
     """
     try:
         real = os.path.realpath(path, strict=True)
@@ -47,9 +47,10 @@ class ConfigWatch:
     """Reloads a configuration file.
 
     Args:
-        path: the file; None if the defaults are served and SIGHUP has no effect.
-        apply: applies a configuration; returns the changed settings that need a
-            restart.
+        path: the file; None if the server uses the defaults, so that SIGHUP has no
+            effect.
+        apply: function that applies a configuration and returns the changed settings
+            that need a restart.
         reloaded: called with the result of each reload and the number of changed
             settings that need a restart.
         poll_s: seconds between two checks of the file.
@@ -70,7 +71,7 @@ class ConfigWatch:
         self._seen = fingerprint(path) if path is not None else None
 
     def ask(self) -> None:
-        """Request an immediate reload, even of an unchanged file (on SIGHUP)."""
+        """Request an immediate reload on SIGHUP, even if the file is unchanged."""
         self._asked.set()
 
     async def run(self) -> None:
@@ -80,7 +81,7 @@ class ConfigWatch:
             if self._path is None:
                 continue
             found = fingerprint(self._path)
-            # A missing file is probably being replaced: wait for it.
+            # A missing file is probably being replaced, so wait for the new file.
             if asked or (found is not None and found != self._seen):
                 self._seen = found
                 await self.reload(self._path)

@@ -1,4 +1,4 @@
-"""The running server: the configuration in force, its watches and its reload."""
+"""The running server: the configuration in force, pool watches and reloads."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from extproc.server.services.requested_bodies import Later
 from extproc.server.services.watchers import ObservationWatcher
 
 Known = Callable[[str], Mapping[str, DecayedSums]]
-"""Returns the stored state of a component into which this process has not learned
-yet."""
+"""Function that returns the stored state of a component that has learned nothing in
+this process yet."""
 
 
 class Runtime:
-    """Everything between the transports and the configuration in force.
+    """All components between the transports and the configuration in force.
 
     Args:
         parts: parts built from the first configuration.
         ready: whether the server accepts new streams.
-        defer: see ``ExtProcService``; the same for ``later``.
+        defer: see ``ExtProcService``, also for ``later``.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Runtime:
             The changed settings that need a restart.
 
         Raises:
-            ConfigError: the configuration cannot be applied; the one in force stays.
+            ConfigError: the new configuration cannot be applied. The configuration in
+                force stays.
         """
         previous = self.in_force.now
         config, kept = keep_until_restart(previous.config, config)
@@ -113,8 +114,8 @@ class Runtime:
         except BaseException:
             await following.watch.stop()
             raise
-        # Nothing awaits from here to the assignment, so no request or lesson falls in
-        # between.
+        # Nothing awaits between this point and the assignment, so no request or lesson
+        # is handled before the assignment.
         for _ in _teach(following.router, previous.router, known):
             pass
         self.in_force.now = following
@@ -123,9 +124,10 @@ class Runtime:
 
 
 class RequestsByPool:
-    """Counts the requests in flight by pool, ahead of the servers' own reports.
+    """Counts the requests in flight by pool, before the servers report their load.
 
-    It counts only requests that follow their decision, so none in shadow mode.
+    Only requests that are routed by their decision are counted, so none are counted in
+    shadow mode.
     """
 
     def __init__(self, in_force: InForce) -> None:

@@ -1,1 +1,1 @@
-"""The admin port: page, status, metrics and JSON API."""
+"""The admin port, which serves the live page, status, metrics and JSON API."""

@@ -1,4 +1,4 @@
-"""The decision API over HTTP: its messages as JSON, and an endpoint for nginx.
+"""The decision API over HTTP, with JSON messages, and an endpoint for nginx.
 
 Errors follow the Connect protocol: status 400 and {"code": ..., "message": ...}.
 """
@@ -19,13 +19,13 @@ from extproc.server.services.decide import DECIDE, OBSERVE, Api, InvalidArgument
 from extproc.wire import router_pb2 as pb
 
 DECISION_HEADER = "x-llm-decision"
-"""Response header with the decision in base64, to be returned to Observe."""
+"""Response header with the decision in base64, which the client returns to Observe."""
 
 _LOCATION = re.compile(r"[@/A-Za-z0-9_.-]{1,64}")
 
 
 class HttpApi:
-    """Serves the API's methods, and ``POST /decide`` for unwrapped request bodies.
+    """Serves the API's methods, and ``POST /decide`` for the request body itself.
 
     Args:
         api: makes the decisions.
@@ -52,11 +52,12 @@ class HttpApi:
         return self._api.observe(request)
 
     async def _post_decide(self, request: web.Request) -> web.Response:
-        """Decide an unwrapped request body; the answer is in response headers too.
+        """Decide a request from its body; response headers repeat the answer.
 
-        ``?path=``, ``?hint=`` and ``?model=`` supply what the body does not contain.
-        With ``?accel=PREFIX`` the response has ``x-accel-redirect: PREFIX<pool>``,
-        which makes nginx pass the unchanged request to the location of that name.
+        ``?path=``, ``?hint=`` and ``?model=`` supply the data that the body does not
+        contain. With ``?accel=PREFIX`` the response has ``x-accel-redirect:
+        PREFIX<pool>``, which makes nginx pass the unchanged request to the location of
+        that name.
         """
         accel = request.query.get("accel", "")
         if accel and not _LOCATION.fullmatch(accel):
@@ -88,8 +89,9 @@ def _json_method(
     kind: Any, method: Callable[[Any], Awaitable[Any]]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
-        # For this content type a browser sends a preflight request (CORS) to other
-        # origins, so no web page can teach the router without its visitor's knowledge.
+        # With this content type, a browser sends a preflight request (CORS) before a
+        # request to another origin, so no web page can teach the router without its
+        # visitor's knowledge.
         if request.content_type != "application/json":
             return _refuse("content-type: expected application/json", 415)
         try:

@@ -1,4 +1,4 @@
-"""Explains a request: every number of its decision, computed from its bytes."""
+"""Explains a request by computing every number of its decision from its bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ AnyExplanation = Explanation | FailedOpenExplanation | NotRoutedExplanation
 class Explainer:
     """Explains what a router would decide, without side effects.
 
-    A request is not learned from, counted, logged or stored.
+    The router does not learn from the request, and no request is counted, logged or
+    stored.
 
     Args:
         in_force: holder of the router.
@@ -51,15 +52,16 @@ class Explainer:
         reading: BodyParser | None = None,
         model_header: str = "",
     ) -> AnyExplanation:
-        """Explain one request as the exchange would have parsed it.
+        """Explain a request, parsed as in an exchange.
 
         Args:
             body: the request body as on the wire.
             path: the request's path.
-            hint: category in its hint header.
-            encoding: its ``content-encoding``.
+            hint: category in the request's hint header.
+            encoding: the request's ``content-encoding``.
             reading: parser of the same body; None to parse it in one step.
-            model_header: value of its model header, if one is configured.
+            model_header: value of the request's model header, if such a header is
+                configured.
         """
         now = self._in_force.now
         paths, decider = now.settings.paths, now.decider

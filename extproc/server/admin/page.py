@@ -1,4 +1,4 @@
-"""The live page: one self-contained file and its content security policy."""
+"""The live page, which is one self-contained file, and its content security policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_page() -> Page:
     """Read the page from the package.
 
     The content security policy (CSP level 3) allows only the page's own script and
-    style, by their hashes, so text shown on the page cannot inject any.
+    style, by their hashes, so text shown on the page cannot inject a script or style.
     """
     page = resources.files("extproc.server.admin").joinpath("page.html")
     html = page.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The admin port over HTTP: metrics, probes, status, live page and explanations."""
+"""The admin port's HTTP server for metrics, probes, status, live page, explanations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class AdminServer:
     """Serves /, /metrics, /healthz, /readyz, /status and /explain.
 
     Args:
-        address: address to listen on; a Unix socket if there are several workers.
+        address: address to listen on, which is a Unix socket if there are several
+            workers.
         registry: metrics for /metrics.
         ready: whether the server accepts new streams.
         status: produces the report for /status.
         explainer: handles POST /explain.
-        max_body_bytes: largest request body; twice as much is read, since it may be in
-            base64.
-        api: decision API to serve as JSON over HTTP, if enabled.
+        max_body_bytes: largest request body. Twice as many bytes are read, since the
+            body may be in base64.
+        api: decision API to serve as JSON over HTTP; None if it is disabled.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class AdminServer:
     async def _post_explain(self, request: web.Request) -> web.Response:
         """Explain the request in the body.
 
-        ``?path=``, ``?hint=`` and ``?model=`` (``model.header``) supply its path and
-        headers.
+        ``?path=``, ``?hint=`` and ``?model=`` supply the request's path, hint header
+        and model header (``model.header``).
         """
         path = request.query.get("path", DEFAULT_PATH)
         body = await request.read()

@@ -1,4 +1,4 @@
-"""The report of /status: what the server is, does and has learned."""
+"""The report of /status on the server, its work and its learned state."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Storing and sharing the learned state between processes and machines."""
+"""Stores the learned state and shares it between processes and machines."""

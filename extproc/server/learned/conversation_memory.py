@@ -1,4 +1,4 @@
-"""Memory for conversation counts, private or shared by the workers."""
+"""Memory for conversation counts, which is private or shared by the workers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ logger = logging.getLogger(__name__)
 class ConversationMemory:
     """Allocates the memory for ``routing.conversation.Conversations``.
 
-    Its content survives a reload unless the size changes.
+    The content survives a reload unless the size changes.
 
     Args:
-        directory: directory shared by the workers, in which they map one file per size.
-            It must be deleted when they stop. None if the memory is not shared.
+        directory: directory shared by the workers, which map one file in it for each
+            size. The directory must be deleted when the workers stop. None if the
+            memory is not shared.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -27,7 +28,7 @@ class ConversationMemory:
         self._opened: tuple[int, memoryview] | None = None
 
     def open(self, entries: int) -> memoryview:
-        """Return the memory for a number of entries, at least 1.
+        """Return the memory for the given number of entries, at least 1.
 
         If the file cannot be created, the memory is private to the process and the
         error is logged: a worker that remembers only its own conversations can still
@@ -52,9 +53,9 @@ class ConversationMemory:
 def _map(path: Path, size: int) -> memoryview:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        # Write zeros instead of just extending the file: a full disk is an error here,
-        # but would be a fatal signal when a mapped byte without disk space is first
-        # used.
+        # Write zeros instead of only extending the file, so that a full disk causes an
+        # error now. Otherwise the first use of a mapped byte without disk space would
+        # cause a fatal signal.
         at = os.fstat(descriptor).st_size
         while at < size:
             at += os.pwrite(descriptor, bytes(min(1 << 20, size - at)), at)

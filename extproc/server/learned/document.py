@@ -1,4 +1,4 @@
-"""Serialization of the learned state, with full validation of what is read.
+"""Serializes the learned state, and validates it fully when it is read.
 
 The format is two lines of JSON: a header with the checksum of the second line, and the
 state.
@@ -17,11 +17,11 @@ from extproc.routing.mergeable import DecayedSums
 from extproc.server.learned.store import UnreadableDocument
 
 VERSION = 2
-"""Version of the format. In version 1 the bound's sums were in the estimator's
-component."""
+"""Version of the format. In version 1, the estimator's component contained the bound's
+sums."""
 NAME = f"learned.v{VERSION}.json"
-"""File name or key. It contains the version, so that servers of two versions that run
-side by side during an upgrade do not replace each other's state."""
+"""File name, or key in Redis. It contains the version of the format, so that servers of
+two versions do not replace each other's state while both run during an upgrade."""
 
 EARLIER_NAMES = [f"learned.v{version}.json" for version in range(1, VERSION)]
 """Names of documents in earlier formats, which this version does not read."""
@@ -29,8 +29,8 @@ EARLIER_NAMES = [f"learned.v{version}.json" for version in range(1, VERSION)]
 FORMAT = "token-budget-router learned state"
 
 MAX_GROUPS = 8192
-"""Maximum groups of one component: 64 models by 64 categories, twice. Further ones are
-dropped."""
+"""Maximum number of groups of one component: 2 for each of 64 models and 64 categories.
+Further groups are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Document:
     components: Mapping[str, Mapping[str, DecayedSums]] = field(default_factory=dict)
     """Sums by ``Mergeable.component`` and group."""
     writers: Mapping[str, int] = field(default_factory=dict)
-    """Number of each process's last write, by its random name. It shows whether a write
-    took place if its answer was lost."""
+    """Number of the last write of each process, by the random name of the process. If
+    the answer to a write was lost, this number shows whether the write succeeded."""
 
 
 class _Head(msgspec.Struct):
@@ -63,13 +63,13 @@ _decode_json = msgspec.json.Decoder(_Group).decode
 
 class _Body(msgspec.Struct):
     components: dict[str, dict[str, msgspec.Raw]]
-    """Groups, decoded one at a time: decoding megabytes at once would block all other
-    threads."""
+    """Groups, which are decoded one at a time because decoding megabytes at once would
+    block all other threads."""
     writers: dict[str, int]
 
 
 def encode(document: Document) -> bytes:
-    """Serialize a document exactly, floats included."""
+    """Serialize a document exactly, without rounding its floats."""
     components = {
         component: {
             key: _encode_group(group)

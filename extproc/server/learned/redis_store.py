@@ -25,12 +25,13 @@ _REASONS = (
     (redis.ConnectionError, "unreachable"),
     (redis.ResponseError, "command rejected"),
 )
-"""Reasons by type of error, since the error's text may contain the URL's user and
-host."""
+"""Reason for the log by type of error. An error's own text may contain the user and
+host of the URL."""
 
 _ATTEMPTS = 8
-"""Attempts of an update. If another writer is faster, the update is retried; with
-replicas that write every few seconds the second attempt nearly always succeeds."""
+"""Maximum number of attempts at an update. If another writer is faster, the update is
+retried. With replicas that write every few seconds, the second attempt nearly always
+succeeds."""
 
 
 def _reason(error: redis.RedisError) -> str:
@@ -38,7 +39,7 @@ def _reason(error: redis.RedisError) -> str:
 
 
 class RedisStore:
-    """One key, updated with optimistic locking (WATCH, MULTI, EXEC).
+    """A key that is updated with optimistic locking (WATCH, MULTI, EXEC).
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes them.

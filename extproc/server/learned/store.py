@@ -1,4 +1,4 @@
-"""Storage for learned state: one document that several processes update in turn.
+"""Storage for learned state, in one document that several processes update in turn.
 
 A store does not parse the document. It offers one atomic read-modify-write operation,
 so that no update is lost if two processes write at once.
@@ -18,7 +18,7 @@ from typing import Protocol
 
 MAX_DOCUMENT_BYTES = 64 << 20
 """Largest document in bytes. A model's sums take about 0.2 MB and at most 64 models are
-learned separately; anything larger was not written by this program and is ignored."""
+learned separately. A larger document was not written by this program and is ignored."""
 
 OF_EARLIER_VERSION = "from an earlier version: learning starts over"
 
@@ -34,7 +34,7 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
     """The document cannot be used.
 
     Args:
-        kind: word for the name under which it is set aside.
+        kind: word for the name under which the document is set aside.
         reason: description for the log.
     """
 
@@ -46,7 +46,7 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """An unused document: renamed, or left to the servers of its version."""
+    """A document that was renamed, or left to servers of its version, and not used."""
 
     place: str
     reason: str
@@ -62,10 +62,10 @@ class Store(Protocol):
     """Stores one document. Its methods block: call them on a separate thread."""
 
     def update(self, change: Change) -> SetAside | None:
-        """Update the document atomically; return what was set aside, if anything.
+        """Update the document atomically; return the document set aside, or None.
 
-        A document set aside earlier as the same kind is overwritten, so that they do
-        not accumulate.
+        A document set aside earlier as the same kind is overwritten, so that such
+        documents do not accumulate.
 
         Raises:
             StoreError: the update failed, or its outcome is unknown.
@@ -76,8 +76,8 @@ class DirectoryStore:
     """A file in a directory that the processes of one machine share.
 
     A writer holds a lock (``flock``, which the kernel releases if the process dies) and
-    replaces the file by a complete one that has reached the disk, so a reader always
-    finds the old document or the new one.
+    replaces the file with a complete file that is already on the disk. A reader
+    therefore always finds either the old document or the new document.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class DirectoryStore:
 
 
 def _acquire(descriptor: int) -> None:
-    # Give up in the end: the process with the lock may be suspended.
+    # Stop waiting at some point, since the process with the lock may be suspended.
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:
@@ -164,7 +164,7 @@ def _acquire(descriptor: int) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Otherwise a power failure may undo the rename.
+    # Without this, a power failure may undo the rename.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

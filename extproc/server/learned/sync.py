@@ -1,9 +1,9 @@
 """Synchronizes the process's learned state with a store that other processes share.
 
-Every few seconds, off the event loop, it reads the stored sums, adds what was learned
-here since the last exchange, and writes the result. The same exchange brings in what
-others have added. If the store is unreachable, only the sharing stops; what was learned
-meanwhile is added once it is back.
+Every few seconds, a thread reads the stored sums, adds the sums that this process has
+learned since the last exchange, and writes the result. The same exchange adds the sums
+of other processes to this process. If the store is unreachable, only the sharing stops.
+The sums learned meanwhile are added as soon as the store is reachable again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ logger = logging.getLogger(__name__)
 Components = Mapping[str, Mapping[str, DecayedSums]]
 
 Where = tuple[str, str]
-"""Identifies a group by its component and key."""
+"""Identifies a group by component and key."""
 
 _MAX_WRITERS = 256
-"""Maximum processes whose last write is recorded in the document. A process checks a
-lost answer within seconds, while it is still among the latest writers."""
+"""Maximum number of processes whose last write is recorded in the document. If the
+answer to a write is lost, its process looks for the write within seconds, while the
+process is still among the latest writers."""
 
 _MAX_ATTEMPTS = 8
-"""Maximum unanswered writes to remember; the next answer resolves them all."""
+"""Maximum number of unanswered writes to remember. The next answer shows which of the
+writes succeeded."""
 
 
 class Synced(StrEnum):
@@ -44,13 +46,14 @@ class Synced(StrEnum):
 
     OK = "ok"
     SET_ASIDE = "set_aside"
-    """The stored document was unusable; it was set aside and a new one started."""
+    """The stored document was unusable: it was set aside and a new document was
+    started."""
     UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A write whose answer was lost, so that it may or may not have taken place."""
+    """A write without an answer, which may or may not have succeeded."""
 
     ours: Components
     written: Components
@@ -60,13 +63,13 @@ class StateKeeper:
     """Synchronizes learners with a store.
 
     Args:
-        learners: returns the current learners; called before each exchange, since a
-            reload may add some.
-        store: store with blocking methods, used on a thread.
-        interval_s: seconds between exchanges, and so the most learning that a crash
-            loses.
+        learners: returns the current learners. It is called before each exchange, since
+            a reload may add learners.
+        store: store, whose blocking methods are called on a thread.
+        interval_s: seconds between exchanges. A crash loses at most the learning of
+            this time.
         synced: called with the result of each exchange.
-        wait_s: seconds that a slow store may delay startup and shutdown.
+        wait_s: maximum seconds by which a slow store delays startup and shutdown.
     """
 
     def __init__(
@@ -87,11 +90,11 @@ class StateKeeper:
         self._base: Components = {}
         self._attempts: dict[int, _Attempt] = {}
         self._read = (b"", Document())
-        self._idle = asyncio.Event()  # set while no thread uses the store
+        self._idle = asyncio.Event()  # set if no thread uses the store
         self._idle.set()
         self._away = False
         self._left: set[str] = set()
-        """Components of other versions that have been logged already."""
+        """Components of other program versions that were already logged."""
 
     async def start(self) -> None:
         """Load the stored state; give up if the store is too slow."""
@@ -128,7 +131,7 @@ class StateKeeper:
         return self._base.get(component, {})
 
     async def sync(self) -> None:
-        """Exchange once with the store. Calls must not overlap."""
+        """Exchange sums with the store once. Calls must not overlap."""
         if not self._idle.is_set():
             self._failed(StoreError("no answer yet"))
             return
@@ -149,9 +152,9 @@ class StateKeeper:
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
 
     def _report_left(self, ours: Components, merged: Components) -> None:
-        """Log, once each, the stored components of other versions of this program.
+        """Log each stored component of another program version once.
 
-        They are kept in the store for servers of that version.
+        These components stay in the store for servers of that version.
         """
         kinds = {_kind(name) for name in ours}
         left = {name for name in merged if name not in ours and _kind(name) in kinds}
@@ -167,14 +170,15 @@ class StateKeeper:
         self._synced(Synced.UNAVAILABLE)
 
     def _exchange(self, ours: Components) -> tuple[Components, SetAside | None]:
-        """Merge into the stored document; runs on a thread."""
+        """Merge the learned state into the stored document; runs on a thread."""
         self._number += 1
         result: Components = ours
 
         def change(stored: bytes | None) -> bytes | None:
             nonlocal result
             if stored is None:
-                # If the store has lost its content, write everything known here.
+                # If the store has lost its content, write all sums that this process
+                # knows.
                 document = Document()
                 result = {**self._base, **ours}
             else:
@@ -195,7 +199,7 @@ class StateKeeper:
         return result, aside
 
     def _decode(self, stored: bytes) -> Document:
-        # Usually it is what this process wrote: skip parsing megabytes again.
+        # Usually this process wrote the stored document: do not parse megabytes again.
         digest = _digest(stored)
         if digest != self._read[0]:
             self._read = (digest, decode(stored))
@@ -205,15 +209,16 @@ class StateKeeper:
         written = self._attempts.get(document.writers.get(self._writer, 0))
         if written is None:
             return _merge(self._base, ours, document.components)
-        # A write that seemed to have failed did succeed: continue from its result.
+        # A write that seemed to have failed has succeeded: continue from its result.
         ours = _merge(written.ours, ours, written.written)
         return _merge(written.written, ours, document.components)
 
     async def _take_in(self, ours: Components, merged: Components) -> None:
         """Update the learners with the merged state, one group at a time.
 
-        Requests are served in between. If cancelled, it still finishes at once: if
-        groups were updated but the base was not, their sums would be counted twice.
+        Requests are served between two groups. If the task is cancelled, it still
+        updates the remaining groups, without a pause. If it updated some groups but not
+        the base, the sums of these groups would be counted twice.
         """
         changed = self._changed(ours, merged)
         try:
@@ -238,13 +243,14 @@ class StateKeeper:
         )
 
     def _then(self, name: str, key: str, ours: Components) -> DecayedSums | None:
-        # A component that a reload has added since started from the base.
+        # A component that a reload has added meanwhile started from the base.
         return ours.get(name, self._base.get(name, {})).get(key)
 
     def _take_in_group(
         self, name: str, key: str, ours: Components, merged: Components
     ) -> None:
-        # Look the learner up for each group: a reload may replace it in between.
+        # Look up the learner for each group, since a reload may replace it between two
+        # groups.
         learner = next((one for one in self._learners() if one.component == name), None)
         if learner is None:
             return
@@ -256,13 +262,13 @@ class StateKeeper:
     async def _on_thread(
         self, work: Callable[[], tuple[Components, SetAside | None]]
     ) -> tuple[Components, SetAside | None]:
-        """Run blocking work on a daemon thread: if it hangs, exit is not delayed."""
+        """Run blocking work on a daemon thread, which cannot delay exit."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[Components, SetAside | None]] = loop.create_future()
 
         def settle(set_outcome: Callable[[], None]) -> None:
             self._idle.set()
-            if not done.done():  # else it was cancelled
+            if not done.done():  # otherwise it was cancelled
                 set_outcome()
 
         def run() -> None:
@@ -289,7 +295,7 @@ def _digest(document: bytes) -> bytes:
 
 
 async def _snapshot(learners: Sequence[Mergeable]) -> Components:
-    """Copy the learned state, yielding to requests after each group."""
+    """Copy the learned state, and serve waiting requests after each group."""
     components: dict[str, dict[str, DecayedSums]] = {}
     for learner in learners:
         groups = components[learner.component] = {}
@@ -302,7 +308,7 @@ async def _snapshot(learners: Sequence[Mergeable]) -> Components:
 
 
 def _merge(base: Components, ours: Components, theirs: Components) -> Components:
-    # Keep components that only other processes have.
+    # Keep the components of other processes that this process does not have.
     return {
         name: merge(base.get(name, {}), ours[name], theirs.get(name, {}))
         if name in ours

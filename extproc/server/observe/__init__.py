@@ -1,1 +1,1 @@
-"""Observability: metrics, traces, recordings and recent decisions."""
+"""Observability, with metrics, traces, recordings and recent decisions."""

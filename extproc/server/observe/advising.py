@@ -1,4 +1,4 @@
-"""Threshold advice from live traffic, for the page and the metrics."""
+"""Threshold advice from live traffic, for the live page and the metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def advise_now(generation: Generation) -> dict[str, Advice | None]:
 
 
 class Advisor:
-    """Counts the budgets decided and the tokens needed, for ``advise_now``.
+    """Counts decided budgets and the tokens actually needed, for ``advise_now``.
 
     Args:
         in_force: holder of the pools' limits and the budget counts.

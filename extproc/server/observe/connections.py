@@ -1,4 +1,4 @@
-"""Connections to the gRPC port: metrics, and one log line a minute per event."""
+"""Metrics of connections to the gRPC port, and a log line per event and minute."""
 
 import logging
 import time
@@ -53,10 +53,9 @@ class ConnectionMetrics:
             ["code"],
             registry=registry,
         )
+        # A sample of 0 is needed before the first event, to compute a rate.
         for each in ErrorCode:
-            self._faults.labels(
-                each.name.lower()
-            )  # a rate needs a sample of 0 before the first event
+            self._faults.labels(each.name.lower())
 
     def opened(self) -> None:
         """Count an accepted connection."""
@@ -67,7 +66,7 @@ class ConnectionMetrics:
         self._open.dec()
 
     def refused(self, reason: str) -> None:
-        """Count a connection that was closed on accept."""
+        """Count a connection that was closed as soon as it was accepted."""
         self._refused.inc()
         self._log("connections_refused", reason)
 
@@ -82,7 +81,7 @@ class ConnectionMetrics:
         self._log("connection_faults", f"{code}: {reason}")
 
     def _log(self, event: str, reason: str) -> None:
-        """Log the first event in a minute, with the previous minute's count."""
+        """Log the first event in a minute, with the count of the previous minute."""
         count = self._unlogged[event] = self._unlogged.get(event, 0) + 1
         now_s, logged_s = self._clock(), self._logged_s.get(event)
         if logged_s is not None and now_s - logged_s < LOG_INTERVAL_S:

@@ -1,8 +1,8 @@
-"""Counters and histograms with cheap updates, rendered when scraped.
+"""Counters and histograms with cheap updates, which are rendered when scraped.
 
-prometheus-client's own objects take a lock and look up labels at every event: 4 us for
-a histogram, and a request updates several. These need no lock, since updates and
-scrapes run on the same event loop.
+prometheus-client's own objects take a lock and look up labels at every event. This
+takes 4 us for a histogram, and each request updates several histograms. The classes in
+this module need no lock, since updates and scrapes run on the same event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 MODEL = "model"
-"""Label for the base model; its value is empty if no models are configured."""
+"""Label with the base model's name; its value is empty if no models are configured."""
 
 Family = TypeVar("Family", bound=Metric)
 
@@ -82,7 +82,8 @@ class FastHistogram(Collector):
     Args:
         name: metric name with its unit.
         documentation: HELP text, one line.
-        bounds: upper bounds of the buckets, increasing; +Inf is added.
+        bounds: upper bounds of the buckets, in increasing order. A bucket up to +Inf is
+            added.
         labels: label names; values are passed in the same order.
     """
 
@@ -99,7 +100,7 @@ class FastHistogram(Collector):
         self._labels = list(labels)
         self._names = [f"{bound:g}" for bound in bounds] + ["+Inf"]
         self._counts: dict[tuple[str, ...], list[float]] = {}
-        """Counts of the buckets, followed by the sum."""
+        """Counts of the buckets, followed by the sum of all values."""
 
     def add(self, value: float, *values: str) -> None:
         """Add one value."""
@@ -118,7 +119,7 @@ class FastHistogram(Collector):
         return found
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Return the buckets, cumulative as in Prometheus, and the sum."""
+        """Return the buckets, which are cumulative as in Prometheus, and the sum."""
         family = HistogramMetricFamily(
             self._name, self._documentation, labels=self._labels
         )

@@ -1,6 +1,6 @@
 """Prometheus metrics computed from the configuration in force at each scrape.
 
-They add no cost to a request.
+These metrics take no time while a request is handled.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _POOL_GAUGES: Sequence[tuple[str, str, Callable[[PoolStatus], float | None]]] = 
 
 
 class InForceCollector(Collector):
-    """Collects the metrics of the generation in force: ratios, pools, risk and advice.
+    """Collects ratios, pools, risk and advice of the generation in force.
 
     Args:
         in_force: holder of the generation, read at each scrape.
@@ -62,7 +62,7 @@ class InForceCollector(Collector):
         self._in_force = in_force
 
     def collect(self) -> Iterator[Metric]:
-        """Return every metric family; unknown values have no sample."""
+        """Return every metric family; an unknown value has no sample."""
         now = self._in_force.now
         yield _ratios(now.router.ratios.all())
         yield from _pools(now)
@@ -108,7 +108,7 @@ def _pools(generation: Generation) -> Iterator[GaugeMetricFamily]:
 
 
 def _risk(generation: Generation) -> Iterator[GaugeMetricFamily]:
-    """Return the risk metrics, without a sample if the estimator states no risk."""
+    """Return the risk metrics, which have no sample if the estimator states no risk."""
     margin = generation.router.estimator.margin
     stated = GaugeMetricFamily(
         "extproc_stated_under_estimate_rate",
@@ -182,7 +182,7 @@ def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:
 
 
 def _names(router: AnyRouter) -> Iterator[Metric]:
-    """Return how many names are learned separately, and how much of all others."""
+    """Return the number of names learned separately, and of lessons for all others."""
     names = router.estimator.margin.names
     apart = GaugeMetricFamily(
         "extproc_models_learned_apart", "Model names that are learned separately"

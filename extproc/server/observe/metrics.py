@@ -1,7 +1,8 @@
-"""Every Prometheus metric that counts events; the ext_proc service reports them.
+"""Every Prometheus metric that counts events, which the ext_proc service reports.
 
-Label values come from closed sets: pools and categories of the configuration, reasons
-in the code. They never contain a model name, a path or any other client input.
+Label values come from closed sets: the configuration's pools and categories, and the
+code's reasons. Label values never contain a model name, a path or any other client
+input.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _ERROR_BUCKETS = (
 )
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _MAX_CLUSTERS = 32
-"""Maximum Envoy clusters counted separately; a deployment has only a few."""
+"""Maximum number of Envoy clusters to count separately. A deployment has only a few."""
 NO_CLUSTER = "none"
-"""Cluster label if Envoy itself produced the response."""
+"""Value of the cluster label if Envoy itself produced the response."""
 OTHER_CLUSTER = "other"
 _LATENCY_BUCKETS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
 
 
 class Metrics:
-    """Event counts in a registry of their own; ``gauges`` has the computed values."""
+    """Event counts in a separate registry; ``gauges`` has the computed values."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -206,7 +207,7 @@ class Metrics:
             self.budget_tokens.add(decision.budget_tokens, model)
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Count an observation and its lesson."""
+        """Count an observation and the lesson learned from it."""
         decision = observation.decision
         model = decision.base_model
         self.observations.add(lesson.skipped or "learned", model)

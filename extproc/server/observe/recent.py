@@ -1,7 +1,7 @@
-"""The last decisions and the course of learning, which the metrics do not contain.
+"""The last decisions and the course of learning over time, which no metric contains.
 
-Everything is numeric: no text, model name, path or client identity. The size is fixed
-by the number of categories. A decision costs one append.
+All values are numbers, so no text, model name, path or client identity is stored. The
+number of categories limits the memory. A decision takes one append to a list.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from extproc.server.observe.report import (
 
 LAST_DECISIONS = 50
 CURVE_POINTS = 64
-"""Minimum points of a full curve; the maximum is twice as many."""
+"""Minimum number of points of a full curve; the maximum is twice as many."""
 
 RISK_WINDOW = 2000
-"""Number of observed prompts over which the achieved risk is computed; at a risk of 1 %
-they contain 20 exceedances, give or take 4."""
+"""Number of observed prompts from which the achieved risk is computed. At a risk of 1
+%, about 20 of these prompts exceed their bound, give or take 4."""
 
 _ERROR_SMOOTHING = 0.98
 
 
 class Curve:
-    """The whole course of a value in a bounded number of evenly spaced points.
+    """The whole course of a value, in a limited number of evenly spaced points.
 
-    When it is full, every other point is dropped and the spacing doubles, so the first
-    samples, which show the learning, remain visible.
+    When the curve is full, every other point is dropped and the spacing doubles. The
+    first samples, which show the learning, therefore remain visible.
     """
 
     def __init__(self, points: int = CURVE_POINTS) -> None:
@@ -90,14 +90,14 @@ class _Category:
 
 @dataclass(frozen=True, slots=True)
 class LearningTotals:
-    """Totals since the start."""
+    """Totals of learning since the start."""
 
     observed: int = 0
-    """Prompts with a known error."""
+    """Number of prompts with a known error."""
     absolute_error: float = 0.0
     """Sum of |estimated - counted| / counted."""
     exceeded: int = 0
-    """Prompts above their bound."""
+    """Number of prompts above their bound."""
 
 
 @dataclass(slots=True)
@@ -122,7 +122,8 @@ class RecentDecisions:
     """Records decisions and observations.
 
     Args:
-        in_force: holder of the router whose learned ratios the curves show.
+        in_force: holder of the router. The curves show the learned ratios of this
+            router.
         clock: seconds since the epoch.
     """
 
@@ -141,7 +142,7 @@ class RecentDecisions:
         self._last.append((self._clock(), decision))
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Record a response and its lesson."""
+        """Record a response and the lesson learned from it."""
         decision = observation.decision
         counted = observation.outcome.prompt_tokens
         if counted:
@@ -185,7 +186,7 @@ class RecentDecisions:
         }
 
     def last_decisions(self) -> list[DecisionReport]:
-        """Report recent decisions, newest first, with counted tokens if known."""
+        """Report recent decisions, newest first, with the counted tokens if known."""
         counted = {id(decision): tokens for decision, tokens in self._counted}
         return [
             _report_decision(time_s, decision, counted.get(id(decision)))
@@ -193,7 +194,7 @@ class RecentDecisions:
         ]
 
     def risk(self, stated: float | None) -> RiskReport:
-        """Report the recent share of counted prompts that exceeded their bound."""
+        """Report the share of recent counted prompts that exceeded their bound."""
         return _report_risk(stated, self._exceeded)
 
     def model(self, name: str, stated: float | None) -> ModelCourse:

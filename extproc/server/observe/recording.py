@@ -1,4 +1,4 @@
-"""Records observed decisions in a file, one JSON line each, for ``extproc replay``."""
+"""Records observed decisions in a file as lines of JSON, for ``extproc replay``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 class Recording:
-    """Appends a line for each observed response; errors never propagate.
+    """Appends a line for each observed response; ``observed`` never raises.
 
     Each line is written to the operating system at once (about 10 us), so that readers
-    see complete lines and a crash loses none. At ``max_bytes``, and at the first disk
-    error, recording stops with one log line; the lines already written stay.
+    see complete lines and a crash loses no line. Recording stops at ``max_bytes`` or at
+    the first disk error, and logs one line. The lines already written stay.
 
     Args:
         path: file to append to; created if it does not exist.
@@ -38,7 +38,7 @@ class Recording:
         self._max_bytes = max_bytes
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Append a line."""
+        """Append the line of a response."""
         if self._file is None:
             return
         line = write_line(observation, self._clock())

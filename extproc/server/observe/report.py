@@ -1,4 +1,4 @@
-"""The documents of /status, for one server and for several workers merged.
+"""The documents of /status, for one server or merged from several workers.
 
 Shares, ratios and errors are fractions; tokens and bytes are counts. The documents
 contain only numbers and names from the configuration, never text of a request or a
@@ -19,12 +19,12 @@ class CurveReport(Struct, frozen=True):
     """The course of a value since the start, in evenly spaced points."""
 
     spacing: int
-    """Number of values between two points."""
+    """Number of values from one point to the next."""
     points: Sequence[float]
 
 
 class CategoryReport(Struct, frozen=True):
-    """Decisions and learning of a category; fields are unset if nothing was learned."""
+    """Decisions and learning of a category; fields are unset before any lesson."""
 
     decisions: int
     observed: int | UnsetType = UNSET
@@ -39,71 +39,72 @@ class CategoryReport(Struct, frozen=True):
 
 
 class RiskReport(Struct, frozen=True):
-    """Stated and recent share of prompts above their bound."""
+    """Stated and recent risk, which is the share of prompts above their bound."""
 
     stated: float | None
-    """Stated share; None if the estimator states no risk."""
+    """Risk that the estimator states, or None if it states none."""
     observed: int
     exceeded: int
     achieved: float | None
-    """``exceeded / observed``; None if nothing was observed."""
+    """``exceeded / observed``, or None if nothing was observed."""
 
 
 class IntervalReport(Struct, frozen=True):
-    """Counts of one interval, and quantiles of the time to answer a message."""
+    """Counts in one interval, and quantiles of the time to answer a message."""
 
     time_s: float
     """End of the interval, in seconds since the epoch."""
     pools: Mapping[str, int]
-    """Decisions by pool."""
+    """Number of decisions by pool."""
     spilled: int
     failed_open: int
     observed: int
-    """Prompts with a known error."""
+    """Number of prompts with a known error."""
     absolute_error: float
     """Sum of |estimated - counted| / counted over ``observed``."""
     exceeded: int
-    """Prompts above their bound."""
+    """Number of prompts above their bound."""
     p50_s: float | None
     p99_s: float | None
 
 
 class RouterReport(Struct, frozen=True):
-    """The server's own work."""
+    """Load of the server itself, as opposed to its pools."""
 
     streams: int
-    """Open ext_proc streams."""
+    """Number of open ext_proc streams."""
     faults: int
     protocol_errors: int
     p50_s: float | None
     p99_s: float | None
-    """99th percentile of the time to answer a message, in the last fifteen minutes."""
+    """99th percentile of the time to answer a message in the last fifteen minutes."""
 
 
 class BodiesReport(Struct, frozen=True):
-    """Bodies requested from Envoy."""
+    """Request bodies that the router has asked Envoy for."""
 
     lost: int
     """Number of requested bodies that did not arrive."""
     requested_bytes: int
     """Size of the largest body to request, in bytes."""
     limited: bool
-    """Whether lost bodies have lowered it below the configured limit."""
+    """Whether lost bodies have lowered ``requested_bytes`` below the configured
+    limit."""
 
 
 class EndpointReport(Struct, frozen=True):
-    """One vLLM server of a pool."""
+    """A vLLM server of a pool."""
 
     name: str
     healthy: bool
     waiting: float | None
-    """Requests in its queue. This field and the next two are None without a recent
-    answer."""
+    """Number of requests in the server's queue. This field and the next two are None
+    without a recent answer."""
     running: float | None
     kv_cache_usage: float | None
     """Share of the KV cache in use, 0 to 1."""
     max_model_len: int | None
-    """Limit reported by the server."""
+    """Token limit that the server reports."""
 
 
 class PoolReport(Struct, frozen=True):
@@ -126,15 +127,16 @@ class BudgetsReport(Struct, frozen=True):
 
     thresholds: Sequence[int]
     shares: Sequence[float]
-    """Share of the budgets in each bin: up to each threshold, then above the last."""
+    """Share of the budgets in each bin. Each bin ends at a threshold, except the last,
+    which has the budgets above all thresholds."""
     requests: float
-    """Number of requests, decayed."""
+    """Decayed number of requests."""
     token_shares: Sequence[float]
-    """Share of the budgets' tokens in the same bins."""
+    """Share of the tokens of the budgets in each of the same bins."""
 
 
 class ModelReport(Struct, frozen=True):
-    """One base model, or ``other`` for all models that are not configured."""
+    """A base model, or ``other`` for all models that are not configured."""
 
     name: str
     pools: Sequence[str]
@@ -152,17 +154,17 @@ class ModelReport(Struct, frozen=True):
 
 
 class DecisionReport(DecisionFields, frozen=True, gc=False, kw_only=True):
-    """One recent decision."""
+    """A recent decision."""
 
     time_s: float
     """Time of the decision in seconds since the epoch."""
     budget_tokens: int
     counted_tokens: int | None
-    """Prompt tokens counted by the backend; None until a response is observed."""
+    """Prompt tokens that the backend counted, or None until a response is observed."""
 
 
 class WorkerReport(Struct, frozen=True):
-    """One of several workers; fields are None if it does not answer."""
+    """One of several workers; fields are None if the worker does not answer."""
 
     worker: int
     listen: str
@@ -174,7 +176,7 @@ class WorkerReport(Struct, frozen=True):
 
 
 class StatusReport(Struct, frozen=True):
-    """The state of one server, or of all workers merged."""
+    """The state of one server, or the merged state of all workers."""
 
     version: str
     ready: bool
@@ -199,8 +201,8 @@ class StatusReport(Struct, frozen=True):
     intervals: Sequence[IntervalReport]
     """The last fifteen minutes, oldest interval first."""
     models: Sequence[ModelReport] | UnsetType = UNSET
-    """Set if models are configured; ``budgets`` and ``advice`` are those of the
-    busiest."""
+    """Set if models are configured. Then ``budgets`` and ``advice`` describe the model
+    with the most requests."""
     workers: Sequence[WorkerReport] | UnsetType = UNSET
     """Set if the report merges several workers."""
 

@@ -1,7 +1,8 @@
-"""The last fifteen minutes in intervals of ten seconds, for the page.
+"""The last fifteen minutes in intervals of ten seconds, for the live page.
 
-The counters are read and subtracted once an interval, so a request costs nothing.
-Intervals end at multiples of ten seconds, so those of several workers can be added.
+Once per interval, the counters are read and their previous values subtracted, so a
+request takes no additional time. Intervals end at multiples of ten seconds, so the
+intervals of several workers can be added.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class _Snapshot:
     reasons: Counter[str]
     learning: LearningTotals
     seconds: Sequence[int]
-    """Answered messages, by bucket of ``extproc_message_seconds``."""
+    """Number of answered messages by bucket of ``extproc_message_seconds``."""
 
 
 class Timeline:
@@ -54,7 +55,7 @@ class Timeline:
         self.sample()
 
     async def run(self) -> None:
-        """Sample at the end of each interval, until cancelled.
+        """Read the counters at the end of each interval until cancelled.
 
         A timer can end shortly before the interval does, by the clock.
         """
@@ -74,7 +75,7 @@ class Timeline:
         return list(self._intervals())
 
     def router(self) -> RouterReport:
-        """Report the server's own work, in the last fifteen minutes and in total."""
+        """Report the server's own load, in the last fifteen minutes and in total."""
         metrics = self._metrics
         times = _difference(self._snapshots[0].seconds, self._snapshot().seconds)
         bounds = metrics.message_seconds.bounds
@@ -127,7 +128,8 @@ def quantile(
         share: the quantile, 0 to 1.
 
     Returns:
-        The quantile; None without values, and the last bound if it lies above that.
+        The quantile, or None if there are no values. If the quantile is above the last
+        bound, the last bound is returned.
     """
     rank = share * sum(counts)
     if not rank:

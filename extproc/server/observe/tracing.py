@@ -1,17 +1,17 @@
-"""OpenTelemetry over OTLP: one span per decision, and the GenAI token metric.
+"""Exports a span per decision and the GenAI token metric with OpenTelemetry (OTLP).
 
-This module is imported only if ``otel.enabled`` is true; otherwise tracing costs
-nothing. A span continues the trace of the stream (an Envoy 1.40 with tracing was
-measured to put its own span's ``traceparent`` into the call's metadata), else that of
-the request's W3C headers. It ends with the decision, so its duration is the time that
-the router added to the request. The router performs no inference, so its span has no
-``gen_ai`` attribute: tools that count inferences by them would count each request
-twice. The metric follows the GenAI semantic conventions
-(open-telemetry/semantic-conventions-genai). Neither contains text of a request; both
-contain the served model's name.
+This module is imported only if ``otel.enabled`` is true; otherwise tracing takes no
+time. A span continues the trace of the stream (in a measurement, Envoy 1.40 with
+tracing put the ``traceparent`` of its own span into the call's metadata). Without such
+metadata, the span continues the trace in the request's W3C headers. The span ends with
+the decision, so its duration is the time that the router added to the request. The
+router performs no inference, so its span has no ``gen_ai`` attribute. Tools that count
+inferences by such attributes would count each request twice. The metric follows the
+GenAI semantic conventions (open-telemetry/semantic-conventions-genai). Span and metric
+contain the served model's name, but no text of a request.
 
-Collector and sampling are configured with the SDK's own variables: OTEL_SERVICE_NAME,
-OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (``grpc`` or
+The collector and sampling are configured with the environment variables of the SDK:
+OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL (``grpc`` or
 ``http/protobuf``), OTEL_TRACES_SAMPLER and the rest.
 """
 
@@ -46,19 +46,19 @@ _PROVIDER = "vllm"
 _SPAN_NAME = "choose_pool"
 
 _TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
-"""Bucket bounds that the convention sets for ``gen_ai.client.token.usage``: 1 to
-67,108,864."""
+"""Bucket bounds that the conventions define for ``gen_ai.client.token.usage``, from 1
+to 67,108,864."""
 
 _PROTOCOLS = {"grpc": "grpc", "http/protobuf": "http"}
-"""Values of OTEL_EXPORTER_OTLP_PROTOCOL, with the exporter package of each."""
+"""Exporter package for each value of OTEL_EXPORTER_OTLP_PROTOCOL."""
 
 _LOG_INTERVAL_S = 60.0
 """Seconds between log lines of the SDK, which logs every second while the collector is
 unreachable."""
 
 MAX_MODELS = 64
-"""Maximum model names in the metric. Only names that a backend reported are used; any
-further one becomes ``other``."""
+"""Maximum number of model names in the metric. Only names that a backend reported are
+used; any further name becomes ``other``."""
 
 OTHER_MODEL = "other"
 
@@ -70,8 +70,8 @@ _ESTIMATED = (
     "output_tokens",
     "budget_tokens",
 )
-"""Decision fields for a span's attributes; the second set only if there was an
-estimate."""
+"""Decision fields for a span's attributes. The second set is used only if the decision
+has an estimate."""
 
 Attributes = dict[str, str | int]
 
@@ -79,8 +79,8 @@ Attributes = dict[str, str | int]
 class Tracing:
     """Exports spans and token usage.
 
-    A thread of the SDK exports spans in batches; an unreachable collector loses spans
-    but never delays requests.
+    A thread of the SDK exports spans in batches; if the collector is unreachable, spans
+    are lost but requests are never delayed.
 
     Args:
         environment: source of OTEL_SERVICE_NAME and OTEL_EXPORTER_OTLP_PROTOCOL; the
@@ -126,7 +126,7 @@ class Tracing:
     ) -> None:
         """Record the span of a decision that has just been made.
 
-        It continues the trace of Envoy's stream, else the client's.
+        The span continues the trace of Envoy's stream, or else the client's trace.
 
         Args:
             decided: the decision and the request's headers.
@@ -163,7 +163,8 @@ class Tracing:
     def _model(self, observation: Observation) -> str:
         """Return the model's name for the metric, or ``other``.
 
-        Clients can send any name, but a backend only answers for names that it serves.
+        Clients can send any name, but a backend answers only requests for names that it
+        serves.
         """
         name = observation.decision.model
         if name not in self._models:
@@ -174,7 +175,7 @@ class Tracing:
         return name
 
     def close(self) -> None:
-        """Export the remaining spans and metrics; blocks until that is done."""
+        """Export the remaining spans and metrics; blocks until the export ends."""
         self._tracers.shutdown()
         self._meters.shutdown()
 
@@ -213,7 +214,7 @@ def _exporters(
 
 
 def _quiet_the_sdk() -> None:
-    """Limit the SDK's log to one line a minute: its exporters retry each second."""
+    """Limit the SDK's log to one line a minute, since exporters retry each second."""
     logger = logging.getLogger("opentelemetry")
     if not any(isinstance(each, OncePerInterval) for each in logger.handlers):
         logger.addHandler(OncePerInterval(logging.getLogger(), _LOG_INTERVAL_S))

@@ -1,1 +1,1 @@
-"""Polling of the vLLM endpoints: load, limits and addresses."""
+"""Polls the vLLM endpoints for load and limits, and resolves their addresses."""

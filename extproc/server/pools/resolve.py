@@ -1,4 +1,4 @@
-"""Resolves a URL's host to the servers behind it, such as a headless Service."""
+"""Resolves a URL's host, such as a headless Service, to the servers behind it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from yarl import URL
 
 Resolve = Callable[[URL], Awaitable[Sequence[str]]]
-"""Returns the addresses of a URL's host; empty if they are unknown at present."""
+"""Function that returns the addresses of a URL's host. The result is empty if the
+addresses are unknown at present."""
 
 
 async def resolve(url: URL) -> Sequence[str]:
     """Resolve a URL's host with the system's resolver.
 
-    Returns only IPv4 addresses if there are any, as Envoy does (``V4_PREFERRED``):
-    ``localhost`` is one server, not two.
+    Returns only IPv4 addresses if there are any, as Envoy does (``V4_PREFERRED``), so
+    that ``localhost`` is one server instead of two.
     """
     host = url.host or ""
     try:

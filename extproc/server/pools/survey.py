@@ -15,7 +15,8 @@ from extproc.server.pools.vllm import NoMetricsError, ServedModels, Vllm, VllmEr
 from extproc.server.pools.watch import check_key
 
 TIMEOUT_S = 5.0
-"""Seconds to wait for one response; long, because servers under load are slow."""
+"""Seconds to wait for one response. The time is long because servers under load are
+slow."""
 
 _NAMES_SHOWN = 5
 
@@ -26,12 +27,12 @@ class Finding:
 
     pool: str
     server: str
-    """URL of the server, with its address if the name has several; empty for no
-    server."""
+    """URL of the server, with the server's address if the host has several addresses.
+    Empty if the pool has no server."""
     said: str
-    """Description of the response, without the faults."""
+    """Description of the response without its faults."""
     faults: tuple[str, ...] = ()
-    """Mismatches, each with its value and the expected one; empty if the server fits
+    """Mismatches, each with the actual and the expected value. Empty if the server fits
     its pool."""
 
 
@@ -43,8 +44,8 @@ async def survey(config: Config, resolve: Resolve = resolve) -> list[Finding]:
         resolve: returns the addresses behind a URL.
 
     Returns:
-        A finding for each server, in the order of the configuration; for a pool without
-        ``endpoints``, one finding without a server.
+        A finding for each server, in the order of the configuration. A pool without
+        ``endpoints`` has one finding without a server.
     """
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -142,7 +143,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def render(findings: Sequence[Finding]) -> Iterator[str]:
-    """Return the lines to print: pool, server, ``ok`` or faults, and the response."""
+    """Return the lines to print, with pool, server, ``ok`` or faults, and response."""
     widths = [
         max((len(value) for value in column), default=0)
         for column in zip(*((each.pool, each.server) for each in findings), strict=True)

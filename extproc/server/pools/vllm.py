@@ -16,15 +16,15 @@ from extproc.routing.request import MAX_MODEL_CHARS
 from extproc.server.pools.unanswered import reason
 
 MAX_ANSWER_BYTES = 8 << 20
-"""Maximum response size in bytes. vLLM's /metrics is 50 to 200 KB, so a larger response
-is not vLLM's."""
+"""Maximum response size in bytes. vLLM's /metrics has 50 to 200 KB, so a larger
+response is not from vLLM."""
 
 _MAX_KEY_BYTES = 8192
-"""Maximum key size in bytes; servers reject longer headers."""
+"""Maximum size of an API key in bytes, since servers reject longer headers."""
 
-# The whole name is matched, since other names begin with it, such as
-# ``num_requests_waiting_by_reason``. Before vLLM 0.10, ``kv_cache_usage_perc`` was
-# named ``gpu_cache_usage_perc``.
+# The whole name has to match, since other metrics have longer names with the same
+# beginning, such as ``num_requests_waiting_by_reason``. Before vLLM 0.10,
+# ``kv_cache_usage_perc`` was named ``gpu_cache_usage_perc``.
 _SAMPLE = re.compile(
     rb"^vllm:(num_requests_waiting|num_requests_running"
     rb"|kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{.*\})? +(\S+)",
@@ -33,7 +33,7 @@ _SAMPLE = re.compile(
 
 
 class VllmError(Exception):
-    """The server did not respond, or not as vLLM does; the message gives the cause."""
+    """The server did not respond or is not vLLM; the message states the cause."""
 
 
 class NoMetricsError(VllmError):
@@ -61,10 +61,11 @@ class Vllm:
     """One vLLM server.
 
     Args:
-        session: HTTP session; its timeout limits each request.
-        url: its base URL.
+        session: HTTP session; the timeout of the session limits each request.
+        url: base URL of the server.
         address: IP address of the server, if the URL's host has several.
-        key_file: file with the server's API key. Read on each request, as keys change.
+        key_file: file with the server's API key. It is read on each request because
+            keys change.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Vllm:
                 url,
                 headers=headers,
                 server_hostname=host if url.scheme == "https" else None,
-                allow_redirects=False,  # the key is for this server
+                allow_redirects=False,  # the key is only for this server
             ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_chunked(1 << 16):

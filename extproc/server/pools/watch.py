@@ -20,9 +20,9 @@ from extproc.server.pools.vllm import NoMetricsError, Vllm, VllmError, read_key
 logger = logging.getLogger(__name__)
 
 _UNHEALTHY_AFTER = 3
-"""Failed polls in a row after which an endpoint counts as unhealthy. Fewer would
-misjudge a busy server: vLLM can be silent for a second while it compiles or captures
-graphs."""
+"""Number of failed polls in a row after which an endpoint counts as unhealthy. After
+fewer polls, a busy server could be misjudged, since vLLM may not respond for a second
+while it compiles or captures graphs."""
 
 _ANSWER_TIMEOUT_S = 1.0
 
@@ -31,11 +31,10 @@ _LIMITS_INTERVAL_S = 60.0
 new deployment."""
 
 _FIRST_TIMEOUT_S = 3.0
-"""Seconds that unresponsive endpoints may delay startup."""
+"""Maximum seconds by which unresponsive endpoints delay startup."""
 
 _RESOLVE_INTERVAL_S = 5.0
-"""Seconds between two DNS lookups of an endpoint's name; the same as Envoy's
-STRICT_DNS."""
+"""Seconds between two DNS lookups of an endpoint's name, as in Envoy's STRICT_DNS."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +54,7 @@ class _Endpoint:
     names: tuple[str, ...] = ()
     """Model names that the server lists."""
     base: str = ""
-    """First name of its base model."""
+    """First name of the server's base model."""
     asked_limits_s: float | None = None
 
     @property
@@ -76,7 +75,7 @@ class _Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """The last answer of one vLLM server; fields are None without a recent one."""
+    """The last answer of a vLLM server; fields are None without a recent answer."""
 
     name: str
     healthy: bool
@@ -88,14 +87,14 @@ class EndpointStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The known state of a pool, for the metrics and the status page."""
+    """The known state of a pool, for the metrics and the live page."""
 
     name: str
     endpoints: int
     healthy: int
     under_pressure: bool
     waiting: float | None
-    """Mean over the endpoints with a recent answer; None if there is none."""
+    """Mean over the endpoints with a recent answer; None without such an endpoint."""
     kv_cache_usage: float | None
     max_model_len_differs: bool
     """Whether an endpoint's max_model_len differs from the configured one."""
@@ -106,7 +105,7 @@ class _Pool:
     config: PoolConfig
     pressure: PoolPressure
     endpoints: dict[_Endpoint, asyncio.Task[None] | None] = field(default_factory=dict)
-    """Endpoints, each with the task that polls it."""
+    """Endpoints, each with the task that polls the endpoint."""
 
     def differing(self) -> _Endpoint | None:
         wanted = self.config.max_model_len
@@ -130,14 +129,14 @@ class _Pool:
 def reconcile(
     known: Collection[str | None], wanted: Collection[str | None]
 ) -> tuple[list[str | None], list[str | None]]:
-    """Return the known addresses to remove, and the new ones to add."""
+    """Return the known addresses to remove and the new addresses to add."""
     gone = [address for address in known if address not in wanted]
     new = [address for address in wanted if address not in known]
     return gone, new
 
 
 class LoadWatch:
-    """Polls the endpoints of all pools that have some.
+    """Polls the endpoints of all pools that have endpoints.
 
     Args:
         pools: the configured pools; those without endpoints are not polled.
@@ -178,11 +177,11 @@ class LoadWatch:
         return self._loads
 
     def served_names(self) -> Mapping[str, str]:
-        """Return the pool of each model name that the servers list."""
+        """Return the pool for each model name that the servers list."""
         return self._names
 
     def base_names(self) -> Mapping[str, str]:
-        """Return the base model's name for each model name that the servers list.
+        """Return the name of the base model for each model name that the servers list.
 
         A server has one base model; its other names are aliases and adapters.
         """
@@ -290,13 +289,13 @@ class LoadWatch:
             await self._session.close()
 
     async def _keep_up(self, pool: _Pool, url: str) -> None:
-        """Keep a name's addresses up to date."""
+        """Keep the addresses behind a URL's host name up to date."""
         while True:
             await asyncio.sleep(self._resolve_interval_s)
             await self._look_up(pool, url)
 
     async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
-        """Update the endpoints to one for each address behind a URL's name."""
+        """Update the endpoints, so that each address behind a URL's host has one."""
         addresses: Sequence[str | None] = await self._addresses(url)
         if not addresses:
             if not first:
@@ -316,7 +315,7 @@ class LoadWatch:
             self._measure(pool)
 
     async def _addresses(self, url: str) -> Sequence[str]:
-        """Return the addresses behind a URL's name; empty if they are unknown."""
+        """Return the addresses behind a URL's host name; empty if they are unknown."""
         try:
             async with asyncio.timeout(_FIRST_TIMEOUT_S):
                 return await self._resolve(URL(url))
@@ -340,7 +339,7 @@ class LoadWatch:
             try:
                 await self._ask(pool, endpoint)
             except Exception:
-                # One unexpected answer must not stop the polling.
+                # An unexpected answer must not stop the polling.
                 logger.exception("load_watch_failed")
 
     async def _ask(self, pool: _Pool, endpoint: _Endpoint) -> None:
@@ -360,7 +359,7 @@ class LoadWatch:
             if was_healthy and not endpoint.healthy:
                 _log("endpoint_down", pool, endpoint, error=str(error))
         if endpoint.healthy and not was_healthy:
-            endpoint.asked_limits_s = None  # it may restart with other limits
+            endpoint.asked_limits_s = None  # the server may restart with other limits
             _log("endpoint_back", pool, endpoint)
         self._measure(pool)
 
@@ -417,7 +416,7 @@ def check_key(pool: PoolConfig) -> None:
     """Check that the API key of a pool can be read.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the key cannot be read.
     """
     if pool.api_key_file is None:
         return

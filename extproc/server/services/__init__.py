@@ -1,1 +1,1 @@
-"""The gRPC services: ext_proc, access log, Decide and Observe, and health."""
+"""The gRPC services ext_proc, access log, Decide and Observe, and health."""

@@ -1,10 +1,10 @@
-"""Feedback from Envoy's access log: covers every response without reading its body.
+"""Feedback from Envoy's access log, on every response and without reading bodies.
 
-Each entry returns the decision, which the reply to the request's body handed to Envoy,
-together with its outcome: status, token usage (from Envoy's json_to_metadata and
-sse_to_metadata filters), attempts, answering cluster and times. No state is kept in
-between, so any process may receive the entry. ``envoy/access_log.yaml`` configures
-Envoy for it.
+The reply to a request's body passes the decision to Envoy. The access log entry returns
+this decision together with the outcome: status, token usage (from Envoy's
+json_to_metadata and sse_to_metadata filters), attempts, answering cluster and times.
+The router keeps no state for this, so any of its processes may receive the entry.
+``envoy/access_log.yaml`` configures Envoy for it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ USAGE_NAMESPACE: Final = "llm.usage"
 counts."""
 
 MAX_TOKEN_CHARS: Final = 16 * 1024
-"""Largest decision token in base64 characters. Text in all scripts at once with a long
-model name gives 6 KiB."""
+"""Largest decision token in base64 characters. A request with text in all scripts and a
+long model name has a token of 6 KiB."""
 
 _MAX_TOKENS = 1 << 31
 _MAX_CLUSTER_CHARS = 256
@@ -45,12 +45,12 @@ _THANKS: Final = pb.StreamAccessLogsResponse().SerializeToString()
 
 
 class Entry(StrEnum):
-    """Result of reading an entry. A closed set: the values are metric labels."""
+    """Result of reading an entry. A closed set, used as metric labels."""
 
     OBSERVED = "observed"
     UNRELATED = "unrelated"
-    """No decision token: no decision was made, or the response was read as it
-    passed."""
+    """No decision token, because no decision was made or the response was observed on
+    its stream."""
     REFUSED = "refused"
     """The decision token does not match this configuration."""
     INTERMEDIATE = "intermediate"
@@ -61,7 +61,8 @@ class AccessLog:
     """Learns from access log entries.
 
     Args:
-        service: receives the observations; its router interprets the entries.
+        service: receives the observations. The router of the service interprets the
+            entries.
     """
 
     def __init__(self, service: ExtProcService) -> None:
@@ -92,11 +93,11 @@ class AccessLog:
 
 
 def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation | Entry:
-    """Read the observation in an entry, or why there is none; never raises.
+    """Return an entry's observation, or the reason for its absence; never raises.
 
     Args:
         entry: entry for a complete or partial response; untrusted.
-        router: router with the pools and categories that the decision may name.
+        router: router with the pools and categories that the decision may contain.
     """
     common = entry.common_properties
     if common.intermediate_log_entry:
@@ -117,7 +118,7 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation |
 
 def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
     metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
-    # Check with "in" first: a look-up in a map of messages would insert the name.
+    # Check with "in" first, since a look-up in a map of messages would insert the name.
     if TOKEN_NAMESPACE not in metadata:
         return ""
     fields = metadata[TOKEN_NAMESPACE].fields
@@ -166,8 +167,9 @@ def _was_cut(
 ) -> bool:
     """Whether the output was truncated by a limit.
 
-    The filters cannot read ``finish_reason``, which is inside a list. vLLM truncates an
-    output only if it reaches the client's limit or fills the window.
+    Envoy's filters cannot read ``finish_reason``, which is inside a list. However, vLLM
+    truncates an output only if the output reaches the client's limit or fills the
+    window.
     """
     each = -(-completion // max(1, decision.sequences))
     limit = decision.client_limit_tokens
@@ -176,7 +178,7 @@ def _was_cut(
 
 
 def _usage(counts: Struct) -> tuple[int | None, int | None]:
-    """Return prompt and completion tokens, under OpenAI's or Anthropic's names."""
+    """Return the counts of prompt and completion tokens (OpenAI or Anthropic)."""
     read = read_token_counts(lambda name: _count(counts, name))
     return read.prompt, read.completion
 
@@ -185,13 +187,13 @@ def _count(counts: Struct, name: str) -> int | None:
     if name not in counts.fields:
         return None
     number = counts.fields[name].number_value
-    # NaN fails the comparison, too.
+    # The comparison is false for NaN, too.
     whole = 0 <= number < _MAX_TOKENS and number == int(number)
     return int(number) if whole else None
 
 
 class WithAccessLog:
-    """Combines a service with Envoy's access log service."""
+    """Combines a service with the service that receives Envoy's access log."""
 
     def __init__(self, service: Service, access_log: AccessLog) -> None:
         self._service = service
@@ -205,7 +207,7 @@ class WithAccessLog:
 
 
 class _AccessLogStream:
-    """One stream of entries, which Envoy keeps open as long as possible."""
+    """A stream of entries, which Envoy keeps open as long as possible."""
 
     def __init__(self, access_log: AccessLog) -> None:
         self._access_log = access_log
@@ -218,7 +220,7 @@ class _AccessLogStream:
         return (_THANKS,), True
 
     def drain(self) -> Replies:
-        """End the stream; Envoy reconnects to a server that is up."""
+        """End the stream, so that Envoy connects to another server."""
         return (_THANKS,), True
 
     def closed(self, cancelled: bool) -> None:

@@ -1,4 +1,4 @@
-"""Decodes ext_proc's protobuf messages to events, and encodes replies.
+"""Decodes ext_proc's protobuf messages into events, and encodes replies.
 
 This is the only module that uses the protobuf types of the exchange.
 """
@@ -39,14 +39,14 @@ from extproc.wire import ext_proc_pb2 as pb
 POOL_HEADER = "x-llm-pool"
 BUDGET_HEADER = "x-llm-budget"
 MODEL_HEADER = "x-llm-model"
-"""Header with the base model, if models are configured."""
+"""Header with the name of the base model, if models are configured."""
 RETRY_CUT_HEADER = "x-llm-retry-cut"
 """Header with the pool's window and the client's limit (0 if there is none): ``8192
 32000``."""
 METADATA_NAMESPACE = "extproc.token_budget"
 TOKEN_NAMESPACE = "extproc.receipt"
-"""Metadata namespace for the token, separate from the numbers that people read in
-logs."""
+"""Metadata namespace for the decision token. It is separate from the namespace with the
+numbers, which people read in logs."""
 TOKEN_KEY = "decision"
 
 MAX_ECHO_BYTES = 64 * 1024
@@ -60,7 +60,7 @@ class UnknownMessageError(Exception):
 
 
 def decode(data: bytes, wanted: Wanted) -> Event:
-    """Decode one ``ProcessingRequest``, with the fast readers if possible.
+    """Decode a ``ProcessingRequest``, with the fast decoders if possible.
 
     Args:
         data: the serialized message.
@@ -73,7 +73,7 @@ def decode(data: bytes, wanted: Wanted) -> Event:
 
 
 def decode_any(data: bytes) -> Event:
-    """Decode any ``ProcessingRequest``: the reference for the fast readers.
+    """Decode any ``ProcessingRequest``; the reference for the fast decoders.
 
     Raises:
         UnknownMessageError: the message is not protobuf, or none of the six phases.
@@ -125,13 +125,15 @@ _BODY_MODES = frozenset(BodyMode)
 
 
 def _body_mode(number: int) -> BodyMode | None:
-    # Protobuf passes on unknown enum values, which are modes of a later Envoy.
+    # Protobuf passes on unknown enum values, which are modes of a later version of
+    # Envoy.
     return BodyMode(number) if number in _BODY_MODES else None
 
 
 def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
-    # Envoy sends raw_value since 1.28, value before. The first header of a name wins,
-    # since honest clients do not send a second content-length or path.
+    # Envoy sends raw_value since version 1.28, and value before that. If a name occurs
+    # twice, the first header is used, since honest clients do not send a second
+    # content-length or path.
     decoded: dict[str, str] = {}
     for header in headers.headers.headers:
         key = header.key
@@ -141,7 +143,7 @@ def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
 
 
 def encode(event: Event, reply: Reply) -> Sequence[bytes]:
-    """Encode a reply to an event: one message, or any number in full duplex."""
+    """Encode a reply to an event as one message, or as several in full duplex."""
     match reply:
         case Route():
             return (_encode_route(event, reply),)
@@ -175,7 +177,7 @@ def _encode_route(event: Event, reply: Route) -> bytes:
         return _encode_decision(_PHASES[type(event)], reply)
     message = pb.ProcessingResponse.FromString(_encode_decision("request_body", reply))
     common = message.request_body.response
-    # Envoy does not update content-length, and a mismatch with the body is a 500.
+    # Envoy does not update content-length, and answers 500 if it differs from the body.
     _set_header(common, "content-length", str(len(reply.body)).encode())
     common.body_mutation.body = reply.body
     return message.SerializeToString()
@@ -188,9 +190,10 @@ def _set_header(common: pb.CommonResponse, key: str, value: bytes) -> None:
     option.append_action = _OVERWRITE
 
 
-# Replies with a decision differ only in a few numbers at fixed places. Building them
-# with protobuf's objects takes 30 us, a third of a request's total cost, so they are
-# built once, with markers in place of the numbers, and filled in for each request.
+# Replies with a decision differ only in a few numbers at fixed places. Building a reply
+# from protobuf's objects takes 30 us, a third of a request's total CPU time. Each kind
+# of reply is therefore built only once, with markers in place of the numbers, and the
+# numbers are filled in for each request.
 
 _DOUBLE = struct.Struct("<d")
 _NUMBERS = ("bytes", "prompt_tokens", "output_tokens", "budget_tokens")
@@ -205,14 +208,15 @@ class _Template:
     With a budget marker of two digits and one number, ``...BB...NNNNNNNN...`` becomes
     ``fixed = (b"...", b"...", b"...")`` and the layout ``<3s2s3sd3s``; ``fill(b"42",
     7)`` packs ``...42...``, the double 7.0 and ``...``. Protobuf may serialize the
-    values in another order than ``fill`` takes them; ``arrange`` corrects the order.
+    values in an order that differs from the arguments of ``fill``; ``arrange`` corrects
+    the order.
     """
 
     layout: struct.Struct
-    """Layout of the fixed pieces with the value slots between them."""
+    """Layout of the fixed pieces and of the values between the pieces."""
     fixed: tuple[bytes, ...]
     arrange: Callable[[tuple[bytes | int, ...]], tuple[bytes | int, ...]]
-    """Arranges the fixed pieces, followed by the values, in the layout's order."""
+    """Function that puts the fixed pieces and the values into the layout's order."""
 
     def fill(self, *values: bytes | int) -> bytes:
         """Serialize the reply with these values."""
@@ -242,7 +246,8 @@ def _template(
     for key, mark in zip(_NUMBERS, _MARKS, strict=True):
         values[key].number_value = _DOUBLE.unpack(mark)[0]
     wire = message.SerializeToString()
-    # The offset of each marker, the index of its value in ``fill``, and the marker.
+    # For each marker: its offset, the index of its value in the arguments of ``fill``,
+    # and the marker itself.
     marks = sorted(
         (wire.index(m), i, m) for i, m in enumerate((budget_mark, *_MARKS)) if m
     )
@@ -286,7 +291,7 @@ def _encode_decision(phase: str, reply: Route | Release) -> bytes:
 
 
 def _encode_retry_cut(phase: str, decision: Decision) -> bytes:
-    """Encode one more header for a reply that sets some; see ``_encode_token``."""
+    """Encode one more header for a reply that sets headers; see ``_encode_token``."""
     message = pb.ProcessingResponse()
     limit_tokens = decision.limit_tokens or 0
     value = f"{decision.pool.max_model_len} {limit_tokens}".encode()
@@ -295,10 +300,10 @@ def _encode_retry_cut(phase: str, decision: Decision) -> bytes:
 
 
 def _encode_token(decision_token: bytes) -> bytes:
-    """Encode additional ``dynamic_metadata`` for a reply that has some.
+    """Encode additional ``dynamic_metadata`` for a reply that has metadata.
 
     A parser merges a message field that occurs twice (protobuf's encoding guide, "Last
-    One Wins"), so this can be appended to the serialized reply.
+    One Wins"), so the result can be appended to the serialized reply.
     """
     message = pb.ProcessingResponse()
     values = message.dynamic_metadata.fields[TOKEN_NAMESPACE].struct_value.fields
@@ -335,8 +340,8 @@ def _chunks(phase: str, body: bytes, end_of_stream: bool) -> list[bytes]:
 
 def _constant(phase: str, **override: Any) -> tuple[bytes]:
     message = pb.ProcessingResponse()
-    # Merely accessing a submessage would leave the oneof unset: an invalid reply, and a
-    # 500 for the client.
+    # If the submessage were only accessed, the oneof would stay unset. Such a reply is
+    # invalid, and the client would receive a 500.
     getattr(message, phase).SetInParent()
     if override:
         message.mode_override.CopyFrom(pb.ProcessingMode(**override))
@@ -351,8 +356,8 @@ _CONTINUE: dict[type[Event], tuple[bytes]] = {
     ResponseBody: _constant("response_body"),
     ResponseTrailers: _constant("response_trailers"),
 }
-# Response headers are always requested: the sampler decides only once the body arrives,
-# and the reply to the body cannot change the mode. If an exchange is not sampled, its
+# Always request the response headers: the sampler decides only when the body arrives,
+# and the reply to the body cannot change the mode. If the response is not sampled, the
 # stream is ended.
 _ASK_REQUEST_BODY = _constant(
     "request_headers",

@@ -1,4 +1,4 @@
-"""Long computations in steps, so that the event loop can do other work in between."""
+"""Long computations in steps, so that the event loop can do other work between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Later = Callable[[Callable[[], None]], object]
 class TimeSlices:
     """Runs one step of each pending task in turn, one step per event-loop iteration.
 
-    However many bodies are parsed at once, other work waits for one step at most.
+    Other work waits for at most one step, however many bodies are parsed at once.
 
     Args:
         later: schedules a call for the loop's next iteration; the loop's ``call_soon``.
@@ -25,10 +25,11 @@ class TimeSlices:
     def add(self, step: Callable[[], bool], done: Callable[[], None]) -> None:
         """Add a task, to be run in turn with the others.
 
-        An exception in either call ends this task and is raised in the event loop.
+        An exception in ``step`` or ``done`` ends this task and is raised in the event
+        loop.
 
         Args:
-            step: runs the next step; returns false once none is left.
+            step: runs the next step; returns false if no step is left.
             done: called after the last step.
         """
         self._work.append((step, done))
@@ -39,7 +40,7 @@ class TimeSlices:
         """Run a task to its end, in turn with the others.
 
         If the caller is cancelled, the remaining steps are skipped. Exceptions of
-        ``step`` are raised here.
+        ``step`` are raised by this method.
         """
         done = asyncio.get_running_loop().create_future()
 
@@ -58,7 +59,7 @@ class TimeSlices:
         await done
 
     def _turn(self) -> None:
-        step, done = self._work[0]  # left listed: ``add`` schedules no second turn
+        step, done = self._work[0]  # stays listed: ``add`` schedules no second turn
         goes_on = False
         try:
             goes_on = step()

@@ -1,4 +1,4 @@
-"""Decide and Observe: the same decisions and learning, for gateways without ext_proc.
+"""Decide and Observe, for decisions and learning with gateways without ext_proc.
 
 ``protos/tokenbudget/v1/router.proto`` is the contract. Transports pass its messages to
 ``Api``: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
@@ -34,7 +34,7 @@ _UINT32 = (1 << 32) - 1
 
 
 _UNKNOWN_MODEL = pb.DecideResponse(pool="", reason=NotRouted.UNKNOWN_MODEL)
-"""Response without a pool: the gateway's own default route applies."""
+"""Response without a pool, so that the gateway's own default route applies."""
 
 
 class InvalidArgumentError(Exception):
@@ -45,8 +45,9 @@ class Api:
     """Handles the messages of the API.
 
     Args:
-        service: decides and learns; its metrics include these decisions.
-        max_body_bytes: largest body after content-decoding.
+        service: service that decides and learns. Its metrics include the decisions of
+            the API.
+        max_body_bytes: largest body in bytes after content-decoding.
     """
 
     def __init__(self, service: ExtProcService, max_body_bytes: int) -> None:
@@ -68,7 +69,7 @@ class Api:
 
         Args:
             question: the request message.
-            reading: parser of its body; None to parse it in one step.
+            reading: parser of the request's body; None to parse the body in one step.
 
         Raises:
             InvalidArgumentError: the features contradict each other.
@@ -78,7 +79,7 @@ class Api:
     def decide_unread(
         self, question: pb.DecideRequest, body_bytes: int
     ) -> pb.DecideResponse:
-        """Choose a pool if the body is too large to receive and not in ``question``."""
+        """Choose a pool if the body is not in ``question`` because it is too large."""
         return self._answer(self._unread(question, Reason.TOO_LARGE, body_bytes))
 
     def _answer(self, decision: Decision | None) -> pb.DecideResponse:
@@ -107,7 +108,7 @@ class Api:
     def _decide(
         self, question: pb.DecideRequest, reading: BodyParser | None
     ) -> Decision | None:
-        """Decide; return None if the requested model is not configured."""
+        """Decide a request; return None if its model is not configured."""
         now = self._service.in_force.now
         decider, paths = now.decider, now.settings.paths
         if paths.is_stored_response(question.path):
@@ -133,7 +134,7 @@ class Api:
     def _unread(
         self, question: pb.DecideRequest, reason: Reason, body_bytes: int
     ) -> Decision | None:
-        """Decide without parsing the body; return None if the model is unknown."""
+        """Decide a request without its body; None if its model is not configured."""
         now = self._service.in_force.now
         target = now.settings.paths.find(question.path or DEFAULT_PATH)
         by_path = "" if target is None else target.model
@@ -186,7 +187,8 @@ def _request_of(features: pb.Features) -> Request:
     if size and features.prompt_tokens:
         raise InvalidArgumentError("prompt_tokens: expected only without text")
     prompt = Prompt(
-        # Repeating the sample gives a text of that size with the sample's features.
+        # The sample is repeated to obtain a text of that size with the sample's
+        # features.
         text=(sample * (size // max(1, len(sample)) + 1))[:size],
         messages=features.messages or 1,
         images=features.images,
@@ -228,7 +230,7 @@ class WithApi:
 
 
 class _Observing:
-    """A call of ``Observe``: one response to learn from."""
+    """A call of ``Observe``, with one response to learn from."""
 
     def __init__(self, api: Api) -> None:
         self._api = api

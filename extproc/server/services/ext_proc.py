@@ -1,7 +1,7 @@
-"""The ext_proc service, independent of the transport: serialized messages in and out.
+"""The ext_proc service, which exchanges serialized messages with any transport.
 
-It is synchronous by design: nothing awaits, so a transport answers each read with one
-write, and the estimator needs no lock.
+The service is synchronous by design: no method awaits, so a transport answers each read
+with one write, and the estimator needs no lock.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class ExtProcService:
         tracer: records spans; None for no tracing.
         defer: schedules a call after the reply is sent, such as the event loop's
             ``call_soon``. Used for learning.
-        in_flight: requests in flight whose end will be reported.
+        in_flight: tracks the requests in flight whose end will be reported.
         slices: limit the time of a parsing step; None to parse bodies in one step.
         later: schedules a call after a number of seconds, such as the event loop's
-            ``call_later``. By default there is no timeout for a requested body.
+            ``call_later``. By default a requested body has no timeout.
         clock: seconds, for measuring answer times.
     """
 
@@ -141,7 +141,7 @@ class ExtProcService:
         return self.in_force.now.loads()
 
     def fault(self, error: Exception) -> None:
-        """Count an internal error, and log the first at each place in the code.
+        """Count an internal error, and log the first error at each place in the code.
 
         The message is omitted because it may quote a body.
         """

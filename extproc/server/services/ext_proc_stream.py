@@ -1,4 +1,4 @@
-"""One ``Process`` stream: the messages of an exchange and their replies, in order."""
+"""A ``Process`` stream, with the messages of an exchange and their replies in order."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from extproc.server.services.requested_bodies import Lost, RequestedBodies
 from extproc.server.services.watchers import Tracer
 
 MAX_HELD_MESSAGES = 16
-"""Maximum messages a stream may queue while its body is parsed. Envoy sends one or two
-at most, as it waits for the reply to each phase before the next."""
+"""Maximum number of messages that a stream may queue while its body is parsed. Envoy
+sends at most one or two messages in this time, since it starts the next phase only
+after the reply to the previous phase."""
 
 _PHASES: dict[type[Event], str] = {
     RequestHeaders: "request_headers",
@@ -77,7 +78,7 @@ class Host(Protocol):
 
 
 class ExtProcStream:
-    """One ``Process`` stream.
+    """A ``Process`` stream.
 
     Args:
         service: the service that opened the stream.
@@ -124,7 +125,7 @@ class ExtProcStream:
         """Return the replies to one message.
 
         Raises:
-            RpcError: the stream cannot continue and a clean end would lose body bytes,
+            RpcError: the stream has failed and ending it with OK would lose body bytes,
                 or the peer sent too many messages at once.
         """
         received_s = self._service.clock()
@@ -155,7 +156,7 @@ class ExtProcStream:
         return self._held is not None and parser.step()
 
     def _resume(self, event: Event, received_s: float) -> None:
-        """Answer the event whose body was parsed, then the queued messages."""
+        """Answer the event whose body was parsed, and then the queued messages."""
         if self._held is None:
             return  # the stream was closed meanwhile
         held, self._held = self._held, None
@@ -183,7 +184,7 @@ class ExtProcStream:
             return self._end(error)
 
     def _answer(self, event: Event, step: Step, received_s: float) -> Replies:
-        """Report a step's results and encode its reply."""
+        """Report the results of a step of the exchange, and encode its reply."""
         service, decided = self._service, step.decided
         self._watch_body(step)
         if step.fault is not None:
@@ -211,7 +212,7 @@ class ExtProcStream:
         return messages, step.end
 
     def _watch_body(self, step: Step) -> None:
-        """Start the timeout of a requested body, or count the body as lost."""
+        """Start the timeout of a requested body, or count the body if it is lost."""
         if self._exchange.awaits_body:
             self._service.requested_bodies.began(self)
         elif step.refused:
@@ -221,32 +222,32 @@ class ExtProcStream:
         """End the stream after an error.
 
         Raises:
-            RpcError: a clean end would lose body bytes.
+            RpcError: ending the stream with OK would lose body bytes.
         """
         if isinstance(error, ProtocolError | UnknownMessageError):
             self._service.protocol_error(error)
         else:
             self._service.fault(error)
         if self._exchange.owes_bodies:
-            # In full duplex a clean end means that no more body follows: the backend
+            # In full duplex, the status OK means that the body is complete. The backend
             # would receive a truncated request, or the client a truncated response.
             raise RpcError(
                 StatusCode.INTERNAL,
                 "internal error: a full-duplex stream would lose data",
             ) from None
-        # After a clean end Envoy continues without the router; an error status would be
-        # a 500 for the client if failure_mode_allow is off.
+        # After the status OK, Envoy continues without the router. After an error
+        # status, the client would receive a 500 if failure_mode_allow is off.
         return (), True
 
     def half_closed(self) -> Replies:
-        """Envoy half-closed the stream; end ours too, once its body is answered."""
+        """End the stream after Envoy's half-close, once its body is answered."""
         self._half_closed = True
         if self._held is None and self._exchange.awaits_body:
             self._lose_body(Lost.ENDED)
         return (), self._held is None
 
     def body_is_late(self) -> None:
-        """End the stream undecided, because the body did not arrive in time."""
+        """End the stream without a decision, since the body did not arrive in time."""
         self._lose_body(Lost.TIMEOUT)
         self._service.metrics.not_routed.add(NotRouted.BODY_LATE)
         self._send((), True)
@@ -256,7 +257,7 @@ class ExtProcStream:
         self._service.requested_bodies.lost(how)
 
     def closed(self, cancelled: bool) -> None:
-        """Count the stream's final state, whichever side ended it."""
+        """Count the final state of the stream, whichever side ended the stream."""
         self._service.in_flight.ended(self._exchange)
         self._service.requested_bodies.ended(self)
         self._held = None
@@ -266,7 +267,7 @@ class ExtProcStream:
 
 
 def _without_decision(reply: Reply) -> Reply:
-    """Return a reply with only the body, which must not be lost."""
+    """Return a reply that contains only the body, so that the body is not lost."""
     if isinstance(reply, Release):
         return Release(None, reply.body, reply.end_of_stream, reply.trailers)
     return reply

@@ -1,10 +1,10 @@
 """Fast decoders for the messages that Envoy sends, without protobuf objects.
 
-A decision uses five of a request's dozen headers, yet each costs protobuf's decoder two
-objects and two strings; a large body it copies twice, once into newly mapped pages. The
-decoders here walk over the bytes, decode only the wanted headers, and return a view of
-the body. They support the encoding that all protobuf serializers produce, and leave
-other valid encodings to the general decoder.
+A decision uses five of a request's dozen headers, but protobuf's decoder creates two
+objects and two strings for each header. It also copies a large body twice, once into
+newly mapped pages. The decoders in this module walk over the bytes, decode only the
+wanted headers, and return a view of the body. They support the encoding that all
+protobuf serializers produce. The general decoder handles other valid encodings.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from extproc.exchange.events import (
 )
 
 # Tags of protobuf's wire format: the field number times eight, plus 2 for a
-# length-prefixed value or 0 for a varint. For ProcessingRequest, HttpHeaders,
-# HeaderValue, HttpBody and ProtocolConfiguration (protos/extproc/wire/ext_proc.proto).
+# length-prefixed value or 0 for a varint. The fields are those of ProcessingRequest,
+# HttpHeaders, HeaderValue, HttpBody and ProtocolConfiguration
+# (protos/extproc/wire/ext_proc.proto).
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY = 0x12, 0x1A, 0x22
 _METADATA_CONTEXT, _ATTRIBUTES, _PROTOCOL_CONFIG = 0x42, 0x4A, 0x5A
 _HEADERS_PHASES = (bytes((_REQUEST_HEADERS,)), bytes((_RESPONSE_HEADERS,)))
@@ -32,8 +33,8 @@ _BODY_ENDS_STREAM = b"\x10\x01"
 _REQUEST_BODY_MODE, _RESPONSE_BODY_MODE = 0x08, 0x10
 
 _CONTEXT = (_METADATA_CONTEXT, _ATTRIBUTES)
-"""Fields that the router does not use; Envoy sends the metadata context, even if empty,
-with each message."""
+"""Fields that the router does not use. Envoy sends the metadata context with each
+message, even if it is empty."""
 _NOT_THE_BODYS = (*_CONTEXT, _PROTOCOL_CONFIG)
 
 _LONGEST_SHIFT = 28
@@ -42,11 +43,11 @@ _LONGEST_SHIFT = 28
 _MODES = {mode.value: mode for mode in BodyMode}
 
 LARGE_BYTES = 16 * 1024
-"""Smallest message with a body that is decoded here; below this size, copies are
-cheaper."""
+"""Minimum size in bytes of a message with a body for the fast decoder. Below this size,
+copying the body is faster."""
 
 Wanted = Mapping[bytes, str]
-"""Headers to decode: the lower-case name, by its bytes on the wire."""
+"""Headers to decode, with the lower-case name by the name's bytes in the message."""
 
 
 class _UnusualError(Exception):
@@ -60,11 +61,11 @@ def fast_headers(
 
     Args:
         data: the serialized message; untrusted.
-        wanted: headers to decode; the first of each name counts.
+        wanted: headers to decode. If a name occurs twice, its first header is used.
 
     Returns:
-        None if the general decoder has to decode it: another phase, an unusual
-        encoding, or an invalid message.
+        The event, or None if the general decoder has to decode the message because of
+        another phase, an unusual encoding, or invalid data.
     """
     if data[:1] not in _HEADERS_PHASES:
         return None
@@ -81,8 +82,8 @@ def fast_body(data: bytes) -> RequestBody | None:
         data: the serialized message; untrusted. The event keeps a view of it.
 
     Returns:
-        None if the general decoder has to decode it: a small message, another phase, an
-        unusual encoding, or an invalid message.
+        The event, or None if the general decoder has to decode the message because of a
+        small size, another phase, an unusual encoding, or invalid data.
     """
     if len(data) < LARGE_BYTES or data[0] != _REQUEST_BODY:
         return None
@@ -100,7 +101,7 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
         _walk(data, start, position, wanted, headers)
     end_of_stream = False
     if position < end:
-        # The general decoder handles numbers above 1.
+        # The general decoder handles values above 1.
         if data[position] != _END_OF_STREAM or data[position + 1] != 1:
             raise _UnusualError
         end_of_stream = True
@@ -118,7 +119,8 @@ def _walk(
 ) -> None:
     """Decode the headers between two offsets.
 
-    Each header's end is checked at the end of its value, and the last one's at the end.
+    The end of each header is checked at the end of its value, and the end of the last
+    header is checked at the end of the range.
     """
     while position < end:
         if data[position] != _HEADER:
@@ -203,10 +205,10 @@ def _pass_over(data: bytes, position: int, tags: tuple[int, ...]) -> int:
 
 
 def _span(data: bytes, position: int) -> tuple[int, int]:
-    """Read a length; return the start and end of the bytes that it covers.
+    """Read a length; return the start and end of the bytes after it.
 
     Raises:
-        _UnusualError: the length has over five bytes, or exceeds the data.
+        _UnusualError: the length has more than five bytes, or exceeds the data.
     """
     length = data[position]
     start = position + 1

@@ -1,4 +1,4 @@
-"""gRPC health (grpc.health.v1): a registry of statuses, and the service for it.
+"""Registry of serving statuses, and the gRPC health service (grpc.health.v1).
 
 The registry is independent of the transport; :class:`HealthService` is an ordinary
 :class:`~extproc.rpc.call.Service`.
@@ -17,11 +17,12 @@ SERVICE_NAMES: Final = ("", "liveness", "readiness", EXT_PROC)
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 
 Watcher = Callable[[bool | None], None]
-"""Receives a status: true if serving, ``None`` if the name is unknown."""
+"""Function that receives a status, which is true if the service is serving and ``None``
+if its name is unknown."""
 
 
 class HealthStatuses:
-    """Serving status by service name; initially none of ``SERVICE_NAMES`` is serving.
+    """Serving status by service name; initially no service is serving.
 
     Not thread-safe: use it from the event loop only.
     """
@@ -49,7 +50,7 @@ class HealthStatuses:
                 self.set(name, serving)
 
     def watch(self, name: str, watcher: Watcher) -> Callable[[], None]:
-        """Call ``watcher`` on each change; return a function that stops this."""
+        """Call ``watcher`` on each change; return a function that stops these calls."""
         watchers = self._watchers.setdefault(name, {})
         key = object()
         watchers[key] = watcher
@@ -86,7 +87,7 @@ def _asked_name(message: bytes) -> str:
 
 
 class HealthService:
-    """``Check`` and ``Watch`` over a registry (grpc/doc/health-checking.md)."""
+    """``Check`` and ``Watch`` on a registry (grpc/doc/health-checking.md)."""
 
     def __init__(self, statuses: HealthStatuses) -> None:
         self._statuses = statuses
@@ -103,7 +104,7 @@ class HealthService:
 
 
 class _Check:
-    """A call of ``Check``: one request, one response; NOT_FOUND for an unknown name."""
+    """A call of ``Check``, which ends with NOT_FOUND if the name is unknown."""
 
     def __init__(self, statuses: HealthStatuses) -> None:
         self._statuses = statuses
@@ -123,7 +124,7 @@ class _Check:
 
 
 class _Watch:
-    """A call of ``Watch``: sends the status now and after each change."""
+    """A call of ``Watch``, which sends the status at once and after each change."""
 
     def __init__(self, statuses: HealthStatuses, send: Send) -> None:
         self._statuses = statuses
@@ -143,7 +144,7 @@ class _Watch:
         return (), False
 
     def drain(self) -> Replies:
-        """End the stream, so that the client watches the next server."""
+        """End the stream, so that the client watches another server."""
         return (), True
 
     def closed(self, cancelled: bool) -> None:

@@ -1,8 +1,8 @@
-"""Requests in flight whose end will be reported, for exact counts by pool.
+"""Tracks requests in flight whose end will be reported, for exact counts by pool.
 
 A request's end is reported if the stream stays open for the response, if Envoy's access
-log covers it, or if a gateway calls Observe. Only these requests are tracked; any other
-request counts until the pool's servers next report their load, which replaces the
+log covers it, or if a gateway calls Observe. Only these requests are tracked. Any other
+request counts until the servers of its pool next report their load, which replaces the
 count.
 """
 
@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 MAX_FLIGHTS = 16_384
-"""Maximum requests tracked. Above it the oldest are dropped: their log entry was lost
-or went to another process."""
+"""Maximum number of tracked requests. If there are more, the oldest are dropped, since
+their log entries were lost or went to another process."""
 
 
 class InFlight:
@@ -21,14 +21,13 @@ class InFlight:
 
     Args:
         landed: called with the pool of each request that ends.
-        limit: maximum requests tracked, at least 1.
+        limit: maximum number of tracked requests, at least 1.
     """
 
     def __init__(self, landed: Callable[[str], None], limit: int = MAX_FLIGHTS) -> None:
         self._landed = landed
         self._limit = limit
-        # In a plain dict, finding the first key means skipping all keys deleted before
-        # it.
+        # In a plain dict, a search for the first key visits all deleted keys before it.
         self._pools: OrderedDict[Hashable, list[str]] = OrderedDict()
         self._count = 0
 
@@ -39,8 +38,9 @@ class InFlight:
         """Start tracking a request.
 
         Args:
-            key: identifies the request when it ends. Equal requests have equal decision
-                tokens; it does not matter which of them ends first.
+            key: value that identifies the request when it ends. Equal requests have
+                equal decision tokens, so it does not matter which of the requests ends
+                first.
         """
         if self._count >= self._limit:
             self._take(next(iter(self._pools)))
@@ -48,7 +48,7 @@ class InFlight:
         self._count += 1
 
     def ended(self, key: Hashable) -> None:
-        """Record the end of a request; unknown ones (late, not ours) are ignored."""
+        """Record the end of a request; the end of an untracked request is ignored."""
         pool = self._take(key)
         if pool is not None:
             self._landed(pool)

@@ -1,9 +1,9 @@
-"""Timeouts for requested bodies, and learning from lost ones.
+"""Timeouts for requested bodies, and learning from lost bodies.
 
-A gateway that cannot hand over a body answers 413, or does nothing, in which case the
-request hangs there for as long as its client waits. A body that takes too long is given
-up; each lost body is counted, logged, and lowers the size of the bodies to request
-(``GatewayLimit``).
+If a gateway cannot pass a body to the router, the gateway either answers 413 or does
+nothing. Without an answer, the request hangs for as long as its client waits. The
+router therefore stops waiting for a body after a timeout. Each lost body is counted and
+logged, and lowers the maximum size of bodies to request (``GatewayLimit``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ LOG_INTERVAL_S = 60.0
 """Minimum seconds between two log lines."""
 
 Later = Callable[[float, Callable[[], None]], object]
-"""Schedules a call after a number of seconds, on the event loop's thread."""
+"""Function that schedules a call on the event loop's thread after a number of
+seconds."""
 
 
 class Lost(StrEnum):
-    """How a requested body was lost. A closed set, used as a metric label."""
+    """Reason why a requested body is lost. A closed set, used as a metric label."""
 
     TIMEOUT = "timeout"
-    """It did not arrive within ``server.body_timeout_s``."""
+    """The body did not arrive within ``server.body_timeout_s``."""
     REFUSED = "refused"
     """The gateway answered 413."""
     ENDED = "ended"
@@ -46,10 +47,11 @@ class Waiting(Protocol):
 
 
 class RequestedBodies:
-    """Gives up bodies that arrive too late, and records lost ones.
+    """Stops waiting for bodies after a timeout, and records lost bodies.
 
-    All timeouts are equal, so the body that has waited longest is due first. One timer
-    is therefore enough, and a body that arrives in time costs two dictionary updates.
+    All timeouts are equal, so the body that was requested first reaches its timeout
+    first. One timer is therefore enough, and a body that arrives in time takes only two
+    dictionary updates.
 
     Args:
         in_force: holder of the timeout and of the learned limit.
@@ -89,7 +91,7 @@ class RequestedBodies:
         self._began.pop(stream, None)
 
     def lost(self, how: Lost) -> None:
-        """Count and log a lost body; its exchange has already learned from it."""
+        """Count and log a lost body, from which its exchange has already learned."""
         self._lost.add(how)
         now, limit = self._in_force.now, self._in_force.now.gateway_limit
         if self._clock() >= self._log_from_s:
@@ -111,7 +113,7 @@ class RequestedBodies:
         return self._in_force.now.config.server.body_timeout_s
 
     def _look(self) -> None:
-        """Give up bodies past their timeout, and schedule the next check."""
+        """Stop waiting for bodies past their timeout, and schedule the next check."""
         now_s, timeout_s = self._clock(), self._timeout_s
         while self._began:
             stream, began_s = next(iter(self._began.items()))

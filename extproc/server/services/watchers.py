@@ -10,17 +10,17 @@ from extproc.routing.router import Decision, Lesson
 
 
 class DecisionWatcher(Protocol):
-    """Receives decisions, as the metrics do."""
+    """Receives decisions; the metrics, for example, implement it."""
 
     def decided(self, decision: Decision) -> None:
-        """Handle a decision, quickly: its reply has not been sent yet."""
+        """Handle a decision quickly, since its reply has not been sent yet."""
 
 
 class ObservationWatcher(Protocol):
-    """Receives responses, as the metrics do."""
+    """Receives responses; the metrics, for example, implement it."""
 
     def observed(self, observation: Observation, lesson: Lesson) -> None:
-        """Handle a response and its lesson."""
+        """Handle a response and the lesson learned from it."""
 
 
 class Tracer(Protocol):

@@ -1,1 +1,1 @@
-"""Transports for gRPC: the native one and grpcio, with TLS."""
+"""The native and grpcio transports for gRPC, with TLS."""

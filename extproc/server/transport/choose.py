@@ -17,12 +17,14 @@ from extproc.server.transport.native import NativeServer, new_event_loop
 from extproc.server.transport.tls import Certificates, LiveContext, grpc_credentials
 
 _ENVOY_BYTES = 32 << 20
-"""Maximum request bytes that Envoy buffers as shipped (`request_body_buffer_limit`); a
-body without a length may reach it. Parts of responses are smaller: Envoy's default
-HTTP/2 window is 16 MiB, and a response of 8 MB came in parts above 4 MiB."""
+"""Maximum number of request bytes that Envoy buffers with the shipped configuration
+(`request_body_buffer_limit`). A body of undeclared length may reach this maximum. Parts
+of responses are smaller: Envoy's default HTTP/2 window is 16 MiB, and a response of 8
+MB came in parts above 4 MiB."""
 
 _ENVELOPE_BYTES = 64 * 1024
-"""Allowance for the rest of a message: headers, attributes, metadata."""
+"""Allowance in bytes for the rest of a message, with headers, attributes and
+metadata."""
 
 
 class Transport(Protocol):
@@ -40,11 +42,11 @@ class Transport(Protocol):
         """
 
     async def drain(self, timeout_s: float, /) -> None:
-        """Refuse new streams, wait for open ones until the timeout, then stop."""
+        """Refuse new streams, wait for open streams until the timeout, then stop."""
 
 
 def max_message_bytes(server: ServerConfig) -> int:
-    """Return the largest gRPC message size: a body, or part of a response."""
+    """Return the maximum gRPC message size, for a body or part of a response."""
     return max(_ENVOY_BYTES, server.max_body_bytes) + _ENVELOPE_BYTES
 
 
@@ -59,8 +61,8 @@ def build_transport(
     Args:
         server: selects the transport, its limits and its certificates.
         service: application to serve.
-        listen: address to listen on: ``server.listen``, or that of one of several
-            workers.
+        listen: address to listen on, which is ``server.listen`` or the address of one
+            of several workers.
         monitor: receives connection events (native transport only).
 
     Raises:
@@ -92,7 +94,7 @@ def build_transport(
 
 
 def loop_factory(server: ServerConfig) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return the factory of the event loop that suits the transport best."""
+    """Return the factory of the event loop that is best for the transport."""
     if server.transport is TransportName.NATIVE:
         return new_event_loop
     return asyncio.new_event_loop

@@ -32,8 +32,9 @@ class GrpcioServer:
     Args:
         service: opens the calls.
         address: address to listen on; port 0 means any free port.
-        limits: limits on one connection. Only the sizes of messages and of metadata
-            apply here; a stream that exceeds them ends with RESOURCE_EXHAUSTED.
+        limits: limits on one connection. This transport uses only the limits on the
+            sizes of messages and of metadata. A stream that exceeds a limit ends with
+            RESOURCE_EXHAUSTED.
         credentials: TLS credentials; None for plain text.
     """
 
@@ -58,12 +59,13 @@ class GrpcioServer:
                     "grpc.max_receive_message_length",
                     limits.max_message_bytes,
                 ),
-                # Up to the first limit all are accepted, above the second none; in
-                # between gRPC refuses at random.
+                # gRPC accepts all metadata up to the first limit and none above the
+                # second limit. Between the two limits gRPC refuses at random.
                 ("grpc.max_metadata_size", limits.max_header_list_bytes),
                 ("grpc.absolute_max_metadata_size", 4 * limits.max_header_list_bytes),
-                # Envoy's keepalive may ping every second even when idle; by default
-                # gRPC would treat that as an attack and close the connection.
+                # Envoy's keepalive may ping every second even if the connection is
+                # idle. By default gRPC would treat these pings as an attack and close
+                # the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", 100),
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -91,13 +93,13 @@ class GrpcioServer:
         self.port = 0 if self._address.is_unix else port
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new streams, wait for open ones until the timeout, then stop."""
+        """Refuse new streams, wait for open streams until the timeout, then stop."""
         for call in tuple(self._calls):
             await call.drain()
         await self._server.stop(timeout_s)
 
     async def serve_stream(self, path: str, context: Any) -> RpcError | None:
-        """Run one stream; return the error to end it with, if any."""
+        """Run one stream; return the error that ends the stream, or None."""
         stream = _OpenCall(context)
         headers = {
             key: value
@@ -106,7 +108,7 @@ class GrpcioServer:
         }
         try:
             call = self._service.open(path, headers, stream.send)
-        except Exception as error:  # any exception of the application
+        except Exception as error:  # the application may raise any exception
             return _ending(f"open {path}", error)
         if call is None:
             return unknown_method(path)
@@ -119,12 +121,12 @@ class GrpcioServer:
             return ending
         finally:  # gRPC cancels the handler if the client disconnects
             self._calls.discard(stream)
-            # Break the reference cycle of call and ``send``, so that both are freed at
-            # once.
+            # Break the reference cycle between call and ``send``, so that the memory of
+            # both is freed at once.
             stream.call = None
             try:
                 call.closed(cancelled)
-            except Exception as error:  # any exception of the application
+            except Exception as error:  # the application may raise any exception
                 log_failure("closed", error)
 
 
@@ -133,7 +135,7 @@ def _ending(where: str, error: BaseException) -> RpcError:
     if not isinstance(error, RpcError):
         log_failure(where, error)
         error = internal_error()
-    # Drop the traceback: its frames keep the call alive.
+    # Drop the traceback, whose frames keep the call alive.
     return error.with_traceback(None)
 
 
@@ -159,11 +161,11 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
 
 
 class _OpenCall:
-    """One stream: its replies to send and its end.
+    """A stream with its pending replies and its end.
 
-    The handler does not read, because gRPC cancels it when the client resets the
-    stream, and a cancelled read leaks its allocation (96 bytes in 1.71 to 1.85).
-    Instead a separate task reads, and its pending read then ends by itself.
+    The handler does not read, because gRPC cancels the handler when the client resets
+    the stream, and a cancelled read leaks memory (96 bytes in versions 1.71 to 1.85). A
+    separate task reads instead, and its pending read ends by itself after a reset.
     """
 
     def __init__(self, context: Any) -> None:
@@ -181,7 +183,7 @@ class _OpenCall:
         return await self._over
 
     async def _answer(self) -> bool:
-        """Answer messages until the client half-closes; true if the stream is over."""
+        """Answer messages until a half-close; return whether the stream is over."""
         while True:
             message = await self._context.read()
             if self._over.done():
@@ -213,7 +215,7 @@ class _OpenCall:
             self._end(True)
 
     def send(self, messages: Sequence[bytes], end: bool | RpcError = False) -> None:
-        """Send replies outside of an answer; no effect once the stream is over."""
+        """Send replies that answer no message; no effect once the stream is over."""
         if self._over.done():
             return
         self._late.extend(messages)
@@ -225,7 +227,7 @@ class _OpenCall:
     def _end(self, how: bool | RpcError) -> None:
         if self._over.done():
             return
-        # Drop the traceback: its frames keep this object alive.
+        # Drop the traceback, whose frames keep this object alive.
         error = how.with_traceback(None) if isinstance(how, RpcError) else None
         self._over.set_result(error)
 
@@ -233,12 +235,12 @@ class _OpenCall:
         try:
             while self._late:
                 await self._context.write(self._late.popleft())
-        except Exception:  # the client is gone; gRPC raises various errors for that
+        except Exception:  # gRPC raises various errors if the client is gone
             self._late.clear()
             logger.debug("late_reply_lost")
 
     async def drain(self) -> None:
-        """Notify a drainable call of the shutdown; end it if it agrees."""
+        """Notify a drainable call of the shutdown, which may end the stream."""
         if isinstance(self.call, Drainable):
             replies, end = self.call.drain()
             self.send(replies, end)

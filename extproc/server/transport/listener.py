@@ -1,7 +1,8 @@
 """Accepts connections, counts them from the start and limits their number.
 
-asyncio's servers report a connection only after its TLS handshake, so an open handshake
-could not be counted, nor the cause of a failed one logged.
+asyncio's servers report a connection only after its TLS handshake. With such a server,
+a handshake in progress could not be counted, and the cause of a failed handshake could
+not be logged.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Final, Protocol
 from extproc.address import Address
 
 HANDSHAKE_S: Final = 10.0
-"""Seconds until an incomplete TLS handshake ends its connection."""
+"""Seconds after which an incomplete TLS handshake ends its connection."""
 SPARE_DESCRIPTORS: Final = 64
-"""File descriptors reserved for the admin port, files and the pools' endpoints."""
+"""Number of file descriptors reserved for the admin port, files and the endpoints."""
 _BACKLOG: Final = 1024
 _ACCEPTS_A_TURN: Final = 64
 _PAUSE_S: Final = 1.0
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
-"""TCP keepalive: detects vanished peers within two minutes."""
+"""TCP keepalive options, which detect vanished peers within two minutes."""
 
 
 class Monitor(Protocol):
@@ -41,7 +42,7 @@ class Monitor(Protocol):
         """Count the end of a connection."""
 
     def refused(self, reason: str) -> None:
-        """Count a connection that was closed on accept."""
+        """Count a connection that was closed as soon as it was accepted."""
 
     def handshake_failed(self, reason: str) -> None:
         """Count a failed TLS handshake, or one that did not negotiate HTTP/2."""
@@ -78,7 +79,8 @@ class Listener:
             :meth:`made` when it is connected and :meth:`left` when the connection is
             lost.
         ssl_context: TLS context; None for plain text.
-        max_connections: connections above this are closed at once.
+        max_connections: maximum number of connections; any further connection is closed
+            at once.
         monitor: receives connection events.
     """
 
@@ -126,7 +128,7 @@ class Listener:
                 await self._bind_tcp(loop)
         except OSError as error:
             self.close()
-            number = error.errno or 0  # negative if it is getaddrinfo's
+            number = error.errno or 0  # getaddrinfo's numbers are negative
             reason = os.strerror(number) if number > 0 else str(error)
             raise OSError(f"cannot listen on {self._address}: {reason}") from error
         for each in self._sockets:
@@ -256,7 +258,7 @@ class Listener:
 
 
 def connection_limit(wanted: int) -> int:
-    """Return the maximum number of connections, limited by file descriptors.
+    """Return the maximum number of connections that the file descriptors permit.
 
     Raises the soft limit of file descriptors as far as the system permits.
     """

@@ -5,7 +5,8 @@
     ...
     await server.drain(seconds=10)
 
-It runs on any event loop; on uvloop at about half the cost (:func:`new_event_loop`).
+The server runs on any event loop, and takes about half the CPU time on uvloop
+(:func:`new_event_loop`).
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ wire_logger = logging.getLogger(WIRE)
 
 _READ_BYTES: Final = 256 * 1024
 TURN_S: Final = 0.002
-"""Seconds of work for one connection before the others get their turn."""
+"""Seconds of work for one connection before other connections get their turn."""
 INTRODUCTION_S: Final = 10.0
 """Seconds within which a peer must send its preface and SETTINGS."""
 IDLE_S: Final = 600.0
-"""Seconds without a stream after which a connection is closed. Its peer reconnects when
-needed, whereas a thousand idle connections would keep others out."""
+"""Seconds without a stream after which a connection is closed. The peer reconnects when
+needed, whereas a thousand idle connections would keep other peers out."""
 STALL_S: Final = 30.0
 """Seconds that a peer may leave its replies unread before it is disconnected."""
 LINGER_S: Final = 1.0
-"""Seconds to wait for the peer to close first. Closing with unread input would reset
-the connection, and then a gRPC client may report a socket error instead of the status
-that it has just received."""
+"""Seconds to wait for the peer to close the connection first. If this side closed it
+with unread input, the connection would be reset, and a gRPC client might report a
+socket error instead of the status that it has just received."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -61,10 +62,10 @@ class NativeServer:
         address: address to listen on; port 0 means any free port.
         limits: limits on one connection.
         ssl_context: TLS context; ALPN is set to ``h2`` and clients must negotiate it.
-        max_connections: connections above this are closed at once; those in the TLS
-            handshake count too.
+        max_connections: maximum number of connections, including connections in the TLS
+            handshake; any further connection is closed at once.
         monitor: receives connection events and errors.
-        linger_s: seconds that a peer has to close after GOAWAY.
+        linger_s: seconds within which a peer has to close its connection after GOAWAY.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class NativeServer:
         self.linger_s: Final = linger_s
         self.held: Final = Held()
         self.buffer: Final = memoryview(bytearray(_READ_BYTES))
-        """Read buffer shared by all connections: the loop fills it and passes it on in
-        one step, and connections keep no view of it."""
+        """Read buffer that all connections share. This is possible because the loop
+        fills it and passes it on in one step, and connections keep no view of it."""
         self.peers: Final[set[_Peer]] = set()
         self._ssl = ssl_context
         self._idle = asyncio.Event()
@@ -118,10 +119,10 @@ class NativeServer:
         return sum(peer.machine.open_calls for peer in self.peers)
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting, wait for open calls, then end the rest.
+        """Stop accepting connections, wait for open calls, then end remaining calls.
 
         Args:
-            seconds: seconds that open calls have left; then they end with UNAVAILABLE.
+            seconds: seconds after which open calls end with UNAVAILABLE.
         """
         self._listener.close()
         for peer in tuple(self.peers):
@@ -169,15 +170,15 @@ class _Peer(asyncio.BufferedProtocol):
         self._buffer = server.buffer
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        """Timer of the one event that the connection waits for: the peer's
+        """Timer for the only event that the connection waits for, which is the peer's
         introduction, read or close."""
         self._deadline: asyncio.TimerHandle | None = None
         self._closing = False
         self._opened = 0
         self._let_go = False
         self._turn_ends_s = 0.0
-        # Reasons why reading is paused: the peer does not read, or other connections
-        # get their turn.
+        # Reasons why reading is paused: the peer does not read replies, or other
+        # connections get their turn.
         self._stalled = False
         self._waiting_for_turn = False
 
@@ -215,7 +216,7 @@ class _Peer(asyncio.BufferedProtocol):
     def _yield_turn(self) -> None:
         """Stop reading until the event loop has polled all other connections.
 
-        Otherwise uvloop reads a socket that is never empty 32 times in a row.
+        Otherwise uvloop reads 32 times in a row from a socket that is never empty.
         """
         if not self._waiting_for_turn and self._transport is not None:
             self._waiting_for_turn = True
@@ -259,7 +260,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._server.left(self)
 
     def drain(self) -> None:
-        """Ask the peer to leave; open calls continue."""
+        """Ask the peer to close the connection; open calls continue."""
         self.machine.drain()
         self._flush()
 
@@ -284,7 +285,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._shut(transport)
 
     def _shut(self, transport: asyncio.Transport) -> None:
-        """Close after the peer, or after a short wait: everything has been sent."""
+        """Close after the peer or a short wait, since all output has been sent."""
         self._closing = True
         fault = self.machine.fault
         if fault is not None:
@@ -318,7 +319,7 @@ class _Peer(asyncio.BufferedProtocol):
         opened, self._opened = self._opened, self.machine.opened
         if opened == self._opened and not self.machine.open_calls:
             if self._let_go:
-                self.stop()  # it was drained but did not close
+                self.stop()  # the peer has not closed it since the drain
             else:
                 self._let_go = True
                 self.drain()
@@ -326,7 +327,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._wait(IDLE_S, self._check_idle)
 
     def _watch_deadline(self) -> None:
-        """Set a timer for the next deadline; superseded timers may still fire."""
+        """Set a timer for the next deadline; earlier timers may still fire."""
         when = self.machine.next_deadline
         if when is None:
             return

@@ -1,8 +1,8 @@
 """TLS on the gRPC port, with certificates that are reloaded when they change.
 
 Both transports use the same certificates. If a file is unusable, or key and certificate
-do not match, the last valid ones stay in force: certificates are replaced one file at a
-time, and a renewal must not close the port.
+do not match, the last valid certificates stay in force, because certificates are
+replaced one file at a time and a renewal must not close the port.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Certificates:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._lock = threading.Lock()  # gRPC calls from its own threads
+        self._lock = threading.Lock()  # gRPC calls the methods from its own threads
         self._checked_s = clock()
         self._seen = self._fingerprints()
         self.version = 0
@@ -86,7 +86,7 @@ class Certificates:
         return [Path(name) for name in names if name is not None]
 
     def _fault(self, error: Exception) -> str:
-        """Name the first setting whose file is unreadable, or return the TLS error."""
+        """Return the first setting whose file is unreadable, or the TLS error."""
         for key in ("cert_file", "key_file", "client_ca_file"):
             name = getattr(self._config, key)
             try:

@@ -1,1 +1,1 @@
-"""Worker processes: supervision and merged reports."""
+"""Supervises worker processes and merges their reports."""

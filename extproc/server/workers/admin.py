@@ -1,4 +1,4 @@
-"""One admin port for all workers, which merges their own reports."""
+"""The admin port for all workers, which merges their reports."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class WorkersAdmin:
         return await self._ask(worker, "/readyz") is not None
 
     async def _ask(self, worker: Worker, path: str) -> bytes | None:
-        """Return the body of a worker's response with status 200, else None."""
+        """Return the body of a worker's response if its status is 200, else None."""
         try:
             async with _asked(worker, "GET", path) as response:
                 return await response.read() if response.status == 200 else None
@@ -114,7 +114,8 @@ class WorkersAdmin:
     async def _get_metrics(self, request: web.Request) -> web.Response:
         restarts = list(self._restarts)
         for worker, answer in enumerate(await self._ask_all("/metrics")):
-            # Skip a worker that has restarted since: its counts were added already.
+            # Skip a worker that has restarted meanwhile, since its counts were already
+            # added.
             if self._restarts[worker] == restarts[worker]:
                 self._metrics.take(worker, None if answer is None else answer.decode())
         return web.Response(
@@ -176,7 +177,7 @@ class WorkersAdmin:
                         body=await response.read(), status=response.status, headers=kept
                     )
             except (aiohttp.ClientConnectorError, FileNotFoundError):
-                continue  # it did not receive the request, so another may
+                continue  # not received, so another worker may receive it
             except (aiohttp.ClientError, OSError, TimeoutError):
                 raise web.HTTPBadGateway(text="the worker did not answer\n") from None
         raise web.HTTPServiceUnavailable(text="no worker is available\n")
@@ -186,8 +187,8 @@ class WorkersAdmin:
 async def _asked(
     worker: Worker, method: str, path: str, **options: Any
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    # One connection per request: requests are few, and the worker may have been
-    # restarted.
+    # Use one connection per request, since requests are few and the worker may have
+    # been restarted.
     connector = aiohttp.UnixConnector(str(worker.admin_socket))
     async with (
         aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,

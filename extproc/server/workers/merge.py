@@ -1,9 +1,9 @@
-"""Merges the metrics and reports of several workers into those of one server.
+"""Merges the metrics and reports of several workers, as if one server made them.
 
-Counters and histograms are added and never decrease: the last known counts of an ended
-worker stay in the sums, since Prometheus treats a decrease as a restart and would count
-everything again. Gauges get a label for the worker, as replicas have one for the
-instance.
+Counters and histograms are added and never decrease, because Prometheus treats a
+decrease as a restart and would count all events again. The last known counts of an
+ended worker therefore stay in the sums. Gauges get a label for the worker, as replicas
+have a label for the instance.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class MergedMetrics(Collector):
         self._registry.register(self)
 
     def take(self, worker: int, text: str | None) -> None:
-        """Record a worker's /metrics; None if it did not answer."""
+        """Record the text of a worker's /metrics; None if it did not answer."""
         self._up[worker] = text is not None
         known = self._known[worker]
         if text is None:
-            # Keep its counts until it answers again; drop its gauges.
+            # Keep the worker's counts until it answers again, and drop its gauges.
             self._known[worker] = {k: v for k, v in known.items() if self._adds_up(k)}
             return
         self._known[worker] = self._read(text)
@@ -145,7 +145,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
     """Merge the reports of several workers into one.
 
     Args:
-        reports: at least one.
+        reports: the reports of the workers, at least one.
     """
     decisions = sum(report.decisions for report in reports)
     return replace(
@@ -179,7 +179,7 @@ def merge_reports(reports: Sequence[StatusReport]) -> StatusReport:
 
 
 def _merge_routers(routers: Sequence[RouterReport]) -> RouterReport:
-    """Add the counts; use the slowest worker's quantiles."""
+    """Add the counts; use the quantiles of the slowest worker."""
     return RouterReport(
         streams=sum(each.streams for each in routers),
         faults=sum(each.faults for each in routers),
@@ -229,8 +229,8 @@ def _largest(values: Iterable[float | None]) -> float | None:
 def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
     """Average shares, weighted by requests.
 
-    Only reports with the same thresholds as the first are used: all workers have the
-    same pools, except briefly during a reload.
+    Only reports with the same thresholds as the first report are used. All workers have
+    the same pools, except briefly during a reload.
     """
     thresholds = budgets[0].thresholds
     alike = [each for each in budgets if each.thresholds == thresholds]
@@ -240,8 +240,8 @@ def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
         thresholds,
         _weighed_means([each.shares for each in alike], weights),
         requests,
-        # Also weighted by requests: workers get equal traffic, and the token sums are
-        # not reported.
+        # These are also weighted by requests, since workers get equal traffic and do
+        # not report sums of tokens.
         _weighed_means([each.token_shares for each in alike], weights),
     )
 
@@ -294,7 +294,7 @@ def _merge_categories(
 
 
 def _merge_category(categories: Sequence[CategoryReport]) -> CategoryReport:
-    """Add counts and average errors weighted by them; use the busiest worker's curves.
+    """Add counts, average errors by count, and use the busiest worker's curves.
 
     Learned state is shared, so the workers' curves are nearly the same.
     """
@@ -317,7 +317,7 @@ def _mean(
     categories: Sequence[CategoryReport],
     read: Callable[[CategoryReport], float | UnsetType | None],
 ) -> float:
-    """Return the mean of a value, weighted by the responses observed."""
+    """Return the mean of a value, weighted by the number of observed responses."""
     weighed = ((read(each) or 0.0) * _observed(each) for each in categories)
     return sum(weighed) / sum(map(_observed, categories))
 
@@ -329,7 +329,7 @@ def _observed(category: CategoryReport | None) -> int:
 
 
 def _merge_ratios(reports: Sequence[StatusReport]) -> Mapping[str, float]:
-    """Return each category's ratio from the worker that observed it most."""
+    """Return each category's ratio from the worker with the most responses in it."""
     ratios: dict[str, float] = {}
     most: dict[str, int] = {}
     for report in reports:
@@ -351,7 +351,7 @@ def _merge_models(
 
 
 def _merge_model(models: Sequence[ModelReport], decisions: int) -> ModelReport:
-    """Add counts, and average errors weighted by the responses observed."""
+    """Add counts, and average errors weighted by the number of observed responses."""
     here = sum(model.decisions for model in models)
     observed = sum(model.observed for model in models)
     errors = [model for model in models if model.observed]

@@ -1,8 +1,8 @@
-"""``server.workers``: several processes, each an endpoint of its own for Envoy.
+"""Supervises the processes of ``server.workers``; each is an endpoint for Envoy.
 
-Python runs one thread at a time, so more cores need more processes. The supervisor
-makes no decisions: it starts the workers, restarts those that end, forwards signals,
-and serves one admin port for all of them.
+Python runs one thread at a time, so more processes are needed to use more cores. The
+supervisor makes no decisions: it starts the workers, restarts workers that end,
+forwards signals, and serves one admin port for all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GRACE_S = 10.0
 
 
 class WorkerProcess:
-    """One worker process, restarted whenever it ends.
+    """A worker process, which is restarted whenever it ends.
 
     Args:
         worker: the worker's index and directory.
@@ -64,8 +64,9 @@ class WorkerProcess:
         """Run the worker until ``stop``, or until it ends before its first readiness.
 
         Returns:
-            0, or the exit status of a worker that could not start: with the same
-            configuration and address, a restart would fail again.
+            0, or the exit status of a worker that could not start. Such a worker is not
+            restarted, because it would fail again with the same configuration and
+            address.
         """
         delay_s = _FIRST_DELAY_S
         while True:
@@ -106,7 +107,7 @@ class WorkerProcess:
         self.send(signal.SIGTERM)
 
     def send(self, number: signal.Signals) -> None:
-        """Forward a signal to the worker if it is running."""
+        """Forward a signal to the worker if the worker is running."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -117,7 +118,7 @@ class Supervisor:
 
     Args:
         config: the parsed configuration; each worker parses the file again.
-        path: file that it was read from; None for the defaults.
+        path: file of the configuration; None for the defaults.
     """
 
     def __init__(self, config: Config, path: Path | None) -> None:
@@ -168,7 +169,8 @@ class Supervisor:
         try:
             _log("admin", admin=await admin.start())
         except OSError as error:
-            # As in a single process, requests matter more than their metrics.
+            # As in a single process, requests matter more than their metrics: continue
+            # without the admin port.
             fields = {
                 "admin": self._config.server.admin,
                 "error": error.strerror or str(error),
@@ -210,7 +212,7 @@ class Supervisor:
 def _with_one_hash_secret(environment: Mapping[str, str]) -> dict[str, str]:
     """Give all workers the same secret seed for Python's hash of a conversation.
 
-    Without this variable, each Python process draws its own random seed.
+    Without the variable PYTHONHASHSEED, each Python process draws a random seed.
     """
     name = "PYTHONHASHSEED"
     seed = environment.get(name) or "random"

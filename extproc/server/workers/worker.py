@@ -1,4 +1,4 @@
-"""One of several worker processes, each with its own address."""
+"""Identity of one of several worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Worker:
     """Identity of a worker: its index and its directory."""
 
     directory: Path
-    """Directory that only the workers share; it exists as long as their supervisor."""
+    """Directory that only the workers share; it exists as long as the supervisor."""
     index: int
     """Index of the worker, starting at 0."""
 
