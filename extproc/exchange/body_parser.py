@@ -22,7 +22,7 @@ from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Request
 
 MAX_BODY_BYTES = 1 << 20
-"""The default limit of a body, in bytes."""
+"""The default size limit of a body, in bytes."""
 
 
 def parse_request(
@@ -77,7 +77,7 @@ class BodyParser:
         """The parsed request, or the reason why there is none: ``UNDECODABLE``,
         ``UNPARSABLE`` or ``TOO_LARGE``. None until the last step."""
         self.detail = ""
-        """Explanation of a failure; contains no text of the body."""
+        """Explanation of a failure, without any text of the body."""
         self._target = target
         self._body = body
         self._decoding: Decoding | None = None

@@ -26,11 +26,11 @@ class Decider:
     Args:
         router: makes the decisions.
         settings: shared by all exchanges.
-        wants_feedback: returns whether to observe the response; called once after each
-            decision that can be learned from.
-        loads: returns the current load of the pools, as far as it is known.
-        served: maps the model names that servers list to their pools.
-        bases: maps these names to the server's base model.
+        wants_feedback: returns whether to observe the response; called once for each
+            decision whose response could be learned from.
+        loads: returns the current load of each pool whose load is known.
+        served: maps each model name that a server lists to the server's pool.
+        bases: maps each such name to the server's base model.
         gateway_limit: the gateway's limit for bodies; None if unknown.
     """
 
@@ -79,8 +79,8 @@ class Decider:
         """Decide about a request whose body is complete.
 
         Args:
-            head: its headers.
-            parser: the parser of its body; it is run to the end here.
+            head: the request's headers.
+            parser: the parser of the body; it is run to the end here.
             body: as received.
             replaceable: whether Envoy accepts a replacement for the body.
 
@@ -150,9 +150,9 @@ class Decider:
     def find_keeper(self, named: str = "") -> Router | None:
         """Return the router of the model that stored a response.
 
-        The response's identifier does not contain the model. It is the one named by an
-        upstream parser, else the one of ``responses_pool``, else the one for unknown
-        names.
+        The response's identifier does not contain the model. The model is the one that
+        an upstream parser names, otherwise the model of ``responses_pool``, otherwise
+        the model for unknown names.
         """
         if isinstance(self._router, Router):
             return self._router
@@ -164,14 +164,14 @@ class Decider:
     def stored(self, router: Router, body_bytes: int = 0) -> Decision:
         """Send a request for a stored response to the pool that stores responses.
 
-        Only that pool's server has the response, so neither size nor load may change
-        the pool.
+        Only that pool's server has the response, so the request's size and the load
+        must not change the pool.
         """
         pool = self._pool_of_responses(router) or router.policy.default
         return Decision(pool, Reason.STORED, model=router.model, body_bytes=body_bytes)
 
     def _pool_of_responses(self, router: Router) -> Pool | None:
-        """Return ``responses_pool`` if it belongs to the model, else None."""
+        """Return ``responses_pool`` if that pool belongs to the model, else None."""
         pool = self._responses_pool
         return None if pool is None else router.pool(pool.name)
 
@@ -181,7 +181,7 @@ class Decider:
         """Return whether the server stores the response, or reads a stored one."""
         if endpoint is not RESPONSES:
             return False
-        if request.stored is None:  # stored by default in OpenAI's API, but not in vLLM
+        if request.stored is None:  # OpenAI's API stores by default, vLLM does not
             return self._pool_of_responses(router) is not None
         return request.stored
 
@@ -190,8 +190,8 @@ class Decider:
     ) -> Decided | NotRouted:
         """Decide about a request whose body is not read.
 
-        With several models, it is routed if its headers or path name a model, or if a
-        model for unknown names is configured.
+        If several models are configured, the request is routed if its headers or path
+        name a model, or if there is a model for unknown names.
         """
         router = self.find(head.headers, head.target.model)
         if router is None:
@@ -220,7 +220,7 @@ class Decider:
         return self._decided(router.fail_open(Reason.FAULT, body_bytes), head)
 
     def last_resort(self, head: RequestHead, body_bytes: int) -> Decided:
-        """Return a decision if even the router fails; it is used for counting only."""
+        """Return a decision if even the router fails; it is used only for counting."""
         default = self._router.routers[0].policy.default
         decision = Decision(default, Reason.FAULT, body_bytes=body_bytes)
         return Decided(decision, head)

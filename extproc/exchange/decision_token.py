@@ -3,7 +3,7 @@
 Gateways without ext_proc call once before the request and report the outcome after the
 response, perhaps to another process. The token contains what learning needs: numbers
 and the model's name, no text. It is not signed: a client that can report outcomes can
-also forge them, so the port must not be reachable by clients.
+also forge them, so clients must not be able to reach the port.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from extproc.routing.request import OptionalKind
 
 _VERSION = 6
 _COUNTED = slice(TOOLS_COUNTED.start, REPETITION + 1)
-"""The terms that are written; the others are computed from them."""
+"""The terms that are written; the other terms are computed from these."""
 
 _Term = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Place = Annotated[int, msgspec.Meta(ge=_COUNTED.start, lt=_COUNTED.stop)]
@@ -64,7 +64,7 @@ class _Features(msgspec.Struct, array_like=True):
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
-    """Encoded as an array without field names: a third of the bytes."""
+    """The token's fields, encoded as an array without names in a third of the bytes."""
 
 
 class _DecisionToken(msgspec.Struct, array_like=True):
@@ -84,7 +84,7 @@ _decode = msgspec.msgpack.Decoder(_DecisionToken).decode
 
 
 def write_decision_token(decision: Decision) -> bytes:
-    """Encode a decision: about 0.5 KiB, at most 2 KiB for text in many scripts."""
+    """Encode a decision in about 0.5 KiB, or up to 2 KiB for text in many scripts."""
     features = decision.features
     return msgspec.msgpack.encode(
         _DecisionToken(
@@ -102,7 +102,7 @@ def write_decision_token(decision: Decision) -> bytes:
 
 
 def read_decision_token(decision_token: bytes, router: AnyRouter) -> Decision | None:
-    """Decode a decision; None if invalid or from another configuration.
+    """Decode a decision; return None if it is invalid or from another configuration.
 
     Args:
         decision_token: untrusted bytes; never raises on them.

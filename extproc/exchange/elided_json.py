@@ -1,7 +1,7 @@
 """A large JSON body without its long strings and number lists.
 
-Long text is only sampled, so decoding all of it would be wasted work: 3 ms per MB if it
-is not ASCII. Instead, the elided JSON is parsed, in which references replace the long
+Long text is only sampled, so decoding all of it would waste 3 ms per MB if it is not
+ASCII. Instead, the parser reads elided JSON, in which references replace the long
 values. :mod:`extproc.exchange.json_elider` produces it; this module measures the elided
 strings and reads excerpts of them.
 """
@@ -50,9 +50,9 @@ class Span:
     """Offset of its content in the body."""
     stop: int
     size_bytes: int
-    """Size of a string in UTF-8 without escapes, or of a list as written."""
+    """Size in bytes of a string in UTF-8 without escapes, or of a list as written."""
     items: int = 0
-    """Length of a list; 0 for a string."""
+    """Number of items in a list; 0 for a string."""
 
     @property
     def is_escaped(self) -> bool:
@@ -83,7 +83,7 @@ class ElidedJson:
         return len(self._body)
 
     def items(self, text: str) -> int:
-        """The length of the list that a reference stands for; 0 for any other text."""
+        """The number of items in the list behind a reference; 0 for any other text."""
         span = self._span_of(text)
         return span.items if span else 0
 
@@ -137,7 +137,7 @@ class ElidedJson:
         return pieces
 
     def _read(self, piece: bytes | Span, low: int, high: int) -> bytes:
-        """Read a piece from one offset to another, or to its end."""
+        """Read a piece between two offsets, or from an offset to the piece's end."""
         if isinstance(piece, bytes):
             return piece[low:high]
         high = min(high, piece.size_bytes)

@@ -11,23 +11,24 @@ import zstandard
 
 _IN_BYTES = 16 * 1024
 _OUT_BYTES = 256 * 1024
-"""Approximate limit of a step's input and output, in bytes: 0.1 to 1 ms."""
+"""Approximate limit of a step's input and output, in bytes; a step takes 0.1 to 1
+ms."""
 
 MAX_LAYERS = 2
 """Maximum number of encodings applied to one body; no real client uses more."""
 
 MAX_MEMBERS = 64
-"""Maximum gzip members or zstd frames in one body. Each needs its own decoder: 50,000
-empty ones in 1 MB would take a second. Clients send one; ``bgzip``, which splits
-most, writes one for each 64 KiB."""
+"""Maximum number of gzip members or zstd frames in one body. Each of them needs its own
+decoder, so that 50,000 empty members in 1 MB would take a second. Clients send one
+member; ``bgzip``, which splits bodies the most, writes one for each 64 KiB."""
 
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
-"""Maximum window for HTTP content (RFC 9659)."""
+"""Maximum zstd window for HTTP content, in bytes (RFC 9659)."""
 
 MAX_ZSTD_BLOCKS = 64 * 1024
-"""Maximum zstd blocks in one body. A block contains up to 128 KiB; a client that
-flushes often writes smaller ones. An empty one takes three bytes, and one step reads
-as many as fit."""
+"""Maximum number of zstd blocks in one body. A block contains up to 128 KiB; a client
+that flushes often writes smaller blocks. An empty block takes three bytes, and one step
+reads as many blocks as fit in its limit."""
 
 _BLOCKS_AT_ONCE = 2048
 
@@ -83,7 +84,7 @@ def decode_in_steps(body: bytes, encoding: str, limit_bytes: int) -> Decoding:
 def _gunzip(body: bytes, limit_bytes: int) -> Decoding:
     decoded = bytearray()
     at = 0
-    for _ in range(MAX_MEMBERS):  # a gzip body may consist of several members
+    for _ in range(MAX_MEMBERS):  # a gzip body can have several members
         read = yield from _inflate_from(31, body, at, decoded, limit_bytes)
         if read is None:
             return None

@@ -20,7 +20,7 @@ class BodyMode(IntEnum):
     BUFFERED_PARTIAL = 3
     FULL_DUPLEX_STREAMED = 4
 
-    # Enum hashes the name, in Python code; every request looks up its mode.
+    # Enum would hash the name in Python code, and every request looks up its mode.
     __hash__ = int.__hash__
 
 
@@ -39,7 +39,7 @@ class RequestBody(msgspec.Struct, frozen=True, gc=False):
     """Part or all of the request's body."""
 
     body: bytes | memoryview
-    """The bytes; a view of immutable bytes if they are large."""
+    """The bytes of this part; a view of immutable bytes if the part is large."""
     end_of_stream: bool = False
 
 
@@ -89,7 +89,7 @@ class NotRouted(StrEnum):
     METHOD = "method"
     """The method is not POST."""
     PATH = "path"
-    """The path is not an API's, or its prefix is not configured."""
+    """The path does not name an API, or its prefix is not configured."""
     UNREAD = "unread"
     """The path belongs to an API whose requests are not read."""
     NO_BODY = "no_body"
@@ -116,9 +116,9 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
     decision: Decision
     body: bytes | None = None
-    """A replacement for the request body; None keeps it."""
+    """A replacement for the request body; None keeps the original."""
     shadow: bool = False
-    """Set the metadata only, and keep the request's route."""
+    """Whether to set only the metadata, and to keep the request's route."""
     decision_token: bytes = b""
     """The decision for the access log; empty if it is not logged."""
 
@@ -130,7 +130,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     end_of_stream: bool
     trailers: bool = False
-    """Whether the body ended in trailers, which need a reply too."""
+    """Whether the body was followed by trailers, which also need a reply."""
     shadow: bool = False
     """As in ``Route``."""
     decision_token: bytes = b""
@@ -166,11 +166,11 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
     """How a response was served, according to Envoy's access log."""
 
     cluster: str
-    """The cluster that responded; after a retry not the decision's. Empty if Envoy
-    did."""
+    """The cluster that responded, which differs from the decision's after a retry;
+    empty if Envoy itself responded."""
     first_byte_s: float | None = None
-    """Seconds from the request's first byte to the response's; None without a
-    response."""
+    """Seconds from the request's first byte to the response's first byte; None without
+    a response."""
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -179,7 +179,7 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     decision: Decision
     outcome: Outcome
     serving: Serving | None = None
-    """None if the response was observed in the stream."""
+    """How the response was served; None if the response was observed in the stream."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
@@ -192,7 +192,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decided(msgspec.Struct, frozen=True, gc=False):
-    """A new decision with everything that depends on it."""
+    """A new decision, and what else the exchange does because of it."""
 
     decision: Decision
     head: RequestHead
@@ -213,10 +213,10 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     it."""
     observation: Observation | None = None
     decided: Decided | None = None
-    """The decision, in the step that makes it."""
+    """The decision; set in the step that makes it."""
     fault: Exception | None = None
     """An internal error; the request continues regardless."""
     not_routed: NotRouted | None = None
-    """Why no decision will be made, in the step that settles it."""
+    """Why no decision will be made; set in the step that determines this."""
     refused: bool = False
     """Whether the gateway rejected the requested body as too large."""

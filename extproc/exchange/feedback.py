@@ -1,10 +1,11 @@
 """Choose the responses to observe: many while estimates are uncertain, then few.
 
 Observing a response costs two gRPC messages, and one more for each chunk of a stream.
-So responses are observed where they teach most: all of a model until its estimate has
-settled, and all of a category until it is covered; after that a small sample, larger
-near a pool's limit, where an error moves a request; all again if the errors grow, as
-they do if another model is deployed under the same name.
+So responses are observed when they teach most. All responses of a model are observed
+until its estimate has settled, and all of a category until enough of them are known.
+After that, a small sample is observed, which is larger near a pool's limit, where an
+error changes a request's pool. All are observed again if the errors grow, for example
+because another model was deployed under the same name.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from typing import TypeVar
 from extproc.routing.router import Decision
 
 MODEL_SAMPLES = 200
-"""Responses of a model that are all observed first. The estimators' errors settle
-within 100 to 200 samples."""
+"""Number of a model's first responses that are all observed. The estimators' errors
+settle within 100 to 200 samples."""
 
 CATEGORY_SAMPLES = 20
-"""Responses of a model's category that are all observed first."""
+"""Number of first responses in a model's category that are all observed."""
 
 MEDIA_SAMPLES = 100
-"""Responses with media that are all observed first, for each model."""
+"""Number of a model's first responses with media that are all observed."""
 
 _MEDIA = "media"
 """Key of the media samples; no category has this name."""
 
 SETTLED_RATE = 0.04
-"""Share observed after that; it falls towards the floor as samples accumulate."""
+"""Share of responses observed after that; it falls toward the floor as samples
+accumulate."""
 
 NEAR_THRESHOLD = 0.25
 """Budgets within this share of the limit between two pools count as near it."""
@@ -38,19 +40,21 @@ NEAR_THRESHOLD = 0.25
 NEAR_WEIGHT = 2.0
 
 SILENT_LOOKS = 20
-"""Streams without requested usage to observe before giving up. vLLM can be configured
-to send usage regardless; if none of these streams has it, vLLM is not."""
+"""Number of streams to observe although their clients requested no usage. vLLM can be
+configured to send usage regardless; if none of these streams has usage, this server
+does not."""
 
 DRIFT_RATIO = 2.0
 """A model is uncertain again if recent errors exceed the usual ones by this factor."""
 
 DRIFT_FLOOR = 0.12
-"""Recent errors below this never count as drift, however small the usual ones are."""
+"""Recent errors below this never count as drift, however small the usual errors are."""
 
 _RECENT_SMOOTHING = 1 / 16
 _USUAL_SMOOTHING = 1 / 64
 _MAX_KEYS = 1024
-"""Maximum number of remembered models and categories; clients choose the names."""
+"""Maximum number of remembered models and categories, because clients choose the
+names."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -67,7 +71,7 @@ class _Known:
 
 @dataclass(slots=True)
 class SamplingHistory:
-    """The responses observed so far; kept when a sampler is replaced by a new one."""
+    """The responses observed so far, kept when a new sampler replaces the old one."""
 
     models: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
     categories: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
@@ -81,10 +85,10 @@ class FeedbackSampler:
 
     Args:
         floor: the minimum share of exchanges to observe, 0 to 1.
-        adaptive: whether uncertainty raises the share; else it is ``floor``.
+        adaptive: whether uncertainty raises the share; if not, the share is ``floor``.
         limits: the budgets, in tokens, at which one pool ends and the next starts, by
             base model (``Pool.model``).
-        history: from the previous sampler; None starts an empty one.
+        history: the history of the previous sampler; None starts an empty history.
 
     Deterministic: the k-th exchange is chosen if ``frac(k * golden ratio)`` is below
     the rate. This spreads the choices evenly and does not align with periodic traffic.
@@ -145,7 +149,7 @@ class FeedbackSampler:
             error_ratio: the estimate's relative error; its growth indicates drift.
         """
         self.history.silent_samples += decision.usage_not_requested
-        if decision.media:  # counted separately from the errors of text
+        if decision.media:  # media are counted separately from the errors of text
             key = (decision.model, _MEDIA)
             _bump(self.history.categories, key, self.history.categories.get(key, 0) + 1)
             return

@@ -1,41 +1,42 @@
 """The gateway's limit for bodies, learned from bodies that never arrive.
 
-The router cannot see a gateway's buffer limit or HTTP/2 window. A larger body that is
-requested in full is either rejected there (413), or waits until a timeout. After
-``LOSSES`` such bodies, while none of their size arrives, the router requests no larger
-ones than have arrived. From time to time it tries again.
+The router cannot see a gateway's buffer limit or HTTP/2 window. If the router requests
+the full body and it exceeds that limit, the gateway either rejects it (413) or keeps it
+waiting until a timeout. After ``LOSSES`` such bodies, if none of their size arrived in
+between, the router requests only bodies up to the largest size that arrived. From time
+to time it tries a larger body again.
 """
 
 from __future__ import annotations
 
 LOSSES = 3
-"""Lost bodies before a limit is assumed: one may be a client that disconnected, three
-in a row hardly are."""
+"""Number of lost bodies after which a limit is assumed. One lost body may be due to a
+client that disconnected, three in a row hardly are."""
 ARRIVALS = 10
-"""Bodies as large as a lost one that must arrive before its loss is discarded: clients
-of HTTP/1.1 and HTTP/2 have different limits at the same gateway, so a few do not
-disprove it."""
+"""Number of bodies as large as a lost one that must arrive before the loss is
+discarded. Clients of HTTP/1.1 and HTTP/2 have different limits at the same gateway, so
+a few arrivals do not disprove a limit."""
 SMALL_ARRIVALS = 100
-"""The same for small bodies of unknown length: they say little about a limit, but
-something about clients that disconnect."""
+"""The same number for small bodies of unknown length, whose arrival says little about a
+limit, but something about clients that disconnect."""
 FLOOR_BYTES = 16 << 10
-"""Bodies up to this size are always requested. Half of the smallest limit in use: that
-of Envoy Gateway's listeners, 32 KiB."""
+"""Bodies up to this size are always requested. The size is half of the smallest limit
+in use, which is 32 KiB in Envoy Gateway's listeners."""
 FIRST_PAUSE_S = 600.0
 """Seconds from the discovery of a limit to the first attempt to exceed it."""
 LONGEST_PAUSE_S = 6 * 3600.0
-"""Maximum pause, in seconds. Each failed attempt costs a request and doubles the
-pause."""
+"""Maximum pause between attempts, in seconds. Each failed attempt makes one request
+fail and doubles the pause."""
 
 
 class GatewayLimit:
-    """The largest body that is worth requesting.
+    """The size of the largest body that is worth requesting.
 
     It has no clock: the caller calls ``try_again`` every ``pause_s`` while there is a
     limit.
 
     Args:
-        max_body_bytes: the largest body to request in any case.
+        max_body_bytes: size of the largest body to request, whatever has arrived.
     """
 
     __slots__ = (
@@ -51,21 +52,23 @@ class GatewayLimit:
 
     def __init__(self, max_body_bytes: int) -> None:
         self.limit_bytes: int | None = None
-        """The largest body to request; None if no limit is known."""
+        """Size of the largest body to request; None if no limit is known."""
         self.pause_s = FIRST_PAUSE_S
         """Seconds until the next attempt."""
         self._lost: list[int | None] = []
-        """Sizes of lost bodies, up to ``LOSSES``; only the smallest once a limit is
-        known. None stands for an unknown length."""
+        """Sizes of lost bodies, up to ``LOSSES``; only the smallest size once a limit
+        is known. None stands for an unknown length."""
         self._arrivals = 0
         self._small_arrivals = 0
         self._largest = [0] * (max_body_bytes.bit_length() + 1)
-        """The largest body that arrived, by bit length."""
+        """Size of the largest body that arrived, by the size's bit length."""
         self._may_try = False
         self._tried = False
 
     def requests(self, length: int | None) -> bool:
-        """Return whether to request a body. An attempt above the limit is then used up.
+        """Return whether to request a body.
+
+        If the body exceeds the limit, this uses up the allowed attempt.
 
         Args:
             length: in bytes; None if unknown.

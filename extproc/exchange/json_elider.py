@@ -18,23 +18,24 @@ CHUNK_BYTES: Final = 32 * 1024
 """Bytes scanned in one step."""
 
 LONG_BYTES: Final = 512
-"""Longer strings and lists of scalars are elided. Eliding one costs 2 us, as much as
-parsing this many bytes of non-ASCII text."""
+"""Strings and lists of scalars with more bytes than this are elided. Eliding one takes
+2 us, as much as parsing this many bytes of non-ASCII text."""
 
 MAX_OUTLINE_BYTES: Final = 1 << 20
 """Maximum size of the elided JSON, which is parsed in one step at 3 ms per MB."""
 
 MAX_ELEMENTS: Final = 8_192
-"""Maximum values and containers in the elided JSON. Each takes up to 0.4 us to parse
-and gather, in that one step: 330,000 empty messages in a MB would take 0.2 s. Each
-also adds prompt tokens, at least through the chat template, so a request with more
-needs a large pool whatever its texts are."""
+"""Maximum number of values and containers in the elided JSON. Each of them takes up to
+0.4 us to parse and gather in that one step, so that 330,000 empty messages in a MB
+would take 0.2 s. Each also adds prompt tokens, at least through the chat template, so a
+request with more elements needs a large pool, whatever its texts are."""
 
 SIMPLE_BYTES: Final = 8 * 1024
 """Bodies up to this size are too small to contain too many elements."""
 
 DIRECT_BYTES: Final = 256 * 1024
-"""Bodies up to this size are parsed directly, in 0.1 to 0.8 ms: faster than eliding."""
+"""Bodies up to this size are parsed directly, which takes 0.1 to 0.8 ms and is faster
+than eliding."""
 
 _QUOTE, _BACKSLASH, _COMMA, _LIST, _LIST_END = b'"\\,[]'
 _OPENS, _CLOSES, _U, _D, _ZERO, _SEVEN = b"{}ud07"
@@ -49,7 +50,8 @@ Places = npt.NDArray[np.intp]
 def is_large(body: bytes | memoryview) -> bool:
     """Whether a body should be elided before it is parsed.
 
-    The number of commas is an upper bound of the elements, and settles most bodies.
+    The number of commas is an upper bound on the number of elements, which is enough to
+    decide about most bodies.
     """
     if len(body) <= SIMPLE_BYTES:
         return False
@@ -67,7 +69,7 @@ class JsonElider:
     """Produces the elided JSON of a body, one chunk in each step.
 
     Args:
-        body: must not change while its elided JSON is in use.
+        body: the bytes to elide; they must not change while the elided JSON is in use.
         chunk_bytes: bytes scanned in one step.
     """
 
@@ -96,13 +98,13 @@ class JsonElider:
         self._spans: list[Span] = []
         self._at = 0
         self._copied = 0
-        """End of the part of the body that is copied or elided."""
+        """Offset up to which the body has been copied or elided."""
         self._elements = 0
         self._escaped = False
         """Whether the last chunk ended in a backslash that escapes the next byte."""
-        # A string or list of scalars that continues in the next chunk: its start (-1 if
-        # none), the bytes that decoding removes from a string, and the commas of a
-        # list.
+        # The string or list of scalars that continues in the next chunk: its start (-1
+        # if there is none), the number of bytes that decoding removes from a string,
+        # and the number of commas in a list.
         self._open = -1
         self._shrunk = 0
         self._commas = 0
@@ -153,7 +155,7 @@ class JsonElider:
         return quotes, escapes
 
     def _shrinkage(self, start: int, escapes: Places) -> Places:
-        """Bytes that decoding removes at each escape."""
+        """The number of bytes that decoding removes at each escape."""
         data, last = self._bytes, len(self._bytes) - 1
         shrinkage = np.ones(len(escapes), dtype=np.intp)
         escapes = escapes + start
@@ -237,7 +239,7 @@ class JsonElider:
 
 
 class _ElementCounts:
-    """Running sums over offsets in a chunk; earlier counts are entered at offset -1."""
+    """Running sums over offsets in a chunk; offset -1 has those of earlier chunks."""
 
     __slots__ = ("_places", "_sums")
 
@@ -259,7 +261,7 @@ class _ElementCounts:
 
 
 def _escaping(backslashes: Places, escaped: bool) -> Places:
-    """The backslashes that escape the next byte: every other one of a run.
+    """The backslashes that escape the next byte: every other backslash of a run.
 
     Args:
         backslashes: sorted offsets; at least one.

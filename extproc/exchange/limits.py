@@ -28,7 +28,7 @@ from typing import Any, Final
 from extproc.json_object import JsonObject
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
-"""Larger limits are reduced to this, which is far above any model's window."""
+"""Maximum limit, to which larger limits are reduced; far above any model's window."""
 
 COMPLETION_DEFAULT_TOKENS: Final = 16
 """vLLM's default of ``max_tokens`` for completions."""

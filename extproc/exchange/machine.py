@@ -36,9 +36,9 @@ _CONTENT_TOO_LARGE = "413"
 class Exchange:
     """One HTTP exchange.
 
-    Its state is ``progress``, and: both sides, which are chosen at the headers and
-    never change; the decision, for inspection; and the body that is being parsed, if
-    any.
+    Its state is ``progress``, the handlers of request and response (chosen at the
+    headers and never changed), the decision (for inspection), and the body that is
+    being parsed, if any.
 
     Args:
         decider: makes the decisions; shared by all exchanges.
@@ -101,10 +101,10 @@ class Exchange:
         """Process one event.
 
         Returns:
-            The resulting step. If the event completes a body that takes long to parse,
-                the body's parser instead: ``resume`` parses the rest and returns the
-                step. Other work can run between the parser's steps, but no further
-                event may be received.
+            The resulting step, or a parser if the event completes a body that takes
+            long to parse: ``resume`` then parses the rest and returns the step. Other
+            work can run between the parser's steps, but no further event may be
+            received.
 
         Raises:
             ProtocolError: the event is out of order.
@@ -175,7 +175,8 @@ class Exchange:
     def _give_up(self, event: Event, error: Exception) -> Step:
         """After an internal error in full duplex, pass everything through unchanged.
 
-        Ending the stream would lose the bodies, of which Envoy keeps no copy.
+        Ending the stream instead would lose the bodies, because Envoy keeps no copy of
+        them.
         """
         self._progress.ignore_response()
         match event:

@@ -1,8 +1,8 @@
 """Image sizes and audio or video durations from the first bytes of a file.
 
 The first kilobytes of a data: URL contain them: within 30 bytes for PNG, WebP, GIF and
-BMP, within 4 kB for most JPEGs. A size that is not found is unknown; nothing here
-raises.
+BMP, within 4 kB for most JPEGs. A size that is not in these bytes is unknown; no
+function here raises an error.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import struct
 from typing import Final
 
 HEAD_CHARS: Final = 8192
-"""Characters of base64 to decode: 6 kB of a file. The size of a JPEG with a longer
-thumbnail is unknown."""
+"""Number of base64 characters to decode, which are 6 kB of a file. The size of a JPEG
+with a longer thumbnail is unknown."""
 
 MAX_PIXELS: Final = 1 << 16
 """Maximum width or height of an image; larger values are invalid."""

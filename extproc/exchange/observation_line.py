@@ -1,4 +1,4 @@
-"""One decision and its outcome as a line of JSON, without any text of a client.
+"""One decision and its outcome as a line of JSON, without any client text.
 
 ``replay`` evaluates such lines at any threshold; ``plan`` and ``simulate`` use their
 ``time`` and ``usage`` as a workload.

@@ -55,14 +55,14 @@ _NOT_PROMPT = frozenset(
     """.split()  # noqa: SIM905 - a list of words, not of lines
 )
 """Body fields that do not become part of the prompt: those of vLLM 0.8 to 0.32
-(``protocol.py`` of each API) and of OpenAI's and Anthropic's references that set
-sampling, limits, output schemas, or accounting."""
+(``protocol.py`` of each API) and those of OpenAI's and Anthropic's API references that
+set sampling, limits, output schemas, or accounting."""
 
 _OPAQUE = frozenset({"chat_template", "prompt_embeds"})
 """Fields with content that cannot be estimated."""
 
 _ELSEWHERE = ("previous_response_id", "conversation")
-"""Fields of the Responses API that refer to a history stored on the server."""
+"""Fields of the Responses API that refer to a conversation stored on the server."""
 
 
 class NotARequestError(ValueError):
@@ -73,7 +73,7 @@ _CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
 _COMPLETION = _NOT_PROMPT | {"prompt"}
 _EMBEDDING = _NOT_PROMPT | {"input"}
 _CUTS = ("max_tokens_per_doc", "max_tokens_per_query")
-"""Fields that truncate one side of a pair, so that its text is an upper bound."""
+"""Fields that truncate one side of a pair, whose text is then an upper bound."""
 _PAIRS = _NOT_PROMPT.union(_CUTS, *RERANK_FIELDS, *SCORE_FIELDS) | {
     "max_chunks_per_doc",
     "rank_fields",
@@ -96,7 +96,7 @@ def _object(source: Source) -> JsonObject:
     except msgspec.DecodeError as error:
         if "out of range" not in str(error):
             raise NotARequestError(f"not JSON: {error}") from None
-        # A number too large for a float; vLLM parses it as infinite.
+        # The body has a number too large for a float, which vLLM parses as infinite.
         body = json.loads(bytes(source.content))
     if type(body) is not dict:
         raise NotARequestError(f"a JSON {_kind(body)}; expected an object")
@@ -216,7 +216,7 @@ def _parse_response(body: JsonObject, source: Source) -> Request:
 
 
 def _is_stored(body: JsonObject) -> bool | None:
-    """Whether the server stores the response, or the history that it continues."""
+    """Whether the server stores the response or the conversation before it."""
     if body.get("background") is True:
         return True
     if any(body.get(name) is not None for name in _ELSEWHERE):
@@ -285,7 +285,7 @@ def _request(
 def _message_ends(
     parts: PromptParts, text_bytes: int, *, ascii_only: bool
 ) -> tuple[int, ...]:
-    """Return the end of each message in the joined text, as offsets in bytes.
+    """Return the byte offset at which each message ends in the joined text.
 
     For many short messages, the loop runs in C.
     """
@@ -338,7 +338,7 @@ def _request_of_prompts(
 
 
 def _rough_tokens(value: Any, source: Source) -> int:
-    """A prompt's size in bytes of text; a token id counts as four bytes."""
+    """A prompt's size in bytes of text; each token id counts as four bytes."""
     if type(value) is list:
         return len(value) * 4
     if type(value) is str:
@@ -404,8 +404,8 @@ class Endpoint:
     operation: str
     """``gen_ai.operation.name`` of OpenTelemetry's semantic conventions."""
     stream_options: bool
-    """Whether clients request a stream's usage (``stream_options.include_usage``);
-    other APIs end every stream with it."""
+    """Whether a stream reports usage only if the client requests it
+    (``stream_options.include_usage``). Streams of other APIs always end with usage."""
 
 
 CHAT = Endpoint("/v1/chat/completions", _parse_chat, "chat", stream_options=True)
@@ -438,7 +438,7 @@ ENDPOINTS = {
 """The routed APIs by path; the only list of them."""
 
 DEFAULT_PATH = CHAT.path
-"""The path of a request without one, as in a log."""
+"""The path assumed for a request without a path, as in a log."""
 
 
 def find_endpoint(path: str) -> Endpoint | None:
@@ -450,7 +450,7 @@ def parse_source(path: str, source: Source) -> Request:
     """Parse an inference request.
 
     Raises:
-        NotARequestError: the body is invalid; no other error, whatever the bytes.
+        NotARequestError: the body is invalid. No bytes cause any other error.
     """
     endpoint = find_endpoint(path)
     if endpoint is None:

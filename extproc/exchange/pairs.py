@@ -1,6 +1,6 @@
 """The pairs of texts that a reranker scores, such as a query and a document.
 
-Each pair is a separate prompt that consists of both texts. The longest determines
+Each pair is a separate prompt that consists of both texts. The longest pair determines
 whether a pool fits.
 """
 
@@ -34,7 +34,7 @@ def longest_pair(
         fields: field names of the two sides; the first pair present is used.
 
     Returns:
-        None if the request lacks a side of texts.
+        None if one side of the pairs is missing or has no texts.
     """
     for first, second in fields:
         queries, documents = _texts(body.get(first)), _texts(body.get(second))
@@ -52,7 +52,7 @@ def longest_pair(
 
 
 def _texts(value: Any) -> list[Any]:
-    """Return the texts of one side; empty if it contains anything else."""
+    """Return the texts of one side; empty if the side contains anything but texts."""
     if type(value) is dict and type(value.get("content")) is list:
         # vLLM's multimodal documents: a list of parts. vLLM uses no other field.
         value = value["content"]

@@ -17,7 +17,8 @@ from extproc.exchange.openai import (
 )
 
 MAX_PATH_CHARS = 2048
-"""Maximum length of a path, without the query; a longer one is not routed."""
+"""Maximum length of a path without its query; a request with a longer path is not
+routed."""
 
 UNREAD = frozenset(
     {
@@ -37,7 +38,7 @@ UNREAD = frozenset(
     }
 )
 """Paths of vLLM and OpenAI whose requests are not read, because they have no token
-budget or their bodies are files. They keep their route."""
+budget or their bodies are files. Such requests keep their original route."""
 
 _DEPLOYMENTS = "/openai/deployments/"
 _MAX_SEGMENTS = 3
@@ -72,9 +73,9 @@ _UNVERSIONED = {
     each.path.removeprefix("/v1"): Target(each)
     for each in (CHAT, COMPLETIONS, EMBEDDINGS)
 }
-"""API paths without a version, for clients whose base URL lacks the one that a gateway
-adds, and for Azure's deployments. The last segments of other APIs are too generic to
-match."""
+"""API paths without a version, for clients whose base URL lacks the version that a
+gateway adds, and for Azure's deployments. The last segments of other APIs are too
+generic to match."""
 
 
 class PathTable:

@@ -34,8 +34,9 @@ from extproc.routing.media import MediaVector
 from extproc.routing.request import OptionalKind, OptionalText
 
 MAX_IDENTIFIER_CHARS: Final = 64
-"""Maximum length of an identifier. Up to this length its tokens count as overhead of
-the message, like the template's own words; a longer one is text."""
+"""Maximum length of an identifier. The tokens of an identifier up to this length count
+as overhead of the message, like the template's own words; a longer identifier counts as
+text."""
 
 _NOT_PROMPT = frozenset(
     {
@@ -103,7 +104,7 @@ _THINK_END = "</think>"
 _THINK_START = "<think>"
 
 _TAKEN_FROM_SOURCE = ("data", "content")
-"""Keys of a source with the text of a document, or with another payload."""
+"""Keys of a source whose values are a document's text or another payload."""
 
 _PAYLOAD = re.compile(r"data:|https?:|[A-Za-z0-9+/_=-]{64}")
 """Start of a data URL, an address or base64."""
@@ -189,7 +190,7 @@ class PromptParts:
             return False
         if not usual or sum(map(len, messages)) > 2 * len(messages):
             return False
-        # Searching from the end takes a tenth of the time.
+        # A search from the end takes a tenth of the time.
         if "assistant" in roles and text.rfind(_THINK_END) >= 0:
             return False
         self.texts.append(text)
@@ -255,7 +256,7 @@ class PromptParts:
 
     def _add_reasoning(self, value: Any, message: JsonObject, key: str) -> None:
         if key == "reasoning_content" and value == message.get("reasoning"):
-            return  # the same text under the older name
+            return  # the same text under an older name
         self.add_reasoning(value)
 
     def add_reasoning(self, value: Any) -> None:
@@ -329,7 +330,7 @@ class PromptParts:
                 self._add_unknown(key, value)
 
     def _take_media(self, kind: str, part: JsonObject) -> bool:
-        """Count the part and return true if it is an image, audio, video or a file."""
+        """Count a part that is an image, audio, video or a file; else return false."""
         keys = [kind, *(key for key in part if key in _MEDIA_KEYS)]
         if kind == "document" and _is_text_source(part):
             for key in _TAKEN_FROM_SOURCE:
@@ -374,7 +375,7 @@ class PromptParts:
         return decode_head(self._source.head(payload, HEAD_CHARS)) if payload else b""
 
     def _payload_of(self, value: Any) -> str:
-        """The data URL or base64 in a media part; empty if it has none."""
+        """The data URL or base64 in a media part; empty if the part has neither."""
         if type(value) is str:
             return value if self._is_payload(value) else ""
         if type(value) is dict:
@@ -389,12 +390,12 @@ class PromptParts:
 
     def _add_identifier(self, value: Any) -> None:
         short = type(value) is str and len(value) <= MAX_IDENTIFIER_CHARS
-        # A reference to elided text is itself short.
+        # A reference is short although it stands for long, elided text.
         if not short or self._source.refers(value):
             self.add_other(value)
 
     def _add_media_field(self, value: Any, taken: Sequence[str] = ()) -> None:
-        """Add the other content of a media part's field."""
+        """Add the content of a media part's field, except for the media itself."""
         if type(value) is dict:
             for key, each in value.items():
                 if key not in _NOT_PROMPT and key not in taken:
@@ -434,7 +435,7 @@ class PromptParts:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all text, including the text that templates may omit."""
+        """The number of bytes of all text, including text that templates may omit."""
         texts = [self.texts, *self._optional.values()]
         texts.append([text for _, text in self._reasoning])
         return sum(map(self._source.size_bytes, chain.from_iterable(texts)))

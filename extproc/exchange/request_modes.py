@@ -8,8 +8,8 @@ Measured on Envoy 1.40::
     body     complete                       Route, end unless the response is observed
 
 A body of unknown length is requested like any other: with every split and delay tested,
-its BUFFERED message arrived complete and its route was taken. Above Envoy's own limit,
-Envoy answers such a request with 413 before the router sees it.
+its BUFFERED message arrived complete and Envoy used the decided route. Above Envoy's
+own limit, Envoy answers such a request with 413 before the router sees it.
 
 In full duplex, the stream cannot end early, because Envoy keeps no copy of the body.
 The reply to the headers is withheld until the body is complete, then sent with it.
@@ -55,8 +55,8 @@ from extproc.routing.policy import Reason
 class _ReadRequest(RequestSide):
     """A request whose body is collected before the decision.
 
-    Beside ``progress``, its only state is the body received so far, whose size
-    determines whether it is over the cap.
+    Besides ``progress``, the only state is the body received so far, whose size
+    determines whether the body is over the cap.
 
     Args:
         decider: makes the decision; shared by all exchanges.
@@ -81,7 +81,7 @@ class _ReadRequest(RequestSide):
         if self._received:
             self._append(event.body)
         else:
-            self._received = event.body  # a buffered body is one message: no copy
+            self._received = event.body  # no copy: a buffered body is one message
         if len(self._received) > self._decider.settings.max_body_bytes:
             return self._leave_unread(Reason.TOO_LARGE, event)
         return self._collected(event)
@@ -103,7 +103,7 @@ class _ReadRequest(RequestSide):
         return self._settle(decided, event, fault)
 
     def _read(self, event: Rest) -> Step | Unread:
-        """Parse the complete body: at once, or in steps if it may take long."""
+        """Parse the complete body: at once, or in steps if parsing may take long."""
         parser = self._decider.parser(self._head, self._received)
         if parser.may_take_long:
             return Unread(event, parser, partial(self._conclude, event, parser))
@@ -156,9 +156,10 @@ class _ReadRequest(RequestSide):
 
 
 class StreamedRequest(_ReadRequest):
-    """A body in parts of which Envoy keeps a copy; it ends with the last part.
+    """A body that arrives in parts, while Envoy keeps a copy of each.
 
-    Also used if the mode is unknown (Envoy before 1.34).
+    The body ends with the last part. This class is also used if the mode is unknown
+    (Envoy before 1.34).
     """
 
     __slots__ = ("_length",)
@@ -202,8 +203,8 @@ class StreamedRequest(_ReadRequest):
 
     def _decided(self, decided: Decided, event: Rest, fault: Exception | None) -> Step:
         if isinstance(event, RequestTrailers):
-            # The headers have left, so the route is fixed; the decision is still
-            # reported and learned from.
+            # Envoy has sent the headers, so the route is fixed. The decision is still
+            # reported, and its response is learned from.
             shadow, end = True, self._progress.may_end
         else:
             shadow = self._decider.settings.shadow
@@ -250,7 +251,7 @@ class PartialRequest(StreamedRequest):
 
 
 class FullDuplexRequest(_ReadRequest):
-    """A body of which Envoy keeps no copy: withheld with the headers, then sent."""
+    """A body that is withheld with the headers and then sent; Envoy keeps no copy."""
 
     __slots__ = ()
     echoes = True
@@ -296,7 +297,7 @@ class FullDuplexRequest(_ReadRequest):
 
     def _overtaken(self) -> Step:
         # The response started while the request's headers were withheld: Envoy no
-        # longer waits for a reply to them, and would reject one as out of order.
+        # longer waits for a reply to the headers, and would reject one as out of order.
         self._received = b""
         return Step(Withhold())
 

@@ -69,7 +69,7 @@ class RequestSide(ABC):
 class UnreadRequest(RequestSide):
     """A request of which only the headers are read.
 
-    Beside ``progress``, its state is the reply to them.
+    Besides ``progress``, its state is the reply to the headers.
     """
 
     __slots__ = ("_answer",)

@@ -32,8 +32,8 @@ Response = ResponseHeaders | ResponseBody | ResponseTrailers
 class ResponseSide(ABC):
     """Replies to the events of one response.
 
-    Beside ``progress``, its state is the observed decision and the tap that reads the
-    body; together they form an observation.
+    Besides ``progress``, its state is the observed decision and the tap that reads the
+    body. Decision and outcome together form an observation.
     """
 
     __slots__ = ("_decided", "_progress", "_tap")
@@ -79,7 +79,7 @@ class ResponseSide(ABC):
         observation = None
         if event.end_of_stream or tap.complete:
             # A stream's final event is enough: the end of the body adds nothing, and
-            # often never comes, because clients disconnect here.
+            # often does not arrive, because clients disconnect after the final event.
             observation = self._observation(tap)
         return self._observed(event, passed, observation)
 
@@ -118,7 +118,7 @@ class ResponseSide(ABC):
 
 
 class StreamedResponse(ResponseSide):
-    """A body in chunks of which Envoy keeps a copy, sent on request only."""
+    """A body in chunks that Envoy sends only on request and also keeps."""
 
     __slots__ = ()
     echoes = False

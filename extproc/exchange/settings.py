@@ -17,7 +17,7 @@ HEADERS_READ = (
     "content-type",
     "x-envoy-attempt-count",
 )
-"""The headers that an exchange reads, beside the category header."""
+"""The headers that an exchange reads in addition to the category header."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 """The headers of the W3C's Trace Context."""
@@ -28,28 +28,29 @@ class ExchangeSettings:
     """Settings shared by all exchanges."""
 
     max_body_bytes: int = MAX_BODY_BYTES
-    """Larger bodies are not read. Must not exceed Envoy's buffer limit, or the request
-    hangs there."""
+    """Size limit in bytes; larger bodies are not read. It must not exceed Envoy's
+    buffer limit, otherwise a larger request hangs in Envoy."""
     paths: PathTable = ANY_PREFIX
     """The request paths that are routed."""
     reads_unknown_length: bool = True
-    """Request a body even if the headers do not give its length."""
+    """Whether to request a body even if the headers do not state its length."""
     responses_pool: str | None = None
-    """The pool of stored responses. None: the default pool; a request that does not set
-    ``store`` then counts as not stored."""
+    """The pool of stored responses. None selects the default pool; a request that does
+    not set ``store`` then counts as not stored."""
     category_header: str = "x-llm-category"
     model_header: str = ""
     """Request header with the model name, which takes precedence over the body; empty
     if unused."""
     inject_usage: bool = False
-    """Request usage on behalf of clients that stream without it."""
+    """Whether to request usage on behalf of clients that stream without requesting
+    it."""
     shadow: bool = False
-    """Decide and learn, but keep every request's route."""
+    """Whether to keep every request's route; the router still decides and learns."""
     decision_tokens: bool = False
-    """Attach each decision for the access log, unless its response is observed here:
-    nothing is learned twice."""
+    """Whether to attach each decision for the access log, unless its response is
+    observed in the stream, so that nothing is learned twice."""
     traced: bool = False
-    """Also read the request's W3C trace context."""
+    """Whether to also read the request's W3C trace context."""
     headers_read: Mapping[bytes, str] = field(init=False)
     """Names of the headers to read, by their bytes on the wire."""
 

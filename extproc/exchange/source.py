@@ -8,8 +8,8 @@ from typing import Protocol
 class Source(Protocol):
     """The JSON to parse for a body: the body itself, or its elided JSON.
 
-    Texts from an elided body may contain references; only its source can read and
-    measure them.
+    Texts from an elided body may contain references; only the source of a text can read
+    and measure its references.
     """
 
     @property
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Whether a text contains a reference."""
 
     def items(self, text: str) -> int:
-        """The length of the list that a reference stands for; 0 for any other text."""
+        """The number of items in the list behind a reference; 0 for any other text."""
 
 
 class Whole:

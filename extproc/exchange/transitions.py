@@ -3,8 +3,8 @@
 ``State`` follows the order in which Envoy sends its messages, and is named for the next
 one expected; ``TRANSITIONS`` lists every legal transition. ``RequestStage`` and
 ``ResponseStage`` record the progress so far, which determines the reply to a message.
-As in h11, all state that affects a transition is in this file; the handler classes list
-the rest.
+As in the h11 library, all state that affects a transition is in this file. The
+docstrings of the handler classes list their other state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(Enum):
     RESPONSE_BODY = "response_body"
     DONE = "done"
 
-    # Enum hashes the name, in Python code; every event looks up its transition.
+    # Enum would hash the name in Python code, and every event looks up its transition.
     __hash__ = object.__hash__
 
 
@@ -47,7 +47,8 @@ TRANSITIONS: dict[tuple[State, type[Event], bool], State] = {
     (State.REQUEST_BODY, RequestBody, MORE): State.REQUEST_BODY,
     (State.REQUEST_BODY, RequestBody, END): State.RESPONSE_HEADERS,
     (State.REQUEST_BODY, RequestTrailers, END): State.RESPONSE_HEADERS,
-    # A local reply (413, 408), or a backend that responds before it has read all.
+    # A local reply (413, 408), or a backend that responds before it has read the whole
+    # body.
     (State.REQUEST_BODY, ResponseHeaders, MORE): State.RESPONSE_BODY,
     (State.REQUEST_BODY, ResponseHeaders, END): State.DONE,
     # Streamed modes repeat the end of the body in an empty message.
@@ -76,8 +77,8 @@ def after(state: State, event: Event) -> State:
     """Return the state after an event.
 
     Raises:
-        ProtocolError: ``TRANSITIONS`` has no such transition: Envoy, not a client,
-            broke the order.
+        ProtocolError: ``TRANSITIONS`` has no such transition. Only Envoy can cause
+            this, not a client.
     """
     try:
         return TRANSITIONS[state, type(event), event.end_of_stream]
@@ -94,20 +95,21 @@ class RequestStage(Enum):
     UNDECIDED = "undecided"
     """The body is collected for the decision."""
     SETTLED = "settled"
-    """A decision was made, or none will be: the rest passes through."""
+    """A decision was made, or none will be made; the rest of the request passes
+    through."""
     OVERTAKEN = "overtaken"
-    """The response started first: no decision will be made."""
+    """The response started before a decision was made, so that none will be made."""
 
 
 class ResponseStage(Enum):
     """What is done with the response."""
 
     IGNORED = "ignored"
-    """Nothing, or nothing any more."""
+    """The response is not observed, or no longer observed."""
     AWAITED = "awaited"
     """The response will be observed; it has not started."""
     OBSERVED = "observed"
-    """The body is read as it passes."""
+    """The response's body is read as it passes through."""
 
 
 class Progress:
@@ -140,12 +142,12 @@ class Progress:
 
     @property
     def may_end(self) -> bool:
-        """Whether the stream may end with the request: its response is not needed."""
+        """Whether the stream may end with the request, since no response is needed."""
         return self.response is ResponseStage.IGNORED and not self.response_echoed
 
     @property
     def awaits_body(self) -> bool:
-        """Whether a body is expected of which the gateway keeps a copy."""
+        """Whether the exchange expects a body that the gateway keeps a copy of."""
         return (
             self.state is State.REQUEST_BODY
             and self.request is RequestStage.UNDECIDED

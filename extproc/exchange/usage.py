@@ -1,7 +1,7 @@
-"""Read token usage from a response body, JSON or server-sent events, in any split.
+"""Read token usage from a response body: JSON or server-sent events, in any chunks.
 
 Only what is needed is buffered: the current event of a stream, or the last part of a
-JSON body. Nothing here raises on bytes from a backend.
+JSON body. No bytes from a backend cause an error here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from extproc.json_object import JsonObject
 from extproc.routing.token_counts import read_token_counts
 
 MAX_KEPT_BYTES = 256 * 1024
-"""Bytes buffered of a JSON body, or of one event. Usage is at the end of a JSON body;
-the largest events seen (log probabilities) are a tenth of this."""
+"""Maximum number of bytes to buffer of a JSON body, or of one event. Usage is at the
+end of a JSON body; the largest events observed (log probabilities) have a tenth of this
+size."""
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class UsageReader(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing further can be learned, before the end of the body."""
+        """Whether the rest of the body can add nothing to the usage."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk; return the bytes to send to the client for it."""
@@ -168,13 +169,14 @@ def _last_usage(tail: bytearray) -> object:
 
 
 MAX_USAGE_BYTES = 4096
-"""Maximum size of one usage object in a truncated body; vLLM's take 100 to 300."""
+"""Maximum bytes of one usage object in a truncated body; vLLM's objects take 100 to
+300."""
 
 _DECODER = json.JSONDecoder()
 _CUT_OFF = re.compile(rb'"finish_reason"\s{0,4}:\s{0,4}"length"')
 
-# An empty line ends an event; lines end in LF, CR LF or CR. Atomic groups, so that one
-# CR LF never counts as two line ends.
+# An empty line ends an event; lines end in LF, CR LF or CR. The groups are atomic, so
+# that one CR LF never counts as two line ends.
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _EVENT_END_BYTES = 4
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -187,7 +189,8 @@ _LAST_EVENT = re.compile(
 
 
 # An event without any of these marks neither changes the usage nor ends the stream, so
-# most of a stream is skipped. ``_USUAL_ENDS`` are the ends that servers write.
+# most of a stream is skipped. ``_USUAL_ENDS`` are the ends of events that servers
+# write.
 _MARKS = (
     b'"usage"',
     b'"error"',
@@ -223,7 +226,7 @@ class SseUsageReader:
         """Read the events that this chunk completes."""
         if len(chunk) <= _SLICE_BYTES:
             return self._feed(chunk)
-        # A stream in one piece, as after decompression: skip most of it.
+        # The stream is in one piece, as after decompression: skip most of it.
         return b"".join(
             self._feed(chunk[at : at + _SLICE_BYTES])
             for at in range(0, len(chunk), _SLICE_BYTES)
@@ -246,7 +249,8 @@ class SseUsageReader:
         self._searched = max(0, len(self._pending) - _EVENT_END_BYTES)
         self.complete &= not self._pending
         if len(self._pending) > MAX_KEPT_BYTES:
-            # Keep the last bytes: they may be the first half of the end of the event.
+            # Keep the last bytes, because they may be the first half of the end of the
+            # event.
             passed += self._pending[:-_EVENT_END_BYTES]
             del self._pending[:-_EVENT_END_BYTES]
             self._searched = 0
@@ -260,8 +264,8 @@ class SseUsageReader:
         return rest if self._drop else b""
 
     def _next_end(self, start: int, end: int) -> re.Match[bytes] | None:
-        # An empty line at the start of an event counts as an event without lines: the
-        # boundaries must not depend on how the stream is split.
+        # An empty line at the start of an event counts as an event without lines,
+        # because the boundaries must not depend on how the stream is split.
         at_once = None
         if not self._overlong:
             at_once = _LINE_END.match(self._pending, start, end)
@@ -270,7 +274,8 @@ class SseUsageReader:
         )
 
     def _tells_nothing_until(self, end: int) -> int:
-        # Scans only new bytes, or passes them on: linear in the stream.
+        # Only new bytes are scanned or passed on, so the time is linear in the stream's
+        # size.
         ends = [
             at + len(stop)
             for stop in _USUAL_ENDS
@@ -327,8 +332,8 @@ class LabelledJsonReader:
     """Usage of a body labeled as JSON, which may be a stream regardless.
 
     vLLM's example proxy for prefill and decode labels every response
-    ``application/json``. The first byte determines the format: no JSON value starts
-    like a line of an event stream.
+    ``application/json``. The first byte determines the format, because no JSON value
+    starts like a line of an event stream.
 
     Args:
         drop_usage_chunk: as in ``SseUsageReader``, if the body is a stream.
@@ -350,7 +355,7 @@ class LabelledJsonReader:
         return self._reader is not None and self._reader.complete
 
     def feed(self, chunk: bytes) -> bytes:
-        """Find the format by the first byte that is not whitespace, then read."""
+        """Find the format by the first byte that is not whitespace; read the chunk."""
         if self._reader is None:
             begin = chunk.lstrip()
             if not begin:
@@ -373,7 +378,7 @@ _EVENT_BEGINS = frozenset({b"d", b"e", b"i", b"r", b":"})
 def usage_reader(
     content_type: str, *, drop_usage_chunk: bool = False
 ) -> UsageReader | None:
-    """Return the reader for a response's content type, or None if it has no usage."""
+    """Return the reader for a response's content type, or None if that has no usage."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/event-stream":
         return SseUsageReader(drop_usage_chunk=drop_usage_chunk)

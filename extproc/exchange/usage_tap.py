@@ -8,11 +8,12 @@ from extproc.exchange.usage import UsageReader, usage_reader
 from extproc.routing.router import Decision, Outcome
 
 MAX_ENCODED_RESPONSE_BYTES = 1 << 20
-"""Maximum size of a compressed response; a larger one is not learned from."""
+"""Maximum size of a compressed response in bytes; nothing is learned from a larger
+one."""
 
 MAX_DECODED_RESPONSE_BYTES = 2 << 20
-"""Maximum decoded size. Scanning a stream blocks the event loop for 5 ms per MiB, or
-for 0.2 s if each of its events has a "usage" of null."""
+"""Maximum decoded size of a response, in bytes. Scanning a stream blocks the event loop
+for 5 ms per MiB, or for 0.2 s if each of its events has a "usage" of null."""
 
 
 class UsageTap:
@@ -22,7 +23,7 @@ class UsageTap:
         decision: the decision about the request.
         attempts: how often Envoy sent the request to a backend.
         encoding: the response's content-encoding; empty if absent.
-        reader: the reader for its content type.
+        reader: the reader for the response's content type.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class UsageTap:
 
     @property
     def complete(self) -> bool:
-        """Whether the rest of the body can add nothing."""
+        """Whether the rest of the body can add nothing to the outcome."""
         return self._reader.complete
 
     def read(self, chunk: bytes) -> bytes:
@@ -48,7 +49,7 @@ class UsageTap:
         return chunk
 
     def finish(self) -> bytes:
-        """End the body: read the buffer, return the bytes still to be sent."""
+        """End the body: read the buffer, and return the bytes still to be sent."""
         if self._encoded is None:
             return self._reader.finish()
         if len(self._encoded) <= MAX_ENCODED_RESPONSE_BYTES:
