@@ -21,7 +21,7 @@ FOLDERS = ("envoy", "extproc")
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
 BUILD_TIMEOUT_S = 1200.0
 
-# Other ports, to avoid conflicts with servers on this machine.
+# These other ports avoid conflicts with servers on this machine.
 _PORTS = """\
 services:
   envoy:
@@ -32,7 +32,7 @@ services:
 
 
 def ask_for_an_engine() -> None:
-    """Skip the test without a container engine and Compose v2.24 or newer."""
+    """Skip the test if there is no container engine or no Compose v2.24 or newer."""
     if shutil.which("docker") is None:
         pytest.skip("no docker here")
     for command in (["docker", "info"], ["docker", "compose", "version"]):
@@ -77,7 +77,7 @@ class ComposeProject:
         return done.stdout + done.stderr
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """Return the running containers by service."""
+        """Return the running containers, keyed by service."""
         lines = self.run("ps", "--format", "json").splitlines()
         found = [json.loads(line) for line in lines if line.startswith("{")]
         return {each["Service"]: each for each in found}
@@ -87,7 +87,7 @@ class ComposeProject:
         wait_until(lambda: self.services().get(service, {}).get("Health") == "healthy")
 
     def get(self, url: str) -> str:
-        """Fetch a URL in the containers' network."""
+        """Fetch a URL from inside the containers' network."""
         program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
         return self.run("exec", "-T", "extproc", "python", "-c", program, url)
 

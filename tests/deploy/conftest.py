@@ -35,7 +35,7 @@ VARIANTS = (
     "istio",
     "sidecar",
     "sidecar+throughput",
-    # With all optional components.
+    # This variant has all optional components.
     "sidecar+monitoring+state",
 )
 SEVERAL_WORKERS = [
@@ -62,10 +62,10 @@ ADDITIONS = {
         ["state.secret=token-budget-router-state"],
     ),
 }
-"""Options of a variant: a component, and values of the chart."""
+"""Options of a variant, each with a component and values of the chart."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m is evaluated
+@pytest.hookimpl(tryfirst=True)  # before pytest evaluates -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that wait for Prometheus's rates as slow."""
     for item in items:
@@ -102,7 +102,7 @@ def tools() -> Path:
 
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
-    """All variants of running the router on Kubernetes."""
+    """Return each variant of the router on Kubernetes in turn."""
     name: str = request.param
     return name
 
@@ -111,7 +111,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 def kustomize(
     tools: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], list[Manifest]]:
-    """Render a variant's kustomization; return the objects in kubectl's order."""
+    """Render a variant's kustomization; return its objects in the order of kubectl."""
 
     @functools.cache
     def render(variant: str) -> list[Manifest]:
@@ -124,7 +124,7 @@ def kustomize(
         return _run([tools / "kubectl/kubectl", "kustomize", folder])
 
     def with_components(folder: Path, additions: list[str]) -> Path:
-        """Render a kustomization of an operator's own."""
+        """Write and render a kustomization that an operator could write."""
         own = tmp_path_factory.mktemp("own")
         components = [ENVOY / ADDITIONS[name][0] for name in additions]
         document = {
@@ -140,7 +140,7 @@ def kustomize(
 
 @pytest.fixture(scope="session")
 def helm(tools: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run helm with these arguments."""
+    """Return a function that runs helm with the given arguments."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -155,7 +155,7 @@ def helm(tools: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def chart(tools: Path) -> Callable[..., list[Manifest]]:
-    """Render the chart for a variant, with values ``key=value`` or ``key:=JSON`` set."""
+    """Return a function that renders the chart with ``key=value`` or ``key:=JSON``."""
 
     @functools.cache
     def render(variant: str, *values: str) -> list[Manifest]:
@@ -196,7 +196,7 @@ def envoy_program() -> str:
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
-    """Start a stand-in per pool; the short one has half of the configured window."""
+    """Start a stand-in per pool; the short stand-in has half the configured window."""
     directory = tmp_path_factory.mktemp("pools")
     made = [
         stand_in("short", 4096, 64, directory, speed=100),
@@ -215,13 +215,13 @@ def update_config() -> Callable[[Path, dict[str, str]], None]:
 
 @pytest.fixture(scope="session")
 def make_patient() -> Callable[[Any], None]:
-    """Lengthen an Envoy configuration's timeouts for a busy machine."""
+    """Return a function that lengthens an Envoy configuration's timeouts."""
     return be_patient
 
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """Wait until a condition holds."""
+    """Return a function that waits until a condition holds."""
     return wait_until
 
 
@@ -229,7 +229,9 @@ def eventually() -> Callable[..., Any]:
 def start_pod(
     envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[list[Manifest]], Pod]]:
-    """Run the pod of a Deployment in these objects until its startup probes pass."""
+    """Return a function that runs the pod of a Deployment until its startup probes
+    pass.
+    """
     with ExitStack() as started:
         yield lambda manifests: run_pod(
             manifests, envoy_program, tmp_path_factory.mktemp("pod"), started
@@ -243,7 +245,7 @@ def start_sidecar(
     start_pod: Callable[[list[Manifest]], Pod],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Pod]:
-    """Run the chart's pod of Envoy and router with these values and the stand-ins."""
+    """Return a function that runs the chart's pod with values and the stand-ins."""
 
     def start(*values: str) -> Pod:
         state = tmp_path_factory.mktemp("state")
@@ -254,15 +256,16 @@ def start_sidecar(
 
 @pytest.fixture(scope="session")
 def sidecar_pod(start_sidecar: Callable[..., Pod]) -> Pod:
-    """A router that learns from every response."""
+    """Run a router that learns from every response."""
     return start_sidecar("config.feedback.sample=all")
 
 
 @pytest.fixture(scope="session")
 def throughput_pod(start_sidecar: Callable[..., Pod]) -> Pod:
-    """Several workers and the access log.
+    """Run a router with several workers and the access log.
 
-    They learn from half of the responses directly, and from the others by the log.
+    The workers learn from half of the responses directly, and from the other half
+    through the log.
     """
     return start_sidecar(
         "workers=2", "envoy.accessLog=true", "config.feedback.sample:=0.5"
@@ -274,7 +277,7 @@ def values_of(pools: list[Backend], state: Path) -> list[str]:
     values = [
         "config.state.store=directory",
         f"config.state.path={state}",
-        # Only the pool whose window matches the configuration.
+        # Only this pool has the window of the configuration.
         f"config.pools[1].endpoints[0]={pools[1].url}",
         "config.pools[0].name=short",
         "config.pools[0].max_model_len=8192",

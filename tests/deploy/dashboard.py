@@ -1,4 +1,4 @@
-"""Reads the files of envoy/observability for comparison with other files."""
+"""Read the files of envoy/observability, for comparison with other files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def panels(observability: Path) -> list[dict[str, Any]]:
 
 
 def expressions(observability: Path) -> list[tuple[str, str, str]]:
-    """Yield title, unit and query of each panel's targets, with variables filled in."""
+    """Yield title, unit and query of each panel's targets, with variables replaced."""
     found = []
     for panel in panels(observability):
         for target in panel["targets"]:

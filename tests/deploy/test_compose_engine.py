@@ -1,4 +1,4 @@
-"""``docker compose`` on a real engine: no request fails when the router does."""
+"""``docker compose`` on a real engine: no request fails if the router fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .compose_project import ComposeProject, ask_for_an_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
-# Enough clients for the rate while every request waits a second for a dead router.
+# There are enough clients for the rate while every request waits a second for a dead
+# router.
 CLIENTS = 24
 PER_SECOND = 20.0
 # At the stand-ins' simulated speed the long pool prefills two long prompts a second.
@@ -42,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeProject
 
 @pytest.fixture
 def up(project: ComposeProject) -> ComposeProject:
-    """Start the stack of the first file, whatever an earlier test left behind."""
+    """Start the stack of the first file, whatever an earlier test left running."""
     project.use([])
     project.run("up", "-d", "--wait")
     wait_until(lambda: is_routed(project))
@@ -58,7 +59,7 @@ Clients = Callable[[ComposeProject, str], AbstractContextManager[Load]]
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[Clients]:
-    """Run clients throughout a fault; every request must be answered in the end.
+    """Run clients throughout a fault; every request must finally receive a response.
 
     At the end the module prints a row of the README's table for each fault.
     """
@@ -94,7 +95,7 @@ def clients() -> Iterator[Clients]:
 def test_a_newcomer_s_first_up_answers_the_first_request(project: ComposeProject):
     printed = project.run("up", "-d", "--wait")
 
-    assert "rror" not in printed  # no missing image is pulled
+    assert "rror" not in printed  # Compose pulls no missing image
     answered = exchange(project.port, "short")
     assert (answered.routed, answered.served_by) == (True, "vllm_short")
     assert exchange(project.port, "long").served_by == "vllm_long"
@@ -267,7 +268,7 @@ def test_workers_and_the_access_log(up: ComposeProject, clients: Clients):
 
 def test_stand_ins_are_gone_when_vllm_is_there(up: ComposeProject):
     up.use([GPU])
-    # Without vLLM's image, which has 10 GB: this test is about the stand-ins.
+    # The test omits vLLM's image of 10 GB, because it checks only the stand-ins.
     up.run(
         "up", "-d", "--pull=never", "--scale", "vllm-short=0", "--scale", "vllm-long=0"
     )

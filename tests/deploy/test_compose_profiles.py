@@ -38,7 +38,7 @@ def program(name: str) -> str:
 
 
 def mounts(service: dict[str, Any]) -> dict[str, Path]:
-    """Return the project's files and folders in a container, by their path there."""
+    """Return the project's files and folders in a container, by container path."""
     found = {}
     for mount in service["volumes"]:
         source, target, *mode = mount.split(":")
@@ -68,7 +68,7 @@ def test_compose_accepts_all_together(more: tuple[str, ...]):
 
 
 def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
-    """The merged configuration has four workers, an endpoint each, and the access log."""
+    """The merged configuration has four workers, four endpoints, and the access log."""
     more = MORE["throughput/docker-compose.yaml"]
     files = ["-f", str(ROOT / "docker-compose.yaml"), "-f", str(more)]
     done = subprocess.run(
@@ -108,12 +108,12 @@ def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
         f"0.0.0.0:{address['socket_address']['port_value']}" for address in asked
     ] == [str(first.nth(i)) for i in range(config.server.workers)]
     assert {each["socket_address"]["address"] for each in asked} == {"extproc"}
-    # The container's file system is read-only.
+    # The file system of the container is read-only.
     assert router["tmpfs"] == ["/tmp"]
 
 
 def source(mount: str | dict[str, str]) -> Path:
-    """Return the source of a mount as printed by docker-compose, version 1 or 2."""
+    """Return the source of a mount in the output of docker-compose version 1 or 2."""
     return Path(mount.split(":")[0] if isinstance(mount, str) else mount["source"])
 
 
@@ -125,7 +125,9 @@ def source(mount: str | dict[str, str]) -> Path:
 def test_our_images_start_as_their_dockerfile_says(
     service: str, target: str, services: dict[str, Any], tmp_path: Path
 ):
-    """Return entry point, compose's command and environment, and the image's probe."""
+    """Run the entry point with compose's command and environment, and the image's
+    probe.
+    """
     _, _, stage = (ROOT / "extproc/Dockerfile").read_text().partition(f" AS {target}\n")
     stage = stage.partition("\nFROM ")[0]
     entry, probe = (
@@ -211,8 +213,8 @@ def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
     for job in config["scrape_configs"]:
         for group in job["static_configs"]:
             assert {target.partition(":")[0] for target in group["targets"]} <= names
-    # Envoy serves its metrics on its own port, not in the network of a container that
-    # loses it when Envoy restarts.
+    # Envoy serves its metrics on its own port. It does not share the network of a
+    # container, because it would lose that network when Envoy restarts.
     assert "network_mode" not in {key for each in services.values() for key in each}
     bootstrap = yaml.safe_load(mounts(services["envoy"]).popitem()[1].read_text())
     ports = {

@@ -1,7 +1,8 @@
 """The overlays' gateway settings, applied to a real Envoy.
 
-It has one listener for each overlay, made by ``translation``. These tests show that the
-settings work together, not that a controller reads them, which needs a cluster.
+This Envoy has one listener for each overlay, made by ``translation``. The tests show
+that the settings work together. They do not show that a controller reads them, because
+that needs a cluster.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ GATEWAYS = (
     "istio",
 )
 STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
-"""Gateways that remove a client's own x-llm-pool. GKE cannot."""
+"""Gateways that remove a client's own x-llm-pool, which GKE cannot do."""
 
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "The quick brown fox jumps over the lazy dog. " * 480
-"""A prompt above the short stand-in's window, but below the configured one."""
+"""A prompt above the window of the short stand-in, but below the configured window."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
-"""90 kB, some 20,000 tokens: for the long pool, and far above a 32 KiB buffer."""
+"""Some 20,000 tokens (90 kB), which need the long pool and exceed a 32 KiB buffer."""
 
 
 @dataclass
@@ -80,7 +81,7 @@ Change = Callable[[Config], None]
 def start(
     kustomize, pools, envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Change], Rig]]:
-    """Start an Envoy with a changed configuration; all of them call one router."""
+    """Start Envoys with a changed configuration, all of which call the same router."""
     directory = tmp_path_factory.mktemp("gateways")
     asked = router({"feedback": {"sample": "all"}}, directory)
     at = {f"vllm-{pool.pool}": ("127.0.0.1", pool.port) for pool in pools}
@@ -160,7 +161,7 @@ def test_an_overflow_becomes_an_answer_where_it_is_asked_for(rig: Rig):
 
 
 def test_without_an_answer_requests_take_the_long_pool(start: Callable[..., Rig]):
-    """A client's own header has no effect if the gateway can remove it."""
+    """A client's own header has no effect if the gateway can remove the header."""
     rig = start(lambda as_shipped: None)
     rig.router.child.pause()
     try:

@@ -1,6 +1,6 @@
 """``extproc routes --for istio`` for several models, applied to a real Envoy.
 
-The translation to Envoy's configuration is that of ``test_gateways``.
+``test_gateways`` describes the translation to Envoy's configuration.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def asked(folder: Path) -> Iterator[Router]:
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[Pools]:
-    """Servers that answer with their pool's name."""
+    """Start servers that answer with the name of their pool."""
     made = {name: ScriptedBackend() for name in ALL_POOLS}
     for name, pool in made.items():
         pool.reply = [http_response(200, json.dumps({"pool": name}).encode())]
@@ -77,7 +77,7 @@ def pools() -> Iterator[Pools]:
 def start(
     manifests: list[Manifest], pools: Pools, envoy_program: str, folder: Path
 ) -> Iterator[Start]:
-    """Start an Envoy in front of the pools and the router at a port."""
+    """Start an Envoy in front of the pools and of the router at this port."""
     with contextlib.ExitStack() as started:
 
         def begin(router_port: int) -> Client:

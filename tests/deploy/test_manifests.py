@@ -21,7 +21,7 @@ from extproc.config import load_config
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
-"""Return the schemas for the version of the kubectl that renders."""
+"""The Kubernetes version of the schemas, which is that of the kubectl that renders."""
 
 CUSTOM = (
     "envoy-gateway+access-log",
@@ -35,7 +35,7 @@ CUSTOM = (
 
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
-"""Kinds for which no package has a schema; see envoy/kubernetes/README.md."""
+"""Kinds without a schema in any package; see envoy/kubernetes/README.md."""
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
@@ -53,7 +53,7 @@ def is_core(manifest: Manifest) -> bool:
 
 @functools.cache
 def validate_core(manifest: str) -> None:
-    """Validate an object once, since most are the same in every variant."""
+    """Validate an object only once, because most are the same in every variant."""
     schemas = pytest.importorskip("kubernetes_validate")
     schemas.validate(json.loads(manifest), KUBERNETES, strict=True)
 
@@ -90,7 +90,8 @@ def test_custom_resources_follow_their_schemas(tools, kustomize):
         if not is_core(manifest)
     ]
     answer = custom_resource_errors(tools, custom)
-    # The package is older than Envoy Gateway 1.9, which `make test-gateways` runs.
+    # The package with the schemas is older than Envoy Gateway 1.9, which `make
+    # test-gateways` runs.
     assert [each for each in answer["errors"] if '"mergeType"' not in each] == []
     checked = {identity.split()[0] for identity in answer["checked"]}
     assert {manifest["kind"] for manifest in custom} - checked == NO_SCHEMA
@@ -140,7 +141,7 @@ def test_configuration_is_accepted_and_has_a_route_for_each_pool(variant, kustom
 
 
 def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
-    """Return the headers that each rule of each route matches, in order."""
+    """Return, in order, the headers that each rule of each route matches."""
     found = [
         [
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", [])}
@@ -159,8 +160,8 @@ def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
             if "route" in rule
         ]
         for service in of_kind(manifests, "VirtualService")
-        # The other VirtualService only keeps the router's cluster in the gateway; no
-        # client uses it.
+        # The other VirtualService only keeps the router's cluster in the gateway, and
+        # no client uses it.
         if not service["spec"]["hosts"][0].endswith(".invalid")
     ]
     return found
@@ -214,7 +215,7 @@ def test_policies_and_extensions_name_what_is_there(kustomize):
     for variant in set(CUSTOM) - {"istio"}:
         manifests = kustomize(variant)
         names = {(m["kind"], m["metadata"]["name"]) for m in manifests}
-        # Created by the operator: the Gateway and the pools' Services.
+        # The operator creates the Gateway and the pools' Services.
         names |= {("Gateway", "llm-gateway")}
         names |= {("Service", "vllm-short"), ("Service", "vllm-long")}
         asked = [
@@ -228,7 +229,7 @@ def test_policies_and_extensions_name_what_is_there(kustomize):
 
 
 def references(value: Any) -> list[tuple[str, str]]:
-    """Return kind and name of the target of a custom resource."""
+    """Return the kind and the name of each object to which a custom resource refers."""
     found = []
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -275,7 +276,9 @@ def test_pods_meet_the_restricted_pod_security_standard(variant, kustomize):
 
 
 def test_several_workers_have_what_they_need(kustomize):
-    """An endpoint for each, and a shared folder for the learned state."""
+    """Each worker needs an endpoint, and all need a shared folder for the learned
+    state.
+    """
     for variant in ("base+workers", "envoy-gateway+workers", "sidecar+throughput"):
         manifests = kustomize(variant)
         pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -307,7 +310,7 @@ def test_several_workers_have_what_they_need(kustomize):
 
 
 def router_endpoints(manifests: list[Manifest]) -> list[Manifest]:
-    """Return the router's address in the sidecar's Envoy."""
+    """Return the endpoints of the router in the sidecar's Envoy."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(manifests, "ConfigMap")
@@ -345,11 +348,11 @@ def test_a_pod_has_time_to_drain(variant, kustomize):
 
 
 def test_buffer_limits_hold_what_the_router_reads(kustomize):
-    """A body that the router requests above the limit would make the request hang."""
+    """If the router requested a body above the limit, the request would hang."""
     asked = load_config("", {}).server.max_body_bytes
     policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")["spec"]
     assert policy["connection"]["bufferLimit"] >= asked
-    # For an HTTP/2 request only the stream's window counts.
+    # For an HTTP/2 request only the window of the stream counts.
     stream = policy["http2"]["initialStreamWindowSize"]
     assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
     for variant in ("inference-extension", "istio"):
@@ -364,7 +367,9 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
 
 
 PICKER_TAKES = 3 << 20
-"""A Go gRPC server accepts messages of 4 MiB; Envoy sends its limit plus one read."""
+"""Largest buffer limit: a Go gRPC server accepts 4 MiB, and Envoy exceeds its limit by
+up to one read.
+"""
 
 
 def limit_of(manifests: list[Manifest]) -> int:
@@ -377,7 +382,7 @@ def limit_of(manifests: list[Manifest]) -> int:
 
 
 def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
-    """Another team's host on the same gateway gets none of the costly settings."""
+    """Another team's host on the same gateway has none of the costly settings."""
     for variant in ("inference-extension", "istio"):
         manifests = kustomize(variant)
         patches = only(manifests, "EnvoyFilter")["spec"]["configPatches"]
@@ -400,7 +405,7 @@ def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
 
 
 def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
-    """A hung router causes no 5xx, so each gateway needs a health check."""
+    """A hung router causes no 5xx response, so each gateway needs a health check."""
     asked = "envoy.service.ext_proc.v3.ExternalProcessor"
     (ext_proc,) = only(kustomize("envoy-gateway"), "EnvoyExtensionPolicy")["spec"][
         "extProc"
@@ -430,7 +435,7 @@ def test_only_the_short_rule_is_tried_again_after_an_overflow(kustomize):
         if "httpStatusCodes" in policy["spec"]["retry"]["retryOn"]
     ]
     assert retried == ["short"]
-    # A rule's policy replaces the route's, so everything else must be equal.
+    # A rule's policy replaces the route's policy, so all other fields must be equal.
     (one, other) = ({**p["spec"], "retry": 0, "targetRefs": 0} for p in policies)
     assert one == other
 
@@ -440,8 +445,11 @@ LISTS_OF_ONE_OWNER = {
     "parentRefs": {"group", "kind"},
     "ports": {"protocol"},
 }
-"""Lists that server-side apply treats as one value: if the API server adds a field to
-an item, each owner's list differs, which is a conflict."""
+"""Lists that server-side apply treats as one value, with the fields to write out.
+
+If the API server added a default to an item, the lists of two owners would differ,
+which is a conflict.
+"""
 
 
 def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize):
@@ -455,7 +463,7 @@ def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize)
 
 
 def list_items(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Yield the objects in lists, with the lists' names."""
+    """Yield the objects in lists, each with the name of its list."""
     found = []
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -475,7 +483,7 @@ def test_files_made_from_others_are_current(envoy_folder: Path):
 
 
 def test_sidecar_runs_envoy_yaml_with_two_differences(kustomize, envoy_folder: Path):
-    """Compare the two files' data, whatever their text."""
+    """Compare the data of the two files, whatever their layout and comments."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(kustomize("sidecar"), "ConfigMap")

@@ -24,7 +24,7 @@ from .dashboard import DASHBOARD, alerts, expressions, panels, program
 
 
 def own_metrics() -> set[str]:
-    """Return every exported metric name, as queries use them."""
+    """Return the name of every exported metric, as queries use it."""
     names = set()
     state = InForceCollector(InForce(build_generation(Config())))
     connections = CollectorRegistry()
@@ -51,7 +51,7 @@ def test_each_alert_fires_where_it_should(observability: Path):
         command, cwd=observability, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # promtool accepts alerts without a test.
+    # promtool accepts alerts that have no test, so this loop looks for the tests.
     named = (observability / "rules.test.yml").read_text()
     for alert in alerts(observability):
         fires = rf"alertname: {alert['alert']}\n    exp_alerts:"
@@ -95,7 +95,7 @@ def test_panels_fit_together(observability: Path):
 
 
 def dashboard_errors(tools: Path, board: dict[str, Any]) -> list[str]:
-    """Return the errors found by Grafana's own type declarations."""
+    """Return the errors that Grafana's own type declarations reveal in a dashboard."""
     script = Path(__file__).with_name("check_dashboard.mjs")
     done = subprocess.run(
         [program("node"), script, tools],
@@ -139,7 +139,7 @@ def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
     )["datasources"]
     assert source["type"] == "prometheus"
     scraped = yaml.safe_load((observability / "prometheus.yml").read_text())
-    # Grafana's $__rate_interval is four scrape intervals; fewer would leave gaps.
+    # Grafana's $__rate_interval is four scrape intervals, and fewer would leave gaps.
     assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
 
 

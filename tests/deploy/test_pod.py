@@ -1,4 +1,4 @@
-"""The pods' commands, probes and files, run as by kubelet."""
+"""Commands, probes and files of the pods, run as kubelet runs them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_changed_configmap_is_in_force_without_a_restart(
     lower = text.replace(limit, f"{limit}\n  threshold_tokens: 4000")
     update_config(folder, {"extproc.yaml": lower})
     assert eventually(lambda: thresholds() == [4000, 65536])
-    # The same process, which stops cleanly on SIGTERM.
+    # The same process is still running, and stops cleanly on SIGTERM.
     assert base_pod.containers["extproc"].running
     assert base_pod.containers["extproc"].stop(grace_s=60) == 0
 
@@ -84,7 +84,8 @@ def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
         for kind in PROBES
     )
     port = sidecar_pod.ports["http"]
-    # Readiness means that Envoy serves; it finds the router healthy within a second.
+    # Readiness means that Envoy serves, and Envoy finds the router healthy within a
+    # second.
     assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
     assert chat(port, "hello " * 20_000) == (200, "vllm_long")
 

@@ -34,11 +34,13 @@ Sample = tuple[dict[str, str], float]
 
 @dataclass
 class Prometheus:
-    """A running Prometheus."""
+    """A Prometheus that is running."""
 
     port: int
     at: float | None = None
-    """Evaluation time of queries, in seconds since the epoch; None for now."""
+    """Evaluation time of queries in seconds since the epoch, or None for the current
+    time.
+    """
 
     def get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(parameters)}"
@@ -52,7 +54,7 @@ class Prometheus:
         return answer["data"]
 
     def query(self, query: str) -> list[Sample]:
-        """Return labels and value of every result."""
+        """Return the labels and the value of every result."""
         when = {} if self.at is None else {"time": str(self.at)}
         data = self.get("/api/v1/query", query=query, **when)
         if data["resultType"] == "scalar":
@@ -60,7 +62,7 @@ class Prometheus:
         return [(each["metric"], float(each["value"][1])) for each in data["result"]]
 
     def has_all(self) -> bool:
-        """Whether the panels' divisors and the late metrics exist."""
+        """Return whether the panels' divisors and the late metrics exist."""
         counters = (
             "extproc_decisions_total",
             'extproc_observations_total{result="learned"}',
@@ -68,7 +70,7 @@ class Prometheus:
             'extproc_access_log_entries_total{result="observed"}',
         )
         wanted = [f"sum(rate({counter}[1m]))" for counter in counters]
-        # It appears after 200 requests to one worker.
+        # This metric appears after 200 requests to one worker.
         wanted.append("max(extproc_advised_threshold_tokens)")
         wanted += ["sum(extproc_config_reload_total)", "min(up)"]
         return all(
@@ -78,7 +80,7 @@ class Prometheus:
         )
 
     def has(self, counts: dict[str, float]) -> bool:
-        """Whether every counter has been scraped up to these values."""
+        """Return whether Prometheus has scraped every counter up to these values."""
         return all(
             sum(value for _, value in self.query(f"sum({name})")) >= count
             for name, count in counts.items()
@@ -86,7 +88,7 @@ class Prometheus:
 
 
 def counted(pod: Any) -> dict[str, float]:
-    """Return a pod's current counts. The request to Envoy is counted too."""
+    """Return a pod's current counts, which include the request to Envoy."""
     counters = (
         ("http-admin", "/metrics", "extproc_decisions_total"),
         ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
@@ -118,7 +120,7 @@ def prometheus(
         config = throughput_pod.volumes["config"]
         text = (config / "extproc.yaml").read_text()
         update_config(config, {"extproc.yaml": f"{text}\n# changed\n"})
-        # A rate needs two scrapes of a series, with a change in between.
+        # A rate needs two scrapes of a series, and a change between the scrapes.
         for part in itertools.cycle((mixed[:200], mixed[200:])):
             send_all(throughput_pod.ports["http"], part + around_the_threshold())
             eventually(functools.partial(running.has, counted(throughput_pod)))
@@ -174,7 +176,7 @@ MODELS: dict[str, Any] = {
 def prometheus_of_models(
     observability: Path, tmp_path_factory: pytest.TempPathFactory, eventually
 ) -> Iterator[Prometheus]:
-    """Start a Prometheus and a router of two models, each misrouted now and then."""
+    """Start a Prometheus and a router of two models with some misroutes each."""
     directory = tmp_path_factory.mktemp("models")
     router = stack.router(MODELS, directory)
     scrape = {
@@ -251,9 +253,12 @@ def scrape_of(observability: Path, pod: Any, pools: list[Any]) -> dict[str, Any]
 
 
 def around_the_threshold() -> list[DemoRequest]:
-    """Requests of 5,000 to 8,000 tokens. They overflow the short stand-in, whose window
-    is half of the configured 8,192, or are routed to the long pool without need if
-    their bound is above the threshold."""
+    """Return requests of 5,000 to 8,000 tokens.
+
+    Some overflow the short stand-in, whose window is half of the configured 8,192
+    tokens. The others go to the long pool without need, because their bound is above
+    the threshold.
+    """
     return [
         DemoRequest(
             "/v1/completions",
@@ -267,7 +272,7 @@ def around_the_threshold() -> list[DemoRequest]:
 
 
 def send_all(port: int, requests: list[DemoRequest]) -> None:
-    """Send the requests, eight at a time."""
+    """Send the requests, with eight at a time in flight."""
 
     def send(request: DemoRequest) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -283,7 +288,7 @@ def send_all(port: int, requests: list[DemoRequest]) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         statuses = list(threads.map(send, requests))
     assert set(statuses) == {200}
-    # No pool is chosen for speech, so it counts as not routed.
+    # The router chooses no pool for speech, so the request counts as not routed.
     send(DemoRequest("/v1/audio/speech", b"{}", ""))
 
 
@@ -354,7 +359,7 @@ def test_every_alert_is_evaluated(
 def test_the_autoscaler_s_metric_counts_decisions(
     prometheus: Prometheus, observability: Path
 ):
-    """Return prometheus-adapter's query with its template filled in."""
+    """The test fills in the template of prometheus-adapter's query."""
     values = yaml.safe_load((observability / "prometheus-adapter.yaml").read_text())
     (rule,) = values["rules"]["custom"]
     series = rule["seriesQuery"].partition("{")[0]

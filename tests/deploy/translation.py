@@ -1,6 +1,7 @@
-"""Translates an overlay's objects to Envoy configuration, as each gateway does.
+"""Translate an overlay's objects to Envoy configuration, as each gateway does.
 
-The translation is written by hand, field by field from the gateways' documentation.
+The translation is written by hand, field by field, from the documentation of the
+gateways.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 
 @dataclass
 class Gateway:
-    """One overlay as Envoy configuration: a listener and its clusters."""
+    """One overlay as Envoy configuration, that is, a listener and its clusters."""
 
     listener: Config
     clusters: list[Config]
@@ -62,7 +63,7 @@ def http2() -> Config:
 
 
 def listener(name: str, routes: list[Config], filters: list[Config]) -> Config:
-    """Return a listener as gateways create it, before any policy."""
+    """Return a listener as gateways create it before they apply any policy."""
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -72,7 +73,7 @@ def listener(name: str, routes: list[Config], filters: list[Config]) -> Config:
                     "name": name,
                     "domains": ["*"],
                     "routes": routes,
-                    # Lets the tests see which cluster answered.
+                    # This header shows the tests which cluster answered.
                     "response_headers_to_add": [
                         {
                             "header": {
@@ -158,8 +159,8 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     name = "envoy.filters.http.ext_proc/envoyextensionpolicy/llm/token-budget-router/0"
     policy = {
         "name": name,
-        # It is in the filter chain of all routes, and enabled where the policy is
-        # attached.
+        # The filter is in the filter chain of all routes, and enabled where the policy
+        # is attached.
         "disabled": True,
         "typed_config": {
             "@type": EXT_PROC,
@@ -224,7 +225,7 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
 
 
 def traffic_policy(manifests: list[Manifest], rule: str) -> Config:
-    """Return the policy of a rule, which replaces the route's if there is one."""
+    """Return a rule's own policy, or the route's policy if the rule has none."""
     policies = {
         target.get("sectionName"): manifest["spec"]
         for manifest in manifests
@@ -290,7 +291,7 @@ def gke(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
 
 
 def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
-    """Return a gateway with an EnvoyFilter's patches applied as by istiod."""
+    """Return a gateway after applying an EnvoyFilter's patches as istiod does."""
     gateway = copy.deepcopy(gateway)
     made = gateway.listener
     (host,) = manager_of(made)["route_config"]["virtual_hosts"]
@@ -326,7 +327,7 @@ def patched(gateway: Gateway, envoy_filter: Manifest) -> Gateway:
 
 
 def merge(into: Config, value: Config) -> None:
-    """Merge like protobuf: messages recursively, lists appended, the rest replaced."""
+    """Merge like protobuf: merge messages, append lists, and replace other values."""
     for key, inner in value.items():
         if isinstance(inner, dict) and isinstance(into.get(key), dict):
             merge(into[key], inner)
@@ -350,7 +351,7 @@ def mesh_router_cluster(
     return cluster(
         f"outbound|9002||{rule['host']}",
         at["token-budget-router"],
-        # Protobuf's JSON only supports seconds.
+        # The JSON format of protobuf supports only seconds.
         connect_timeout=f"{int(pool['tcp']['connectTimeout'].removesuffix('ms')) / 1000}s",
         lb_policy=policy["loadBalancer"]["simple"],
         circuit_breakers={"thresholds": [threshold]},
@@ -373,7 +374,7 @@ def istio(
     Args:
         manifests: the objects.
         at: the address of each Service; Istio knows no other host.
-        name: name of the VirtualService and the router's DestinationRule.
+        name: name of the VirtualService and of the router's DestinationRule.
     """
     routes, clusters = [], [mesh_router_cluster(manifests, at, name)]
     for rule in of_kind(manifests, "VirtualService", name)["spec"]["http"]:
@@ -408,7 +409,7 @@ def istio(
         if service in at and cluster_name not in known:
             clusters.append(cluster(cluster_name, at[service]))
     plain = Gateway(listener("istio", routes, []), clusters)
-    # As in all configurations that Envoy gets from a control plane.
+    # Every configuration that Envoy receives from a control plane has this value.
     manager_of(plain.listener)["route_config"]["validate_clusters"] = False
     return patched(plain, of_kind(manifests, "EnvoyFilter"))
 
@@ -462,7 +463,7 @@ TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]]
 
 
 def renamed(gateway: Gateway, prefix: str) -> Gateway:
-    """Return the configuration with unique names, for several gateways in one Envoy."""
+    """Return a configuration with unique names, so that an Envoy can have several."""
     text = json.dumps([gateway.listener, gateway.clusters])
     for one in gateway.clusters:
         text = text.replace(
