@@ -1,9 +1,10 @@
-"""Measures the server's full cost, as tables and a chart, in ten minutes.
+"""Measure the server's full cost, as tables and a chart, in ten minutes.
 
     python tests/benchmarks/bench_all.py [--seconds 3] [--only sizes,neighbours]
 
-Writes ``results.md`` and ``results.svg`` beside this file. ``rig.py`` describes the
-method. All processes share two cores, so a row shows the work of a whole machine.
+The program writes ``results.md`` and ``results.svg`` beside this file. ``rig.py``
+describes the method. All processes share two cores, so a row shows the work of a whole
+machine.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Results:
         return stack.load(body, connections, self.seconds)
 
     def draw(self, x: Axis, y: str, lines: Lines, least: float = 0) -> None:
-        """Draw a line per server; with ``least`` above 0 the y axis is logarithmic from it."""
+        """Draw a line per server; if ``least`` is above 0, the logarithmic y axis
+        starts there.
+        """
         top = max(value for points in lines.values() for _, value in points)
         chart = Chart(x, Axis(y, least, top * 1.1, log=least > 0))
         for name, points in lines.items():
@@ -98,7 +101,7 @@ def costs_of(load: Load) -> tuple[str, ...]:
 
 
 def added(load: Load, bare: Load) -> tuple[float, float]:
-    """Return the P50 and P99 latency added by a server."""
+    """Return the P50 and P99 of the latency that a server adds."""
     return load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
 
 
@@ -171,7 +174,7 @@ def by_workers(results: Results) -> None:
                     late - early
                     for late, early in zip(stack.worker_cpu_s(), before, strict=True)
                 ]
-            # The parent of several workers only supervises them.
+            # With several workers, the parent process only supervises.
             shares = [cpu / load.seconds for cpu in spent[workers > 1 :]]
             table.add(
                 server, workers, us(load.rps), us(load.server_us),
@@ -195,7 +198,7 @@ def by_answer(results: Results) -> None:
             for server in TRANSPORTS:
                 config = (("feedback.sample", sample),)
                 with running(Scenario(server, config, backend=backend)) as stack:
-                    stack.warm(body, 16, 5)  # until the model is learned
+                    stack.warm(body, 16, 5)  # until the router has learned the model
                     load = stack.load(body, 16, results.seconds)
                 name = sample.strip('"')
                 messages = f"{load.messages:.2f}"
@@ -203,7 +206,7 @@ def by_answer(results: Results) -> None:
 
 
 def empty_messages(count: int) -> str:
-    """The known worst case: a body of array elements only."""
+    """Return the known worst case, which is a body of array elements only."""
     return '{"messages":[' + "{}," * count + "{}]}"
 
 
@@ -239,7 +242,9 @@ def beside_neighbours(results: Results) -> None:
 def mixed(
     stack: Stack, neighbour: str, seconds: int
 ) -> tuple[float, float, float, float]:
-    """Return small requests a second, their p50 and p99, and large ones a second."""
+    """Return small requests per second, their P50 and P99, and large requests per
+    second.
+    """
     stack.warm(chat(4000), 2)
     large = stack.start_load(neighbour, 1, seconds + 1) if neighbour else None
     if large is not None:

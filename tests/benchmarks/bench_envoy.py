@@ -1,12 +1,12 @@
-"""Measures the server behind a real Envoy: CPU per request, throughput and latency.
+"""Measure the server behind a real Envoy: CPU per request, throughput and latency.
 
     python tests/benchmarks/bench_envoy.py [--seconds 5] [--rounds 3] [--body-bytes 4000]
 
-wrk (Debian package wrk) sends chat requests over 16 connections for CPU and throughput,
-and over one for latency. Bare Envoy, a grpc.aio server with an empty handler, and
-``extproc serve`` on both transports run in turn for each round. Medians are printed; on
-a busy machine compare the ratios. ``bench_all.py`` prints more tables; ``--profile
-FILE.svg`` shows the native transport's use of CPU.
+wrk (Debian package wrk) sends chat requests over 16 connections to measure CPU and
+throughput, and over one connection to measure latency. Each round runs a bare Envoy, a
+grpc.aio server with an empty handler, and ``extproc serve`` on both transports in turn.
+The program prints medians; on a busy machine compare the ratios. ``bench_all.py``
+prints more tables, and ``--profile FILE.svg`` shows the native transport's use of CPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Time a complete exchange of the ext_proc service, from messages in to messages out.
+"""Time a complete ext_proc exchange, from incoming messages to outgoing messages.
 
     python tests/benchmarks/bench_exchange.py
 
-Prints the CPU microseconds of a stream's opening, request headers, body and end, by
-body size; the minimum of several runs. There is no transport and no response.
+The program prints the CPU microseconds of a stream's opening, request headers, body and
+end for each body size, as the minimum of several runs. There is no transport and no
+response.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def messages(body: bytes, mode: int) -> tuple[bytes, bytes]:
 
 
 def time_exchange(size: int, mode: int) -> float:
-    """Return the microseconds of one exchange."""
+    """Return the microseconds of CPU time that one exchange takes."""
     generation = build_generation(Config(feedback=FeedbackConfig(sample=0.0)))
     service = ExtProcService(InForce(generation), Metrics())
     head, whole = messages(make_body(size), mode)
@@ -63,7 +64,7 @@ def time_exchange(size: int, mode: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print the table."""
     print(f"{'body':>8}", *(f"{name:>12}" for name in _MODES))
     for size in (512, 4096, 32768):
         times = (time_exchange(size, mode) for mode in _MODES.values())

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_neighbours.py [--seconds 4]
 
-Envoy's own worker delays small requests too, and for longer (see ``bench_all.py``).
-Here one gRPC client sends 4 kB bodies one after another and measures them, while
-another, on its own connection and in its own process, keeps sending large ones.
+Envoy's own worker delays small requests too, and for longer (see ``bench_all.py``). In
+this program one gRPC client sends bodies of 4 kB one after another and measures the
+latency. Another client, on its own connection and in its own process, keeps sending
+large bodies.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def exchange(body: str) -> list[bytes]:
 
 
 def requests(port: int, body: str) -> Iterator[float]:
-    """Send the request repeatedly; return the times in milliseconds."""
+    """Send the request repeatedly; yield the latency of each in milliseconds."""
     options = [("grpc.max_send_message_length", 64 << 20)]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         process = channel.stream_stream(PROCESS)
@@ -67,7 +68,7 @@ def requests(port: int, body: str) -> Iterator[float]:
 def beside(
     port: int, admin: int, neighbour: str, directory: Path, seconds: float
 ) -> str:
-    """Measure the small requests during large ones; return a line of the table."""
+    """Measure small requests during large requests; return a row of the table."""
     options = ["--port", str(port), "--neighbour", neighbour]
     command = [sys.executable, __file__, *options]
     flood = Child("neighbour", command, directory / "neighbour.log")
@@ -92,7 +93,7 @@ def beside(
 
 
 def answered(admin: int) -> int:
-    """Return the number of bodies that the server has answered."""
+    """Return the number of bodies for which the server has sent a reply."""
     for line in get(f"http://127.0.0.1:{admin}/metrics").splitlines():
         if line.startswith('extproc_message_seconds_count{phase="request_body"}'):
             return int(float(line.rpartition(" ")[2]))

@@ -1,9 +1,9 @@
-"""Time the parsing of large bodies and its longest step, for which other requests wait.
+"""Time the parsing of large bodies, and its longest step, which delays other requests.
 
     python tests/benchmarks/bench_reading.py
 
-CPU time, the minimum of three runs, without sockets. The event loop runs one step at a
-time.
+The program measures CPU time without sockets, and takes the minimum of three runs. The
+event loop runs one step at a time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
 
 
 def read(path: str, body: bytes, encoding: str) -> tuple[float, float, int, str]:
-    """Return CPU ms in total and of the longest step, the steps, and the result."""
+    """Return CPU ms of all steps and of the longest step, the steps, and the result."""
     reading = BodyParser(ANY_PREFIX.find(path), body, encoding, 64 * MIB)
     took = []
     while reading.result is None:

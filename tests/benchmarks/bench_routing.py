@@ -1,9 +1,10 @@
-"""Time the pure core: from a body to its estimate, and one observation.
+"""Time the core without I/O: from a body to its estimate, and one observation.
 
     python tests/benchmarks/bench_routing.py
 
-Prints CPU microseconds by body size, for one message and for a chat of many; the
-minimum of several runs. ``route`` is ``measure`` plus the steps to the decision.
+The program prints CPU microseconds for each body size, for a chat of one message and a
+chat of many, as the minimum of several runs. ``route`` is ``measure`` plus the steps to
+the decision.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def make_body(size: int, turns: int = 1) -> bytes:
 
 
 def least_us(step: Callable[[], object]) -> float:
-    """Return the minimum over seven runs of a call's mean CPU microseconds."""
+    """Return a call's mean CPU microseconds, as the minimum of seven runs."""
     timer = timeit.Timer(step, timer=time.process_time)
     number = max(1, int(0.05 / (timer.timeit(100) / 100 + 1e-6)))
     return min(timer.repeat(7, number)) / number * 1e6
@@ -73,7 +74,7 @@ def time_body(estimator: Bounded, body: bytes) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print the table."""
     names = ("parse", "measure", "classify", "estimate", "observe", "route", "total")
     print(f"{'body':>8} {'turns':>5}", *(f"{name:>9}" for name in names))
     for size, turns in ((512, 1), (4096, 1), (32768, 1), (32768, 80), (262144, 1)):

@@ -1,24 +1,27 @@
-"""Accuracy of the default estimator on tokenizers and sources absent from its prior.
+"""Accuracy of the default estimator on tokenizers and sources outside its prior.
 
     python tests/benchmarks/cross_validate.py CORPORA [MORE...] [--counts FILE]
         [--family NAME]...
 
-CORPORA, MORE and FILE as for ``fit_coefficients.py``; the prior is fitted on all of
-them. The sources of CORPORA are split into five parts, with the languages of one source
-separate. For each part and tokenizer family the prior is fitted without both, and the
-part's requests are replayed: estimated first, then learned from. Prints up to three
+CORPORA, MORE and FILE are the same as for ``fit_coefficients.py``, and the prior is
+fitted on all of them. The sources of CORPORA are split into five parts, with the
+languages of one source separate. For each part and tokenizer family, the prior is
+fitted without the part and without the family. The part's requests are then replayed,
+and each is estimated first and then learned from. The program prints up to three
 tables.
 
-Families: the mean relative error, point misroutes at 8,192 tokens, requests above their
-bound and requests sent to the long pool needlessly, in percent, for each family over
-CORPORA with the shipped prior, and then over the parts, each with its own prior; the
-first tenth of a replay is not scored. The last columns are the error on the first 50
-requests: of CORPORA with the shipped prior, and of the parts.
+The table "families" has one row for each family. It shows, in percent, the mean
+relative error, point misroutes at 8,192 tokens, requests above their bound, and
+requests sent to the long pool needlessly. These columns are for CORPORA with the
+shipped prior, and again for the parts, each with its own prior. The first tenth of a
+replay is not scored. The last columns are the error on the first 50 requests, of
+CORPORA with the shipped prior and of the parts.
 
-Kinds: with MORE, its kinds of text are split into two halves and replayed with a prior
-fitted without the half and without the family; shows the kinds with the largest errors.
+The table "kinds" needs MORE. Its kinds of text are split into two halves and replayed
+with a prior fitted without the half and without the family. The table shows the kinds
+with the largest errors.
 
-Risk: the cost of each rate, with the shipped prior.
+The table "risk" shows the cost of each rate with the shipped prior.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class Row:
 
 @dataclass
 class Scores:
-    """One row for each scored request."""
+    """One row of figures for each scored request."""
 
     error: list[float] = field(default_factory=list)
     misrouted: list[bool] = field(default_factory=list)
@@ -82,7 +85,7 @@ class Scores:
         return [100 * float(np.mean(column)) for column in columns]
 
     def extend(self, other: Scores) -> None:
-        """Append another replay's rows."""
+        """Append the rows of another replay."""
         self.error += other.error
         self.misrouted += other.misrouted
         self.above += other.above
@@ -90,7 +93,7 @@ class Scores:
 
 
 def read_rows(corpora: Sequence[Path], counts: Path | None) -> list[Row]:
-    """Read and shuffle the requests; draw the output of each."""
+    """Read and shuffle the requests, and draw the output length of each."""
     rng = random.Random(1)
     rows = [_read_row(raw, rng) for raw in read_corpora(corpora, counts)]
     rng.shuffle(rows)
@@ -153,7 +156,7 @@ SAME_VOCABULARY = frozenset({"o200k", "gptoss"})
 
 
 def others(family: str) -> list[str]:
-    """Return the families whose vocabulary is unrelated to a family's."""
+    """Return the families whose vocabulary is unrelated to that of a family."""
     left_out = SAME_VOCABULARY if family in SAME_VOCABULARY else {family}
     return [name for name in FAMILIES if name not in left_out]
 
@@ -175,7 +178,7 @@ def cross_validate(
 def find_weak_kinds(
     rows: Sequence[Row], more: Sequence[Row], families: Sequence[str]
 ) -> list[tuple[str, float, float, float]]:
-    """Return each kind's mean error, bias and share above the bound, in percent."""
+    """Return mean error, bias and share above the bound of each kind, in percent."""
     errors: dict[str, list[tuple[float, bool]]] = {}
     for half in range(2):
         held_out = [row for row in more if zlib.crc32(row.kind.encode()) % 2 == half]
@@ -202,7 +205,7 @@ def find_weak_kinds(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     parser.add_argument("--family", action="append", choices=FAMILIES, metavar="NAME")

@@ -1,16 +1,17 @@
-"""Savings and truncations of reserving less than clients declare, on a trace.
+"""Savings and truncations of a reserve below the limits that clients declare.
 
     python tests/benchmarks/declared_limits.py WORKLOAD... [--limit N] [--window N]
 
-WORKLOAD as for ``extproc simulate --workload``: a name, or a file with the tokens of
-prompts and outputs. Traces do not contain declared limits, so every client declares
-LIMIT; longer outputs are truncated there. Prompt tokens count as known exactly, to
-isolate the effect of the output. Each request is first decided by the live allowance
-and policy, and then learned from; the first tenth is not scored.
+WORKLOAD is the same as for ``extproc simulate --workload``: a name, or a file with the
+tokens of prompts and outputs. Traces do not contain declared limits, so every client
+declares LIMIT, and longer outputs are truncated at LIMIT. Prompt tokens count as known
+exactly, to isolate the effect of the output. Each request is first decided by the live
+allowance and policy, and then learned from. The first tenth is not scored.
 
-Prints, for each workload and risk: the share of requests that fit WINDOW; of these, the
-share sent to the long pool; and the share of all answers that WINDOW truncated although
-their client allowed more. Risk 0 reserves the full declared limit.
+The program prints three shares for each workload and risk: the requests that fit
+WINDOW; of these requests, those sent to the long pool; and of all answers, those that
+WINDOW truncated although their client allowed more. Risk 0 reserves the full declared
+limit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Scores:
 
 
 def read_pairs(name: str) -> list[tuple[int, int]]:
-    """Return the tokens of prompts and outputs, from a file or drawn from a table."""
+    """Return prompt and output tokens, from a file or drawn from a table."""
     workload: Workload = read_workload(name)
     lengths = workload.lengths
     if isinstance(lengths, Recorded):
@@ -85,7 +86,7 @@ def replay(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("workload", nargs="+", metavar="WORKLOAD")
     parser.add_argument("--limit", type=int, default=LIMIT, metavar="TOKENS")

@@ -4,14 +4,15 @@
         > extproc/routing/coefficients.py
 
 CORPORA are directories of ``*.jsonl.gz`` with one request per line: ``messages``,
-``tools`` and ``tokens``, the prompt tokens by tokenizer family, including template and
-tools. FILE has further counts, ``{id: {family: tokens}}`` in gzipped JSON.
+``tools`` and ``tokens``, which has the prompt tokens by tokenizer family, including
+template and tools. FILE has further counts, ``{id: {family: tokens}}`` in gzipped JSON.
 
-Model: ``tokens = x . w_f`` for family f, with relative noise; ``w_f ~ N(m, s^2)`` and
-``m ~ N(m0, s0^2)`` per term, solved exactly for ``m`` and then for each ``w_f`` (the
-mode of a hierarchical Gaussian model). ``m0`` is a quarter of a token per pair of
-bytes. Negative coefficients of scripts are set to zero and the others are solved again.
-Otherwise the family would initially estimate almost nothing for text in that script.
+The model is ``tokens = x . w_f`` for family f, with relative noise. Per term, ``w_f ~
+N(m, s^2)`` and ``m ~ N(m0, s0^2)``. The program solves exactly for ``m`` and then for
+each ``w_f``, which is the mode of a hierarchical Gaussian model. ``m0`` is a quarter of
+a token per pair of bytes. If coefficients of scripts are negative, they are set to zero
+and the other coefficients are solved again. Otherwise the family would initially
+estimate almost nothing for text in that script.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from extproc.routing.request import Request
 
 Matrix = npt.NDArray[np.float64]
 
-# Deviations in tokens: of the common mean from m0, and of a family from that mean.
+# Deviations in tokens of the common mean from m0, and of a family from that mean.
 _SCALARS = {
     "template": (5.0, 20.0, 20.0),
     "message": (4.0, 5.0, 3.0),
@@ -84,7 +85,7 @@ def vectorize_request(row: dict[str, Any]) -> Matrix:
 
 
 def fit(terms: Matrix, tokens: Matrix) -> Matrix:
-    """Return one row of coefficients per column of ``tokens``."""
+    """Return one row of coefficients for each column of ``tokens``."""
     scales = {**_SCALARS, **_DERIVED}
     rows = [
         scales.get(name, _TOOLS if name.startswith("tools ") else _TEXT)
@@ -118,7 +119,7 @@ _SCRIPTS = np.array([name in SCRIPT_TERMS for name in TERMS])
 
 
 def _solve_not_negative(precision: Matrix, moment: Matrix) -> Matrix:
-    """Solve for the coefficients; those of scripts are at least zero."""
+    """Solve for the coefficients; coefficients of scripts are at least zero."""
     free = np.ones(len(TERMS), dtype=bool)
     while True:
         coefficients = np.zeros(len(TERMS))
@@ -175,7 +176,7 @@ def _wrap(sources: Sequence[str], width: int = 86) -> str:
 
 
 def _source_names(source: str) -> list[str]:
-    """Return a request's repository, or its packages of Debian, npm and PyPI."""
+    """Return a request's repository, or its packages from Debian, npm and PyPI."""
     repository = source.partition(":")[0]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return [repository]
@@ -188,7 +189,7 @@ def _source_names(source: str) -> list[str]:
 
 
 def main() -> None:
-    """Read, fit and print."""
+    """Read the corpora, fit the coefficients and print the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     args = parser.parse_args()

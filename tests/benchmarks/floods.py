@@ -1,11 +1,11 @@
-"""Effect of hostile peers on another client, for one kind of flood after another.
+"""Effect of hostile peers on another client, for one kind of flood at a time.
 
     python tests/benchmarks/floods.py [--transport native] [--seconds 5] [FLOOD ...]
 
-Starts ``extproc serve``, a peer that floods one connection for some seconds (and
-reconnects whenever it is disconnected), and a grpcio client that calls Decide every 20
-ms with a deadline of 1 s. Prints the client's p50 and p99 in ms, its failures, and how
-often the flood was disconnected.
+The program starts ``extproc serve``, a peer that floods one connection for some seconds
+(and reconnects whenever it is disconnected), and a grpcio client that calls Decide
+every 20 ms with a deadline of 1 s. It prints the client's P50 and P99 in ms, the number
+of failures, and how often the peer was disconnected.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def block(path: str, *more: tuple[str, str]) -> bytes:
-    """Encode a header block without using a table."""
+    """Encode a header block without a dynamic table."""
     encoder = Encoder()
     encoder.header_table_size = 0
     fields = [
@@ -80,7 +80,7 @@ Chunks = Iterator[bytes]
 
 
 def same(*frames: bytes) -> Callable[[], Chunks]:
-    """Repeat the same frames on stream 1, which is open."""
+    """Return a flood that repeats the same frames on stream 1, which is open."""
 
     def chunks() -> Chunks:
         yield frame(HEADERS, 4, 1, OPEN)
@@ -92,7 +92,7 @@ def same(*frames: bytes) -> Callable[[], Chunks]:
 
 
 def each(make: Callable[[int], bytes]) -> Callable[[], Chunks]:
-    """Send frames on a new stream each time."""
+    """Return a flood that sends frames on a new stream each time."""
 
     def chunks() -> Chunks:
         stream = 1
@@ -105,7 +105,7 @@ def each(make: Callable[[int], bytes]) -> Callable[[], Chunks]:
 
 
 def windows() -> Chunks:
-    """F1: SETTINGS full of windows, with 1,024 streams open."""
+    """F1: send SETTINGS with changed windows while 1,024 streams are open."""
     yield b"".join(frame(HEADERS, 4, 2 * n + 1, OPEN) for n in range(1024))
     entry = b"\0\4\0\0\xff\xff\0\4\0\1\0\0"
     while True:
@@ -120,7 +120,7 @@ def few_windows() -> Chunks:
 
 
 def updates_of_one() -> Chunks:
-    """F3: WINDOW_UPDATE of 1, with a thousand answers blocked."""
+    """F3: send WINDOW_UPDATE of 1 byte while a thousand answers are blocked."""
     for start in range(0, 1000, 100):
         yield b"".join(
             frame(HEADERS, 4, 2 * n + 1, DECIDE_BLOCK)
@@ -177,7 +177,7 @@ FLOODS: dict[str, Callable[[], Chunks]] = {
 def flood(
     name: str, port: int, seconds: float, cuts: "multiprocessing.Queue[int]"
 ) -> None:
-    """Send a flood until the time is over; return how often it was disconnected."""
+    """Send a flood until the time is over; return the number of disconnections."""
     end, cut = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         try:
@@ -204,7 +204,7 @@ def discard(peer: socket.socket) -> None:
 
 
 async def neighbour(port: int, seconds: float) -> tuple[list[float], int]:
-    """Call Decide every 20 ms; return the times in ms and the number of failures."""
+    """Call Decide every 20 ms; return latencies in ms and the number of failures."""
     times, failed = [], 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         decide = channel.unary_unary(DECIDE)
@@ -246,7 +246,7 @@ def measure(name: str | None, transport: str, seconds: float) -> str:
             [sys.executable, "-m", "extproc", "serve", "--config", str(config)]
         )
         try:
-            asyncio.run(neighbour(port, 0.5))  # warm
+            asyncio.run(neighbour(port, 0.5))  # warm-up
             cuts: multiprocessing.Queue[int] = multiprocessing.Queue()
             attacker = None
             if name is not None:

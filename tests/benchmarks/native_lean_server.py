@@ -3,8 +3,8 @@
     python tests/benchmarks/native_lean_server.py 127.0.0.1:18080
 
 The application decodes the message, parses the JSON, adds up the text's length, answers
-with one of two constants, and ends the stream.  Run it behind Envoy like the other
-servers and compare CPU per request.
+with one of two constants, and ends the stream. Run it behind Envoy like the other
+servers, and compare the CPU time per request.
 """
 
 import asyncio

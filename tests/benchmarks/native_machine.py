@@ -1,10 +1,10 @@
-"""CPU per request of the HTTP/2 state machine, without sockets and protobuf.
+"""CPU time per request of the HTTP/2 state machine, without sockets and protobuf.
 
     python tests/benchmarks/native_machine.py
 
-A request consists of what Envoy sends: HEADERS (with a repeated block), two messages,
-and a reset after the server's end.  ``batch`` is the number of requests whose frames
-arrive in one read.
+A request is the same sequence as Envoy sends: HEADERS (with a repeated block), two
+messages, and a reset after the server's end of the stream. ``batch`` is the number of
+requests whose frames arrive in one read.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def message(size: int) -> bytes:
 
 
 def reads(requests: int, batch: int, body_bytes: int, frame_bytes: int) -> list[bytes]:
-    """Return the bytes that a connection's socket receives, read by read."""
+    """Return the bytes of each read from a connection's socket."""
     encoder, found = Encoder(), []
     body = message(body_bytes)
     chunks = [body[at : at + frame_bytes] for at in range(0, len(body), frame_bytes)]
@@ -89,7 +89,7 @@ def reads(requests: int, batch: int, body_bytes: int, frame_bytes: int) -> list[
 def cpu_us_a_request(
     requests: int, batch: int, body_bytes: int, frame_bytes: int
 ) -> float:
-    """Feed a state machine; return CPU time per request."""
+    """Feed a state machine, and return its CPU microseconds per request."""
     pieces = reads(requests, batch, body_bytes, frame_bytes)
     views = [memoryview(bytearray(piece)) for piece in pieces]
     best = float("inf")

@@ -1,7 +1,7 @@
 """A real Envoy (one worker) with an ext_proc server behind it and wrk in front of it.
 
-Unless a scenario needs streams, Envoy itself responds, so that only it and the server
-are measured. CPU is that of each process, from /proc.
+Unless a scenario needs streams, Envoy itself responds, so that the CPU time of Envoy
+and of the server alone is measured. /proc supplies the CPU time of each process.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Load:
     p50_ms: float
     p99_ms: float
     server_us: float
-    """CPU of the server's processes per request."""
+    """CPU microseconds of the server's processes per request."""
     envoy_us: float
     load_us: float
     messages: float
-    """ext_proc messages per request, if the server counts them."""
+    """ext_proc messages per request, if the server counts the messages."""
 
     @property
     def rps(self) -> float:
@@ -117,7 +117,7 @@ class Stack:
         )
 
     def warm(self, body: str, connections: int, seconds: int = 1) -> None:
-        """Send a body for a while, to warm up connections, caches and models."""
+        """Send a body for some seconds, to warm up connections, caches and models."""
         self.start_load(body, connections, seconds).finish()
 
     def profile(self, body: str, seconds: int, output: Path) -> None:
@@ -142,11 +142,11 @@ class Stack:
         output.write_text(drawn)
 
     def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
-        """Start the recording; the caller waits for its end."""
+        """Start a load, and leave the wait for its end to the caller."""
         return Wrk(self._directory, self.port, body, connections, seconds)
 
     def worker_cpu_s(self) -> list[float]:
-        """Return the CPU of each of the server's processes, the parent first."""
+        """Return the CPU seconds of each server process, with the parent first."""
         return [cpu_s(pid) for pid in tree(self._server.pid)] if self._server else []
 
     def _spent(self) -> tuple[float, float, float]:
@@ -200,7 +200,8 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
             server.wait_ready(
                 lambda: answers_200(f"http://127.0.0.1:{extproc_admin}/readyz"), 30
             )
-        # Checked through the server: until it listens, Envoy answers 500.
+        # The check goes through the server, because Envoy answers 500 until the server
+        # listens.
         envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/"), 30)
         yield Stack(scenario, directory, envoy, server, port, extproc_admin)
 
@@ -208,7 +209,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
 def start_server(
     scenario: Scenario, directory: Path, admin: int
 ) -> tuple[Child | None, list[dict[str, Any]]]:
-    """Return the server's process, not started yet, and its port."""
+    """Return the server's process, which is not started yet, and its port."""
     log = directory / "server.log"
     if scenario.server == BARE:
         return None, []
@@ -240,7 +241,7 @@ def start_server(
 
 
 class Wrk:
-    """A running wrk."""
+    """A wrk process that is running."""
 
     def __init__(
         self, directory: Path, port: int, body: str, connections: int, seconds: int
@@ -267,10 +268,10 @@ class Wrk:
         self.cpu_s = 0.0
 
     def finish(self) -> str:
-        """Wait for its end; return its output."""
+        """Wait for the end of wrk, and return its output."""
         assert self._process.stdout is not None
         out = self._process.stdout.read()
-        self.cpu_s = cpu_s(self._process.pid)  # readable until ``wait``
+        self.cpu_s = cpu_s(self._process.pid)  # readable only before ``wait``
         status = self._process.wait()
         assert status == 0, out
         assert "Non-2xx" not in out, out

@@ -16,7 +16,7 @@ def envoy_config(
     answer_with: str,
     backend: int | None = None,
 ) -> dict[str, Any]:
-    """Return one listener, with or without ext_proc in front of the response."""
+    """Return a configuration of one listener, with or without ext_proc."""
     router = {"@type": f"{TYPE}.filters.http.router.v3.Router"}
     filters: list[Any] = [{"name": "router", "typed_config": router}]
     clusters = []

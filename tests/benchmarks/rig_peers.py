@@ -1,9 +1,9 @@
-"""Servers to compare with, and backends for the benchmarks' Envoy.
+"""Servers for comparison, and backends for the benchmarks' Envoy.
 
     python tests/benchmarks/rig_peers.py --serve-lean PORT
     python tests/benchmarks/rig_peers.py --serve-backend PORT
 
-A gRPC server with an empty handler, and a streaming backend.
+The program runs a gRPC server with an empty handler, or a streaming backend.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SSE_PAUSE_S = 0.001
 
 
 async def serve_lean(port: int) -> None:
-    """Answer every message with an empty reply: the cost of grpc.aio alone."""
+    """Answer each message with an empty reply, to measure the cost of grpc.aio alone."""
     replies = (
         *encode(RequestHeaders({}), Continue()),
         *encode(RequestBody(b""), Continue()),
@@ -76,7 +76,7 @@ HEAD = (
 
 
 class Backend(asyncio.Protocol):
-    """Stream a response to each request: an event, a pause, an event."""
+    """Stream a response to each request: an event, a pause, and another event."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

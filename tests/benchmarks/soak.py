@@ -1,13 +1,13 @@
-"""Hours of mixed load, after which the router's resources are compared.
+"""Run hours of mixed load, and compare the router's resources over time.
 
     python tests/benchmarks/soak.py [--seconds 3600] [--transport grpcio|native]
 
-Connections, JSON responses, streams, clients that disconnect, invalid bodies, 100
-models, reloads and stored state, all the time and through a real Envoy. Prints the
-router's memory, file descriptors, threads, asyncio tasks and open exchanges. Exits with
-status 1 if they have grown from the second fifth to the last. All models have been
-learned before the first fifth, so their state exists; in the first fifth the allocator
-settles.
+The load goes through a real Envoy and has connections, JSON responses, streams, clients
+that disconnect, invalid bodies, 100 models, reloads and stored state. The program
+prints the router's memory, file descriptors, threads, asyncio tasks and open exchanges.
+It exits with status 1 if these have grown from the second fifth of the run to the last
+fifth. The router learns all models before the first fifth, so that their state exists,
+and the allocator settles during the first fifth.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MODELS = 100
 """More models than the router learns separately (64), so that all places are taken."""
 RELOAD_S = 5.0
 QUIET_S = 60.0
-"""Seconds for open requests to end after the clients have stopped."""
+"""Seconds that open requests have to end after the clients have stopped."""
 JSON = {"content-type": "application/json"}
 ALLOWED_GROWTH = {
     "rss_mib": 1.02,
@@ -48,7 +48,7 @@ ALLOWED_GROWTH = {
     "threads": 1.0,
     "tasks": 1.0,
 }
-"""Allowed factor over the earlier numbers, with ``SLACK`` for short-lived resources."""
+"""Allowed growth as a factor; ``SLACK`` is added for short-lived resources."""
 SLACK = {
     "rss_mib": 2.0,
     "malloc_mib": 1.0,
@@ -61,16 +61,18 @@ SLACK = {
 
 @dataclass(frozen=True)
 class Sample:
-    """The router's resources at one moment."""
+    """The resources of the router at one moment."""
 
     seconds: float
     requests: int
     rss_mib: float
     malloc_mib: float
-    """MiB allocated by the C library and not freed: a leak shows here long before it
-    shows in the resident memory."""
+    """MiB that the C library has allocated and not freed.
+
+    A leak appears here long before it appears in the resident memory.
+    """
     kblocks: float
-    """Thousands of Python's own small blocks, which do not come from the C library."""
+    """Thousands of small blocks from Python's own allocator, not from the C library."""
     fds: int
     threads: int
     tasks: int
@@ -165,8 +167,10 @@ def say(*_):
 
 signal.signal(signal.SIGUSR1, say)
 """
-"""``sitecustomize`` of the child processes: on request they report their number of
-tasks and their allocated memory."""
+"""``sitecustomize`` of the child processes, which lets a test query their resources.
+
+On request a process reports its number of tasks and its allocated memory.
+"""
 
 
 def sample(stack: Stack, began_s: float, requests: int) -> Sample:
@@ -230,7 +234,7 @@ def soak(directory: Path, args: argparse.Namespace) -> int:
         load = Load(stack.envoy.port, args.pause)
         load.warm_up()
         samples = run(stack, load, directory / "extproc.yaml", config, args.seconds)
-        # The clients are gone, so their resources must be freed.
+        # The clients have stopped, so their resources must be freed.
         deadline = time.monotonic() + QUIET_S
         while True:
             after = sample(stack, samples[0].seconds, samples[-1].requests)
@@ -251,7 +255,8 @@ def run(
     with load:
         while time.monotonic() - began_s < seconds:
             time.sleep(min(RELOAD_S, seconds / 25))
-            # Sample before the next reload, during which an old and a new router exist.
+            # Take the sample before the next reload, because an old and a new router
+            # exist during a reload.
             samples.append(sample(stack, began_s, load.requests))
             reloads += 1
             threshold = 4096 + reloads % 2
@@ -274,17 +279,17 @@ def judge(samples: list[Sample], failed: list[str]) -> int:
     grown = []
     for name, allowed in ALLOWED_GROWTH.items():
         # During a reload the old and the new models exist, and new models without
-        # requests are smaller: memory is therefore the median sample. For the others it
-        # is the minimum: a large body may be present in one sample, but a leak is
-        # present in all.
+        # requests are smaller, so memory is the median sample. Other resources are the
+        # minimum sample, because a large body may be present in one sample, but a leak
+        # is present in all samples.
         of_samples = median if name in ("rss_mib", "malloc_mib") else min
         before = of_samples(getattr(s, name) for s in during[fifth : 2 * fifth])
         at_end = of_samples(getattr(s, name) for s in during[-fifth:])
         alone = getattr(after, name)
         print(f"{name}: {before:.1f} -> {at_end:.1f}, without clients {alone:.1f}")
         if name == "malloc_mib":
-            # Clients that are slower than before leave larger bodies in flight. A leak
-            # stays without clients.
+            # Clients that are slower than before leave larger bodies in flight, but
+            # only a leak remains without clients.
             at_end = min(at_end, alone)
         if at_end > allowed * before + SLACK[name]:
             grown.append(name)
