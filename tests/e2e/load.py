@@ -114,9 +114,10 @@ def read_sse(body: bytes) -> Answer:
 class Load:
     """Clients that send through one Envoy until they are stopped.
 
-    Without ``per_second`` each client sends its next request when it has a response. With
-    ``per_second`` the clients together aim at this many requests a second, and catch up if
-    responses were late. The clients send ``kinds`` in turn; the default is all kinds.
+    Without ``per_second`` each client sends its next request when it has a response.
+    With ``per_second`` the clients together aim at this many requests a second, and
+    catch up if responses were late. The clients send ``kinds`` in turn; the default is
+    all kinds.
     """
 
     port: int

@@ -333,7 +333,7 @@ def test_a_stream_is_given_up_as_soon_as_it_is_over_the_cap() -> None:
 
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_streamed_body_that_ends_in_trailers_is_decided_upon(watch: bool) -> None:
-    """The headers have left, so the decision is reported but cannot move the request."""
+    """The headers have left, so the decision is reported but moves no request."""
     machine = exchange(watch=watch)
     steps = play(
         machine,

@@ -185,7 +185,7 @@ def test_no_saving_is_claimed_with_a_fleet_that_misses_or_rejects(
 def test_more_pools_have_figures_of_their_own(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    """The formula over pools is the sum over the single pools."""
+    """The formula for several pools equals the sum over the single pools."""
     plan = answer(asked, sized)
     parts = sum(pool.alpha * (1 - 1 / pool.rho) for pool in plan.pools[:-1])
     assert plan.formula_saving_pct == pytest.approx(100 * parts, abs=0.06)
@@ -226,7 +226,7 @@ SERVING = Serving("org/model", 0.92)
 
 
 def test_the_page_stands_alone(asked: Question, sized: dict[str, SizedPolicy]) -> None:
-    """The SVG is well formed, loads nothing, and contains every plot."""
+    """The SVG is well formed, loads no other file, and contains every plot."""
     points = sweep(asked, (1024, 4096))
     plan = answer(asked, sized, points)
     errors = misroutes(

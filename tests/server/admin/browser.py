@@ -95,7 +95,9 @@ class Tab:
 async def open_tab(stack: contextlib.AsyncExitStack, profile: Path) -> Tab:
     """Start a browser that exits with the stack.
 
-    Args: stack: context that closes the browser. profile: an empty directory.
+    Args:
+        stack: context that closes the browser.
+        profile: an empty directory.
     """
     port = await _start_chromium(stack, profile)
     client = await stack.enter_async_context(aiohttp.ClientSession())
