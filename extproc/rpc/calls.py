@@ -35,7 +35,7 @@ class Calls:
     Args:
         report: receives each exception that a call raised, and the place where it
             happened.
-        wake: called when a call has used its ``send``.
+        wake: called when a call has sent replies with its ``send``.
         held: byte count of the incomplete messages of all connections.
 
     Attributes:
@@ -284,7 +284,7 @@ class Calls:
     def _send(
         self, stream: Stream, messages: Sequence[bytes], end: bool | RpcError = False
     ) -> None:
-        """Send replies for a call, outside of its own methods."""
+        """Send the replies that a call passes to its ``send``."""
         if stream.ended:
             return
         self._reply(stream, messages, end is True)

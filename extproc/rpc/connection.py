@@ -81,7 +81,7 @@ class Connection:
         report: receives each exception that a call raised, and the place where it
             happened.
         wake: called when there are bytes to :meth:`take` because a call used its
-            ``send``, outside of all methods of this class.
+            ``send`` while no method of this class was running.
         log: receives one line for each frame received or sent; ``None`` for no log.
         held: byte count of the incomplete messages of all connections, including this
             one; ``None`` if it is the only one.

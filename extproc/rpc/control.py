@@ -81,7 +81,7 @@ class Control:
 
         The first GOAWAY excludes no stream, since requests may be in flight; the final
         GOAWAY follows once the peer has answered the PING that was sent with the first
-        one.
+        GOAWAY.
         """
         if self._draining:
             return

@@ -91,7 +91,7 @@ class Frame(NamedTuple):
     kind: int
     """Frame type; any byte, since a peer may send unknown types."""
     flags: int
-    """Flags as received, including those that the type does not define."""
+    """Flags as received, including flags that the frame type does not define."""
     stream_id: int
     """Stream identifier without the reserved bit; 0 means the connection."""
     size: int

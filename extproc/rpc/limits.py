@@ -114,7 +114,7 @@ MAX_SETTINGS = 32
 
 
 class Budget:
-    """A token bucket that both time and useful work refill.
+    """A token bucket that is refilled by time and by useful work.
 
     Args:
         burst: initial and maximum number of tokens.

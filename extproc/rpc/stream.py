@@ -77,7 +77,7 @@ class Incoming:
     """Assembles gRPC messages from pieces of DATA.
 
     Pieces are stored as they arrive and joined once, when the message is complete. Many
-    tiny pieces are joined earlier, because each costs tens of bytes of overhead.
+    tiny pieces are joined earlier, because each piece has tens of bytes of overhead.
     """
 
     __slots__ = ("_head", "_missing", "_pieces", "held_bytes")
@@ -90,7 +90,7 @@ class Incoming:
 
     @property
     def between_messages(self) -> bool:
-        """Whether no byte of a next message has arrived."""
+        """Whether the next message has not begun to arrive."""
         return not self._missing and not self._head
 
     def feed(

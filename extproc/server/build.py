@@ -92,7 +92,8 @@ def build(config: Config, shared: Path | None = None) -> Parts:
         shared: directory that all workers share; None for a single process.
 
     Raises:
-        ConfigError: a package is not installed or a file cannot be opened.
+        ConfigError: a package that the configuration needs is not installed, or a file
+            cannot be opened.
     """
     conversations = ConversationMemory(shared)
     return Parts(
@@ -112,9 +113,9 @@ def build_generation(
     """Build all components that a reload replaces together.
 
     Args:
-        previous: the generation in force. The new generation continues those of its
-            counts that still apply.
-        conversations: memory of conversations; None to start with an empty one.
+        previous: the generation in force. The new generation continues the counts of
+            this generation that still apply.
+        conversations: memory of conversations; None to start with an empty memory.
     """
     router = build_router(config, conversations=conversations)
     history = None
@@ -172,7 +173,7 @@ def build_router(
 
     Args:
         leave_out: tokenizer families to leave out of the estimator's prior.
-        conversations: memory of conversations; None to start with an empty one.
+        conversations: memory of conversations; None to start with an empty memory.
     """
     learned = _Learned(
         build_bounded_estimator(config, leave_out),

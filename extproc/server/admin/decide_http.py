@@ -25,11 +25,11 @@ _LOCATION = re.compile(r"[@/A-Za-z0-9_.-]{1,64}")
 
 
 class HttpApi:
-    """Serves the API's methods, and ``POST /decide`` for the request body itself.
+    """Serves the API's methods, and ``POST /decide``, which takes a bare body.
 
     Args:
-        api: makes the decisions.
-        slices: limit the time of a parsing step.
+        api: makes the decisions. slices: runs the parsing steps of several bodies in
+            turn.
     """
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:

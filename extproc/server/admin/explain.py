@@ -25,8 +25,8 @@ AnyExplanation = Explanation | FailedOpenExplanation | NotRoutedExplanation
 class Explainer:
     """Explains what a router would decide, without side effects.
 
-    The router does not learn from the request, and no request is counted, logged or
-    stored.
+    An explained request is not counted, logged or stored, and the router does not learn
+    from it.
 
     Args:
         in_force: holder of the router.
@@ -59,7 +59,7 @@ class Explainer:
             path: the request's path.
             hint: category in the request's hint header.
             encoding: the request's ``content-encoding``.
-            reading: parser of the same body; None to parse it in one step.
+            reading: parser of the same body; None to parse the body in one step.
             model_header: value of the request's model header, if such a header is
                 configured.
         """

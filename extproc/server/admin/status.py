@@ -28,7 +28,7 @@ from extproc.server.pools.watch import EndpointStatus
 
 
 class StatusReporter:
-    """Reports the state of one server; a report costs nothing until it is requested.
+    """Reports the state of one server; a report takes no time until it is requested.
 
     Args:
         in_force: holder of the pools, estimator and ratios.
@@ -168,7 +168,7 @@ def _report_pool(
 
 
 def _counts(counter: Collector, label: str) -> Counter[str]:
-    """Sum a counter's values by one of its labels."""
+    """Return the sums of a counter's values by one of its labels."""
     counts: Counter[str] = Counter()
     for family in counter.collect():
         for sample in family.samples:

@@ -42,9 +42,9 @@ class RedisStore:
     """A key that is updated with optimistic locking (WATCH, MULTI, EXEC).
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes them.
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py accepts them.
         key: key of the document.
-        earlier_keys: keys used by servers of earlier versions.
+        earlier_keys: keys that servers of earlier versions use.
 
     Raises:
         ValueError: the URL has another scheme.

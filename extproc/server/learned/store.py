@@ -46,7 +46,7 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A document that was renamed, or left to servers of its version, and not used."""
+    """An unused document, which was renamed or left to the servers of its version."""
 
     place: str
     reason: str
@@ -59,7 +59,7 @@ for no change). It may be called again if another process wrote first. If it rai
 
 
 class Store(Protocol):
-    """Stores one document. Its methods block: call them on a separate thread."""
+    """Stores one document. Its methods block, so call them on a separate thread."""
 
     def update(self, change: Change) -> SetAside | None:
         """Update the document atomically; return the document set aside, or None.

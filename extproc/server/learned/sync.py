@@ -107,8 +107,8 @@ class StateKeeper:
             try:
                 await self.sync()
             except Exception:
-                # After any error, the learned state is still here and the next exchange
-                # retries.
+                # After any error, the process still has its learned state and the next
+                # exchange retries.
                 logger.exception("state_sync_failed")
                 self._synced(Synced.UNAVAILABLE)
 
@@ -164,7 +164,7 @@ class StateKeeper:
             self._left |= left
 
     def _failed(self, error: StoreError) -> None:
-        if not self._away:  # one line per outage, not per interval
+        if not self._away:  # one line per outage instead of one per exchange
             self._away = True
             logger.error("state_store_away", extra={"fields": {"error": str(error)}})
         self._synced(Synced.UNAVAILABLE)
@@ -216,9 +216,9 @@ class StateKeeper:
     async def _take_in(self, ours: Components, merged: Components) -> None:
         """Update the learners with the merged state, one group at a time.
 
-        Requests are served between two groups. If the task is cancelled, it still
-        updates the remaining groups, without a pause. If it updated some groups but not
-        the base, the sums of these groups would be counted twice.
+        Requests are served between two groups. If the task is cancelled, the remaining
+        groups are still updated, without a pause. If only some groups were updated, but
+        not the base, the sums of these groups would be counted twice.
         """
         changed = self._changed(ours, merged)
         try:

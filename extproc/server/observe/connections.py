@@ -71,7 +71,7 @@ class ConnectionMetrics:
         self._log("connections_refused", reason)
 
     def handshake_failed(self, reason: str) -> None:
-        """Count a failed TLS handshake, or one that did not negotiate HTTP/2."""
+        """Count a TLS handshake that failed or did not negotiate HTTP/2."""
         self._handshakes.inc()
         self._log("tls_handshakes_failed", reason)
 

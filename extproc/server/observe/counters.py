@@ -59,7 +59,7 @@ class FastCounter(Collector):
         return sum(self.counts.values())
 
     def by(self, label: str) -> Counter[str]:
-        """Return the counts by one label."""
+        """Return the counts by the values of one label."""
         position = self._labels.index(label)
         found: Counter[str] = Counter()
         for values, count in self.counts.items():
@@ -103,7 +103,7 @@ class FastHistogram(Collector):
         """Counts of the buckets, followed by the sum of all values."""
 
     def add(self, value: float, *values: str) -> None:
-        """Add one value."""
+        """Add a value to its bucket and to the sum."""
         counts = self._counts.get(values)
         if counts is None:
             counts = self._counts[values] = [0] * (len(self._names) + 1)

@@ -198,7 +198,7 @@ class RecentDecisions:
         return _report_risk(stated, self._exceeded)
 
     def model(self, name: str, stated: float | None) -> ModelCourse:
-        """Report the course of learning for one model."""
+        """Report the course of learning for a model."""
         model = self._models.get(name, _Model())
         return ModelCourse(
             model.observed,

@@ -54,7 +54,7 @@ class ServedModels(NamedTuple):
 
 
 _MAX_NAMES = 1000
-"""Maximum names read from one server."""
+"""Maximum number of model names to read from one server."""
 
 
 class Vllm:
@@ -63,7 +63,7 @@ class Vllm:
     Args:
         session: HTTP session; the timeout of the session limits each request.
         url: base URL of the server.
-        address: IP address of the server, if the URL's host has several.
+        address: IP address of the server, if the URL's host has several addresses.
         key_file: file with the server's API key. It is read on each request because
             keys change.
     """

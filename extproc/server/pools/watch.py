@@ -97,7 +97,7 @@ class PoolStatus:
     """Mean over the endpoints with a recent answer; None without such an endpoint."""
     kv_cache_usage: float | None
     max_model_len_differs: bool
-    """Whether an endpoint's max_model_len differs from the configured one."""
+    """Whether an endpoint's max_model_len differs from the configured value."""
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ class LoadWatch:
     """Polls the endpoints of all pools that have endpoints.
 
     Args:
-        pools: the configured pools; those without endpoints are not polled.
+        pools: the configured pools; pools without endpoints are not polled.
         config: polling interval and pressure thresholds.
         clock: monotonic clock in seconds.
         resolve: returns the addresses behind a URL.
@@ -183,7 +183,8 @@ class LoadWatch:
     def base_names(self) -> Mapping[str, str]:
         """Return the name of the base model for each model name that the servers list.
 
-        A server has one base model; its other names are aliases and adapters.
+        A server has one base model. The other names that it lists are aliases and
+        adapters.
         """
         return self._bases
 

@@ -210,7 +210,8 @@ class WithApi:
     Args:
         service: handles all other methods.
         api: handles Decide and Observe.
-        slices: limit the time of a parsing step; None to parse bodies in one step.
+        slices: runs the parsing steps of several bodies in turn; None to parse each
+            body in one step.
     """
 
     def __init__(

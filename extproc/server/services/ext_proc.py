@@ -48,7 +48,8 @@ class ExtProcService:
         defer: schedules a call after the reply is sent, such as the event loop's
             ``call_soon``. Used for learning.
         in_flight: tracks the requests in flight whose end will be reported.
-        slices: limit the time of a parsing step; None to parse bodies in one step.
+        slices: runs the parsing steps of several bodies in turn; None to parse each
+            body in one step.
         later: schedules a call after a number of seconds, such as the event loop's
             ``call_later``. By default a requested body has no timeout.
         clock: seconds, for measuring answer times.

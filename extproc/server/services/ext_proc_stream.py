@@ -84,7 +84,7 @@ class ExtProcStream:
         service: the service that opened the stream.
         decider: decides the stream's request.
         metadata: headers of the gRPC stream.
-        send: sends replies that are not ready when ``receive`` returns.
+        send: callback for replies that are not ready when ``receive`` returns.
     """
 
     __slots__ = (

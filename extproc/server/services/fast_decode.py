@@ -51,7 +51,7 @@ Wanted = Mapping[bytes, str]
 
 
 class _UnusualError(Exception):
-    """The encoding is not the one that protobuf serializers produce."""
+    """The encoding differs from that of protobuf's serializers."""
 
 
 def fast_headers(

@@ -87,7 +87,7 @@ def _asked_name(message: bytes) -> str:
 
 
 class HealthService:
-    """``Check`` and ``Watch`` on a registry (grpc/doc/health-checking.md)."""
+    """Serves ``Check`` and ``Watch`` on a registry (grpc/doc/health-checking.md)."""
 
     def __init__(self, statuses: HealthStatuses) -> None:
         self._statuses = statuses

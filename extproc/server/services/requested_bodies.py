@@ -87,7 +87,7 @@ class RequestedBodies:
             self._later(self._timeout_s, self._look)
 
     def ended(self, stream: Waiting) -> None:
-        """Stop the timeout of a stream's body, if it has one."""
+        """Stop the timeout of a stream's body, if the body has a timeout."""
         self._began.pop(stream, None)
 
     def lost(self, how: Lost) -> None:

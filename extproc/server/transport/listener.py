@@ -45,7 +45,7 @@ class Monitor(Protocol):
         """Count a connection that was closed as soon as it was accepted."""
 
     def handshake_failed(self, reason: str) -> None:
-        """Count a failed TLS handshake, or one that did not negotiate HTTP/2."""
+        """Count a TLS handshake that failed or did not negotiate HTTP/2."""
 
     def faulted(self, code: str, reason: str) -> None:
         """Count a connection ended by an HTTP/2 protocol error of the peer."""
@@ -104,7 +104,7 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """Number of open connections, including those in the TLS handshake."""
+        """Number of open connections, including connections in the TLS handshake."""
         return len(self._accepted)
 
     @property

@@ -38,7 +38,7 @@ IDLE_S: Final = 600.0
 """Seconds without a stream after which a connection is closed. The peer reconnects when
 needed, whereas a thousand idle connections would keep other peers out."""
 STALL_S: Final = 30.0
-"""Seconds that a peer may leave its replies unread before it is disconnected."""
+"""Seconds after which a peer that does not read its replies is disconnected."""
 LINGER_S: Final = 1.0
 """Seconds to wait for the peer to close the connection first. If this side closed it
 with unread input, the connection would be reset, and a gRPC client might report a
@@ -293,7 +293,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._wait(self._server.linger_s, self._close)
 
     def _close(self) -> None:
-        """Close once the remaining output is sent or the peer stops reading it."""
+        """Close once the output is sent, or the peer has not read it in time."""
         if self._transport is not None:
             self._transport.close()
             self._wait(STALL_S, self.cut_off)

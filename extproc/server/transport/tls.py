@@ -135,7 +135,8 @@ class LiveContext(ssl.SSLContext):
 def grpc_credentials(certificates: Certificates) -> grpc.ServerCredentials:
     """Create credentials for grpcio that use the current certificates.
 
-    gRPC calls the function at each handshake, on its own threads; None means no change.
+    gRPC calls the function at each handshake, on its own threads; a result of None
+    means that the certificates have not changed.
     """
     given = certificates.version
 

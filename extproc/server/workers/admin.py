@@ -36,8 +36,8 @@ _OWN_HEADERS = frozenset(
 class WorkersAdmin:
     """Serves the same paths as ``AdminServer``, for several processes.
 
-    /metrics and /status are merged, /readyz covers all workers, and other paths are
-    forwarded to one worker that is ready.
+    /metrics and /status are merged, /readyz covers all workers, and requests to other
+    paths are forwarded to a worker that is ready.
 
     Args:
         server: the addresses, and the largest body to read.

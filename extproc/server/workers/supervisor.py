@@ -41,7 +41,8 @@ class WorkerProcess:
         worker: the worker's index and directory.
         command: command line of the worker, which runs until its standard input ends.
         admin: counts the restarts and checks readiness.
-        environment: environment variables; None for the parent's.
+        environment: environment variables; None for the variables of the parent
+            process.
     """
 
     def __init__(
