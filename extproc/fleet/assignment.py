@@ -1,4 +1,4 @@
-"""Assignment of requests to pools by a strategy, which learns from each of them."""
+"""Assignment of requests to pools by a strategy that learns from each request."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from extproc.fleet.workload import Lengths, Recorded, Tokens
 from extproc.routing.misroute import right_position
 from extproc.routing.policy import Policy, Pool
 
-#: Number of assigned requests below which a pool gets more draws of its kind,
+#: Number of assigned requests below which a pool gets further drawn requests.
 _FEW = 1000
-#: up to this number.
+#: Number of drawn requests from which a pool gets the ones that belong to it.
 _OF_A_KIND = 20_000
 _DRAWN = 1_000_000
 
@@ -46,7 +46,7 @@ class PoolTraffic:
     """Share of all requests that the pool's front end refuses, because the prompt alone
     exceeds the window."""
     replay: Replay | None = None
-    """The requests at their own times, if a file is replayed."""
+    """The pool's requests at their recorded times, if a file is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class Assignment:
     """The traffic of each pool under one strategy.
 
     Attributes:
-        rejected: share of requests that exceed every pool.
-        under, over: share that the strategy sent below or above the smallest pool
-            whose threshold fits their true budget.
+        rejected: share of requests that exceed the window of every pool.
+        under, over: shares of requests that the strategy sent to a smaller or a larger
+            pool than the smallest one whose threshold fits the request's true budget.
     """
 
     pools: tuple[PoolTraffic, ...]
@@ -76,15 +76,16 @@ class Inquiry:
     requests: int = 20_000
     """Number of requests to assign."""
     learning_lag: int = 2000
-    """Requests between a request and its feedback. The strategy first assigns twice as
-    many, so that it has learned when the count starts."""
+    """Number of requests assigned between a request and its feedback. The strategy
+    first assigns twice this number, so that it has learned before the count starts."""
 
 
 def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:
     """Assign drawn requests by the strategy.
 
-    With ``fill``, a pool that gets few of them gets further draws of its kind: requests
-    over 0.5 to 0.7 of the threshold below it, weighted by how rare those are.
+    With ``fill``, a pool that gets few of these requests gets further drawn requests
+    whose budget exceeds 0.5 to 0.7 of the next smaller pool's threshold, weighted by
+    the rarity of such requests.
     """
     desk_rng, traffic = _generators(inquiry)
     desk = _Desk(inquiry, lengths, desk_rng)
@@ -123,7 +124,7 @@ def assign_replay(replay: Replay, inquiry: Inquiry) -> Assignment:
 def _generators(
     inquiry: Inquiry,
 ) -> tuple[np.random.Generator, np.random.Generator]:
-    """Return generators for the strategy and for the traffic, alike for all of them."""
+    """Return random generators for strategy and traffic, equal for all strategies."""
     seeds = np.random.SeedSequence(inquiry.seed).spawn(2)
     return np.random.default_rng(seeds[0]), np.random.default_rng(seeds[1])
 
@@ -151,11 +152,11 @@ def _more_of_its_kind(
     rng: np.random.Generator,
     index: int,
 ) -> PoolTraffic:
-    """Return the traffic of a rarely chosen pool, from requests near or above it."""
+    """Return a rarely chosen pool's traffic, from requests near or above its range."""
     prompts, outputs = lengths.draw(rng, _DRAWN)
     totals = prompts + outputs
     threshold = inquiry.tiers[index - 1].threshold_tokens
-    # As many as can be assigned, but no fewer than those near the threshold.
+    # Assign as many requests as possible, and at least those near the threshold.
     cutoff = float(np.quantile(totals, 1 - _OF_A_KIND / _DRAWN))
     near = totals > min(0.7 * threshold, max(0.5 * threshold, cutoff))
     prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
@@ -192,10 +193,10 @@ class _Desk:
         self.under = self.over = 0
 
     def place(self, prompts: Tokens, outputs: Tokens, *, learns: bool = True) -> Tokens:
-        """Return the index of each request's pool; one past the last if none fits.
+        """Return the index of each request's pool, or the number of pools if none fits.
 
-        Without ``learns`` the strategy does not learn, since requests of one kind only
-        would bias it.
+        Without ``learns``, the strategy does not learn, because requests of similar
+        length only would bias it.
         """
         placed = np.empty(len(prompts), np.int64)
         for index, (prompt, output) in enumerate(

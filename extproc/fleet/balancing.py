@@ -8,8 +8,9 @@ from enum import StrEnum
 from extproc.fleet.instance import Instance
 from extproc.fleet.job import Job
 
-#: An instance with a matching prefix is skipped once it has this many times the mean
-#: number of requests: Envoy's ``hash_balance_factor``, at the 125 % of its docs.
+#: An instance with a matching prefix is skipped if it has more than this multiple of
+#: the mean number of requests. This is Envoy's ``hash_balance_factor`` with the 125 %
+#: of its documentation.
 BALANCE_FACTOR = 1.25
 #: Number of prefix keys whose last instance a balancer remembers.
 _REMEMBERED = 1 << 18
@@ -19,12 +20,14 @@ class Balancing(StrEnum):
     """A rule that chooses an instance."""
 
     LEAST_REQUEST = "least-request"
-    """The less loaded of two drawn at random: Envoy's LEAST_REQUEST, its default."""
+    """The less loaded of two random instances, as with LEAST_REQUEST, Envoy's default.
+    """
     RANDOM = "random"
     """A random instance, whatever its load: Envoy's RANDOM; round robin is similar."""
     PREFIX = "prefix"
-    """The instance that last got the longest prefix of the prompt, unless its load is
-    too high: like llm-d's prefix scorer, or Envoy's ring hash with bounded loads."""
+    """The instance that last received the longest prefix of the prompt, unless its load
+    is too high. llm-d's prefix scorer and Envoy's ring hash with bounded loads are
+    similar."""
 
 
 class Balancer:
@@ -36,10 +39,10 @@ class Balancer:
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
 
     def choose(self, job: Job, in_pool: int, first: float, second: float) -> Instance:
-        """Choose by two uniform draws; advance the instances compared to the present.
+        """Choose by two uniform draws, after advancing the compared instances to now.
 
         Args:
-            in_pool: requests in the pool.
+            in_pool: number of requests in the pool.
         """
         if self._kind is Balancing.PREFIX and job.prefix is not None:
             position = self._follow(job, in_pool)
@@ -61,7 +64,7 @@ class Balancer:
         if count == 1:
             return position
         other = int(second * (count - 1))
-        # Skip the first one.
+        # Skip the first instance.
         other += other >= position
         for each in (position, other):
             self._instances[each].advance(now_s)

@@ -2,13 +2,14 @@
 
 Each full block has a hash of its tokens and all tokens before them. A written block
 enters the cache under its hash, and stays there after its requests have ended, until it
-is reused for other tokens. Two blocks may have the same hash, since a request that
-recomputes cached tokens keeps its own block; lookups return the one cached first.
+is reused for other tokens. Two blocks may have the same hash, because a request that
+recomputes cached tokens keeps its own block. Lookups return the block that was cached
+first.
 
 Unused blocks wait in one queue and are taken from its front. On release, blocks without
-a hash go to the front and blocks with one to the end, the last block of a request
-before its first, so that the start of a prompt survives longest. So blocks without a
-hash are always taken first; they are interchangeable, and only counted here.
+a hash go to the front. Blocks with a hash go to the end in reverse order, so that the
+start of a prompt survives longest. Blocks without a hash are therefore always taken
+first. They are interchangeable, so this module only counts them.
 
 Source: ``vllm/v1/core/block_pool.py`` and ``FreeKVCacheBlockQueue`` of
 ``vllm/v1/core/kv_cache_utils.py``, vLLM 0.32.0.
@@ -23,9 +24,10 @@ class Block:
     """One KV-cache block."""
 
     hash: Hashable | None = None
-    """Hash of its tokens and all tokens before them; None if it is not cached."""
+    """Hash of the block's tokens and all earlier tokens; None if the block is not
+    cached."""
     holders: int = 0
-    """Number of requests that use it."""
+    """Number of requests that use the block."""
 
 
 class BlockPool:
@@ -33,7 +35,7 @@ class BlockPool:
 
     def __init__(self, usable_blocks: int) -> None:
         self._unhashed = usable_blocks
-        # In both dicts, the first key is the first to be taken or found.
+        # In each dict, the first key is the first block to be taken or found.
         self._free: dict[Block, None] = {}
         self._cached: dict[Hashable, dict[Block, None]] = {}
 
@@ -44,11 +46,11 @@ class BlockPool:
 
     @property
     def num_hashes(self) -> int:
-        """Number of different hashes in the cache, of blocks used or not."""
+        """Number of different hashes of cached blocks, in use or not."""
         return len(self._cached)
 
     def find(self, hashes: Iterable[Hashable]) -> list[Block]:
-        """Return the cached blocks of the longest prefix of these hashes."""
+        """Return the cached blocks for the longest cached prefix of the hashes."""
         found: list[Block] = []
         for block_hash in hashes:
             blocks = self._cached.get(block_hash)

@@ -1,8 +1,8 @@
 """Line charts as SVG text, bars and legends as HTML.
 
-A chart has the width of a phone, so that its text stays legible there; the page lays
-out bars and legends and breaks their lines if needed. Colors are names of CSS variables
-(``--a`` ...), which the page sets for light and dark.
+A chart has the width of a phone's screen, so that its text stays legible there. The
+page arranges bars and legends and wraps long lines. Colors are names of CSS variables
+(``--a`` ...), which the page sets for light and dark mode.
 """
 
 import math
@@ -17,7 +17,7 @@ _DASHES = ' stroke-dasharray="5 4"'
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of values; a logarithmic range is above 0."""
+    """A range of values; all values on a logarithmic axis are above 0."""
 
     title: str
     low: float
@@ -25,14 +25,14 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Return the position of a value, 0 at ``low`` to 1 at ``high``, clipped."""
+        """Return a value's clipped position, from 0 at ``low`` to 1 at ``high``."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def ticks(self) -> list[float]:
-        """Return powers of 2 or 10 on a log axis, else multiples of 1, 2 or 5."""
+        """Return powers of 2 or 10 for a log axis, otherwise multiples of 1, 2 or 5."""
         if self.log:
             decades = math.log10(self.high / self.low)
             factor = 10 if self.low < 1 else 2 if decades < 1.6 else 4
@@ -54,7 +54,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line through points; without a title it is not in the legend."""
+    """A line through points, which is in the legend only if it has a title."""
 
     title: str
     points: Sequence[tuple[float, float]]
@@ -197,7 +197,7 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar]) -> str:
-    """Return horizontal bars with a common zero, each with label, value and note."""
+    """Return horizontal bars on one scale, each with a label, a value and a note."""
     longest = max([bar.value for bar in bars] + [1.0])
     rows = []
     for bar in bars:

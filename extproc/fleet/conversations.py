@@ -1,8 +1,9 @@
-"""A synthetic hour of growing conversations; no large public trace of these exists.
+"""A synthetic hour of growing conversations, since no large public trace has any.
 
 The parameters are assumptions, not measurements: conversations start at random times,
-have five turns on average, and pause for a minute on average between turns; most turns
-are a few hundred tokens, and one in eight adds a document of a few thousand.
+have five turns on average, and pause for a minute on average between turns. Most turns
+have a few hundred tokens, and one turn in eight adds a document of a few thousand
+tokens.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ _HOUR_S = 3600.0
 _CONVERSATIONS = 1800
 _MEAN_TURNS = 5
 _MEAN_PAUSE_S = 60.0
-#: Seconds of reading per token of the answer, at 20 tokens a second.
+#: Seconds that a user needs to read one token of an answer (20 tokens a second).
 _TOKEN_S = 0.05
 _DOCUMENT_SHARE = 0.125
 #: Median and sigma of log-normal token counts.
@@ -29,7 +30,7 @@ _MOST_TOKENS = 60_000
 
 
 def conversations() -> Workload:
-    """Return the hour, about 2 requests a second; identical in every call."""
+    """Return the same hour in every call, with about 2 requests a second."""
     rng = np.random.default_rng(_SEED)
 
     def tokens(median: int, sigma: float) -> int:
@@ -37,7 +38,8 @@ def conversations() -> Workload:
 
     turns: list[tuple[float, int, int, str]] = []
     for number in range(_CONVERSATIONS):
-        # Some start before the hour, so that the load is even over the hour.
+        # Some conversations start before the hour, so that the load is even over the
+        # hour.
         at_s = (rng.random() * 1.25 - 0.25) * _HOUR_S
         said = tokens(*_OPENING)
         for _ in range(int(rng.geometric(1 / _MEAN_TURNS))):

@@ -10,16 +10,16 @@ instances that serve rho mu each, and the rest stays on unchanged instances:
 
 Its assumptions, and where they fail:
 
-- An instance of the long pool serves mu for any traffic. But without the short
-  requests, its requests are longer on average and it serves fewer: :func:`split` uses
-  each pool's own rate instead.
-- No queueing, no rounding up, no headroom for an SLO: :func:`split` and
-  :func:`homogeneous` round up and keep utilization under a bound.
+- An instance of the long pool serves mu requests a second for any traffic. But without
+  the short requests, its requests are longer on average, so it serves fewer;
+  :func:`split` uses each pool's own rate instead.
+- There is no queueing, no rounding up and no headroom for an SLO. :func:`split` and
+  :func:`homogeneous` round up and keep utilization under a limit.
 - mu depends on the homogeneous configuration. If its ``max_num_seqs`` is sized for the
-  worst case, a part of rho, often all of it, can be had without a split by raising
-  ``max_num_seqs``: :mod:`extproc.fleet.sizing` shows both.
+  worst case, raising ``max_num_seqs`` yields a part of rho, often all of it, without a
+  split; :mod:`extproc.fleet.sizing` calculates both.
 
-So the formula is an upper bound on the saving of the split itself.
+So the formula is an upper bound on what the split itself saves.
 """
 
 import math
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 #: Hours in a year of 365 days, used for all totals here.
 HOURS_PER_YEAR = 8760
-#: Hours in twelve months of 30 days. arXiv 2604.08075 multiplies by these for its
+#: Hours in twelve months of 30 days. arXiv 2604.08075 multiplies by this number for its
 #: Llama-3-70B figure ($2.86M), and by 8,760 for its Qwen3-235B figure ($15.4M).
 HOURS_PER_TWELVE_MONTHS = 8640
 
@@ -37,12 +37,13 @@ _ROUNDING_SLACK = 1e-9
 
 
 def formula_saving(short_fraction: float, throughput_gain: float) -> float:
-    """Return the share of a homogeneous fleet saved: the papers' alpha (1 - 1/rho).
+    """Return the saved share of a homogeneous fleet, alpha (1 - 1/rho) in the papers.
 
     Args:
         short_fraction: alpha, the share of requests in the short pool, 0 to 1.
-        throughput_gain: rho, requests a second of a short instance over those of a
-            homogeneous one (> 0); below 1 the saving is negative.
+        throughput_gain: rho, the request rate of an instance of the short pool divided
+            by that of an instance of the homogeneous fleet (> 0). Below 1, the saving
+            is negative.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -61,10 +62,10 @@ class Demand:
     rate: float
     """Requests a second that reach the pool (>= 0)."""
     instance_rate: float
-    """Requests a second that one instance serves of this pool's traffic (> 0)."""
+    """Requests of this pool that one instance serves in a second (> 0)."""
 
     def instances(self, max_utilization: float = 1.0) -> int:
-        """Return the instances needed for at most ``max_utilization``, rounded up.
+        """Return the number of instances that ``max_utilization`` requires, rounded up.
 
         Raises:
             ValueError: a rate or the utilization is out of range.
@@ -86,7 +87,7 @@ def homogeneous(rate: float, instance_rate: float, max_utilization: float = 1.0)
 
 
 def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
-    """Return the number of instances of all pools, each rounded up by its own rate.
+    """Return the total number of instances, rounded up for each pool by its own rate.
 
     This is the papers' refinement: the long pool's ``instance_rate`` is measured on
     long requests only.
@@ -95,7 +96,7 @@ def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
 
 
 def saving(before: float, after: float) -> float:
-    """Return the share of ``before`` (> 0) that ``after`` saves; may be negative."""
+    """Return the share, possibly negative, of ``before`` (> 0) that ``after`` saves."""
     if before <= 0:
         raise ValueError(f"before: {before}; expected > 0")
     return (before - after) / before
@@ -107,5 +108,5 @@ def usd_per_year(
     usd_per_gpu_hour: float,
     hours_per_year: float = HOURS_PER_YEAR,
 ) -> float:
-    """Return the cost in dollars of instances that run for the given hours."""
+    """Return the cost of instances that run for the given hours, in dollars."""
     return instances * gpus_per_instance * usd_per_gpu_hour * hours_per_year

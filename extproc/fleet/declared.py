@@ -1,4 +1,4 @@
-"""The output limits that simulated clients declare; traces do not record them."""
+"""The output limits that simulated clients declare, since traces do not record them."""
 
 from enum import StrEnum
 

@@ -1,7 +1,8 @@
-"""The decoding requests of an instance, as a few numbers for all of them.
+"""The decoding requests of an instance, summarized in a few numbers.
 
-Each computes one token a step, so its number of computed tokens is the step count plus
-a constant offset, and the step count at which it ends is known at its start.
+Each request computes one token per step. So its number of computed tokens is the step
+count plus a constant offset, and the step count at which it ends is known when it
+starts.
 """
 
 from heapq import heappop, heappush
@@ -15,8 +16,8 @@ class Decoders:
     Attributes:
         steps: number of steps that the instance has run.
         offsets: sum of the jobs' offsets.
-        phases: jobs by their offset modulo the block size; the jobs in phase ``-steps``
-            need a block for the next token (``demand``).
+        phases: number of jobs for each offset modulo the block size; the jobs in phase
+            ``-steps`` need a block for the next token (``demand``).
         ends: a heap of (step count, admission, job); an entry is stale if the job's
             admission differs.
     """
@@ -31,7 +32,7 @@ class Decoders:
         self.ends: list[tuple[int, int, Job]] = []
 
     def join(self, job: Job, left: int) -> None:
-        """Add a job that decodes for ``left`` steps from the next one on."""
+        """Add a job that decodes for ``left`` steps, starting with the next step."""
         offset = job.offset = job.computed - self.steps
         self.offsets += offset
         self.phases[offset % self._block_size] += 1
@@ -45,7 +46,7 @@ class Decoders:
         self.phases[offset % self._block_size] -= 1
 
     def ended(self) -> list[Job]:
-        """Return the jobs that end at this step or before, by admission; only once."""
+        """Return and forget the jobs that ended by this step, in order of admission."""
         ends = self.ends
         ended: list[Job] = []
         while ends and ends[0][0] <= self.steps:
@@ -55,7 +56,7 @@ class Decoders:
         return ended
 
     def steps_to_end(self) -> int:
-        """Return the steps until the first job ends; requires at least one job."""
+        """Return the number of steps until the first of one or more jobs ends."""
         ends = self.ends
         while ends[0][2].admission != ends[0][1]:
             heappop(ends)
@@ -66,14 +67,15 @@ class Decoders:
         return self.phases[-self.steps % self._block_size]
 
     def blocks(self, steps: int, seqs: int) -> int:
-        """Return the number of blocks that ``seqs`` jobs need for the next steps.
+        """Return the number of blocks that ``seqs`` jobs need in the next steps.
 
-        Each job needs one every ``block_size`` steps; the remainder depends on phase.
+        Each job needs one block every ``block_size`` steps. The number for the
+        remaining steps depends on the jobs' phases.
         """
         cycles, rest = divmod(steps, self._block_size)
         needed = cycles * seqs
         if rest:
-            # In step k, counted from 0, the jobs in phase -(steps + k) need one.
+            # In step k, counted from 0, the jobs in phase -(steps + k) need a block.
             last = -self.steps % self._block_size + 1
             first = last - rest
             if first < 0:
@@ -83,7 +85,7 @@ class Decoders:
         return needed
 
     def steps_within(self, free_blocks: int, seqs: int) -> int:
-        """Return how many steps of ``seqs`` jobs the free blocks are enough for."""
+        """Return the number of steps of ``seqs`` jobs that the free blocks allow."""
         block_size = self._block_size
         cycles, left = divmod(free_blocks, seqs)
         steps = cycles * block_size

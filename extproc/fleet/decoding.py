@@ -1,13 +1,13 @@
-"""A decode-only instance, whose prompts were computed elsewhere.
+"""An instance that only decodes, with prompts computed on other instances.
 
-vLLM's decode instance of a prefill-decode pair admits a request once there is room for
-the KV cache of its whole prompt, pulls that cache, recomputes the last prompt token for
-its logits, and decodes (vllm/distributed/kv_transfer, NIXL connector). So an answer of
-n tokens takes n steps, and the first step produces the client's first token.
+In a prefill-decode pair, vLLM's decode instance admits a request once there is room for
+the KV cache of its whole prompt. It pulls that cache, recomputes the last prompt token
+to get its logits, and decodes (vllm/distributed/kv_transfer, NIXL connector). So an
+answer of n tokens takes n steps, and the first step produces the client's first token.
 
-Blocks for the answer are reserved together with the prompt's, so no request is
-preempted; vLLM allocates them as the answer grows. A pool that is limited by KV cache
-is therefore sized slightly larger than vLLM needs.
+This module reserves blocks for the answer together with those for the prompt, so no
+request is preempted. vLLM allocates blocks for the answer as it grows, so a pool that
+is limited by KV cache is sized slightly larger than vLLM needs.
 """
 
 import math
@@ -26,7 +26,8 @@ class Decode:
     Attributes:
         ready_s: time of arrival, before the transfer.
         prompt_tokens, output_tokens: both at least 1.
-        transfer_s: duration of its KV-cache transfer, which starts at admission.
+        transfer_s: duration of the request's KV-cache transfer, which starts at
+            admission.
         first_token_s, finish_s: ends of the steps of its first and last token.
     """
 
@@ -53,10 +54,11 @@ class DecodeInstance:
         self._step_time = step_time
         self._free_blocks = limits.usable_blocks
         self._waiting: deque[Decode] = deque()
-        # Admitted requests in transfer: (arrival of the last byte, order, request).
+        # Admitted requests with a KV-cache transfer in progress: (time of the last
+        # byte's arrival, order, request).
         self._pulling: list[tuple[float, int, Decode]] = []
         self._decoding: list[tuple[int, int, Decode]] = []  # (last step, order, job)
-        self._fresh: list[Decode] = []  # still without a token
+        self._fresh: list[Decode] = []  # requests still without a token
         self._steps = 0
         self._context = 0
         self._order = 0
@@ -66,10 +68,10 @@ class DecodeInstance:
         return len(self._waiting) + len(self._pulling) + len(self._decoding)
 
     def add(self, request: Decode) -> None:
-        """Queue a request at its ``ready_s``; requests come in order of time.
+        """Queue a request at its ``ready_s``; calls must be in order of that time.
 
         Raises:
-            ValueError: it exceeds ``max_model_len`` or the KV cache.
+            ValueError: the request exceeds ``max_model_len`` or the KV cache.
         """
         tokens = request.prompt_tokens + request.output_tokens
         fits = self.limits.blocks_for(tokens) <= self.limits.usable_blocks

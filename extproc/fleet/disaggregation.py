@@ -1,9 +1,10 @@
 """The number of prefill and decode instances that meets an SLO.
 
-Each part is sized alone, with eight instances and their share of the traffic in place
-of a larger pool. Then both are simulated together (:mod:`extproc.fleet.prefill_decode`)
-by a smaller fleet of the same ratio, with at least eight instances in each part. The
-SLO and the headroom are those of pools that prefill and decode together.
+The prefill pool and the decode pool are first sized separately. Eight instances with
+their share of the traffic represent a larger pool. Then both pools are simulated
+together (:mod:`extproc.fleet.prefill_decode`) by a smaller fleet of the same ratio,
+with at least eight instances in each pool. The SLO and the headroom are the same as for
+pools whose instances both prefill and decode.
 """
 
 import math
@@ -19,24 +20,24 @@ from extproc.fleet.steptime import StepTime
 
 #: Number of instances to simulate in place of a larger prefill or decode pool.
 _SUBPOOL = 8
-#: Largest size tried, as a multiple of the size that throughput alone requires.
+#: Maximum size to try, as a multiple of the size that throughput alone requires.
 _MOST_TIMES = 2.5
-#: Number of times that either part grows if both together miss the SLO.
+#: Maximum number of times that a pool grows if both pools together miss the SLO.
 _JOINT_TRIES = 6
-#: Utilization above which requests may wait for the decode pool.
+#: Utilization of the decode pool above which requests may have to wait for it.
 _FULL = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Number of instances of both parts."""
+    """Number of instances of the prefill pool and the decode pool."""
 
     prefill: int
     decode: int
     met: bool
-    """Whether both together meet the SLO; also False if no size does."""
+    """Whether both pools together meet the SLO; False if no size meets it."""
     figures: Figures | None
-    """Figures of both together, if they were simulated."""
+    """Figures of both pools together, if simulated."""
 
     @property
     def instances(self) -> int:
@@ -47,14 +48,15 @@ class Size:
 def size(
     parts: Parts, slo: Slo, headroom: float, seed: int, measured: int = MEASURED
 ) -> Size:
-    """Return the fewest instances of both parts that meet the SLO together.
+    """Return the minimum size of both pools that meets the SLO.
 
-    First, size each part alone: the fewest decode instances that meet TPOT and the
-    fewest prefill instances that meet TTFT. Then simulate both together, and add
-    instances until TPOT and TTFT are met.
+    First, size each pool alone: find the minimum number of decode instances that meets
+    the TPOT limit and the minimum number of prefill instances that meets the TTFT
+    limit. Then simulate both pools together, and add instances until both limits are
+    met.
 
     Args:
-        headroom: share of either part's saturated rate to leave free, in [0, 1).
+        headroom: share of each pool's saturated rate to leave free, in [0, 1).
     """
     sizes = []
     for part, least in enumerate(_by_throughput(parts, slo, headroom, seed)):
@@ -67,7 +69,8 @@ def size(
         found = _together(parts, prefill, decode, slo, seed, measured)
         if found.kept:
             return Size(prefill, decode, True, found)
-        # TTFT includes the wait for a decode instance: both grow if both are late.
+        # TTFT includes the wait for a decode instance, so both pools grow if TTFT and
+        # TPOT are late.
         if found.late_tpot > 1 - COVERED or found.decode_utilization > _FULL:
             decode += max(1, decode // 25)
         if found.late_ttft > 1 - COVERED:
@@ -78,7 +81,7 @@ def size(
 def _alone_kept(
     parts: Parts, part: int, count: int, slo: Slo, seed: int, measured: int
 ) -> bool:
-    """Return whether one part meets the SLO if the other takes no time.
+    """Return whether one pool meets the SLO if the other takes no time.
 
     Eight instances represent a larger number.
     """
@@ -89,7 +92,7 @@ def _alone_kept(
 
 
 def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
-    """Return the fewest, from ``least`` up, or None if even the largest is too few."""
+    """Return the minimum sufficient number, at least ``least``, or None if none is."""
     if enough(least):
         return least
     low, high = least, math.ceil(_MOST_TIMES * least) + 1
@@ -108,7 +111,7 @@ def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
 def _by_throughput(
     parts: Parts, slo: Slo, headroom: float, seed: int
 ) -> tuple[int, int]:
-    """Return the instances that throughput and headroom require."""
+    """Return the number of instances that throughput and headroom require."""
     prompts, outputs = parts.lengths.draw(np.random.default_rng(seed), 20_000)
     step = parts.step_time
     budget = parts.prefill.max_num_batched_tokens
@@ -116,7 +119,8 @@ def _by_throughput(
     prefill_s = float(
         (token_s * prompts + step.pair_s * prompts * (prompts + 1) / 2).mean()
     )
-    # Time in a slot is proportional to the answer's length, and so are the weights.
+    # A request occupies its slot for a time proportional to the answer's length, so
+    # each request is weighted by that length.
     weights = outputs / outputs.sum()
     context = float(((prompts + outputs / 2) * weights).sum())
     held = float(((prompts + outputs) * weights).sum())
@@ -135,7 +139,7 @@ def _by_throughput(
 
 
 def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
-    """Return the largest number of sequences whose step meets the TPOT."""
+    """Return the maximum number of sequences whose step meets the TPOT limit."""
     seqs = 1
     while seqs < 4096:
         wider = math.ceil(1.1 * seqs)
@@ -148,9 +152,9 @@ def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
 def _together(
     parts: Parts, prefill: int, decode: int, slo: Slo, seed: int, measured: int
 ) -> Figures:
-    """Simulate a fleet by a smaller one of the same ratio, with at least 8 per part.
+    """Simulate a fleet by a smaller one of the same ratio, with at least 8 per pool.
 
-    The smaller part has 8 to 16 instances, whichever number gives the nearest ratio.
+    The smaller pool has the number of instances, from 8 to 16, with the nearest ratio.
     """
     smaller = min(prefill, decode)
     if smaller <= _SUBPOOL:

@@ -18,9 +18,9 @@ class Serving:
     model: str | None
     """Model name for ``vllm serve``; None if the plan does not have it."""
     gpu_memory_utilization: float | None = None
-    """None for a profiled server, which was started with its own value."""
+    """None for a profiled server, which keeps the value it was started with."""
     kv_cache_dtype: str = "auto"
-    """``auto`` is vLLM's default and is omitted."""
+    """``auto``, vLLM's default, is omitted from the command line."""
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
 
@@ -49,7 +49,7 @@ class Serving:
 
 
 def files(plan: Plan, serving: Serving, *, deployments: bool) -> dict[str, str]:
-    """Return the contents of the files by name.
+    """Return the content of each file, keyed by its name.
 
     Args:
         deployments: whether to include Kubernetes patches.
@@ -70,7 +70,8 @@ def pools_yaml(
     """Return the ``pools`` section of the router's configuration.
 
     Args:
-        pools: name, ``max_model_len`` and threshold of each; None for the last one.
+        pools: name, ``max_model_len`` and threshold of each pool; the last threshold is
+            None.
     """
     lines = ["pools:"]
     for name, max_model_len, threshold in pools:

@@ -1,13 +1,13 @@
-"""Energy and carbon of a fleet, from the steps that its instances take.
+"""Energy and carbon of a fleet, calculated from the steps of its instances.
 
-One instance represents each pool with its share of the traffic, and is simulated step
-by step: a GPU's power follows from the number of tokens in a step, by a published
-curve. A pure decode step has as many tokens as sequences; a step with a prompt has
-hundreds, where the curve is flat. Hosts and cooling are added as a range, since their
-exact values depend on the data center.
+Each pool is represented by one instance with its share of the traffic, which is
+simulated step by step. A published curve gives a GPU's power for the number of tokens
+in a step. A pure decode step has as many tokens as sequences; a step with a prompt has
+hundreds, where the curve is flat. The power of hosts and cooling is added as a range,
+since the exact values depend on the data center.
 
-Power is not proportional to the number of GPUs: fewer instances do the same work in
-larger batches, so the saving is the power of idle time and of small batches.
+Power is not proportional to the number of GPUs. Fewer instances do the same work in
+larger batches, so they save only the power that idle time and small batches take.
 """
 
 import math
@@ -23,7 +23,7 @@ from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Arrivals, Lengths
 
 HOURS_PER_YEAR = 8760
-#: Requests to simulate for an instance, after as many more that fill it.
+#: Number of requests to measure for an instance, after the same number has filled it.
 _WATCHED = 2000
 
 
@@ -36,7 +36,7 @@ class Range:
     high: float
 
     def times(self, other: "Range") -> "Range":
-        """Return the product, lowest with lowest and highest with highest."""
+        """Return the product of the lowest, the likely and the highest values."""
         return Range(
             self.low * other.low, self.middle * other.middle, self.high * other.high
         )
@@ -46,7 +46,7 @@ class Range:
         return Range(self.low * factor, self.middle * factor, self.high * factor)
 
     def __str__(self) -> str:
-        """Return the lowest and highest value, with three digits each."""
+        """Return the lowest and the highest value with three digits each."""
         return f"{_three_digits(self.low)} to {_three_digits(self.high)}"
 
 
@@ -57,16 +57,18 @@ def _three_digits(value: float) -> str:
     return f"{round(value, decimals):,.{max(0, decimals)}f}"
 
 
-#: Watts in addition to each GPU: CPUs, fans, network, power supplies. A node of eight
-#: H100 draws up to 11.3 kW, and 0.7 of it in service (0.4 to 0.9; a review of "Energy
-#: use of AI inference"); less the GPUs' own 600 W, that is 390 W each (100 to 670).
+#: Watts of the host per GPU, for CPUs, fans, network and power supplies. A node of
+#: eight H100 draws up to 11.3 kW, and 0.7 of this in service (0.4 to 0.9, from a review
+#: of "Energy use of AI inference"). Without the 600 W of each GPU itself, 390 W per GPU
+#: remain (100 to 670).
 HOST_WATTS = Range(100.0, 390.0, 670.0)
-#: Power of the data center over that of its computers, from the same review.
+#: Power of the data center divided by that of its computers, from the same review.
 PUE = Range(1.05, 1.2, 1.4)
-#: Grams of CO2 per kWh: the United States' grid, and its hyperscale sites (arXiv
-#: 2606.05420, 2026).
+#: Grams of CO2 per kWh for the grid of the United States and for hyperscale sites there
+#: (arXiv 2606.05420, 2026).
 GRID_G_PER_KWH = Range(370.0, 457.0, 545.0)
-#: Accuracy of a curve, measured with one model and engine, for others.
+#: Uncertainty of a curve, measured with one model and engine, for other models and
+#: engines.
 _CURVE_SHARE = Range(0.9, 1.0, 1.1)
 
 
@@ -77,7 +79,8 @@ class PowerCurve:
     Attributes:
         idle_w: power with the model loaded and no request running.
         low_w, high_w: power in a step of about one token, and of hundreds.
-        midpoint: log2 of the tokens at which power is halfway between them.
+        midpoint: log2 of the number of tokens at which power is halfway between
+            ``low_w`` and ``high_w``.
         measured: whether the curve was fitted to this GPU.
     """
 
@@ -95,7 +98,7 @@ class PowerCurve:
 
 
 def _by_tdp(tdp_w: float, midpoint: float) -> PowerCurve:
-    """Return the H100's curve, scaled to another GPU's rated power."""
+    """Return the curve of the H100, scaled to another GPU's rated power."""
     return PowerCurve(
         0.14 * tdp_w,
         0.43 * tdp_w,
@@ -134,13 +137,13 @@ POWER_CURVES = {
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Average power of one GPU of an instance, and its use of time.
+    """Average power of one GPU of an instance, and how the GPU spends its time.
 
     Attributes:
-        watts: average over time, including idle time.
-        idle, decode, prefill: shares of time without requests, in pure decode steps,
-            and in steps with a prompt.
-        output_tokens_per_s: output of the whole instance.
+        watts: average power over time, including idle time.
+        idle, decode, prefill: shares of the time spent without requests, in pure decode
+            steps, and in steps with a prompt.
+        output_tokens_per_s: rate of output tokens of the whole instance.
     """
 
     watts: float
@@ -159,11 +162,12 @@ def watch(
     seed: int,
     requests: int = _WATCHED,
 ) -> Draw:
-    """Simulate one instance step by step, after it has filled.
+    """Simulate one instance step by step, and measure it after it has filled.
 
     Args:
         arrivals: arrivals at this instance alone.
-        requests: number to measure, after as many more that fill the instance.
+        requests: number of requests to measure, after the same number has filled the
+            instance.
     """
     instance = Instance(limits, step_time)
     instants, draws = (
@@ -193,7 +197,7 @@ def watch(
 def _jobs(
     instants: np.ndarray, lengths: Lengths, rng: np.random.Generator, window: int
 ) -> list[Job]:
-    """Return the requests in reverse order, so that the last element is the next."""
+    """Return the requests in reverse order, with the next request as last element."""
     prompts, outputs = lengths.draw(rng, len(instants), evenly=False)
     prompts = np.minimum(prompts, window - 1)
     outputs = np.minimum(outputs, window - prompts)
@@ -202,7 +206,7 @@ def _jobs(
 
 
 class _Meter:
-    """Joules and seconds by kind of step, since the measurement started."""
+    """Joules and seconds for each kind of step since the measurement started."""
 
     def __init__(self, curve: PowerCurve) -> None:
         self.counting = False
@@ -215,7 +219,7 @@ class _Meter:
         self._add("idle", seconds, self._curve.idle_w)
 
     def step(self, instance: Instance) -> None:
-        """Run a step of the instance; each decoding request has one token in it."""
+        """Run a step of the instance, in which each decoding request has one token."""
         busy_s, running_s = instance.busy_s, instance.running_s
         computed = instance.computed_tokens
         instance.step()
@@ -247,7 +251,7 @@ class _Meter:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One pool: its number of GPUs and the power of one of them."""
+    """One pool, with its number of GPUs and the power of one GPU."""
 
     gpus: int
     gpus_per_instance: int
@@ -266,7 +270,8 @@ class Energy:
     joules_per_token: Range
     """Energy per output token."""
     kg_co2_per_year: Range
-    """By the grid's range, or by the operator's figure if configured."""
+    """Carbon by the operator's figure, or by the range for the grid if there is none.
+    """
 
 
 def fleet_energy(

@@ -1,4 +1,4 @@
-"""Energy of a plan's policies side by side, compared with their numbers of GPUs."""
+"""Energy of a plan's policies, compared with the policies' numbers of GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
 from extproc.fleet.workload import RenewalArrivals
 
-#: A plan's 12,000 requests per size tried give 2,000 for the energy of each instance.
+#: With a plan's 12,000 requests per size tried, the energy of each instance is measured
+#: over 2,000 requests.
 _TRIED_FOR_EACH_WATCHED = 6
 
 
@@ -37,7 +38,7 @@ class EnergyRow:
     """Energy of one policy.
 
     Attributes:
-        idle, decode, prefill: shares of its GPUs' time.
+        idle, decode, prefill: shares of the time of the policy's GPUs.
     """
 
     name: str
@@ -51,11 +52,12 @@ class EnergyRow:
 
 @dataclass(frozen=True, slots=True)
 class EnergyRows:
-    """The energy of all policies, side by side."""
+    """The energy of all policies."""
 
     rows: tuple[EnergyRow, ...]
     relation: str
-    """The changes of power and of GPUs compared, in a sentence."""
+    """A sentence that compares the change in power with the change in number of GPUs.
+    """
     source: str
     """Source of the power curve."""
     measured: bool
@@ -68,7 +70,7 @@ def energy_rows(
     around: Surroundings,
     pool_curves: Mapping[str, PowerCurve] | None = None,
 ) -> EnergyRows:
-    """Simulate one instance per pool and policy; compare each policy with the first.
+    """Simulate one instance per pool and policy; compare policies with the first one.
 
     Args:
         curve: power curve of the fleet's GPU.

@@ -14,7 +14,7 @@ from extproc.fleet.sizing import Engine
 
 
 class Unit(StrEnum):
-    """Unit in which the fleets of a plan are compared."""
+    """The unit in which the fleets of a plan are compared."""
 
     INSTANCES = "instances"
     GPUS = "GPUs"
@@ -33,7 +33,7 @@ def unit(question: Question) -> Unit:
 
 
 def gpus(question: Question, policy: SizedPolicy) -> int:
-    """Return the GPUs of all pools."""
+    """Return the number of GPUs of all pools."""
     return sum(count * engine.gpus for count, engine in _parts(question, policy))
 
 

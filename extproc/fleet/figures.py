@@ -21,14 +21,14 @@ from extproc.fleet.slo import COVERED
 class PoolFigures:
     """A pool's figures over the measured period.
 
-    In seconds, requests a second and shares (0 to 1). Mean values obey Little's law:
+    Units are seconds, requests a second and shares (0 to 1). By Little's law,
     ``mean_in_system`` is ``requests_per_s`` times ``mean_e2e_s``.
     """
 
     requests: int
-    """Requests that finished in the measured period."""
+    """Number of requests that finished in the measured period."""
     utilization: Interval
-    """Requests a second over those of the saturated pool."""
+    """Request rate divided by the request rate of the saturated pool."""
     requests_per_s: Interval
     mean_ttft_s: Interval
     p50_ttft_s: Interval
@@ -42,10 +42,10 @@ class PoolFigures:
     p99_e2e_s: Interval
     preemption_rate: Interval
     busy_share: Interval
-    """Share of the time in which an instance computes."""
+    """Share of time during which an instance computes."""
     mean_running: Interval
-    """Running requests per instance; ``mean_in_system`` is for the whole pool and
-    includes waiting requests."""
+    """Number of running requests per instance. ``mean_in_system``, in contrast, is for
+    the whole pool and includes waiting requests."""
     mean_in_system: Interval
     mean_kv_cache_usage: Interval
     peak_kv_cache_usage: Interval
@@ -60,7 +60,7 @@ def pool_figures(
 
     Args:
         index: index of the pool.
-        saturated_rate: largest throughput of the whole pool, in requests a second.
+        saturated_rate: maximum throughput of the whole pool, in requests a second.
     """
 
     def measure(of: Callable[[PoolResult], float]) -> Interval:
@@ -100,7 +100,7 @@ def pool_figures(
 
 @dataclass(frozen=True, slots=True)
 class FleetFigures:
-    """The whole fleet's figures; shares are of the requests that arrived."""
+    """The whole fleet's figures; each share is of the requests that arrived."""
 
     p50_ttft_s: Interval
     p99_ttft_s: Interval
@@ -142,7 +142,7 @@ def fleet_figures(results: Sequence[Result]) -> FleetFigures:
 
 
 def spread(values: Sequence[float]) -> Interval:
-    """Return the mean of independent runs and the half-width of its 95 % interval."""
+    """Return the mean of independent runs and half the width of its 95 % interval."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Interval(math.nan)
@@ -157,7 +157,7 @@ def spread_p99(histograms: Sequence[Histogram]) -> Interval:
 
 
 def intervals(figures: PoolFigures | FleetFigures) -> dict[str, Any]:
-    """Return ``mean`` and ``half_width`` of each figure for JSON, None if undefined."""
+    """Return ``mean`` and ``half_width`` (or None) of each figure for JSON."""
     return {
         name: {"mean": plain(each.value), "half_width": plain(each.half_width)}
         for name, each in named(figures).items()

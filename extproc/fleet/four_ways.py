@@ -1,4 +1,4 @@
-"""Four fleets that meet one SLO: one pool, split, disaggregated, and both combined."""
+"""Four fleets that meet one SLO: one pool, split, disaggregated, or both of these."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from extproc.fleet.replay import Replay
 from extproc.fleet.slo import Slo
 from extproc.fleet.workload import Arrivals, Lengths, Thinned
 
-#: Tokens per step of a prefill instance, where no decoding waits for a long step.
+#: Tokens per step of a prefill instance, where no decoding request waits for a long
+#: step.
 PREFILL_BATCHED_TOKENS = 8192
-#: Fewest requests to measure for each size. Otherwise it is half of the number for a
-#: plan's sizes; the run measures at least as many again.
+#: Minimum number of requests to measure for each size. If half the number for a plan's
+#: sizes is larger, this half is used. A run simulates at least the same number again.
 _LEAST_MEASURED = 500
-#: Relative difference below which a simulated P99 cannot distinguish two ways.
+#: Two ways with a smaller relative difference are equal, since a simulated P99 is not
+#: more precise.
 _NOISE = 0.03
 
 
@@ -29,7 +31,7 @@ class Pair:
     prefill: int
     decode: int
     slo_met: bool
-    """Whether both together meet the SLO."""
+    """Whether prefill and decode instances together meet the SLO."""
     p99_ttft_s: float | None
     p99_tpot_s: float | None
     mean_transfer_s: float | None
@@ -47,19 +49,19 @@ class Way:
     gpus: int
     slo_met: bool
     pairs: tuple[Pair, ...] = ()
-    """Instances of the disaggregated ways; empty for the others."""
+    """Instances of a disaggregated way; empty for the other ways."""
 
 
 @dataclass(frozen=True, slots=True)
 class FourWays:
-    """The four ways side by side."""
+    """The four ways to run the fleet."""
 
     ways: tuple[Way, ...]
     transfer_bytes_per_s: float
     """Network bandwidth of one instance."""
     kv_bytes_per_token: float
     verdict: str
-    """The way with the fewest GPUs, in a sentence."""
+    """A sentence on the way that needs the minimum number of GPUs."""
 
 
 def four_ways(
@@ -68,10 +70,10 @@ def four_ways(
     split: SizedPolicy,
     transfer: KvTransfer,
 ) -> FourWays:
-    """Size the disaggregated ways and compare them with the two sized ones.
+    """Size the disaggregated ways and compare them with the two sized before.
 
     Raises:
-        ValueError: arrivals from a file, since these cannot be thinned.
+        ValueError: the arrivals are from a file, which cannot be thinned.
     """
     arrivals = question.arrivals
     if isinstance(arrivals, Replay):
@@ -163,9 +165,10 @@ def _way(name: str, pairs: tuple[Pair, ...], gpus: int) -> Way:
 
 
 def verdict(ways: tuple[Way, ...]) -> str:
-    """Return a sentence on the way with the fewest GPUs among those that meet the SLO.
+    """Return a sentence on the way that meets the SLO with the minimum number of GPUs.
 
-    Of ways within 3 % of each other, the simplest, which is the first, is chosen.
+    If ways are within 3 % of each other, the first one is chosen, which is the
+    simplest.
     """
     kept = [way for way in ways if way.slo_met]
     if not kept:

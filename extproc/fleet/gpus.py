@@ -1,7 +1,7 @@
 """GPUs: memory, rates, links and prices, each with its public source.
 
-Memory is as the driver reports it, in MiB: a data sheet's "80 GB" is 81,920 MiB on an
-A100 and 81,559 MiB on an H100. Rates are dense (without sparsity).
+Memory sizes are those that the driver reports, in MiB. The "80 GB" of a data sheet are
+81,920 MiB on an A100 and 81,559 MiB on an H100. Rates are dense (without sparsity).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A public price of one GPU-hour; only a default, use your own."""
+    """A public price of one GPU-hour, a default for operators who enter no price."""
 
     usd_per_hour: float
     date: str
@@ -47,7 +47,7 @@ class Gpu:
     """Network bandwidth per GPU of a node, one direction."""
     price: Price
     source: str
-    """Source of the rates; ``memory_source`` is that of the memory."""
+    """Source of the rates; ``memory_source`` is the source of the memory size."""
     memory_source: str
     gpus_per_node: int = 8
     """Number of GPUs that the links connect."""

@@ -1,12 +1,12 @@
-"""One vLLM instance: its default limits, and the memory left for its KV cache.
+"""The default limits of a vLLM instance, and the memory left for its KV cache.
 
 At startup, vLLM measures its memory use without the KV cache (gpu_worker.py,
 determine_available_memory): weights, the peak of a profiling step of
 ``max_num_batched_tokens``, the sampling of ``max_num_seqs`` rows of logits, memory
-outside PyTorch, and since 0.21 the CUDA graphs. This module computes the same terms;
+outside PyTorch and, since 0.21, the CUDA graphs. This module computes the same terms;
 two published logs verify them (tests/fleet/test_hardware.py). Efficiency factors and
-reserved memory are fields with a default and its reason; ``extproc profile`` measures a
-live server and replaces all of them.
+reserved memory are fields with default values, each with its reason. ``extproc
+profile`` measures a live server, and its results replace all of these fields.
 """
 
 from dataclasses import dataclass
@@ -19,25 +19,28 @@ GIB = 1 << 30
 #: vLLM's default (vllm/config/cache.py, 0.32.0; 0.9 until 0.21).
 GPU_MEMORY_UTILIZATION = 0.92
 
-#: Memory that the driver counts and CUDA hides: of 140.40 GiB of an H200, PyTorch sees
-#: 139.72 (vLLM issue 10702); of 24.00 of an RTX 3090, 23.58 (vLLM issue 10517).
+#: Memory that the driver counts but CUDA hides. PyTorch sees 139.72 of the 140.40 GiB
+#: of an H200 (vLLM issue 10702), and 23.58 of the 24.00 GiB of an RTX 3090 (vLLM issue
+#: 10517).
 HIDDEN_BYTES = 0.55 * GIB
-#: Memory outside PyTorch on one GPU: kernels, workspaces; 0.35 GiB in vLLM issue 10517.
+#: Memory outside PyTorch on one GPU, for kernels and workspaces: 0.35 GiB in vLLM issue
+#: 10517.
 NON_TORCH_BYTES = 0.35 * GIB
-#: Additional memory for each further GPU of a tensor-parallel group: buffers of NCCL
-#: and of the all-reduce. Fitted, between 0 (issue 13061, two GPUs without peer access)
-#: and 0.7 (issue 10702, eight H200).
+#: Additional memory for each further GPU of a tensor-parallel group, for buffers of
+#: NCCL and of the all-reduce. The value is fitted, and lies between 0 (issue 13061, two
+#: GPUs without peer access) and 0.7 (issue 10702, eight H200).
 NON_TORCH_BYTES_PER_PEER = 0.28 * GIB
-#: Bytes per logit during sampling: 2 as computed, 2 gathered and 4 in 32 bits; 12 for a
-#: sort, its values and 64-bit indices, and 12 for its scratch; 4 each for softmax, its
-#: running sum and the logits in their old order (apply_top_k_top_p_pytorch). With 1,024
-#: sequences and a large vocabulary, this is the largest part after the weights. Only
-#: one published log has that many sequences, issue 21348 of 2025: the terms were chosen
-#: to match it, and no second log verifies them. vLLM 0.32 samples without a sort if
-#: FlashInfer is present: there the estimate errs toward fewer KV tokens.
+#: Bytes per logit during sampling: 2 for the computed logit, 2 for the gathered one and
+#: 4 for its 32-bit form; 12 for the values and 64-bit indices of a sort, and 12 for its
+#: scratch memory; 4 each for softmax, its running sum and the logits in their old order
+#: (apply_top_k_top_p_pytorch). With 1,024 sequences and a large vocabulary, sampling
+#: needs the most memory after the weights. Only one published log has that number of
+#: sequences, issue 21348 of 2025; the terms were chosen to match this log, and no
+#: second log verifies them. vLLM 0.32 samples without a sort if FlashInfer is present;
+#: in this case the estimate of KV tokens is too low.
 LOGIT_BYTES = 44
-#: Captured CUDA graphs of all sizes: each layer's share of a pool of about 0.6 GiB for
-#: 94 layers. An estimate: logs show 0.1 (a small model) to 1 GiB.
+#: Memory per layer for captured CUDA graphs of all sizes: a pool of about 0.6 GiB,
+#: divided by 94 layers. This is an estimate; logs show 0.1 (a small model) to 1 GiB.
 GRAPH_BYTES_PER_LAYER = 0.0064 * GIB
 
 
@@ -53,7 +56,8 @@ def batch_defaults(gpu: Gpu, *, server: bool = True) -> BatchDefaults:
     """Return the defaults for a GPU (vllm/engine/arg_utils.py, get_batch_defaults).
 
     Args:
-        server: True for ``vllm serve``, False for the offline ``LLM`` class (0.32.0).
+        server: True for ``vllm serve``, False for the offline ``LLM`` class (both of
+            vLLM 0.32.0).
     """
     if gpu.memory_bytes >= 160 * GIB:
         return BatchDefaults(1024, 16_384)
@@ -65,15 +69,15 @@ def batch_defaults(gpu: Gpu, *, server: bool = True) -> BatchDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model on a number of GPUs: one vLLM instance.
+    """One vLLM instance: a model on a number of GPUs.
 
     Attributes:
-        tensor_parallel_size: GPUs of the instance.
+        tensor_parallel_size: number of GPUs of the instance.
         gpu_memory_utilization: vLLM's share of each GPU's memory, in (0, 1].
         max_num_seqs, max_num_batched_tokens: flags of the server; None for vLLM's
             defaults on the GPU.
         reserved_bytes: memory per GPU used for neither weights nor KV cache; None for
-            the sum of the terms above. 0 reproduces the papers' arithmetic.
+            the sum of the terms of this module. 0 reproduces the papers' arithmetic.
         cuda_graphs: whether to count captured graphs (since vLLM 0.21).
         block_size: tokens in a KV block; vLLM's default is 16.
     """
@@ -90,7 +94,7 @@ class Deployment:
 
     @property
     def limits(self) -> BatchDefaults:
-        """Return the sequences and tokens of a step, by vLLM's defaults if not set."""
+        """Return the maximum sequences and tokens of a step, or vLLM's defaults."""
         defaults = batch_defaults(self.gpu)
         return BatchDefaults(
             self.max_num_seqs or defaults.max_num_seqs,
@@ -99,12 +103,12 @@ class Deployment:
 
     @property
     def activation_bytes(self) -> float:
-        """Return the peak of a profiling step on one GPU: its layers or its sampling.
+        """Return one GPU's peak memory in a profiling step, of its layers or sampling.
 
         In 16 bits, each token of the step needs gate, up and their product, this GPU's
         share of the MLP, and three vectors of the hidden size: 110,592 bytes for
         Llama-3.1-8B, as vLLM measured (issue 10517: 2.07 GiB at 20,000 tokens and 2.99
-        at 29,000). With experts, each token needs ``experts_per_token`` such rows.
+        at 29,000). With experts, each token needs ``experts_per_token`` times as much.
         """
         model, limits = self.model, self.limits
         rows = model.experts_per_token
@@ -116,7 +120,7 @@ class Deployment:
 
     @property
     def beside_weights_bytes(self) -> float:
-        """Return one GPU's memory for neither weights nor KV cache, in bytes."""
+        """Return one GPU's memory used for neither weights nor KV cache, in bytes."""
         if self.reserved_bytes is not None:
             return self.reserved_bytes
         peers = self.tensor_parallel_size if self.tensor_parallel_size > 1 else 0
@@ -131,7 +135,7 @@ class Deployment:
 
     @property
     def kv_bytes_per_gpu(self) -> float:
-        """Return one GPU's memory for the KV cache; negative if weights do not fit."""
+        """Return one GPU's bytes for the KV cache; negative if weights do not fit."""
         return (
             self.gpu.memory_bytes * self.gpu_memory_utilization
             - self.model.total_weight_bytes / self.tensor_parallel_size
@@ -141,9 +145,10 @@ class Deployment:
     def kv_tokens(self, max_model_len: int | None = None) -> int:
         """Return the capacity of the KV cache in tokens, as vLLM logs it.
 
-        A sliding layer stores its window and the tokens of a step, for any length of
-        context: vLLM counts the sequences of ``max_model_len`` that fit, times their
-        length (kv_cache_utils.py, get_max_concurrency_for_kv_cache_config).
+        A layer with a sliding window stores only this window and the tokens of a step,
+        for any length of context. So vLLM counts the sequences of ``max_model_len``
+        tokens that fit, and multiplies by this length (kv_cache_utils.py,
+        get_max_concurrency_for_kv_cache_config).
 
         Args:
             max_model_len: window of the server; None for the model's own.
@@ -160,14 +165,14 @@ class Deployment:
 
     @property
     def num_blocks(self) -> int:
-        """Return the KV blocks of the instance, including the null block; 0 if none."""
+        """Return the instance's number of KV blocks, including the null block, or 0."""
         return self.kv_tokens() // self.block_size
 
     def worst_case_seqs(self, max_model_len: int) -> int:
-        """Return how many sequences of ``max_model_len`` tokens fit at once.
+        """Return the number of sequences of ``max_model_len`` tokens that fit at once.
 
-        The ``max_num_seqs`` of an operator who sizes for the worst case, as in the
-        papers' homogeneous fleet.
+        An operator who sizes for the worst case uses this value as ``max_num_seqs``, as
+        in the papers' homogeneous fleet.
         """
         return (self.num_blocks - 1) * self.block_size // max_model_len
 
@@ -175,7 +180,7 @@ class Deployment:
 def fitting_tensor_parallel_size(
     model: Model, gpu: Gpu, gpu_memory_utilization: float, max_model_len: int
 ) -> int | None:
-    """Return the fewest GPUs, a power of two, that fit ``max_model_len`` tokens.
+    """Return the minimum number of GPUs, a power of two, for ``max_model_len`` tokens.
 
     Return None if a whole node is too small.
     """

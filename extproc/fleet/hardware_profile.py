@@ -1,7 +1,7 @@
-"""A measured instance: the output of ``extproc profile`` and an input of ``plan``.
+"""The profile of a measured instance: output of ``extproc profile``, input of ``plan``.
 
-It records the range of the measurements, two checks against loads that were not used
-for the fit, and a verdict on the checks.
+A profile contains the range of the measurements, two checks against loads that were not
+used for the fit, and a verdict on the checks.
 """
 
 import math
@@ -19,10 +19,10 @@ from extproc.fleet.steptime import Linear
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The latencies of a load, measured or predicted, in seconds over all its requests.
+    """The measured or predicted latencies of all requests of a load, in seconds.
 
-    TTFT is measured at the client; a request's TPOT is the time from its first token to
-    its last over the number of tokens after the first.
+    TTFT is measured at the client. A request's TPOT is the time from its first token to
+    its last, divided by the number of tokens after the first.
     """
 
     requests_per_s: float
@@ -34,11 +34,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """A load not used for the fit, measured and predicted.
+    """A load that was not used for the fit, with its measured and predicted latencies.
 
     Attributes:
-        load: offered rate over the predicted capacity.
-        throughput_error, mean_ttft_error: predicted over measured, minus 1.
+        load: offered rate divided by the predicted capacity.
+        throughput_error, mean_ttft_error: predicted value divided by the measured one,
+            minus 1.
     """
 
     requests: int
@@ -51,7 +52,7 @@ class Check(msgspec.Struct, frozen=True):
     preemptions_predicted: int
 
     def errors(self) -> dict[str, float]:
-        """Return predicted over measured, minus 1, of every figure that both have."""
+        """Return the relative error of the prediction for each measured figure."""
         pairs = {
             name: (getattr(self.measured, name), getattr(self.predicted, name))
             for name in Outcome.__struct_fields__
@@ -67,29 +68,29 @@ class Measured(msgspec.Struct, frozen=True):
     """The range of a profile's measurements, and the checks of its predictions."""
 
     fit_error: float
-    """Mean relative error on the samples of the fit."""
+    """Mean relative error of the fit on its own samples."""
     decode_samples: int = 0
     prefill_samples: int = 0
     seed: int = 0
     max_batch: int | None = None
-    """Largest number of sequences that decoded together."""
+    """Maximum number of sequences that decoded together."""
     max_context_tokens: int | None = None
     """Longest context of one sequence."""
     max_prompt_tokens: int | None = None
     """Longest prompt without concurrent requests."""
     check: Check | None = None
-    """A load above the capacity, so that requests queue."""
+    """Check at a load above the capacity, so that requests queue."""
     ordinary_check: Check | None = None
-    """A load of 60 % of the capacity."""
+    """Check at a load of 60 % of the capacity."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements of one instance.
 
     Attributes:
-        request_s: a request's time at the client in addition to its steps.
-        max_num_seqs, max_num_batched_tokens: flags of the server, which it does not
-            publish.
+        request_s: time that the client measures for a request in addition to its steps.
+        max_num_seqs, max_num_batched_tokens: values of the server's flags, which the
+            server does not publish.
         usd_per_gpu_hour: the operator's price; None if not given.
     """
 
@@ -111,10 +112,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_document(cls, document: object) -> "Profile":
-        """Parse a JSON document of this release or an earlier one.
+        """Parse a JSON document written by this release or an earlier one.
 
         Raises:
-            ProfileError: not a profile, or a key is missing or has the wrong type.
+            ProfileError: the document is not a profile, or a key is missing or has the
+                wrong type.
         """
         if not isinstance(document, dict) or document.get("profile") != 1:
             raise ProfileError(
@@ -139,7 +141,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _without_older_check(measured: object) -> object:
-    """Return ``measured`` without the check of earlier releases, which had no load."""
+    """Return ``measured`` without an earlier release's check, which has no ``load``."""
     if not isinstance(measured, dict):
         return measured
     check = measured.get("check")
@@ -148,15 +150,16 @@ def _without_older_check(measured: object) -> object:
     return measured
 
 
-#: Largest check error of a good profile, and largest of a usable one.
+#: Maximum error in the checks of a good profile, and of a usable profile.
 _USABLE_ERROR = 0.25
 
 
 def verdict(profile: Profile) -> str:
-    """Return the verdict of the checks on a profile, in one line.
+    """Return one line that judges a profile by its checks.
 
-    It uses the throughput of the load above capacity, and the medians at the ordinary
-    load: means and tails of a queue multiply an error of the throughput.
+    The verdict uses the throughput at the load above capacity and the medians at the
+    ordinary load, because the means and tails of a queue multiply an error in
+    throughput.
     """
     errors: list[float] = []
     if profile.measured.check:
@@ -186,11 +189,11 @@ def warnings(
     max_num_batched_tokens: int,
     usd_per_gpu_hour: float | None = None,
 ) -> tuple[str, ...]:
-    """Return warnings about limits of a plan outside the range of its profile.
+    """Return warnings about limits of a plan that exceed the range of its profile.
 
     Args:
         max_model_len: the longest window planned, in tokens.
-        max_num_seqs, max_num_batched_tokens: the largest of any pool.
+        max_num_seqs, max_num_batched_tokens: maximum values over all pools.
         usd_per_gpu_hour: the operator's price, if given in place of the profile's.
     """
     measured = profile.measured
@@ -295,7 +298,7 @@ def compare(
     preemptions_predicted: int,
     requests: int,
 ) -> Check:
-    """Return a check made of two outcomes."""
+    """Return a check that compares two outcomes."""
     return Check(
         requests,
         load,

@@ -1,8 +1,8 @@
-"""Quantiles of a stream in bounded memory, which can be merged over runs.
+"""Quantiles of a stream in bounded memory; histograms of several runs can be merged.
 
-Buckets grow by a constant factor, so every quantile is within half a factor of an
-observed value: the relative error is at most 0.5 % here (the idea of DDSketch, Masson
-et al., VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
+Buckets grow by a constant factor, so every quantile is within half a bucket of an
+observed value. Here the relative error is at most 0.5 %. The idea is that of DDSketch
+(Masson et al., VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
 """
 
 import math
@@ -26,7 +26,7 @@ class Histogram:
         self.total = 0.0
 
     def add(self, values: Iterable[float]) -> None:
-        """Count durations in seconds; NaN is a caller's error."""
+        """Count durations in seconds; callers must not pass NaN."""
         seconds = np.fromiter(values, float)
         if not len(seconds):
             return
@@ -48,7 +48,7 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the value that ``share`` of the values do not exceed, or NaN."""
+        """Return the value that a ``share`` of the values does not exceed, or NaN."""
         if not self.count:
             return math.nan
         rank = max(1, math.ceil(share * self.count))
@@ -58,7 +58,7 @@ class Histogram:
         return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
 
     def cumulative(self) -> Iterator[tuple[float, float]]:
-        """Yield (upper end, share up to it) for every non-empty bucket."""
+        """Yield each non-empty bucket's upper end, and the share of values below."""
         seen = 0
         for bucket in np.flatnonzero(self._counts):
             seen += int(self._counts[bucket])

@@ -1,19 +1,22 @@
-"""One vLLM instance in simulated time, many steps at once.
+"""One vLLM instance in simulated time, which runs many steps at once.
 
-It makes exactly the decisions of :class:`extproc.fleet.scheduler.Scheduler` (tests
-compare the two with each other and with recordings of vLLM) but does not visit every
-request at every step. This works because, without ``long_prefill_token_threshold``, at
-most one running request has part of its prompt left, the one admitted last; every other
-running request computes exactly one token a step. So a decoding request is two numbers:
-the step count at which it will end, and the offset of its computed tokens from that
-count. KV demand is a histogram of positions within a block; context is a sum. A series
-of steps without admission, eviction or end is then one jump with a duration in closed
-form (:class:`extproc.fleet.steptime.StepTime` is linear in context).
+The instance makes exactly the decisions of :class:`extproc.fleet.scheduler.Scheduler`
+(tests compare these two classes with each other and with recordings of vLLM), but it
+does not visit every request at every step. This works because, without
+``long_prefill_token_threshold``, only the running request admitted last can have a part
+of its prompt left, and every other running request computes exactly one token per step.
+So two numbers describe a decoding request: the step count at which it will end, and the
+difference between its number of computed tokens and the step count. A histogram of
+positions within a block gives the demand for KV blocks, and a sum gives the context. A
+series of steps without admission, eviction or end of a request is then a single
+calculation with a duration in closed form (:class:`extproc.fleet.steptime.StepTime` is
+linear in context).
 
 With asynchronous scheduling, a step is scheduled when the previous one starts, and the
 output of the previous one is processed after the next is scheduled. So an arriving
-request joins the step after the next, and an ending one takes part in one more step: it
-computes one more token if it ends by an end-of-sequence token, and none otherwise.
+request joins the step after the next, and a request that ends stays for one more step.
+In this step it computes one more token if it ends by an end-of-sequence token, and none
+otherwise.
 """
 
 from collections import deque
@@ -29,12 +32,13 @@ from extproc.fleet.steptime import StepTime, steps_until
 class Instance:
     """The queues, KV blocks and clock of one instance.
 
-    ``now_s`` is the time at which the next step is scheduled while there are requests:
-    the end of the last step or, with asynchronous scheduling, its start. Finished jobs
-    collect in ``finished`` until the caller removes them.
+    While there are requests, ``now_s`` is the time at which the next step is scheduled:
+    the end of the last step or, with asynchronous scheduling, the start of the last
+    step. Finished jobs collect in ``finished`` until the caller removes them.
 
     Raises:
-        ValueError: limits that violate the premise above.
+        ValueError: the limits have a ``long_prefill_token_threshold`` or no chunked
+            prefill.
     """
 
     def __init__(self, limits: SchedulerLimits, step_time: StepTime) -> None:
@@ -55,12 +59,13 @@ class Instance:
         self._kv = KvBlocks(limits)
         self._end_s = 0.0  # end of the last step scheduled
         self._partial: Job | None = None
-        # Jobs whose last token is computed but unknown: they keep a slot and blocks.
+        # Jobs whose last token is computed but unknown. These jobs keep their slot and
+        # their blocks.
         self._ending: dict[Job, None] = {}
         self._evicted_at_end: list[Job] = []
         self._decoders = Decoders(limits.block_size)
         self._admissions = 0
-        # Cached as attributes, since every step reads them.
+        # Stored as attributes, since every step reads these values.
         self._watermark_blocks = int(limits.watermark * limits.num_blocks)
         self._usable_blocks = limits.usable_blocks
         self._block_size = limits.block_size
@@ -95,10 +100,10 @@ class Instance:
         return 1.0 - self._kv.free / self._usable_blocks
 
     def add(self, job: Job) -> None:
-        """Queue a job that arrives after the start of all previous steps.
+        """Queue a job that arrives after every previous step has started.
 
         Raises:
-            ValueError: it exceeds ``max_model_len``.
+            ValueError: the job exceeds ``max_model_len``.
         """
         if job.prompt_tokens + job.output_tokens > self._max_model_len:
             raise ValueError(
@@ -122,7 +127,7 @@ class Instance:
                 self.step()
 
     def _is_head_held_back(self) -> bool:
-        """Return whether no request can be admitted until a running one ends."""
+        """Return whether no request can be admitted until a running request ends."""
         if self._ending or not self.running:
             return False
         if len(self.running) >= self._max_num_seqs:
@@ -140,7 +145,7 @@ class Instance:
         return needed > self._kv.free
 
     def _decode(self, until_s: float) -> None:
-        """Run steps that only decode, up to the first end, eviction or ``until_s``."""
+        """Run decode-only steps until a job ends or is evicted, or to ``until_s``."""
         kv = self._kv
         decoders = self._decoders
         if self._ending and not self._end_before_next():
@@ -173,9 +178,9 @@ class Instance:
         self._end_finished()
 
     def _end_before_next(self) -> bool:
-        """Remove ending requests if the next step only decodes.
+        """Remove requests whose last token is computed, if the next step only decodes.
 
-        They keep their blocks while that step is scheduled.
+        These requests keep their blocks while the next step is scheduled.
         """
         kv = self._kv
         demand = self._decoders.demand()
@@ -228,7 +233,7 @@ class Instance:
         self._end_finished(chunks)
 
     def _elapse(self, duration_s: float, steps: int, seqs: int, last_s: float) -> None:
-        """Advance the clock by some steps, the last of which takes ``last_s``."""
+        """Advance the clock by some steps; the last step takes ``last_s``."""
         if self._async:
             started_s = self._end_s if self._end_s > self.now_s else self.now_s
             end_s = self._end_s = started_s + duration_s
@@ -241,10 +246,10 @@ class Instance:
         self.blocks_s += (self._usable_blocks - self._kv.free) * duration_s
 
     def _continue_partial(self, chunks: list[tuple[Job, int]], budget: int) -> int:
-        """Continue the prompt admitted last; evict it if there are no free blocks.
+        """Continue the prompt admitted last; evict its request if no blocks are free.
 
         Returns:
-            The tokens left in the step, 0 after an eviction.
+            The number of tokens left in the step; 0 after an eviction.
         """
         job = self._partial
         assert job is not None
@@ -261,7 +266,7 @@ class Instance:
         return budget - chunk
 
     def _blocks_between(self, computed: int, until: int) -> int:
-        """Return the blocks to allocate for tokens ``computed`` to ``until`` - 1."""
+        """Return the number of blocks for tokens ``computed`` to ``until`` - 1."""
         block_size = self._block_size
         return -(-until // block_size) - -(-computed // block_size)
 
@@ -313,7 +318,7 @@ class Instance:
             budget -= chunk
 
     def _complete_chunk(self, job: Job, chunk: int) -> None:
-        """Finish a chunk: after the last one, sample a token and start to decode."""
+        """Finish a chunk. After the last chunk, sample a token and start decoding."""
         computed = job.computed = job.computed + chunk
         if computed < job.known:
             self._partial = job
@@ -329,7 +334,7 @@ class Instance:
             self._kv.grow(job)
 
     def _end_finished(self, chunks: Sequence[tuple[Job, int]] = ()) -> None:
-        """Process output: of the steps that ran or, a step ahead, of those before."""
+        """Process the output of the steps whose tokens are known now."""
         decoders = self._decoders
         taken = None
         if self._ending or self._evicted_at_end:
@@ -366,7 +371,7 @@ class Instance:
     def _end(self, job: Job, step: int) -> None:
         """Remove a job whose last token this step has processed."""
         self.finished.append(job)
-        # Without an admission number, it was evicted in the meantime.
+        # A job without an admission number was evicted in the meantime.
         if job.admission:
             self._kv.end(job, step)
             del self.running[job]
@@ -377,7 +382,7 @@ class Instance:
             self._kv.stop(job)
 
     def _evict(self, job: Job) -> None:
-        """Preempt a job: drop its computed tokens and move it to the queue's head."""
+        """Preempt a job: drop its computed tokens and queue it first."""
         if job is self._partial:
             self._partial = None
         elif job in self._ending:
@@ -398,7 +403,7 @@ class Instance:
             self._evicted_at_end.append(job)
 
     def _evict_for_decoding(self, chunks: list[tuple[Job, int]]) -> None:
-        """Allocate blocks in order of admission; preempt from the tail if needed."""
+        """Allocate blocks in order of admission, preempting the last jobs if needed."""
         kv = self._kv
         order = list(self.running)
         budget = self._max_num_batched_tokens

@@ -12,12 +12,13 @@ class Job:
 
     Attributes:
         arrival_s: time of arrival at the instance.
-        prompt_tokens, output_tokens: both at least 1; together at most
-            ``max_model_len``.
+        prompt_tokens, output_tokens: at least 1 each, and at most ``max_model_len``
+            together.
         tag: any value that identifies the request for the caller.
-        prefix: tokens shared with other requests; None for none.
-        is_open_ended: whether it ends by an end-of-sequence token, which a scheduler
-            that is a step ahead does not foresee, instead of at its ``max_tokens``.
+        prefix: tokens shared with other requests, or None.
+        is_open_ended: whether the request ends by an end-of-sequence token instead of
+            at its ``max_tokens``. A scheduler that is one step ahead does not foresee
+            such a token.
         first_step_s: start of the first step that computed one of its tokens, or NaN.
         first_token_s: end of the step that produced its first output token.
         finish_s: end of the step that produced its last output token.
@@ -35,16 +36,19 @@ class Job:
     finish_s: float = math.nan
     cached_tokens: int = 0
     num_preemptions: int = 0
-    # Known tokens (prompt and output so far) and computed ones, while not decoding.
+    # Numbers of known tokens (prompt and output so far) and of computed tokens, while
+    # the job is not decoding.
     known: int = 0
     computed: int = 0
-    # While decoding, the number of computed tokens is the step count plus this.
+    # While the job is decoding, the number of computed tokens is the step count plus
+    # this value.
     offset: int = 0
-    # Entries of the finish heap with another value are stale.
+    # Entries of the heap of ends that have another value are stale.
     admission: int = 0
-    # Computed tokens at admission, as reported by the request's usage.
+    # Number of tokens already computed at admission, as the request's usage reported
+    # it.
     reported: int = 0
-    # Its blocks in the prefix cache, if it can share any.
+    # The job's blocks in the prefix cache, if it can share any.
     holding: Holding | None = None
 
     @property

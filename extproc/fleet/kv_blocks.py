@@ -1,14 +1,15 @@
 """The KV-cache blocks of an instance as counts, together with its prefix cache.
 
-The instance itself counts blocks of decoding requests, many steps at once; this module
-tracks free blocks, cached blocks among them, and what requests find and leave cached.
+The instance itself counts the blocks of decoding requests for many steps at once. This
+module tracks free blocks, the cached ones among these, and the cached blocks that
+requests find and leave.
 """
 
 from extproc.fleet.job import Job
 from extproc.fleet.prefix_cache import Found, Holding, PrefixCache
 from extproc.fleet.scheduler import SchedulerLimits
 
-#: Above any admission number of an instance: cached after everything else in a step.
+#: Larger than any admission number, for blocks cached after all others in a step.
 _LATE = 1 << 60
 #: The result for a job that does not use the prefix cache.
 NOTHING = Found()
@@ -17,11 +18,11 @@ NOTHING = Found()
 class KvBlocks:
     """The blocks of an instance.
 
-    Jobs with a ``holding`` take part in the cache and may find blocks in it. For other
-    jobs, only the blocks that they leave are tracked.
+    Jobs with a ``holding`` use the prefix cache and may find blocks there. For other
+    jobs, only the blocks that remain after their end are tracked.
 
     Attributes:
-        free: unused blocks, cached or not.
+        free: number of unused blocks, cached or not.
         is_caching: whether there is a prefix cache.
     """
 
@@ -35,13 +36,13 @@ class KvBlocks:
         self._is_async = limits.async_scheduling
 
     def enter(self, job: Job) -> None:
-        """Register a queued job, which may find blocks cached by others."""
+        """Register a queued job, which may find blocks cached by other jobs."""
         if not self.is_caching or job.prefix is None:
             return
         if job.prefix.keys:
             job.holding = self._cache.enter(job.prefix)
         else:
-            # As in a lookup: full blocks only, and without the last token.
+            # As in a lookup, count full blocks only, without the last token.
             most = min(job.prefix.reported, job.prompt_tokens - 1)
             job.reported = most // self._block_size * self._block_size
 
@@ -52,10 +53,10 @@ class KvBlocks:
             self._cache.trim(self.free)
 
     def find(self, job: Job, step: int) -> Found:
-        """Return the cached blocks of a waiting job, without its last token.
+        """Return the cached blocks that a waiting job finds before its last token.
 
         Args:
-            step: number of steps whose decoded tokens are cached.
+            step: number of steps whose decoded tokens count as cached.
         """
         if job.holding is None:
             return NOTHING
@@ -63,7 +64,7 @@ class KvBlocks:
         return self._cache.find(job.holding, most, step)
 
     def hold(self, job: Job, found: Found) -> None:
-        """Add an admitted job as a user of the blocks just found for it."""
+        """Add an admitted job as a user of the blocks that :meth:`find` returned."""
         assert job.holding is not None
         job.holding.admission = job.admission
         if found.blocks:
@@ -71,7 +72,7 @@ class KvBlocks:
             self.free -= found.blocks - found.held
 
     def store(self, job: Job, full: int, step: int) -> None:
-        """Cache the first ``full`` blocks of a job, allocated for this step."""
+        """Cache the first ``full`` blocks of a job when this step allocates them."""
         holding = job.holding
         assert holding is not None
         if full > holding.hashed:
@@ -83,7 +84,7 @@ class KvBlocks:
         self._cache.grow(job.holding, job.offset)
 
     def stop(self, job: Job) -> None:
-        """Register that a job stops decoding; its token in flight is not cached."""
+        """Register that a job stops decoding, without caching its token in flight."""
         assert job.holding is not None
         cached = job.computed - self._is_async
         self._cache.stop(job.holding, cached // self._block_size)
@@ -93,7 +94,7 @@ class KvBlocks:
         block_size = self._block_size
         blocks = -(-job.computed // block_size)
         if self.is_caching:
-            # The last token is never computed, or never cached.
+            # The last token is never computed or never cached.
             full = (job.tokens - 1) // block_size
             holding = job.holding
             if holding is None:
@@ -113,8 +114,8 @@ class KvBlocks:
         if self.is_caching:
             holding = job.holding
             if holding is None:
-                # No block is shared: those of the prompt are cached at allocation, the
-                # others once their last token is known.
+                # No block is shared. The prompt's blocks are cached at allocation, and
+                # each other block once its last token is known.
                 known = min(job.computed, job.known - 1)
                 decoded = job.computed - self._is_async
                 holding = job.holding = Holding([])

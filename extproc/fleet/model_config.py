@@ -1,8 +1,9 @@
-"""A model from its ``config.json``: parameters, weights and KV cache.
+"""Reads a model's parameters, weights and KV cache from its ``config.json``.
 
-Reads the keys of Hugging Face configurations (and of Mistral's ``params.json``) for
-decoders with grouped, multi-query or latent attention, dense or with experts, possibly
-with sliding layers; quantized according to ``quantization_config``.
+The keys are those of Hugging Face configurations (and of Mistral's ``params.json``).
+Supported models are decoders with grouped, multi-query or latent attention, dense or
+with experts, with or without sliding-window layers, quantized according to
+``quantization_config``.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ _UNGATED = frozenset(
 )
 #: Model types whose embeddings are also the head, unless the file specifies otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gpt2"})
-#: Kinds of scaling whose factor max_position_embeddings already includes
+#: Kinds of RoPE scaling whose factor max_position_embeddings already includes
 #: (vllm/config/model.py, _get_and_verify_max_len).
 _UNSCALED = frozenset({"default", "llama3", "longrope", "su", "mrope", "proportional"})
 #: Kinds of layers that store a state of fixed size instead of keys and values.
@@ -57,7 +58,7 @@ _STATES = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv"}
 
 
 class _Config:
-    """The values of one configuration, under any of their names."""
+    """The values of one configuration, each found under any of its names."""
 
     def __init__(self, values: JsonObject) -> None:
         self._values = values
@@ -72,7 +73,8 @@ class _Config:
         """Return a whole number >= 1 (>= 0 with a default of 0).
 
         Raises:
-            ModelConfigError: missing without a default, or not such a number.
+            ModelConfigError: the value is not such a number, or is missing without a
+                default.
         """
         value = self.get(name, default)
         if value is None:
@@ -88,12 +90,13 @@ class _Config:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Parameters over all layers, grouped by how quantization changes them.
+    """Numbers of parameters in all layers, grouped by the effect of quantization.
 
     Attributes:
-        attention, mlp, experts: parameters of linear layers; experts are all routed
-            ones.
-        plain: embeddings, head, routers, norms: 16 bits with any quantization.
+        attention, mlp, experts: parameters of linear layers; ``experts`` covers all
+            routed experts.
+        plain: parameters of embeddings, head, routers and norms, which keep 16 bits
+            with any quantization.
     """
 
     attention: float
@@ -169,7 +172,7 @@ def read_model_config(
 
 
 def _experts(config: _Config) -> int:
-    """Return the routed experts of a layer, or 1 if the file has 0 or none."""
+    """Return the number of routed experts of a layer, at least 1."""
     return config.count("num_experts", 0) or 1
 
 
@@ -185,7 +188,7 @@ def _kv_heads(config: _Config) -> int:
 
 
 def _head_dim(config: _Config) -> int:
-    """Return the width of a head; for latent attention, mean of query-key and value."""
+    """Return a head's width; for latent attention, the mean of query-key and value."""
     heads = config.count("num_attention_heads")
     if config.get("kv_lora_rank"):
         qk = config.count("qk_nope_head_dim") + config.count("qk_rope_head_dim")
@@ -197,7 +200,8 @@ def _layer_kinds(config: _Config) -> list[str]:
     """Return ``full_attention`` or ``sliding_attention`` for each layer.
 
     Raises:
-        ModelConfigError: layers that store a state instead of keys and values.
+        ModelConfigError: the model has layers that store a state instead of keys and
+            values.
     """
     layers = config.count("num_hidden_layers")
     kinds = config.get("layer_types")
@@ -250,7 +254,7 @@ def _count_parts(config: _Config) -> _Parts:
 
 
 def _attention(config: _Config) -> int:
-    """Return the parameters of one layer's attention."""
+    """Return the number of parameters of one layer's attention."""
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     latent = config.get("kv_lora_rank")
     if not latent:
@@ -282,7 +286,7 @@ def _sparse_layers(config: _Config) -> int:
 
 
 def _shared_width(config: _Config, expert_width: int) -> int:
-    """Return the width of a layer's shared experts, which every token passes."""
+    """Return the width of a layer's shared experts, which process every token."""
     width = config.get("shared_expert_intermediate_size")
     if isinstance(width, int):
         return width
@@ -304,7 +308,7 @@ def _weight_bytes(parts: _Parts, kept: Quantization) -> float:
 
 
 def _max_positions(config: _Config) -> int:
-    """Return the longest context, scaled as in vLLM."""
+    """Return the maximum context length, scaled as in vLLM."""
     positions = config.count("max_position_embeddings", 131_072)
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     scaled = str(config.get("model_type", "")).startswith("gemma3")

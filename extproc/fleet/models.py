@@ -1,4 +1,4 @@
-"""Models: the sizes that determine weights, KV cache and steps."""
+"""Models, described by the sizes that determine weights, KV cache and step times."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,18 @@ class Model:
     """A decoder-only transformer, as in its published ``config.json``.
 
     Attributes:
-        parameters: number of all; ``active_parameters``: of those that a token passes.
-        intermediate_size: width of the MLP (of a dense layer, or of one expert).
+        parameters: number of all parameters; ``active_parameters``: number of
+            parameters used for one token.
+        intermediate_size: width of the MLP in a dense layer or in one expert.
         weight_bytes: mean bytes per parameter as served, including scales.
         kv_bytes: bytes per element of the KV cache.
         fp8_compute: whether matrices are multiplied in 8 bits.
         num_experts, experts_per_token: 1 and 1 for a dense model.
         tensor_parallel_size: default number of GPUs of one instance.
-        max_position_embeddings: largest useful ``max_model_len``.
+        max_position_embeddings: maximum useful ``max_model_len``.
         latent_kv_dim: elements per token and layer with multi-head latent attention
-            (DeepSeek): the compressed vector and the rotary key, shared by all heads
-            and stored whole on every GPU; 0 for other attention.
+            (DeepSeek), for the compressed vector and the rotary key; all heads share
+            these, and every GPU stores a complete copy. 0 for other attention.
         sliding_layers, sliding_window: number of layers with a limited window of
             attention, and its size in tokens.
     """
@@ -58,13 +59,13 @@ class Model:
 
     @property
     def _layer_kv_bytes(self) -> float:
-        """Bytes of one token in one layer, with each head once."""
+        """Bytes of one token in one layer, with each KV head counted once."""
         elements = self.latent_kv_dim or 2 * self.num_key_value_heads * self.head_dim
         return elements * self.kv_bytes
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Bytes of one token's keys and values over all layers and heads."""
+        """Bytes of one token's keys and values in all layers and heads."""
         return self.num_hidden_layers * self._layer_kv_bytes
 
     def layer_kv_bytes_per_gpu(self, tensor_parallel_size: int) -> float:
@@ -72,7 +73,7 @@ class Model:
 
         A GPU stores at least one KV head: with more GPUs than heads, heads are
         replicated (vllm/config/model.py, get_num_kv_heads, which returns 1 for latent
-        attention: its vector is not split at all).
+        attention, because its vector is not divided among GPUs).
         """
         if self.latent_kv_dim:
             return self._layer_kv_bytes
@@ -80,19 +81,19 @@ class Model:
         return self._layer_kv_bytes * heads / self.num_key_value_heads
 
     def kv_bytes_per_token_per_gpu(self, tensor_parallel_size: int) -> float:
-        """Return the bytes of one more token of a long context on each GPU."""
+        """Return the bytes that one more token of a long context needs on each GPU."""
         return self.full_layers * self.layer_kv_bytes_per_gpu(tensor_parallel_size)
 
 
 def check_tensor_parallel_size(model: Model, tensor_parallel_size: int) -> None:
-    """Raise an error for a size that vLLM refuses.
+    """Raise an error for a tensor-parallel size that vLLM refuses.
 
     The size must divide the attention heads (vllm/config/model.py,
-    verify_with_parallel_config), and must divide the KV heads or be their multiple
-    (vllm/model_executor/layers/linear.py, QKVParallelLinear).
+    verify_with_parallel_config), and must divide the KV heads or be a multiple of their
+    number (vllm/model_executor/layers/linear.py, QKVParallelLinear).
 
     Raises:
-        ValueError: lists the accepted sizes.
+        ValueError: vLLM refuses the size; the message lists the accepted sizes.
     """
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
 
@@ -128,7 +129,8 @@ MODELS = {
             fp8_compute=False,
             num_experts=1,
             experts_per_token=1,
-            # Two A100-80GB leave little room for KV cache after the weights: README.md.
+            # With two A100-80GB, the weights leave little room for KV cache (see
+            # README.md).
             tensor_parallel_size=8,
             max_position_embeddings=131_072,
             source="meta-llama/Meta-Llama-3-70B config.json (3.1: 131,072 positions)",
@@ -184,7 +186,7 @@ MODELS = {
             hidden_size=4096,
             intermediate_size=1536,
             vocab_size=151_936,
-            # Weights in 8 bits; embeddings and head, 1.2e9 parameters, in 16.
+            # 8 bits for weights, 16 bits for embeddings and head (1.2e9 parameters).
             weight_bytes=1.0055,
             kv_bytes=2,
             fp8_compute=True,

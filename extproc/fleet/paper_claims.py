@@ -1,4 +1,4 @@
-"""The derivable numbers of both papers, and their derivations.
+"""The numbers of both papers that can be derived, each with its derivation.
 
 Papers: arXiv 2604.09613 (TBA) and arXiv 2604.08075 (DP), which supersedes it.
 """
@@ -21,7 +21,7 @@ class Claim:
     theirs: str
     ours: str
     exact: bool
-    """Whether the derivation gives the papers' number."""
+    """Whether the derivation results in the papers' number."""
     note: str
     """The derivation, or the reason for a difference."""
 
@@ -117,7 +117,7 @@ def _dollars() -> list[Claim]:
 
 
 def _in_decimal_gb(gpu: Gpu, gigabytes: float) -> Gpu:
-    """Return a GPU with memory counted as in the papers, 10^9 bytes to the GB."""
+    """Return a GPU with memory counted as in the papers, with 10^9 bytes per GB."""
     return replace(gpu, memory_mib=round(gigabytes * GB / MIB))
 
 

@@ -1,8 +1,8 @@
-"""A plan as a document: every policy, its pools, its savings, and the advice.
+"""A plan as a document with every policy, its pools, its savings, and the advice.
 
-A saving is given only between fleets that meet the SLO and reject no requests;
-otherwise the field is None. All fields are typed, and :func:`as_json` returns the one
-JSON object of ``extproc plan --json``.
+A field for a saving has a value only if both fleets meet the SLO and reject no
+requests; otherwise it is None. All fields are typed, and :func:`as_json` returns the
+one JSON object of ``extproc plan --json``.
 """
 
 import dataclasses
@@ -47,23 +47,24 @@ class PoolRow:
     share_of_requests: float
     """Share of requests that reach the pool."""
     alpha: float
-    """Share of requests whose true budget belongs to the pool."""
+    """Share of requests whose true budget is in the pool's range."""
     rho: float
-    """Throughput of a saturated instance over that of an instance in today's fleet,
-    which is one pool sized for the worst case."""
+    """Throughput of a saturated instance divided by that of an instance in today's
+    fleet, which is one pool sized for the worst case."""
     instance_rate_at_saturation: float
     slo_met: bool
     figures: dict[str, float | int | None]
     """Figures of :class:`extproc.fleet.figures.PoolFigures` by name; None if too few
     requests were measured."""
     half_widths: dict[str, float | int | None]
-    """Half-widths of their 95 % intervals."""
+    """Half the width of each figure's 95 % interval."""
     requests_measured: int
     measured_s: float
     fill_s: float
     state: str
     measured_alone: bool
-    """Whether it was measured alone, since too few of the fleet's requests reach it."""
+    """Whether the pool was measured alone, since it gets too few of the fleet's
+    requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,11 @@ class PolicyRow:
     """One policy and its figures.
 
     Attributes:
-        max_num_seqs: value for each pool.
+        max_num_seqs: value of this limit for each pool.
         saving_pct: saving of the split compared with this policy, in the plan's
             ``compared_by``; None for the split itself, and if one of the two misses the
             SLO or rejects requests.
-        p99_ttft_s, p99_tpot_s: over all its pools.
+        p99_ttft_s, p99_tpot_s: P99 over all pools of the policy.
     """
 
     title: str
@@ -105,9 +106,10 @@ class ThresholdAdvice:
 
     threshold_tokens: int
     saving_pct: float
-    """Saving by throughput compared with one pool with the same ``max_num_seqs``."""
+    """Saving compared with one pool of the same ``max_num_seqs``, by throughput alone.
+    """
     split: bool
-    """Whether to split at all."""
+    """Whether to split the fleet at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,12 @@ class Plan:
         instances, gpus, pools, slo_met: values of the split.
         compared_by: unit of the savings: instances or, if a pool has other GPUs,
             dollars, or GPUs if one GPU has no price.
-        alpha: share of the requests under the last threshold; ``rho``: the gain for
-            which the papers' formula matches all pools below the last.
-        saving_pct: saving of the split over today's fleet; the next two add up to it.
-        sweep: other thresholds, by throughput alone; empty if not requested.
-        disaggregation, energy: None if not requested.
+        alpha: share of the requests below the last threshold; ``rho``: the throughput
+            gain for which the papers' formula matches all pools below the last one.
+        saving_pct: saving of the split compared with today's fleet, the sum of the next
+            two fields.
+        sweep: savings at other thresholds, by throughput alone; empty if not requested.
+        disaggregation, energy: results of these options; None if not requested.
         prefix_caching: None unless the requests' shared prefixes are known.
     """
 
@@ -234,10 +237,10 @@ def answer(
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as one JSON object; numbers have six digits or are None.
+    """Return the plan as one JSON object, in which a number has six digits or is None.
 
-    A pool's figures are next to its settings; ``baselines`` are all policies except the
-    split, whose row is ``split``.
+    A pool's figures and settings are in one object. ``baselines`` contains all policies
+    except the split, which is in ``split``.
     """
     document: dict[str, Any] = _plain(dataclasses.asdict(plan))
     policies = document.pop("policies")
@@ -274,18 +277,18 @@ def _ordered(sized: Mapping[str, SizedPolicy]) -> list[tuple[str, SizedPolicy]]:
 
 @dataclass(frozen=True, slots=True)
 class _Dollars:
-    """Costs of fleets, in dollars a year."""
+    """Costs of fleets in dollars a year."""
 
     question: Question
     hours_per_year: float
 
     def of(self, policy: SizedPolicy) -> int | None:
-        """Return the cost of a fleet; None without a price."""
+        """Return the cost of a fleet, or None without a price."""
         usd = usd_per_hour(self.question, policy)
         return None if usd is None else round(usd * self.hours_per_year)
 
     def saved(self, before: SizedPolicy, after: SizedPolicy) -> int | None:
-        """Return the saving; None without a price or if a fleet is unusable."""
+        """Return the saving, or None if there is no price or if a fleet is unusable."""
         costs = [usd_per_hour(self.question, policy) for policy in (before, after)]
         if not is_usable(before) or not is_usable(after) or None in costs:
             return None
@@ -308,7 +311,7 @@ def _points(
 
 
 def _fractions(question: Question) -> list[float]:
-    """Return the share of requests whose true budget belongs to each pool."""
+    """Return for each pool the share of requests with a true budget in its range."""
     prompts, outputs = question.workload.lengths.draw(
         np.random.default_rng(question.seed), _DRAWS
     )
@@ -323,7 +326,7 @@ def _fractions(question: Question) -> list[float]:
 
 
 def _overall_gain(alphas: Sequence[float], rhos: Sequence[float]) -> float:
-    """Return the single rho for which the formula gives the saving of these pools."""
+    """Return the rho for which the papers' formula results in the pools' saving."""
     alpha = sum(alphas)
     needed = sum(a / r for a, r in zip(alphas, rhos, strict=True) if a)
     return alpha / needed if needed > 0 else 1.0

@@ -1,8 +1,9 @@
-"""The needs of each policy: sized pool by pool, then simulated as a whole.
+"""Sizes each policy pool by pool, then simulates its whole fleet.
 
 Every policy, including the baselines, is sized the same way
-(:mod:`extproc.fleet.sizing`) and then simulated with its router; a pool that misses its
-SLO there grows until it meets it. So savings compare fleets under equal conditions.
+(:mod:`extproc.fleet.sizing`) and then simulated with its router. A pool that misses its
+SLO in this simulation grows until it meets the SLO, so savings compare fleets under
+equal conditions.
 """
 
 import math
@@ -32,15 +33,16 @@ from extproc.fleet.sizing import (
 from extproc.fleet.slo import Slo, long_promise_s
 from extproc.fleet.steady import RunSettings, always
 
-#: Number of times that a pool grows if it misses its SLO: by 2 %, by 4 % more, etc.
+#: Maximum number of times that a pool grows if it misses its SLO: by 2 %, then by
+#: another 4 %, etc.
 _GROWTHS = 4
-#: Relative half-width of a P99's interval that is precise enough: two runs then almost
-#: always differ by less than 5 %.
+#: Maximum relative half-width of a P99's interval that is precise enough. With it, two
+#: runs almost always differ by less than 5 %.
 PRECISION = 0.025
 #: Share of the measured requests below which a pool is measured alone.
 _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
-#: Rounds of a replayed file to measure.
+#: Number of rounds of a replayed file to measure.
 _ROUNDS = 4
 
 
@@ -54,14 +56,14 @@ class PolicyTask:
 
 @dataclass(slots=True)
 class SizedPolicy:
-    """The sizes of a policy's pools, and the simulation that verifies them."""
+    """The sizes of a policy's pools, and the simulation that verifies these sizes."""
 
     policy: FleetPolicy
     assignment: Assignment
     sizes: list[PoolSize]
     """Sizes from :func:`extproc.fleet.sizing.size_pool`, before verification."""
     instances: list[int]
-    """Instances of each pool after verification."""
+    """Number of instances of each pool after verification."""
     result: Result
     """Result of the whole fleet, simulated with its router."""
     alone: list[Result | None]
@@ -84,19 +86,19 @@ class SizedPolicy:
         return all(self.kept)
 
     def measured(self, index: int) -> tuple[Result, int]:
-        """Return the result with a pool's figures, and the pool's index in it."""
+        """Return the result with a pool's figures, and the index of the pool there."""
         alone = self.alone[index]
         return (self.result, index) if alone is None else (alone, 0)
 
     def utilization(self, index: int) -> float:
-        """Return throughput over saturated throughput; NaN without traffic."""
+        """Return throughput divided by saturated throughput, or NaN without traffic."""
         result, position = self.measured(index)
         saturated = self.sizes[index].instance_rate * self.instances[index]
         return result.pools[position].rate / saturated
 
 
 def size_policy(task: PolicyTask) -> SizedPolicy:
-    """Size every pool of a policy, simulate the whole, and grow small pools."""
+    """Size every pool of a policy, simulate the fleet, and grow pools if needed."""
     question, policy = task.question, task.policy
     inquiry = Inquiry(
         policy.tiers,
@@ -171,13 +173,13 @@ def _verified(
 
 
 def _gets_enough(question: Question, result: Result, index: int) -> bool:
-    """Return whether a pool has enough of the fleet's requests for its figures."""
+    """Return whether enough of the fleet's requests reach a pool to measure it."""
     fewest = _SHARE_TOGETHER * question.verified_requests
     return result.pools[index].requests >= min(fewest, result.finished / 2)
 
 
 def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
-    """Return the task with the pool's simulated share of requests, if it has one."""
+    """Return the task with the pool's share of requests in the simulation, if known."""
     pool = result.pools[index]
     if pool.requests < FEWEST_FOR_P99:
         return task
@@ -202,14 +204,15 @@ def _measure_alone(question: Question, task: SizingTask, instances: int) -> Resu
 def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
     """Return the SLO that applies to a pool's own requests.
 
-    The last of several pools also gets some requests that belonged to earlier ones;
-    they share the pool with long requests, and the same SLO.
+    The last of several pools also gets some requests in the range of smaller pools.
+    These share the pool with long requests and have the same SLO.
     """
     if tier.limits.max_model_len < question.max_model_len or traffic.share > 0.5:
         return question.slo
     if question.long_promise_given:
         return replace(question.slo, p99_ttft_s=question.slo.long_ttft_s)
-    # By the fleet's own GPU, so that a pool with a slower one promises no less.
+    # Derive the limit from the fleet's own GPU, so that a pool with a slower GPU has
+    # the same SLO.
     engine = question.engine
     limits = engine.limits(
         tier.limits.max_model_len,
@@ -243,7 +246,7 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    # Use other traffic than the draws by which the pools were sized.
+    # Use other random traffic than the one by which the pools were sized.
     run = RunSettings(
         question.verified_requests,
         question.seed + 1,
@@ -259,13 +262,13 @@ def _verify(
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """A test of whether every P99 of a pool is known to 2.5 %."""
+    """A test of whether every P99 of a pool is precise to 2.5 %."""
 
     fewest: float
-    """Requests of a pool below which its precision is ignored here."""
+    """Number of a pool's requests below which this test ignores the pool."""
 
     def __call__(self, result: Result) -> bool:
-        """Return whether the intervals of TTFT and TPOT are narrow enough."""
+        """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""
         return all(
             interval.relative <= PRECISION
             for index, pool in enumerate(result.pools)

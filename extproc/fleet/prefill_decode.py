@@ -1,13 +1,14 @@
 """Prefill and decode on separate instances: a simulation of both pools.
 
-One instance prefills a request (vLLM's scheduler, first come first served, without
-decoding), its network transfers the keys and values, and another instance decodes
-(:mod:`extproc.fleet.decoding`). vLLM's proxies return the first token of the decode
-instance, so the client waits for the prefill, the transfer and one decode step. TTFT
-grows by the last two, while other prompts do not affect TPOT; throughput does not
-improve by itself (vLLM's documentation, "Disaggregated prefilling").
+One instance prefills a request with vLLM's scheduler, first come first served and
+without decoding. The network transfers the keys and values, and another instance
+decodes (:mod:`extproc.fleet.decoding`). vLLM's proxies return the first token of the
+decode instance, so the client waits for the prefill, the transfer and one decode step.
+Transfer and decode step add to TTFT, while other prompts do not affect TPOT.
+Disaggregation by itself does not improve throughput (vLLM's documentation,
+"Disaggregated prefilling").
 
-A fleet is simulated until it has filled, and then for the same time again.
+A simulation runs until the fleet has filled, and then for the same time again.
 """
 
 import math
@@ -28,24 +29,27 @@ from extproc.fleet.workload import Arrivals, Lengths, Thinned
 
 #: Lowest network bandwidth for the KV cache of a 70B model (Mooncake, FAST 2025).
 TRANSFER_BYTES_PER_S = 12.5e9
-#: Latency of one transfer: NIXL's handshake and descriptors. An assumption; measured
-#: transfers of vLLM reached 4.3 GB/s (vLLM issue 50913: 167 MB in 38.7 ms) and 1.8 GB/s
-#: on a host without NVLink (issue 34054: 313 MB in 174 ms), including latency.
+#: Latency of one transfer, for NIXL's handshake and descriptors. This value is an
+#: assumption. Measured transfers of vLLM, including latency, reached 4.3 GB/s (vLLM
+#: issue 50913: 167 MB in 38.7 ms) and 1.8 GB/s on a host without NVLink (issue 34054:
+#: 313 MB in 174 ms).
 TRANSFER_LATENCY_S = 10e-3
-#: Mean residence times that a fleet takes to fill; it is then measured for as many.
+#: Number of mean residence times that a fleet takes to fill. The measurement takes the
+#: same time.
 _FILL_RESIDENCES = 5.0
-#: Fewest requests to measure, for a P99 with 60 requests above it.
+#: Minimum number of requests to measure, so that 60 requests are above the P99.
 MEASURED = 6_000
-#: A run counts as overloaded if it has not settled after this multiple of the requests
-#: to measure and of those that its decode instances can hold.
+#: A fleet counts as overloaded if the run has not settled after this multiple of the
+#: number of requests to measure plus the number that its decode instances can hold.
 _MOST_TIMESMEASURED = 5
 _MOST_TIMES_FULL = 8
-#: Interval for collecting finished requests, in simulated seconds. Requests move on in
-#: order of their times for any interval, so it does not affect the results.
+#: Interval for collecting finished requests, in simulated seconds. It does not affect
+#: the results, since requests always proceed in order of time.
 _TICK_S = 0.5
-#: Ticks between two tests of whether a run is over.
+#: Number of ticks between two tests of whether a run is over.
 _TICKS = 4
-#: Largest relative difference between the halves' requests in flight in a steady run.
+#: Maximum relative difference between the numbers of requests in flight in the two
+#: halves of a steady run.
 _GROWTH = 0.15
 
 Floats = npt.NDArray[np.float64]
@@ -56,9 +60,9 @@ class KvTransfer:
     """The transfer of a prompt's keys and values between instances."""
 
     bytes_per_token: float
-    """Bytes over all layers, with each head once."""
+    """Bytes per token in all layers, with each KV head counted once."""
     bytes_per_s: float = TRANSFER_BYTES_PER_S
-    """Bandwidth of one instance over all its GPUs."""
+    """Network bandwidth of one instance, summed over its GPUs."""
     latency_s: float = TRANSFER_LATENCY_S
     """Latency of each transfer."""
 
@@ -73,7 +77,7 @@ class KvTransfer:
         return cls(model.kv_bytes_per_token, bytes_per_s, latency_s)
 
     def seconds(self, prompt_tokens: int) -> float:
-        """Return the duration for one prompt without contention on the network."""
+        """Return the duration of one prompt's transfer over an idle network."""
         return self.latency_s + self.wire_s(prompt_tokens)
 
     def wire_s(self, prompt_tokens: int) -> float:
@@ -83,10 +87,11 @@ class KvTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One class of requests, and the instances for each part of their work."""
+    """One class of requests, and the instances that prefill and decode them."""
 
     prefill: SchedulerLimits
-    """Limits; ``max_num_batched_tokens`` can be large, since no decoding waits."""
+    """Limits of a prefill instance; ``max_num_batched_tokens`` can be large, since no
+    decoding request waits."""
     decode: SchedulerLimits
     step_time: StepTime
     transfer: KvTransfer
@@ -94,7 +99,7 @@ class Parts:
     """Mean arrival rate of the class, in requests a second."""
     arrivals: Arrivals
     lengths: Lengths
-    """Lengths of its requests; those that exceed the window are truncated."""
+    """Lengths of the requests; longer ones than the window are truncated."""
 
     def thinned(self, share: float) -> "Parts":
         """Return a random share of the requests, for a fleet smaller by that factor."""
@@ -109,7 +114,7 @@ class Figures:
     """Steady-state figures of a run; NaN for quantiles without values.
 
     Attributes:
-        steady: whether the number of requests in flight stopped growing.
+        steady: whether the number of requests in flight has stopped growing.
         measured: number of requests measured.
         late_ttft, late_tpot: shares of requests that exceed the SLO.
         transfer_s: mean time from the end of the prefill to the KV cache's last byte,
@@ -171,7 +176,7 @@ class _Fleet:
         )
 
     def submit(self, request: _Request) -> None:
-        """Send to the less loaded of two prefill instances; skip prefill if none."""
+        """Send a request to the less loaded of two prefill instances, if any exist."""
         if not self.prefill:
             self._hand_on(request.arrival_s, None, request)
             return
@@ -240,7 +245,7 @@ class _Fleet:
         self.ended.append((request, done))
 
     def busy_s(self) -> tuple[float, float, float]:
-        """Return both parts' busy times, and decoding requests integrated over time."""
+        """Return each pool's busy time, and decoding requests integrated over time."""
         return (
             sum(instance.busy_s for instance in self.prefill),
             sum(instance.busy_s for instance in self.decode),
@@ -261,12 +266,13 @@ def simulate(
 ) -> Figures:
     """Run both pools until they have filled, and then for the same time again.
 
-    Requests count at their end.
+    A request is counted when it ends.
 
     Args:
-        prefill, decode: numbers of instances; 0 omits a part, to examine the other
-            alone: prompts then take no time, or answers one step.
-        measured: fewest requests to measure.
+        prefill, decode: numbers of instances. With 0 the other pool is examined alone:
+            without prefill instances, prompts take no time; without decode instances,
+            answers take one step.
+        measured: minimum number of requests to measure.
     """
     fleet = _Fleet.of(parts, prefill, decode, seed)
     draws = _Draws(parts, seed)
@@ -296,7 +302,7 @@ class _Run:
     )
 
     def fill_s(self) -> float:
-        """Return the time to fill the fleet, from the later half of the run."""
+        """Return the time to fill the fleet, measured in the later half of the run."""
         recent = self.seen[len(self.seen) // 2 :]
         if not recent:
             return math.inf
@@ -304,7 +310,7 @@ class _Run:
         return _FILL_RESIDENCES * mean_s
 
     def is_over(self, now_s: float, measured: int) -> bool:
-        """Return whether the fleet has filled and enough requests are measured."""
+        """Return whether the fleet has filled and enough requests were measured."""
         fill_s = self.fill_s()
         if now_s < 2 * fill_s:
             return False
@@ -370,7 +376,7 @@ class _Draws:
         self._pending: deque[_Request] = deque()
 
     def submit_until(self, until_s: float, fleet: _Fleet) -> int:
-        """Submit the requests that arrive before a time; return their number."""
+        """Submit the requests that arrive before a time, and return their number."""
         submitted = 0
         while True:
             if not self._pending:

@@ -1,20 +1,22 @@
-"""The prefix cache of an instance, in runs of blocks.
+"""The prefix cache of an instance, stored as runs of blocks.
 
-It stores, finds and evicts exactly the same blocks as
+This cache stores, finds and evicts exactly the same blocks as
 :class:`extproc.fleet.block_pool.BlockPool`, which uses one object per block. Here one
-object is a run: consecutive blocks of a request that were cached together, have the
-same users and, once unused, are consecutive in the queue of free blocks. A run is split
-if a request reuses a part of it, and shrinks from its end on eviction. Blocks without a
-hash come first in that queue and are not represented: the caller that allocates blocks
-calls :meth:`PrefixCache.trim` with the remaining number.
+object is a run, which means consecutive blocks of a request that were cached together,
+have the same users and, once unused, are consecutive in the queue of free blocks. A run
+is split if a request reuses a part of it, and shrinks from its end on eviction. Blocks
+without a hash come first in the queue and are not represented here, so the caller that
+allocates blocks calls :meth:`PrefixCache.trim` with the number of free blocks that
+remain.
 
-Keys identify equal tokens (:class:`Prefix`), each for a range of tokens. The tokens
-after a request's last key are private, so no other request can find them: they are a
-count while the request uses them, and one run while it waits after a preemption. After
-the request's end no request can find them, and adjacent ones in the queue are one run.
+Each key (:class:`Prefix`) identifies a range of equal tokens. The tokens after a
+request's last key are private, so no other request can find their blocks. These blocks
+are a count while the request uses them, and one run while the request waits after a
+preemption. After the request's end no request can find them, and adjacent ones in the
+queue form one run.
 
-Blocks that fill up during decoding are not visited one by one either. They are
-accounted for on a lookup of them, or when the request stops decoding.
+Blocks that fill up during decoding are not visited one by one either. They enter the
+cache at the next lookup, or when the request stops decoding.
 """
 
 from collections.abc import Hashable
@@ -26,27 +28,30 @@ class Prefix:
     """Keys of the tokens that a request's prompt and answer share with others."""
 
     keys: tuple[Hashable, ...]
-    """Two requests have equal tokens up to the end of a key exactly if their keys up to
-    that one are equal."""
+    """Two requests have equal tokens up to the end of a key if and only if all keys up
+    to this one are equal."""
     ends: tuple[int, ...]
-    """Number of tokens at which each key ends, increasing; the same in all requests
-    with that key."""
+    """Number of tokens at which each key ends, in increasing order. A key ends at the
+    same number in all requests."""
     reported: int = 0
-    """Cached prompt tokens according to the request's own usage, for a request without
-    keys. It is not known who shares them: they are found on any instance, in private
-    blocks."""
+    """Number of cached prompt tokens according to the request's own usage, for a
+    request without keys. Since it is unknown which requests share these tokens, the
+    request finds them on every instance, in private blocks."""
 
 
 class Run:
     """Cached blocks of one node, from ``start`` to ``stop`` - 1.
 
     Attributes:
-        node: None for private blocks of a request, of which only the number matters.
+        node: node of the blocks; None for private blocks of a request, of which only
+            the number matters.
         order: (step, admission) of the request that cached them. If ``offset`` is not
-            None, it cached them one by one during decoding, each at the step at which
-            its computed tokens, the step count plus ``offset``, filled the block.
-        higher: the run split from its end, for requests that use both.
-        earlier, later: neighbors in the queue of free blocks, if it is unused.
+            None, the request cached the blocks one by one during decoding. It filled a
+            block at the step at which its number of computed tokens, the step count
+            plus ``offset``, reached the block's end.
+        higher: the run that was split from the end of this one, for requests that use
+            both.
+        earlier, later: neighbors in the queue of free blocks, if the run is unused.
     """
 
     __slots__ = (
@@ -85,7 +90,8 @@ class Node:
     """The cached blocks of one key.
 
     Attributes:
-        growing: requests that decode here and may have filled more blocks.
+        growing: requests that decode tokens of this key and may have filled more
+            blocks.
     """
 
     __slots__ = ("growing", "key", "runs")
@@ -101,17 +107,17 @@ class Holding:
     """The blocks of one request in the prefix cache."""
 
     path: list[tuple[Hashable, int]]
-    """Keys of its blocks, each with the index after its last block."""
+    """Keys of the request's blocks, each with the index after the key's last block."""
     shared: int = 0
-    """Number of blocks with a key; the later ones are private."""
+    """Number of blocks with a key; later blocks are private."""
     remains: Run | None = None
-    """The remaining private blocks since its preemption, if any."""
+    """The private blocks that remain since the request's preemption, if any."""
     hashed: int = 0
-    """Number of leading blocks that it uses and that are cached."""
+    """Number of leading blocks that are cached and that the request uses."""
     pieces: list[tuple[Run, int]] = field(default_factory=list)
-    """The first run of each piece in use, and the index after its last block."""
+    """For each part in use, its first run and the index after its last block."""
     offset: int = 0
-    """Computed tokens minus step count, during decoding."""
+    """Number of computed tokens minus step count, during decoding."""
     grown_from: int = 0
     """Value of ``hashed`` at the start of decoding."""
     admission: int = 0
@@ -123,14 +129,14 @@ class Found:
     """The longest cached prefix of a request."""
 
     blocks: int = 0
-    """Number of its blocks."""
+    """Number of blocks of the prefix."""
     held: int = 0
-    """Number of its blocks in use by some request."""
+    """Number of blocks of the prefix that any request uses."""
     is_final: bool = True
-    """Whether no decoding request can extend it."""
+    """Whether no decoding request can extend the prefix."""
     picks: list[tuple[Run, int, int]] = field(default_factory=list)
     remains: Run | None = None
-    """The request's private blocks at the end of that prefix."""
+    """The request's private blocks at the end of the prefix."""
 
 
 class PrefixCache:
@@ -147,7 +153,7 @@ class PrefixCache:
         # The queue of free runs is a ring that starts and ends here.
         self._ring = Run(None, 0, 0, (0, 0), None)
         self._ring.earlier = self._ring.later = self._ring
-        # The last run of the queue if no lookup can find it any more.
+        # The last run of the queue, if no lookup can find this run any more.
         self._litter: Run | None = None
 
     def enter(self, prefix: Prefix) -> Holding:
@@ -160,7 +166,7 @@ class PrefixCache:
         return Holding(path, path[-1][1] if path else 0)
 
     def find(self, holding: Holding, most: int, step: int) -> Found:
-        """Return the longest cached prefix of at most ``most`` blocks after a step."""
+        """Return the longest prefix cached after a step, at most ``most`` blocks."""
         found = Found()
         position = 0
         for key, end in holding.path:
@@ -186,7 +192,7 @@ class PrefixCache:
         return found
 
     def hold(self, holding: Holding, found: Found) -> None:
-        """Add the request as a user of blocks just found, without steps in between."""
+        """Add the request as a user of the blocks found in the same step."""
         for run, start, stop in found.picks:
             while run.stop <= start:
                 assert run.higher is not None
@@ -205,7 +211,7 @@ class PrefixCache:
         holding.hashed = found.blocks
 
     def store(self, holding: Holding, full: int, order: tuple[int, int]) -> None:
-        """Cache a request's blocks up to ``full`` (> ``holding.hashed``) at once."""
+        """Cache a request's first ``full`` (> ``holding.hashed``) blocks at once."""
         self._add(holding, full, order, None)
 
     def grow(self, holding: Holding, offset: int) -> None:
@@ -217,7 +223,7 @@ class PrefixCache:
                 self._node(key).growing[holding] = None
 
     def settle(self, holding: Holding, full: int) -> None:
-        """Cache the blocks filled by decoding, up to ``full`` blocks."""
+        """Cache the request's first ``full`` blocks, which decoding has filled."""
         if full > holding.hashed:
             self._add(holding, full, (0, holding.admission), holding.offset)
 
@@ -233,10 +239,11 @@ class PrefixCache:
                     self._forget(node)
 
     def release(self, holding: Holding, *, ends: bool) -> int:
-        """Release a request's blocks; return the number of cached ones now unused.
+        """Release a request's blocks; return the number of cached blocks now unused.
 
         Args:
-            ends: whether the request's private blocks are never looked up again.
+            ends: whether the request ends, so that no lookup finds its private blocks
+                again.
         """
         before = self.free
         own = holding.hashed - holding.shared
@@ -288,7 +295,7 @@ class PrefixCache:
         self.free -= run.stop - run.start
 
     def trim(self, free_blocks: int) -> None:
-        """Evict cached blocks beyond the number free after an allocation."""
+        """Evict cached blocks in excess of the free blocks after an allocation."""
         excess = self.free - free_blocks
         if excess <= 0:
             return
@@ -315,7 +322,7 @@ class PrefixCache:
     def _add(
         self, holding: Holding, full: int, order: tuple[int, int], offset: int | None
     ) -> None:
-        """Cache blocks ``holding.hashed`` to ``full`` - 1, used by the request."""
+        """Cache blocks ``holding.hashed`` to ``full`` - 1, which the request uses."""
         position = holding.hashed
         holding.hashed = full
         pieces = holding.pieces
@@ -371,7 +378,7 @@ class PrefixCache:
     def _oldest(
         self, runs: list[Run], position: int, stop: int
     ) -> tuple[Run | None, int]:
-        """Return the run cached first, and the index up to which that is certain."""
+        """Return the run that was cached first, and the index up to which it was."""
         covering = []
         for run in runs:
             if run.start > position:

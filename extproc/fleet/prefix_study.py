@@ -3,7 +3,8 @@
 A split gives each class separate instances, and so separate caches. A conversation that
 grows past the threshold moves once, and loses its cached prefix. On the other hand, a
 class has fewer instances than the whole fleet, so a load balancer that ignores prefixes
-hits one more often by chance. Both effects are simulated here on a plan's fleets.
+more often chooses an instance with the cached prefix by chance. This module simulates
+both effects on a plan's fleets.
 """
 
 from collections.abc import Mapping
@@ -30,10 +31,10 @@ class PrefixHits:
     instances: tuple[int, ...]
     balancing: str
     cached_share: float
-    """Share of prompt tokens found; ``pools``: the share in each pool."""
+    """Share of prompt tokens found in the cache; ``pools``: this share in each pool."""
     pools: tuple[float, ...]
     p99_ttft_s: float
-    """P99 over all requests."""
+    """P99 of TTFT and TPOT over all requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,17 @@ class PrefixStudy:
     unlimited_share: float
     """Share of prompt tokens found in one cache of unlimited size."""
     unlimited_share_split: float
-    """The same share with one such cache per class; the difference is the loss of
-    conversations that grow past a threshold."""
+    """The same share with one such cache per class. The difference is what
+    conversations lose when they grow past a threshold."""
     instances: dict[str, int]
-    """Instances of one pool and of the split, sized with and without caching."""
-    hits: list[PrefixHits]
-    """Hits of both fleets with each load balancer; only the usual one if ``reported``.
+    """Number of instances of one pool and of the split, sized with and without caching.
     """
+    hits: list[PrefixHits]
+    """Hits of both fleets with each load balancer, or with only the default one if
+    ``reported``."""
     reported: bool = False
-    """Whether the shares are those that usage reports; the effect of a split or of
-    another load balancer on them is then unknown."""
+    """Whether the shares come from the requests' usage. If so, the effect of a split or
+    of another load balancer on the shares is unknown."""
 
 
 def without_prefixes(question: Question) -> Question | None:
@@ -74,9 +76,9 @@ def study(
     """Simulate a round of the file on a plan's fleets with each load balancer.
 
     Args:
-        question: its requests have prefixes (:func:`without_prefixes`).
-        one, split: policies sized for it.
-        uncached: the same policies, by name, sized without caching.
+        question: the plan's inputs, with known prefixes (see :func:`without_prefixes`).
+        one, split: the policies sized for the question.
+        uncached: the same policies sized without caching, keyed by name.
     """
     replay = question.arrivals
     assert isinstance(replay, Replay)

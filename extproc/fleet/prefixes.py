@@ -1,11 +1,12 @@
 """Shared prefixes of the requests of a file, as keys for the prefix cache.
 
-They come from chained hashes of prompt blocks (Mooncake, Bailian) or from
-conversations: a turn whose prompt is at least as long as the previous prompt and answer
-repeats both; a turn whose prompt is only as long as the previous prompt repeats that;
-any other turn starts a conversation. Hashes do not cover answers, so later turns find
-none of those: the result is a lower bound. For a log with neither, the cached tokens
-that its usage reports are used unchanged.
+The keys come from chained hashes of prompt blocks (Mooncake, Bailian) or from
+conversations. A turn of a conversation repeats the previous prompt and answer if its
+prompt is at least as long as these together, and repeats only the previous prompt if
+its prompt is at least as long as this. Any other turn starts a new conversation. Hashes
+do not cover answers, so later turns do not find cached answers, and the result is a
+lower bound. If a log has neither hashes nor conversations, the cached tokens that its
+usage reports are used unchanged.
 """
 
 import itertools
@@ -19,7 +20,7 @@ Prefixes = tuple[Prefix | None, ...]
 
 
 def find_prefixes(workload: Workload) -> Prefixes | None:
-    """Return the keys of every request of a file; None if it has no such data."""
+    """Return the keys of every request of a file, or None if the file has none."""
     if not isinstance(workload.lengths, Recorded):
         return None
     prompts = workload.lengths.prompts.tolist()
@@ -37,7 +38,7 @@ def find_prefixes(workload: Workload) -> Prefixes | None:
 def from_hashes(
     hash_ids: Sequence[Sequence[int]], block_tokens: int, prompts: Sequence[int]
 ) -> Prefixes:
-    """Return keys from block hashes; hashes that always occur together are one key."""
+    """Return keys from block hashes; hashes that always occur together share a key."""
     full = [
         ids[: prompt // block_tokens]
         for ids, prompt in zip(hash_ids, prompts, strict=True)
@@ -79,7 +80,7 @@ def from_sessions(
         said = last.get(session)
         if said is not None:
             repeated = sum(end <= prompt for end in said.ends)
-            # A shorter prompt than the previous one is a different text.
+            # A prompt that is shorter than the previous one is a different text.
             if repeated >= len(said.ends) - 1:
                 keys, ends = said.keys[:repeated], said.ends[:repeated]
         if prompt > (ends[-1] if ends else 0):
@@ -91,14 +92,14 @@ def from_sessions(
 
 
 def from_counts(cached: Sequence[int]) -> Prefixes | None:
-    """Return the counts of cached tokens in usage; None if all are zero."""
+    """Return the counts of cached tokens in usage, or None if all are zero."""
     if not any(cached):
         return None
     return tuple(Prefix((), (), count) if count else None for count in cached)
 
 
 def are_counts(prefixes: Prefixes) -> bool:
-    """Return whether only counts are known, without shared prefixes."""
+    """Return whether only counts of cached tokens are known, not shared prefixes."""
     return not any(prefix is not None and prefix.keys for prefix in prefixes)
 
 
@@ -110,7 +111,7 @@ def hit_share(
 ) -> float:
     """Return the share of prompt tokens found in a cache of unlimited size.
 
-    Full blocks count, but never the last token of a prompt.
+    Only full blocks are counted, and never the last token of a prompt.
 
     Args:
         classes: class of each request; requests of different classes share nothing.

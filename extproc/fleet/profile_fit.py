@@ -1,10 +1,10 @@
-"""The fit of a measured server: a plane through decode and prefill samples.
+"""The fit of a plane to the decode and prefill samples of a measured server.
 
 A step that decodes n sequences with c tokens of context in total takes ``base + seq n +
-context c``. The first token of a prompt of p tokens, without other requests, takes
-``request + base + token p + pair p (p + 1) / 2``, where ``request`` is the cost of HTTP
-and queues per request. Coefficients are constrained to be non-negative, since noise
-would otherwise make the small ones negative.
+context c``. Without other requests, the first token after a prompt of p tokens takes
+``request + base + token p + pair p (p + 1) / 2``, where ``request`` is the time for
+HTTP and queues per request. Coefficients are constrained to be non-negative, since
+noise would otherwise make small coefficients negative.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class DecodeSample:
 
     seqs: int
     context_tokens: float
-    """Context of all sequences together."""
+    """Number of context tokens of all sequences together."""
     step_s: float
 
 
@@ -43,7 +43,7 @@ def fit(
 ) -> tuple[Linear, float]:
     """Fit the plane and the time per request.
 
-    Least squares of relative errors, with coefficients of at least 0.
+    The method is least squares of relative errors, with coefficients of at least 0.
 
     Raises:
         ProfileError: too few samples to determine the coefficients.

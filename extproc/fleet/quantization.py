@@ -55,21 +55,23 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _bytes_each(method: str, document: JsonObject) -> tuple[float, bool]:
-    """Return the bytes of a quantized parameter, and whether products use 8 bits."""
+    """Return the bytes of a quantized parameter, and whether products are in 8 bits."""
     algorithm = str(document.get("quant_algo") or method).lower()
     if method in ("fp8", "fbgemm_fp8", "modelopt") and "fp4" not in algorithm:
         block = document.get("weight_block_size")
         scales = 4 / math.prod(block) if isinstance(block, list) and block else 0.0
         return 1 + scales, True
     if "fp4" in algorithm:
-        # Four bits, plus an 8-bit scale for each 32 (MX) or 16 (NVIDIA) of them.
+        # Four bits per weight, plus an 8-bit scale for each group of 32 (MX) or 16
+        # (NVIDIA) weights.
         return 0.5 + 1 / (32 if "mx" in algorithm else 16), False
     if method == "compressed-tensors":
         return _compressed(document)
     if method in ("awq", "gptq", "gptq_marlin", "awq_marlin", "auto-round"):
         bits = document.get("bits") or document.get("w_bit") or 4
         group = document.get("group_size") or document.get("q_group_size") or 128
-        # For each group, a 16-bit scale and a zero point of the weights' own width.
+        # Each group adds a 16-bit scale and a zero point with the weights' number of
+        # bits.
         extra = (16 + bits) / group if group > 0 else 0.0
         return (bits + extra) / 8, False
     if method in ("bitsandbytes", "bnb"):
@@ -83,7 +85,7 @@ def _bytes_each(method: str, document: JsonObject) -> tuple[float, bool]:
 
 
 def _compressed(document: JsonObject) -> tuple[float, bool]:
-    """Return ``_bytes_each`` for compressed-tensors, from its first group."""
+    """Return ``_bytes_each`` for the first group of a compressed-tensors file."""
     groups = document.get("config_groups")
     group: JsonObject = {}
     if isinstance(groups, dict) and groups:

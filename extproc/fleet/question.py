@@ -3,17 +3,19 @@
 The policies are these:
 
 - ``homogeneous-worst-case``: one pool whose ``max_num_seqs`` is the number of sequences
-  of ``max_model_len`` that fit, the papers' baseline;
+  of ``max_model_len`` tokens that fit, the papers' baseline;
 - ``homogeneous-paged``: the same pool with vLLM's default ``max_num_seqs``. vLLM
   allocates KV blocks on demand, so this is the most common deployment;
 - ``homogeneous-short-limit``: one pool with the short pool's ``max_model_len``, which
   rejects longer prompts and truncates longer answers;
-- ``split``: pools by threshold, the shipped router, ``max_num_seqs`` as in paged;
+- ``split``: pools by threshold behind the shipped router, with the ``max_num_seqs`` of
+  ``homogeneous-paged``;
 - ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
 - ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
 
-The difference from worst case to paged is the saving of not sizing for the worst case.
-The difference from paged to split is the saving, or the cost, of the split itself.
+The difference between ``homogeneous-worst-case`` and ``homogeneous-paged`` is what is
+saved by not sizing for the worst case. The difference between ``homogeneous-paged`` and
+``split`` is what the split itself saves or costs.
 """
 
 from collections.abc import Mapping
@@ -39,11 +41,11 @@ POOL_NAMES = {2: ("short", "long"), 3: ("short", "medium", "long")}
 
 @dataclass(frozen=True, slots=True)
 class PoolHardware:
-    """Instance of a pool, with the limits that follow from its GPU."""
+    """One instance of a pool, with the limits that follow from its GPU."""
 
     engine: Engine
     max_num_seqs: int
-    """If it is not sized for the worst case."""
+    """Limit of sequences, if the pool is not sized for the worst case."""
     max_num_batched_tokens: int
 
 
@@ -54,14 +56,14 @@ class Question:
     Attributes:
         rate: mean arrival rate, in requests a second.
         arrivals: arrival times that are independent of lengths, or a replayed file.
-        thresholds: limits of the pools below the last, in increasing order; each pool
-            accepts budgets up to its own.
+        thresholds: limits of the pools below the last one, in increasing order; each
+            pool accepts budgets up to its own limit.
         max_model_len: window of the last pool, and of homogeneous pools.
         max_num_batched_tokens: value for every instance.
         max_num_seqs: value for pools not sized for the worst case.
-        asked_requests, tried_requests, verified_requests: number of requests assigned
-            by a strategy, measured for each size tried, and measured of the whole
-            fleet at the end.
+        asked_requests, tried_requests, verified_requests: number of requests that a
+            strategy assigns, that are measured for each size tried, and that are
+            measured in the whole fleet at the end.
         headroom: share of each pool's saturated rate to leave free.
         traffic: the choice of the arrivals, in a sentence for the operator.
         pool_hardware: hardware of the split's pools with other GPUs than ``engine``, by
@@ -116,10 +118,10 @@ class Setting:
     workload: Workload
     engine: Engine
     threshold: int
-    """Number of tokens above which a request is long."""
+    """Number of tokens above which a request counts as long."""
     max_model_len: int
     max_num_batched_tokens: int | None
-    """None to choose the largest value that meets the TPOT."""
+    """None to choose the largest value that meets the TPOT limit."""
     seed: int
 
 
@@ -158,7 +160,7 @@ class FleetPolicy:
 
 
 def policies(question: Question) -> list[FleetPolicy]:
-    """Return the policies to compare: the papers' baseline, ``split``, then others."""
+    """Return the policies to compare: the papers' baseline, ``split``, and others."""
     seqs = question.max_num_seqs
     mix = question.workload.mix
 

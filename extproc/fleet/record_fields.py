@@ -1,8 +1,8 @@
-"""The fields of a record: token counts, prefix hashes, session.
+"""The fields of a record: token counts, prefix hashes and session.
 
 A record is a list of levels: its own fields first, then those of its nested mappings,
-breadth first. Keys are compared without case, "_", "-", "." and spaces; a key such as
-``response.usage.prompt_tokens`` also matches by the part after its ``usage``.
+breadth first. Keys are compared without regard to case, "_", "-", "." and spaces. For a
+key such as ``response.usage.prompt_tokens``, the part after ``usage`` also matches.
 """
 
 import json
@@ -17,8 +17,8 @@ from extproc.routing.token_counts import TokenCounts, read_token_counts
 #: One level of a record, from plain key to value.
 Level: TypeAlias = JsonObject
 
-#: Keys of prompt and output in formats that do not use the names of a usage object, in
-#: plain spelling; the prompt counts every token, cached or not.
+#: Keys of prompt and output counts, in plain spelling, in formats that do not use the
+#: names of a usage object. The prompt count includes cached tokens.
 COLUMN_PAIRS = (
     ("contexttokens", "generatedtokens"),  # Azure LLM inference traces, 2023 and 2024
     ("inputlength", "outputlength"),  # Mooncake, Bailian
@@ -43,7 +43,7 @@ _OUTPUTS = (
     "outputtokens",
     *dict.fromkeys(output for _, output in COLUMN_PAIRS),
 )
-#: Keys of tokens found in a cache, in the same level or any other of the record.
+#: Keys of the number of tokens found in a cache, in any level of the record.
 _CACHED = (
     "cachedtokens",
     "prompttokensdetailscachedtokens",
@@ -66,7 +66,7 @@ _SESSIONS = (
 )
 #: Keys of the number of requests in one record, as in billing exports.
 _REQUEST_COUNTS = ("nummodelrequests", "apirequests", "numrequests", "requestcount")
-#: Fields whose text may be JSON with counts, as in a spreadsheet of LiteLLM's.
+#: Fields whose text may be JSON with counts, as in LiteLLM's spreadsheets.
 JSON_CELLS = frozenset({"usage", "response", "metadata", "attributes", "labels"})
 #: Fields with the router's estimates and decisions, which are not counts.
 _ESTIMATES = frozenset({"decision", "extproctokenbudget"})
@@ -76,7 +76,7 @@ _MISSING = frozenset({"", "-", "nan", "nat", "null", "none", "n/a", "na"})
 
 
 class FieldError(ValueError):
-    """An invalid value of a field; the message has the value and the expectation."""
+    """An invalid value of a field; the message has the value and the expected form."""
 
 
 @lru_cache(maxsize=65_536)
@@ -87,10 +87,10 @@ def plain(key: str) -> str:
 
 @lru_cache(maxsize=65_536)
 def _spellings(key: str) -> tuple[str, ...]:
-    """Return the plain names of a key: the whole, and the part after ``usage``."""
+    """Return the plain names of a key: the whole key, and the part after ``usage``."""
     parts = re.split(r"(?:^|[._/ ])usage[._/ ]", key, maxsplit=1, flags=re.IGNORECASE)
     whole = plain(key)
-    # OpenTelemetry has a separate rule for counts: see _opentelemetry.
+    # OpenTelemetry has a separate rule for counts (see _opentelemetry).
     if len(parts) == 1 or "genaiusage" in whole:
         return (whole,)
     return (whole, plain(parts[1]))
@@ -128,7 +128,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _attributes(values: list[Any]) -> Any:
-    """Return OTLP's [{"key": ..., "value": {...}}] as a mapping; other lists as is."""
+    """Return OTLP's [{"key": ..., "value": {...}}] as a mapping; keep other lists."""
     first = values[0] if values else None
     if not (isinstance(first, dict) and "key" in first and "value" in first):
         return values
@@ -157,7 +157,7 @@ def _json_cell(text: str) -> Any:
 
 
 def find(record: Sequence[Level], names: Sequence[str]) -> Any:
-    """Return the value of the first name found, outermost level first, or None."""
+    """Return the value of the first name found, outermost levels first, or None."""
     for level in record:
         for name in names:
             if name in level:
@@ -166,10 +166,10 @@ def find(record: Sequence[Level], names: Sequence[str]) -> Any:
 
 
 def find_counts(record: Sequence[Level]) -> TokenCounts | None:
-    """Return prompt, output and cached tokens; None without prompt or output.
+    """Return prompt, output and cached tokens, or None without prompt or output.
 
     Raises:
-        FieldError: a count that is not a number >= 0, or one record for many requests.
+        FieldError: a count is not a number >= 0, or one record is for many requests.
     """
     for level in record:
         counts = _usage(level) or _opentelemetry(level) or _pair(level)
@@ -206,10 +206,11 @@ def _usage(level: Level) -> TokenCounts | None:
 
 
 def _opentelemetry(level: Level) -> TokenCounts | None:
-    """Return counts of the semantic conventions for generative AI, flat or prefixed.
+    """Return counts by the semantic conventions for generative AI, flat or prefixed.
 
     By the conventions, ``gen_ai.usage.input_tokens`` includes cached tokens; an older
-    instrumentation that omits them is recognized by a cache larger than the input.
+    instrumentation that excludes cached tokens is recognized if its count of cached
+    tokens exceeds the input.
     """
     ours = {
         key.split("genaiusage", 1)[1]: value
@@ -245,7 +246,7 @@ def _refuse_sums(record: Sequence[Level]) -> None:
 
 
 def knows_counts(columns: Sequence[str]) -> tuple[bool, bool]:
-    """Return whether columns with these names include a prompt, and an output."""
+    """Return whether the columns include both a prompt and an output count."""
     known = {name for column in columns for name in _spellings(column)}
     otel = {name.split("genaiusage", 1)[1] for name in known if "genaiusage" in name}
     known |= otel & {"inputtokens", "outputtokens", "prompttokens", "completiontokens"}
@@ -261,7 +262,7 @@ def as_count(value: Any) -> int | None:
     """Return a token count from a whole number, "1,234" or "7.0"; None for NaN.
 
     Raises:
-        FieldError: not a number, negative, or at least 10^9.
+        FieldError: the value is not a number, is negative, or is at least 10^9.
     """
     if type(value) is int and 0 <= value < 1_000_000_000:
         return value
@@ -288,7 +289,7 @@ def find_hash_ids(record: Sequence[Level]) -> tuple[int, ...] | None:
     """Return the chained hashes of the prompt's blocks, as in Mooncake and Bailian.
 
     Raises:
-        FieldError: neither whole numbers nor text such as "11|22".
+        FieldError: the value is neither whole numbers nor text such as "11|22".
     """
     value = find(record, _HASHES)
     if isinstance(value, str):
@@ -304,12 +305,12 @@ def find_hash_ids(record: Sequence[Level]) -> tuple[int, ...] | None:
 
 
 def find_session(record: Sequence[Level]) -> str | None:
-    """Return the conversation of a request, or None."""
+    """Return the identifier of a request's conversation, or None."""
     value = find(record, _SESSIONS)
     return None if value is None else str(value)
 
 
 def find_turn(record: Sequence[Level]) -> tuple[str, str] | None:
-    """Return Bailian's request and its predecessor ("-1" for none), or None."""
+    """Return Bailian's ids of a request and its predecessor ("-1" if none), or None."""
     own, parent = find(record, ("chatid",)), find(record, ("parentchatid",))
     return None if own is None or parent is None else (str(own), str(parent))

@@ -1,4 +1,4 @@
-"""Records from text: CSV of any common dialect, JSON lines, arrays, printed objects."""
+"""Reads records from CSV of any common dialect, JSON lines, arrays, printed objects."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ from extproc.json_object import JsonObject
 
 
 class Row(NamedTuple):
-    """A record: its position for error messages, its fields, and its run.
+    """A record with its position for error messages, its fields, and its run.
 
     The run identifies one of several results in a load generator's file, each at a
     different rate; it is "" in other files.
@@ -24,8 +24,8 @@ class Row(NamedTuple):
 
 
 _DELIMITERS = (",", ";", "\t", "|")
-#: Keys that no record has together with counts. GuideLLM sorts its requests into
-#: successful, incomplete and errored; only the first have complete answers.
+#: Keys that no record with counts has. GuideLLM sorts its requests into successful,
+#: incomplete and errored; only successful requests have complete answers.
 _DOCUMENT_KEYS = frozenset(
     {"benchmarks", "successful", "resourcespans", "scopespans", "spans"}
 )
@@ -45,7 +45,7 @@ _ENVELOPES = frozenset(
     }
 )
 _DEPTH = 6
-#: A field can contain a whole prompt; csv rejects 128 KiB and more by default.
+#: A field can contain a whole prompt, but csv rejects 128 KiB and more by default.
 _MAX_FIELD_CHARS = 1 << 30
 _ENVOY_TEXT = re.compile(r'\[\d{4}-\d\d-\d\dT[^\]]*\] "')
 
@@ -58,7 +58,8 @@ def read_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Split a file into records.
 
     Raises:
-        TraceFormatError: empty, neither CSV nor JSON, or without required columns.
+        TraceFormatError: the file is empty, is neither CSV nor JSON, or lacks required
+            columns.
     """
     rows = iter(lines)
     number, first = 0, ""
@@ -106,7 +107,7 @@ def _csv_rows(
 
 
 def _dialect(header: str) -> tuple[str, list[str]]:
-    """Return the delimiter whose columns have counts, else that with most columns."""
+    """Return the delimiter whose columns have counts, or the one with most columns."""
 
     def columns(delimiter: str) -> list[str]:
         names = next(csv.reader([header], delimiter=delimiter), [])
@@ -123,7 +124,7 @@ def _dialect(header: str) -> tuple[str, list[str]]:
 
 
 def expected_columns(*, prompt: bool = True, output: bool = True) -> str:
-    """Return the columns that a file lacks, by their most common names."""
+    """Return the most common names of the columns that a file lacks."""
     wanted = []
     if prompt:
         wanted.append("prompt tokens (prompt_tokens, ContextTokens or the like)")
@@ -138,7 +139,8 @@ def _json_rows(
     try:
         json.loads(first)
     except ValueError:
-        # Not one value per line: an array or objects over several lines.
+        # The text is not one value per line, but an array or objects over several
+        # lines.
         return _printed_rows("".join(_whole_lines(first, rows)), number, name)
     return _line_rows(itertools.chain([first], rows), number, name)
 
@@ -195,7 +197,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
             fields = dict(zip(columns, cells, strict=True))
             yield Row(f"{where}: record {index}", fields, run or where)
         return
-    # A set of GuideLLM's requests belongs to one of its benchmarks, which is one run.
+    # Each set of GuideLLM's requests belongs to one benchmark, which is one run.
     inner = [] if depth == _DEPTH else _enveloped(value)
     for part in inner:
         own_run = run or (where if "successful" in value else "")
@@ -205,7 +207,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
 
 
 def _columns(value: JsonObject) -> dict[str, list[Any]]:
-    """Return columns of equal length, as in ``vllm bench serve --save-detailed``."""
+    """Return columns of equal length, as of ``vllm bench serve --save-detailed``."""
     lists = {key: column for key, column in value.items() if isinstance(column, list)}
     if not all(knows_counts(list(lists))):
         return {}
@@ -214,7 +216,7 @@ def _columns(value: JsonObject) -> dict[str, list[Any]]:
 
 
 def _enveloped(value: JsonObject) -> list[Any]:
-    """Return a document's values that contain records; empty for a record itself."""
+    """Return a document's values that contain records; none for a record itself."""
     parts = {
         plain(key): part
         for key, part in value.items()

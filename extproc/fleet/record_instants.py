@@ -1,8 +1,8 @@
-"""Arrival times of records: their keys and their unit.
+"""The arrival times of records, with the possible keys and units.
 
-A key may contain its unit (``t_s``, ``timestamp_ms``, ``startTimeUnixNano``); a date
-needs none. Otherwise the unit is that of the format, or is derived from the size of the
-numbers: all times in a file have one unit, determined from all of them.
+A key may contain the unit (``t_s``, ``timestamp_ms``, ``startTimeUnixNano``); a date
+needs no unit. Otherwise the unit is that of the format, or is derived from the size of
+the numbers. All times in a file have one unit, which is determined from all of them.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from extproc.fleet.record_fields import FieldError, Level
 
-#: Keys of times, arrival first; no key of an end or a duration.
+#: Keys of times, with keys of the arrival first and none of an end or a duration.
 _INSTANTS = (
     "arrivaltime",
     "arrivedat",
@@ -57,8 +57,8 @@ _UNIT_ENDINGS = {
     "sec": 1.0,
     "s": 1.0,
 }
-#: For each plain key, its rank in the order above and the length of its unit in seconds
-#: (None if the key does not name a unit).
+#: For each plain key, its position in the list above, and the length of its unit in
+#: seconds (None if the key does not name a unit).
 _INSTANT_KEYS: dict[str, tuple[int, float | None]] = {
     **{
         name + ending: (place, seconds)
@@ -76,16 +76,17 @@ class Instant:
     key: str
     """The plain key of the value."""
     value: float
-    """A number in the unit, or seconds since 1970 for a date."""
+    """A number in the given unit, or seconds since 1970 for a date."""
     unit_s: float | None
-    """Seconds in the unit; None if neither the key nor the value contains one."""
+    """Length of the unit in seconds; None if neither the key nor the value has a unit.
+    """
 
 
 def find_instant(record: Sequence[Level]) -> Instant | None:
     """Return the arrival time of a request, or None if the record has none.
 
     Raises:
-        FieldError: neither a number nor a date.
+        FieldError: the value is neither a number nor a date.
     """
     for level in record:
         keys = [key for key in level if key in _INSTANT_KEYS]
@@ -113,7 +114,7 @@ def _number(value: Any) -> float | None:
 
 
 def _date_s(text: str) -> float:
-    """Return a date in seconds since 1970, in UTC if it has no zone.
+    """Return a date in seconds since 1970; a date without a time zone is in UTC.
 
     Accepts ISO 8601, also with "/" between year, month and day or "UTC" at the end; the
     common log format's "10/May/2024:13:55:36 +0000"; and RFC 2822.
@@ -141,7 +142,7 @@ class Unit:
     """The unit of the times in a file."""
 
     seconds: float
-    """Seconds in one unit."""
+    """Length of the unit in seconds."""
     reason: str
     """How the unit was determined, in a few words."""
 
@@ -164,9 +165,9 @@ def unit_of(
 
     Args:
         values: the times, at least one.
-        named: seconds in the unit that the key contains, or None.
+        named: length in seconds of the unit that the key contains, or None.
         hashed: whether the records have Mooncake's or Bailian's hashes.
-        chained: whether the records are Bailian's, which name their predecessors.
+        chained: whether the records are Bailian's, each of which names its predecessor.
     """
     if named is not None:
         return Unit(named, "dates, or in the unit of their column")

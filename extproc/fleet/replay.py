@@ -1,10 +1,10 @@
 """Replay of a file's requests, at their own times and with their own lengths.
 
 The file's busiest period is replayed, round after round. A higher rate is a
-superposition of copies, each shifted by up to a minute: peaks of seconds then do not
-coincide, but those of minutes and hours do. Time is never compressed, since a burst of
-a minute would become a burst of a second. A lower rate is a random part of the
-requests.
+superposition of copies, each shifted by up to a minute. With these shifts, peaks of
+seconds do not coincide, but peaks of minutes and hours do. Time is never compressed,
+since a burst of a minute could become a burst of a second. A lower rate is a random
+part of the requests.
 """
 
 import itertools
@@ -21,24 +21,25 @@ from extproc.fleet.workload import BLOCK, Block, Recorded, Seconds, Tokens
 
 #: The longest period to replay: the busiest hour of a day or of a week.
 LONGEST_S = 3600.0
-#: Periods with more requests than this are reduced to their busiest part,
+#: Number of requests above which a period is reduced to its busiest part.
 MOST_REQUESTS = 40_000
-#: but not below this duration, which still contains bursts of several seconds.
+#: Minimum duration of the busiest part in seconds, so that it contains bursts of
+#: several seconds.
 SHORTEST_S = 60.0
-#: Largest shift of a copy in seconds.
+#: Maximum shift of a copy in seconds.
 SHIFT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A period of a file, replayed without end as a stream of requests.
+    """A period of a file, replayed endlessly as a stream of requests.
 
     Attributes:
         instants: seconds from the start of the period, in order.
-        prompts, outputs: tokens of each request.
+        prompts, outputs: number of tokens of each request.
         period_s: length of the period; the next round starts after it.
         start_s: start of the period in the file, in seconds from the first request.
-        copies: rate over the period's own; 1 replays it unchanged.
+        copies: rate divided by the period's own rate; 1 replays the period unchanged.
         prefixes: shared prefix of each request, if known. Copies and rounds share
             nothing with each other.
     """
@@ -72,11 +73,11 @@ class Replay:
         return round(self.rate * self.period_s)
 
     def at_rate(self, rate: float) -> "Replay":
-        """Return the same period at another mean rate, by a number of copies."""
+        """Return the same period at another mean rate, by changing ``copies``."""
         return replace(self, copies=rate / self.own_rate)
 
     def only(self, rows: npt.NDArray[np.bool_]) -> "Replay":
-        """Return these requests alone, at the same times; at least one."""
+        """Return a replay of only these requests (at least one), at the same times."""
         return replace(
             self,
             instants=self.instants[rows],
@@ -89,7 +90,7 @@ class Replay:
     def __call__(
         self, instants: np.random.Generator, lengths: np.random.Generator
     ) -> Iterator[Block]:
-        """Yield round after round, with new shifts of the copies in each."""
+        """Yield one round after another, each with new shifts of the copies."""
         start_s = 0.0
         for number in itertools.count():
             times, rows, copies = self._round(instants)
@@ -142,15 +143,16 @@ def busiest(
     most_requests: float | None = MOST_REQUESTS,
     prefixes: Prefixes | None = None,
 ) -> Replay:
-    """Return the busiest period of a file, to replay at a rate.
+    """Return the busiest period of a file, for a replay at the given rate.
 
-    It is the busiest hour, or the whole file if that is shorter, reduced to its busiest
-    part with ``most_requests`` on average, but at least a minute.
+    The period is the busiest hour, or the whole file if it is shorter than an hour. It
+    is reduced to its busiest part with ``most_requests`` on average, but not below a
+    minute.
 
     Args:
         instants: time of each row of ``lengths``, in any order.
-        rate: mean requests a second of the busiest hour (of the file if it is
-            shorter); None for the file's own rate.
+        rate: mean requests a second in the busiest hour (or in the file, if shorter);
+            None for the file's own rate.
         most_requests: limit for a round at this rate; None for no limit.
         prefixes: shared prefix of each row, if known.
     """
@@ -173,14 +175,14 @@ def busiest(
 
 
 def span_s(instants: Seconds) -> float:
-    """Return the duration of a file: from first to last request, plus one mean gap."""
+    """Return a file's duration: from first to last request, plus one mean gap."""
     count = len(instants)
     between = float(instants.max() - instants.min())
     return between * count / max(count - 1, 1) if between > 0 else 1.0
 
 
 def _cut(replayed: Replay, length_s: float) -> Replay:
-    """Return the period of this length with the most requests; the first if equal."""
+    """Return the first of the periods of this length with the most requests."""
     if replayed.period_s <= length_s:
         return replayed
     instants = replayed.instants

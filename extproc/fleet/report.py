@@ -1,7 +1,7 @@
-"""A plan as one HTML page, without scripts, images or fonts; light and dark.
+"""A plan as one HTML page without scripts, images or fonts, in light and dark mode.
 
-Plots are SVG with units on their axes. Their colors are CSS variables, which the page
-sets for light and dark, so one set of plots is enough.
+Plots are SVG with units on their axes. The colors of a plot are CSS variables, which
+the page sets for light and dark mode, so one set of plots is enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,8 @@ def render(
     """Return the page as HTML.
 
     Args:
-        plan: the result of :func:`extproc.fleet.plan_document.answer` for the others.
+        plan: the result of :func:`extproc.fleet.plan_document.answer` for the other
+            arguments.
     """
     name = escape(plan.workload)
     synthetic = " Synthetic lengths." if plan.synthetic else ""
@@ -54,7 +55,7 @@ def render(
     if plan.sweep:
         sections.append(_section("Saving by threshold", _savings(plan)))
     sections.append(_section("Routing errors", _misroutes(misroutes)))
-    # Wide sections come after the plots, which are side by side.
+    # Wide sections follow the plots, which are side by side.
     sections += [
         _section(title, content, wide=True) for title, content in asked_sections(plan)
     ]
@@ -82,7 +83,7 @@ def _section(title: str, content: tuple[str, str], *, wide: bool = False) -> str
     kind = " class=wide" if wide else ""
     return (
         f"<section{kind}>\n<h2>{escape(title)}</h2>\n<p class=muted>{note}</p>\n"
-        # A wide body scrolls, with the keyboard too.
+        # A wide body can be scrolled, also with the keyboard.
         f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
         f"{body}</div>\n</section>\n"
     )
@@ -152,7 +153,7 @@ def _gpus(plan: Plan) -> tuple[str, str]:
 
 
 def _apply(plan: Plan, serving: Serving) -> tuple[str, str]:
-    """Return commands to copy: an instance of each pool, and the router's pools."""
+    """Return text to copy: each pool's command line, and the router's ``pools``."""
     commands = "".join(
         f"<p>{pool.instances:,} of <b>{escape(pool.name)}</b>, "
         f"{escape(pool.engine)}</p>"

@@ -1,7 +1,7 @@
 """The optional sections of a plan's page.
 
-Prefix caching, separate prefill and decode, and energy: each has a title, a note and a
-body, which :func:`extproc.fleet.report.render` arranges.
+The sections are prefix caching, separate prefill and decode, and energy. Each has a
+title, a note and a body, which :func:`extproc.fleet.report.render` arranges.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _BYTES_PER_GBIT = 1e9 / 8
 
 
 def asked_sections(plan: Plan) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield title, note and body of each section in the plan; both latter are HTML."""
+    """Yield each section's title, note and body; note and body are HTML."""
     if plan.prefix_caching is not None:
         yield "Prefix caching", _prefixes(plan.prefix_caching)
     if plan.disaggregation is not None:

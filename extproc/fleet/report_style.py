@@ -1,4 +1,4 @@
-"""The style sheet of a plan's page, light and dark, for phones and desktops."""
+"""The style sheet of a plan's page: light and dark mode, for phones and desktops."""
 
 STYLE = """
 :root { color-scheme: light dark;

@@ -5,7 +5,7 @@ from html import escape
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Return a table; each row has attributes of its ``<tr>`` and cells as HTML."""
+    """Return a table from rows, each with attributes of ``<tr>`` and cells as HTML."""
     # Allow a line break after each underscore in vLLM's long names.
     titles = "".join(
         f"<th>{escape(title).replace('_', '_<wbr>')}</th>" for title in head
@@ -20,7 +20,7 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str
 def interval(
     figures: Mapping[str, float | None], halves: Mapping[str, float | None], key: str
 ) -> str:
-    """Return a figure in seconds with its interval's half-width, if that is known."""
+    """Return a figure in seconds, with half the width of its interval if known."""
     value, half = figures[key], halves[key]
     if value is None or half is None:
         return seconds(value)
@@ -38,7 +38,7 @@ def share(value: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """Return a number with this many digits, or a dash for None."""
+    """Return a number with the given number of digits, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

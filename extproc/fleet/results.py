@@ -1,8 +1,8 @@
-"""The results of a simulated fleet, by pool and in total, as counts.
+"""The results of a simulated fleet as counts, for each pool and in total.
 
 A run is divided into consecutive batches. Every batch counts the requests that finished
-in it and integrates over its own length, so that the sum of the measured batches is the
-result, and their spread gives the interval of every figure (batch means; Law,
+in it and integrates over its own length. The sum of the measured batches is the result,
+and the spread of the batches determines the interval of every figure (batch means; Law,
 "Simulation Modeling and Analysis", section 9.5.3).
 """
 
@@ -18,18 +18,18 @@ from extproc.fleet.histogram import Histogram
 from extproc.fleet.job import Job
 from extproc.fleet.slo import COVERED, Slo
 
-#: Fewest requests for a 99th percentile: ten of them are above it.
+#: Minimum number of requests for a 99th percentile, so that ten requests are above it.
 FEWEST_FOR_P99 = 1000
-#: Minimum number of requests of a kind for judging what share of them is late; of so
-#: many, five may be late.
+#: Minimum number of requests of a kind for judging the share of late ones. Of this
+#: number, five may be late.
 FEWEST_JUDGED = 500
-#: Student's t at 97.5 % for 1 to 30 degrees of freedom (any table); 1.96 above.
+#: Student's t at 97.5 % for 1 to 30 degrees of freedom (from any table); 1.96 for more.
 _T975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-#: Above this correlation ten batches are not informative; the factor is then 3.
+#: Maximum correlation; above it, ten batches are not informative. Its factor is 3.
 _MOST_CORRELATION = 0.8
 
 
@@ -39,9 +39,9 @@ class PoolResult:
 
     ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds; TPOT excludes the first
     token and requests with only one. ``wait`` ends when the first token is scheduled.
-    The ``_s`` integrals are over time: ``busy_s``, ``running_s`` (running requests) and
-    ``blocks_s`` (used KV blocks) are summed over instances; ``in_system_s`` is for the
-    requests in the pool, running and waiting.
+    Names with ``_s`` are integrals over time: ``busy_s``, ``running_s`` (running
+    requests) and ``blocks_s`` (used KV blocks) are summed over instances, and
+    ``in_system_s`` covers all requests in the pool, running or waiting.
     """
 
     name: str
@@ -56,9 +56,10 @@ class PoolResult:
     """Number of requests that are long according to the SLO."""
     late: int = 0
     late_long: int = 0
-    """Long requests whose TTFT missed the SLO; ``late`` counts the others."""
+    """Number of long requests whose TTFT missed the SLO; ``late`` counts the other
+    requests."""
     overflows: int = 0
-    """Requests that this pool refused and a larger pool accepted."""
+    """Number of requests that this pool refused and a larger pool accepted."""
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
@@ -71,11 +72,11 @@ class PoolResult:
     computed_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache."""
+    """Number of prompt tokens found in the prefix cache."""
     peak_kv_cache_usage: float = 0.0
 
     def count(self, jobs: Sequence[Job], slo: Slo) -> None:
-        """Add requests that have finished here."""
+        """Add requests that have finished in this pool."""
         self.requests += len(jobs)
         for job in jobs:
             ttft_s = job.first_token_s - job.arrival_s
@@ -111,10 +112,10 @@ class PoolResult:
 
     @property
     def residence_s(self) -> float:
-        """Return the mean time in the pool, by finished requests or by Little's law.
+        """Return the mean time in the pool, from finished requests or by Little's law.
 
-        The larger of the two: while a pool fills, few requests have finished, mostly
-        short ones. NaN if there were no arrivals.
+        The result is the larger of these two values, because few requests, mostly short
+        ones, finish while a pool fills. It is NaN if there were no arrivals.
         """
         if not self.arrivals:
             return math.nan
@@ -130,12 +131,12 @@ class PoolResult:
 
     @property
     def rate(self) -> float:
-        """Finished requests a second."""
+        """Number of finished requests a second."""
         return self.requests / self.duration_s if self.duration_s else math.nan
 
     @property
     def late_shares(self) -> list[float]:
-        """Return late shares of long and of other requests, if there are enough."""
+        """Return the late shares of long and of other requests, if there are enough."""
         fewest = min(0.1 * self.requests, FEWEST_JUDGED)
         return [
             late / count
@@ -168,12 +169,12 @@ class PoolResult:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens computed a second by all instances."""
+        """Number of tokens that all instances compute in a second."""
         return self._a_instance(self.computed_tokens) * self.instances
 
     @property
     def preemption_rate(self) -> float:
-        """Preemptions per request."""
+        """Number of preemptions per request."""
         return self.preemptions / self.requests if self.requests else 0.0
 
     def _a_instance(self, integral: float) -> float:
@@ -183,8 +184,8 @@ class PoolResult:
     def meets(self, slo: Slo) -> bool:
         """Return whether TTFT, TPOT and preemptions meet the SLO.
 
-        Long and other requests have separate limits. A kind under a tenth of the pool's
-        requests is judged only if it has enough of them.
+        Long and other requests have separate limits. A kind with less than a tenth of
+        the pool's requests is judged only if it has enough requests.
         """
         return (
             not any(share > 1 - COVERED for share in self.late_shares)
@@ -197,13 +198,13 @@ class RunState(StrEnum):
     """Whether the figures are from a fleet in its steady state."""
 
     STEADY = "steady"
-    """Measured after the fleet had filled; both halves agree."""
+    """The measurement started after the fleet had filled, and its two halves agree."""
     OVERLOADED = "overloaded"
-    """Requests pile up: the longer the run, the worse its figures."""
+    """Requests pile up, so a longer run has worse figures."""
     UNSETTLED = "unsettled"
-    """The run ended before two halves agreed."""
+    """The run ended before its two halves agreed."""
     TRANSIENT = "transient"
-    """Measured from the first request on, as configured."""
+    """The measurement started with the first request, as configured."""
 
 
 @dataclass(slots=True)
@@ -212,15 +213,16 @@ class Result:
 
     Attributes:
         start_s, duration_s: start and length of the period, in simulated time.
-        measured: number of requests that arrived in it.
-        rejected: number of these that exceed every pool.
-        sent_short: number of these sent to a smaller pool that could not fit them or
-            whose threshold they exceed; ``sent_long``: number sent to a larger pool
-            needlessly. Spilled requests do not count.
-        batches: the consecutive periods that compose it; empty for a batch itself.
-        arrived, completed, in_flight: requests of the whole run, measured or not;
-            rejected ones count as completed.
-        fill_s: simulated seconds before it.
+        measured: number of requests that arrived in the period.
+        rejected: number of the measured requests that exceed every pool.
+        sent_short: number of the measured requests sent to a pool that could not fit
+            them or whose threshold they exceed; ``sent_long``: number of requests sent
+            to a larger pool than necessary. Spilled requests are not counted.
+        batches: the consecutive periods that compose the result; empty for a batch
+            itself.
+        arrived, completed, in_flight: numbers of requests in the whole run, measured or
+            not; rejected requests count as completed.
+        fill_s: simulated seconds before the period.
     """
 
     pools: list[PoolResult]
@@ -240,7 +242,7 @@ class Result:
 
     @classmethod
     def of(cls, stretches: "Sequence[Result]") -> Self:
-        """The sum of stretches that follow each other, at least one."""
+        """Return the sum of consecutive periods, at least one."""
         pools = [
             PoolResult(pool.name, pool.instances, pool.usable_blocks)
             for pool in stretches[0].pools
@@ -258,21 +260,21 @@ class Result:
 
     @property
     def ttft(self) -> Histogram:
-        """Seconds to the first token, over all pools."""
+        """Time to the first token in seconds, over all pools."""
         return self.merged(lambda pool: pool.ttft)
 
     @property
     def tpot(self) -> Histogram:
-        """Seconds per further token, over all pools."""
+        """Time per further token in seconds, over all pools."""
         return self.merged(lambda pool: pool.tpot)
 
     @property
     def wait(self) -> Histogram:
-        """Seconds until the first token is scheduled, over all pools."""
+        """Time until the first token is scheduled in seconds, over all pools."""
         return self.merged(lambda pool: pool.wait)
 
     def merged(self, of: Callable[[PoolResult], Histogram]) -> Histogram:
-        """A histogram over all pools."""
+        """Return a histogram over all pools."""
         merged = Histogram()
         for pool in self.pools:
             merged.merge(of(pool))
@@ -296,12 +298,12 @@ class Result:
 
     @property
     def misrouted_short(self) -> float:
-        """Share of the requests sent to a pool below their own."""
+        """Share of the requests sent to a smaller pool than the right one."""
         return self._share(self.sent_short)
 
     @property
     def misrouted_long(self) -> float:
-        """Share of the requests sent to a pool above their own."""
+        """Share of the requests sent to a larger pool than the right one."""
         return self._share(self.sent_long)
 
     @property
@@ -333,10 +335,10 @@ class Result:
         return sum(pool.preemptions for pool in self.pools)
 
     def interval(self, of: "Callable[[Result], float]") -> "Interval":
-        """Return a figure of the whole with its confidence interval.
+        """Return a figure of the whole result with its confidence interval.
 
         Args:
-            of: computes the figure from the whole or from a batch.
+            of: computes the figure from the whole result or from a batch.
         """
         return Interval(
             of(self), batch_half_width([of(batch) for batch in self.batches])
@@ -345,13 +347,13 @@ class Result:
     def pool_interval(
         self, index: int, of: Callable[[PoolResult], float]
     ) -> "Interval":
-        """Return the same for one pool."""
+        """Return a figure of one pool with its confidence interval."""
         return self.interval(lambda result: of(result.pools[index]))
 
     def p99(
         self, of: Callable[[PoolResult], Histogram], index: int | None = None
     ) -> "Interval":
-        """Return a 99th percentile for one pool or for all; NaN if too few requests."""
+        """Return the P99 of one pool or all pools, or NaN if requests are too few."""
 
         def histogram(result: Result) -> Histogram:
             if index is None:
@@ -365,16 +367,16 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the half-width of its 95 % confidence interval."""
+    """A figure with half the width of its 95 % confidence interval."""
 
     value: float
     """NaN if there are too few requests."""
     half_width: float | None = None
-    """None if there are too few batches."""
+    """Half the width of the interval; None if there are too few batches."""
 
     @property
     def relative(self) -> float:
-        """Half-width over value; infinite if undefined."""
+        """Half-width divided by value; infinite if undefined."""
         if self.half_width is None or not self.value:
             return math.inf
         return abs(self.half_width / self.value)
@@ -383,8 +385,8 @@ class Interval:
 def half_width(values: Sequence[float]) -> float | None:
     """Return the half-width of the 95 % confidence interval of a mean.
 
-    The values must be independent. Student's t times the standard error; values that
-    are not finite are excluded.
+    The values must be independent. The half-width is Student's t times the standard
+    error. Values that are not finite are excluded.
     """
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
@@ -395,10 +397,11 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def batch_half_width(values: Sequence[float]) -> float | None:
-    """Return the same for means of consecutive batches, which are correlated.
+    """Return the half-width for means of consecutive batches, which are correlated.
 
-    Widened by ``sqrt((1 + r) / (1 - r))``, the factor for a first-order autoregressive
-    series with correlation r between neighbors; r as estimated, from 0 to 0.8.
+    The half-width is multiplied by ``sqrt((1 + r) / (1 - r))``, the factor for a
+    first-order autoregressive series whose neighbors have the correlation r. The
+    estimate of r is limited to 0 to 0.8.
     """
     finite = [value for value in values if math.isfinite(value)]
     half = half_width(finite)

@@ -1,4 +1,4 @@
-"""A request in the scheduler, and the record of one step."""
+"""A request of the scheduler, and the record of one step."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -18,34 +18,34 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request in the scheduler."""
+    """One request of the scheduler."""
 
     request_id: str
-    """Unique among unfinished requests."""
+    """Identifier, unique among unfinished requests."""
     prompt_tokens: int
-    """Tokens of the prompt (> 0)."""
+    """Number of tokens of the prompt (> 0)."""
     output_tokens: int
-    """Number of tokens at which it ends by itself (> 0): the smaller of ``max_tokens``
-    and the model's own length."""
+    """Number of output tokens at which the request ends (> 0): ``max_tokens`` or the
+    length that the model chooses, whichever is smaller."""
     max_tokens: int
-    """The limit known in advance (>= ``output_tokens``)."""
+    """The limit on output tokens, known in advance (>= ``output_tokens``)."""
     block_hashes: Sequence[Hashable] = ()
-    """Hashes of its full blocks, prompt and answer, each for its tokens and all before
-    them; blocks past the end of the list are private."""
+    """Hashes of the full blocks of prompt and answer. Each hash covers the block's
+    tokens and all earlier tokens. Blocks past the end of the list are private."""
     reported_tokens: int = 0
-    """Tokens computed elsewhere, which need no step: full blocks before the last token
-    of the prompt. Their blocks are private."""
+    """Number of tokens computed elsewhere, which need no step. They are full blocks
+    before the last token of the prompt, and these blocks are private."""
     num_output_tokens: int = 0
-    """Output tokens so far, which a preemption keeps."""
+    """Number of output tokens so far, which a preemption keeps."""
     num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the cache now or after the steps that are
-    scheduled."""
+    """Number of tokens whose keys and values are in the cache now, or will be after the
+    scheduled steps."""
     num_output_placeholders: int = 0
-    """Output tokens that are scheduled but not yet known."""
+    """Number of output tokens that are scheduled but not yet known."""
     num_hashed_blocks: int = 0
-    """Number of its blocks that are in the prefix cache."""
+    """Number of the request's blocks that are in the prefix cache."""
     num_preemptions: int = 0
-    """Number of its preemptions."""
+    """Number of preemptions of the request."""
     status: Status = Status.WAITING
     blocks: list[Block] = field(default_factory=list)
 
@@ -56,12 +56,12 @@ class Request:
 
     @property
     def num_blocks(self) -> int:
-        """Number of its KV blocks."""
+        """Number of KV blocks of the request."""
         return len(self.blocks)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the tokens in flight are certain to reach ``max_tokens``."""
+        """Whether the tokens in flight will certainly reach ``max_tokens``."""
         return self.num_output_placeholders > 0 and (
             self.num_output_tokens + self.num_output_placeholders >= self.max_tokens
         )
@@ -77,22 +77,23 @@ class Request:
 class Step:
     """The record of one step.
 
-    With asynchronous scheduling, ``sampled`` and ``finished`` are the previous step's.
+    With asynchronous scheduling, ``sampled`` and ``finished`` belong to the previous
+    step.
     """
 
     scheduled: dict[str, int]
-    """Tokens computed for each request, in the order of scheduling."""
+    """Number of tokens computed for each request, in the order of scheduling."""
     context_tokens: int
-    """Cached tokens of the scheduled requests before the step, which attention reads.
-    """
+    """Number of tokens of the scheduled requests that are cached before the step, which
+    attention reads."""
     preempted: tuple[str, ...]
     """Requests evicted before the step ran."""
     sampled: tuple[str, ...]
     """Requests that produced one output token."""
     finished: tuple[str, ...]
-    """Requests that ended with that token."""
+    """Requests that ended with this token."""
     cached: dict[str, int] = field(default_factory=dict)
-    """Tokens found in the prefix cache for each admitted request."""
+    """Number of tokens found in the prefix cache for each admitted request."""
 
     @property
     def num_scheduled_tokens(self) -> int:

@@ -1,26 +1,26 @@
 """vLLM's v1 scheduler, one step at a time.
 
-The model: a request has computed tokens and known tokens (prompt plus output so far); a
-step assigns tokens, within ``max_num_batched_tokens``, so that the first number catches
-up with the second. There is no prefill phase and no decode phase. Running requests come
-first, in order of admission; each allocates the KV blocks for its new tokens, and if
-there are none left the request admitted last is preempted: its blocks are freed, its
-computed tokens are dropped, and it goes to the head of the waiting queue. Then, if no
-request was preempted, waiting requests are admitted, first come first served, until the
-head of the queue does not fit.
+A request has computed tokens and known tokens (prompt plus output so far). A step
+assigns up to ``max_num_batched_tokens`` tokens to requests, so that the number of
+computed tokens catches up with the number of known tokens. There is no prefill phase
+and no decode phase. Running requests come first, in order of admission; each allocates
+the KV blocks for its new tokens. If no blocks are left, the request admitted last is
+preempted, which frees its blocks, drops its computed tokens and moves it to the head of
+the waiting queue. Then, if no request was preempted, waiting requests are admitted in
+order of arrival until the head of the queue does not fit.
 
 With prefix caching, a request that is admitted, for the first time or after a
-preemption, reuses the cached blocks of its longest known prefix of full blocks, except
-its last token. When vLLM checks whether enough blocks are free, a cached block that no
-request is using counts as needed, like a new one. The request's own full blocks enter
-the cache at allocation, before they are computed, and those of its answer when they are
-full.
+preemption, reuses the cached blocks of its longest prefix of full blocks, which
+excludes its last token. When vLLM checks whether enough blocks are free, a cached block
+that no request is using counts as needed, like a new one. The full blocks of the
+request's prompt enter the cache at allocation, before they are computed, and the blocks
+of its answer when they are full.
 
 With asynchronous scheduling, a step is scheduled before the tokens of the previous one
 are known. Each token in flight counts as known, but its block does not enter the cache,
 and a request that ends keeps its slot and its blocks while one more step is scheduled.
-That step computes one more token for it if it ends by an end-of-sequence token, which
-cannot be foreseen, and none if it reaches ``max_tokens``.
+This step computes one more token for the request if it ends by an end-of-sequence
+token, which cannot be foreseen, and no token if the request reaches ``max_tokens``.
 
 Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output``),
 ``vllm/v1/core/sched/async_scheduler.py``, ``vllm/v1/core/kv_cache_manager.py``
@@ -46,31 +46,31 @@ class SchedulerLimits:
     """The limits of a vLLM instance, under vLLM's own names.
 
     Raises:
-        ValueError: a limit out of range; the message has its name and value.
+        ValueError: a limit is out of range; the message has its name and value.
     """
 
     max_num_seqs: int
-    """Largest number of running requests (> 0)."""
+    """Maximum number of running requests (> 0)."""
     max_num_batched_tokens: int
-    """Largest number of tokens in one step (>= ``max_num_seqs``)."""
+    """Maximum number of tokens in one step (>= ``max_num_seqs``)."""
     max_model_len: int
-    """Largest number of prompt plus output tokens of one request (> 1)."""
+    """Maximum number of prompt plus output tokens of one request (> 1)."""
     num_blocks: int
-    """KV-cache blocks of the instance, including the null block, which is not usable
-    (> 1)."""
+    """Number of KV-cache blocks of the instance (> 1), including the null block, which
+    is not usable."""
     block_size: int = 16
-    """Tokens of one block (> 0)."""
+    """Number of tokens in one block (> 0)."""
     long_prefill_token_threshold: int = 0
-    """Largest number of tokens for one request in a step shared with others; 0 for no
-    limit."""
+    """Maximum number of tokens for one request in a step shared with other requests; 0
+    for no limit."""
     watermark: float = 0.0
     """Share of ``num_blocks`` kept free at an admission while other requests run, in
     [0, 1)."""
     scheduler_reserve_full_isl: bool = True
-    """Whether admission requires free blocks for all known tokens of the request, not
-    only for its first chunk."""
+    """Whether admission requires free blocks for all known tokens of the request
+    instead of only for its first chunk."""
     enable_chunked_prefill: bool = True
-    """Whether a prompt may be split over several steps."""
+    """Whether a prompt may be divided over several steps."""
     enable_prefix_caching: bool = True
     """Whether KV blocks are kept for later requests with the same prefix."""
     async_scheduling: bool = True
@@ -104,7 +104,7 @@ class SchedulerLimits:
 
     @property
     def usable_blocks(self) -> int:
-        """Number of KV blocks for requests: all except vLLM's null block."""
+        """Number of KV blocks for requests, which excludes vLLM's null block."""
         return self.num_blocks - 1
 
     @property
@@ -124,9 +124,10 @@ class _Share:
     request: Request
     tokens: int
     samples: bool
-    """Whether the step produces an output token for it."""
+    """Whether the step produces an output token for the request."""
     num_preemptions: int
-    """Preemptions before the step; a later one makes its output stale."""
+    """Number of preemptions before the step; a later preemption makes its output stale.
+    """
 
 
 class Scheduler:
@@ -146,7 +147,7 @@ class Scheduler:
 
     @property
     def free_blocks(self) -> int:
-        """Number of unused KV blocks, in the prefix cache or not."""
+        """Number of unused KV blocks, whether or not they are in the prefix cache."""
         return self.pool.num_free
 
     @property
@@ -175,12 +176,12 @@ class Scheduler:
         request at ``max_model_len`` tokens.
 
         Args:
-            max_tokens: None for ``output_tokens``; larger if the request ends by an
-                end-of-sequence token.
+            max_tokens: the client's limit, larger than ``output_tokens`` if the request
+                ends by an end-of-sequence token; None for ``output_tokens``.
             block_hashes: see :class:`extproc.fleet.scheduled.Request`.
-            reported_tokens: prompt tokens that need not be computed, whatever is in
-                the cache here; only whole blocks below the last token count, and none
-                without prefix caching.
+            reported_tokens: number of prompt tokens that need not be computed,
+                independent of the cache. Only whole blocks before the last token are
+                used, and none without prefix caching.
 
         Raises:
             ValueError: the id is in use, or a count is too low.
@@ -219,8 +220,8 @@ class Scheduler:
         """Schedule and run one step, and process its output.
 
         With asynchronous scheduling, the previous step's output is processed instead.
-        Without requests, or if the head of the queue can never fit, the step has no
-        tokens.
+        If there are no requests, or if the head of the queue can never fit, the step
+        has no tokens.
         """
         scheduled: list[tuple[Request, int]] = []
         preempted: list[Request] = []
@@ -245,7 +246,7 @@ class Scheduler:
     def _schedule_running(
         self, scheduled: list[tuple[Request, int]], preempted: list[Request]
     ) -> int:
-        """Assign tokens to running requests; return the rest of the budget."""
+        """Assign tokens to running requests; return the rest of the token budget."""
         budget = self.limits.max_num_batched_tokens
         longest_chunk = self._longest_chunk()
         index = 0
@@ -260,7 +261,7 @@ class Scheduler:
                 - request.num_computed_tokens,
                 longest_chunk,
                 budget,
-                # One position is reserved for the token that the step will sample.
+                # Reserve one position for the token that the step will sample.
                 self.limits.max_model_len - 1 - request.num_computed_tokens,
             )
             if tokens > 0:
@@ -273,7 +274,7 @@ class Scheduler:
     def _make_room(
         self, request: Request, tokens: int, preempted: list[Request]
     ) -> bool:
-        """Allocate for a running request, preempting from the tail of the queue.
+        """Allocate blocks for a running request, preempting the last ones if needed.
 
         Return False if the request itself was preempted.
         """
@@ -320,14 +321,14 @@ class Scheduler:
             budget -= tokens
 
     def _longest_chunk(self) -> int:
-        """Return the most tokens for one request; a lone one has no threshold."""
+        """Return the token limit of one request; a lone request has no threshold."""
         threshold = self.limits.long_prefill_token_threshold
         if threshold > 0 and len(self.running) + len(self.waiting) > 1:
             return threshold
         return self.limits.max_num_batched_tokens
 
     def _find(self, request: Request) -> list[Block]:
-        """Return the cached blocks of a waiting request, without its last token."""
+        """Return the cached blocks of a waiting request before its last token."""
         if not self.limits.enable_prefix_caching:
             return []
         most = (request.num_tokens - 1) // self.limits.block_size
@@ -336,9 +337,9 @@ class Scheduler:
     def _admit(
         self, request: Request, found: list[Block], found_tokens: int, tokens: int
     ) -> bool:
-        """Take found blocks, and new ones for ``tokens`` more, if enough are free.
+        """Take found blocks, and new ones for ``tokens`` tokens, if enough are free.
 
-        Tokens that are only reported as cached need new blocks.
+        Tokens that are only reported as cached also need new blocks.
         """
         limits = self.limits
         must_fit = found_tokens + tokens
@@ -368,7 +369,7 @@ class Scheduler:
         return True
 
     def _cache(self, request: Request, tokens: int) -> None:
-        """Add the full blocks of the first ``tokens`` tokens to the cache."""
+        """Add the full blocks among the first ``tokens`` tokens to the cache."""
         if not self.limits.enable_prefix_caching:
             return
         full = tokens // self.limits.block_size
@@ -391,7 +392,7 @@ class Scheduler:
         del self._requests[request.request_id]
 
     def _advance(self, request: Request, tokens: int) -> _Share:
-        """Count the tokens of a step as computed, and its output as in flight."""
+        """Count a step's tokens as computed, and its output tokens as in flight."""
         request.num_computed_tokens += tokens
         samples = (
             request.num_computed_tokens

@@ -1,7 +1,8 @@
 """The sensitivity of a plan to its threshold and to the router's errors.
 
-Both use throughput alone, without simulating queues: good for the shape of a curve and
-for choosing parameters to simulate, but not for numbers of GPUs.
+Both analyses use throughput alone and do not simulate queues. Their results show the
+shape of a curve and help to choose parameters to simulate, but are not precise enough
+for numbers of GPUs.
 """
 
 from collections.abc import Sequence
@@ -31,9 +32,10 @@ class SweepPoint:
     Attributes:
         short_fraction, throughput_gain: alpha and rho of the papers' formula, where rho
             is relative to a homogeneous pool sized for the worst case.
-        worst_case_saving, paged_saving: of these two splits over that pool.
-        unsplit_paged_saving: of one pool without worst-case ``max_num_seqs``.
-        formula: alpha (1 - 1/rho).
+        worst_case_saving, paged_saving: savings of the split with these values of
+            ``max_num_seqs`` over that homogeneous pool.
+        unsplit_paged_saving: saving of one pool without worst-case ``max_num_seqs``.
+        formula: the papers' saving, alpha (1 - 1/rho).
     """
 
     threshold_tokens: int
@@ -100,11 +102,11 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
 
 
 def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
-    """Return the threshold that saves most over one pool of equal ``max_num_seqs``.
+    """Return the threshold that saves most compared with one equally set pool.
 
     Returns:
-        Its point and the share of that pool's instances that it saves, which is below 0
-        for a loss; None for an empty sweep.
+        The point of the threshold and the saved share of the one pool's instances,
+            which is negative for a loss; None for an empty sweep.
     """
     if not sweep:
         return None
@@ -123,7 +125,8 @@ class MisroutePoint:
     strategy: StrategyName
     variation_factor: float
     under: float
-    """Share of requests sent to a pool below their own; ``over``: above their own."""
+    """Share of requests sent to a smaller pool than the right one; ``over``: to a
+    larger pool."""
     over: float
 
 
@@ -136,7 +139,8 @@ def misroutes(
 ) -> list[MisroutePoint]:
     """Assign requests within a factor of two of the threshold by each strategy.
 
-    The shares are of all requests; those further away count as correctly routed.
+    The shares are of all requests. Requests further from the threshold count as
+    correctly routed.
     """
     prompts, outputs = question.workload.lengths.draw(
         np.random.default_rng(question.seed), 500_000

@@ -1,21 +1,21 @@
 """A fleet under traffic: pools of instances behind a routing strategy.
 
-Instances affect each other only through routing, so each has its own clock, which is
-advanced on demand: when a request chooses between two instances of a pool, and at every
+Instances affect each other only through routing. So each instance has its own clock,
+which is advanced when the balancer compares the instance with another one, and at every
 tick. Within a pool, the load balancer chooses the instance
 (:mod:`extproc.fleet.balancing`); after every tick the router learns from finished
 requests and updates each pool's pressure.
 
-A prompt that fills a pool's ``max_model_len`` is refused there (vLLM's 400), the
-gateway retries it on the next larger pool, and it counts as an overflow; a prompt that
-exceeds even the last pool is rejected. A prompt that fits with an output that does not
-is accepted: vLLM truncates the answer at the window, for any declared limit
-(``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``), and it counts as
-truncated.
+A pool refuses a prompt that fills its ``max_model_len`` (vLLM's 400). The gateway
+retries the request on the next larger pool, and the request counts as an overflow. A
+prompt that exceeds even the last pool is rejected. If the prompt fits but its output
+does not, the request is accepted. vLLM truncates the answer at the window for any
+declared limit (``get_max_tokens`` in ``vllm/entrypoints/serve/utils/api_utils.py``),
+and the request counts as truncated.
 
-Requests are counted in the batch in which they finish, so a run ends without draining;
-:mod:`extproc.fleet.steady` decides which batches are measured and when to stop. No
-request is stored after it has been counted.
+Requests are counted in the batch in which they finish, so a run ends without waiting
+for requests in flight; :mod:`extproc.fleet.steady` decides which batches are measured
+and when to stop. No request is stored after it has been counted.
 """
 
 import math
@@ -48,14 +48,14 @@ class PoolSpec:
     limits: SchedulerLimits
     step_time: StepTime
     threshold_tokens: int
-    """Largest budget routed here; ignored for the last pool."""
+    """Largest budget routed to this pool; ignored for the last pool."""
     spill_waiting: float | None = None
-    """Mean waiting requests per instance above which the pool is under pressure; None
-    to disable pressure."""
+    """Mean number of waiting requests per instance above which the pool is under
+    pressure; None to disable pressure."""
     slo: Slo = field(default_factory=Slo)
-    """Limits beyond which its requests are late."""
+    """Limits above which a request counts as late."""
     balancing: Balancing = Balancing.LEAST_REQUEST
-    """Rule that chooses an instance."""
+    """Rule that chooses an instance of the pool."""
 
     @property
     def routing_pool(self) -> Pool:
@@ -79,7 +79,7 @@ def _ticket(job: Job) -> _Ticket:
 
 @dataclass(slots=True)
 class _Sums:
-    """Sums over a pool's instances, or over its requests, since the start."""
+    """Sums over a pool's instances or requests since the start of the run."""
 
     in_system_s: float
     busy_s: float
@@ -99,7 +99,7 @@ class _Pool:
         self._balancer = Balancer(spec.balancing, self.instances)
         self.result = self._fresh()
         self.in_system = 0
-        # Sum of the finish times minus sum of the arrival times.
+        # Sum of the requests' finish times minus the sum of their arrival times.
         self._ends_s = 0.0
         self._since = _Sums(0.0, 0.0, 0.0, 0.0, 0)
         self._since_s = 0.0
@@ -146,7 +146,7 @@ class _Pool:
         )
 
     def cut(self, now_s: float) -> PoolResult:
-        """End a batch, and return the pool's results since the end of the last one."""
+        """End a batch, and return the pool's results since the previous batch."""
         sums = _Sums(
             self._ends_s + self.in_system * now_s,
             sum(instance.busy_s for instance in self.instances),
@@ -189,10 +189,11 @@ class Simulation:
         draws: tuple[float, float],
         prefix: Prefix | None = None,
     ) -> Result | None:
-        """Process the arrival of a request; the draws are uniform.
+        """Process the arrival of a request, given its uniform random draws.
 
         Returns:
-            The result of the requests before it, once the run has settled, else None.
+            The result of the earlier requests once the run has settled, and None
+                before.
         """
         while self._next_tick_s <= at_s:
             self._tick(self._next_tick_s)
@@ -218,13 +219,13 @@ class Simulation:
         taker.result.truncated += output_tokens < arrival.output_tokens
         ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept)
         job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket, prefix)
-        # Ends by the window or by a declared limit are foreseen.
+        # The scheduler foresees an end by the window or by a declared limit.
         job.is_open_ended = output_tokens < window and arrival.max_tokens is None
         taker.submit(job, *draws)
         return settled
 
     def close(self, at_s: float) -> Result:
-        """End the run at the last arrival, or if ``fill`` is 0 at the last answer."""
+        """End the run at the last arrival or, if ``fill`` is 0, at the last answer."""
         if self.run.fill:
             self._account(at_s)
             self._cut(at_s)
@@ -249,7 +250,7 @@ class Simulation:
         self._batch = Result([], start_s=at_s)
 
     def _taker(self, position: int, arrival: Arrival) -> _Pool | None:
-        """Return the first pool, from this one on, that accepts the request."""
+        """Return the first pool, from the given one on, that accepts the request."""
         for pool in self.pools[position:]:
             if arrival.prompt_tokens < pool.spec.limits.max_model_len:
                 return pool
@@ -270,7 +271,7 @@ class Simulation:
                 self._loads[pool.spec.name] = load
 
     def _account(self, until_s: float) -> None:
-        """Count finished requests and learn from them, in order of their ends."""
+        """Count finished requests and learn from them, in the order of their ends."""
         finished = [job for pool in self.pools for job in pool.advance(until_s)]
         finished.sort(key=lambda job: job.finish_s)
         self.completed += len(finished)
@@ -286,11 +287,11 @@ def simulate(
     run: RunSettings,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
-    """Simulate until the fleet has settled and ``run.requests`` are measured.
+    """Simulate until the fleet has settled and ``run.requests`` requests are measured.
 
     Args:
-        pools: in increasing order of ``max_model_len``.
-        progress: called regularly with the number of arrivals so far.
+        pools: the pools in increasing order of ``max_model_len``.
+        progress: function called regularly with the number of arrivals so far.
     """
     # Separate random streams, so that a strategy's draws do not change the traffic.
     seeds = np.random.SeedSequence(run.seed).spawn(5)

@@ -1,11 +1,12 @@
-"""The fewest instances that meet an SLO: an estimate from throughput, then simulation.
+"""Minimum number of instances that meets an SLO, from throughput and simulations.
 
 A pool is sized by its own requests, which :mod:`extproc.fleet.assignment` determines.
 The first estimate is the rate over the throughput of one saturated instance, less the
 headroom. Then the pool is simulated at different sizes. A pool of more than ``SUBPOOL``
-instances is represented by that many with their share of the traffic, since instances
-are interchangeable and the balancer compares two at a time. A replayed file is not
-thinned, since its bursts would be thinned too: the whole pool is simulated instead.
+instances is represented by ``SUBPOOL`` instances with their share of the traffic, since
+instances are interchangeable and the balancer compares two at a time. For a replayed
+file, the whole pool is simulated instead, since thinning the file would also thin its
+bursts.
 """
 
 import math
@@ -36,14 +37,15 @@ from extproc.fleet.workload import (
 )
 
 SUBPOOL = 8
-#: Largest size tried, as a multiple of the size that throughput alone requires.
+#: Maximum size to try, as a multiple of the size that throughput alone requires.
 MOST_TIMES = 4
 _SATURATING_REQUESTS = 4000
-#: Multiple of a try's requests after which it ends even if the result is unclear.
+#: Multiple of the number of requests in a try after which the try ends even if its
+#: result is unclear.
 _MOST_TIMES = 4
-#: Rounds of a replayed file to measure in a try.
+#: Number of rounds of a replayed file to measure in a try.
 _ROUNDS = 2
-#: Multiple of those rounds after which the run of a replayed file stops.
+#: Multiple of the number of rounds after which the run of a replayed file stops.
 _MOST_ROUNDS = 4
 #: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
 DEFAULT_MAX_NUM_SEQS = 256
@@ -56,10 +58,10 @@ class Engine:
     name: str
     step_time: StepTime
     num_blocks: int
-    """KV blocks, including the null block."""
+    """Number of KV blocks, including the null block."""
     block_size: int
     gpus: int
-    """GPUs of the instance."""
+    """Number of GPUs of the instance."""
     usd_per_gpu_hour: float
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
@@ -72,7 +74,7 @@ class Engine:
     def limits(
         self, max_model_len: int, max_num_seqs: int | None, max_num_batched_tokens: int
     ) -> SchedulerLimits:
-        """Return an instance's limits; ``max_num_seqs`` of None means the worst case.
+        """Return an instance's limits, for the worst case if ``max_num_seqs`` is None.
 
         Raises:
             ValueError: not even one request of ``max_model_len`` fits.
@@ -103,14 +105,16 @@ def saturated_rate(
     n: int = _SATURATING_REQUESTS,
     cached_share: float = 0.0,
 ) -> float:
-    """Return the requests a second of one instance whose queue is never empty.
+    """Return the request rate of one instance whose queue is never empty.
 
-    Measured between the first and the last fifth to finish, while it is full; NaN if
-    there are no lengths.
+    The rate, in requests a second, is measured while the instance is full, which
+    excludes the first and the last fifth of requests to finish. It is NaN if there are
+    no lengths.
 
     Args:
-        cached_share: share of each prompt found in the prefix cache; that part is
-            removed, so that reading its keys and values is not counted.
+        cached_share: share of each prompt found in the prefix cache. This share of the
+            tokens is removed, so the time for reading their keys and values is not
+            included.
     """
     if not len(lengths.prompts):
         return math.nan
@@ -134,22 +138,23 @@ class PoolSize:
     """The size of a pool."""
 
     instances: int
-    """The fewest instances found to meet the SLO; if ``MOST_TIMES`` the estimate does
-    not, the number that keeps utilization under ``1 - headroom``."""
+    """The minimum number of instances found to meet the SLO. If even ``MOST_TIMES`` the
+    estimate does not meet the SLO, the number that keeps utilization under ``1 -
+    headroom``."""
     guess: int
-    """Estimate from the saturated rate and the headroom alone, rounded up."""
+    """Estimated number from the saturated rate and the headroom alone, rounded up."""
     instance_rate: float
-    """Requests a second of a saturated instance on this traffic."""
+    """Requests a second that a saturated instance serves of this traffic."""
     met: bool
     """Whether the SLO is met."""
     result: Result | None
-    """Result of the pool alone, at that size or the largest tried; None without
-    traffic."""
+    """Result of the pool alone, at the size found or the largest size tried; None
+    without traffic."""
 
 
 @dataclass(slots=True)
 class _InOrder:
-    """A sample in its drawn order, repeated.
+    """A sample in its drawn order, repeated endlessly.
 
     Two policies that send almost the same requests to a pool then get almost the same
     traffic, so that differences in size are caused by the policies.
@@ -161,7 +166,7 @@ class _InOrder:
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """Return the next ``n`` rows, without random draws."""
+        """Return the next ``n`` rows of the sample, without random draws."""
         rows = np.arange(self._next, self._next + n) % len(self.sample.prompts)
         self._next += n
         return self.sample.prompts[rows], self.sample.outputs[rows]
@@ -175,20 +180,20 @@ class SizingTask:
     step_time: StepTime
     traffic: PoolTraffic
     arrivals: Arrivals | Replay
-    """Arrivals of the whole fleet, of which ``traffic.share`` reach the pool; for a
-    replayed file, the pool's own requests."""
+    """Arrivals of the whole fleet, of which the share ``traffic.share`` reaches the
+    pool; for a replayed file, the pool's own requests."""
     rate: float
     """Arrival rate of the pool in requests a second."""
     slo: Slo
     seed: int
     requests: int = 12_000
-    """Requests to simulate for each size tried, if they have 2,000 tokens on average;
-    fewer for longer ones, down to a quarter."""
+    """Number of requests to simulate for each size tried, if requests have 2,000 tokens
+    on average. For longer requests the number is smaller, down to a quarter."""
     headroom: float = 0.0
 
 
 def size_pool(task: SizingTask) -> PoolSize:
-    """Find the fewest instances, by widening steps and then by bisection."""
+    """Find the minimum number of instances, by widening steps and then by bisection."""
     lengths = fitting(task.traffic.lengths, task.tier.limits.max_model_len)
     if not len(lengths.prompts):
         return PoolSize(0, 0, math.nan, True, None)
@@ -215,7 +220,8 @@ def size_pool(task: SizingTask) -> PoolSize:
     met = meets(instances)
     result = tried[instances]
     if not met:
-        # More instances might meet it but would not be economical: use throughput.
+        # A larger number of instances might meet the SLO but would not be economical,
+        # so use the estimate from throughput.
         instances = guess
     return PoolSize(instances, guess, rate, met, result)
 
@@ -232,7 +238,7 @@ class Clear:
     slo: Slo
 
     def __call__(self, result: Result) -> bool:
-        """Compare each interval with its limit; one clear miss is enough."""
+        """Compare each interval with its limit, where one clear miss is decisive."""
         ttft = result.interval(lambda whole: _late_share(whole.pools[0]))
         tpot = result.p99(lambda pool: pool.tpot, 0)
         margins = [
@@ -249,7 +255,7 @@ class Clear:
 
 
 def _late_share(pool: PoolResult) -> float:
-    """Return the larger of the late shares of long and of other requests, if judged."""
+    """Return the larger late share, of long or other requests, among those judged."""
     return max(pool.late_shares, default=0.0)
 
 
@@ -263,8 +269,8 @@ def fitting(lengths: Recorded, max_model_len: int) -> Recorded:
 def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> int:
     """Return the smallest number in [least, most] that ``meets`` accepts, or ``most``.
 
-    Assumes that more never hurts. For large numbers the result is within 1 % of the
-    smallest, since a simulated P99 is no more precise.
+    A number is assumed to meet the SLO if a smaller number does. For large numbers, the
+    result is within 1 % of the smallest, since a simulated P99 is not more precise.
     """
     low, high = least - 1, start
     step = max(1, start // 8)
@@ -303,7 +309,7 @@ def _try(task: SizingTask, instances: int) -> Result:
 
 
 def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSettings:
-    """Return the run in whole rounds of a replayed file, with ``rounds`` measured."""
+    """Return the run in whole rounds of a replayed file; measure ``rounds`` rounds."""
     return replace(
         run,
         requests=1,
@@ -316,7 +322,7 @@ def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSet
 def simulate_alone(
     task: SizingTask, instances: int, simulated: int, run: RunSettings
 ) -> Result:
-    """Simulate some of a pool's instances with their share, without the router."""
+    """Simulate some of a pool's instances with their share of requests, unrouted."""
     limits = task.tier.limits
     spec = PoolSpec(
         task.tier.name,

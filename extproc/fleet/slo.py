@@ -8,25 +8,26 @@ from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Tokens
 
-#: Share of requests that a limit "at P99" covers.
+#: Share of requests that must keep a limit "at P99".
 COVERED = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Limits at the 99th percentile; defaults are the papers'."""
+    """Limits at the 99th percentile, by default those of the papers."""
 
     p99_ttft_s: float = 2.0
-    """Seconds to the first token (> 0)."""
+    """Maximum seconds to the first token (> 0)."""
     p99_tpot_s: float = 0.08
-    """Seconds per further token (> 0)."""
+    """Maximum seconds per further token (> 0)."""
     preemption_rate: float = 0.01
-    """Largest number of preemptions per request (>= 0)."""
+    """Maximum number of preemptions per request (>= 0)."""
     long_tokens: int = 1 << 40
-    """Number of tokens, prompt and output, above which a request is long."""
+    """Number of prompt and output tokens above which a request counts as long."""
     long_ttft_s: float = 2.0
-    """TTFT limit of long requests in place of ``p99_ttft_s``: reading 60,000 tokens
-    takes ten seconds with any number of instances. See :func:`long_promise_s`."""
+    """TTFT limit of long requests in place of ``p99_ttft_s``, since reading 60,000
+    tokens takes ten seconds with any number of instances (see :func:`long_promise_s`).
+    """
 
     def __post_init__(self) -> None:
         for name in ("p99_ttft_s", "p99_tpot_s", "long_ttft_s"):
@@ -53,7 +54,8 @@ def long_promise_s(
 ) -> float:
     """Return an attainable ``long_ttft_s``: twice the idle P99 of the long prompts.
 
-    At least ``p99_ttft_s``, which is the result without long prompts.
+    The result is at least ``p99_ttft_s``, which is also the result without long
+    prompts.
     """
     if not len(prompts):
         return p99_ttft_s
@@ -62,10 +64,10 @@ def long_promise_s(
 
 
 def token_budget(step_time: StepTime, slo: Slo, least: int = 256) -> int:
-    """Return the ``max_num_batched_tokens`` that keeps a full step within the TPOT.
+    """Return the ``max_num_batched_tokens`` whose full step keeps the TPOT limit.
 
-    The largest power of two, from ``least`` to 8,192, whose step takes at most 0.9 of
-    the limit, since decoding requests wait for the chunks of other prompts.
+    The result is the largest power of two, from ``least`` to 8,192, whose step takes at
+    most 0.9 of the limit, since decoding requests wait for the chunks of other prompts.
     """
     budget = least
     while budget < 8192 and step_time.fixed_s(2 * budget, 0) <= 0.9 * slo.p99_tpot_s:

@@ -1,13 +1,13 @@
-"""Tests of whether a simulated fleet is in a steady state and measured precisely.
+"""Tests of whether a simulated fleet is in a steady state and precisely measured.
 
 A fleet starts empty and fills over a few mean residence times; figures from the filling
 period are too good. So a run is divided into batches, and only batches that start after
-``RunSettings.fill`` mean residence times are measured. The first and second half of
-these must agree on the number of requests in every pool; if they do not, the first half
-is treated as filling too and the run continues. A fleet whose queues only grow is
-reported as overloaded.
+``RunSettings.fill`` mean residence times are measured. The first and the second half of
+these batches must agree on the number of requests in every pool. If they do not agree,
+the first half also counts as filling, and the run continues. A fleet whose queues only
+grow is reported as overloaded.
 
-The residence time is that of the second half of the run so far, so that it grows with
+The residence time is measured in the second half of the run so far, so it grows with
 the run while the fleet fills.
 """
 
@@ -20,25 +20,26 @@ from dataclasses import dataclass
 from extproc.fleet.declared import Declared
 from extproc.fleet.results import FEWEST_FOR_P99, PoolResult, Result, RunState
 
-#: Responses after which a router counts as trained.
+#: Number of responses after which a router counts as trained.
 TAUGHT = 2000
-#: Mean residence times after which a fleet has filled: with exponentially distributed
-#: residence, exp(-5) = 0.7 % of the final number are then missing.
+#: Number of mean residence times after which a fleet has filled. With exponentially
+#: distributed residence, exp(-5) = 0.7 % of the final number of requests are missing at
+#: this time.
 FILL_RESIDENCES = 5.0
 #: Number of batches for the intervals; ten to thirty are recommended (Law, 9.5.3).
 BATCHES = 10
-#: Largest relative difference between halves that agree.
+#: Maximum relative difference between halves that agree.
 _CLOSE = 0.02
-#: Largest difference between the means of agreeing halves, in standard errors.
+#: Maximum difference between the means of agreeing halves, in standard errors.
 _ERRORS = 3.0
 _MOST_BATCHES = 64
-#: Number of batches in the fewest measured requests.
+#: Number of batches into which the minimum number of measured requests is divided.
 _BATCHES_OF_REQUESTS = 20
-#: Multiple of the requests to measure after which a run stops, but not before
-#: ``_GIVE_UP`` requests: large fleets need that many to fill.
+#: Multiple of the number of requests to measure after which a run stops, but not before
+#: ``_GIVE_UP`` requests, which large fleets need to fill.
 _GIVE_UP_TIMES = 20
 _GIVE_UP = 200_000
-#: Mean residence times to measure, so that batches are nearly independent.
+#: Number of mean residence times to measure, so that batches are nearly independent.
 _MEASURED_RESIDENCES = 5.0
 
 
@@ -52,28 +53,28 @@ class RunSettings:
     """The length of a simulation and the rules for its end."""
 
     requests: int
-    """Fewest requests to measure."""
+    """Minimum number of requests to measure."""
     seed: int
     declared: Declared = Declared.EXACT
     fill: float = FILL_RESIDENCES
-    """Mean residence times before the first measured request; 0 to measure from the
-    first request to the last answer, including filling and draining, and to end after
-    ``requests``."""
+    """Number of mean residence times before the first measured request. With 0, the run
+    ends after ``requests`` requests and is measured from the first request to the last
+    answer, including filling and draining."""
     most_requests: int | None = None
-    """Most requests to simulate; None for 20 times ``requests``, or 200,000 if that is
-    more."""
+    """Maximum number of requests to simulate; None for 20 times ``requests`` or
+    200,000, whichever is more."""
     enough: Callable[[Result], bool] = always
     """Test of whether a steady result is precise enough to stop."""
     period_s: float = 0.0
-    """Period of a stream that repeats itself, whose batches are whole periods; 0 for
+    """Period of a stream that repeats itself, so that batches are whole periods; 0 for
     other streams."""
     batches: int = BATCHES
-    """Fewest batches to measure."""
+    """Minimum number of batches to measure."""
     tick_s: float = 1.0
-    """Largest delay until the router learns of a response or of pressure."""
+    """Maximum delay until the router learns of a response or of pressure."""
     taught: int = TAUGHT
-    """Requests that the router has learned from before the first arrival; 0 for a cold
-    start."""
+    """Number of requests from which the router has learned before the first arrival; 0
+    for a cold start."""
 
     @property
     def limit(self) -> int:
@@ -86,15 +87,15 @@ class RunSettings:
 
     @property
     def batch_requests(self) -> int:
-        """Number of requests in each of the first batches."""
+        """Number of requests in each batch before batches are merged."""
         return max(1, self.requests // _BATCHES_OF_REQUESTS)
 
 
 class Measurement:
     """The batches of a run so far, and the choice of those to measure.
 
-    Neighbors are merged if there are many, so that memory is bounded and batches grow
-    with the run.
+    Neighboring batches are merged if there are many, so that memory is bounded and
+    batches grow with the run.
     """
 
     def __init__(self, run: RunSettings) -> None:
@@ -104,7 +105,7 @@ class Measurement:
         self._least_fill_s = 0.0
 
     def end_s(self, batch: Result, at_s: float) -> float | None:
-        """Return the end of the batch at ``at_s``, or None if it continues."""
+        """Return the end of the batch if it is over at ``at_s``, otherwise None."""
         if self._run.period_s:
             end_s = batch.start_s + self._merged * self._run.period_s
             return end_s if end_s <= at_s else None
@@ -123,7 +124,7 @@ class Measurement:
             self._merged *= 2
 
     def settled(self) -> Result | None:
-        """Return the result once it is steady and precise, or cannot become so."""
+        """Return the result once it is steady and precise, or will never be."""
         if self._is_overloaded():
             return self._result(len(self._batches) * 2 // 3, RunState.OVERLOADED)
         first = self._first_measured()
@@ -140,7 +141,7 @@ class Measurement:
         return result if self._run.enough(result) else None
 
     def last(self) -> Result:
-        """Return the result of a run that ends here, in any state."""
+        """Return the result of a run that ends now, in any state."""
         if not self._run.fill:
             return self._result(0, RunState.TRANSIENT)
         first = self._first_measured()
@@ -169,7 +170,7 @@ class Measurement:
         )
 
     def _residence_s(self) -> float:
-        """Return the longest mean residence of a pool in the second half of the run."""
+        """Return the longest mean residence of any pool in the run's second half."""
         whole = Result.of(self._batches[len(self._batches) // 2 :])
         return max(
             (pool.residence_s for pool in whole.pools if self._counts(pool, whole)),
@@ -179,7 +180,7 @@ class Measurement:
     def _counts(self, pool: PoolResult, whole: Result) -> bool:
         """Return whether a pool has enough requests to be considered.
 
-        Otherwise the noise of small pools would prolong the run.
+        Pools with few requests are excluded, because their noise would prolong the run.
         """
         share = min(1.0, FEWEST_FOR_P99 / self._run.requests)
         return pool.arrivals >= min(0.5, share) * (whole.measured - whole.rejected)
@@ -195,7 +196,7 @@ class Measurement:
         ]
 
     def _is_overloaded(self) -> bool:
-        """Return whether a pool has more waiting than running requests, and growing."""
+        """Return whether more requests wait than run in a pool, in growing number."""
         count = len(self._batches) // 3
         seen = sum(batch.measured for batch in self._batches)
         if count < 3 or seen < self._run.requests:
@@ -226,17 +227,18 @@ def _by_pool_of(
 
 
 def _halves(pools: list[PoolResult]) -> tuple[list[float], list[float]]:
-    """Return the requests in a pool by batch, for the first and the second half."""
+    """Return a pool's number of requests in each batch of both halves."""
     counts = [pool.mean_in_system for pool in pools if pool.duration_s]
     middle = len(counts) // 2
     return counts[:middle], counts[middle:]
 
 
 def agree(pools: list[PoolResult]) -> bool:
-    """Return whether both halves of a pool's batches have as many requests.
+    """Return whether both halves of a pool's batches have the same number of requests.
 
-    They agree if they differ by at most 2 %, or by three standard errors of the
-    difference of their means: a run of independent batches agrees 98 times in 100.
+    The halves agree if they differ by at most 2 %, or by at most three standard errors
+    of the difference of their means. With independent batches, the halves agree in 98
+    of 100 runs.
     """
     first, second = _halves(pools)
     if not first or not second:
@@ -248,7 +250,7 @@ def agree(pools: list[PoolResult]) -> bool:
 
 
 def _error_squared(values: list[float]) -> float:
-    """Return the squared standard error of a mean; for one value, 2 % of it."""
+    """Return the squared standard error of a mean; one value has an error of 2 %."""
     if len(values) < 2:
         return (_CLOSE * values[0]) ** 2
     return statistics.variance(values) / len(values)
@@ -263,7 +265,7 @@ def _is_growing(pools: list[PoolResult]) -> bool:
 
 
 def _is_piling_up(thirds: list[PoolResult]) -> bool:
-    """Return whether more requests wait than run, in growing numbers."""
+    """Return whether more requests wait than run, and their number grows."""
     first, second, third = (pool.in_system_s - pool.running_s for pool in thirds)
     lasts = [pool.duration_s for pool in thirds]
     if not all(lasts):

@@ -1,7 +1,7 @@
 """The duration of one step of a vLLM instance.
 
-It comes from a roofline model with data-sheet rates, from the papers' constants, or
-from a plane fitted to measurements (``extproc profile``).
+The duration is calculated from a roofline model with data-sheet rates, from the papers'
+constants, or from a plane fitted to measurements (``extproc profile``).
 """
 
 import math
@@ -14,8 +14,8 @@ from extproc.fleet.hardware import Deployment
 class StepTime(Protocol):
     """A model of the duration of one step of an instance.
 
-    The parts that depend on context are linear in it, so that a series of pure decode
-    steps has a closed form.
+    The duration depends linearly on context, so a series of pure decode steps has a
+    closed form.
     """
 
     @property
@@ -24,16 +24,16 @@ class StepTime(Protocol):
 
     @property
     def pair_s(self) -> float:
-        """Seconds per pair of a chunk's token and a token it attends to (>= 0)."""
+        """Seconds per pair of a chunk's token and a token that it attends to (>= 0)."""
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
-        """Return the seconds independent of context: weights, matrices, overheads."""
+        """Return the seconds independent of context: weights, matrices, overhead."""
 
 
 def steps_until(span_s: float, first_s: float, growth_s: float) -> int:
-    """Return the fewest steps, at least 1, that last ``span_s`` or longer.
+    """Return the minimum number of steps, at least 1, that last ``span_s`` or longer.
 
-    Steps last ``first_s`` (> 0), ``first_s + growth_s``, ... (``growth_s`` >= 0).
+    The steps last ``first_s`` (> 0), ``first_s + growth_s``, ... (``growth_s`` >= 0).
     """
     slope = first_s - growth_s / 2
     root = math.sqrt(slope * slope + 2 * growth_s * span_s)
@@ -44,9 +44,10 @@ def steps_until(span_s: float, first_s: float, growth_s: float) -> int:
 class Roofline:
     """Step time from peak rates and efficiency factors.
 
-    Matrices take the longer of computing and of reading the weights once. Attention
-    comes after them: it reads the cached keys and values of decoding sequences and
-    computes the chunks of prompts. Tensor parallelism adds two all-reduces per layer.
+    Matrices take the time of computing or of reading the weights once, whichever is
+    longer. Attention follows, which reads the cached keys and values of decoding
+    sequences and computes the chunks of prompts. Tensor parallelism adds two
+    all-reduces per layer.
     """
 
     deployment: Deployment
@@ -60,13 +61,13 @@ class Roofline:
     all_reduce_s: float = 10e-6
     """Latency of one small all-reduce over NVLink, an assumption."""
     network_all_reduce_s: float = 40e-6
-    """Latency of one all-reduce across nodes, an assumption: its bandwidth is the
-    network's, a tenth of NVLink's."""
+    """Latency of one all-reduce across nodes, an assumption. The bandwidth of such an
+    all-reduce is that of the network, a tenth of NVLink's."""
     overhead_s: float = 1e-3
     """Time to schedule, sample and launch a step, an assumption."""
-    # Terms of fixed_s, which a simulation calls for every step: seconds for each
-    # token's matrices, for reading all weights, for each decoding sequence's windows,
-    # and for the all-reduces per step and per token.
+    # Terms of fixed_s, stored because a simulation calls fixed_s for every step:
+    # seconds for each token's matrices, for reading all weights, for each decoding
+    # sequence's windows, and for the all-reduces per step and per token.
     _matrices_s: float = field(init=False, repr=False, compare=False)
     _weights_s: float = field(init=False, repr=False, compare=False)
     _windows_s: float = field(init=False, repr=False, compare=False)
@@ -103,8 +104,8 @@ class Roofline:
     def context_s(self) -> float:
         """Time to read one cached token's keys and values, on all GPUs in parallel.
 
-        For the layers that attend to the whole context: the reads of a sliding layer do
-        not grow with it (see ``fixed_s``).
+        Only layers that attend to the whole context count, because the reads of a
+        sliding-window layer do not grow with context (see ``fixed_s``).
         """
         model = self.deployment.model
         per_gpu = model.kv_bytes_per_token_per_gpu(self.deployment.tensor_parallel_size)
@@ -138,13 +139,13 @@ class Roofline:
 
     @property
     def _window_bytes(self) -> float:
-        """Bytes that a decoding sequence reads in sliding layers: a whole window."""
+        """Bytes that a decoding sequence reads in sliding-window layers."""
         model = self.deployment.model
         layer = model.layer_kv_bytes_per_gpu(self.deployment.tensor_parallel_size)
         return model.sliding_layers * model.sliding_window * layer
 
     def _read_share(self, tokens: int) -> float:
-        """Return the share of the weights read in a step; only experts in use count."""
+        """Return the share of the weights read in a step, without unused experts."""
         model = self.deployment.model
         missed = (1 - model.experts_per_token / model.num_experts) ** tokens
         routed = model.experts_per_token / model.num_experts
@@ -153,7 +154,7 @@ class Roofline:
         return 1 - missed * experts / model.parameters
 
     def _all_reduces_s(self) -> tuple[float, float]:
-        """Return the times of two ring all-reduces a layer, per step and per token."""
+        """Return the times of two ring all-reduces per layer, by step and by token."""
         gpus = self.deployment.tensor_parallel_size
         if gpus == 1:
             return 0.0, 0.0
@@ -169,7 +170,7 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Step time as a plane, the papers' model and the result of a profile.
+    """Step time as a plane, which is the papers' model and the result of a profile.
 
     ``base_s + seq_s * decoding sequences + token_s * prompt tokens``, plus the context
     terms of :class:`StepTime`.
@@ -182,7 +183,7 @@ class Linear:
     pair_s: float = 0.0
 
     def fixed_s(self, prefill_tokens: int, decode_seqs: int) -> float:
-        """Return the value of the plane for this batch."""
+        """Return the value of the plane for a batch."""
         return self.base_s + self.seq_s * decode_seqs + self.token_s * prefill_tokens
 
 
@@ -194,15 +195,15 @@ PAPER_STEP_TIMES = {
     "H100-80GB": Linear(base_s=4.0e-3, seq_s=0.32e-3),
 }
 
-#: KV tokens of one instance in the same file: 65,536 blocks of 16.
+#: Number of KV tokens of one instance in the same file, 65,536 blocks of 16.
 PAPER_KV_TOKENS = 65_536 * 16
 
 
 def paper_step_time(gpu: str, chunk_tokens: int = 512) -> Linear:
     """Return the papers' W and H for an engine that schedules like vLLM.
 
-    Their engine prefills ``chunk_tokens`` per sequence and step, at the cost of one
-    decoding sequence; so a prompt token costs H / chunk.
+    The papers' engine prefills ``chunk_tokens`` per sequence and step in the time of
+    one decoding sequence, so a prompt token takes H / ``chunk_tokens``.
     """
     known = PAPER_STEP_TIMES[gpu]
     return Linear(known.base_s, known.seq_s, known.seq_s / chunk_tokens)

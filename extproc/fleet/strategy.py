@@ -1,4 +1,4 @@
-"""Strategies that choose the pool of a simulated request: the router, or a baseline."""
+"""Strategies that choose a simulated request's pool: the router and baselines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from extproc.routing.regression import TextEstimator
 from extproc.routing.risk import Margin, NoMargin
 from extproc.routing.router import Decision, Outcome, Router
 
-#: The rule of thumb in most gateways.
+#: The rule of thumb of most gateways for bytes per token.
 RULE_OF_THUMB_BYTES_PER_TOKEN = 4
-#: Responses from which the simulated router learns before it starts sampling; then it
-#: learns from one response in a fixed number.
+#: Number of responses from which the simulated router learns before it starts sampling.
+#: While sampling, the router learns from one response in a fixed number.
 LEARNED_AT_FIRST = 1000
 LEARNED_EVERY = 20
 
@@ -28,7 +28,7 @@ class StrategyName(StrEnum):
     """A rule that chooses a pool."""
 
     ROUTER = "router"
-    """The shipped router and its default estimator, on drawn bodies."""
+    """The shipped router with its default estimator, on drawn bodies."""
     EMA = "ema"
     """The shipped router with the papers' estimator."""
     ORACLE = "oracle"
@@ -36,7 +36,7 @@ class StrategyName(StrEnum):
     PROMPT_LENGTH = "prompt-length"
     """Uses the true prompt tokens and nothing else."""
     BYTES_PER_4 = "bytes/4"
-    """Body bytes over 4, plus the declared limit."""
+    """Uses body bytes divided by 4, plus the declared limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Arrival:
 
 
 class Strategy(Protocol):
-    """A rule that chooses a pool by index, and learns from the outcome."""
+    """A rule that chooses a pool's index, and learns from the outcome."""
 
     def choose(
         self, arrival: Arrival, loads: Mapping[str, PoolLoad]
@@ -63,7 +63,7 @@ class Strategy(Protocol):
 class Routed:
     """The shipped router with drawn bodies.
 
-    It learns from every response at first and then from a small sample, as it does
+    The router learns from every response at first and then from a small sample, as
     behind Envoy.
     """
 
@@ -84,7 +84,7 @@ class Routed:
         return self._positions[decision.pool.name], decision
 
     def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
-        """Pass the usage to the router if this response is in the sample."""
+        """Pass the usage to the router if the response is in the sample."""
         assert isinstance(kept, Decision)
         self._responses += 1
         if self._responses > LEARNED_AT_FIRST and self._responses % LEARNED_EVERY:
@@ -93,7 +93,7 @@ class Routed:
 
 
 class Rule:
-    """A fixed rule: a budget computed from the arrival and compared with the policy."""
+    """A fixed rule that applies the policy to a budget computed from the arrival."""
 
     def __init__(
         self, name: StrategyName, policy: Policy, bodies: Bodies, default_output: int
@@ -114,7 +114,7 @@ class Rule:
     def _budget_tokens(self, arrival: Arrival) -> int:
         limit = arrival.max_tokens
         if self._name is StrategyName.ORACLE:
-            # A declared limit is the most that the client may need.
+            # A declared limit is the maximum that the client may need.
             wanted = arrival.output_tokens if limit is None else limit
             return arrival.prompt_tokens + wanted
         if self._name is StrategyName.PROMPT_LENGTH:
@@ -129,7 +129,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class StrategySpec:
-    """The parameters of a strategy, except its randomness.
+    """The parameters of a strategy, except its random generator.
 
     If the client declares no limit, the shipped router learns its allowance and bytes/4
     uses ``default_output_tokens``.
@@ -137,24 +137,24 @@ class StrategySpec:
 
     name: StrategyName
     mix: Mapping[str, float]
-    """Shares of kinds of text, for strategies that use bytes."""
+    """Share of requests for each kind of text, for strategies that use bytes."""
     variation_factor: float = 1.0
-    """Factor on the variation of bytes per token between requests of a kind; see
-    :class:`extproc.fleet.synthetic_bodies.Bodies`."""
+    """Factor on the variation of bytes per token between requests of a kind (see
+    :class:`extproc.fleet.synthetic_bodies.Bodies`)."""
     default_output_tokens: int = 512
     under_estimate_rate: float = 0.01
     """The shipped router's risk, 0.01 by default."""
 
     @property
     def reads_bodies(self) -> bool:
-        """Whether it uses bytes, which takes most of a simulation's time."""
+        """Whether the strategy uses bytes, which takes most of a simulation's time."""
         return self.name not in (StrategyName.ORACLE, StrategyName.PROMPT_LENGTH)
 
 
 def build_strategy(
     spec: StrategySpec, pools: Sequence[Pool], rng: np.random.Generator
 ) -> Strategy:
-    """Return the strategy with a name, for these pools."""
+    """Return the strategy with the given name for the given pools."""
     bodies = Bodies(dict(spec.mix), rng, spec.variation_factor)
     policy = Policy(pools)
     if spec.name in (StrategyName.ROUTER, StrategyName.EMA):

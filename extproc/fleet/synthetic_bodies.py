@@ -1,14 +1,14 @@
 """Bodies of simulated requests, whose bytes per token vary like those of real text.
 
-The simulated router is the shipped one, which reads bytes. So a request of a given
-number of tokens gets text of its kind with the corresponding length: the kind's mean
-bytes per token, times a log-normal factor for this request, plus the chat template. The
-text is filler with the right character classes; its features do not explain the factor,
-which is pessimistic for estimators that use features.
+The simulated router is the shipped one, which reads bytes. So a request with a given
+number of tokens gets text of its kind with a corresponding length, which is this number
+times the kind's mean bytes per token and a log-normal factor, plus the chat template.
+The text is filler with the right character classes. Its features do not explain the
+factor, so the results of estimators that use features are pessimistic.
 
-Means and coefficients of variation are those of decoded message text over Llama 3
-tokens, measured on 3,249 chat, code, tool and multilingual requests; the variation is
-that of requests of 2 kB or more, where it matters.
+Means and coefficients of variation are for bytes of decoded message text per Llama 3
+token, measured on 3,249 chat, code, tool and multilingual requests. The variation is
+that of requests of 2 kB or more, for which it matters.
 """
 
 import math
@@ -18,9 +18,10 @@ import numpy as np
 
 from extproc.routing.request import Prompt, Request
 
-#: Tokens of the template around one user message (Llama 3: 10).
+#: Number of tokens of the chat template around one user message (Llama 3: 10).
 TEMPLATE_TOKENS = 10
-#: Bytes of JSON around one user message, and escapes and quotes per byte of text.
+#: Bytes of JSON around one user message, and bytes of escapes and quotes per byte of
+#: text.
 ENVELOPE_BYTES = 139
 ESCAPED_SHARE = 0.05
 _LONGEST = 1 << 20
@@ -31,9 +32,9 @@ class Kind:
     """A kind of text."""
 
     bytes_per_token: float
-    """Mean over requests, for decoded text."""
+    """Mean bytes of decoded text per token, over requests."""
     variation: float
-    """Coefficient of variation between requests."""
+    """Coefficient of variation of bytes per token between requests."""
     filler: bytes
     """UTF-8 text of this kind."""
 
@@ -92,8 +93,8 @@ class Bodies:
     Args:
         mix: share of requests of each of :data:`KINDS`.
         rng: the only source of randomness.
-        variation_factor: factor on every kind's variation; 0 makes bytes per token
-            constant, and above 1 is for the sensitivity analysis.
+        variation_factor: factor on every kind's variation. With 0, bytes per token are
+            constant; factors above 1 are for the sensitivity analysis.
     """
 
     def __init__(

@@ -2,15 +2,15 @@
 
 Azure LLM inference trace 2023 (Azure/AzurePublicDataset, its files
 ``AzureLLMInferenceTrace_code`` and ``_conv``, CC BY 4.0; Patel et al., "Splitwise",
-ISCA 2024): prompt quantiles, and output quantiles within each eighth of the requests by
-prompt length, which keeps the dependence between the two. Values between quantiles are
-interpolated; the means and the shares under 2,048 to 8,192 tokens are within 1 % of the
-trace's.
+ISCA 2024). The tables have prompt quantiles, and output quantiles within each eighth of
+the requests by prompt length, which keeps the dependence of outputs on prompts. Values
+between quantiles are interpolated. The means and the shares under 2,048 to 8,192 tokens
+are within 1 % of those of the trace.
 
-LMSYS-Chat-1M and the agent mixture: cumulative shares of total tokens, as published in
-vllm-project/semantic-router, ``src/fleet-sim/data`` (Apache-2.0). The second is
-synthetic according to its authors; the first has no published split into prompt and
-output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
+LMSYS-Chat-1M and the agent mixture. The tables have cumulative shares of total tokens,
+as published in vllm-project/semantic-router, ``src/fleet-sim/data`` (Apache-2.0). The
+agent mixture is synthetic according to its authors. LMSYS-Chat-1M has no published
+division into prompt and output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
 """
 
 #: Probabilities of the prompt quantiles: k/64, and the tail.
@@ -27,7 +27,7 @@ AZURE_CODE_PROMPTS = (
     2644, 2745, 2851, 2982, 3154, 3330, 3569, 3776, 4102, 4434, 4769, 5511, 6040, 6499,
     7408, 7435, 7436, 7436, 7436, 7437, 7437, 7437,
 )
-#: Output tokens: one row for each eighth of the requests sorted by prompt length,
+#: Output tokens, with one row for each eighth of the requests by prompt length,
 #: shortest prompts first.
 AZURE_CODE_OUTPUTS = (
     (
@@ -64,7 +64,8 @@ AZURE_CONV_PROMPTS = (
     1164, 1189, 1233, 1312, 1315, 1335, 1479, 1770, 2019, 2310, 2584, 3018, 4074, 4079,
     4084, 4089, 4107, 4142, 4831, 6212, 7930, 14050,
 )
-#: Output tokens, one row for each eighth by prompt length, shortest first.
+#: Output tokens, with one row for each eighth of the requests by prompt length,
+#: shortest prompts first.
 AZURE_CONV_OUTPUTS = (
     (
         11, 49, 73, 90, 105, 119, 133, 148, 161, 162, 170, 179, 186, 205, 217, 217, 224,
@@ -101,7 +102,7 @@ AZURE_CONV_OUTPUTS = (
 )
 # fmt: on
 
-#: (total tokens, share of requests with at most that many).
+#: (total tokens, share of requests with at most this number).
 LMSYS_TOTALS = (
     (64, 0.13144),
     (128, 0.23595),
@@ -126,7 +127,8 @@ LMSYS_TOTALS = (
 #: mean prompt there is 69.5 tokens, without the history that the totals above include.
 LMSYS_MEAN_OUTPUT_TOKENS = 214.5
 
-#: (total tokens, share); a mixture of SWE-bench, BFCL and RAG lengths, not a trace.
+#: (total tokens, share) of a mixture of SWE-bench, BFCL and RAG lengths, not of a
+#: trace.
 AGENT_TOTALS = (
     (64, 0.0),
     (128, 0.0),
@@ -148,10 +150,9 @@ AGENT_TOTALS = (
     (65_536, 1.0),
 )
 
-#: (total tokens, share): the shares that arXiv 2604.09613 states for its Azure input,
-#: 80 % up to 2K, 92 % up to 8K and a tail to 64K. The public trace has no such tail:
-#: its longest request has 14,089 tokens. The shape between these points is not
-#: published.
+#: (total tokens, share), as arXiv 2604.09613 states for its Azure input: 80 % up to 2K,
+#: 92 % up to 8K and a tail to 64K. The public trace has no such tail: its longest
+#: request has 14,089 tokens. The shape between these points is not published.
 HEAVY_TOTALS = (
     (64, 0.02),
     (512, 0.29),

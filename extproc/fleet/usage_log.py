@@ -1,7 +1,7 @@
-"""Token counts of an operator's own traffic: CSV, JSON lines, traces, access logs.
+"""Reads token counts of an operator's traffic: CSV, JSON lines, traces, access logs.
 
-One reader for all formats (``record_files``) and one search for the fields of a record
-(``record_fields``, ``record_instants``); this module turns the records into a workload.
+One module reads all formats (``record_files``), and two find the fields of a record
+(``record_fields``, ``record_instants``). This module makes a workload from the records.
 """
 
 from array import array
@@ -26,12 +26,14 @@ from extproc.json_object import JsonObject
 
 __all__ = ["Records", "TraceFormatError", "few_records", "read_records"]
 
-#: Fewest records beyond a quantile for an estimate of it: its standard error is then
-#: about a third of the probability beyond it (a binomial count of 10 +- 3.2).
+#: Minimum number of records beyond a quantile for estimating it. With this number, the
+#: standard error is about a third of the probability beyond the quantile (a binomial
+#: count of 10 +- 3.2).
 RECORDS_BEYOND = 10
-#: Largest number of keys in an error; a record may have hundreds.
+#: Maximum number of keys in an error message, since a record may have hundreds.
 _MAX_KEYS = 20
-#: Tokens per hash: Mooncake's 512, Bailian's 16, and sizes of other engines.
+#: Possible tokens per hash: 512 for Mooncake, 16 for Bailian, and sizes of other
+#: engines.
 _BLOCK_TOKENS = (512, 16, 32, 64, 128, 256, 1024)
 
 
@@ -42,21 +44,22 @@ class Records:
     workload: Workload
     read: int
     skipped: int
-    """Records without usable counts: failed requests, streams without usage."""
+    """Number of records without usable counts: failed requests, streams without usage.
+    """
     notes: tuple[str, ...] = ()
     """Messages for the operator, one line each: the unit of the times, missing fields,
     too few records."""
 
 
-#: Fewest records for an estimate of the median: ten on each side of it.
+#: Minimum number of records for estimating the median, so that ten are on each side.
 LEAST_RECORDS = 2 * RECORDS_BEYOND
 
 
 def few_records(records: int, quantile: float = 0.99) -> str | None:
-    """Return a warning if there are too few records for a quantile, else None.
+    """Return a warning if there are too few records for a quantile, otherwise None.
 
     Args:
-        records: number of usable ones, >= 1.
+        records: number of usable records, >= 1.
         quantile: quantile of the SLO, in (0, 1).
     """
     wanted = round(RECORDS_BEYOND / (1 - quantile))
@@ -73,7 +76,7 @@ def few_records(records: int, quantile: float = 0.99) -> str | None:
 
 
 class _Columns:
-    """The usable records so far, column by column."""
+    """The usable records so far, as columns."""
 
     def __init__(self) -> None:
         self.prompts = array("q")
@@ -115,8 +118,8 @@ def read_records(lines: Iterable[str], name: str) -> Records:
         name: name of the workload, and of the file in errors.
 
     Raises:
-        TraceFormatError: no header or record has prompt and output tokens, or a line
-            is neither a header nor a record.
+        TraceFormatError: neither the header nor any record has prompt and output
+            tokens, or a line is neither a header nor a record.
     """
     columns = _Columns()
     seen: dict[str, None] = {}
@@ -208,7 +211,7 @@ def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
 def _complete(
     hash_ids: list[tuple[int, ...] | None],
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the hashes of all records; None if no record has any."""
+    """Return the hashes of all records, or None if no record has hashes."""
     if all(ids is None for ids in hash_ids):
         return None
     return tuple(ids or () for ids in hash_ids)
@@ -217,7 +220,7 @@ def _complete(
 def _block_tokens(
     hash_ids: tuple[tuple[int, ...], ...] | None, prompts: Sequence[int]
 ) -> int | None:
-    """Return the tokens per hash: the size that matches most prompts' numbers."""
+    """Return the tokens per hash, which is the size that matches most prompts."""
     if hash_ids is None:
         return None
 
@@ -231,7 +234,7 @@ def _block_tokens(
 
 
 def _sessions(columns: _Columns) -> list[str | None] | None:
-    """Return each record's conversation; for a chain, the first request's name."""
+    """Return each record's conversation, named by its first request for a chain."""
     parents = dict(turn for turn in columns.turns if turn is not None)
     found = [
         session if turn is None else _root(turn[0], parents)

@@ -1,10 +1,10 @@
-"""A plan's result in the operator's words: GPUs today, corrected, and with the split.
+"""A plan's result in words: GPUs today, with a better setting, and with the split.
 
-Three fleets are compared. Today's is one pool whose ``max_num_seqs`` is the number of
-sequences of full length that fit, the papers' baseline. The corrected fleet is the same
-pool with vLLM's own ``max_num_seqs``: a setting, without a router. The split is the set
-of pools behind the router. No saving is given over, or for, a fleet that misses its SLO
-or rejects requests, since such a fleet is not an alternative at any price.
+Three fleets are compared. Today's fleet is one pool whose ``max_num_seqs`` is the
+number of sequences of full length that fit, the papers' baseline. The corrected fleet
+is the same pool with vLLM's own ``max_num_seqs``, which needs no router. The split is
+the set of pools behind the router. A fleet that misses its SLO or rejects requests is
+never part of a saving, since such a fleet is not an alternative at any price.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ from extproc.fleet.question import Question
 BASELINE = "homogeneous-worst-case"
 PAGED = "homogeneous-paged"
 SPLIT = "split"
-#: Relative difference within which fleets are equal: sizes have steps of 1 to 2 %.
+#: Relative difference within which fleets count as equal, since sizes have steps of 1
+#: to 2 %.
 NOISE = 0.03
 
 
@@ -27,7 +28,7 @@ def is_usable(policy: SizedPolicy) -> bool:
 
 
 def fault(policy: SizedPolicy) -> str:
-    """Return why a policy is not usable, or an empty text."""
+    """Return the reason why a policy is not usable, or an empty text."""
     faults = []
     if not policy.slo_met:
         faults.append("misses its SLO at any sensible size")
@@ -37,7 +38,7 @@ def fault(policy: SizedPolicy) -> str:
 
 
 def verdict(question: Question, sized: Mapping[str, SizedPolicy]) -> str:
-    """Return whether the split pays, in a few sentences."""
+    """Return a few sentences on whether the split saves GPUs or dollars."""
     split, worst, paged = sized[SPLIT], sized[BASELINE], sized[PAGED]
     if not is_usable(split):
         return (
@@ -56,7 +57,7 @@ def verdict(question: Question, sized: Mapping[str, SizedPolicy]) -> str:
 
 
 def _count(question: Question, policy: SizedPolicy) -> str:
-    """Return the GPUs of a fleet, with dollars if fleets are compared by them."""
+    """Return the GPUs of a fleet, with dollars if fleets are compared in dollars."""
     count = f"{gpus(question, policy):,} GPUs"
     usd = usd_per_hour(question, policy)
     if unit(question) is not Unit.DOLLARS or usd is None:
@@ -83,9 +84,9 @@ def _own(question: Question, split: SizedPolicy, paged: SizedPolicy) -> str:
 
 
 def _mended(question: Question, worst: SizedPolicy, paged: SizedPolicy) -> str:
-    """Describe what raising max_num_seqs saves without a split, or return "".
+    """Describe what a larger max_num_seqs saves without a split, or return "".
 
-    If the worst-case setting makes the fleet unusable, describe that instead.
+    If today's setting makes the fleet unusable, describe this instead.
     """
     seqs = worst.policy.tiers[0].limits.max_num_seqs
     mended_seqs = paged.policy.tiers[0].limits.max_num_seqs

@@ -1,10 +1,10 @@
-"""The traffic of a simulation: lengths and arrival times of requests.
+"""The traffic of a simulation, which is the lengths and arrival times of requests.
 
 Lengths come from the tables of public traces or from an operator's own records, always
-as pairs of prompt and output, so that their dependence is kept. Arrivals are Poisson or
-bursty (Gamma renewals, or a Markov-modulated Poisson process); those of a file are
-replayed by :mod:`extproc.fleet.replay`. All values are drawn in blocks from a generator
-with the caller's seed.
+as pairs of prompt and output, so that the dependence of outputs on prompts is kept.
+Arrivals are Poisson or bursty (Gamma renewals, or a Markov-modulated Poisson process);
+:mod:`extproc.fleet.replay` replays the arrivals of a file. All values are drawn in
+blocks from a generator with the caller's seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,8 @@ from extproc.fleet.prefix_cache import Prefix
 Tokens = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
-#: Requests drawn at once: large enough for numpy, small enough to bound memory.
+#: Number of requests drawn at once, large enough for numpy and small enough to bound
+#: memory.
 BLOCK = 8192
 
 
@@ -43,7 +44,7 @@ class Lengths(Protocol):
 def _ranks(
     rng: np.random.Generator, n: int, *, evenly: bool
 ) -> npt.NDArray[np.float64]:
-    """Return ranks in [0, 1): one in each n-th of it, shuffled, or independent."""
+    """Return ranks in [0, 1), independent or evenly spaced and shuffled."""
     if not evenly:
         return rng.random(n)
     return (rng.permutation(n) + rng.random(n)) / max(n, 1)
@@ -59,7 +60,7 @@ class Recorded:
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """Draw rows, so that a prompt keeps its own output."""
+        """Draw whole rows, so that a prompt keeps its own output."""
         rows = (_ranks(rng, n, evenly=evenly) * len(self.prompts)).astype(int)
         return self.prompts[rows], self.outputs[rows]
 
@@ -95,15 +96,16 @@ class TotalTable:
     """Cumulative shares of total tokens, divided into prompt and output by a rule."""
 
     points: tuple[tuple[int, float], ...]
-    """(total tokens, share of requests with at most that many), increasing."""
+    """(total tokens, share of requests with at most this number), in increasing order.
+    """
     output_share: float
-    """Output's share of the total, up to ``max_output_tokens``."""
+    """Share of the total that is output, limited to ``max_output_tokens``."""
     max_output_tokens: int
 
     def draw(
         self, rng: np.random.Generator, n: int, *, evenly: bool = True
     ) -> tuple[Tokens, Tokens]:
-        """Draw totals log-linearly between the points, then divide each."""
+        """Draw totals log-linearly between the points, then divide each total."""
         shares = np.array([0.0] + [share for _, share in self.points])
         logs = np.log([2.0] + [float(tokens) for tokens, _ in self.points])
         totals = _whole(np.exp(np.interp(_ranks(rng, n, evenly=evenly), shares, logs)))
@@ -126,24 +128,24 @@ class Workload:
     lengths: Lengths
     source: str
     synthetic: bool = False
-    """Whether the lengths are invented, as a whole or in their tail."""
+    """Whether all lengths, or those of the tail, are synthetic."""
     mix: Mapping[str, float] = field(default_factory=lambda: {"prose": 1.0})
     """Share of requests for each kind of text (see
     :mod:`extproc.fleet.synthetic_bodies`); an assumption, since the traces do not
     contain text."""
     arrivals: Seconds | None = None
-    """Recorded arrival times in seconds from the first, increasing, or None. This and
-    the columns below have one entry per recorded request, in the order of ``lengths``
-    (a :class:`Recorded`)."""
+    """Recorded arrival times in seconds from the first, in increasing order, or None.
+    This column and the next ones have one entry per recorded request, in the order of
+    ``lengths`` (a :class:`Recorded`)."""
     cached_tokens: Tokens | None = None
-    """Prompt tokens found in a cache; 0 if not reported."""
+    """Number of prompt tokens found in a cache; 0 if not reported."""
     hash_ids: tuple[tuple[int, ...], ...] | None = None
-    """Chained hashes of the prompt's blocks (Mooncake, Bailian): equal hashes mean
-    equal text up to the block's end."""
+    """Chained hashes of the prompt's blocks (Mooncake, Bailian). Prompts with equal
+    hashes have equal text up to the block's end."""
     hash_block_tokens: int | None = None
-    """Tokens per block."""
+    """Number of tokens per block."""
     sessions: tuple[str | None, ...] | None = None
-    """The conversation of each request; None if it has none."""
+    """The conversation of each request; None for a request without one."""
 
 
 #: The mix that the papers' authors simulate (semantic-router, fleet-sim: prose 0.60,
@@ -168,7 +170,7 @@ WORKLOADS = {
         ),
         Workload(
             "lmsys",
-            # The cap gives the mean output of the data set, 214.5 tokens.
+            # This limit results in the mean output of the data set, 214.5 tokens.
             TotalTable(traces.LMSYS_TOTALS, output_share=0.755, max_output_tokens=320),
             "LMSYS-Chat-1M totals (semantic-router fleet-sim), outputs of mean 214.5",
             mix={"prose": 0.6, "code": 0.2, "cjk": 0.2},
@@ -195,7 +197,7 @@ class Arrivals(Protocol):
     """A process of arrival times."""
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Yield blocks of increasing seconds, without end."""
+        """Yield blocks of increasing times in seconds, endlessly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +207,15 @@ class RenewalArrivals:
     rate: float
     """Requests a second (> 0)."""
     cv: float = 1.0
-    """Coefficient of variation of the gaps (> 0); 1 is a Poisson process. It is 13 in
-    the Azure code trace and 1.1 in the conversation trace."""
+    """Coefficient of variation of the gaps (> 0), which is 1 for a Poisson process, 13
+    in the Azure code trace and 1.1 in the conversation trace."""
 
     def __post_init__(self) -> None:
         if self.rate <= 0 or self.cv <= 0:
             raise ValueError(f"rate: {self.rate}, cv: {self.cv}; expected > 0")
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Yield blocks without end."""
+        """Yield blocks endlessly."""
         shape = 1 / self.cv**2
         now = 0.0
         while True:
@@ -231,16 +233,16 @@ class ModulatedArrivals:
     """A two-state Markov-modulated Poisson process.
 
     Bursts of exponentially distributed length have ``burst_factor`` (>= 1) times the
-    quiet rate and take ``burst_share`` (in (0, 1)) of the time. The 60-second peak of
-    the Azure traces is 1.5 (conversation) to 4 (code) times their mean.
+    quiet rate and take the share ``burst_share`` (in (0, 1)) of the time. The 60-second
+    peak of the Azure traces is 1.5 (conversation) to 4 (code) times the mean rate.
     """
 
     rate: float
-    """Mean requests a second (> 0)."""
+    """Mean number of requests a second (> 0)."""
     burst_factor: float = 3.0
     burst_share: float = 0.1
     mean_burst_s: float = 10.0
-    """Mean length of a burst (> 0)."""
+    """Mean length of a burst in seconds (> 0)."""
 
     def __post_init__(self) -> None:
         if (
@@ -256,7 +258,7 @@ class ModulatedArrivals:
             )
 
     def __call__(self, rng: np.random.Generator) -> Iterator[Seconds]:
-        """Yield without end, one period at a time."""
+        """Yield blocks endlessly, one period at a time."""
         share, factor = self.burst_share, self.burst_factor
         quiet_rate = self.rate / (1 - share + share * factor)
         mean_quiet_s = self.mean_burst_s * (1 - share) / share
@@ -295,7 +297,7 @@ class RequestStream(Protocol):
 
     @property
     def lengths(self) -> Lengths:
-        """The lengths without their times."""
+        """Return the lengths without the times."""
 
     def __call__(
         self, instants: np.random.Generator, lengths: np.random.Generator
@@ -315,7 +317,7 @@ class Independent:
     ) -> Iterator[Block]:
         """Draw times and lengths from separate generators.
 
-        So two runs with one seed have the same lengths at any rate.
+        So two runs with the same seed have the same lengths at any rate.
         """
         for drawn in self.arrivals(instants):
             for start in range(0, len(drawn), BLOCK):
