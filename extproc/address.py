@@ -10,7 +10,7 @@ _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\s\[\]]+):(\d{1,5})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A listening address. ``str`` gives the text that :meth:`parse` accepts."""
+    """A listening address. ``str`` returns the text that :meth:`parse` accepts."""
 
     host: str = ""
     """Host name or IP address without brackets; empty for a Unix socket."""

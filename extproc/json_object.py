@@ -1,6 +1,6 @@
-"""Type of JSON objects from outside: bodies, logs and records of other programs.
+"""Type of JSON objects that other programs wrote: bodies, logs and records.
 
-Documents written by this program have types of their own.
+Documents that this program writes have types of their own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Builds frozen dataclasses, which are the schema, from a mapping parsed from YAML.
 
-Keys are the dataclass's fields, with the fields' defaults. An unknown key is an error
-that suggests a similar one; every error names the key, the value and the expected
-values. Field metadata may contain a check (see ``check``); ``secret``, for a value that
-must never appear in an error or in ``as_document``; and ``restart`` (see ``RESTART``).
+The mapping's keys are the names of the dataclass's fields; a missing key has the
+field's default. An unknown key is an error that suggests a similar one; every error
+names the key, the value and the expected values. A field's metadata may contain a check
+(see ``check``), ``secret`` if its value must never appear in an error or in
+``as_document``, and ``restart`` (see ``RESTART``).
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ HIDDEN = "(hidden)"
 
 
 RESTART = {"restart": True}
-"""Field metadata: a reload does not change this value, or any value in this section."""
+"""Field metadata of a value or a section that a reload does not change."""
 
 
 class ConfigError(Exception):
-    """An invalid setting: one line with its key, value and expected values."""
+    """An invalid setting: one line with its key, its value and the expected values."""
 
 
 def check(
     accepted: str, valid: Callable[[Any], object], *, secret: bool = False
 ) -> dict[str, Any]:
-    """Return field metadata with a description and a predicate of the valid values."""
+    """Return field metadata with a description of the valid values and a predicate."""
     return {"accepted": accepted, "valid": valid, "secret": secret}
 
 
@@ -49,11 +50,11 @@ def keep_until_restart(
     Args:
         running: the configuration in force.
         wanted: the new configuration.
-        path: prefix of its fields' names.
+        path: prefix for the names of the configuration's fields.
 
     Returns:
         ``wanted``, but with the values of ``running`` for fields marked ``RESTART``,
-        and the dotted names of those that differ.
+        and the dotted names of such fields whose values differ.
     """
     kept: dict[str, Any] = {}
     differing: list[str] = []
@@ -93,7 +94,7 @@ def build(schema: Any, document: dict[Any, Any], path: str = "") -> Any:
     Args:
         schema: the dataclass type.
         document: the mapping.
-        path: prefix of its keys in error messages.
+        path: prefix for the mapping's keys in error messages.
 
     Raises:
         ConfigError: an unknown or missing key, or an invalid value.
@@ -135,7 +136,7 @@ def _convert(wanted: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(wanted)
     if dataclasses.is_dataclass(wanted):
         if value is None:
-            value = {}  # an empty section, or one commented out entirely
+            value = {}  # the section is empty or entirely commented out
         if not isinstance(value, dict):
             raise ConfigError(f"{name}: {value!r}; expected a mapping of settings")
         return build(wanted, value, f"{name}.")

@@ -22,7 +22,8 @@ class _Loader(yaml.SafeLoader):
     ) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            # A merge key (`<<`) may repeat: its values are overridden, not lost.
+            # A merge key (`<<`) may repeat, because its values are overridden, not
+            # lost.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 line = key.start_mark.line + 1
                 if key.value in lines:

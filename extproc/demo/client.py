@@ -23,7 +23,7 @@ class Reply:
 
     Attributes:
         status: HTTP status; 0 without a response.
-        prompt_tokens, completion_tokens: the backend's counts, if it reports any.
+        prompt_tokens, completion_tokens: the counts that the backend reports, if any.
         truncated: whether a limit ended the output.
         detail: a short description of a failure.
     """
@@ -49,7 +49,7 @@ async def send_all(
     concurrency: int,
     progress: Callable[[], None],
 ) -> list[Reply]:
-    """Send all requests, ``concurrency`` at a time; return replies in that order."""
+    """Send requests, ``concurrency`` at a time; return replies in the same order."""
     replies: list[Reply | None] = [None] * len(requests)
     waiting = iter(enumerate(requests))
     async with _session() as session:
@@ -100,10 +100,10 @@ async def send(session: aiohttp.ClientSession, url: str, request: DemoRequest) -
 async def time_alternately(
     urls: Sequence[str], requests: Sequence[DemoRequest], rounds: int
 ) -> list[list[float]]:
-    """Return the seconds of ``rounds`` requests to each URL, in alternation.
+    """Return the seconds that ``rounds`` requests to each URL take, in alternation.
 
-    Requests are sent one at a time, over one connection for each URL. Temporary load on
-    the machine thus affects all URLs alike.
+    Requests are sent one at a time, over one connection for each URL. Therefore,
+    temporary load on the machine affects all URLs equally.
     """
     seconds: list[list[float]] = [[] for _ in urls]
     async with _session() as session:
@@ -117,9 +117,9 @@ async def time_alternately(
 
 
 def read_usage(content: bytes) -> tuple[dict[str, int], bool]:
-    """Return a response's token counts, from JSON or events, and whether it was cut.
+    """Return the token counts of a response (JSON or events), and whether it was cut.
 
-    Later counts override earlier ones: the last in a stream is the total.
+    Later counts override earlier ones, because the last count in a stream is the total.
     """
     usage: dict[str, int] = {}
     truncated = False
@@ -167,8 +167,8 @@ def _count(usage: dict[str, int], *names: str) -> int | None:
 
 
 def _session() -> aiohttp.ClientSession:
-    # Close idle connections before Envoy does: aiohttp does not resend a POST that
-    # finds its connection closed.
+    # Close idle connections before Envoy does, because aiohttp does not resend a POST
+    # if its connection is closed.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3)
     return aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, read_bufsize=1 << 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Parts of sentences, and the separators between parts and between sentences."""
+    """A language's parts of sentences, and its separators of parts and of sentences."""
 
     subjects: tuple[str, ...]
     verbs: tuple[str, ...]

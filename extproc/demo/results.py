@@ -25,7 +25,7 @@ _FAILURES_TOLD = 5
 
 
 class Estimate(Enum):
-    """Source of an estimate of the prompt tokens."""
+    """The source of an estimate of the prompt tokens."""
 
     RULE_OF_THUMB = "bytes / 4"
     COLD = "nothing learned"
@@ -36,7 +36,7 @@ class Estimate(Enum):
 class Sent:
     """One request: its reply, Envoy's record of it, and a cold router's decision.
 
-    ``cold`` is the decision of the same code on the same bytes with nothing learned;
+    ``cold`` is what the same code decides about the same bytes with nothing learned;
     None if the body cannot be read.
     """
 
@@ -61,7 +61,7 @@ class Sent:
 
     @property
     def comparable(self) -> bool:
-        """Whether both an estimate and a count are known."""
+        """Whether both the estimate and the count of the prompt tokens are known."""
         return bool(
             self.reply.prompt_tokens
             and self.record
@@ -77,9 +77,9 @@ class Errors:
 
     bytes_over_four_pct: float | None = None
     before_pct: float | None = None
-    """The router with nothing learned."""
+    """Error of the router with nothing learned."""
     after_pct: float | None = None
-    """The router when it routed these requests."""
+    """Error of the router when it routed these requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Measured:
     """Results of the additional measurements; None if not measured."""
 
     learned_bytes_per_token: Mapping[str, float] = field(default_factory=dict)
-    """The router's final values, by category."""
+    """The router's final bytes per token, by category."""
     latency: Latency | None = None
     overflow: OverflowCheck | None = None
 
@@ -134,9 +134,9 @@ class Results:
     answered_by: Mapping[str, int]
     overflow_retries: int
     under: int
-    """Requests sent to the short pool that needed a longer window."""
+    """Number of requests sent to the short pool that needed a longer window."""
     over: int
-    """Requests sent to the long pool that would have fitted the short one."""
+    """Number of requests sent to the long pool that would have fitted the short one."""
     cold_under: int
     cold_over: int
     judged: int
@@ -213,7 +213,7 @@ def _latency(latency: Latency | None) -> dict[str, float | None] | None:
 def join(
     config: Config, replies: Sequence[Reply], records: Mapping[str, Record]
 ) -> list[Sent]:
-    """Combine the three views of each request, in the order of sending."""
+    """Combine each request's reply, record and cold decision, in sending order."""
     (cold_router,) = build_router(config).routers
     joined = []
     for reply in replies:
@@ -297,7 +297,7 @@ def _mape(sent: Sequence[Sent], whose: Estimate) -> float | None:
 
 
 def _true_ratio(sent: Sequence[Sent]) -> float | None:
-    """Return bytes of text per counted token over all requests, as the router does."""
+    """Return bytes of text per counted token, for all requests, as the router does."""
     text_bytes = text_tokens = 0
     for each in sent:
         if each.cold and each.cold.features and each.reply.prompt_tokens:
@@ -313,7 +313,7 @@ def _direction(policy: Policy, sent: Sent, *, cold: bool) -> str | None:
     Args:
         policy: the pools.
         sent: a request.
-        cold: judge the cold router's decision instead of the actual one.
+        cold: whether to judge the cold router's decision instead of the actual one.
     """
     decision, reply = sent.cold, sent.reply
     if decision is None or not reply.prompt_tokens:
@@ -356,7 +356,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def added_latency(with_s: Sequence[float], without_s: Sequence[float]) -> Latency:
     """Return the difference of two sets of times at their percentiles, in milliseconds.
 
-    A negative difference is noise, and becomes 0.
+    A negative difference is noise, and 0 is returned for it.
     """
     p50, p99 = (
         1000 * max(0.0, percentile(with_s, share) - percentile(without_s, share))

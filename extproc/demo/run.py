@@ -40,11 +40,12 @@ from extproc.exchange.feedback import MODEL_SAMPLES
 
 _CONCURRENCY = 8
 _TIMED_ROUNDS = 200
-# The router observes every response until a category is known; latency is measured
-# after that. One more request than needed, which also warms up backends and
-# connections.
+# The router observes every response until a category is known, and latency is measured
+# after that. One more request than needed is sent, and all of them also warm up
+# backends and connections.
 _WARM_UP_REQUESTS = MODEL_SAMPLES + 1
-# Ten times an A100: queues have realistic lengths, but the demo takes less time.
+# Ten times the speed of an A100, so that queues have realistic lengths but the demo
+# takes less time.
 _SPEED = 10.0
 
 
@@ -66,7 +67,7 @@ class Settings:
     requests: Sequence[DemoRequest] | None = None
     """The user's requests; None generates ``count`` requests from ``seed``."""
     vllm_python: str | None = None
-    """Python interpreter with vLLM, to use real servers; None uses stand-ins."""
+    """Python interpreter that has vLLM, to run real servers; None runs stand-ins."""
     measure_latency: bool = True
 
 
@@ -143,8 +144,8 @@ class Demo:
     def _latency(self) -> Latency:
         """Time a small request with and without the router, to the same pool.
 
-        Measured after the router knows the request's category, as it does after some
-        minutes of traffic.
+        The router already knows the request's category, as it does after some minutes
+        of traffic.
         """
         body = {
             "model": MODEL_NAME,
@@ -166,7 +167,7 @@ class Demo:
 
 @contextlib.contextmanager
 def demo(settings: Settings) -> Iterator[Demo]:
-    """Start everything; stop it at the end.
+    """Start the whole stack; stop it at the end.
 
     Raises:
         ChildError, EnvoyConfigError, VllmError: a component could not be started.

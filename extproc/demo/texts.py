@@ -1,8 +1,8 @@
-"""Generates all kinds of text that clients send, from any Python installation.
+"""Generates all kinds of text that clients send; needs only a Python installation.
 
-Prose is the documentation in the standard library's sources, code is the sources
-themselves; data, digits and other scripts are generated. The caller's seeded random
-number generator determines everything.
+Prose is taken from the docstrings of the standard library, and code from its sources;
+data, digits and other scripts are generated. The caller's seeded random number
+generator determines everything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from extproc.demo.phrases import CJK, OTHER_SCRIPTS, compose
 
-# Long, well documented modules in every Python.
+# Long, well documented modules that every Python installation has.
 _MODULES = (
     *("argparse.py", "asyncio/base_events.py", "bisect.py", "collections/__init__.py"),
     *("configparser.py", "csv.py", "difflib.py", "doctest.py", "email/message.py"),
@@ -140,7 +140,7 @@ def _as_csv(records: list[dict[str, object]]) -> str:
 def _collect(
     pieces: tuple[str, ...], separator: str, size_bytes: int, rng: random.Random
 ) -> str:
-    """Join consecutive pieces from a random start, truncated at ``size_bytes``."""
+    """Join consecutive pieces from a random start, up to ``size_bytes`` bytes."""
     collected: list[str] = []
     written = 0
     position = rng.randrange(len(pieces))
@@ -166,7 +166,7 @@ def _sources() -> tuple[tuple[str, ast.Module], ...]:
 
 @functools.cache
 def _paragraphs() -> tuple[str, ...]:
-    """Return docstrings of a minimum length."""
+    """Return the module's docstrings that have a minimum length."""
     return tuple(
         text
         for _, tree in _sources()

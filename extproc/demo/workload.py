@@ -14,13 +14,13 @@ from extproc.demo.texts import Kind, write
 
 _MIB = 1024 * 1024
 
-# Maximum bytes of a kind that stay below some 50,000 tokens, so that every request fits
-# the long pool (65,536): 1.1 bytes per token in digits, 2.4 in JSON, 3.5 or more in
-# other text.
+# Maximum bytes of each kind of text. They are less than about 50,000 tokens, so that
+# every request fits the long pool (65,536): digits have 1.1 bytes per token, JSON 2.4,
+# other text 3.5 or more.
 _MOST_BYTES = {Kind.DIGITS: 40_000, Kind.STRUCTURED: 90_000, Kind.MIXED: 70_000}
 _MOST_BYTES_ELSE = 140_000
 _FEWEST_BYTES = 80
-# Four requests in five are smaller: chats and short documents.
+# Four requests in five have fewer bytes: chats and short documents.
 _USUAL_BYTES = 12_000
 _REFERENCE_WINDOW = 8192
 
@@ -41,7 +41,7 @@ _TASKS = (
 
 
 class RequestFileError(Exception):
-    """An invalid line in a request file; the message has its number and the reason."""
+    """A request file has an invalid line; the message has its number and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class DemoRequest:
     path: str
     body: bytes
     kind: str
-    """The kind of its text; ``file`` for the user's own requests."""
+    """The kind of the request's text; ``file`` for the user's own requests."""
     stream: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Target:
     """``max_model_len`` of the short pool; sizes scale with it, so that about one
     request in six does not fit."""
     longest_answer: int | None = None
-    """Output limit of every request; None sets a limit of its own on some of them."""
+    """Output limit of every request; if None, some requests have different limits."""
     images: bool = True
     """Whether one chat in fifty contains an image."""
 
@@ -86,7 +86,7 @@ def make_requests(
 
 
 def _size_bytes(kind: Kind, rng: random.Random) -> int:
-    """Return a log-uniform size, either usual or up to the maximum of its kind."""
+    """Return a log-uniform random size, usual or up to the maximum of the kind."""
     most = _MOST_BYTES.get(kind, _MOST_BYTES_ELSE)
     low, high = (
         (_FEWEST_BYTES, _USUAL_BYTES) if rng.random() < 0.8 else (_USUAL_BYTES, most)
@@ -123,7 +123,7 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
         case ServedApi.RESPONSES:
             body["input"] = text
             _set(body, "max_output_tokens", limit)
-    # Clients write JSON in different ways; the tokens are the same.
+    # Clients write JSON in different ways, for which the tokens are the same.
     raw = json.dumps(body, ensure_ascii=rng.random() < 0.5)
     return DemoRequest(api, raw.encode(), kind, stream)
 
@@ -172,7 +172,7 @@ def _tools(rng: random.Random) -> list[dict[str, object]]:
 
 
 def _attach_image(message: dict[str, object], rng: random.Random) -> None:
-    """Add an image as clients do: base64 in the body, sometimes above a megabyte."""
+    """Add an image as clients do, in base64 in the body, sometimes above a megabyte."""
     picture = base64.b64encode(rng.randbytes(rng.choice((_MIB // 8, _MIB)))).decode()
     message["content"] = [
         {"type": "text", "text": message["content"]},
@@ -183,9 +183,9 @@ def _attach_image(message: dict[str, object], rng: random.Random) -> None:
 def read_requests(lines: Iterable[str]) -> Iterator[DemoRequest]:
     """Read the user's own requests, one JSON object on each line.
 
-    Each is either ``{"path": ..., "body": ..., "headers": {...}?}``, as for ``replay``,
-    with the body as an object or as a string; or a bare body, whose fields determine
-    the API.
+    Each line is either ``{"path": ..., "body": ..., "headers": {...}?}``, as for
+    ``replay``, with the body as an object or as a string, or it is only a body, whose
+    fields determine the API.
 
     Raises:
         RequestFileError: an invalid line.
@@ -219,7 +219,7 @@ def _logged_request(record: dict[str, object], number: int) -> DemoRequest:
     try:
         parsed = json.loads(raw)
     except ValueError:
-        parsed = None  # an invalid body is a request too: the backend will reject it
+        parsed = None  # an invalid body is sent too; the backend will reject it
     return DemoRequest(
         path,
         raw.encode(),

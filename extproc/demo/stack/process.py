@@ -32,8 +32,8 @@ class ChildError(Exception):
 class Child:
     """A child process whose output goes to a file.
 
-    It runs in its own session, so that Ctrl-C does not reach it: the parent determines
-    the order in which its children stop.
+    The child runs in its own session, so that Ctrl-C does not reach it and the parent
+    determines the order in which its children stop.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Child:
     def stop(self, grace_s: float = 5.0) -> int | None:
         """Stop the process and its children; return its exit status.
 
-        It receives SIGTERM and, after ``grace_s`` seconds, SIGKILL. No effect if it has
-        exited, or was never started.
+        The process receives SIGTERM and, after ``grace_s`` seconds, SIGKILL. There is
+        no effect if it has exited, or was never started.
         """
         process = self._process
         if process is None:
@@ -128,7 +128,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
         status = process.wait()
-        # Kills its children if they outlive it.
+        # This kills the process's children if they outlive it.
         self._signal(signal.SIGKILL)
         return status
 
@@ -136,7 +136,8 @@ class Child:
         """Wait until the process exits; return its exit status.
 
         Raises:
-            ChildError: it runs longer than ``timeout_s``, or was never started.
+            ChildError: the process runs longer than ``timeout_s``, or was never
+                started.
         """
         if self._process is None:
             raise ChildError(f"{self.name} was not started")
@@ -167,7 +168,7 @@ def free_ports(count: int) -> list[int]:
 
     The ports are below the range for outgoing connections: a port in that range could
     be taken by any client before its owner listens on it, perhaps a minute later. No
-    other process of this program gets one of them while this process runs.
+    other process of this program gets the same port while this process runs.
     """
     found: list[int] = []
     candidates = random.SystemRandom()
@@ -181,7 +182,7 @@ def free_ports(count: int) -> list[int]:
 
 
 _reservations = contextlib.ExitStack()
-"""Stays open until this process exits, in whatever way."""
+"""The reserved sockets, which stay open until this process exits in any way."""
 atexit.register(_reservations.close)
 
 

@@ -29,7 +29,7 @@ from extproc.demo.stack.process import Child, answers_200, free_ports
 
 _HOST = "127.0.0.1"
 _READY_S = 60.0
-"""Allows for a cold start on a busy machine; two or three seconds are typical."""
+"""Long enough for a cold start on a busy machine; two or three seconds are typical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Router:
 
 
 def router(config: Config | None, directory: Path) -> Router:
-    """Return the router, not started; ``config`` is its configuration file's text."""
+    """Return a router process, not started, whose configuration is ``config``."""
     port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "extproc", "serve"]
     if config is not None:
@@ -162,7 +162,7 @@ class Envoy:
 
     @property
     def bypass_url(self) -> str:
-        """URL with the same routes, without the router."""
+        """URL of the listener with the same routes, but without the router."""
         return f"http://{_HOST}:{self.bypass_port}"
 
     def wait_serving(self) -> None:
@@ -180,7 +180,7 @@ class Envoy:
         return all(self.healthy_endpoints(name) for name in self.clusters)
 
     def healthy_endpoints(self, cluster: str) -> int:
-        """Return the number of endpoints to which Envoy would route."""
+        """Return the number of endpoints to which Envoy would route requests."""
         return self.stat(f"cluster.{cluster}.membership_healthy")
 
     def stat(self, name: str) -> int:
@@ -217,10 +217,10 @@ def envoy(
     log = directory / "envoy.log"
     command = [
         *(find_envoy(), "--config-path", str(path)),
-        # Avoids sharing memory with other Envoys on this machine.
+        # This avoids sharing memory with other Envoys on this machine.
         *("--use-dynamic-base-id", "--concurrency", "1"),
         *("--log-level", "warning", "--log-path", str(directory / "envoy-errors.log")),
-        # Flushes the access log at once instead of every 10 s.
+        # This flushes the access log at once instead of every 10 s.
         *("--file-flush-interval-msec", "50"),
     ]
     child = Child("envoy", command, log)
@@ -251,7 +251,7 @@ def running(
     ready: Callable[[], None] = lambda: None,
     change_envoy: Callable[[Config], None] | None = None,
 ) -> Iterator[Stack]:
-    """Start everything, wait until it is ready, and stop it at the end.
+    """Start all processes, wait until they are ready, and stop them at the end.
 
     Envoy starts last, because it would mark a missing router or backend as unhealthy
     until the next probe. ``ready`` is called as each component becomes ready.

@@ -1,8 +1,8 @@
 """Real vLLM servers on CPU, with a tiny random model that is generated locally.
 
 Nothing is downloaded: the model consists of a configuration (vLLM generates random
-weights) and a tokenizer trained on the standard library's sources. Its output is noise,
-but API, limits, counts and errors are vLLM's own.
+weights) and a tokenizer trained on the standard library's sources. The model's output
+is noise, but API, limits, counts and errors are vLLM's own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from extproc.demo.stack.stack import Backend
 MODEL_NAME = "tiny"
 SHORT_WINDOW = 2048
 LONG_WINDOW = 65536
-"""More than the bytes of any demo request for the short window: a tokenizer uses one
-token per byte for a script that was not in its training data."""
+"""A window in tokens that exceeds the bytes of any demo request for the short window,
+because a tokenizer uses one token per byte for a script that was not in its training
+data."""
 _START_S = 240.0
-"""Two servers compile and warm up in about a minute on a small machine."""
+"""Seconds to wait for the servers. Two of them compile and warm up in about a minute on
+a small machine."""
 
-# Runs in vLLM's Python, which has `tokenizers`; this one may not.
+# This script runs in vLLM's Python, which has `tokenizers`; the demo's own Python may
+# not have it.
 _TRAIN = """
 import glob, sys, sysconfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,7 +53,7 @@ _CHAT_TEMPLATE = (
 
 
 class VllmError(Exception):
-    """vLLM is not available; the message names what was tried."""
+    """vLLM is not available; the message states what was tried."""
 
 
 def find_vllm(python: str) -> None:

@@ -1,8 +1,8 @@
 """A vLLM engine without a model: ``fleet``'s scheduler, run in real time.
 
-Each step takes the time that the step time model gives; requests that arrive during a
-step join the next one. Requests therefore queue, share steps, are preempted and finish
-as in vLLM, in vLLM's time divided by ``speed``.
+Each step takes the time that the model of step times predicts. Requests that arrive
+during a step join the next step. Requests therefore queue, share steps, are preempted
+and finish as in vLLM, in vLLM's time divided by ``speed``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CATCH_UP_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a step: a constant for weights, plus terms for sequences and tokens.
+    """Seconds of each step: a constant for weights, plus sequence and token terms.
 
     The defaults are those of the A100 in the routing papers (arXiv 2604.09613: 8 ms +
     0.65 ms for each sequence in an iteration); 20 us for each prefill token equal
@@ -33,7 +33,7 @@ class StepTime:
     sequence_s: float = 0.00065
     prefill_token_s: float = 0.00002
     speed: float = 1.0
-    """Factor by which steps are faster; > 0."""
+    """Factor by which steps are faster than those defaults; > 0."""
 
     def of(self, step: Step) -> float:
         """Return the seconds of a step."""
@@ -83,7 +83,7 @@ class Generation:
 
 
 class Engine:
-    """Runs a scheduler in real time. For one event loop only."""
+    """Runs a scheduler in real time. Use it from one event loop only."""
 
     def __init__(
         self,
@@ -97,7 +97,8 @@ class Engine:
                 f"num_blocks: {limits.num_blocks}; expected enough for one request of "
                 f"max_model_len {limits.max_model_len}"
             )
-        # A step's tokens are delivered when it ends, before the next is scheduled.
+        # A step's tokens are delivered when the step ends, before the next one is
+        # scheduled.
         self.limits = replace(limits, async_scheduling=False)
         self.scheduler = Scheduler(self.limits)
         self.totals = EngineTotals()
@@ -121,7 +122,7 @@ class Engine:
         return generation
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Abort sequences; finished ones are ignored."""
+        """Abort sequences; those that have finished are ignored."""
         for request_id in request_ids:
             self.scheduler.abort(request_id)
             self._generations.pop(request_id, None)
@@ -136,8 +137,9 @@ class Engine:
                 await self._work.wait()
                 due = self._clock()
                 continue
-            # Counted from the end of the last step, so that late wake-ups do not add
-            # up; but an engine that falls behind does not catch up by rushing.
+            # The time is counted from the end of the last step, so that late wake-ups
+            # do not add up. An engine that falls far behind does not catch up by faster
+            # steps.
             due = max(due, self._clock() - _CATCH_UP_S) + self._step_time.of(step)
             await asyncio.sleep(max(due - self._clock(), 0))
             self._deliver(step)

@@ -1,6 +1,6 @@
 """The part of vLLM's ``/metrics`` that routers and dashboards read.
 
-Names, labels and meanings are vLLM's (``vllm/v1/metrics/loggers.py``).
+Names, labels and meanings are those of vLLM (``vllm/v1/metrics/loggers.py``).
 """
 
 from __future__ import annotations

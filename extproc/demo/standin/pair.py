@@ -1,4 +1,4 @@
-"""A proxy for a prefill and a decode server, like those of vLLM.
+"""A proxy for a prefill and a decode server, like vLLM's example proxies.
 
     python -m extproc.demo.standin.pair --prefill http://127.0.0.1:8100 \\
         --decode http://127.0.0.1:8200 --port 8000
@@ -20,7 +20,7 @@ from extproc.demo.standin.request import ServedApi
 from extproc.demo.standin.serving import serve
 
 _MAX_BODY_BYTES = 256 * 1024 * 1024
-#: Output limits, in any API.
+#: Fields with an output limit, in any API.
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: Fields that are invalid in a request for one token.
 _ONLY_DECODE = ("stream_options", "min_tokens", "min_completion_tokens")
@@ -103,7 +103,7 @@ class Pair:
 
 
 def for_prefill(body: dict[str, object], path: str) -> dict[str, object]:
-    """Return the request for the prefill server: the same prompt, for one token."""
+    """Return the request for the prefill server: the same prompt, but for one token."""
     kept = {name: value for name, value in body.items() if name not in _ONLY_DECODE}
     limits = [name for name in _LIMITS if name in kept]
     if not limits:

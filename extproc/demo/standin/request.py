@@ -1,4 +1,4 @@
-"""Parses a stand-in's requests, and rejects invalid ones with vLLM's messages.
+"""Parses a stand-in's requests, and rejects invalid requests with vLLM's messages.
 
 The checks and their texts are those of vLLM 0.32 (``vllm/renderers/params.py``,
 ``vllm/v1/engine/input_processor.py``). A prompt and ``max_tokens`` that exceed the
@@ -70,7 +70,7 @@ class Job:
     prompt_tokens: tuple[int, ...]
     """Token count of each prompt (a completion may have several)."""
     choices: int
-    """Number of outputs for each prompt (``n``)."""
+    """Number of outputs to generate for each prompt (``n``)."""
     max_tokens: int | None
     """The client's limit for one output; None if unset."""
     to_the_limit: bool
@@ -87,7 +87,7 @@ def read_job(
 ) -> Job:
     """Parse a request, count its tokens, and check them against the window.
 
-    Takes about 0.2 us for each byte of the body: call it in a thread.
+    This takes about 0.2 us for each byte of the body, so call it in a thread.
 
     Raises:
         RequestRefusedError: vLLM would reject the request.

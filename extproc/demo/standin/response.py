@@ -19,14 +19,14 @@ class Answer:
     """One choice of a response in progress."""
 
     index: int
-    """Index among the choices."""
+    """Index of the answer among the choices."""
     output_tokens: int
-    """Final length in tokens (>= 1)."""
+    """Final length of the answer in tokens (>= 1)."""
     cut: bool
-    """Whether a limit ends it, not the model."""
+    """Whether a limit ends the answer, not the model."""
     seed: int
     produced: int = 0
-    """Tokens so far."""
+    """Number of tokens so far."""
 
     @property
     def finish_reason(self) -> str:
@@ -34,7 +34,7 @@ class Answer:
         return "length" if self.cut else "stop"
 
     def text(self, start: int, end: int) -> str:
-        """Return its tokens from ``start`` up to ``end``, one word each."""
+        """Return the answer's tokens from ``start`` up to ``end`` as words."""
         return "".join(
             WORDS[(self.seed + self.index * 7 + i * i) % len(WORDS)]
             for i in range(start, end)
@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Responder:
-    """Writes the response to one job. Answers are updated by the caller."""
+    """Writes the response to one job. The caller updates the answers."""
 
     job: Job
     answers: Sequence[Answer]
@@ -213,7 +213,7 @@ class Responder:
         }
 
     def _message(self, answer: Answer | None) -> dict[str, object]:
-        """Return Anthropic's message; without an answer, a stream's first one."""
+        """Return Anthropic's message; without an answer, that of a stream's start."""
         content = (
             []
             if answer is None

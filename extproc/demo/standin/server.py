@@ -4,7 +4,7 @@
 
 Prompts are counted with a real tokenizer, requests pass through vLLM's scheduler in
 real time, and a prompt that is too long is rejected with vLLM's message. Flags that
-vLLM has too have the same names.
+correspond to flags of vLLM have the same names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Settings:
 
 
 class StandIn:
-    """The HTTP server. For one event loop only."""
+    """The HTTP server. Use it from one event loop only."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer) -> None:
         self._settings = settings
@@ -108,7 +108,8 @@ class StandIn:
         endpoint = ServedApi(request.path)
         raw = await request.read()
         try:
-            # In a thread: counting a long prompt would block all other requests.
+            # This runs in a thread, because counting a long prompt would block all
+            # other requests.
             job = await asyncio.to_thread(
                 read_job,
                 endpoint,
@@ -119,7 +120,7 @@ class StandIn:
         except RequestRefusedError as refused:
             return web.json_response(refused.body(endpoint), status=refused.status)
         if endpoint is ServedApi.EMBEDDINGS:
-            # Pooling is a prefill without output: one token stands for its step.
+            # Pooling is a prefill without output; one token stands for the step.
             answers = [Answer(i, 1, False, 0) for i in range(len(job.prompt_tokens))]
         else:
             answers = self._plan(job)
@@ -128,7 +129,7 @@ class StandIn:
             (job.prompt_tokens[answer.index // job.choices], answer.output_tokens)
             for answer in answers
         )
-        # Exiting early (the client disconnected) aborts the sequences.
+        # An early exit, when the client disconnects, aborts the sequences.
         with generation, self._telemetry.request(answers) as progress:
             if job.stream and endpoint is not ServedApi.EMBEDDINGS:
                 return await self._stream(request, responder, generation, progress)
@@ -183,7 +184,7 @@ class StandIn:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare vLLM's flags under vLLM's names, and the stand-in's own."""
+    """Declare vLLM's flags under vLLM's names, and the stand-in's own flags."""
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
     parser.add_argument("--name", default="stand-in", help="value of header x-standin")

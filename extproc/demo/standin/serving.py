@@ -11,8 +11,8 @@ from aiohttp import web
 async def serve(application: web.Application, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    A handler is canceled when its client disconnects, and with it the sequences and
-    requests that it started.
+    When a client disconnects, its handler is canceled, and so are the sequences and
+    requests that the handler started.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,9 +1,9 @@
-"""Prompt tokens as a real model counts them, with Mistral's Tekken vocabulary.
+"""Counts prompt tokens as a real model does, with Mistral's Tekken vocabulary.
 
 The wheel of mistral-common contains the vocabulary, so nothing is downloaded. tiktoken,
 which mistral-common itself uses for encoding, loads it in a third of the time. The
 prompt is a conversation in Mistral's instruct template (version 3); special tokens are
-counted without being written out, because each is one token.
+counted without being rendered, because each is one token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SPOKEN = (
     "when who will no more if out so up said what its about than into them can only "
     "other time new some could these two may first then"
 )
-#: A stand-in's output: with the space before it, each word is one token in Tekken.
+#: The words of a stand-in's output. With the space before it, each word is one token in
+#: Tekken.
 WORDS = tuple(f" {word}" for word in _SPOKEN.split())
 
 
@@ -37,7 +38,8 @@ class Tokenizer:
     def __init__(self) -> None:
         document = json.loads(_vocabulary_path().read_bytes())
         settings = document["config"]
-        # The file has more entries than the model uses; only the first ones are valid.
+        # The file has more entries than the model uses; only the first entries are
+        # valid.
         size = settings["default_vocab_size"] - settings["default_num_special_tokens"]
         self._tekken = tiktoken.Encoding(
             "tekken",
@@ -95,7 +97,7 @@ class Tokenizer:
 
 
 def _vocabulary_path() -> Path:
-    """Return the file's path without the package's import, which takes 0.5 s."""
+    """Return the file's path without importing the package, which takes 0.5 s."""
     package = importlib.util.find_spec("mistral_common")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(
