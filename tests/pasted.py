@@ -1,4 +1,4 @@
-"""Pastes ``envoy/ext_proc_filter.yaml`` into a minimal Envoy configuration."""
+"""Paste ``envoy/ext_proc_filter.yaml`` into a minimal Envoy configuration."""
 
 from pathlib import Path
 from typing import Any

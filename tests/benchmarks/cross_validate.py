@@ -120,7 +120,7 @@ def _read_row(raw: dict[str, Any], rng: random.Random) -> Row:
 def replay(
     rows: Sequence[Row], family: str, prior: Prior, rate: float, unscored: int
 ) -> Scores:
-    """Estimate and then learn, request by request."""
+    """Estimate each request and then learn from it."""
     estimator = Bounded(TextEstimator(prior), Margin(rate))
     allowance = OutputAllowance()
     scores = Scores()

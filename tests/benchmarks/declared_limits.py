@@ -56,7 +56,7 @@ def read_pairs(name: str) -> list[tuple[int, int]]:
 def replay(
     pairs: Sequence[tuple[int, int]], risk: float, limit: int, window: int
 ) -> Scores:
-    """Decide and then learn, request by request."""
+    """Decide each request and then learn from it."""
     allowance = DeclaredAllowance(risk)
     short = Pool("short", window, window)
     policy = Policy([short, Pool("long", 1 << 20, 1 << 20)])

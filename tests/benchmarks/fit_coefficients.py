@@ -71,7 +71,7 @@ def read_corpora(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the corpora."""
+    """Add the command-line options for the corpora."""
     parser.add_argument("corpora", type=Path, nargs="+", metavar="CORPORA")
     parser.add_argument("--counts", type=Path, metavar="FILE")
 

@@ -82,7 +82,7 @@ class Load:
 
 
 class Stack:
-    """Envoy and one server, both running."""
+    """An Envoy and one server that are running."""
 
     def __init__(
         self, scenario: Scenario, directory: Path, envoy: Child, server: Child | None,

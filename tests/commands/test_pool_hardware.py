@@ -1,4 +1,4 @@
-"""``extproc plan --pool-gpu``: what it reads and what it rejects."""
+"""Arguments that ``extproc plan --pool-gpu`` reads, and arguments that it rejects."""
 
 import argparse
 

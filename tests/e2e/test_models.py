@@ -196,7 +196,7 @@ class TestWithoutRouter:
 
 
 class TestWithRouter:
-    """The router decides by model."""
+    """With the router, each request is decided by its model."""
 
     @pytest.fixture(scope="class")
     @classmethod

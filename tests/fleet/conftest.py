@@ -1,4 +1,4 @@
-"""Parametrizes tests with recordings of vLLM's scheduler."""
+"""Run tests with each recording of vLLM's scheduler."""
 
 import gzip
 import json

@@ -249,7 +249,7 @@ OWN = 1 << 61
 
 
 def token_ids(request: dict[str, Any], index: int, block: int) -> list[int]:
-    """Return prompt and answer tokens; two requests share those of equal blocks only."""
+    """Return prompt and answer tokens; requests share only tokens of equal blocks."""
     total = request["prompt_tokens"] + request["output_tokens"]
     ids = [b for b in request.get("blocks", ()) for _ in range(block)][:total]
     ids += [OWN + index] * (total - len(ids))
@@ -425,7 +425,7 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record the given workload, or all built-in ones."""
+    """Record the given workload, or all built-in workloads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where NAME.json.gz are written")
     parser.add_argument("--workload", type=Path, help="a workload of your own")

@@ -1,4 +1,4 @@
-"""Axes with round ticks, and well-formed drawings."""
+"""Axes have round ticks, and drawings are well formed."""
 
 import re
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""Fleets with a GPU by pool: sizes, dollars, the verdict and what is emitted."""
+"""Fleets with a GPU for each pool: sizes, dollars, the verdict and emitted files."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from extproc.fleet.verdict import BASELINE, PAGED, SPLIT, verdict
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
 SLOW = Engine("toy on 2 x slow", Linear(0.005, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
-# Twice as fast, three times the price.
+# This engine is twice as fast, at three times the price.
 FAST = Engine("toy on 1 x fast", Linear(0.0025, 1e-4, 5e-6, 5e-9), 4800, 16, 1, 9.0)
 
 
@@ -56,7 +56,7 @@ def size(question: Question) -> dict[str, SizedPolicy]:
 
 @pytest.fixture(scope="module")
 def mixed() -> tuple[Question, dict[str, SizedPolicy]]:
-    """The long pool on the fast GPU, with limits of its own."""
+    """Return a fleet whose long pool has the fast GPU and separate limits."""
     question = make_question({"long": PoolHardware(FAST, 64, 1024)})
     return question, size(question)
 
@@ -79,7 +79,7 @@ def test_only_the_pool_that_is_named_runs_on_the_other_gpu(
     assert (long.limits.max_num_seqs, long.limits.max_num_batched_tokens) == (64, 1024)
     fast, slow = (each[SPLIT].sizes[1].instance_rate for each in (sized, before))
     assert fast > 1.5 * slow
-    # The promise does not follow the GPU.
+    # The promised latency does not depend on the GPU.
     plans = answer(question, sized), answer(*alike)
     assert plans[0].slo == plans[1].slo
 
@@ -111,7 +111,7 @@ def test_the_verdict_is_in_gpus_and_dollars(
         usd = usd_per_hour(question, sized[name])
         assert f"{gpus(question, sized[name])} GPUs at ${usd:,.2f} an hour" in text
     assert f"one pool of {SLOW.name}" in text
-    # Dearer than its GPUs: a split that takes fewer of them may not pay.
+    # If the fast GPU is expensive, a split with fewer GPUs may still cost more.
     dear = replace(FAST, usd_per_gpu_hour=1e4)
     costly = replace(question, pool_hardware={"long": PoolHardware(dear, 64, 1024)})
     assert "does not pay" in verdict(costly, sized)

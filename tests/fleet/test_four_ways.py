@@ -1,4 +1,4 @@
-"""One pool, split, disaggregated, and both, for a small engine."""
+"""One pool, a split, disaggregation, and a disaggregated split, for a small engine."""
 
 import json
 from dataclasses import asdict, replace

@@ -130,7 +130,7 @@ class Reference:
 
 
 def compare(limits: SchedulerLimits, requests: list[tuple[float, Drawn]]) -> Instance:
-    """Check that both have the same times, counts and queues at every arrival."""
+    """Check that both simulators have the same times, counts and queues."""
     reference = Reference(limits, STEP_TIME)
     instance = Instance(limits, STEP_TIME)
     jobs: dict[str, Job] = {}
@@ -257,7 +257,7 @@ LIMITS = st.builds(
 
 @st.composite
 def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Drawn]]:
-    """Draw requests that share some or all of their first tokens with earlier ones."""
+    """Draw requests that share first tokens, or all tokens, with earlier requests."""
     requests: list[tuple[float, Drawn]] = []
     now_s = 0.0
     for index in range(draw(st.integers(1, 25))):

@@ -29,7 +29,7 @@ from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import verdict
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
-# A small engine: 9 sequences of 8,192 tokens, 2 of 32,768.
+# A small engine that fits 9 sequences of 8,192 tokens, or 2 of 32,768.
 STEP = Linear(base_s=0.005, seq_s=2e-4, token_s=1e-5, context_s=1e-8)
 ENGINE = Engine("toy", STEP, 4800, 16, 2, 1.5)
 

@@ -1,4 +1,4 @@
-"""Distributions and arrivals against their published figures."""
+"""Distributions and arrivals match their published figures."""
 
 import gzip
 import itertools

@@ -52,7 +52,7 @@ def make_chat(rng: random.Random, share: float) -> list[dict[str, Any]]:
 
 
 def count(messages: list[dict[str, Any]], keeps: Keeps) -> int:
-    """Count the tokens of a chat with Tekken and a template."""
+    """Count the tokens of a chat, with the tokenizer Tekken and a template."""
     answers = [m for m in messages if m["role"] == "assistant"]
     tokens = 0
     for message in messages:

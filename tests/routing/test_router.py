@@ -176,7 +176,7 @@ def test_budgets_grow_with_text_and_limit(limits: list[int], texts: list[int]) -
     assert small.pool.max_model_len <= large.pool.max_model_len
 
 
-# Learning: which responses count.
+# Which responses the router learns from.
 
 
 def test_a_counted_prompt_is_learned_from() -> None:

@@ -100,7 +100,7 @@ class TestCall:
 
 
 class TestService:
-    """Opens calls and records them."""
+    """A service that opens calls and records them."""
 
     __test__ = False
 

@@ -1,4 +1,4 @@
-"""A real Chromium, if installed."""
+"""A real Chromium, if the machine has one."""
 
 import asyncio
 import contextlib

@@ -134,7 +134,7 @@ def test_counts_in_either_vocabulary(
     [
         (50, 50, 1, True),
         (50, 49, 1, False),
-        (None, 900, 1, True),  # with the prompt's 100 tokens, it fills the window
+        (None, 900, 1, True),  # with 100 prompt tokens, the answer fills the window
         (None, 899, 1, False),
         (None, 900, 2, False),  # the second attempt uses the larger window
         (None, 7900, 2, True),

@@ -79,7 +79,7 @@ def test_work_that_fails_holds_up_no_other() -> None:
     slices.add(lambda: False, lambda: done.append("good"))
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            later.pop()()  # the event loop reports it
+            later.pop()()  # the event loop reports the error
         assert len(later) == 1
     later.pop()()
 
