@@ -130,7 +130,7 @@ class Reference:
 
 
 def compare(limits: SchedulerLimits, requests: list[tuple[float, Drawn]]) -> Instance:
-    """Check that both simulators have the same times, counts and queues."""
+    """Check times, counts and queues of both simulators at every arrival."""
     reference = Reference(limits, STEP_TIME)
     instance = Instance(limits, STEP_TIME)
     jobs: dict[str, Job] = {}
