@@ -3,7 +3,8 @@
 ``Exchange.receive(event)`` returns exactly one step for each event, and at most one
 decision and one observation over the whole exchange. ``transitions`` defines the order
 of events and all state that determines the next step; ``request_modes`` and
-``response_modes`` have one class for each body mode, chosen at the request's headers.
+``response_modes`` have one class for each body mode, chosen when the request's headers
+arrive.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _CONTENT_TOO_LARGE = "413"
 class Exchange:
     """One HTTP exchange.
 
-    Its state is ``progress``, the handlers of request and response (chosen at the
-    headers and never changed), the decision (for inspection), and the body that is
-    being parsed, if any.
+    Its state is ``progress``, the handlers of request and response (chosen when the
+    request's headers arrive, and never changed), the decision (for inspection), and the
+    body that is being parsed, if any.
 
     Args:
         decider: makes the decisions; shared by all exchanges.

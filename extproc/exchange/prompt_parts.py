@@ -180,7 +180,7 @@ class PromptParts:
             self.message_texts.append(self.texts[before:])
 
     def _add_plain(self, messages: Sequence[JsonObject]) -> bool:
-        """Add messages with only a role and a text, as most are; else return false."""
+        """Add messages if each has only a role and a text; otherwise return false."""
         try:
             contents = [*map(_content_of, messages)]
             text = "\n".join(contents)

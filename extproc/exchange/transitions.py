@@ -1,10 +1,10 @@
 """The states of an exchange and their transitions.
 
-``State`` follows the order in which Envoy sends its messages, and is named for the next
-one expected; ``TRANSITIONS`` lists every legal transition. ``RequestStage`` and
-``ResponseStage`` record the progress so far, which determines the reply to a message.
-As in the h11 library, all state that affects a transition is in this file. The
-docstrings of the handler classes list their other state.
+``State`` follows the order in which Envoy sends its messages, and each state is named
+for the message expected next; ``TRANSITIONS`` lists every legal transition.
+``RequestStage`` and ``ResponseStage`` record the progress so far, which determines the
+reply to a message. As in the h11 library, all state that affects a transition is in
+this file. The docstrings of the handler classes list their other state.
 """
 
 from __future__ import annotations

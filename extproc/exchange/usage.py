@@ -119,7 +119,7 @@ class UsageReader(Protocol):
 
 
 class JsonUsageReader:
-    """Usage of a JSON body."""
+    """Reader of the usage in a JSON body."""
 
     complete = False
 
@@ -206,7 +206,7 @@ _USUAL_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
 class SseUsageReader:
-    """Usage of a stream of server-sent events.
+    """Reader of the usage in a stream of server-sent events.
 
     Args:
         drop_usage_chunk: remove the event that the backend sends only because of
@@ -329,7 +329,7 @@ def _only_usage(message: object) -> bool:
 
 
 class LabelledJsonReader:
-    """Usage of a body labeled as JSON, which may be a stream regardless.
+    """Reader of the usage in a body labeled as JSON, which may still be a stream.
 
     vLLM's example proxy for prefill and decode labels every response
     ``application/json``. The first byte determines the format, because no JSON value

@@ -61,7 +61,7 @@ class UsageTap:
         return b""
 
     def observe(self) -> Observation:
-        """The response's outcome, as far as it was read."""
+        """The response's outcome, as far as the response was read."""
         usage = self._reader.usage
         outcome = Outcome(
             usage.error_status or 200,

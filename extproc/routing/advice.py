@@ -6,11 +6,12 @@ requests a second, of an instance whose window is that threshold, divided by the
 throughput of an instance of the largest pool. A smaller window fits more sequences, but
 each step then takes longer; two values of rho bracket the truth:
 
-- ``slots``: the ratio of sequences, which is the ratio of windows; the papers use it.
-  An upper bound.
-- ``steps``: sequences over the duration of a step, ``W + H n``, with W = 8 ms and
-  H = 0.65 ms (arXiv 2604.09613's constants for an A100 instance with 1,048,576 tokens
-  of KV cache, 16 sequences of 64K). For 8K: 1.6, where the papers measured 4.
+- ``slots``: the ratio of the numbers of sequences, which is also the ratio of windows.
+  The papers use this value; it is an upper bound.
+- ``steps``: the number of sequences divided by the duration of a step, ``W + H n``,
+  with W = 8 ms and H = 0.65 ms (arXiv 2604.09613's constants for an A100 instance with
+  1,048,576 tokens of KV cache, 16 sequences of 64K). For 8K it is 1.6; the papers
+  measured 4.
 
 ``steps`` ranks the thresholds. Neither value depends on the hardware in use, nor
 includes the gain of raising ``max_num_seqs`` alone; ``extproc plan`` does both. The

@@ -114,7 +114,7 @@ def _merge_group(
     if mine.epoch != other.epoch:
         return mine if mine.epoch > other.epoch else other
     if common is None or common.epoch != mine.epoch:
-        # They never had common sums, or both restarted at the same time.
+        # The processes never had common sums, or restarted at the same time.
         common = DecayedSums(mine.keep, 0, np.zeros_like(mine.sums), mine.epoch)
     if common.same_as(other):
         return mine

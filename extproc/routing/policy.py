@@ -15,7 +15,7 @@ import msgspec
 
 
 class Reason(StrEnum):
-    """Why a pool was chosen. A closed set: these are metric labels."""
+    """Why a pool was chosen. The set is closed: its values are metric labels."""
 
     WITHIN_THRESHOLD = "within_threshold"
     """The smallest pool whose threshold and capacity fit the budget."""

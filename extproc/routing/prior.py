@@ -80,7 +80,8 @@ def relative_variance(prompt_tokens: float) -> float:
 _FAMILY_SPREAD = 0.1
 _EVIDENCE_SHARE = 0.5
 _MOST_EVIDENCE = 9.0
-# Smallest weight of a family, whatever the evidence: the true one may be unknown.
+# Minimum weight of a family, whatever the evidence, because the true family may be
+# unknown.
 _LEAST_WEIGHT = 0.02
 
 

@@ -171,8 +171,8 @@ TERMS: tuple[str, ...] = (*_SCALARS, *_TOOLS_NAMES, *_TEXT_NAMES, *_DERIVED)
 """Names of the vector elements that have a coefficient in every family."""
 
 SHARE_TERMS = tuple(f"share of {kind.name.lower()}" for kind in OptionalKind)
-"""Names of the elements after those: tokens of each kind of text that a template may
-leave out."""
+"""Names of the elements that follow ``TERMS``: tokens of each kind of text that a
+template may leave out."""
 
 VECTOR_TERMS = (*TERMS, *SHARE_TERMS)
 """Names of all elements of a prompt's vector."""

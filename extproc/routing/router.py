@@ -41,7 +41,7 @@ _NOTHING = Estimate(0, 0)
 
 
 class Skipped(StrEnum):
-    """Why a response was not learned from. A closed set: these are metric labels."""
+    """Why nothing was learned from a response. A closed set, used as metric labels."""
 
     STATUS = "status"
     NO_USAGE = "no_usage"
@@ -264,7 +264,7 @@ class Router:
         return replace(decision, bound_tokens=bound, approximate_bound=False)
 
     def _output(self, request: Request, model: str, category: str) -> tuple[int, bool]:
-        """Return the output tokens to reserve, and whether the client set them."""
+        """Return the output tokens to reserve, and whether the client chose them."""
         if not request.generates:
             return 0, True
         if request.max_tokens is not None:
