@@ -25,8 +25,8 @@ in use, which is 32 KiB in Envoy Gateway's listeners."""
 FIRST_PAUSE_S = 600.0
 """Seconds from the discovery of a limit to the first attempt to exceed it."""
 LONGEST_PAUSE_S = 6 * 3600.0
-"""Maximum pause between attempts, in seconds. Each failed attempt makes one request
-fail and doubles the pause."""
+"""Maximum pause between attempts, in seconds. Each failed attempt delays or fails one
+request, and doubles the pause."""
 
 
 class GatewayLimit:

@@ -87,7 +87,7 @@ class SemanticRouterRule:
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
     ) -> Prediction:
-        """Move the ratio toward the prompt's own ratio, unless it has tools."""
+        """Move the ratio toward the prompt's own, unless the prompt has tools."""
         prediction = self.predict(model, category, features)
         if features.text_bytes and not (features.tools or features.optional):
             self._calibrate(features, prompt_tokens)
