@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the configuration in force, or the state of its servers.
 
-    Return 2 if the file is invalid, 1 if a server differs from it.
+    Return 2 if the file is invalid, and 1 if a server differs from the file.
     """
     config = read_config(args.file)
     if config is None:
@@ -87,7 +87,7 @@ def missing_files(config: Config) -> Iterator[str]:
 
 
 def read_config(path: Path | None) -> Config | None:
-    """Load a file and the environment. On an error, print it to stderr."""
+    """Load a file and the environment; print any error to stderr."""
     try:
         text = "" if path is None else path.read_text(encoding="utf-8")
         return load_config(text, os.environ)

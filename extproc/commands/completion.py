@@ -18,7 +18,7 @@ import extproc.commands
 from extproc.fleet.conversations import WORKLOAD_NAMES
 
 _NAMES = {"--workload": WORKLOAD_NAMES}
-"""Options that take a name from this list, or a file."""
+"""Options that accept a name from a list, or a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class _Option:
     flags: tuple[str, ...]
     help: str
     values: tuple[str, ...]
-    """Accepted values; empty for a file or free text."""
+    """Accepted values; empty if the option accepts a file or free text."""
     takes_value: bool
     takes_file: bool = False
-    """Whether a file is accepted as well."""
+    """Whether a file is also accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Command:
     help: str
     options: tuple[_Option, ...]
     values: tuple[str, ...]
-    """Values of its positional arguments; empty for files."""
+    """Values of the command's positional arguments; empty for files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def _describe_commands() -> Iterator[_Command]:
     for found in pkgutil.iter_modules(extproc.commands.__path__):
         module = importlib.import_module(f"extproc.commands.{found.name}")
         if not hasattr(module, "run"):
-            continue  # part of other commands
+            continue  # a module that other commands use
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)
         yield _Command(

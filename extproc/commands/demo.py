@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo. Return 2 if the request file or Envoy configuration is invalid."""
+    """Run the demo. Return 2 if the requests or the Envoy configuration are invalid."""
     try:
         requests = _read(args.requests)
         envoy_config = args.envoy_config or find_config()

@@ -1,9 +1,9 @@
 """The routes and clusters that Envoy needs for a fleet of models.
 
-Each request goes to its model's largest pool unless the router decides otherwise: if
-the router sets no ``x-llm-model``, a Lua filter after it reads the model's name from
-the body and clears the route cache. A request for an unknown model is rejected with
-vLLM's error.
+Each request goes to its model's largest pool unless the router chooses another pool. If
+the router sets no ``x-llm-model``, the next filter, a Lua script, reads the model's
+name from the body and clears the route cache. A request for an unknown model is
+rejected with vLLM's error.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ Json = dict[str, Any]
 
 LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 ADAPTERS = ".*(/|%2[fF])(un)?load_lora_adapter(/|%2[fF])*"
-"""RE2 of the paths below /v1 on which vLLM loads and unloads adapters."""
+"""RE2 expression for the paths below /v1 on which vLLM loads and unloads adapters."""
 FORBIDDEN = (
     '{"error": {"message": "not open to clients", "type": "forbidden", "code": 403}}'
 )
-"""The answer on these paths."""
+"""The answer to requests for the paths on which vLLM loads and unloads adapters."""
 
 MODEL_HEADER = "x-llm-model"
 POOL_HEADER = "x-llm-pool"
 NO_MODEL = "no_model"
-"""Name of a cluster without endpoints, and of the last route, which leads to it."""
+"""Name of a cluster without endpoints, and of the last route, which leads to this
+cluster."""
 DEFAULT = "default"
-"""Name of the last route if a model serves requests for unknown models."""
+"""Name of the last route, if any model serves requests for unknown models."""
 UNREADABLE = "-"
-"""``x-llm-model`` of a request whose body Envoy cannot read: encoded, or too long."""
+"""``x-llm-model`` of a request whose body is encoded or too long, so that Envoy cannot
+read it."""
 UNNAMED = "."
-"""``x-llm-model`` of a request whose body names no model, or is not a JSON object."""
+"""``x-llm-model`` of a request whose body has no model or is not a JSON object."""
 
 _LUA = """\
 -- The base model of each requested name, for requests without a model from the
@@ -138,7 +140,7 @@ class Refusal:
 
     name: str
     model: str | None
-    """``x-llm-model`` of these requests; None means any."""
+    """``x-llm-model`` of the refused requests; None means any."""
     message: str
     type: str
     status: int
@@ -146,7 +148,7 @@ class Refusal:
 
     @property
     def body(self) -> str:
-        """The answer's body, as vLLM's errors."""
+        """Return the body of the answer, in the form of vLLM's errors."""
         param = {"param": self.param} if self.param else {}
         error = {"message": self.message, "type": self.type, **param}
         return json.dumps({"error": error | {"code": self.status}})
@@ -177,7 +179,7 @@ REFUSALS = (
         "model",
     ),
 )
-"""In order: the last one matches every name."""
+"""The refusals in order of precedence; the last one matches every name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +188,13 @@ class Model:
 
     name: str
     pools: Sequence[str]
-    """Names of its pools; the one with the largest window is last."""
+    """Names of the model's pools; the pool with the largest window is last."""
     adapters: Sequence[str] = ()
-    """Other names that clients use for it, or glob patterns of them."""
+    """Other names that clients use for the model, or glob patterns of such names."""
 
 
 def read_fleet(text: str) -> list[Model]:
-    """Return the fleet in a router's configuration, or in its ``pools`` alone.
+    """Return the models of a router's configuration, or of its ``pools`` section alone.
 
     Args:
         text: a valid configuration file, in YAML.
@@ -210,13 +212,13 @@ def read_fleet(text: str) -> list[Model]:
 
 
 def model_filter(models: Sequence[Model], max_bytes: int, undecided: str) -> str:
-    """Return the Lua source that names a request's model if the router did not.
+    """Return the Lua source that sets a request's model if the router did not.
 
     Args:
         models: the fleet.
-        max_bytes: the largest request that Envoy buffers.
-        undecided: a glob for the name of the route without a header match. The filter
-            leaves requests on other routes alone.
+        max_bytes: maximum size of a request that Envoy buffers.
+        undecided: a glob pattern for the name of the route without a header match. The
+            filter does not change requests on other routes.
     """
     names = [(name, model.name) for model in models for name in _names(model)]
     exact = [each for each in names if not is_pattern(each[0])]
@@ -263,8 +265,9 @@ def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json
         return
     for refusal in REFUSALS:
         yield _refusal(refusal)
-    # Matches every request until its model is known. It must not be a direct response:
-    # Envoy buffers no body for those, whatever ``request_body_buffer_limit``.
+    # This route matches every request whose model is not yet known. It must not be a
+    # direct response, because Envoy buffers no body for direct responses, independent
+    # of ``request_body_buffer_limit``.
     yield _route(NO_MODEL, {"cluster": NO_MODEL, "timeout": "0s"})
 
 
@@ -303,7 +306,7 @@ def health_answer() -> Json:
 
 
 def set_headers(models: Sequence[Model]) -> list[str]:
-    """Return the headers that the router and its filters set, and clients may not."""
+    """Return the headers that only the router and its filters may set."""
     headers = [POOL_HEADER, "x-llm-budget", "x-llm-overflow", "x-llm-retry-cut"]
     return headers + ([MODEL_HEADER] if any(model.name for model in models) else [])
 
@@ -317,7 +320,7 @@ _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
 def _small_pool_route(pool: str, largest: str) -> Json:
-    """Return the route to a pool, with a retry on the largest if it is too small."""
+    """Return the route to a pool, with a retry on the largest pool for an overflow."""
     groups = [
         {"name": name, "clusters": [{"cluster_name": cluster(name), "weight": 1}]}
         for name in (pool, largest)
@@ -396,18 +399,18 @@ def _names(model: Model) -> Iterator[str]:
 
 
 _GLOB_PARTS = re.compile(r"\[(!?)(\]?[^\]]*)\]|(.)", re.DOTALL)
-"""A set of characters, or one character."""
+"""One part of a glob: a set of characters, or one character."""
 
 
 def _lua_pattern(glob: str) -> str:
-    """Return the Lua pattern of a glob, as ``fnmatch`` reads it."""
+    """Return a Lua pattern that matches like the glob in ``fnmatch``."""
     return f"^{''.join(map(_lua_part, _GLOB_PARTS.finditer(glob)))}$"
 
 
 def _lua_part(part: re.Match[str]) -> str:
     negated, members, character = part.groups()
     if character is None:
-        # The dash of a range stays unescaped.
+        # The dash of a range must stay unescaped.
         escaped = re.sub(r"[^\w\s-]", r"%\g<0>", members, flags=re.ASCII)
         return f"[{'^' if negated else ''}{escaped}]"
     marks = {"*": ".*", "?": "."}
@@ -416,7 +419,7 @@ def _lua_part(part: re.Match[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a Lua string of the text's UTF-8 bytes."""
+    """Return a Lua string literal of the text's UTF-8 bytes."""
     plain = {byte for byte in range(32, 127) if chr(byte) not in '"\\'}
     escaped = (chr(b) if b in plain else f"\\{b:03d}" for b in text.encode())
     return f'"{"".join(escaped)}"'

@@ -83,7 +83,7 @@ class _Suggested(tuple[str, ...]):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain and print. Return 2 for an unreadable file, 1 if explaining fails."""
+    """Explain and print. Return 2 if the file is unreadable, 1 if explaining fails."""
     try:
         body = _read_body(args.body)
     except OSError as error:
@@ -142,7 +142,8 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
     msgspec.json.Decoder(FailedOpenExplanation).decode,
     msgspec.json.Decoder(NotRoutedExplanation).decode,
 )
-"""Most specific first: some documents' keys are a subset of others'."""
+"""The most specific formats come first, since the keys of some formats are a subset of
+another format's keys."""
 
 
 def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
@@ -154,7 +155,7 @@ def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
         data=body,
         headers={"content-type": "application/json"},
     )
-    # The admin port is internal: ignore proxies from the environment.
+    # The admin port is internal, so ignore proxies from the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_SERVER_TIMEOUT_S) as response:
         answer = response.read()
@@ -167,7 +168,7 @@ def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:
 
 
 def render(explanation: AnyExplanation) -> Iterator[str]:
-    """Format an explanation for people, line by line."""
+    """Format an explanation as text, line by line."""
     size = f"{explanation.request.body_bytes:,} B"
     yield _line("request", f"{explanation.path or DEFAULT_PATH}, {size}")
     if explanation.routed is False:

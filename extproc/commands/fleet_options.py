@@ -158,7 +158,7 @@ def read_engine(args: argparse.Namespace) -> Engine:
     """Return one instance, from a profile or from the built-in tables.
 
     Raises:
-        OptionError: the profile cannot be read, or the weights do not fit.
+        OptionError: the profile cannot be read, or the model's weights do not fit.
     """
     return replace(
         _read_engine(args),
@@ -201,8 +201,8 @@ def read_deployment(args: argparse.Namespace) -> Deployment:
     """Return the model and GPUs selected by the arguments, without a profile.
 
     Raises:
-        OptionError: an unknown model, a size that does not divide its heads, or weights
-            that leave no room for a KV cache.
+        OptionError: the model is unknown, the tensor-parallel size does not divide the
+            model's heads, or the weights leave no room for a KV cache.
     """
     model, gpu = read_model(args.model, args.kv_cache_dtype), GPUS[args.gpu]
     share = args.gpu_memory_utilization
@@ -236,7 +236,7 @@ def read_deployment(args: argparse.Namespace) -> Deployment:
 
 
 def read_serving(args: argparse.Namespace) -> Serving:
-    """Return an instance's start options, for the command lines of a plan.
+    """Return the options that start an instance, for the command lines of a plan.
 
     Raises:
         OptionError: see :func:`read_deployment`.
@@ -295,10 +295,10 @@ def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
 def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
     """Return the arguments with defaults for missing limits.
 
-    With a profile, window, sequences and batch default to the values at its
-    measurement. Without one, the window is 65,536 tokens or the model's maximum, and
-    the sequences are vLLM's default for the GPU. The default threshold is half the
-    window if the window does not exceed it.
+    With a profile, window, sequences and batch default to the values of the measured
+    server. Without one, the window is 65,536 tokens or the model's maximum, and the
+    sequences are vLLM's default for the GPU. The default threshold is half the window
+    if the window does not exceed it.
 
     Raises:
         OptionError: the profile or the model cannot be read.
@@ -326,10 +326,10 @@ def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
 def warn_beyond_profile(
     args: argparse.Namespace, limits: Sequence[SchedulerLimits], *, priced: bool
 ) -> None:
-    """Print a warning for each limit or price that the profile did not measure.
+    """Print a warning for each limit or price that the profile does not cover.
 
     Args:
-        priced: whether costs are requested, so that a missing price matters.
+        priced: whether costs are requested, so that a price is necessary.
     """
     if not args.profile:
         return
@@ -344,9 +344,9 @@ def warn_beyond_profile(
 
 
 def read_batch_defaults(args: argparse.Namespace) -> BatchDefaults:
-    """Return ``max_num_seqs`` and ``max_num_batched_tokens`` of a default server.
+    """Return the default ``max_num_seqs`` and ``max_num_batched_tokens`` of a server.
 
-    With a profile, these are the values at its measurement.
+    With a profile, the defaults are the values of the measured server.
 
     Raises:
         OptionError: the profile cannot be read.
@@ -414,7 +414,7 @@ def usable_cores() -> int:
 
 
 class Progress:
-    """A progress bar with the time left, on standard error if it is a terminal."""
+    """A progress bar with the time left, shown if standard error is a terminal."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
@@ -441,7 +441,7 @@ class Progress:
 
 
 def time_left(passed_s: float, done: int, total: int) -> str:
-    """Return a note on the time left, at the pace so far."""
+    """Return a note on the time left, estimated from the pace so far."""
     if not 0 < done < total:
         return ""
     left_s = passed_s * (total - done) / done

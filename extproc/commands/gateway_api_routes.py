@@ -1,8 +1,8 @@
 """The objects that Envoy Gateway needs for a fleet of models.
 
-Rules of HTTPRoutes by ``x-llm-pool`` and ``x-llm-model``, the policies that ask the
-router, and an EnvoyPatchPolicy with the filter that names the model if the router did
-not.
+The objects are HTTPRoutes with rules by ``x-llm-pool`` and ``x-llm-model``, the
+policies that call the router, and an EnvoyPatchPolicy with the filter that sets the
+model if the router did not.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ HEAD = """\
 _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 _RULES = 16
-"""``maxItems`` of an HTTPRoute's rules."""
+"""Maximum number of rules in an HTTPRoute (``maxItems``)."""
 _MAX_BYTES = 32 << 20
-"""Bytes of one request that Envoy buffers."""
+"""Maximum bytes of one request that Envoy buffers."""
 _HEALTH_CHECK: Json = {"interval": "5s", "timeout": "2s", "unhealthyThreshold": 3}
 _TRIGGERS = ["connect-failure", "refused-stream"]
 
@@ -47,9 +47,9 @@ def gateway_api(
     """Yield the objects.
 
     Args:
-        models: the fleet; a single model without a name for ``pools``.
+        models: the models of the fleet; for ``pools``, a single model without a name.
         default: the model that serves requests for unknown models; None rejects them.
-        at: names, namespaces and hosts.
+        at: names, namespaces and hosts of the objects.
     """
     named = any(model.name for model in models)
     rules = list(_rules(models, default, at))
@@ -77,7 +77,7 @@ def gateway_api(
 def _rules(
     models: Sequence[Model], default: str | None, at: Placement
 ) -> Iterator[Json]:
-    """Yield the rules, in the order of their precedence: by the number of headers."""
+    """Yield the rules in order of precedence, which is by the number of headers."""
     for model in models:
         largest = model.pools[-1]
         headers = {MODEL_HEADER: model.name} if model.name else {}
@@ -105,8 +105,8 @@ def _rules(
             }
             rule["matches"][0]["headers"] = [any_name]
         yield rule | {"filters": [_answer(refusal.name, at)]}
-    # Matches every request until its model is known. It must not be a direct response:
-    # Envoy buffers no body for those.
+    # This rule matches every request whose model is not yet known. It must not be a
+    # direct response, because Envoy buffers no body for direct responses.
     nowhere = _reference(_ENVOY_GATEWAY, "Backend", f"{at.name}-no-model")
     yield _rule("no_model", [nowhere], {}, at)
 
@@ -123,7 +123,7 @@ def _rule(
     rule: Json = {"name": dns_label(name), "matches": [match]}
     if backends:
         rule["backendRefs"] = list(backends)
-        # No limit on a whole response: it may be a stream.
+        # Set no limit on the duration of a response, since it may be a stream.
         rule["timeouts"] = {"request": "0s"}
     return rule
 
@@ -191,7 +191,8 @@ def _traffic(
     """Return a policy for the traffic to the pools.
 
     Args:
-        overflow: whether a 400 of the first pool goes to the second.
+        overflow: whether a request is retried on the second pool if the first pool
+            returns 400.
     """
     retry: Json = {"numRetries": 1, "retryOn": {"triggers": _TRIGGERS}}
     if overflow:
@@ -220,14 +221,15 @@ def _breaker(connections: int, requests: int) -> Json:
 
 
 def _backends(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield the pools that a rule has two of, and the one without a server."""
+    """Yield a Backend for each pool of a model with several pools."""
     for model in models:
         for pool in model.pools if len(model.pools) > 1 else ():
             last = pool == model.pools[-1]
             name = _backend(pool, at, fallback=last)["name"]
             host = at.host(service_of(pool))
             endpoints = [{"fqdn": {"hostname": host, "port": at.pool_port}}]
-            # A lower priority, for retries and if no server of the first is healthy.
+            # A lower priority, used for retries and if the first pool has no healthy
+            # server.
             fallback = {"fallback": True} if last else {}
             yield _policy(
                 "Backend",
@@ -247,7 +249,7 @@ def _refusals(at: Placement) -> Iterator[Json]:
 
 
 def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield a route without the router: what Envoy itself answers."""
+    """Yield a route, without the router, for requests that Envoy itself answers."""
     forbidden: Json = {
         "name": "adapters",
         "matches": [{"path": {"type": "RegularExpression", "value": ADAPTERS}}],
@@ -265,7 +267,7 @@ def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
 
 
 def _direct(name: str, status: int, body: str, at: Placement) -> Json:
-    # Envoy Gateway reads the body as a format, in which % begins a command.
+    # Envoy Gateway reads the body as a format string, in which % begins a command.
     text = {"type": "Inline", "inline": body.replace("%", "%%")}
     answer = {"statusCode": status, "contentType": "application/json", "body": text}
     name = _answer_name(name, at)

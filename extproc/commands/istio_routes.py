@@ -1,8 +1,9 @@
 """The objects that Istio's ingress gateway needs for a fleet of models.
 
-A VirtualService with routes by ``x-llm-pool`` and ``x-llm-model``, and an EnvoyFilter
-with the router's filter, the filter that names the model if the router did not, and the
-retries of overflows. Filters and clusters are those of the shipped ``envoy.yaml``.
+The objects are a VirtualService with routes by ``x-llm-pool`` and ``x-llm-model``, and
+an EnvoyFilter with the router's filter, the filter that sets the model if the router
+did not, and the retries of overflows. Filters and clusters are the same as in the
+shipped ``envoy.yaml``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ HEAD = """\
 _TYPES = "type.googleapis.com/envoy"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 _MAX_BYTES = 32 << 20
-"""Bytes of one request that Envoy buffers."""
+"""Maximum bytes of one request that Envoy buffers."""
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -45,16 +46,16 @@ def istio(
     """Yield the objects.
 
     Args:
-        models: the fleet; a single model without a name for ``pools``.
+        models: the models of the fleet; for ``pools``, a single model without a name.
         default: the model that serves requests for unknown models; None rejects them.
-        at: names, namespaces and hosts.
+        at: names, namespaces and hosts of the objects.
     """
     rules = list(_rules(models, default, at))
     yield _virtual_service(
         at.name, at.hosts or ["*"], [*_answers(models, at), *rules], at
     )
     # A gateway may have only the clusters that its routes name
-    # (PILOT_FILTER_GATEWAY_CLUSTER_CONFIG): this route keeps the router's.
+    # (PILOT_FILTER_GATEWAY_CLUSTER_CONFIG), so this route keeps the router's cluster.
     kept = {"route": [_destination(at.router, at.router_port, at)]}
     yield _virtual_service(f"{at.name}-router", [f"{at.name}.invalid"], [kept], at)
     yield _envoy_filter(models, default, at, [rule["name"] for rule in rules])
@@ -83,8 +84,8 @@ def _rules(
         value = {"exact": refusal.model} if refusal.model else {"regex": ".+"}
         match = {"uri": _prefix(at), "headers": {MODEL_HEADER: value}}
         yield _direct(refusal.name, match, refusal.status, refusal.body, at)
-    # Matches every request until its model is known. Istio makes no cluster for a host
-    # that it does not know, so requests that stay here are a 503.
+    # This route matches every request whose model is not yet known. Istio makes no
+    # cluster for an unknown host, so requests that stay on this route get a 503.
     unknown = {"host": f"{at.name}-no-model.invalid", "port": {"number": at.pool_port}}
     yield {
         "name": _route_name(last_route(default), at),
@@ -94,7 +95,7 @@ def _rules(
 
 
 def _answers(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield the routes that neither the router nor a pool is asked about."""
+    """Yield the routes that Envoy answers without the router and without a pool."""
     match: Json = {"uri": {"regex": ADAPTERS}}
     yield _direct("adapters", match, 403, FORBIDDEN, at)
     if any(model.name for model in models):
@@ -129,7 +130,7 @@ def _prefix(at: Placement) -> Json:
 
 
 def _route_name(name: str, at: Placement) -> str:
-    """Return a name that no other team has: patches match by it, on every host."""
+    """Return a name that no other team uses, since patches match it on every host."""
     return f"{at.namespace}.{at.name}.{name}"
 
 
@@ -156,7 +157,8 @@ def _envoy_filter(
             "CLUSTER",
             {"cluster": {"service": at.host(at.router), "portNumber": at.router_port}},
             {
-                # Else an endpoint that Kubernetes removed stays as long as it answers.
+                # Otherwise an endpoint that Kubernetes removed stays in use as long as
+                # it responds.
                 "ignore_health_on_host_removal": True,
                 "health_checks": clusters["extproc"]["health_checks"],
             },
@@ -184,7 +186,7 @@ def _envoy_filter(
 
 
 def _overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[Json]:
-    """Yield the patches that send an overflow of a pool to its model's largest pool."""
+    """Yield the patches that retry a pool's overflow on the model's largest pool."""
     name = f"{at.namespace}/{at.name}/{pool}"
     aggregate = copy.deepcopy(small)
     for key in ("type", "dns_lookup_family", "load_assignment", "health_checks"):
@@ -227,7 +229,7 @@ def _overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[J
 
 
 def _router_filter(shipped: Json, at: Placement) -> Json:
-    """Return the shipped ext_proc filter, off for other hosts on the gateway."""
+    """Return the shipped ext_proc filter, disabled for other hosts on the gateway."""
     asked = copy.deepcopy(ext_proc_filter(shipped))
     cluster = _cluster(at.router, at.router_port, at)
     asked["grpc_service"]["envoy_grpc"]["cluster_name"] = cluster
@@ -248,7 +250,10 @@ def _enabled(at: Placement) -> Json:
 
 
 def _stripping(models: Sequence[Model]) -> Json:
-    """Return the mutation that removes clients' own headers before the first match."""
+    """Return the mutation that removes router headers from clients' requests.
+
+    It must precede the first route match.
+    """
     package = f"{_TYPES}.extensions.http.early_header_mutation.header_mutation.v3"
     mutation = {
         "name": "envoy.http.early_header_mutation.header_mutation",

@@ -1,4 +1,4 @@
-"""Where the objects of ``extproc routes`` live in a cluster, and their names."""
+"""The names, namespaces and hosts of the objects of ``extproc routes`` in a cluster."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from extproc.commands.envoy_routes import Model
 
 _LABEL_LENGTH = 63
-"""Longest DNS label (RFC 1123), which the name of a Service must be."""
+"""Maximum length of a DNS label (RFC 1123); the name of a Service must be a label."""
 _PREFIX_LENGTH = 40
-"""Longest name of a configuration, so that suffixes fit into a label."""
+"""Maximum length of a configuration's name, so that suffixes fit into a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The cluster's side of a configuration."""
+    """The Kubernetes names that belong to a configuration."""
 
     name: str
     """Name of the routes and policies, and the prefix of all other names."""
     namespace: str
-    """Namespace of the router, the pools' Services, routes and policies."""
+    """Namespace of the router, of the pools' Services, and of routes and policies."""
     gateway: str
     gateway_namespace: str
     listener: str
     """Name of the Gateway's listener."""
     hosts: Sequence[str]
-    """Hosts of the requests; empty means any."""
+    """Host names of the requests; empty means any."""
     path_prefix: str = "/v1"
     router: str = "token-budget-router"
-    """The router's Service."""
+    """Name of the router's Service."""
     router_port: int = 9002
     pool_port: int = 8000
     """vLLM's default port."""
@@ -47,13 +47,13 @@ def service_of(pool: str) -> str:
 
 
 def name_of(models: Sequence[Model]) -> str:
-    """Return a name for a configuration's objects: its models', or its pools'."""
+    """Return a name for a configuration's objects, from its models or its pools."""
     names = [model.name for model in models if model.name]
     return dns_label("-".join(names or models[0].pools), _PREFIX_LENGTH)
 
 
 def dns_label(text: str, length: int = _LABEL_LENGTH) -> str:
-    """Return a DNS label; one that differs from the text ends with a hash of it."""
+    """Return a DNS label for a text; a label that differs ends with a hash."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if plain == text and len(plain) <= length:
         return plain

@@ -76,8 +76,8 @@ from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
-# The papers' two traces, as far as they are public: the tail of their Azure trace is
-# not.
+# The papers' two traces, as far as they are public; the tail of the papers' Azure trace
+# is not public.
 _PAPER_WORKLOADS = ("azure-heavy", "lmsys")
 _PAPER_RATE = 1000.0
 _PAPER_BATCHED_TOKENS = 8192
@@ -287,7 +287,8 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     with _mapper(args.processes) as mapped:
         sized = _size(question, mapped)
         prefix_caching = _study_prefixes(question, sized, mapped)
-    # By throughput alone, instances of two kinds compare nothing.
+    # The sweep uses throughput alone, which cannot compare instances of different
+    # kinds.
     swept = not args.no_sweep and not question.pool_hardware
     points = sweep(question, THRESHOLDS) if swept else []
     plan = answer(question, sized, points, args.hours_per_year)
@@ -317,7 +318,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
-    """Return a map over processes, or in this one, that yields results as completed."""
+    """Return a map over one or more processes that yields results as completed."""
     if processes == 1:
         yield map
         return
@@ -327,7 +328,7 @@ def _mapper(processes: int) -> Iterator[Any]:
 
 def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
     tasks = [PolicyTask(question, policy) for policy in policies(question)]
-    # Longest first, so that the last ones to finish are short.
+    # Start the longest tasks first, so that the last tasks to finish are short.
     longest_first = sorted(
         tasks, key=lambda task: not task.policy.strategy.reads_bodies
     )
@@ -342,7 +343,7 @@ def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
 def _study_prefixes(
     question: Question, sized: Mapping[str, SizedPolicy], mapped: Any
 ) -> PrefixStudy | None:
-    """Return what prefix caching and a split into pools save for related requests."""
+    """Return the savings of prefix caching and of a split for related requests."""
     without = without_prefixes(question)
     if without is None:
         return None

@@ -38,8 +38,8 @@ def check_disaggregation(args: argparse.Namespace, question: Question) -> None:
     """Reject unsupported combinations of options before anything is simulated.
 
     Raises:
-        OptionError: a profile, the papers' step times, arrival times from a file, or a
-            network without bandwidth.
+        OptionError: the arguments select a profile, the papers' step times, arrival
+            times from a file, or a network without bandwidth.
     """
     if not args.disaggregate:
         return
@@ -65,7 +65,7 @@ def disaggregate(
     one_pool: SizedPolicy,
     split: SizedPolicy,
 ) -> FourWays:
-    """Size every alternative that the arguments select."""
+    """Size each way to run the fleet that the arguments select."""
     model = read_deployment(args).model
     bytes_per_s = args.kv_transfer_gbits * _BYTES_PER_GBIT
     transfer = KvTransfer.of(model, bytes_per_s)

@@ -1,4 +1,4 @@
-"""``extproc plan --energy``: ranges of the fleets' kWh, joules and CO2."""
+"""``extproc plan --energy``: ranges for the kWh, joules and CO2 of each fleet."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_energy(args: argparse.Namespace) -> None:
 def energy(
     args: argparse.Namespace, question: Question, sized: Mapping[str, SizedPolicy]
 ) -> EnergyRows:
-    """Return the energy of the policies, keyed by their names in the report."""
+    """Return the energy of the policies, keyed by the policies' names in the report."""
     around = Surroundings(
         _given(args.host_watts_per_gpu, HOST_WATTS),
         _given(args.pue, PUE),

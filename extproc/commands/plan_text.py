@@ -29,7 +29,7 @@ TERMS = (
 
 
 def print_plan(plan: Plan, serving: Serving) -> None:
-    """Print the whole plan, the verdict first."""
+    """Print the whole plan, starting with the verdict."""
     print(wrap(plan.verdict) + "\n")
     _print_counts(plan)
     print()
@@ -97,7 +97,7 @@ def print_prefixes(found: PrefixStudy) -> None:
 
 
 def _print_counts(plan: Plan) -> None:
-    """Print the GPUs today, with a better max_num_seqs, and with the split."""
+    """Print the GPUs of today's fleet, of a better max_num_seqs, and of the split."""
     for label, name in (
         ("GPUs today", BASELINE),
         ("GPUs, max_num_seqs mended", PAGED),
@@ -113,7 +113,7 @@ def _print_counts(plan: Plan) -> None:
 
 
 def faults(row: PolicyRow) -> list[str]:
-    """Return why a policy is unusable, and which requests it rejects or truncates."""
+    """Return the faults of a policy, and the requests that it rejects or truncates."""
     found = [] if row.slo_met else ["MISSES ITS PROMISES"]
     if row.state != "steady":
         found.append(row.state)
@@ -170,7 +170,7 @@ def print_pools(pools: list[PoolRow]) -> None:
 
 
 def print_policies(policies: Mapping[str, PolicyRow]) -> None:
-    """Print one row for each policy, the split first."""
+    """Print one row for each policy, starting with the split."""
     print(
         f"{'':23} {'':>9} {'saved by':>9} {'P99':>8} {'P99':>7} {'re-':>8} {'cut':>7}\n"
         f"{'policy':23} {'instances':>9} {'the split':>9} {'TTFT':>8} {'TPOT':>7} "

@@ -1,4 +1,4 @@
-"""``extproc plan --pool-gpu``: pools of the split with GPUs of their own."""
+"""``extproc plan --pool-gpu``: pools of the split that have another GPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _EXPECTED = "NAME=GPU[:GPUS_OF_AN_INSTANCE[:USD_PER_GPU_HOUR]]"
 
 @dataclass(frozen=True, slots=True)
 class PoolGpu:
-    """The GPU of a pool, as the option names it."""
+    """The GPU of a pool, as given in the option."""
 
     pool: str
     gpu: str
     tensor_parallel_size: int | None = None
-    """None for the model's."""
+    """Number of GPUs of one instance; None for the model's default."""
     usd_per_gpu_hour: float | None = None
-    """None for the public price."""
+    """Price of one GPU-hour in dollars; None for the public price."""
 
 
 def add_pool_gpu_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +41,11 @@ def add_pool_gpu_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def read_pool_gpus(args: argparse.Namespace) -> list[PoolGpu]:
-    """Return the pools with GPUs of their own.
+    """Return the pools that have another GPU than the fleet.
 
     Raises:
-        OptionError: a value of another form, an unknown GPU, a pool that is named
-            twice, or hardware that is not from the table of GPUs.
+        OptionError: a value has the wrong form, a GPU is unknown, a pool is named
+            twice, or the fleet's hardware is not from the table of GPUs.
     """
     found = [_read(value) for value in args.pool_gpu]
     names = [each.pool for each in found]
@@ -89,18 +89,19 @@ def _read(value: str) -> PoolGpu:
 def read_pool_hardware(
     args: argparse.Namespace, slo: Slo, pools: Sequence[str]
 ) -> dict[str, PoolHardware]:
-    """Return the hardware of each pool that has its own.
+    """Return the hardware of each pool that has another GPU than the fleet.
 
-    Limits that no option sets follow from the pool's GPU: ``max_num_seqs`` is vLLM's
-    for it, and ``max_num_batched_tokens`` the largest that keeps the promise.
+    Limits that no option sets are derived from the pool's GPU: ``max_num_seqs`` is
+    vLLM's default for this GPU, and ``max_num_batched_tokens`` is the largest value
+    that keeps the SLO.
 
     Args:
-        args: as given, without defaults for missing limits.
+        args: the arguments as given, without defaults for missing limits.
         pools: names of the split's pools.
 
     Raises:
-        OptionError: see :func:`read_pool_gpus`; a pool that the split does not have;
-            a model that does not fit the GPUs.
+        OptionError: as for :func:`read_pool_gpus`, or the split has no such pool, or
+            the model does not fit the GPUs.
     """
     found = {}
     for own in read_pool_gpus(args):

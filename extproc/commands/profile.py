@@ -48,7 +48,7 @@ from extproc.fleet.profile_fit import (
 )
 from extproc.server.pools.unanswered import reason
 
-# Ids in every vocabulary, above the bytes and most special tokens.
+# Ids that exist in every vocabulary, above the ids of bytes and most special tokens.
 _FIRST_ID, _LAST_ID = 300, 2000
 _TIMEOUT_S = 600.0
 # Request rates of the checks as a share of the predicted capacity: an ordinary load,
@@ -126,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, fit, check, write."""
+    """Measure, fit and check a profile, and write it to a file."""
     for option in (
         "max_num_seqs",
         "max_num_batched_tokens",
@@ -169,7 +169,7 @@ def _refuse(option: str, value: object, accepted: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Arrival times of a streamed completion's tokens, in seconds of this process."""
+    """Arrival times of a streamed completion's tokens, in seconds."""
 
     sent_s: float
     token_s: tuple[float, ...]
@@ -234,7 +234,7 @@ async def _measure(args: argparse.Namespace) -> Profile:
         server = _Server(session, args.url, random.Random(args.seed))
         max_model_len = await _identify(server, args.model)
         num_blocks, block_size = await _kv_cache(server)
-        await server.complete(16, 4)  # warm-up: the first one compiles
+        await server.complete(16, 4)  # warm-up, since the first completion compiles
         prefill = await _measure_prefill(server, args, max_model_len)
         decode = await _measure_decode(server, args, max_model_len)
         step_time, request_s = fit(decode, prefill)
@@ -291,7 +291,7 @@ async def _identify(server: _Server, wanted: str | None) -> int:
 
 
 async def _kv_cache(server: _Server) -> tuple[int, int]:
-    """Return the number of blocks and their size from ``vllm:cache_config_info``."""
+    """Return the number and the size of KV blocks from ``vllm:cache_config_info``."""
     metrics = await server.text("/metrics")
     line = next(
         (x for x in metrics.splitlines() if x.startswith("vllm:cache_config_info{")), ""
@@ -317,7 +317,7 @@ async def _preemptions(server: _Server) -> float:
 async def _measure_prefill(
     server: _Server, args: argparse.Namespace, max_model_len: int
 ) -> list[PrefillSample]:
-    """Measure single prompts within one step's budget, so that each takes one step."""
+    """Measure single prompts that fit one step's token budget and so take one step."""
     longest = min(args.max_num_batched_tokens, max_model_len - 1)
     lengths = sorted({max(1, longest * share // 16) for share in (1, 2, 4, 8, 12, 16)})
     progress = Progress("prefill", len(lengths) * args.repeats)
@@ -357,7 +357,7 @@ async def _measure_decode(
 async def _decode_once(
     server: _Server, batch: int, prompt: int, tokens: int
 ) -> float | None:
-    """Return the mean step time of a full batch, or None if too short to measure."""
+    """Return the mean step time of a full batch, or None if the batch is too short."""
     answers = await asyncio.gather(
         *(server.complete(prompt, tokens) for _ in range(batch))
     )

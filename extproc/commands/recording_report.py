@@ -1,6 +1,7 @@
 """Evaluates a recording of the server's own decisions (``recording.file``).
 
-In shadow mode, this predicts the effect on a fleet before any request is moved.
+In shadow mode, the report predicts the router's effect on a fleet before any request
+goes to another pool.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from extproc.routing.policy import Policy, Pool
 
 
 class RecordingError(Exception):
-    """An invalid line in a recording; the message has its number and expected form."""
+    """An invalid line in a recording; the message has line number and expected form."""
 
 
 def is_recording(line: bytes) -> bool:
-    """Return whether a line of a log belongs to a recording, not to a request log."""
+    """Return whether a line belongs to a recording instead of a request log."""
     try:
         record = msgspec.json.decode(line)
     except (ValueError, RecursionError):
@@ -38,10 +39,10 @@ def is_recording(line: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One line: an observation and its time."""
+    """One line of a recording: an observation and its time."""
 
     time_s: float
-    """Seconds since the epoch."""
+    """Time in seconds since 1970."""
     observation: Observation
 
 
@@ -65,7 +66,7 @@ def read_recording(lines: Iterable[bytes]) -> Iterator[Recorded]:
 
 
 def of_model(recording: Iterable[Recorded], model: str) -> Iterator[Recorded]:
-    """Yield the lines of one base model."""
+    """Yield the lines of a recording that belong to one base model."""
     return (r for r in recording if r.observation.decision.base_model == model)
 
 
@@ -81,7 +82,7 @@ def score_models(
     """Evaluate the decisions of each base model as ``score_recording`` does.
 
     Args:
-        read: opens the recording at its start.
+        read: function that opens the recording at its start.
     """
     return {
         model: score_recording(partial(_read_model, read, model), thresholds)
@@ -100,12 +101,13 @@ def score_recording(
 ) -> dict[str, Any]:
     """Evaluate the recorded decisions, and those at several other thresholds.
 
-    Only 200s with usage are scored. ``pools`` counts the requests that each pool
-    received (or would receive, in shadow mode), and how many of the scored ones needed
-    a larger pool or fitted a smaller one.
+    Only responses with status 200 and usage are scored. ``pools`` has the number of
+    requests that each pool received (or would receive, in shadow mode), and the numbers
+    of scored requests that needed a larger pool or fitted a smaller pool.
 
     Args:
-        read: opens the recording; called twice, so that no lines are kept in memory.
+        read: function that opens the recording, called twice so that no lines are kept
+            in memory.
     """
     survey = _survey(read())
     policy = survey.policy()
@@ -145,20 +147,21 @@ class _PoolCounts:
     requests: int = 0
     tokens: int = 0
     too_small: int = 0
-    """Scored requests that needed a larger pool."""
+    """Number of scored requests that needed a larger pool."""
     too_large: int = 0
-    """Scored requests that fitted a smaller pool."""
+    """Number of scored requests that fitted a smaller pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
     pools: Mapping[str, Pool]
-    """By name, in order of their windows; with the last value if a limit changed."""
+    """Pools by name, in increasing order of window, with the last values of limits that
+    changed."""
     first_s: float
     last_s: float
 
     def policy(self) -> Policy | None:
-        """Return the pools as one policy, one name for each window; None if empty."""
+        """Return a policy with one pool for each window, or None without pools."""
         by_window = {pool.max_model_len: pool for pool in self.pools.values()}
         return Policy(list(by_window.values())) if by_window else None
 
@@ -182,7 +185,7 @@ def _advice(policy: Policy | None, counts: BudgetCounts) -> dict[str, Any] | Non
 def render_recording(
     report: dict[str, Any], name: str, model: str = ""
 ) -> Iterator[str]:
-    """Format the scores for people, line by line.
+    """Format the scores as text, line by line.
 
     Args:
         report: the result of ``score_recording``.

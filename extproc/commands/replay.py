@@ -60,7 +60,7 @@ BASELINES = (
     EstimatorName.BYTES_OVER_FOUR,
     EstimatorName.SEMANTIC_ROUTER,
 )
-"""Estimators that the report compares with the chosen one."""
+"""Estimators that the report compares with the chosen estimator."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +174,7 @@ def replay(
     thresholds: Sequence[int],
     leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Estimate, then learn, entry by entry; score all but the first tenth."""
+    """Estimate, then learn, entry by entry; score all entries but the first tenth."""
     router = build_router(config, leave_out)
     sampler = build_sampler(config.feedback, router)
     evaluation = Evaluation(thresholds)
@@ -250,7 +250,7 @@ def _baselines(
 
 
 def _decide(router: AnyRouter, entry: Entry, max_body_bytes: int) -> Decision | None:
-    """Decide; None if the request's model is not configured."""
+    """Return the decision, or None if the request's model is not configured."""
     request = parse_request(entry.path, entry.body, entry.encoding, max_body_bytes)
     found = router.find("" if isinstance(request, Reason) else request.model)
     if found is None:

@@ -1,18 +1,18 @@
 """Reads logs of requests with their token counts, as input of ``replay``.
 
-A file may be gzipped. A line is a JSON object. Its body is read from the first of these
-that is present:
+A file may be gzipped. Each line is a JSON object. The request body is read from the
+first of the following fields that is present:
 
-- ``body_base64``: the bytes on the wire, to which the content-encoding header applies;
-- ``body``: the JSON body, as text or as an object (also in OpenAI's batch lines);
+- ``body_base64``: the bytes as sent, to which the content-encoding header applies;
+- ``body``: the JSON body as text or as an object, also in OpenAI's batch lines;
 - ``request`` or ``proxy_server_request`` (LiteLLM): an object with ``body``, or the
   body itself;
 - ``input`` of an export of generations with counts (Langfuse), with
   ``modelParameters``;
 - the fields of a body themselves (``messages``, ``prompt``, ``input``).
 
-The counts are in ``usage``, here or in ``response`` (or its ``body``), in
-``usageDetails``, or beside the body.
+The token counts are in ``usage`` (of the line, of its ``response`` or of the response's
+``body``), in ``usageDetails``, or next to the body.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MAX_TOKENS = 1 << 31
 
 
 class LogError(Exception):
-    """An invalid log line; the message has its number, field and expected form."""
+    """An invalid log line; the message has line number, field and expected form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Entry:
     path: str
     body: bytes
     encoding: str
-    """The ``content-encoding`` of the body."""
+    """Value of ``content-encoding`` for the body."""
     hint: str | None
     prompt_tokens: int
     completion_tokens: int
@@ -70,10 +70,10 @@ def read_log(name: str, hint_header: str) -> Iterator[Entry]:
 
     Args:
         name: a file name, or ``-`` for standard input.
-        hint_header: the header that names a category.
+        hint_header: name of the header that contains a category.
 
     Raises:
-        LogError: an invalid line, or no lines.
+        LogError: a line is invalid, or there are no lines.
         OSError: the file cannot be read.
     """
     if name == "-":
@@ -96,7 +96,7 @@ def _read_stream(stream: BufferedReader, hint_header: str) -> Iterator[Entry]:
 
 
 def read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
-    """Parse lines into entries; a byte order mark before the first is ignored.
+    """Parse lines into entries, ignoring a byte order mark before the first line.
 
     Raises:
         LogError: see ``read_log``.
@@ -116,7 +116,7 @@ def read_lines(lines: Iterable[bytes], hint_header: str) -> Iterator[Entry]:
 
 
 class _FieldError(ValueError):
-    """An invalid field; the message quotes nothing of the body."""
+    """An invalid field; the message contains no text of the body."""
 
 
 def _record(line: bytes) -> JsonObject:
@@ -146,7 +146,7 @@ def _entry(record: JsonObject, hint_header: str) -> Entry:
 
 
 def _request_of(record: JsonObject) -> JsonObject:
-    """Return the object in which a gateway logs the client's request, or {}."""
+    """Return the object in which a gateway logs the client's request, or {} if none."""
     for name in ("proxy_server_request", "request"):
         value = record.get(name)
         if type(value) is str and value.lstrip()[:1] == "{":
@@ -180,7 +180,7 @@ def _header(headers: JsonObject, name: str) -> str | None:
 def _body(
     record: JsonObject, request: JsonObject, headers: JsonObject
 ) -> tuple[bytes, str, JsonObject]:
-    """Return the body, its encoding, and its fields as far as they are known."""
+    """Return the body, its encoding, and those of its fields that are known."""
     if (encoded := record.get("body_base64")) is not None:
         return _from_base64(encoded), _header(headers, "content-encoding") or "", {}
     value = record.get("body", request.get("body"))
@@ -231,7 +231,7 @@ def _is_generation(record: JsonObject) -> bool:
 
 
 def _generation(record: JsonObject) -> JsonObject | None:
-    """Return the chat that an export of generations has as ``input``."""
+    """Return the chat in the ``input`` of an export of generations."""
     value = record.get("input")
     if type(value) is str and value.lstrip()[:1] in ("{", "["):
         value = _decoded(value) or value
@@ -250,7 +250,8 @@ _CALL_TYPES = {
     "text_completion": COMPLETIONS,
     "anthropic_messages": MESSAGES,
 }
-"""LiteLLM's call types; asynchronous ones start with another ``a``."""
+"""LiteLLM's call types; the name of an asynchronous type has an additional ``a`` in
+front."""
 
 
 def _path(record: JsonObject, request: JsonObject, fields: JsonObject) -> str:

@@ -38,7 +38,7 @@ from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_
 Writer = tuple[str, Callable[[Sequence[Model], str | None, Placement], Iterable[Json]]]
 
 _BUFFER_LIMIT = 32 << 20
-"""``request_body_buffer_limit`` of the shipped ``envoy.yaml``."""
+"""Value of ``request_body_buffer_limit`` in the shipped ``envoy.yaml``."""
 
 _DIRECT_RESPONSE_BYTES = 4096
 """Envoy's default limit on the body of a direct response."""
@@ -130,7 +130,7 @@ def _label(text: str) -> str:
 
 
 def fleet_of(config: Config) -> list[Model]:
-    """Return a configuration's models; ``pools`` alone yield one without a name."""
+    """Return a configuration's models; ``pools`` alone result in one unnamed model."""
     if not config.models:
         return [Model("", [pool.name for pool in config.pools])]
     return [
@@ -148,7 +148,7 @@ def default_of(config: Config) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings as blocks, and no aliases."""
+    """A YAML writer that writes multi-line strings as blocks, without aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -220,5 +220,5 @@ _WRITERS: dict[str, Writer] = {
     "gateway-api": (gateway_api_routes.HEAD, gateway_api_routes.gateway_api),
     "istio": (istio_routes.HEAD, istio_routes.istio),
 }
-"""For each format: the comment at the top of the file, and the function that yields
-the documents."""
+"""For each format, the comment at the top of the file and the function that yields the
+documents."""

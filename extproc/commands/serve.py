@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="configuration of the router"
     )
-    # Used by the supervisor of `server.workers` to start each worker.
+    # The supervisor of `server.workers` uses this option to start each worker.
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve. Return 2 for an invalid configuration, 1 if the address is in use."""
+    """Serve. Return 2 if the configuration is invalid, 1 if the address is in use."""
     config = read_config(args.config)
     if config is None:
         return 2

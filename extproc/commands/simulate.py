@@ -60,7 +60,7 @@ from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
-#: Requests routed in advance to learn each pool's share.
+#: Number of requests routed before the simulation to estimate each pool's share.
 _ROUTED_IN_ADVANCE = 10_000
 #: Minimum number of rounds of a replayed file to measure.
 _MIN_ROUNDS = 4
@@ -178,7 +178,7 @@ class _Task:
         )
 
     def saturated_rates(self) -> list[float]:
-        """Return the maximum request rate of each whole pool, in req/s."""
+        """Return the maximum request rate of each pool, in req/s."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
         inquiry = Inquiry(
             tiers,
@@ -340,7 +340,7 @@ def _document(
 
 
 def _state(results: Sequence[Result]) -> RunState:
-    """Return the worst state of the runs."""
+    """Return the worst state among the runs."""
     order = (
         RunState.OVERLOADED,
         RunState.UNSETTLED,

@@ -54,7 +54,7 @@ _FLEET_ROWS = (
 
 
 def print_fleet(document: dict[str, Any]) -> None:
-    """Print the results of :mod:`extproc.commands.simulate`, one column per pool."""
+    """Print the results of :mod:`extproc.commands.simulate`, with a column per pool."""
     print(
         wrap(
             f"{document['workload']}: {document['traffic']}; router "

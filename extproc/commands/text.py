@@ -1,4 +1,4 @@
-"""Terminal input and output of commands: option values, wrapped text."""
+"""Parses option values and wraps text for the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MAX_COLUMNS = 100
 def wrap(text: str, indent: int = 0) -> str:
     """Wrap the paragraphs of a text; keep indented lines unchanged.
 
-    The width is that of ``COLUMNS`` or the terminal, else 80. Each line is indented by
-    ``indent`` spaces.
+    The width is that of ``COLUMNS`` or of the terminal, otherwise 80. Each line is
+    indented by ``indent`` spaces.
     """
     columns = min(MAX_COLUMNS, shutil.get_terminal_size().columns)
     paragraphs: list[list[str]] = [[]]
@@ -49,7 +49,7 @@ def positive(text: str) -> int:
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Return the parser of an option that accepts one of these names."""
+    """Return the parser of an option that accepts one of the given names."""
     choices = names if isinstance(names, tuple) else tuple(names)
 
     def read(text: str) -> str:
@@ -83,4 +83,5 @@ def _number(text: str) -> float:
 
 
 READERS: dict[object, Callable[[str], object]] = {int: _whole, float: _number}
-"""Replace Python's types, whose error messages name them instead of the value."""
+"""Parsers that replace Python's types, whose error messages contain the type's name
+instead of the value."""

@@ -38,7 +38,7 @@ DEFAULT_RATE = 1000.0
 
 
 class OptionError(Exception):
-    """An invalid option; the message has option, value and expected value."""
+    """An invalid option; the message has option, value and expected form."""
 
 
 def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,8 @@ def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
     """Yield the lines of a recording that one base model's pools served.
 
     Raises:
-        TraceFormatError: there are none; the message lists the models in the recording.
+        TraceFormatError: no line belongs to the model; the message lists the models in
+            the recording.
     """
     others: set[str] = set()
     found = False
@@ -112,11 +113,11 @@ def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
 
 
 def read_workload(name: str, served_model: str | None = None) -> Workload:
-    """Return a named workload, or one from the records of a file.
+    """Return a named workload, or a workload made from the records of a file.
 
     Args:
         name: a workload's name or a file name.
-        served_model: base model whose records are used; None uses all.
+        served_model: base model whose records are used; None to use all records.
 
     Raises:
         OptionError: the name is unknown, or the file cannot be read.
@@ -151,7 +152,7 @@ def require_records(workload: Workload) -> None:
     """Reject a file with too few requests to estimate a median.
 
     Raises:
-        OptionError: fewer than 20 records.
+        OptionError: the file has fewer than 20 records.
     """
     if not isinstance(workload.lengths, Recorded):
         return
@@ -165,7 +166,7 @@ def require_records(workload: Workload) -> None:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file; decompress gzip, whatever the file's name."""
+    """Open a text file, and decompress gzip independent of the file's name."""
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(raw) if packed else raw as binary:
@@ -185,7 +186,7 @@ class Traffic:
     arrivals: Arrivals | Replay
     """Arrival times independent of the lengths, or a replayed file."""
     description: str
-    """Description for the operator."""
+    """Description of the traffic for the operator."""
 
     @property
     def stream(self) -> RequestStream:
@@ -199,8 +200,9 @@ def read_traffic(args: argparse.Namespace) -> Traffic:
     """Return the workload, its rate and its arrivals.
 
     Raises:
-        OptionError: an unreadable workload, a rate or variation out of range, a file
-            without times and no rate, or an empty recording.
+        OptionError: the workload cannot be read, a rate or a variation is out of range,
+            neither the file nor the options determine a rate, or the recording is
+            empty.
     """
     workload = read_workload(args.workload, args.served_model)
     if args.rate is not None and args.rate <= 0:
@@ -244,7 +246,7 @@ def _busiest_hour(workload: Workload) -> Replay | None:
 
 
 def _replayed(workload: Workload, rate: float | None) -> Traffic:
-    """Return the busiest part of a file, with a description of the choice."""
+    """Return the busiest part of a file, and a description of this choice."""
     assert workload.arrivals is not None
     assert isinstance(workload.lengths, Recorded)
     hour = _busiest_hour(workload)
