@@ -1,9 +1,9 @@
 """Print the gateway's routes and clusters for a configuration's pools.
 
 Examples:
-  extproc routes --config extproc.yaml                    for Envoy
-  extproc routes --config extproc.yaml --for gateway-api  Envoy Gateway's objects
-  extproc routes --config extproc.yaml --for istio        Istio's objects
+  extproc routes --config extproc.yaml                    Envoy
+  extproc routes --config extproc.yaml --for gateway-api  Envoy Gateway
+  extproc routes --config extproc.yaml --for istio        Istio
 """
 
 from __future__ import annotations
