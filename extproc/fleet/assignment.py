@@ -40,7 +40,7 @@ class PoolTraffic:
     """The traffic of one pool."""
 
     share: float
-    """Share of all requests."""
+    """Share of all requests that reach the pool."""
     lengths: Recorded
     refused: float = 0.0
     """Share of all requests that the pool's front end refuses, because the prompt alone

@@ -23,7 +23,8 @@ class Balancing(StrEnum):
     """The less loaded of two random instances, as with LEAST_REQUEST, Envoy's default.
     """
     RANDOM = "random"
-    """A random instance, whatever its load: Envoy's RANDOM; round robin is similar."""
+    """A random instance regardless of its load, as with Envoy's RANDOM. Round robin is
+    similar."""
     PREFIX = "prefix"
     """The instance that last received the longest prefix of the prompt, unless its load
     is too high. llm-d's prefix scorer and Envoy's ring hash with bounded loads are

@@ -70,7 +70,7 @@ class BlockPool:
         """Take free blocks for new tokens, and remove them from the cache.
 
         Args:
-            count: at most :attr:`num_free`.
+            count: number of blocks, at most :attr:`num_free`.
         """
         unhashed = min(count, self._unhashed)
         self._unhashed -= unhashed

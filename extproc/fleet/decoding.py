@@ -25,7 +25,7 @@ class Decode:
 
     Attributes:
         ready_s: time of arrival, before the transfer.
-        prompt_tokens, output_tokens: both at least 1.
+        prompt_tokens, output_tokens: numbers of tokens, at least 1 each.
         transfer_s: duration of the request's KV-cache transfer, which starts at
             admission.
         first_token_s, finish_s: ends of the steps of its first and last token.

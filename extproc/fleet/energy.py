@@ -78,7 +78,8 @@ class PowerCurve:
 
     Attributes:
         idle_w: power with the model loaded and no request running.
-        low_w, high_w: power in a step of about one token, and of hundreds.
+        low_w, high_w: power in a step of about one token, and in a step of hundreds of
+            tokens.
         midpoint: log2 of the number of tokens at which power is halfway between
             ``low_w`` and ``high_w``.
         measured: whether the curve was fitted to this GPU.
@@ -281,7 +282,7 @@ def fleet_energy(
     pue: Range = PUE,
     grid_g_per_kwh: Range = GRID_G_PER_KWH,
 ) -> Energy:
-    """Return the sum over the pools."""
+    """Return energy and carbon of the fleet, summed over its pools."""
     boards_w = sum(load.gpus * load.draw.watts for load in loads)
     gpus = sum(load.gpus for load in loads)
     tokens_per_s = sum(

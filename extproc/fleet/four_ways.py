@@ -1,4 +1,4 @@
-"""Four fleets that meet one SLO: one pool, split, disaggregated, or both of these."""
+"""Four fleets that meet one SLO, with and without split and disaggregation."""
 
 import math
 from dataclasses import dataclass

@@ -79,7 +79,7 @@ class Deployment:
         reserved_bytes: memory per GPU used for neither weights nor KV cache; None for
             the sum of the terms of this module. 0 reproduces the papers' arithmetic.
         cuda_graphs: whether to count captured graphs (since vLLM 0.21).
-        block_size: tokens in a KV block; vLLM's default is 16.
+        block_size: number of tokens in a KV block; vLLM's default is 16.
     """
 
     model: Model

@@ -369,7 +369,7 @@ class Instance:
         return ended
 
     def _end(self, job: Job, step: int) -> None:
-        """Remove a job whose last token this step has processed."""
+        """Remove a job whose last token was processed in this step."""
         self.finished.append(job)
         # A job without an admission number was evicted in the meantime.
         if job.admission:

@@ -117,11 +117,11 @@ def read_model_config(
     Args:
         document: the parsed ``config.json``.
         name: name of the model if the file has none.
-        kv_cache_dtype: vLLM's option: ``auto`` (from the checkpoint, else 16 bits),
-            ``fp8`` or ``bfloat16``.
+        kv_cache_dtype: vLLM's option: ``auto`` (from the checkpoint, otherwise 16
+            bits), ``fp8`` or ``bfloat16``.
 
     Raises:
-        ModelConfigError: the key that is missing or invalid.
+        ModelConfigError: a key is missing or invalid; the message has its name.
     """
     if not isinstance(document, dict):
         raise ModelConfigError("config: not a JSON object; expected config.json")

@@ -15,7 +15,7 @@ class Model:
         weight_bytes: mean bytes per parameter as served, including scales.
         kv_bytes: bytes per element of the KV cache.
         fp8_compute: whether matrices are multiplied in 8 bits.
-        num_experts, experts_per_token: 1 and 1 for a dense model.
+        num_experts, experts_per_token: 1 each for a dense model.
         tensor_parallel_size: default number of GPUs of one instance.
         max_position_embeddings: maximum useful ``max_model_len``.
         latent_kv_dim: elements per token and layer with multi-head latent attention

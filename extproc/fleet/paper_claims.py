@@ -14,7 +14,7 @@ from extproc.fleet.steptime import PAPER_KV_TOKENS, Linear
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One number of the papers and our derivation of it."""
+    """One number of the papers, and its derivation in this module."""
 
     paper: str
     what: str

@@ -137,7 +137,7 @@ class Plan:
     traffic: str
     engine: str
     gpus_per_instance: int
-    """Of fleets without pools, and of pools without a GPU of their own."""
+    """Model and GPUs of an instance, except in pools with another GPU."""
     compared_by: str
     headroom: float
     pools: list[PoolRow]

@@ -116,7 +116,7 @@ class Figures:
     Attributes:
         steady: whether the number of requests in flight has stopped growing.
         measured: number of requests measured.
-        late_ttft, late_tpot: shares of requests that exceed the SLO.
+        late_ttft, late_tpot: shares of requests whose TTFT or TPOT exceeds the SLO.
         transfer_s: mean time from the end of the prefill to the KV cache's last byte,
             including the wait for the network.
     """
@@ -155,7 +155,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Fleet:
-    """Both pools in operation."""
+    """The prefill pool and the decode pool in operation."""
 
     parts: Parts
     prefill: list[Instance]

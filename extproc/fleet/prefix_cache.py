@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Keys of the tokens that a request's prompt and answer share with others."""
+    """Keys of the tokens that a request shares with other requests."""
 
     keys: tuple[Hashable, ...]
     """Two requests have equal tokens up to the end of a key if and only if all keys up
@@ -45,10 +45,10 @@ class Run:
     Attributes:
         node: node of the blocks; None for private blocks of a request, of which only
             the number matters.
-        order: (step, admission) of the request that cached them. If ``offset`` is not
-            None, the request cached the blocks one by one during decoding. It filled a
-            block at the step at which its number of computed tokens, the step count
-            plus ``offset``, reached the block's end.
+        order: (step, admission) of the request that cached the blocks. If ``offset`` is
+            not None, the request cached the blocks one by one during decoding. It
+            filled a block at the step at which its number of computed tokens, the step
+            count plus ``offset``, reached the block's end.
         higher: the run that was split from the end of this one, for requests that use
             both.
         earlier, later: neighbors in the queue of free blocks, if the run is unused.
@@ -121,7 +121,7 @@ class Holding:
     grown_from: int = 0
     """Value of ``hashed`` at the start of decoding."""
     admission: int = 0
-    """The number of its admission, which orders requests within a step."""
+    """The request's admission number, which orders requests within a step."""
 
 
 @dataclass(slots=True)

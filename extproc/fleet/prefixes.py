@@ -3,10 +3,10 @@
 The keys come from chained hashes of prompt blocks (Mooncake, Bailian) or from
 conversations. A turn of a conversation repeats the previous prompt and answer if its
 prompt is at least as long as these together, and repeats only the previous prompt if
-its prompt is at least as long as this. Any other turn starts a new conversation. Hashes
-do not cover answers, so later turns do not find cached answers, and the result is a
-lower bound. If a log has neither hashes nor conversations, the cached tokens that its
-usage reports are used unchanged.
+its prompt is not shorter than that one. Any other turn starts a new conversation.
+Hashes do not cover answers, so later turns do not find cached answers, and the result
+is a lower bound. If a log has neither hashes nor conversations, the cached tokens that
+its usage reports are used unchanged.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.workload import Recorded, Workload
 
-#: The prefix of each request, in order; None for a request that shares nothing.
+#: The prefix of each request, in order; None for a request without a shared prefix.
 Prefixes = tuple[Prefix | None, ...]
 
 

@@ -46,7 +46,7 @@ def fit(
     The method is least squares of relative errors, with coefficients of at least 0.
 
     Raises:
-        ProfileError: too few samples to determine the coefficients.
+        ProfileError: there are too few samples to determine the coefficients.
     """
     if len(decode) < 3 or len(prefill) < 3:
         raise ProfileError(

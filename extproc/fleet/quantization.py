@@ -31,7 +31,7 @@ def read_quantization(document: Any) -> Quantization:
     """Return the storage format of linear layers from a ``quantization_config``.
 
     Raises:
-        ModelConfigError: an unknown method.
+        ModelConfigError: the method is unknown.
     """
     if not isinstance(document, dict):
         return Quantization()

@@ -1,6 +1,6 @@
 """The inputs of a plan, and the policies that it compares.
 
-The policies are these:
+The policies are as follows:
 
 - ``homogeneous-worst-case``: one pool whose ``max_num_seqs`` is the number of sequences
   of ``max_model_len`` tokens that fit, the papers' baseline;
@@ -10,8 +10,10 @@ The policies are these:
   rejects longer prompts and truncates longer answers;
 - ``split``: pools by threshold behind the shipped router, with the ``max_num_seqs`` of
   ``homogeneous-paged``;
-- ``split-worst-case``: the same with worst-case ``max_num_seqs``, the papers' split;
-- ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: other routers.
+- ``split-worst-case``: the same pools with worst-case ``max_num_seqs``, the papers'
+  split;
+- ``split-oracle``, ``split-prompt-length``, ``split-bytes/4``: the same pools behind
+  other routers.
 
 The difference between ``homogeneous-worst-case`` and ``homogeneous-paged`` is what is
 saved by not sizing for the worst case. The difference between ``homogeneous-paged`` and
@@ -65,11 +67,11 @@ class Question:
             strategy assigns, that are measured for each size tried, and that are
             measured in the whole fleet at the end.
         headroom: share of each pool's saturated rate to leave free.
-        traffic: the choice of the arrivals, in a sentence for the operator.
+        traffic: a sentence for the operator on how the arrivals were chosen.
         pool_hardware: hardware of the split's pools with other GPUs than ``engine``, by
             pool name.
-        long_promise_given: whether ``slo.long_ttft_s`` is the operator's; if not, the
-            last pool's limit is derived from its own requests.
+        long_promise_given: whether the operator specified ``slo.long_ttft_s``; if not,
+            the last pool's limit is derived from its own requests.
     """
 
     workload: Workload

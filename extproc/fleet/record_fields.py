@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from extproc.json_object import JsonObject
 from extproc.routing.token_counts import TokenCounts, read_token_counts
 
-#: One level of a record, from plain key to value.
+#: One level of a record, a mapping from plain keys to values.
 Level: TypeAlias = JsonObject
 
 #: Keys of prompt and output counts, in plain spelling, in formats that do not use the

@@ -107,7 +107,7 @@ def _csv_rows(
 
 
 def _dialect(header: str) -> tuple[str, list[str]]:
-    """Return the delimiter whose columns have counts, or the one with most columns."""
+    """Return the delimiter whose columns have counts, or that yields most columns."""
 
     def columns(delimiter: str) -> list[str]:
         names = next(csv.reader([header], delimiter=delimiter), [])

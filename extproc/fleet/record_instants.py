@@ -159,9 +159,10 @@ def unit_of(
 ) -> Unit:
     """Return the unit of all times in a file.
 
-    Mooncake uses milliseconds, Bailian seconds with three decimals; both name their
-    counts ``input_length``. Numbers above 10^11 cannot be seconds since 1970, numbers
-    above 10^14 cannot be milliseconds, and numbers above 10^17 cannot be microseconds.
+    Mooncake uses milliseconds, Bailian seconds with three decimals. Both formats name
+    the prompt count ``input_length``. Numbers above 10^11 cannot be seconds since 1970,
+    numbers above 10^14 cannot be milliseconds, and numbers above 10^17 cannot be
+    microseconds.
 
     Args:
         values: the times, at least one.

@@ -29,7 +29,8 @@ _T975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-#: Maximum correlation; above it, ten batches are not informative. Its factor is 3.
+#: Maximum of the estimated correlation, which corresponds to a factor of 3. Above it,
+#: ten batches are not informative.
 _MOST_CORRELATION = 0.8
 
 

@@ -29,8 +29,8 @@ Source: ``vllm/v1/core/sched/scheduler.py`` (``schedule``, ``update_from_output`
 0.32.0, for a dense full-attention model without speculative decoding or pipeline
 parallelism. ``tests/fleet`` replays recordings of that code.
 
-Not thread-safe; no function here reads a clock. The caller determines the duration of a
-step (see :mod:`extproc.fleet.hardware`).
+The scheduler is not thread-safe and reads no clock. The caller determines the duration
+of a step (see :mod:`extproc.fleet.hardware`).
 """
 
 from collections import deque
@@ -43,7 +43,7 @@ from extproc.fleet.scheduled import Request, Status, Step
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """The limits of a vLLM instance, under vLLM's own names.
+    """The limits of a vLLM instance, with vLLM's names.
 
     Raises:
         ValueError: a limit is out of range; the message has its name and value.

@@ -102,11 +102,12 @@ def sweep(question: Question, thresholds: Sequence[int]) -> list[SweepPoint]:
 
 
 def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
-    """Return the threshold that saves most compared with one equally set pool.
+    """Return the threshold with the largest saving compared with one pool.
 
     Returns:
-        The point of the threshold and the saved share of the one pool's instances,
-            which is negative for a loss; None for an empty sweep.
+        The point of the threshold, and the saved share of the instances of one pool
+            with the same ``max_num_seqs``, negative for a loss; None for an empty
+            sweep.
     """
     if not sweep:
         return None

@@ -1,12 +1,12 @@
 """Minimum number of instances that meets an SLO, from throughput and simulations.
 
 A pool is sized by its own requests, which :mod:`extproc.fleet.assignment` determines.
-The first estimate is the rate over the throughput of one saturated instance, less the
-headroom. Then the pool is simulated at different sizes. A pool of more than ``SUBPOOL``
-instances is represented by ``SUBPOOL`` instances with their share of the traffic, since
-instances are interchangeable and the balancer compares two at a time. For a replayed
-file, the whole pool is simulated instead, since thinning the file would also thin its
-bursts.
+The first estimate is the rate divided by the throughput of one saturated instance after
+deducting the headroom. Then the pool is simulated at different sizes. A pool of more
+than ``SUBPOOL`` instances is represented by ``SUBPOOL`` instances with their share of
+the traffic, since instances are interchangeable and the balancer compares two at a
+time. For a replayed file, the whole pool is simulated instead, since thinning the file
+would also thin its bursts.
 """
 
 import math
@@ -53,7 +53,7 @@ DEFAULT_MAX_NUM_SEQS = 256
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One instance as deployed, before any limits."""
+    """One instance as deployed, without its pool's limits."""
 
     name: str
     step_time: StepTime
@@ -255,7 +255,7 @@ class Clear:
 
 
 def _late_share(pool: PoolResult) -> float:
-    """Return the larger late share, of long or other requests, among those judged."""
+    """Return the larger of the late shares of long and other requests, if judged."""
     return max(pool.late_shares, default=0.0)
 
 
@@ -322,7 +322,7 @@ def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSet
 def simulate_alone(
     task: SizingTask, instances: int, simulated: int, run: RunSettings
 ) -> Result:
-    """Simulate some of a pool's instances with their share of requests, unrouted."""
+    """Simulate some of a pool's instances alone, with their share of requests."""
     limits = task.tier.limits
     spec = PoolSpec(
         task.tier.name,

@@ -92,7 +92,7 @@ class RunSettings:
 
 
 class Measurement:
-    """The batches of a run so far, and the choice of those to measure.
+    """The batches of a run so far, and the choice of batches to measure.
 
     Neighboring batches are merged if there are many, so that memory is bounded and
     batches grow with the run.

@@ -113,7 +113,7 @@ class Roofline:
 
     @property
     def pair_s(self) -> float:
-        """Time for a pair's query-key and value products: 4 FLOP per head dimension."""
+        """Time for a pair's query-key and value products, 4 FLOP per head dimension."""
         model = self.deployment.model
         width = model.num_attention_heads * model.head_dim
         attention_flops = (
@@ -139,7 +139,7 @@ class Roofline:
 
     @property
     def _window_bytes(self) -> float:
-        """Bytes that a decoding sequence reads in sliding-window layers."""
+        """Bytes of the attention windows that a decoding sequence reads."""
         model = self.deployment.model
         layer = model.layer_kv_bytes_per_gpu(self.deployment.tensor_parallel_size)
         return model.sliding_layers * model.sliding_window * layer

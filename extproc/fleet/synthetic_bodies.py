@@ -1,4 +1,4 @@
-"""Bodies of simulated requests, whose bytes per token vary like those of real text.
+"""Bodies of simulated requests, with bytes per token that vary as in real text.
 
 The simulated router is the shipped one, which reads bytes. So a request with a given
 number of tokens gets text of its kind with a corresponding length, which is this number

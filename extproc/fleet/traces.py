@@ -1,16 +1,16 @@
 """Length distributions of public traces, as tables instead of downloads.
 
-Azure LLM inference trace 2023 (Azure/AzurePublicDataset, its files
+For the Azure LLM inference trace 2023 (Azure/AzurePublicDataset, files
 ``AzureLLMInferenceTrace_code`` and ``_conv``, CC BY 4.0; Patel et al., "Splitwise",
-ISCA 2024). The tables have prompt quantiles, and output quantiles within each eighth of
+ISCA 2024), the tables have prompt quantiles, and output quantiles within each eighth of
 the requests by prompt length, which keeps the dependence of outputs on prompts. Values
 between quantiles are interpolated. The means and the shares under 2,048 to 8,192 tokens
 are within 1 % of those of the trace.
 
-LMSYS-Chat-1M and the agent mixture. The tables have cumulative shares of total tokens,
-as published in vllm-project/semantic-router, ``src/fleet-sim/data`` (Apache-2.0). The
-agent mixture is synthetic according to its authors. LMSYS-Chat-1M has no published
-division into prompt and output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
+For LMSYS-Chat-1M and the agent mixture, the tables have cumulative shares of total
+tokens, as published in vllm-project/semantic-router, ``src/fleet-sim/data``
+(Apache-2.0). The agent mixture is synthetic according to its authors. LMSYS-Chat-1M has
+no published division into prompt and output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
 """
 
 #: Probabilities of the prompt quantiles: k/64, and the tail.
@@ -102,7 +102,7 @@ AZURE_CONV_OUTPUTS = (
 )
 # fmt: on
 
-#: (total tokens, share of requests with at most this number).
+#: Pairs of a number of total tokens and the share of requests with at most this number.
 LMSYS_TOTALS = (
     (64, 0.13144),
     (128, 0.23595),
@@ -127,8 +127,8 @@ LMSYS_TOTALS = (
 #: mean prompt there is 69.5 tokens, without the history that the totals above include.
 LMSYS_MEAN_OUTPUT_TOKENS = 214.5
 
-#: (total tokens, share) of a mixture of SWE-bench, BFCL and RAG lengths, not of a
-#: trace.
+#: Pairs of total tokens and share, as above, for a mixture of SWE-bench, BFCL and RAG
+#: lengths, not for a trace.
 AGENT_TOTALS = (
     (64, 0.0),
     (128, 0.0),
@@ -150,9 +150,10 @@ AGENT_TOTALS = (
     (65_536, 1.0),
 )
 
-#: (total tokens, share), as arXiv 2604.09613 states for its Azure input: 80 % up to 2K,
-#: 92 % up to 8K and a tail to 64K. The public trace has no such tail: its longest
-#: request has 14,089 tokens. The shape between these points is not published.
+#: Pairs of total tokens and share, as above, which arXiv 2604.09613 states for its
+#: Azure input: 80 % up to 2K, 92 % up to 8K and a tail to 64K. The public trace has no
+#: such tail, since its longest request has 14,089 tokens. The shape between these
+#: points is not published.
 HEAVY_TOTALS = (
     (64, 0.02),
     (512, 0.29),

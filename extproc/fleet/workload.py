@@ -36,8 +36,8 @@ class Lengths(Protocol):
         Args:
             evenly: draw one from each n-th part of the distribution, in random order,
                 so that estimates do not depend on the number of long requests drawn.
-                Not for traffic: rare requests would arrive at regular intervals, and
-                their queues would be too short.
+                This option is not for traffic, because rare requests would arrive at
+                regular intervals and their queues would be too short.
         """
 
 
@@ -96,8 +96,8 @@ class TotalTable:
     """Cumulative shares of total tokens, divided into prompt and output by a rule."""
 
     points: tuple[tuple[int, float], ...]
-    """(total tokens, share of requests with at most this number), in increasing order.
-    """
+    """Pairs of a number of total tokens and the share of requests with at most this
+    number, in increasing order."""
     output_share: float
     """Share of the total that is output, limited to ``max_output_tokens``."""
     max_output_tokens: int
@@ -287,8 +287,8 @@ class Thinned:
                 yield kept
 
 
-#: Times, prompt tokens and output tokens of consecutive requests, and their shared
-#: prefixes (None for none).
+#: Times, prompt tokens and output tokens of consecutive requests, and the shared
+#: prefixes (or None).
 Block = tuple[Seconds, Tokens, Tokens, Sequence[Prefix | None] | None]
 
 
