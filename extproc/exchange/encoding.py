@@ -145,8 +145,8 @@ def _unbrotli(body: bytes, limit_bytes: int) -> Decoding:
 
 
 def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
-    # The reader accepts a body that is truncated inside a frame, and runs until it has
-    # output.
+    # Check the frames first: the library accepts a body that is truncated inside a
+    # frame, and does not return before it has output, however much input that takes.
     is_whole = yield from _is_whole_zstd(body)
     if not is_whole:
         return None

@@ -195,8 +195,8 @@ class _Desk:
     def place(self, prompts: Tokens, outputs: Tokens, *, learns: bool = True) -> Tokens:
         """Return the index of each request's pool, or the number of pools if none fits.
 
-        Without ``learns``, the strategy does not learn, because requests of similar
-        length only would bias it.
+        With ``learns`` false, the strategy does not learn from these requests: requests
+        that are all of similar length would bias it.
         """
         placed = np.empty(len(prompts), np.int64)
         for index, (prompt, output) in enumerate(

@@ -94,7 +94,7 @@ class KvBlocks:
         block_size = self._block_size
         blocks = -(-job.computed // block_size)
         if self.is_caching:
-            # The last token is never computed or never cached.
+            # Not the last token: it is not computed, or computed but not cached.
             full = (job.tokens - 1) // block_size
             holding = job.holding
             if holding is None:

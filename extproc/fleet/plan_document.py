@@ -137,7 +137,7 @@ class Plan:
     traffic: str
     engine: str
     gpus_per_instance: int
-    """Model and GPUs of an instance, except in pools with another GPU."""
+    """Model and GPUs of an instance, except in pools that set another GPU type."""
     compared_by: str
     headroom: float
     pools: list[PoolRow]

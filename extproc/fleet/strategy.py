@@ -18,8 +18,8 @@ from extproc.routing.router import Decision, Outcome, Router
 
 #: The rule of thumb of most gateways for bytes per token.
 RULE_OF_THUMB_BYTES_PER_TOKEN = 4
-#: Number of responses from which the simulated router learns before it starts sampling.
-#: While sampling, the router learns from one response in a fixed number.
+#: The simulated router learns from this number of first responses, and then from every
+#: ``LEARNED_EVERY``-th.
 LEARNED_AT_FIRST = 1000
 LEARNED_EVERY = 20
 
@@ -28,7 +28,7 @@ class StrategyName(StrEnum):
     """A rule that chooses a pool."""
 
     ROUTER = "router"
-    """The shipped router with its default estimator, on drawn bodies."""
+    """The shipped router with its default estimator, on randomly generated bodies."""
     EMA = "ema"
     """The shipped router with the papers' estimator."""
     ORACLE = "oracle"

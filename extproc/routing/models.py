@@ -92,7 +92,7 @@ class ModelRouter:
 
         Args:
             name: as the client sent it; empty if it sent none.
-            served: the pool of each name that the pools' servers list.
+            served: maps each model name that a pool's servers report to that pool.
         """
         return self.find_known(name, served) or self.unknown
 

@@ -43,9 +43,10 @@ _LEARNING_SPREADS = {
 _TOOLS_LEARNING_SPREAD = 0.1
 _TEXT_LEARNING_SPREAD = 0.4
 
-# The same deviation for prediction, as narrow as measured by leaving families out. A
-# long prompt multiplies the spread of its most frequent terms: letters, words,
-# indentation, the text of tools. Text unlike English has separate, wide terms.
+# The same deviations for prediction. For the most frequent terms (letters, words,
+# indentation, the text of tools) they are only as wide as tests with one family left
+# out require, because a long prompt multiplies them. Text unlike English has separate
+# terms with wide deviations.
 _PREDICTION_SPREADS = {
     **_LEARNING_SPREADS,
     "tools letter": 0.02,

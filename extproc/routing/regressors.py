@@ -196,9 +196,10 @@ SCRIPT_TERMS = frozenset(
 )
 """The terms that count non-ASCII characters."""
 
-# Share of pairs of e, t, h among pairs of lowercase letters: 0.07 to 0.12 in English
-# prose, 0.05 to 0.08 in source code, under 0.04 in most other languages. Text at or
-# above the first limit is English or code; text below the second is not.
+# Of all pairs of adjacent lowercase letters, the share of pairs in which both letters
+# are e, t or h: 0.07 to 0.12 in English prose, 0.05 to 0.08 in source code, under 0.04
+# in most other languages. Text at or above the first limit is English or code; text
+# below the second is not.
 _ENGLISH_SHARE = 0.05
 _FOREIGN_SHARE = 0.03
 # Pairs with English shares that are added to every text, so that short text counts as

@@ -67,7 +67,8 @@ def test_at_most_three_are_lost_while_none_of_their_size_comes(
     ]
 
     assert seen.count(False) <= LOSSES + sum(
-        # Small bodies of unknown length between two losses may cancel out a loss.
+        # Small bodies of unknown length that arrive between two lost bodies may
+        # take one loss off the count.
         seen[:n].count(True) >= ARRIVALS
         for n, was in enumerate(seen)
         if was is False

@@ -172,7 +172,7 @@ def test_what_is_not_watched_ends_before_the_response() -> None:
     _, route = play(machine, request(body), RequestBody(body, True))
     assert route.end
 
-    # The replies would be these if Envoy sent the response regardless.
+    # Envoy does not send the response then. If it did, these would be the replies.
     assert send(machine, response()) == Step(Continue(), end=True)
     assert send(machine, ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
 

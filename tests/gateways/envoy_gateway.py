@@ -99,7 +99,7 @@ def own_network() -> Iterator[None]:
 def without_a_cluster(
     manifests: list[Manifest], services: Mapping[str, int]
 ) -> list[Manifest]:
-    """Change what the file provider forces: a Service becomes a Backend by address.
+    """Replace each Service by a Backend with an address, as the file provider requires.
 
     Args:
         manifests: as rendered; left alone.

@@ -140,7 +140,7 @@ def test_refuses_settings_out_of_range(arguments: dict[str, float]) -> None:
 
 
 def test_what_is_allowed_is_hardly_behind_the_answers() -> None:
-    """The quantile is recomputed once a hundredth of the observations is new."""
+    """The quantile is recomputed as soon as one in 128 observations is new."""
     rng = random.Random(5)
     allowance = OutputAllowance()
     for n in range(3000):

@@ -91,8 +91,8 @@ def test_the_counted_answer_is_a_message_of_the_next_turn(
     for n in range(30):  # 1.6 tokens a word, and 4 a message
         turn(routes, [text(100 + 9 * n, n)], 160 + 14 * n + 7)
     routes.learn(routes.route(request(known)), Outcome(200, 650, answered))
-    # The later turn has one word with many tokens, which only the response can have
-    # shown.
+    # The later turn contains one word with many tokens. The router can know this only
+    # from the usage in the earlier response.
     later = routes.route(request([*known, text(100, 3), text(3)]))
     without = router()
     for n in range(30):

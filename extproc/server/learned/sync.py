@@ -243,7 +243,8 @@ class StateKeeper:
         )
 
     def _then(self, name: str, key: str, ours: Components) -> DecayedSums | None:
-        # A component that a reload has added meanwhile started from the base.
+        # If a reload added this component in the meantime, the component started from
+        # the base.
         return ours.get(name, self._base.get(name, {})).get(key)
 
     def _take_in_group(

@@ -101,8 +101,8 @@ def test_replay_scores_a_recording(
     assert report["reasons"] == {"within_threshold": 4, "over_capacity": 1}
     assert report["seconds"] == 40
     assert report["advice"] is None  # five requests are too few
-    # A budget of 1,300 for a need of 1,100 sends three of four requests long
-    # needlessly.
+    # Three of the four requests need 1,100 tokens and have a budget of 1,300: they go to
+    # the long pool needlessly.
     assert report["misroute_pct"] == {"1150": {"under": 0.0, "over": 75.0}}
     assert report["mape_pct"] == pytest.approx(10, abs=0.1)
     assert main(arguments) == 0
