@@ -5,9 +5,9 @@
 The load goes through a real Envoy and has connections, JSON responses, streams, clients
 that disconnect, invalid bodies, 100 models, reloads and stored state. The program
 prints the router's memory, file descriptors, threads, asyncio tasks and open exchanges.
-It exits with status 1 if these have grown from the second fifth of the run to the last
-fifth. The router learns all models before the first fifth, so that their state exists,
-and the allocator settles during the first fifth.
+It exits with status 1 if these have grown from the second and third fifth of the run to
+the last two. The router learns all models before the first fifth, so that their state
+exists, and the allocator settles during the first fifth.
 """
 
 import argparse
@@ -283,8 +283,8 @@ def judge(samples: list[Sample], failed: list[str]) -> int:
         # minimum sample, because a large body may be present in one sample, but a leak
         # is present in all samples.
         of_samples = median if name in ("rss_mib", "malloc_mib") else min
-        before = of_samples(getattr(s, name) for s in during[fifth : 2 * fifth])
-        at_end = of_samples(getattr(s, name) for s in during[-fifth:])
+        before = of_samples(getattr(s, name) for s in during[fifth : 3 * fifth])
+        at_end = of_samples(getattr(s, name) for s in during[-2 * fifth :])
         alone = getattr(after, name)
         print(f"{name}: {before:.1f} -> {at_end:.1f}, without clients {alone:.1f}")
         if name == "malloc_mib":
