@@ -69,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version, and the implementation that counts text features."""
+    """Prints the version and the name of the code that counts text features."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from extproc.routing.arithmetic import COUNTED_BY  # slow, since it loads NumPy

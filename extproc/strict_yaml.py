@@ -1,7 +1,7 @@
 """YAML parser that rejects duplicate keys in a mapping.
 
-PyYAML silently keeps the last of two equal keys, so that the first of two ``pools``
-sections would be ignored.
+PyYAML silently keeps only the last of two equal keys. If a file had two ``pools``
+sections, PyYAML would ignore the first section.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ _TYPES = "type.googleapis.com/envoy.extensions.filters"
 
 
 def composed() -> dict[str, Any]:
-    """Return a user's Envoy configuration that has two pools and the pasted pieces."""
+    """Return a user's Envoy configuration with two pools, and with the pasted parts."""
     pieces = yaml.safe_load(PIECES.read_text())
     (host,) = pieces["virtual_hosts"]
     router = {

@@ -44,7 +44,7 @@ def test_only_the_command_line_and_the_demo_print(path: Path) -> None:
 
 
 def test_the_envoy_folder_is_no_package() -> None:
-    """A package here would hide upstream's package ``envoy``."""
+    """If the folder were a package, it would hide upstream's package ``envoy``."""
     assert list((PROJECT / "envoy").rglob("__init__.py")) == []
 
 

@@ -1,4 +1,4 @@
-"""The core's defaults equal those of the configuration, and the texts quote both."""
+"""The core's defaults equal the configuration's, and the documentation quotes them."""
 
 import dataclasses
 import inspect

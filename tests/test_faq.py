@@ -1,4 +1,4 @@
-"""The figures in the FAQ equal those on the pages that its answers link to."""
+"""The figures in each answer of the FAQ equal those on the pages that it links to."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The public API: the examples in its docstring and in the README run unchanged."""
+"""The public API: the examples in its docstring and in the README run as they are."""
 
 import doctest
 import re

@@ -73,10 +73,10 @@ def built(
 def installed(
     built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Return the script folder of an environment with the wheel and the dependencies.
+    """Return the script folder of an environment with the wheel and its dependencies.
 
-    The dependencies come from the running environment, through a path entry after the
-    wheel's, because reinstalling them would only test pip.
+    The dependencies come from the current environment, through a path entry after that
+    of the wheel. Installing them again would only test pip.
     """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "env", with_pip=True)

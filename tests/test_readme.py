@@ -1,4 +1,6 @@
-"""The documentation's tables match the code, and everything it names exists."""
+"""The documentation's tables match the code, and everything the documentation names
+exists.
+"""
 
 import argparse
 import dataclasses
@@ -82,7 +84,7 @@ SETTINGS = dict(settings())
 
 
 def restarts(schema: Any = Config, prefix: str = "", whole: bool = False) -> set[str]:
-    """Return the dotted keys of all settings that take effect only after a restart."""
+    """Return the dotted keys of all settings that need a restart to take effect."""
     hints = get_type_hints(schema)
     found = set()
     for setting in dataclasses.fields(schema):
@@ -113,7 +115,7 @@ def metrics() -> dict[str, str]:
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
-    """Return the table rows below a heading whose first cell is code."""
+    """Return those table rows below a heading whose first cell is code."""
     section = page.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
     lines = re.findall(r"^\| (`.+) \|$", section, re.MULTILINE)
     return [line.split(" | ") for line in lines]

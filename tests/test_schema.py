@@ -1,4 +1,4 @@
-"""Settings that a reload applies, and settings that wait for a restart."""
+"""Settings that a reload applies, and settings that only a restart applies."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""The subset of Envoy's API matches upstream's, and its code matches protoc's output."""
+"""The subset of Envoy's API matches upstream, and its code matches protoc's output."""
 
 import json
 import subprocess

@@ -13,7 +13,7 @@ from extproc.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 NAMES_IN_CAPITALS = r"[A-Z]{2}|P99\b|Python\b|Llama-|Envoy\b|KV\b|GPUs\b"
-"""Beginnings of a help text other than a lower-case letter: names and acronyms."""
+"""Names and acronyms, with which a help text may begin in upper case."""
 PREPOSITIONS = "about above as at below beside by for from in into of on than to with"
 TEXT = r"\.(py|md|ya?ml|proto|toml)$"
 
@@ -57,7 +57,7 @@ def test_a_default_is_in_brackets_at_the_end(option: str) -> None:
 
 
 def lines() -> Iterator[tuple[str, str]]:
-    """Yield every line of the project's text, except this file's, with its place."""
+    """Yield the place and text of every line of the project, except in this file."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )

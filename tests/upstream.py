@@ -1,9 +1,11 @@
 """Envoy's own protobuf classes (from the package xds-protos), in a separate process.
 
-One process cannot import these classes and the project's own, because both packages
-define the name ``envoy`` and some of the same symbols. This program reads {"responses":
-[base64], "requests": [ProcessingRequest as JSON]} on standard input and writes
-{"responses": [JSON], "requests": [base64], "fields": ..., "enums": ...}.
+A single process cannot import both these classes and the project's own, because both
+define the name ``envoy`` and some of the same symbols.
+
+This program reads {"responses": [base64], "requests": [ProcessingRequest as JSON]} on
+standard input and writes {"responses": [JSON], "requests": [base64], "fields": ...,
+"enums": ...}.
 """
 
 import base64
@@ -42,13 +44,13 @@ def all_messages() -> Iterator[Any]:
 
 
 def name_of(descriptor: Any) -> str:
-    """Return the message's name, prefixed by the names of the enclosing messages."""
+    """Return a message's name, prefixed by the names of its enclosing messages."""
     outer = descriptor.containing_type
     return f"{name_of(outer)}.{descriptor.name}" if outer else descriptor.name
 
 
 def fields() -> dict[str, dict[str, list[object]]]:
-    """Return the number, type, repetition and type name of each field of each message."""
+    """Return each message's fields with number, type, repetition and type name."""
     return {
         name_of(message): {
             field.name: [

@@ -18,7 +18,7 @@ import extproc.commands
 from extproc.fleet.conversations import WORKLOAD_NAMES
 
 _NAMES = {"--workload": WORKLOAD_NAMES}
-"""Options that accept a name from a list, or a file."""
+"""For each option that accepts a name or a file, the accepted names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Command:
     help: str
     options: tuple[_Option, ...]
     values: tuple[str, ...]
-    """Values of the command's positional arguments; empty for files."""
+    """Accepted values of the positional arguments; empty if these are files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

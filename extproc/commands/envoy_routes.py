@@ -22,24 +22,24 @@ Json = dict[str, Any]
 
 LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 ADAPTERS = ".*(/|%2[fF])(un)?load_lora_adapter(/|%2[fF])*"
-"""RE2 expression for the paths below /v1 on which vLLM loads and unloads adapters."""
+"""RE2 expression for the paths below /v1 that make vLLM load or unload adapters."""
 FORBIDDEN = (
     '{"error": {"message": "not open to clients", "type": "forbidden", "code": 403}}'
 )
-"""The answer to requests for the paths on which vLLM loads and unloads adapters."""
+"""The answer to requests for the paths that make vLLM load or unload adapters."""
 
 MODEL_HEADER = "x-llm-model"
 POOL_HEADER = "x-llm-pool"
 NO_MODEL = "no_model"
-"""Name of a cluster without endpoints, and of the last route, which leads to this
-cluster."""
+"""Name of two objects: a cluster without endpoints, and the last route, which leads to
+this cluster."""
 DEFAULT = "default"
 """Name of the last route, if any model serves requests for unknown models."""
 UNREADABLE = "-"
-"""``x-llm-model`` of a request whose body is encoded or too long, so that Envoy cannot
-read it."""
+"""Value of ``x-llm-model`` if Envoy cannot read the request's body, because it is
+encoded or too long."""
 UNNAMED = "."
-"""``x-llm-model`` of a request whose body has no model or is not a JSON object."""
+"""Value of ``x-llm-model`` if the body has no model or is not a JSON object."""
 
 _LUA = """\
 -- The base model of each requested name, for requests without a model from the
@@ -140,7 +140,7 @@ class Refusal:
 
     name: str
     model: str | None
-    """``x-llm-model`` of the refused requests; None means any."""
+    """Value of ``x-llm-model`` in the refused requests; None means any value."""
     message: str
     type: str
     status: int
@@ -194,7 +194,7 @@ class Model:
 
 
 def read_fleet(text: str) -> list[Model]:
-    """Return the models of a router's configuration, or of its ``pools`` section alone.
+    """Return a configuration's models: one unnamed model if it has only ``pools``.
 
     Args:
         text: a valid configuration file, in YAML.
@@ -217,8 +217,8 @@ def model_filter(models: Sequence[Model], max_bytes: int, undecided: str) -> str
     Args:
         models: the fleet.
         max_bytes: maximum size of a request that Envoy buffers.
-        undecided: a glob pattern for the name of the route without a header match. The
-            filter does not change requests on other routes.
+        undecided: a glob pattern for the name of the last route, which checks no
+            header. The filter does not change requests on other routes.
     """
     names = [(name, model.name) for model in models for name in _names(model)]
     exact = [each for each in names if not is_pattern(each[0])]
@@ -240,7 +240,7 @@ def model_filter(models: Sequence[Model], max_bytes: int, undecided: str) -> str
 
 
 def last_route(default: str | None) -> str:
-    """Return the name of the route without a header match."""
+    """Return the name of the last route, which checks no header."""
     return NO_MODEL if default is None else DEFAULT
 
 
@@ -266,8 +266,8 @@ def routes(models: Sequence[Model], default: str | None = None) -> Iterator[Json
     for refusal in REFUSALS:
         yield _refusal(refusal)
     # This route matches every request whose model is not yet known. It must not be a
-    # direct response, because Envoy buffers no body for direct responses, independent
-    # of ``request_body_buffer_limit``.
+    # direct response, because Envoy buffers no body for direct responses, whatever
+    # ``request_body_buffer_limit`` is.
     yield _route(NO_MODEL, {"cluster": NO_MODEL, "timeout": "0s"})
 
 
@@ -320,7 +320,7 @@ _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
 def _small_pool_route(pool: str, largest: str) -> Json:
-    """Return the route to a pool, with a retry on the largest pool for an overflow."""
+    """Return the route to a pool; overflows are retried on the largest pool."""
     groups = [
         {"name": name, "clusters": [{"cluster_name": cluster(name), "weight": 1}]}
         for name in (pool, largest)
@@ -403,7 +403,7 @@ _GLOB_PARTS = re.compile(r"\[(!?)(\]?[^\]]*)\]|(.)", re.DOTALL)
 
 
 def _lua_pattern(glob: str) -> str:
-    """Return a Lua pattern that matches like the glob in ``fnmatch``."""
+    """Return a Lua pattern that matches the same texts as the glob in ``fnmatch``."""
     return f"^{''.join(map(_lua_part, _GLOB_PARTS.finditer(glob)))}$"
 
 

@@ -142,8 +142,8 @@ _DECODERS: tuple[Callable[[bytes], AnyExplanation], ...] = (
     msgspec.json.Decoder(FailedOpenExplanation).decode,
     msgspec.json.Decoder(NotRoutedExplanation).decode,
 )
-"""The most specific formats come first, since the keys of some formats are a subset of
-another format's keys."""
+"""The decoders in the order in which they are tried: the formats with the most keys
+come first, because the keys of some formats are a subset of another format's keys."""
 
 
 def _ask(args: argparse.Namespace, body: bytes) -> AnyExplanation:

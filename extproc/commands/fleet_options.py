@@ -295,10 +295,10 @@ def read_model(name: str, kv_cache_dtype: str = "auto") -> Model:
 def complete_limits(args: argparse.Namespace) -> argparse.Namespace:
     """Return the arguments with defaults for missing limits.
 
-    With a profile, window, sequences and batch default to the values of the measured
-    server. Without one, the window is 65,536 tokens or the model's maximum, and the
-    sequences are vLLM's default for the GPU. The default threshold is half the window
-    if the window does not exceed it.
+    With a profile, the limits on window, sequences and batch default to those of the
+    measured server. Without one, the window is 65,536 tokens or the model's maximum if
+    that is smaller, and the number of sequences is vLLM's default for the GPU. The
+    default threshold is reduced to half the window if that is smaller.
 
     Raises:
         OptionError: the profile or the model cannot be read.
@@ -329,7 +329,7 @@ def warn_beyond_profile(
     """Print a warning for each limit or price that the profile does not cover.
 
     Args:
-        priced: whether costs are requested, so that a price is necessary.
+        priced: whether the output includes costs, which need a price.
     """
     if not args.profile:
         return

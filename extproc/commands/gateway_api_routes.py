@@ -47,7 +47,8 @@ def gateway_api(
     """Yield the objects.
 
     Args:
-        models: the models of the fleet; for ``pools``, a single model without a name.
+        models: the models of the fleet; a single unnamed model for a configuration with
+            ``pools``.
         default: the model that serves requests for unknown models; None rejects them.
         at: names, namespaces and hosts of the objects.
     """
@@ -77,7 +78,7 @@ def gateway_api(
 def _rules(
     models: Sequence[Model], default: str | None, at: Placement
 ) -> Iterator[Json]:
-    """Yield the rules in order of precedence, which is by the number of headers."""
+    """Yield the rules in order of precedence: rules with more headers come first."""
     for model in models:
         largest = model.pools[-1]
         headers = {MODEL_HEADER: model.name} if model.name else {}
@@ -221,15 +222,15 @@ def _breaker(connections: int, requests: int) -> Json:
 
 
 def _backends(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield a Backend for each pool of a model with several pools."""
+    """Yield a Backend for each pool of each model that has several pools."""
     for model in models:
         for pool in model.pools if len(model.pools) > 1 else ():
             last = pool == model.pools[-1]
             name = _backend(pool, at, fallback=last)["name"]
             host = at.host(service_of(pool))
             endpoints = [{"fqdn": {"hostname": host, "port": at.pool_port}}]
-            # A lower priority, used for retries and if the first pool has no healthy
-            # server.
+            # This Backend has a lower priority. It gets the retries, and all requests
+            # if the first pool has no healthy server.
             fallback = {"fallback": True} if last else {}
             yield _policy(
                 "Backend",
@@ -249,7 +250,7 @@ def _refusals(at: Placement) -> Iterator[Json]:
 
 
 def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield a route, without the router, for requests that Envoy itself answers."""
+    """Yield a route for requests that Envoy itself answers, without the router."""
     forbidden: Json = {
         "name": "adapters",
         "matches": [{"path": {"type": "RegularExpression", "value": ADAPTERS}}],
@@ -285,7 +286,7 @@ def _answer_name(name: str, at: Placement) -> str:
 
 
 def _patch(source: str, at: Placement) -> Json:
-    """Return the policy that puts the model's filter in front of the router filter."""
+    """Return the policy that adds the Lua filter before Envoy's router filter."""
     value: Json = {
         "name": f"{at.namespace}/{at.name}/model",
         "typed_config": {

@@ -46,7 +46,8 @@ def istio(
     """Yield the objects.
 
     Args:
-        models: the models of the fleet; for ``pools``, a single model without a name.
+        models: the models of the fleet; a single unnamed model for a configuration with
+            ``pools``.
         default: the model that serves requests for unknown models; None rejects them.
         at: names, namespaces and hosts of the objects.
     """
@@ -95,7 +96,7 @@ def _rules(
 
 
 def _answers(models: Sequence[Model], at: Placement) -> Iterator[Json]:
-    """Yield the routes that Envoy answers without the router and without a pool."""
+    """Yield the routes whose requests Envoy itself answers, without router or pool."""
     match: Json = {"uri": {"regex": ADAPTERS}}
     yield _direct("adapters", match, 403, FORBIDDEN, at)
     if any(model.name for model in models):
@@ -130,7 +131,7 @@ def _prefix(at: Placement) -> Json:
 
 
 def _route_name(name: str, at: Placement) -> str:
-    """Return a name that no other team uses, since patches match it on every host."""
+    """Return a name that no other team uses: patches match names on every host."""
     return f"{at.namespace}.{at.name}.{name}"
 
 

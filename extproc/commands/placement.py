@@ -53,7 +53,7 @@ def name_of(models: Sequence[Model]) -> str:
 
 
 def dns_label(text: str, length: int = _LABEL_LENGTH) -> str:
-    """Return a DNS label for a text; a label that differs ends with a hash."""
+    """Return a DNS label for a text, with a hash at the end if the two differ."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if plain == text and len(plain) <= length:
         return plain

@@ -318,7 +318,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
-    """Return a map over one or more processes that yields results as completed."""
+    """Return a ``map`` that uses processes and yields results as they complete."""
     if processes == 1:
         yield map
         return
@@ -343,7 +343,7 @@ def _size(question: Question, mapped: Any) -> dict[str, SizedPolicy]:
 def _study_prefixes(
     question: Question, sized: Mapping[str, SizedPolicy], mapped: Any
 ) -> PrefixStudy | None:
-    """Return the savings of prefix caching and of a split for related requests."""
+    """Return what prefix caching and a split save if requests share prefixes."""
     without = without_prefixes(question)
     if without is None:
         return None

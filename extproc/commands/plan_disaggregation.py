@@ -65,7 +65,7 @@ def disaggregate(
     one_pool: SizedPolicy,
     split: SizedPolicy,
 ) -> FourWays:
-    """Size each way to run the fleet that the arguments select."""
+    """Size the fleet that the arguments select, once for each way to run it."""
     model = read_deployment(args).model
     bytes_per_s = args.kv_transfer_gbits * _BYTES_PER_GBIT
     transfer = KvTransfer.of(model, bytes_per_s)

@@ -97,7 +97,7 @@ def print_prefixes(found: PrefixStudy) -> None:
 
 
 def _print_counts(plan: Plan) -> None:
-    """Print the GPUs of today's fleet, of a better max_num_seqs, and of the split."""
+    """Print the GPUs needed today, with a better max_num_seqs, and with the split."""
     for label, name in (
         ("GPUs today", BASELINE),
         ("GPUs, max_num_seqs mended", PAGED),
@@ -113,7 +113,7 @@ def _print_counts(plan: Plan) -> None:
 
 
 def faults(row: PolicyRow) -> list[str]:
-    """Return the faults of a policy, and the requests that it rejects or truncates."""
+    """Return a policy's faults and its shares of rejected and truncated requests."""
     found = [] if row.slo_met else ["MISSES ITS PROMISES"]
     if row.state != "steady":
         found.append(row.state)
@@ -138,7 +138,7 @@ def _setting(plan: Plan) -> list[str]:
 
 
 def _other_hardware(plan: Plan) -> str:
-    """Return the pools that run on other GPUs than the fleet."""
+    """Name the pools whose GPUs differ from the fleet's."""
     others = [
         f"{pool.name} on {pool.engine}"
         for pool in plan.pools

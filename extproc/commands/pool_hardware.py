@@ -41,7 +41,7 @@ def add_pool_gpu_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def read_pool_gpus(args: argparse.Namespace) -> list[PoolGpu]:
-    """Return the pools that have another GPU than the fleet.
+    """Return the GPU of each pool whose GPU differs from the fleet's.
 
     Raises:
         OptionError: a value has the wrong form, a GPU is unknown, a pool is named
@@ -89,7 +89,7 @@ def _read(value: str) -> PoolGpu:
 def read_pool_hardware(
     args: argparse.Namespace, slo: Slo, pools: Sequence[str]
 ) -> dict[str, PoolHardware]:
-    """Return the hardware of each pool that has another GPU than the fleet.
+    """Return the hardware of each pool whose GPU differs from the fleet's.
 
     Limits that no option sets are derived from the pool's GPU: ``max_num_seqs`` is
     vLLM's default for this GPU, and ``max_num_batched_tokens`` is the largest value

@@ -48,7 +48,8 @@ from extproc.fleet.profile_fit import (
 )
 from extproc.server.pools.unanswered import reason
 
-# Ids that exist in every vocabulary, above the ids of bytes and most special tokens.
+# Token ids that exist in every vocabulary, above the ids of bytes and most special
+# tokens.
 _FIRST_ID, _LAST_ID = 300, 2000
 _TIMEOUT_S = 600.0
 # Request rates of the checks as a share of the predicted capacity: an ordinary load,
@@ -317,7 +318,7 @@ async def _preemptions(server: _Server) -> float:
 async def _measure_prefill(
     server: _Server, args: argparse.Namespace, max_model_len: int
 ) -> list[PrefillSample]:
-    """Measure single prompts that fit one step's token budget and so take one step."""
+    """Measure single prompts, each short enough for the token budget of one step."""
     longest = min(args.max_num_batched_tokens, max_model_len - 1)
     lengths = sorted({max(1, longest * share // 16) for share in (1, 2, 4, 8, 12, 16)})
     progress = Progress("prefill", len(lengths) * args.repeats)
@@ -357,7 +358,7 @@ async def _measure_decode(
 async def _decode_once(
     server: _Server, batch: int, prompt: int, tokens: int
 ) -> float | None:
-    """Return the mean step time of a full batch, or None if the batch is too short."""
+    """Return the mean step time of a full batch, or None if it ran too few steps."""
     answers = await asyncio.gather(
         *(server.complete(prompt, tokens) for _ in range(batch))
     )

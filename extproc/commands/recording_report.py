@@ -29,7 +29,7 @@ class RecordingError(Exception):
 
 
 def is_recording(line: bytes) -> bool:
-    """Return whether a line belongs to a recording instead of a request log."""
+    """Return whether a line is from a recording, rather than from a request log."""
     try:
         record = msgspec.json.decode(line)
     except (ValueError, RecursionError):
@@ -99,11 +99,12 @@ def _read_model(
 def score_recording(
     read: Callable[[], Iterable[Recorded]], thresholds: Sequence[int]
 ) -> dict[str, Any]:
-    """Evaluate the recorded decisions, and those at several other thresholds.
+    """Evaluate the recorded decisions, and the decisions at several other thresholds.
 
-    Only responses with status 200 and usage are scored. ``pools`` has the number of
-    requests that each pool received (or would receive, in shadow mode), and the numbers
-    of scored requests that needed a larger pool or fitted a smaller pool.
+    Only requests whose response has status 200 and usage are scored. ``pools`` contains
+    for each pool the number of requests that it received (or would receive, in shadow
+    mode), and the numbers of scored requests that needed a larger pool or fitted a
+    smaller pool.
 
     Args:
         read: function that opens the recording, called twice so that no lines are kept
@@ -155,8 +156,8 @@ class _PoolCounts:
 @dataclass(frozen=True, slots=True)
 class _Survey:
     pools: Mapping[str, Pool]
-    """Pools by name, in increasing order of window, with the last values of limits that
-    changed."""
+    """Pools by name, in increasing order of window. If a limit changed, its last value
+    is used."""
     first_s: float
     last_s: float
 
@@ -189,7 +190,7 @@ def render_recording(
 
     Args:
         report: the result of ``score_recording``.
-        name: the recording's file name, for the command suggested next.
+        name: the recording's file name, for the command that the text suggests.
         model: the report's base model, if there are several.
     """
     if model:

@@ -174,7 +174,7 @@ def replay(
     thresholds: Sequence[int],
     leave_out: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Estimate, then learn, entry by entry; score all entries but the first tenth."""
+    """For each entry, estimate and then learn; score all but the first tenth."""
     router = build_router(config, leave_out)
     sampler = build_sampler(config.feedback, router)
     evaluation = Evaluation(thresholds)

@@ -180,7 +180,7 @@ def _header(headers: JsonObject, name: str) -> str | None:
 def _body(
     record: JsonObject, request: JsonObject, headers: JsonObject
 ) -> tuple[bytes, str, JsonObject]:
-    """Return the body, its encoding, and those of its fields that are known."""
+    """Return the body, its encoding, and its fields if they are parsed already."""
     if (encoded := record.get("body_base64")) is not None:
         return _from_base64(encoded), _header(headers, "content-encoding") or "", {}
     value = record.get("body", request.get("body"))
@@ -250,8 +250,8 @@ _CALL_TYPES = {
     "text_completion": COMPLETIONS,
     "anthropic_messages": MESSAGES,
 }
-"""LiteLLM's call types; the name of an asynchronous type has an additional ``a`` in
-front."""
+"""The API of each of LiteLLM's call types. An asynchronous type has the same name with
+an ``a`` in front."""
 
 
 def _path(record: JsonObject, request: JsonObject, fields: JsonObject) -> str:

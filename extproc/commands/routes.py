@@ -130,7 +130,7 @@ def _label(text: str) -> str:
 
 
 def fleet_of(config: Config) -> list[Model]:
-    """Return a configuration's models; ``pools`` alone result in one unnamed model."""
+    """Return a configuration's models: one unnamed model if it has only ``pools``."""
     if not config.models:
         return [Model("", [pool.name for pool in config.pools])]
     return [

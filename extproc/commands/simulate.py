@@ -60,9 +60,9 @@ from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
-#: Number of requests routed before the simulation to estimate each pool's share.
+#: Number of requests routed in advance, to estimate each pool's share.
 _ROUTED_IN_ADVANCE = 10_000
-#: Minimum number of rounds of a replayed file to measure.
+#: Minimum number of rounds to measure when a file is replayed.
 _MIN_ROUNDS = 4
 
 

@@ -83,5 +83,5 @@ def _number(text: str) -> float:
 
 
 READERS: dict[object, Callable[[str], object]] = {int: _whole, float: _number}
-"""Parsers that replace Python's types, whose error messages contain the type's name
-instead of the value."""
+"""The parser to use in place of each Python type, because argparse's message for a type
+contains the type's name instead of the expected form."""

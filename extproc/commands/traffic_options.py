@@ -87,7 +87,7 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_model(lines: Iterable[str], model: str) -> Iterator[str]:
-    """Yield the lines of a recording that one base model's pools served.
+    """Yield a recording's lines about requests that one base model's pools served.
 
     Raises:
         TraceFormatError: no line belongs to the model; the message lists the models in
@@ -166,7 +166,7 @@ def require_records(workload: Workload) -> None:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file, and decompress gzip independent of the file's name."""
+    """Open a text file; decompress gzip, whatever the file's name."""
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         with gzip.open(raw) if packed else raw as binary:

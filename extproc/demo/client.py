@@ -100,10 +100,10 @@ async def send(session: aiohttp.ClientSession, url: str, request: DemoRequest) -
 async def time_alternately(
     urls: Sequence[str], requests: Sequence[DemoRequest], rounds: int
 ) -> list[list[float]]:
-    """Return the seconds that ``rounds`` requests to each URL take, in alternation.
+    """Return the seconds that each of ``rounds`` requests to each URL takes.
 
-    Requests are sent one at a time, over one connection for each URL. Therefore,
-    temporary load on the machine affects all URLs equally.
+    Requests are sent one at a time, to each URL in turn, over one connection for each.
+    Therefore, temporary load on the machine affects all URLs equally.
     """
     seconds: list[list[float]] = [[] for _ in urls]
     async with _session() as session:

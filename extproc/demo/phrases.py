@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language's parts of sentences, and its separators of parts and of sentences."""
+    """A language's sentence parts, and its separators between parts and sentences."""
 
     subjects: tuple[str, ...]
     verbs: tuple[str, ...]

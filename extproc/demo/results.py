@@ -36,8 +36,8 @@ class Estimate(Enum):
 class Sent:
     """One request: its reply, Envoy's record of it, and a cold router's decision.
 
-    ``cold`` is what the same code decides about the same bytes with nothing learned;
-    None if the body cannot be read.
+    ``cold`` is the decision that the same code makes about the same bytes before it has
+    learned anything; None if the body cannot be read.
     """
 
     reply: Reply
@@ -141,7 +141,7 @@ class Results:
     cold_over: int
     judged: int
     compared: int
-    """Number of requests, from the last half, over which the errors are averaged."""
+    """Number of requests in the last half whose errors are averaged."""
     errors: Errors
     rows: list[Row]
     duration_s: float
@@ -297,7 +297,7 @@ def _mape(sent: Sequence[Sent], whose: Estimate) -> float | None:
 
 
 def _true_ratio(sent: Sequence[Sent]) -> float | None:
-    """Return bytes of text per counted token, for all requests, as the router does."""
+    """Return the bytes of text per counted token, calculated as in the router."""
     text_bytes = text_tokens = 0
     for each in sent:
         if each.cold and each.cold.features and each.reply.prompt_tokens:
@@ -354,7 +354,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def added_latency(with_s: Sequence[float], without_s: Sequence[float]) -> Latency:
-    """Return the difference of two sets of times at their percentiles, in milliseconds.
+    """Return the differences between the percentiles of two sets of times, in ms.
 
     A negative difference is noise, and 0 is returned for it.
     """

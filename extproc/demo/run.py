@@ -41,8 +41,8 @@ from extproc.exchange.feedback import MODEL_SAMPLES
 _CONCURRENCY = 8
 _TIMED_ROUNDS = 200
 # The router observes every response until a category is known, and latency is measured
-# after that. One more request than needed is sent, and all of them also warm up
-# backends and connections.
+# after that. The demo sends one request more than the router needs. These requests also
+# warm up backends and connections.
 _WARM_UP_REQUESTS = MODEL_SAMPLES + 1
 # Ten times the speed of an A100, so that queues have realistic lengths but the demo
 # takes less time.
@@ -120,7 +120,7 @@ class Demo:
         return list(make_requests(self.settings.count, self.settings.seed, target))
 
     def _overflow(self) -> OverflowCheck:
-        """Send the short pool a prompt that is too long, bypassing the router."""
+        """Bypass the router and send the short pool a prompt too long for it."""
         prompt = "over and over " * (self.config.pools[0].max_model_len // 2)
         body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1}
         pool = self.config.pools[0].name

@@ -166,7 +166,7 @@ def _sources() -> tuple[tuple[str, ast.Module], ...]:
 
 @functools.cache
 def _paragraphs() -> tuple[str, ...]:
-    """Return the module's docstrings that have a minimum length."""
+    """Return the standard library's docstrings of more than 120 characters."""
     return tuple(
         text
         for _, tree in _sources()

@@ -14,9 +14,9 @@ from extproc.demo.texts import Kind, write
 
 _MIB = 1024 * 1024
 
-# Maximum bytes of each kind of text. They are less than about 50,000 tokens, so that
-# every request fits the long pool (65,536): digits have 1.1 bytes per token, JSON 2.4,
-# other text 3.5 or more.
+# Maximum bytes of each kind of text. Each maximum is less than about 50,000 tokens, so
+# that every request fits the long pool (65,536): digits have 1.1 bytes per token, JSON
+# 2.4, other text 3.5 or more.
 _MOST_BYTES = {Kind.DIGITS: 40_000, Kind.STRUCTURED: 90_000, Kind.MIXED: 70_000}
 _MOST_BYTES_ELSE = 140_000
 _FEWEST_BYTES = 80
@@ -74,7 +74,7 @@ class Target:
 def make_requests(
     count: int, seed: int, target: Target | None = None
 ) -> Iterator[DemoRequest]:
-    """Generate ``count`` requests of all kinds in turn, determined by the seed."""
+    """Generate ``count`` requests, of each kind in turn; the seed determines them."""
     target = target or Target()
     rng = random.Random(seed)
     kinds = list(Kind)
@@ -86,7 +86,7 @@ def make_requests(
 
 
 def _size_bytes(kind: Kind, rng: random.Random) -> int:
-    """Return a log-uniform random size, usual or up to the maximum of the kind."""
+    """Return a log-uniform random size: usual, or, one time in five, above that."""
     most = _MOST_BYTES.get(kind, _MOST_BYTES_ELSE)
     low, high = (
         (_FEWEST_BYTES, _USUAL_BYTES) if rng.random() < 0.8 else (_USUAL_BYTES, most)
@@ -123,7 +123,8 @@ def _request(kind: Kind, text: str, target: Target, rng: random.Random) -> DemoR
         case ServedApi.RESPONSES:
             body["input"] = text
             _set(body, "max_output_tokens", limit)
-    # Clients write JSON in different ways, for which the tokens are the same.
+    # Some clients escape non-ASCII characters in JSON, which does not change the
+    # tokens.
     raw = json.dumps(body, ensure_ascii=rng.random() < 0.5)
     return DemoRequest(api, raw.encode(), kind, stream)
 
@@ -172,7 +173,7 @@ def _tools(rng: random.Random) -> list[dict[str, object]]:
 
 
 def _attach_image(message: dict[str, object], rng: random.Random) -> None:
-    """Add an image as clients do, in base64 in the body, sometimes above a megabyte."""
+    """Add an image in base64, as clients do; some images exceed a megabyte."""
     picture = base64.b64encode(rng.randbytes(rng.choice((_MIB // 8, _MIB)))).decode()
     message["content"] = [
         {"type": "text", "text": message["content"]},

@@ -206,7 +206,7 @@ class Decider:
         reason: Reason,
         body_bytes: int,
     ) -> Decision:
-        """Decide about a request with an unread body for one model."""
+        """Decide for one model about a request whose body is not read."""
         pool = self._pool_of_responses(router)
         if pool is None or endpoint is not RESPONSES:
             return router.fail_open(reason, body_bytes, self._loads())
@@ -226,7 +226,7 @@ class Decider:
         return Decided(decision, head)
 
     def _decided(self, decision: Decision, head: RequestHead) -> Decided:
-        """Return a decision that is not learned from."""
+        """Return a decision from which nothing is learned."""
         tokens = self.settings.decision_tokens
         token = write_decision_token(decision) if tokens else b""
         return Decided(decision, head, decision_token=token)

@@ -64,7 +64,7 @@ class _Features(msgspec.Struct, array_like=True):
 
 
 class _Fields(DecisionFields, array_like=True, frozen=True):
-    """The token's fields, encoded as an array without names in a third of the bytes."""
+    """The token's fields; an array without names takes a third of the bytes."""
 
 
 class _DecisionToken(msgspec.Struct, array_like=True):
@@ -186,7 +186,7 @@ def _dense(sparse: _Sparse, text_bytes: int, tools_bytes: int) -> Vector | None:
     terms = np.zeros(len(VECTOR_TERMS))
     terms[sparse.places] = sparse.counts
     of_text, of_tools = terms[TEXT_COUNTED].sum(), terms[TOOLS_COUNTED].sum()
-    # Counts of a sample are rounded: each may exceed its share by half a byte.
+    # Counts from a sample are rounded: each may exceed its exact value by half a byte.
     if of_text > text_bytes + len(VECTOR_TERMS) or terms[REPETITION] > text_bytes:
         return None
     return terms if of_tools <= tools_bytes + len(VECTOR_TERMS) else None

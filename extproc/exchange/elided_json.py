@@ -83,7 +83,7 @@ class ElidedJson:
         return len(self._body)
 
     def items(self, text: str) -> int:
-        """The number of items in the list behind a reference; 0 for any other text."""
+        """The number of items in the list that a reference replaces; otherwise 0."""
         span = self._span_of(text)
         return span.items if span else 0
 
@@ -174,7 +174,7 @@ def _size_bytes(piece: bytes | Span) -> int:
 def _unescaped(raw: bytes, before: bytes) -> bytes:
     """Decode part of a JSON string, without characters that are cut at its ends."""
     if b"\\" in before:
-        # A backslash certainly starts an escape only if no backslash precedes it.
+        # A backslash is certain to start an escape only if no backslash precedes it.
         begin = _ESCAPE_BEGINS.search(before + raw, len(before))
         raw = raw[begin.start() - len(before) :] if begin else raw
     if b"\\" not in raw:

@@ -34,7 +34,7 @@ _BLOCKS_AT_ONCE = 2048
 
 
 Decoding = Generator[None, None, bytes | None]
-"""A decoder that yields after each step and returns like ``decode_content``."""
+"""A decoder that yields after each step and returns what ``decode_content`` returns."""
 
 
 def decode_content(body: bytes, encoding: str, limit_bytes: int) -> bytes | None:
@@ -146,7 +146,7 @@ def _unbrotli(body: bytes, limit_bytes: int) -> Decoding:
 
 def _unzstd(body: bytes, limit_bytes: int) -> Decoding:
     # Check the frames first: the library accepts a body that is truncated inside a
-    # frame, and does not return before it has output, however much input that takes.
+    # frame, and reads on until it has output, however much input that takes.
     is_whole = yield from _is_whole_zstd(body)
     if not is_whole:
         return None
@@ -190,7 +190,7 @@ def _is_whole_zstd(body: bytes) -> Generator[None, None, bool]:
 
 
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
-"""The magic number of skippable frames, after its first byte: 0x50 to 0x5F."""
+"""The magic number of skippable frames, without its first byte (0x50 to 0x5F)."""
 _ZSTD_HEADER_BYTES = 18
 """Maximum size of a frame header, in bytes."""
 

@@ -20,7 +20,8 @@ class BodyMode(IntEnum):
     BUFFERED_PARTIAL = 3
     FULL_DUPLEX_STREAMED = 4
 
-    # Enum would hash the name in Python code, and every request looks up its mode.
+    # Enum would hash the member's name in Python code, which is too slow for the lookup
+    # of a mode in every request.
     __hash__ = int.__hash__
 
 
@@ -89,7 +90,7 @@ class NotRouted(StrEnum):
     METHOD = "method"
     """The method is not POST."""
     PATH = "path"
-    """The path does not name an API, or its prefix is not configured."""
+    """The path does not name an API, or the path's prefix is not configured."""
     UNREAD = "unread"
     """The path belongs to an API whose requests are not read."""
     NO_BODY = "no_body"
@@ -166,8 +167,8 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
     """How a response was served, according to Envoy's access log."""
 
     cluster: str
-    """The cluster that responded, which differs from the decision's after a retry;
-    empty if Envoy itself responded."""
+    """The cluster that responded; empty if Envoy itself responded. After a retry, this
+    is not the cluster of the decision."""
     first_byte_s: float | None = None
     """Seconds from the request's first byte to the response's first byte; None without
     a response."""

@@ -1,11 +1,11 @@
 """Choose the responses to observe: many while estimates are uncertain, then few.
 
 Observing a response costs two gRPC messages, and one more for each chunk of a stream.
-So responses are observed when they teach most. All responses of a model are observed
-until its estimate has settled, and all of a category until enough of them are known.
-After that, a small sample is observed, which is larger near a pool's limit, where an
-error changes a request's pool. All are observed again if the errors grow, for example
-because another model was deployed under the same name.
+So the router observes the responses from which it learns most: all responses of a model
+until the model's estimate has settled, and all responses of a category until enough of
+them are known. After that, it observes a small sample, which is larger near a pool's
+limit, where an error changes a request's pool. It observes all responses again if the
+errors grow, for example because another model was deployed under the same name.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from typing import TypeVar
 from extproc.routing.router import Decision
 
 MODEL_SAMPLES = 200
-"""Number of a model's first responses that are all observed. The estimators' errors
+"""Number of first responses of a model that are all observed. The estimators' errors
 settle within 100 to 200 samples."""
 
 CATEGORY_SAMPLES = 20
-"""Number of first responses in a model's category that are all observed."""
+"""Number of first responses of each category of a model that are all observed."""
 
 MEDIA_SAMPLES = 100
-"""Number of a model's first responses with media that are all observed."""
+"""Number of first responses to a model's media requests that are all observed."""
 
 _MEDIA = "media"
 """Key of the media samples; no category has this name."""
 
 SETTLED_RATE = 0.04
-"""Share of responses observed after that; it falls toward the floor as samples
-accumulate."""
+"""Share of responses observed after those first ones. It falls toward the floor as
+samples accumulate."""
 
 NEAR_THRESHOLD = 0.25
-"""Budgets within this share of the limit between two pools count as near it."""
+"""A budget is near the limit between two pools if it differs from the limit by at most
+this share of the limit."""
 
 NEAR_WEIGHT = 2.0
 
 SILENT_LOOKS = 20
 """Number of streams to observe although their clients requested no usage. vLLM can be
-configured to send usage regardless; if none of these streams has usage, this server
-does not."""
+configured to send usage regardless; if none of these streams has usage, the server is
+assumed not to send it."""
 
 DRIFT_RATIO = 2.0
 """A model is uncertain again if recent errors exceed the usual ones by this factor."""

@@ -13,12 +13,12 @@ LOSSES = 3
 """Number of lost bodies after which a limit is assumed. One lost body may be due to a
 client that disconnected, three in a row hardly are."""
 ARRIVALS = 10
-"""Number of bodies as large as a lost one that must arrive before the loss is
-discarded. Clients of HTTP/1.1 and HTTP/2 have different limits at the same gateway, so
+"""Number of bodies, each as large as a lost one, that must arrive before that loss is
+forgotten. Clients of HTTP/1.1 and HTTP/2 have different limits at the same gateway, so
 a few arrivals do not disprove a limit."""
 SMALL_ARRIVALS = 100
-"""The same number for small bodies of unknown length, whose arrival says little about a
-limit, but something about clients that disconnect."""
+"""Like ``ARRIVALS``, for small bodies of unknown length. Their arrival says little
+about a limit, but something about clients that disconnect."""
 FLOOR_BYTES = 16 << 10
 """Bodies up to this size are always requested. The size is half of the smallest limit
 in use, which is 32 KiB in Envoy Gateway's listeners."""
@@ -36,7 +36,7 @@ class GatewayLimit:
     limit.
 
     Args:
-        max_body_bytes: size of the largest body to request, whatever has arrived.
+        max_body_bytes: maximum size of a body to request, whatever has arrived.
     """
 
     __slots__ = (
@@ -56,12 +56,12 @@ class GatewayLimit:
         self.pause_s = FIRST_PAUSE_S
         """Seconds until the next attempt."""
         self._lost: list[int | None] = []
-        """Sizes of lost bodies, up to ``LOSSES``; only the smallest size once a limit
-        is known. None stands for an unknown length."""
+        """Sizes of at most ``LOSSES`` lost bodies; after a limit is known, only the
+        smallest size. None stands for an unknown length."""
         self._arrivals = 0
         self._small_arrivals = 0
         self._largest = [0] * (max_body_bytes.bit_length() + 1)
-        """Size of the largest body that arrived, by the size's bit length."""
+        """For each bit length of a size, the largest size of a body that arrived."""
         self._may_try = False
         self._tried = False
 
@@ -131,7 +131,7 @@ class GatewayLimit:
         self._tried = self._may_try = True
 
     def _try_succeeded(self, length: int | None, size: int) -> None:
-        """Raise the limit to the size received, or count it against the last loss."""
+        """Raise the limit to the received size, or count the arrival against a loss."""
         assert self.limit_bytes is not None
         lost = self._lost[0]
         if length is not None and size <= self.limit_bytes:

@@ -142,7 +142,7 @@ class JsonElider:
         return self._open >= 0 and bool(self._bytes[self._open] == _QUOTE)
 
     def _quotes_and_escapes(self, chunk: ByteArray) -> tuple[Places, Places]:
-        """Find the unescaped quotes, and the backslashes that escape."""
+        """Find the unescaped quotes, and the backslashes that escape the next byte."""
         is_quote = chunk == _QUOTE
         escapes = np.flatnonzero(chunk == _BACKSLASH)
         if escapes.size:
@@ -239,7 +239,7 @@ class JsonElider:
 
 
 class _ElementCounts:
-    """Running sums over offsets in a chunk; offset -1 has those of earlier chunks."""
+    """Running sums by offset in a chunk; offset -1 has the sums of earlier chunks."""
 
     __slots__ = ("_places", "_sums")
 

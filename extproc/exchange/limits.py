@@ -76,7 +76,7 @@ def read_count(value: Any) -> int | None:
 
 
 def first_limit(body: JsonObject, *names: str) -> int | None:
-    """Return the first limit in the list that is set, or None."""
+    """Return the first of the named limits that is set, or None."""
     for name in names:
         if name in body:
             limit = read_count(body[name])

@@ -31,7 +31,7 @@ from extproc.exchange.transitions import Progress, State, after
 from extproc.routing.router import Decision
 
 _CONTENT_TOO_LARGE = "413"
-"""Envoy's own status for a body above its limit, which no server has seen."""
+"""Envoy's status if a body exceeds its limit; no server has seen that request."""
 
 
 class Exchange:
@@ -90,7 +90,8 @@ class Exchange:
     def awaits_body(self) -> bool:
         """Whether the gateway keeps the request until its body has arrived here.
 
-        Ending the stream then loses nothing: the request continues without a decision.
+        If so, nothing is lost by ending the stream: the request then continues without
+        a decision.
         """
         return self._progress.awaits_body
 

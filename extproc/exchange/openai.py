@@ -73,7 +73,8 @@ _CHAT = _NOT_PROMPT | {"messages", "system", "tools"}
 _COMPLETION = _NOT_PROMPT | {"prompt"}
 _EMBEDDING = _NOT_PROMPT | {"input"}
 _CUTS = ("max_tokens_per_doc", "max_tokens_per_query")
-"""Fields that truncate one side of a pair, whose text is then an upper bound."""
+"""Fields that truncate one side of a pair. The text in the body is then an upper bound
+of what the model reads."""
 _PAIRS = _NOT_PROMPT.union(_CUTS, *RERANK_FIELDS, *SCORE_FIELDS) | {
     "max_chunks_per_doc",
     "rank_fields",
@@ -216,7 +217,7 @@ def _parse_response(body: JsonObject, source: Source) -> Request:
 
 
 def _is_stored(body: JsonObject) -> bool | None:
-    """Whether the server stores the response or the conversation before it."""
+    """Whether the server stores the response, or has stored the conversation before."""
     if body.get("background") is True:
         return True
     if any(body.get(name) is not None for name in _ELSEWHERE):
@@ -312,8 +313,8 @@ def _request_of_prompts(
     limit: int | None,
 ) -> Request:
     if type(value) is list and value and type(value[0]) is not int:
-        # Each prompt is a separate sequence: the longest determines whether a pool
-        # fits.
+        # Each prompt is a separate sequence, so the longest one determines which pools
+        # fit.
         longest = max(value, key=lambda each: _rough_tokens(each, source))
         prompts = len(value)
         if type(longest) is dict:  # a content part, which vLLM also embeds
@@ -483,7 +484,8 @@ def ask_for_usage(body: bytes) -> bytes | None:
 
     Returns:
         The new body; None if ``stream_options`` occurs in the body (perhaps only inside
-            a text: not worth parsing), or if the body does not end like an object.
+            a text, but parsing to find out is not worth it), or if the body does not
+            end like an object.
     """
     end = body.rstrip(b" \t\r\n")
     if b'"stream_options"' in body or not end.endswith(b"}"):

@@ -54,7 +54,8 @@ def longest_pair(
 def _texts(value: Any) -> list[Any]:
     """Return the texts of one side; empty if the side contains anything but texts."""
     if type(value) is dict and type(value.get("content")) is list:
-        # vLLM's multimodal documents: a list of parts. vLLM uses no other field.
+        # In vLLM's multimodal documents, this field is a list of parts. vLLM uses no
+        # other field.
         value = value["content"]
     texts = value if type(value) is list else [value]
     return texts if all(type(text) in (str, dict) for text in texts) else []

@@ -66,8 +66,8 @@ _TARGETS = {path: Target(endpoint) for path, endpoint in ENDPOINTS.items()}
 _VERSIONED = {
     path: target for path, target in _TARGETS.items() if path[:3] in ("/v1", "/v2")
 }
-"""API paths with a version, found after any prefix; ``/score`` and ``/rerank`` of vLLM
-have none."""
+"""API paths with a version, found after any prefix. vLLM's ``/score`` and ``/rerank``
+have no version."""
 
 _UNVERSIONED = {
     each.path.removeprefix("/v1"): Target(each)

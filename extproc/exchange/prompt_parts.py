@@ -104,7 +104,7 @@ _THINK_END = "</think>"
 _THINK_START = "<think>"
 
 _TAKEN_FROM_SOURCE = ("data", "content")
-"""Keys of a source whose values are a document's text or another payload."""
+"""Keys of a source that contain a document's text or another payload."""
 
 _PAYLOAD = re.compile(r"data:|https?:|[A-Za-z0-9+/_=-]{64}")
 """Start of a data URL, an address or base64."""
@@ -190,7 +190,7 @@ class PromptParts:
             return False
         if not usual or sum(map(len, messages)) > 2 * len(messages):
             return False
-        # A search from the end takes a tenth of the time.
+        # A search from the end takes a tenth of the time of a search from the start.
         if "assistant" in roles and text.rfind(_THINK_END) >= 0:
             return False
         self.texts.append(text)
@@ -429,7 +429,7 @@ class PromptParts:
         self.add_optional(OptionalKind.OTHER, value)
 
     def _add_unknown(self, key: str, value: Any) -> None:
-        """Add a field with an unknown name; a long name counts as text itself."""
+        """Add a field with an unknown name; count the name too if it is long."""
         self.add_other(value)
         self._add_identifier(key)
 
@@ -494,7 +494,7 @@ def _text(value: Any) -> str:
 
 
 def _strings(value: Any) -> list[str]:
-    """All strings in a value, including an object's keys and numbers."""
+    """All strings in a value, including keys of objects, and numbers as text."""
     if type(value) is str:
         return [value] if value else []
     if type(value) is list:

@@ -7,9 +7,10 @@ Measured on Envoy 1.40::
              else                           AskRequestBody
     body     complete                       Route, end unless the response is observed
 
-A body of unknown length is requested like any other: with every split and delay tested,
-its BUFFERED message arrived complete and Envoy used the decided route. Above Envoy's
-own limit, Envoy answers such a request with 413 before the router sees it.
+A body of unknown length is requested like any other: for every split and delay
+that was tested, its BUFFERED message arrived complete and Envoy used the decided route.
+If such a body exceeds Envoy's own limit, Envoy answers 413 before the router sees the
+body.
 
 In full duplex, the stream cannot end early, because Envoy keeps no copy of the body.
 The reply to the headers is withheld until the body is complete, then sent with it.
@@ -204,7 +205,7 @@ class StreamedRequest(_ReadRequest):
     def _decided(self, decided: Decided, event: Rest, fault: Exception | None) -> Step:
         if isinstance(event, RequestTrailers):
             # Envoy has sent the headers, so the route is fixed. The decision is still
-            # reported, and its response is learned from.
+            # reported, and the router still learns from the response.
             shadow, end = True, self._progress.may_end
         else:
             shadow = self._decider.settings.shadow

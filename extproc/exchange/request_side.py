@@ -67,7 +67,7 @@ class RequestSide(ABC):
 
 
 class UnreadRequest(RequestSide):
-    """A request of which only the headers are read.
+    """A request whose body is not read.
 
     Besides ``progress``, its state is the reply to the headers.
     """
@@ -93,7 +93,7 @@ class UnreadRequest(RequestSide):
 
 
 class EchoedRequest(UnreadRequest):
-    """A request of which only the headers are read, in full duplex."""
+    """A request whose body is not read, in full duplex."""
 
     __slots__ = ()
     echoes = True

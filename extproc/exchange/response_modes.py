@@ -118,7 +118,7 @@ class ResponseSide(ABC):
 
 
 class StreamedResponse(ResponseSide):
-    """A body in chunks that Envoy sends only on request and also keeps."""
+    """A body whose chunks Envoy sends only on request, while it keeps a copy."""
 
     __slots__ = ()
     echoes = False

@@ -21,7 +21,7 @@ class Source(Protocol):
         """The size of the original body."""
 
     def excerpt(self, text: str) -> tuple[bytes, int]:
-        """A text from the JSON in UTF-8, and the number of bytes that it omits."""
+        """An excerpt of a text in UTF-8, and the number of bytes that it omits."""
 
     def head(self, text: str, size: int) -> str:
         """Roughly the first ``size`` characters of a text."""
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Whether a text contains a reference."""
 
     def items(self, text: str) -> int:
-        """The number of items in the list behind a reference; 0 for any other text."""
+        """The number of items in the list that a reference replaces; otherwise 0."""
 
 
 class Whole:

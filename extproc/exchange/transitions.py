@@ -23,7 +23,7 @@ from extproc.exchange.events import (
 
 
 class ProtocolError(Exception):
-    """A message arrived out of the order that ext_proc defines."""
+    """A message arrived that ext_proc's order of messages does not allow."""
 
 
 class State(Enum):
@@ -35,7 +35,8 @@ class State(Enum):
     RESPONSE_BODY = "response_body"
     DONE = "done"
 
-    # Enum would hash the name in Python code, and every event looks up its transition.
+    # Enum would hash the member's name in Python code, which is too slow for the lookup
+    # of a transition at every event.
     __hash__ = object.__hash__
 
 
@@ -98,7 +99,7 @@ class RequestStage(Enum):
     """A decision was made, or none will be made; the rest of the request passes
     through."""
     OVERTAKEN = "overtaken"
-    """The response started before a decision was made, so that none will be made."""
+    """The response started before a decision was made; no decision will be made."""
 
 
 class ResponseStage(Enum):
@@ -142,7 +143,7 @@ class Progress:
 
     @property
     def may_end(self) -> bool:
-        """Whether the stream may end with the request, since no response is needed."""
+        """Whether the stream may end after the request: it needs no response."""
         return self.response is ResponseStage.IGNORED and not self.response_echoed
 
     @property

@@ -44,7 +44,8 @@ class Usage:
             return
         if message.get("error"):
             self.error_status = _error_status(message["error"])
-        # Events of the Responses and Anthropic APIs contain the response.
+        # In events of the Responses and Anthropic APIs, the usage is inside the
+        # response.
         for part in (message, message.get("response"), message.get("message")):
             if type(part) is dict:
                 self._merge_usage(part.get("usage"))
@@ -63,7 +64,7 @@ def _first_turn(usage: JsonObject) -> int | None:
     """The prompt tokens of the first model call that a request caused.
 
     A built-in tool (vLLM's gpt-oss) calls the model again with its result. The total
-    covers all calls, but the routed prompt is the first one.
+    covers all calls, but only the first call's prompt was routed.
     """
     details = usage.get("input_tokens_details")
     turns = details.get("input_tokens_per_turn") if type(details) is dict else None
@@ -189,8 +190,8 @@ _LAST_EVENT = re.compile(
 
 
 # An event without any of these marks neither changes the usage nor ends the stream, so
-# most of a stream is skipped. ``_USUAL_ENDS`` are the ends of events that servers
-# write.
+# most of a stream is skipped. ``_USUAL_ENDS`` are the ways in which servers usually end
+# an event.
 _MARKS = (
     b'"usage"',
     b'"error"',
@@ -226,7 +227,8 @@ class SseUsageReader:
         """Read the events that this chunk completes."""
         if len(chunk) <= _SLICE_BYTES:
             return self._feed(chunk)
-        # The stream is in one piece, as after decompression: skip most of it.
+        # A chunk this large may be a whole stream, as after decompression. Slices of it
+        # that have no mark are skipped.
         return b"".join(
             self._feed(chunk[at : at + _SLICE_BYTES])
             for at in range(0, len(chunk), _SLICE_BYTES)
@@ -235,7 +237,8 @@ class SseUsageReader:
     def _feed(self, chunk: bytes) -> bytes:
         self._pending += chunk
         passed = bytearray()
-        # A CR at the end may be half of a CR LF: the end of the event is not known yet.
+        # A CR at the end may be half of a CR LF, so it is not yet known where the event
+        # ends.
         end = len(self._pending) - self._pending.endswith(b"\r")
         start = self._tells_nothing_until(end)
         if start:
@@ -378,7 +381,7 @@ _EVENT_BEGINS = frozenset({b"d", b"e", b"i", b"r", b":"})
 def usage_reader(
     content_type: str, *, drop_usage_chunk: bool = False
 ) -> UsageReader | None:
-    """Return the reader for a response's content type, or None if that has no usage."""
+    """Return the reader for a content type, or None if such a response has no usage."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/event-stream":
         return SseUsageReader(drop_usage_chunk=drop_usage_chunk)

@@ -14,9 +14,10 @@ from extproc.fleet.workload import Lengths, Recorded, Tokens
 from extproc.routing.misroute import right_position
 from extproc.routing.policy import Policy, Pool
 
-#: Number of assigned requests below which a pool gets further drawn requests.
+#: A pool with fewer assigned requests than this number gets further drawn ones.
 _FEW = 1000
-#: Number of drawn requests from which a pool gets the ones that belong to it.
+#: Number of drawn requests, near or above a pool's range, of which the pool gets those
+#: that belong to it.
 _OF_A_KIND = 20_000
 _DRAWN = 1_000_000
 
@@ -83,9 +84,9 @@ class Inquiry:
 def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:
     """Assign drawn requests by the strategy.
 
-    With ``fill``, a pool that gets few of these requests gets further drawn requests
-    whose budget exceeds 0.5 to 0.7 of the next smaller pool's threshold, weighted by
-    the rarity of such requests.
+    With ``fill``, if few of these requests reach a pool, more requests are drawn for
+    it. Their budgets exceed 0.5 to 0.7 of the next smaller pool's threshold, and they
+    are weighted by how rare such requests are.
     """
     desk_rng, traffic = _generators(inquiry)
     desk = _Desk(inquiry, lengths, desk_rng)
@@ -152,7 +153,7 @@ def _more_of_its_kind(
     rng: np.random.Generator,
     index: int,
 ) -> PoolTraffic:
-    """Return a rarely chosen pool's traffic, from requests near or above its range."""
+    """Return the traffic of a rarely chosen pool, drawn near or above its range."""
     prompts, outputs = lengths.draw(rng, _DRAWN)
     totals = prompts + outputs
     threshold = inquiry.tiers[index - 1].threshold_tokens

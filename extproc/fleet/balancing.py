@@ -9,8 +9,8 @@ from extproc.fleet.instance import Instance
 from extproc.fleet.job import Job
 
 #: An instance with a matching prefix is skipped if it has more than this multiple of
-#: the mean number of requests. This is Envoy's ``hash_balance_factor`` with the 125 %
-#: of its documentation.
+#: the mean number of requests. This is Envoy's ``hash_balance_factor``, with the value
+#: in its documentation, 125 %.
 BALANCE_FACTOR = 1.25
 #: Number of prefix keys whose last instance a balancer remembers.
 _REMEMBERED = 1 << 18
@@ -65,7 +65,7 @@ class Balancer:
         if count == 1:
             return position
         other = int(second * (count - 1))
-        # Skip the first instance.
+        # Leave the first instance out of the second choice.
         other += other >= position
         for each in (position, other):
             self._instances[each].advance(now_s)
@@ -74,7 +74,7 @@ class Balancer:
         return position
 
     def _follow(self, job: Job, in_pool: int) -> int | None:
-        """Return the last instance of the longest known prefix, if it has capacity."""
+        """Return the last instance to receive the longest prefix, if it has room."""
         assert job.prefix is not None
         for key in reversed(job.prefix.keys):
             position = self._seen.get(key)

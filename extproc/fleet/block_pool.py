@@ -31,11 +31,12 @@ class Block:
 
 
 class BlockPool:
-    """All blocks of an instance, ``usable_blocks`` in number."""
+    """All ``usable_blocks`` blocks of an instance."""
 
     def __init__(self, usable_blocks: int) -> None:
         self._unhashed = usable_blocks
-        # In each dict, the first key is the first block to be taken or found.
+        # The blocks in each dict are in the order in which they are to be taken or
+        # found.
         self._free: dict[Block, None] = {}
         self._cached: dict[Hashable, dict[Block, None]] = {}
 

@@ -54,7 +54,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line through points, which is in the legend only if it has a title."""
+    """A line through points. The legend contains it only if it has a title."""
 
     title: str
     points: Sequence[tuple[float, float]]

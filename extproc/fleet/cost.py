@@ -87,16 +87,16 @@ def homogeneous(rate: float, instance_rate: float, max_utilization: float = 1.0)
 
 
 def split(pools: Sequence[Demand], max_utilization: float = 1.0) -> int:
-    """Return the total number of instances, rounded up for each pool by its own rate.
+    """Return the total number of instances; each pool's number is rounded up.
 
-    This is the papers' refinement: the long pool's ``instance_rate`` is measured on
-    long requests only.
+    Each pool has its own ``instance_rate``. This is the papers' refinement: the rate of
+    the long pool is measured on long requests only.
     """
     return sum(pool.instances(max_utilization) for pool in pools)
 
 
 def saving(before: float, after: float) -> float:
-    """Return the share, possibly negative, of ``before`` (> 0) that ``after`` saves."""
+    """Return the share of ``before`` (> 0) that ``after`` saves; may be negative."""
     if before <= 0:
         raise ValueError(f"before: {before}; expected > 0")
     return (before - after) / before

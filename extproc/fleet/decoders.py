@@ -56,7 +56,7 @@ class Decoders:
         return ended
 
     def steps_to_end(self) -> int:
-        """Return the number of steps until the first of one or more jobs ends."""
+        """Return the number of steps until the first job ends; there must be a job."""
         ends = self.ends
         while ends[0][2].admission != ends[0][1]:
             heappop(ends)
@@ -67,7 +67,7 @@ class Decoders:
         return self.phases[-self.steps % self._block_size]
 
     def blocks(self, steps: int, seqs: int) -> int:
-        """Return the number of blocks that ``seqs`` jobs need in the next steps.
+        """Return the number of blocks that ``seqs`` jobs need in ``steps`` steps.
 
         Each job needs one block every ``block_size`` steps. The number for the
         remaining steps depends on the jobs' phases.
@@ -85,7 +85,7 @@ class Decoders:
         return needed
 
     def steps_within(self, free_blocks: int, seqs: int) -> int:
-        """Return the number of steps of ``seqs`` jobs that the free blocks allow."""
+        """Return for how many steps the free blocks suffice for ``seqs`` jobs."""
         block_size = self._block_size
         cycles, left = divmod(free_blocks, seqs)
         steps = cycles * block_size

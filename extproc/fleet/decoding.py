@@ -54,8 +54,8 @@ class DecodeInstance:
         self._step_time = step_time
         self._free_blocks = limits.usable_blocks
         self._waiting: deque[Decode] = deque()
-        # Admitted requests with a KV-cache transfer in progress: (time of the last
-        # byte's arrival, order, request).
+        # Admitted requests with a KV-cache transfer in progress: (arrival time of the
+        # last byte, order, request).
         self._pulling: list[tuple[float, int, Decode]] = []
         self._decoding: list[tuple[int, int, Decode]] = []  # (last step, order, job)
         self._fresh: list[Decode] = []  # requests still without a token

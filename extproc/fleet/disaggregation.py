@@ -1,10 +1,10 @@
 """The number of prefill and decode instances that meets an SLO.
 
-The prefill pool and the decode pool are first sized separately. Eight instances with
-their share of the traffic represent a larger pool. Then both pools are simulated
-together (:mod:`extproc.fleet.prefill_decode`) by a smaller fleet of the same ratio,
-with at least eight instances in each pool. The SLO and the headroom are the same as for
-pools whose instances both prefill and decode.
+The prefill pool and the decode pool are first sized separately. A larger pool is
+represented by eight instances with their share of its traffic. Then both pools are
+simulated together (:mod:`extproc.fleet.prefill_decode`), as a smaller fleet of the same
+ratio with at least eight instances in each pool. The SLO and the headroom are the same
+as for pools whose instances both prefill and decode.
 """
 
 import math
@@ -83,7 +83,8 @@ def _alone_kept(
 ) -> bool:
     """Return whether one pool meets the SLO if the other takes no time.
 
-    Eight instances represent a larger number.
+    A pool of more than eight instances is represented by eight, with their share of
+    the requests.
     """
     simulated = min(count, _SUBPOOL)
     scaled = parts.thinned(simulated / count)
@@ -92,7 +93,7 @@ def _alone_kept(
 
 
 def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
-    """Return the minimum sufficient number, at least ``least``, or None if none is."""
+    """Return the smallest number >= ``least`` that is enough, or None."""
     if enough(least):
         return least
     low, high = least, math.ceil(_MOST_TIMES * least) + 1
@@ -152,9 +153,10 @@ def _seqs_within(step: StepTime, context: float, tpot_s: float) -> float:
 def _together(
     parts: Parts, prefill: int, decode: int, slo: Slo, seed: int, measured: int
 ) -> Figures:
-    """Simulate a fleet by a smaller one of the same ratio, with at least 8 per pool.
+    """Simulate a large fleet as a smaller one with nearly the same ratio of pools.
 
-    The smaller pool has the number of instances, from 8 to 16, with the nearest ratio.
+    The smaller of its pools gets 8 to 16 instances, whichever number comes closest to
+    the ratio.
     """
     smaller = min(prefill, decode)
     if smaller <= _SUBPOOL:

@@ -16,7 +16,7 @@ class Serving:
     """The options of an instance other than its pool's limits."""
 
     model: str | None
-    """Model name for ``vllm serve``; None if the plan does not have it."""
+    """Model name for ``vllm serve``; None if the plan does not name the model."""
     gpu_memory_utilization: float | None = None
     """None for a profiled server, which keeps the value it was started with."""
     kv_cache_dtype: str = "auto"

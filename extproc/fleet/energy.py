@@ -23,13 +23,13 @@ from extproc.fleet.steptime import StepTime
 from extproc.fleet.workload import Arrivals, Lengths
 
 HOURS_PER_YEAR = 8760
-#: Number of requests to measure for an instance, after the same number has filled it.
+#: Number of requests to measure on an instance after as many others have filled it.
 _WATCHED = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A most likely value between a lowest and a highest one."""
+    """A lowest, a most likely and a highest value."""
 
     low: float
     middle: float
@@ -57,18 +57,18 @@ def _three_digits(value: float) -> str:
     return f"{round(value, decimals):,.{max(0, decimals)}f}"
 
 
-#: Watts of the host per GPU, for CPUs, fans, network and power supplies. A node of
-#: eight H100 draws up to 11.3 kW, and 0.7 of this in service (0.4 to 0.9, from a review
-#: of "Energy use of AI inference"). Without the 600 W of each GPU itself, 390 W per GPU
-#: remain (100 to 670).
+#: Power of the host in watts per GPU, for CPUs, fans, network and power supplies. A
+#: node of eight H100 draws up to 11.3 kW, and 0.7 of this in service (0.4 to 0.9, from
+#: a review of "Energy use of AI inference"). If the 600 W of each GPU itself are
+#: subtracted, 390 W per GPU remain (100 to 670).
 HOST_WATTS = Range(100.0, 390.0, 670.0)
 #: Power of the data center divided by that of its computers, from the same review.
 PUE = Range(1.05, 1.2, 1.4)
 #: Grams of CO2 per kWh for the grid of the United States and for hyperscale sites there
 #: (arXiv 2606.05420, 2026).
 GRID_G_PER_KWH = Range(370.0, 457.0, 545.0)
-#: Uncertainty of a curve, measured with one model and engine, for other models and
-#: engines.
+#: Uncertainty of a curve that was measured with one model and engine and is used for
+#: other models and engines.
 _CURVE_SHARE = Range(0.9, 1.0, 1.1)
 
 
@@ -198,7 +198,7 @@ def watch(
 def _jobs(
     instants: np.ndarray, lengths: Lengths, rng: np.random.Generator, window: int
 ) -> list[Job]:
-    """Return the requests in reverse order, with the next request as last element."""
+    """Return the requests in reverse order, so that the next one is at the end."""
     prompts, outputs = lengths.draw(rng, len(instants), evenly=False)
     prompts = np.minimum(prompts, window - 1)
     outputs = np.minimum(outputs, window - prompts)
@@ -220,7 +220,7 @@ class _Meter:
         self._add("idle", seconds, self._curve.idle_w)
 
     def step(self, instance: Instance) -> None:
-        """Run a step of the instance, in which each decoding request has one token."""
+        """Run and measure one step; it has a prompt if tokens exceed sequences."""
         busy_s, running_s = instance.busy_s, instance.running_s
         computed = instance.computed_tokens
         instance.step()
@@ -271,7 +271,7 @@ class Energy:
     joules_per_token: Range
     """Energy per output token."""
     kg_co2_per_year: Range
-    """Carbon by the operator's figure, or by the range for the grid if there is none.
+    """Carbon, from the operator's figure or, without one, from the grid's range.
     """
 
 

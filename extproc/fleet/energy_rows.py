@@ -19,8 +19,8 @@ from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import Question
 from extproc.fleet.workload import RenewalArrivals
 
-#: With a plan's 12,000 requests per size tried, the energy of each instance is measured
-#: over 2,000 requests.
+#: Requests per tried size of a plan, divided by the requests over which the energy of
+#: each instance is measured: by default, 12,000 and 2,000.
 _TRIED_FOR_EACH_WATCHED = 6
 
 

@@ -1,8 +1,8 @@
 """The size of a fleet in instances, GPUs and dollars, by pool.
 
-Fleets of equal instances are compared by their number. If a pool has other GPUs, counts
-of instances or GPUs are not comparable, so fleets are compared in dollars; without a
-price for each GPU, in GPUs as a last resort.
+Fleets whose instances are all equal are compared by number of instances. If a pool has
+other GPUs, numbers of instances or GPUs are not comparable, so fleets are compared in
+dollars. If a GPU has no price, they are compared in GPUs as a last resort.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def gpus(question: Question, policy: SizedPolicy) -> int:
 
 
 def usd_per_hour(question: Question, policy: SizedPolicy) -> float | None:
-    """Return the dollars an hour of all pools; None if a GPU has no price."""
+    """Return the cost of all pools in dollars an hour; None if a GPU has no price."""
     total = 0.0
     for count, engine in _parts(question, policy):
         if not engine.usd_per_gpu_hour:

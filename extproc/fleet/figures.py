@@ -100,7 +100,7 @@ def pool_figures(
 
 @dataclass(frozen=True, slots=True)
 class FleetFigures:
-    """The whole fleet's figures; each share is of the requests that arrived."""
+    """The figures of the whole fleet; shares are of all requests that arrived."""
 
     p50_ttft_s: Interval
     p99_ttft_s: Interval

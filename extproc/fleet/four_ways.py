@@ -11,14 +11,14 @@ from extproc.fleet.replay import Replay
 from extproc.fleet.slo import Slo
 from extproc.fleet.workload import Arrivals, Lengths, Thinned
 
-#: Tokens per step of a prefill instance, where no decoding request waits for a long
-#: step.
+#: Maximum number of tokens per step of a prefill instance. No request decodes there, so
+#: a long step delays no decoding.
 PREFILL_BATCHED_TOKENS = 8192
-#: Minimum number of requests to measure for each size. If half the number for a plan's
-#: sizes is larger, this half is used. A run simulates at least the same number again.
+#: Minimum number of requests to measure for each size. Half of a plan's requests per
+#: tried size are measured if that is more. A run simulates at least as many again.
 _LEAST_MEASURED = 500
-#: Two ways with a smaller relative difference are equal, since a simulated P99 is not
-#: more precise.
+#: Two ways count as equal if their relative difference is smaller, since a simulated
+#: P99 is not more precise than that.
 _NOISE = 0.03
 
 
@@ -61,7 +61,7 @@ class FourWays:
     """Network bandwidth of one instance."""
     kv_bytes_per_token: float
     verdict: str
-    """A sentence on the way that needs the minimum number of GPUs."""
+    """A sentence about the way that needs the fewest GPUs."""
 
 
 def four_ways(
@@ -70,7 +70,7 @@ def four_ways(
     split: SizedPolicy,
     transfer: KvTransfer,
 ) -> FourWays:
-    """Size the disaggregated ways and compare them with the two sized before.
+    """Size the disaggregated ways, and compare them with the two ways sized before.
 
     Raises:
         ValueError: the arrivals are from a file, which cannot be thinned.
@@ -165,10 +165,9 @@ def _way(name: str, pairs: tuple[Pair, ...], gpus: int) -> Way:
 
 
 def verdict(ways: tuple[Way, ...]) -> str:
-    """Return a sentence on the way that meets the SLO with the minimum number of GPUs.
+    """Return a sentence about the way that meets the SLO with the fewest GPUs.
 
-    If ways are within 3 % of each other, the first one is chosen, which is the
-    simplest.
+    Of ways within 3 % of each other, the first is chosen, because it is the simplest.
     """
     kept = [way for way in ways if way.slo_met]
     if not kept:

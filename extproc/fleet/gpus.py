@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A public price of one GPU-hour, a default for operators who enter no price."""
+    """A public price of one GPU-hour, used if the operator enters no price."""
 
     usd_per_hour: float
     date: str
@@ -40,7 +40,7 @@ class Gpu:
     bf16_flops: float
     """Peak 16-bit matrix throughput, FLOP/s."""
     fp8_flops: float
-    """Peak 8-bit matrix throughput; equal to ``bf16_flops`` without 8-bit support."""
+    """Peak 8-bit matrix throughput; ``bf16_flops`` if the GPU has no 8-bit support."""
     link_bytes_per_s: float
     """GPU-to-GPU bandwidth within a node, one direction."""
     network_bytes_per_s: float

@@ -94,7 +94,7 @@ class Deployment:
 
     @property
     def limits(self) -> BatchDefaults:
-        """Return the maximum sequences and tokens of a step, or vLLM's defaults."""
+        """Return the limits of sequences and tokens per step, by default vLLM's."""
         defaults = batch_defaults(self.gpu)
         return BatchDefaults(
             self.max_num_seqs or defaults.max_num_seqs,
@@ -103,7 +103,7 @@ class Deployment:
 
     @property
     def activation_bytes(self) -> float:
-        """Return one GPU's peak memory in a profiling step, of its layers or sampling.
+        """Return one GPU's peak memory in a profiling step, for layers or for sampling.
 
         In 16 bits, each token of the step needs gate, up and their product, this GPU's
         share of the MLP, and three vectors of the hidden size: 110,592 bytes for

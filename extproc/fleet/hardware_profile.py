@@ -158,8 +158,8 @@ def verdict(profile: Profile) -> str:
     """Return one line that judges a profile by its checks.
 
     The verdict uses the throughput at the load above capacity and the medians at the
-    ordinary load, because the means and tails of a queue multiply an error in
-    throughput.
+    ordinary load. In a queue, a small error in throughput becomes a large error in
+    means and tails.
     """
     errors: list[float] = []
     if profile.measured.check:

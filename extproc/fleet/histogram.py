@@ -1,7 +1,7 @@
 """Quantiles of a stream in bounded memory; histograms of several runs can be merged.
 
 Buckets grow by a constant factor, so every quantile is within half a bucket of an
-observed value. Here the relative error is at most 0.5 %. The idea is that of DDSketch
+observed value: the relative error is at most 0.5 %. The idea is that of DDSketch
 (Masson et al., VLDB 2019). Values below ``SMALLEST_S`` share the first bucket.
 """
 
@@ -48,7 +48,7 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def quantile(self, share: float) -> float:
-        """Return the value that a ``share`` of the values does not exceed, or NaN."""
+        """Return the value that a ``share`` of all values does not exceed, or NaN."""
         if not self.count:
             return math.nan
         rank = max(1, math.ceil(share * self.count))
@@ -58,7 +58,7 @@ class Histogram:
         return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
 
     def cumulative(self) -> Iterator[tuple[float, float]]:
-        """Yield each non-empty bucket's upper end, and the share of values below."""
+        """Yield each non-empty bucket's upper end, and the share of values below it."""
         seen = 0
         for bucket in np.flatnonzero(self._counts):
             seen += int(self._counts[bucket])

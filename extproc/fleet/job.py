@@ -43,7 +43,8 @@ class Job:
     # While the job is decoding, the number of computed tokens is the step count plus
     # this value.
     offset: int = 0
-    # Entries of the heap of ends that have another value are stale.
+    # In the heap of ends, an entry whose admission number differs from this one is
+    # stale.
     admission: int = 0
     # Number of tokens already computed at admission, as the request's usage reported
     # it.

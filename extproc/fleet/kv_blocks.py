@@ -1,8 +1,8 @@
 """The KV-cache blocks of an instance as counts, together with its prefix cache.
 
 The instance itself counts the blocks of decoding requests for many steps at once. This
-module tracks free blocks, the cached ones among these, and the cached blocks that
-requests find and leave.
+module tracks the free blocks, which of them are cached, and which cached blocks
+requests find at admission and leave at their end.
 """
 
 from extproc.fleet.job import Job
@@ -53,7 +53,7 @@ class KvBlocks:
             self._cache.trim(self.free)
 
     def find(self, job: Job, step: int) -> Found:
-        """Return the cached blocks that a waiting job finds before its last token.
+        """Return the cached blocks that a waiting job finds, without its last token.
 
         Args:
             step: number of steps whose decoded tokens count as cached.
@@ -94,7 +94,8 @@ class KvBlocks:
         block_size = self._block_size
         blocks = -(-job.computed // block_size)
         if self.is_caching:
-            # Not the last token: it is not computed, or computed but not cached.
+            # Leave out the last token, which is either not computed or computed but not
+            # cached.
             full = (job.tokens - 1) // block_size
             holding = job.holding
             if holding is None:
@@ -115,7 +116,7 @@ class KvBlocks:
             holding = job.holding
             if holding is None:
                 # No block is shared. The prompt's blocks are cached at allocation, and
-                # each other block once its last token is known.
+                # every other block as soon as its last token is known.
                 known = min(job.computed, job.known - 1)
                 decoded = job.computed - self._is_async
                 holding = job.holding = Holding([])

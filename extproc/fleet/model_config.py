@@ -50,7 +50,7 @@ _UNGATED = frozenset(
 )
 #: Model types whose embeddings are also the head, unless the file specifies otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gpt2"})
-#: Kinds of RoPE scaling whose factor max_position_embeddings already includes
+#: Kinds of RoPE scaling with a factor that max_position_embeddings already includes
 #: (vllm/config/model.py, _get_and_verify_max_len).
 _UNSCALED = frozenset({"default", "llama3", "longrope", "su", "mrope", "proportional"})
 #: Kinds of layers that store a state of fixed size instead of keys and values.
@@ -58,7 +58,7 @@ _STATES = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv"}
 
 
 class _Config:
-    """The values of one configuration, each found under any of its names."""
+    """The values of one configuration; a value may have one of several names."""
 
     def __init__(self, values: JsonObject) -> None:
         self._values = values
@@ -121,7 +121,7 @@ def read_model_config(
             bits), ``fp8`` or ``bfloat16``.
 
     Raises:
-        ModelConfigError: a key is missing or invalid; the message has its name.
+        ModelConfigError: a key is missing or invalid; the message names the key.
     """
     if not isinstance(document, dict):
         raise ModelConfigError("config: not a JSON object; expected config.json")
@@ -188,7 +188,7 @@ def _kv_heads(config: _Config) -> int:
 
 
 def _head_dim(config: _Config) -> int:
-    """Return a head's width; for latent attention, the mean of query-key and value."""
+    """Return a head's width; for latent attention, the mean for query-key and value."""
     heads = config.count("num_attention_heads")
     if config.get("kv_lora_rank"):
         qk = config.count("qk_nope_head_dim") + config.count("qk_rope_head_dim")

@@ -1,4 +1,4 @@
-"""The numbers of both papers that can be derived, each with its derivation.
+"""The numbers in both papers that can be derived, each with its derivation.
 
 Papers: arXiv 2604.09613 (TBA) and arXiv 2604.08075 (DP), which supersedes it.
 """

@@ -1,8 +1,8 @@
 """A plan as a document with every policy, its pools, its savings, and the advice.
 
-A field for a saving has a value only if both fleets meet the SLO and reject no
+A saving has a value only if both of the compared fleets meet the SLO and reject no
 requests; otherwise it is None. All fields are typed, and :func:`as_json` returns the
-one JSON object of ``extproc plan --json``.
+JSON object of ``extproc plan --json``.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ class PoolRow:
     fill_s: float
     state: str
     measured_alone: bool
-    """Whether the pool was measured alone, since it gets too few of the fleet's
-    requests."""
+    """Whether the pool was measured alone because too few of the fleet's requests
+    reach it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class PolicyRow:
 
     Attributes:
         max_num_seqs: value of this limit for each pool.
-        saving_pct: saving of the split compared with this policy, in the plan's
-            ``compared_by``; None for the split itself, and if one of the two misses the
-            SLO or rejects requests.
+        saving_pct: saving of the split compared with this policy, in percent, measured
+            in the plan's ``compared_by``; None for the split itself, and if the split
+            or this policy misses the SLO or rejects requests.
         p99_ttft_s, p99_tpot_s: P99 over all pools of the policy.
     """
 
@@ -119,8 +119,8 @@ class Plan:
     Attributes:
         policies: by name, including the split.
         instances, gpus, pools, slo_met: values of the split.
-        compared_by: unit of the savings: instances or, if a pool has other GPUs,
-            dollars, or GPUs if one GPU has no price.
+        compared_by: unit of the savings: instances if all pools have the same GPUs;
+            otherwise dollars or, if a GPU has no price, GPUs.
         alpha: share of the requests below the last threshold; ``rho``: the throughput
             gain for which the papers' formula matches all pools below the last one.
         saving_pct: saving of the split compared with today's fleet, the sum of the next
@@ -137,7 +137,7 @@ class Plan:
     traffic: str
     engine: str
     gpus_per_instance: int
-    """Model and GPUs of an instance, except in pools that set another GPU type."""
+    """Like ``engine``, this does not apply to pools that set another GPU type."""
     compared_by: str
     headroom: float
     pools: list[PoolRow]
@@ -302,7 +302,7 @@ def _points(
     after: SizedPolicy,
     of: SizedPolicy | None = None,
 ) -> float | None:
-    """Return ``saved`` in percent of ``of`` or of ``before``; None if unusable."""
+    """Return the saving in percent of ``of`` or ``before``; None if one is unusable."""
     whole = of or before
     if not all(map(is_usable, (before, after, whole))):
         return None

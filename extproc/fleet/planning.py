@@ -36,13 +36,13 @@ from extproc.fleet.steady import RunSettings, always
 #: Maximum number of times that a pool grows if it misses its SLO: by 2 %, then by
 #: another 4 %, etc.
 _GROWTHS = 4
-#: Maximum relative half-width of a P99's interval that is precise enough. With it, two
-#: runs almost always differ by less than 5 %.
+#: Maximum relative half-width of a P99's interval that is precise enough. At this
+#: precision, two runs almost always differ by less than 5 %.
 PRECISION = 0.025
-#: Share of the measured requests below which a pool is measured alone.
+#: A pool with less than this share of the measured requests is measured alone.
 _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
-#: Number of rounds of a replayed file to measure.
+#: Number of rounds to measure when a file is replayed.
 _ROUNDS = 4
 
 
@@ -72,8 +72,8 @@ class SizedPolicy:
     kept: list[bool] = field(default_factory=list)
     """Whether each pool meets its SLO."""
     rejected: float = 0.0
-    """Share of the requests that it rejects although a pool with the question's
-    ``max_model_len`` would accept them."""
+    """Share of the requests that the policy rejects although a pool with the
+    question's ``max_model_len`` would accept them."""
 
     @property
     def total(self) -> int:
@@ -86,7 +86,7 @@ class SizedPolicy:
         return all(self.kept)
 
     def measured(self, index: int) -> tuple[Result, int]:
-        """Return the result with a pool's figures, and the index of the pool there."""
+        """Return the result that has a pool's figures, and the pool's index in it."""
         alone = self.alone[index]
         return (self.result, index) if alone is None else (alone, 0)
 
@@ -246,7 +246,7 @@ def _verify(
         )
         for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
     ]
-    # Use other random traffic than the one by which the pools were sized.
+    # Use different random traffic from that with which the pools were sized.
     run = RunSettings(
         question.verified_requests,
         question.seed + 1,
@@ -265,7 +265,7 @@ class Precise:
     """A test of whether every P99 of a pool is precise to 2.5 %."""
 
     fewest: float
-    """Number of a pool's requests below which this test ignores the pool."""
+    """A pool with fewer requests than this number is ignored."""
 
     def __call__(self, result: Result) -> bool:
         """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""

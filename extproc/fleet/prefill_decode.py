@@ -34,8 +34,8 @@ TRANSFER_BYTES_PER_S = 12.5e9
 #: issue 50913: 167 MB in 38.7 ms) and 1.8 GB/s on a host without NVLink (issue 34054:
 #: 313 MB in 174 ms).
 TRANSFER_LATENCY_S = 10e-3
-#: Number of mean residence times that a fleet takes to fill. The measurement takes the
-#: same time.
+#: Number of mean residence times that a fleet takes to fill. The measurement takes as
+#: long again.
 _FILL_RESIDENCES = 5.0
 #: Minimum number of requests to measure, so that 60 requests are above the P99.
 MEASURED = 6_000
@@ -48,8 +48,8 @@ _MOST_TIMES_FULL = 8
 _TICK_S = 0.5
 #: Number of ticks between two tests of whether a run is over.
 _TICKS = 4
-#: Maximum relative difference between the numbers of requests in flight in the two
-#: halves of a steady run.
+#: Maximum relative growth of the number of requests in flight from the first half of a
+#: steady run to the second.
 _GROWTH = 0.15
 
 Floats = npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ class Parts:
     """Mean arrival rate of the class, in requests a second."""
     arrivals: Arrivals
     lengths: Lengths
-    """Lengths of the requests; longer ones than the window are truncated."""
+    """Lengths of the requests; those that exceed the window are truncated."""
 
     def thinned(self, share: float) -> "Parts":
         """Return a random share of the requests, for a fleet smaller by that factor."""
@@ -176,7 +176,7 @@ class _Fleet:
         )
 
     def submit(self, request: _Request) -> None:
-        """Send a request to the less loaded of two prefill instances, if any exist."""
+        """Send a request to the less loaded of two random prefill instances, if any."""
         if not self.prefill:
             self._hand_on(request.arrival_s, None, request)
             return
@@ -238,14 +238,14 @@ class _Fleet:
     def _take_first_token(
         self, ready_s: float, moved_s: float, request: _Request
     ) -> None:
-        """Without decode instances, the answer ends one step after the transfer."""
+        """End an answer one step after its transfer, since no instance decodes it."""
         step_s = self.parts.step_time.fixed_s(0, self.parts.decode.max_num_seqs)
         done = Decode(ready_s, request.prompt_tokens, 1)
         done.first_token_s = done.finish_s = moved_s + step_s
         self.ended.append((request, done))
 
     def busy_s(self) -> tuple[float, float, float]:
-        """Return each pool's busy time, and decoding requests integrated over time."""
+        """Return both pools' busy time, and the time integral of decoding requests."""
         return (
             sum(instance.busy_s for instance in self.prefill),
             sum(instance.busy_s for instance in self.decode),
@@ -269,9 +269,9 @@ def simulate(
     A request is counted when it ends.
 
     Args:
-        prefill, decode: numbers of instances. With 0 the other pool is examined alone:
-            without prefill instances, prompts take no time; without decode instances,
-            answers take one step.
+        prefill, decode: numbers of instances. If one is 0, the other pool is simulated
+            alone: without prefill instances, prompts take no time; without decode
+            instances, answers take one step.
         measured: minimum number of requests to measure.
     """
     fleet = _Fleet.of(parts, prefill, decode, seed)

@@ -10,10 +10,10 @@ allocates blocks calls :meth:`PrefixCache.trim` with the number of free blocks t
 remain.
 
 Each key (:class:`Prefix`) identifies a range of equal tokens. The tokens after a
-request's last key are private, so no other request can find their blocks. These blocks
-are a count while the request uses them, and one run while the request waits after a
-preemption. After the request's end no request can find them, and adjacent ones in the
-queue form one run.
+request's last key are private, so no other request can find their blocks. While the
+request uses these blocks, only their number is stored; while it waits after a
+preemption, they are one run. After the request's end, no request can find them, and
+those that are adjacent in the queue form one run.
 
 Blocks that fill up during decoding are not visited one by one either. They enter the
 cache at the next lookup, or when the request stops decoding.
@@ -295,7 +295,7 @@ class PrefixCache:
         self.free -= run.stop - run.start
 
     def trim(self, free_blocks: int) -> None:
-        """Evict cached blocks in excess of the free blocks after an allocation."""
+        """Evict unused cached blocks until at most ``free_blocks`` of them remain."""
         excess = self.free - free_blocks
         if excess <= 0:
             return
@@ -378,7 +378,7 @@ class PrefixCache:
     def _oldest(
         self, runs: list[Run], position: int, stop: int
     ) -> tuple[Run | None, int]:
-        """Return the run that was cached first, and the index up to which it was."""
+        """Return the run cached first at a position, and the index after its part."""
         covering = []
         for run in runs:
             if run.start > position:

@@ -47,8 +47,8 @@ class PrefixStudy:
     """The same share with one such cache per class. The difference is what
     conversations lose when they grow past a threshold."""
     instances: dict[str, int]
-    """Number of instances of one pool and of the split, sized with and without caching.
-    """
+    """Number of instances in the one-pool fleet and in the split, each sized with and
+    without caching."""
     hits: list[PrefixHits]
     """Hits of both fleets with each load balancer, or with only the default one if
     ``reported``."""
@@ -73,7 +73,7 @@ def study(
     split: SizedPolicy,
     uncached: Mapping[str, SizedPolicy],
 ) -> PrefixStudy:
-    """Simulate a round of the file on a plan's fleets with each load balancer.
+    """Simulate one round of a replayed file on a plan's fleets with each balancer.
 
     Args:
         question: the plan's inputs, with known prefixes (see :func:`without_prefixes`).

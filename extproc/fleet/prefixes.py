@@ -1,9 +1,9 @@
 """Shared prefixes of the requests of a file, as keys for the prefix cache.
 
 The keys come from chained hashes of prompt blocks (Mooncake, Bailian) or from
-conversations. A turn of a conversation repeats the previous prompt and answer if its
-prompt is at least as long as these together, and repeats only the previous prompt if
-its prompt is not shorter than that one. Any other turn starts a new conversation.
+conversations. If a turn's prompt is at least as long as the previous prompt and answer
+together, it is taken to repeat both. If it is shorter, but at least as long as the
+previous prompt, it repeats only that prompt. Any other turn starts a new conversation.
 Hashes do not cover answers, so later turns do not find cached answers, and the result
 is a lower bound. If a log has neither hashes nor conversations, the cached tokens that
 its usage reports are used unchanged.
@@ -92,7 +92,7 @@ def from_sessions(
 
 
 def from_counts(cached: Sequence[int]) -> Prefixes | None:
-    """Return the counts of cached tokens in usage, or None if all are zero."""
+    """Return prefixes from reported counts of cached tokens; None if all are zero."""
     if not any(cached):
         return None
     return tuple(Prefix((), (), count) if count else None for count in cached)

@@ -63,13 +63,13 @@ class Question:
         max_model_len: window of the last pool, and of homogeneous pools.
         max_num_batched_tokens: value for every instance.
         max_num_seqs: value for pools not sized for the worst case.
-        asked_requests, tried_requests, verified_requests: number of requests that a
-            strategy assigns, that are measured for each size tried, and that are
+        asked_requests, tried_requests, verified_requests: numbers of requests: those
+            that a strategy assigns, those measured for each size tried, and those
             measured in the whole fleet at the end.
         headroom: share of each pool's saturated rate to leave free.
         traffic: a sentence for the operator on how the arrivals were chosen.
-        pool_hardware: hardware of the split's pools with other GPUs than ``engine``, by
-            pool name.
+        pool_hardware: hardware of those pools of the split whose GPUs differ from
+            ``engine``'s, by pool name.
         long_promise_given: whether the operator specified ``slo.long_ttft_s``; if not,
             the last pool's limit is derived from its own requests.
     """

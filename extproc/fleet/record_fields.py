@@ -166,10 +166,10 @@ def find(record: Sequence[Level], names: Sequence[str]) -> Any:
 
 
 def find_counts(record: Sequence[Level]) -> TokenCounts | None:
-    """Return prompt, output and cached tokens, or None without prompt or output.
+    """Return prompt, output and cached tokens; None if prompt or output is missing.
 
     Raises:
-        FieldError: a count is not a number >= 0, or one record is for many requests.
+        FieldError: a count is not a number >= 0, or a record covers several requests.
     """
     for level in record:
         counts = _usage(level) or _opentelemetry(level) or _pair(level)
@@ -246,7 +246,7 @@ def _refuse_sums(record: Sequence[Level]) -> None:
 
 
 def knows_counts(columns: Sequence[str]) -> tuple[bool, bool]:
-    """Return whether the columns include both a prompt and an output count."""
+    """Return whether the columns include a prompt count, and an output count."""
     known = {name for column in columns for name in _spellings(column)}
     otel = {name.split("genaiusage", 1)[1] for name in known if "genaiusage" in name}
     known |= otel & {"inputtokens", "outputtokens", "prompttokens", "completiontokens"}

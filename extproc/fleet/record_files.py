@@ -1,4 +1,4 @@
-"""Reads records from CSV of any common dialect, JSON lines, arrays, printed objects."""
+"""Reads records from CSV in common dialects, JSON lines, arrays or printed objects."""
 
 import csv
 import itertools
@@ -29,7 +29,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _DOCUMENT_KEYS = frozenset(
     {"benchmarks", "successful", "resourcespans", "scopespans", "spans"}
 )
-#: Keys of a document that contain its records, if it has no counts itself.
+#: Keys under which a document contains its records, if it has no counts itself.
 _ENVELOPES = frozenset(
     {
         "requests",
@@ -107,7 +107,7 @@ def _csv_rows(
 
 
 def _dialect(header: str) -> tuple[str, list[str]]:
-    """Return the delimiter whose columns have counts, or that yields most columns."""
+    """Return the delimiter that yields most count columns, then most columns."""
 
     def columns(delimiter: str) -> list[str]:
         names = next(csv.reader([header], delimiter=delimiter), [])
@@ -207,7 +207,7 @@ def _records(value: Any, where: str, run: str = "", depth: int = 0) -> Iterator[
 
 
 def _columns(value: JsonObject) -> dict[str, list[Any]]:
-    """Return columns of equal length, as of ``vllm bench serve --save-detailed``."""
+    """Return equally long columns, as ``vllm bench serve --save-detailed`` writes."""
     lists = {key: column for key, column in value.items() if isinstance(column, list)}
     if not all(knows_counts(list(lists))):
         return {}
@@ -216,7 +216,7 @@ def _columns(value: JsonObject) -> dict[str, list[Any]]:
 
 
 def _enveloped(value: JsonObject) -> list[Any]:
-    """Return a document's values that contain records; none for a record itself."""
+    """Return a document's values that contain records; none if it is a record."""
     parts = {
         plain(key): part
         for key, part in value.items()

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from extproc.fleet.record_fields import FieldError, Level
 
-#: Keys of times, with keys of the arrival first and none of an end or a duration.
+#: Keys of points in time. Those of the arrival come first, and those of an end or a
+#: duration are left out.
 _INSTANTS = (
     "arrivaltime",
     "arrivedat",

@@ -1,10 +1,10 @@
 """Replay of a file's requests, at their own times and with their own lengths.
 
-The file's busiest period is replayed, round after round. A higher rate is a
-superposition of copies, each shifted by up to a minute. With these shifts, peaks of
+The file's busiest period is replayed, round after round. For a higher rate, copies of
+the period are overlaid, each shifted by up to a minute. With these shifts, peaks of
 seconds do not coincide, but peaks of minutes and hours do. Time is never compressed,
-since a burst of a minute could become a burst of a second. A lower rate is a random
-part of the requests.
+since a burst of a minute could become a burst of a second. For a lower rate, a random
+part of the requests is replayed.
 """
 
 import itertools
@@ -19,9 +19,10 @@ from extproc.fleet.prefix_cache import Prefix
 from extproc.fleet.prefixes import Prefixes
 from extproc.fleet.workload import BLOCK, Block, Recorded, Seconds, Tokens
 
-#: The longest period to replay: the busiest hour of a day or of a week.
+#: Maximum period to replay in seconds, so that a day or a week is reduced to its
+#: busiest hour.
 LONGEST_S = 3600.0
-#: Number of requests above which a period is reduced to its busiest part.
+#: A period with more requests than this number is reduced to its busiest part.
 MOST_REQUESTS = 40_000
 #: Minimum duration of the busiest part in seconds, so that it contains bursts of
 #: several seconds.
@@ -59,7 +60,7 @@ class Replay:
 
     @property
     def own_rate(self) -> float:
-        """Requests a second in this period of the file."""
+        """Mean rate of this period of the file, in requests a second."""
         return len(self.instants) / self.period_s
 
     @property
@@ -145,9 +146,9 @@ def busiest(
 ) -> Replay:
     """Return the busiest period of a file, for a replay at the given rate.
 
-    The period is the busiest hour, or the whole file if it is shorter than an hour. It
-    is reduced to its busiest part with ``most_requests`` on average, but not below a
-    minute.
+    The period is the busiest hour, or the whole file if it is shorter than an hour. If
+    it has more than ``most_requests`` on average, it is cut to its busiest part with
+    that many, but to no less than a minute.
 
     Args:
         instants: time of each row of ``lengths``, in any order.
@@ -182,7 +183,7 @@ def span_s(instants: Seconds) -> float:
 
 
 def _cut(replayed: Replay, length_s: float) -> Replay:
-    """Return the first of the periods of this length with the most requests."""
+    """Return the busiest period of this length; of equally busy ones, the first."""
     if replayed.period_s <= length_s:
         return replayed
     instants = replayed.instants

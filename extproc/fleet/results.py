@@ -20,8 +20,8 @@ from extproc.fleet.slo import COVERED, Slo
 
 #: Minimum number of requests for a 99th percentile, so that ten requests are above it.
 FEWEST_FOR_P99 = 1000
-#: Minimum number of requests of a kind for judging the share of late ones. Of this
-#: number, five may be late.
+#: Minimum number of requests of a kind for judging the share of them that are late. If
+#: there are 500, five may be late.
 FEWEST_JUDGED = 500
 #: Student's t at 97.5 % for 1 to 30 degrees of freedom (from any table); 1.96 for more.
 _T975 = (
@@ -29,8 +29,8 @@ _T975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-#: Maximum of the estimated correlation, which corresponds to a factor of 3. Above it,
-#: ten batches are not informative.
+#: Maximum of the estimated correlation. At this maximum, the half-width is multiplied
+#: by 3. Above it, ten batches are not informative.
 _MOST_CORRELATION = 0.8
 
 
@@ -38,8 +38,9 @@ _MOST_CORRELATION = 0.8
 class PoolResult:
     """The results of one pool, over the requests that finished in it.
 
-    ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds; TPOT excludes the first
-    token and requests with only one. ``wait`` ends when the first token is scheduled.
+    ``ttft``, ``tpot``, ``wait`` and ``e2e`` are in seconds. TPOT excludes the first
+    token, and requests with only one token. ``wait`` ends when the first token is
+    scheduled.
     Names with ``_s`` are integrals over time: ``busy_s``, ``running_s`` (running
     requests) and ``blocks_s`` (used KV blocks) are summed over instances, and
     ``in_system_s`` covers all requests in the pool, running or waiting.
@@ -137,7 +138,7 @@ class PoolResult:
 
     @property
     def late_shares(self) -> list[float]:
-        """Return the late shares of long and of other requests, if there are enough."""
+        """Return late shares of other and of long requests; omit a kind if too few."""
         fewest = min(0.1 * self.requests, FEWEST_JUDGED)
         return [
             late / count
@@ -271,7 +272,7 @@ class Result:
 
     @property
     def wait(self) -> Histogram:
-        """Time until the first token is scheduled in seconds, over all pools."""
+        """Time in seconds until the first token is scheduled, over all pools."""
         return self.merged(lambda pool: pool.wait)
 
     def merged(self, of: Callable[[PoolResult], Histogram]) -> Histogram:

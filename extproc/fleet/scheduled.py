@@ -33,8 +33,8 @@ class Request:
     """Hashes of the full blocks of prompt and answer. Each hash covers the block's
     tokens and all earlier tokens. Blocks past the end of the list are private."""
     reported_tokens: int = 0
-    """Number of tokens computed elsewhere, which need no step. They are full blocks
-    before the last token of the prompt, and these blocks are private."""
+    """Number of tokens computed elsewhere, which need no step. They fill whole, private
+    blocks before the last token of the prompt."""
     num_output_tokens: int = 0
     """Number of output tokens so far, which a preemption keeps."""
     num_computed_tokens: int = 0
@@ -84,8 +84,8 @@ class Step:
     scheduled: dict[str, int]
     """Number of tokens computed for each request, in the order of scheduling."""
     context_tokens: int
-    """Number of tokens of the scheduled requests that are cached before the step, which
-    attention reads."""
+    """Number of cached tokens that attention reads in the step: those that the
+    scheduled requests have before it."""
     preempted: tuple[str, ...]
     """Requests evicted before the step ran."""
     sampled: tuple[str, ...]

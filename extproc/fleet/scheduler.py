@@ -13,8 +13,8 @@ With prefix caching, a request that is admitted, for the first time or after a
 preemption, reuses the cached blocks of its longest prefix of full blocks, which
 excludes its last token. When vLLM checks whether enough blocks are free, a cached block
 that no request is using counts as needed, like a new one. The full blocks of the
-request's prompt enter the cache at allocation, before they are computed, and the blocks
-of its answer when they are full.
+request's prompt enter the cache at allocation, before they are computed; the blocks of
+its answer enter the cache when they are full.
 
 With asynchronous scheduling, a step is scheduled before the tokens of the previous one
 are known. Each token in flight counts as known, but its block does not enter the cache,
@@ -126,7 +126,7 @@ class _Share:
     samples: bool
     """Whether the step produces an output token for the request."""
     num_preemptions: int
-    """Number of preemptions before the step; a later preemption makes its output stale.
+    """Number of preemptions before the step; a later one makes the step's output stale.
     """
 
 

@@ -105,9 +105,9 @@ def best_point(sweep: Sequence[SweepPoint]) -> tuple[SweepPoint, float] | None:
     """Return the threshold with the largest saving compared with one pool.
 
     Returns:
-        The point of the threshold, and the saved share of the instances of one pool
-            with the same ``max_num_seqs``, negative for a loss; None for an empty
-            sweep.
+        The point with this threshold, and the share of instances that it saves compared
+            with one pool of the same ``max_num_seqs``, negative if it needs more; None
+            for an empty sweep.
     """
     if not sweep:
         return None
@@ -138,9 +138,9 @@ def misroutes(
     factors: Sequence[float] = VARIATION_FACTORS,
     n: int = 3000,
 ) -> list[MisroutePoint]:
-    """Assign requests within a factor of two of the threshold by each strategy.
+    """Assign by each strategy the requests within a factor of two of the threshold.
 
-    The shares are of all requests. Requests further from the threshold count as
+    The shares refer to all requests; those further from the threshold count as
     correctly routed.
     """
     prompts, outputs = question.workload.lengths.draw(

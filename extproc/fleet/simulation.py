@@ -123,7 +123,7 @@ class _Pool:
             done = instance.finished
             if not done:
                 continue
-            # The last step that started may end later.
+            # The last step that started may end after ``now_s``.
             count = len(done)
             while count and done[count - 1].finish_s > now_s:
                 count -= 1
@@ -219,7 +219,8 @@ class Simulation:
         taker.result.truncated += output_tokens < arrival.output_tokens
         ticket = _Ticket(arrival.prompt_tokens, output_tokens, kept)
         job = Job(at_s, arrival.prompt_tokens, output_tokens, ticket, prefix)
-        # The scheduler foresees an end by the window or by a declared limit.
+        # The scheduler can foresee the end of an answer only if the window or a
+        # declared limit ends it.
         job.is_open_ended = output_tokens < window and arrival.max_tokens is None
         taker.submit(job, *draws)
         return settled
@@ -271,7 +272,7 @@ class Simulation:
                 self._loads[pool.spec.name] = load
 
     def _account(self, until_s: float) -> None:
-        """Count finished requests and learn from them, in the order of their ends."""
+        """Count finished requests and learn from them, in the order they finished."""
         finished = [job for pool in self.pools for job in pool.advance(until_s)]
         finished.sort(key=lambda job: job.finish_s)
         self.completed += len(finished)

@@ -40,12 +40,13 @@ SUBPOOL = 8
 #: Maximum size to try, as a multiple of the size that throughput alone requires.
 MOST_TIMES = 4
 _SATURATING_REQUESTS = 4000
-#: Multiple of the number of requests in a try after which the try ends even if its
-#: result is unclear.
+#: A try ends after this multiple of its number of requests, even if its result is
+#: unclear.
 _MOST_TIMES = 4
-#: Number of rounds of a replayed file to measure in a try.
+#: Number of rounds to measure in a try when a file is replayed.
 _ROUNDS = 2
-#: Multiple of the number of rounds after which the run of a replayed file stops.
+#: When a file is replayed, a run stops after this multiple of the number of rounds to
+#: measure.
 _MOST_ROUNDS = 4
 #: vLLM's default max_num_seqs on A100-class GPUs (vllm/engine/arg_utils.py, 0.32.0).
 DEFAULT_MAX_NUM_SEQS = 256
@@ -107,9 +108,9 @@ def saturated_rate(
 ) -> float:
     """Return the request rate of one instance whose queue is never empty.
 
-    The rate, in requests a second, is measured while the instance is full, which
-    excludes the first and the last fifth of requests to finish. It is NaN if there are
-    no lengths.
+    The rate, in requests a second, is measured while the instance is full, so the first
+    and the last fifth of the requests to finish are excluded. It is NaN if there are no
+    lengths.
 
     Args:
         cached_share: share of each prompt found in the prefix cache. This share of the
@@ -138,13 +139,13 @@ class PoolSize:
     """The size of a pool."""
 
     instances: int
-    """The minimum number of instances found to meet the SLO. If even ``MOST_TIMES`` the
-    estimate does not meet the SLO, the number that keeps utilization under ``1 -
+    """The minimum number of instances found to meet the SLO. If even the estimate times
+    ``MOST_TIMES`` does not meet it, the number that keeps utilization under ``1 -
     headroom``."""
     guess: int
     """Estimated number from the saturated rate and the headroom alone, rounded up."""
     instance_rate: float
-    """Requests a second that a saturated instance serves of this traffic."""
+    """Requests of this traffic that a saturated instance serves in a second."""
     met: bool
     """Whether the SLO is met."""
     result: Result | None
@@ -238,7 +239,7 @@ class Clear:
     slo: Slo
 
     def __call__(self, result: Result) -> bool:
-        """Compare each interval with its limit, where one clear miss is decisive."""
+        """Compare each interval with its limit; a single clear miss is decisive."""
         ttft = result.interval(lambda whole: _late_share(whole.pools[0]))
         tpot = result.p99(lambda pool: pool.tpot, 0)
         margins = [
@@ -255,7 +256,7 @@ class Clear:
 
 
 def _late_share(pool: PoolResult) -> float:
-    """Return the larger of the late shares of long and other requests, if judged."""
+    """Return the larger late share, of long or of other requests, if judged."""
     return max(pool.late_shares, default=0.0)
 
 
@@ -269,8 +270,8 @@ def fitting(lengths: Recorded, max_model_len: int) -> Recorded:
 def fewest(meets: Callable[[int], bool], start: int, least: int, most: int) -> int:
     """Return the smallest number in [least, most] that ``meets`` accepts, or ``most``.
 
-    A number is assumed to meet the SLO if a smaller number does. For large numbers, the
-    result is within 1 % of the smallest, since a simulated P99 is not more precise.
+    A number is assumed to meet the SLO if a smaller number does. A large result may
+    exceed the smallest number by 1 %, since a simulated P99 is no more precise.
     """
     low, high = least - 1, start
     step = max(1, start // 8)
@@ -309,7 +310,7 @@ def _try(task: SizingTask, instances: int) -> Result:
 
 
 def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSettings:
-    """Return the run in whole rounds of a replayed file; measure ``rounds`` rounds."""
+    """Return settings to measure ``rounds`` whole rounds of a replayed file."""
     return replace(
         run,
         requests=1,

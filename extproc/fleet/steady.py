@@ -28,15 +28,15 @@ TAUGHT = 2000
 FILL_RESIDENCES = 5.0
 #: Number of batches for the intervals; ten to thirty are recommended (Law, 9.5.3).
 BATCHES = 10
-#: Maximum relative difference between halves that agree.
+#: Two halves of a run agree if their means have at most this relative difference ...
 _CLOSE = 0.02
-#: Maximum difference between the means of agreeing halves, in standard errors.
+#: ... or if their means differ by at most this number of standard errors.
 _ERRORS = 3.0
 _MOST_BATCHES = 64
 #: Number of batches into which the minimum number of measured requests is divided.
 _BATCHES_OF_REQUESTS = 20
-#: Multiple of the number of requests to measure after which a run stops, but not before
-#: ``_GIVE_UP`` requests, which large fleets need to fill.
+#: A run stops after this multiple of the number of requests to measure, but not before
+#: ``_GIVE_UP`` requests, because large fleets need that many to fill.
 _GIVE_UP_TIMES = 20
 _GIVE_UP = 200_000
 #: Number of mean residence times to measure, so that batches are nearly independent.
@@ -124,7 +124,7 @@ class Measurement:
             self._merged *= 2
 
     def settled(self) -> Result | None:
-        """Return the result once it is steady and precise, or will never be."""
+        """Return the result once it is steady and precise, or cannot be; else None."""
         if self._is_overloaded():
             return self._result(len(self._batches) * 2 // 3, RunState.OVERLOADED)
         first = self._first_measured()
@@ -196,7 +196,7 @@ class Measurement:
         ]
 
     def _is_overloaded(self) -> bool:
-        """Return whether more requests wait than run in a pool, in growing number."""
+        """Return whether requests are piling up in a pool (see ``_is_piling_up``)."""
         count = len(self._batches) // 3
         seen = sum(batch.measured for batch in self._batches)
         if count < 3 or seen < self._run.requests:
@@ -250,7 +250,7 @@ def agree(pools: list[PoolResult]) -> bool:
 
 
 def _error_squared(values: list[float]) -> float:
-    """Return the squared standard error of a mean; one value has an error of 2 %."""
+    """Return the squared standard error of a mean; 2 % is assumed for one value."""
     if len(values) < 2:
         return (_CLOSE * values[0]) ** 2
     return statistics.variance(values) / len(values)

@@ -154,7 +154,7 @@ class Roofline:
         return 1 - missed * experts / model.parameters
 
     def _all_reduces_s(self) -> tuple[float, float]:
-        """Return the times of two ring all-reduces per layer, by step and by token."""
+        """Return the time per step and per token of two ring all-reduces per layer."""
         gpus = self.deployment.tensor_parallel_size
         if gpus == 1:
             return 0.0, 0.0

@@ -18,7 +18,7 @@ from extproc.routing.router import Decision, Outcome, Router
 
 #: The rule of thumb of most gateways for bytes per token.
 RULE_OF_THUMB_BYTES_PER_TOKEN = 4
-#: The simulated router learns from this number of first responses, and then from every
+#: The simulated router learns from each response up to this number, and then from every
 #: ``LEARNED_EVERY``-th.
 LEARNED_AT_FIRST = 1000
 LEARNED_EVERY = 20

@@ -1,10 +1,10 @@
 """Bodies of simulated requests, with bytes per token that vary as in real text.
 
 The simulated router is the shipped one, which reads bytes. So a request with a given
-number of tokens gets text of its kind with a corresponding length, which is this number
-times the kind's mean bytes per token and a log-normal factor, plus the chat template.
-The text is filler with the right character classes. Its features do not explain the
-factor, so the results of estimators that use features are pessimistic.
+number of tokens gets text of its kind. The length of the text is this number times the
+kind's mean bytes per token and a log-normal factor, plus the chat template. The text is
+filler with the right character classes. Its features do not explain the factor, so the
+results of estimators that use features are pessimistic.
 
 Means and coefficients of variation are for bytes of decoded message text per Llama 3
 token, measured on 3,249 chat, code, tool and multilingual requests. The variation is
@@ -116,7 +116,7 @@ class Bodies:
         self._drawn: list[tuple[Kind, float]] = []
 
     def draw(self, prompt_tokens: int, max_tokens: int | None) -> Request:
-        """Return the parsed request of a client with a prompt of this length."""
+        """Return a client's request, parsed, whose prompt has this length."""
         if not self._drawn:
             self._refill()
         kind, normal = self._drawn.pop()

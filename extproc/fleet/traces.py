@@ -2,10 +2,10 @@
 
 For the Azure LLM inference trace 2023 (Azure/AzurePublicDataset, files
 ``AzureLLMInferenceTrace_code`` and ``_conv``, CC BY 4.0; Patel et al., "Splitwise",
-ISCA 2024), the tables have prompt quantiles, and output quantiles within each eighth of
-the requests by prompt length, which keeps the dependence of outputs on prompts. Values
-between quantiles are interpolated. The means and the shares under 2,048 to 8,192 tokens
-are within 1 % of those of the trace.
+ISCA 2024), the tables have quantiles of prompts. For each eighth of the requests by
+prompt length, they also have quantiles of outputs, which keeps the dependence of
+outputs on prompts. Values between quantiles are interpolated. The means and the shares
+under 2,048 to 8,192 tokens are within 1 % of those of the trace.
 
 For LMSYS-Chat-1M and the agent mixture, the tables have cumulative shares of total
 tokens, as published in vllm-project/semantic-router, ``src/fleet-sim/data``
@@ -102,7 +102,8 @@ AZURE_CONV_OUTPUTS = (
 )
 # fmt: on
 
-#: Pairs of a number of total tokens and the share of requests with at most this number.
+#: Pairs of a number of tokens (prompt and output together) and the share of requests
+#: with at most this number.
 LMSYS_TOTALS = (
     (64, 0.13144),
     (128, 0.23595),

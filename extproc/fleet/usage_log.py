@@ -26,9 +26,9 @@ from extproc.json_object import JsonObject
 
 __all__ = ["Records", "TraceFormatError", "few_records", "read_records"]
 
-#: Minimum number of records beyond a quantile for estimating it. With this number, the
-#: standard error is about a third of the probability beyond the quantile (a binomial
-#: count of 10 +- 3.2).
+#: A quantile is estimated only if at least this number of records is beyond it. With
+#: this number, the standard error is about a third of the probability beyond the
+#: quantile (a binomial count of 10 +- 3.2).
 RECORDS_BEYOND = 10
 #: Maximum number of keys in an error message, since a record may have hundreds.
 _MAX_KEYS = 20
@@ -179,7 +179,7 @@ def _records(columns: _Columns, name: str, read: int, runs: int) -> Records:
 
 
 def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
-    """Return seconds from the first arrival, in the file's order, and notes on them."""
+    """Return seconds since the first arrival, in the file's order, and notes."""
     usable, timed = len(columns.prompts), len(columns.instants)
     if not timed:
         return None, []
@@ -211,7 +211,7 @@ def _arrivals(columns: _Columns, runs: int) -> tuple[Seconds | None, list[str]]:
 def _complete(
     hash_ids: list[tuple[int, ...] | None],
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the hashes of all records, or None if no record has hashes."""
+    """Return the hashes of all records, or None if no record has any."""
     if all(ids is None for ids in hash_ids):
         return None
     return tuple(ids or () for ids in hash_ids)
@@ -234,7 +234,7 @@ def _block_tokens(
 
 
 def _sessions(columns: _Columns) -> list[str | None] | None:
-    """Return each record's conversation, named by its first request for a chain."""
+    """Return each record's conversation; a chain is named by its first request."""
     parents = dict(turn for turn in columns.turns if turn is not None)
     found = [
         session if turn is None else _root(turn[0], parents)

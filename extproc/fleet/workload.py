@@ -34,10 +34,10 @@ class Lengths(Protocol):
         """Draw ``n`` prompts and outputs, each at least one token.
 
         Args:
-            evenly: draw one from each n-th part of the distribution, in random order,
-                so that estimates do not depend on the number of long requests drawn.
-                This option is not for traffic, because rare requests would arrive at
-                regular intervals and their queues would be too short.
+            evenly: draw one pair from each of ``n`` equal parts of the distribution, in
+                random order, so that estimates do not depend on the number of long
+                requests drawn. This option is not for traffic, because rare requests
+                would arrive at regular intervals and their queues would be too short.
         """
 
 
@@ -96,8 +96,8 @@ class TotalTable:
     """Cumulative shares of total tokens, divided into prompt and output by a rule."""
 
     points: tuple[tuple[int, float], ...]
-    """Pairs of a number of total tokens and the share of requests with at most this
-    number, in increasing order."""
+    """Pairs of a total number of tokens and the share of requests with at most this
+    total, in increasing order."""
     output_share: float
     """Share of the total that is output, limited to ``max_output_tokens``."""
     max_output_tokens: int
@@ -317,7 +317,7 @@ class Independent:
     ) -> Iterator[Block]:
         """Draw times and lengths from separate generators.
 
-        So two runs with the same seed have the same lengths at any rate.
+        Two runs with the same seed therefore have the same lengths at any rate.
         """
         for drawn in self.arrivals(instants):
             for start in range(0, len(drawn), BLOCK):

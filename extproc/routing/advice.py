@@ -10,13 +10,13 @@ each step then takes longer; two values of rho bracket the truth:
   The papers use this value; it is an upper bound.
 - ``steps``: the number of sequences divided by the duration of a step, ``W + H n``,
   with W = 8 ms and H = 0.65 ms (arXiv 2604.09613's constants for an A100 instance with
-  1,048,576 tokens of KV cache, 16 sequences of 64K). For 8K it is 1.6; the papers
-  measured 4.
+  1,048,576 tokens of KV cache, 16 sequences of 64K). For a window of 8K, this rho is
+  1.6; the papers measured 4.
 
 ``steps`` ranks the thresholds. Neither value depends on the hardware in use, nor
-includes the gain of raising ``max_num_seqs`` alone; ``extproc plan`` does both. The
-advice sets ``max_model_len`` and ``threshold_tokens`` of the smallest pool together; it
-is never applied.
+includes the gain of raising ``max_num_seqs`` alone; ``extproc plan`` considers both.
+The advice is for ``max_model_len`` and ``threshold_tokens`` of the smallest pool
+together; the router never applies it.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Prospect:
     short_fraction: float
     """Share of requests whose budget is within the threshold, 0 to 1."""
     saving: float
-    """Share of a homogeneous fleet's instances that would be saved, by the rho
-    ``steps``."""
+    """Share of a homogeneous fleet's instances that would be saved, calculated with the
+    rho ``steps``."""
     saving_at_most: float
-    """Upper bound on the saving, by the rho ``slots``."""
+    """Upper bound on the saving, calculated with the rho ``slots``."""
     under_rate: float | None
     """Share of observed requests that were estimated to fit but did not; None if no
     request was observed."""
@@ -139,7 +139,7 @@ class BudgetCounts:
     def observe(self, budget_tokens: int, needed_tokens: int) -> None:
         """Count a request whose needed tokens are known.
 
-        These are the prompt tokens plus the output or its limit.
+        The needed tokens are those of the prompt plus the output or its limit.
         """
         held = bisect_left(self.thresholds, budget_tokens)
         needed = bisect_left(self.thresholds, needed_tokens)
@@ -161,13 +161,13 @@ class BudgetCounts:
     def shares(self) -> list[float]:
         """Share of requests between consecutive thresholds.
 
-        The first share is below the first threshold, the last one above the last. The
-        shares sum to 1.
+        The first share is of budgets below the first threshold, the last share of
+        budgets above the last threshold. The shares sum to 1.
         """
         return _normalized(self._budgets)
 
     def token_shares(self) -> list[float]:
-        """Share of the budgets' tokens in each interval, since cost follows tokens."""
+        """Share of all budgeted tokens in each interval, since cost follows tokens."""
         return _normalized(self._tokens)
 
     def within(self) -> list[float]:
@@ -175,7 +175,7 @@ class BudgetCounts:
         return list(accumulate(self.shares()))[:-1]
 
     def under_rates(self) -> list[float | None]:
-        """Return the share, by threshold, of requests estimated to fit that did not."""
+        """Return, by threshold, the share of requests wrongly estimated to fit."""
         fitting = list(accumulate(self._fitting))[:-1]
         exceeding = list(accumulate(self._exceeding))
         return [
@@ -207,7 +207,7 @@ def _sequences_per_s(window: int) -> float:
 
 
 def advise(counts: BudgetCounts, policy: Policy) -> Advice | None:
-    """Find the threshold of the smallest pool with the largest ``saving``.
+    """Find the threshold that gives the smallest pool the largest ``saving``.
 
     Args:
         counts: made by ``budget_counts`` for the same policy.

@@ -5,8 +5,8 @@ category; truncated answers count as censored (``answer_lengths``).
 
 The allowance is for one sequence. vLLM compares ``max_model_len`` with the prompt plus
 the output of each sequence separately (``n``, ``best_of`` and beams share the prompt),
-so it is not multiplied. Since ``usage`` sums over the sequences of a request, nothing
-is learned from requests with several sequences.
+so the allowance is not multiplied by the number of sequences. Since ``usage`` is the
+sum over a request's sequences, nothing is learned from requests with several sequences.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ PER_DOUBLING = 8
 BUCKETS = 17 * PER_DOUBLING + 1
 """Number of buckets: lengths up to 131,072 tokens."""
 
-# Derived quantiles are computed again once this share of the counts is new.
+# Derived quantiles are computed again as soon as this share of the counts is new.
 _STALE_SHARE = 1 / 128
 
 _ALL = "all"

@@ -43,14 +43,14 @@ class BytesOverFour:
 class SemanticRouterRule:
     """The calibrated counter of the vLLM Semantic Router, from its description.
 
-    One conservative ratio of bytes per token for all requests, as in its context
-    routing (version 0.3). The first sample sets the ratio, which is used after ten
-    samples. A lower observation moves the ratio by 0.9 of the difference, a higher one
-    by 0.1. The estimate is the larger of ``text bytes / ratio`` and a floor: a quarter
-    token a byte of text, one token a byte of tool definitions, 4 a message and 8 a
-    tool. Nothing is learned from requests with tools. Divergence: its 8 tokens for a
-    past tool call and 8,192 for an image are left out, because images are not text and
-    calls count as text here.
+    All requests share one conservative ratio of bytes per token, as in that router's
+    context routing (version 0.3). The first sample sets the ratio, which is used after
+    ten samples. A lower observation moves the ratio by 0.9 of the difference, a higher
+    one by 0.1. The estimate is ``text bytes / ratio``, or a floor if that is larger: a
+    quarter token per byte of text, one token per byte of tool definitions, 4 per
+    message and 8 per tool. Nothing is learned from requests with tools. In contrast to
+    the original, 8 tokens for a past tool call and 8,192 for an image are left out,
+    because images are not text and calls count as text here.
     """
 
     name = "semantic-router"

@@ -24,7 +24,7 @@ from extproc.routing.risk import Margin, NoMargin
 
 
 class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
-    """An estimate that takes a third of the time, with a limit on its exact bound."""
+    """An estimate in a third of the time, with an upper limit of the exact bound."""
 
     estimate: Estimate
     """The exact point estimate, with a bound computed from the category's latest
@@ -34,7 +34,7 @@ class QuickEstimate(msgspec.Struct, frozen=True, gc=False):
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
-    """An estimate for a prompt that continues a prompt with known tokens."""
+    """An estimate for a prompt that continues one with a known number of tokens."""
 
     estimate: Estimate
     spread: float
@@ -135,7 +135,7 @@ class Bounded:
     def quick_estimate(
         self, model: str, category: str, features: Features
     ) -> QuickEstimate:
-        """Estimate the prompt tokens, with a bound by the category's latest factor."""
+        """Estimate prompt tokens, with a bound from the category's latest factor."""
         factor = self.margin.latest_factor(model, category)
         if factor is None:
             estimate = self.estimate(model, category, features)

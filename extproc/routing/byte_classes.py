@@ -9,7 +9,7 @@ class ByteClass(IntEnum):
     """The class of a byte of UTF-8 text.
 
     Lowercase letters are divided so that their pairs distinguish English from other
-    languages in ASCII letters, whose text takes up to twice as many tokens.
+    languages in ASCII letters, which take up to twice as many tokens as English.
     Continuation bytes are divided at the boundaries of Unicode's script blocks.
     """
 

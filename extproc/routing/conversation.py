@@ -1,15 +1,16 @@
-"""Memory of conversations: a prompt's counted tokens are part of the next prompt's.
+"""Memory of conversations: token counts of earlier prompts, to estimate later ones.
 
-A turn's prompt consists of the previous turn's prompt, whose tokens its response
-counted, the answer, and new messages. Counts are stored under a hash of the messages so
-far. If a prompt continues a stored one, the stored counts of that prompt and of its
-answer are used, and only the messages after them are estimated.
+A turn's prompt consists of the previous turn's prompt, the answer to it, and new
+messages. The previous response reported the counts of prompt and answer. Counts are
+stored under a hash of the messages so far. If a prompt continues a stored one, the
+stored counts of that prompt and of its answer are used, and only the messages after
+them are estimated.
 
 No text is stored: one machine word contains a count and 40 bits of a hash that is keyed
 with the interpreter's own secret. Processes with the same secret can share the words
 without a lock: a word is read and written whole, and identifies its own prompt. Words
-are in groups of eight, the most recently used first; a new word evicts the last of its
-group.
+are in groups of eight, the most recently used first; a new word evicts the last word of
+its group.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from extproc.routing.request import Prompt
 
 ENTRIES = 65_536
-"""Default number of entries of 16 bytes, 1 MB: 11 minutes at 100 turns a second."""
+"""Default number of 16-byte entries: 1 MB, or 11 minutes at 100 turns a second."""
 
 _WAYS = 8
 """Number of words in a group: 64 bytes, one cache line."""
@@ -45,7 +46,7 @@ class Conversation:
     """The conversation of one prompt."""
 
     key: int
-    """Hash of all its messages, under which its count is stored."""
+    """Hash of all messages of the prompt, under which its count is stored."""
     known_tokens: int = 0
     """Counted tokens of the longest stored part, 0 if there is none."""
     known_bytes: int = 0
@@ -87,8 +88,8 @@ class Conversations:
 
         Args:
             model: name of the model that counts the tokens.
-            prompt: the result is None if it is a sample, contains media or text that
-                the template may leave out, or is not a chat.
+            prompt: if it is a sample, is not a chat, or contains media or text that the
+                template may leave out, the result is None.
         """
         ends = prompt.message_ends
         if (

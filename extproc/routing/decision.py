@@ -45,8 +45,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     operation: str = "chat"
     """The request's ``gen_ai.operation.name``."""
     usage_not_requested: bool = False
-    """Whether a stream's client did not request usage, so that the stream may report
-    none."""
+    """Whether the client requested a stream without asking for usage; the stream may
+    then report none."""
     conversation: int | None = None
     """Key under which the prompt's count is stored; see ``Conversations``."""
     turn_spread: float = 0.0
@@ -114,7 +114,7 @@ Name = Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
 
 
 class DecisionFields(msgspec.Struct, frozen=True, gc=False):
-    """The fields of a decision that are stored, sent and shown; none is client text.
+    """The fields of a decision that are stored, sent and shown, without client text.
 
     Decision tokens, recordings, the status page, spans and the Decide API use these
     fields. The ranges of the fields are checked when they are read from untrusted

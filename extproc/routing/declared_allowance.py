@@ -8,13 +8,14 @@ octave of the limit and prompt category.
 
 The quantile is that of split conformal prediction (Lei et al. 2018, section 2.2): one
 answer longer than all others is assumed, so that the whole limit is reserved until
-``1 / risk`` answers are known. As for the prompt's bound, the rate is adjusted by how
-often answers exceeded their reserve.
+``1 / risk`` answers are known. Like the rate of the bound on prompts, the rate is
+adjusted by how often answers exceeded their reserve.
 
-Engines differ in their handling of a limit that exceeds the room in the window. vLLM
-lowers it from 0.32 on; earlier versions refuse the request, and Envoy retries it on the
-largest pool. In that case, reserving less than the limit gains nothing, so the whole
-limit is reserved for that model until a reload or a restart.
+Engines differ in their handling of a limit that exceeds the room in the window. From
+version 0.32 on, vLLM lowers the limit; earlier versions refuse the request, and Envoy
+retries it on the largest pool. If requests are refused, reserving less than the limit
+gains nothing, so the whole limit is reserved for that model until a reload or a
+restart.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ of the answers that exceed their reserve also fill the window
 _KINDS = 64
 _RATE = "rate:"
 
-# Whole limits are reserved while more than this share of the recent requests with a
-# lower reserve was refused; the second constant is a refusal's weight in that share.
+# Requests reserve their whole limit while more than the share ``_REFUSED`` of the
+# recent requests with a lower reserve were refused. ``_RECENT`` is the weight of the
+# newest request in that share.
 _REFUSED = 0.5
 _RECENT = 1 / 8
 
@@ -115,7 +117,7 @@ class DeclaredAllowance:
         Args:
             model: name of the served model.
             category: the prompt's category, from a closed set.
-            limit_tokens: the client's own limit, an upper limit of the result.
+            limit_tokens: the client's own limit, which the result never exceeds.
         """
         if not self.risk_of(model) or limit_tokens <= 1 or self._refuses(model):
             return limit_tokens

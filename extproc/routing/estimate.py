@@ -83,8 +83,9 @@ def fewest_tokens(features: Features) -> float:
 def most_tokens(features: Features) -> float:
     """Return an upper limit on a prompt's tokens for any tokenizer.
 
-    Byte-level vocabularies use at most one token for a byte of text; known templates
-    add up to 35 tokens, and 10 per message, and print tools with indentation.
+    Byte-level vocabularies use at most one token for a byte of text. Known templates
+    add at most 35 tokens per prompt and 10 per message, and print tools with
+    indentation.
     """
     template = 64.0 + 16.0 * features.messages
     text_bytes = features.text_bytes

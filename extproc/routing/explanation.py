@@ -44,7 +44,7 @@ class RequestExplanation(Struct, frozen=True):
 
 
 class CategoryExplanation(Struct, frozen=True):
-    """A request's category and its source: hint, tools, text or nothing to read."""
+    """A request's category, and whether hint, tools, text or nothing determined it."""
 
     name: str
     source: str

@@ -35,8 +35,8 @@ without sampling, 3.20 % with samples of 32 KB, 3.24 % with 16 KB and 3.38 % wit
 """
 _WINDOW_BYTES = 1024
 
-# A repetition is found if it includes one of these positions of the text, as shares of
-# its length, and has a short period. Shorter stretches count as ordinary pairs.
+# Positions in the text, as shares of its length. A repetition is found if it covers one
+# of these positions and has a short period. Shorter stretches count as ordinary pairs.
 _PROBES = (1 / 6, 1 / 2, 5 / 6)
 _PROBE_BYTES = 16
 _MAX_PERIOD = 48
@@ -61,8 +61,8 @@ class Features(msgspec.Struct, frozen=True, gc=False):
     messages: int
     tools: int
     terms: Vector
-    """The count of each of ``regressors.VECTOR_TERMS``; 0 for the shares. All readers
-    of the features share this array, so it is never changed."""
+    """The count of each of ``regressors.VECTOR_TERMS``; 0 for terms that are shares.
+    All readers of the features use this one array, so it is never changed."""
     classes: Sequence[int] = ()
     """Number of bytes of text in each class, indexed by class. Empty in features read
     from a decision token, because the decision already has the category."""

@@ -82,8 +82,9 @@ _PATCH_SIDE, _PATCH = 1024, 16
 class MediaTokens:
     """Initial estimates for parts of unknown size or length, in prompt tokens.
 
-    An OpenAI image takes 64 to 765 tokens, and one of a vLLM vision model 256 to 16,384
-    by size; audio takes about 25 tokens a second; a file counts as one page of text.
+    An image takes 64 to 765 tokens with OpenAI, and 256 to 16,384 with vision models in
+    vLLM, depending on its size. Audio takes about 25 tokens a second. A file counts as
+    one page of text.
     """
 
     image: int = 1024
@@ -152,9 +153,9 @@ def image_terms(width: int, height: int) -> tuple[float, ...]:
 def _closest_tiles(width: int, height: int) -> int:
     """Return the number of InternVL's tiles.
 
-    The tiles form the grid of at most 12 with the closest aspect ratio, and a thumbnail
-    is added. Between equally close grids, the larger one wins if the image has more
-    than half of its pixels.
+    The grid of at most 12 tiles whose aspect ratio is closest to the image's is used,
+    and a thumbnail is added. Of equally close grids, the larger one is used if the
+    image has more than half of that grid's pixels.
     """
     ratio, best, columns, rows = width / height, math.inf, 1, 1
     for across in range(1, _MAX_TILES + 1):
@@ -197,7 +198,7 @@ def _make_prior(constants: MediaTokens) -> Prior:
     covariance[:_IMAGE_TERMS, :_IMAGE_TERMS] = np.cov(families.T)
     spreads = np.zeros(size)
     spreads[:_IMAGE_TERMS] = _IMAGE_SPREADS
-    # Mean and standard deviation of the other terms.
+    # Means and standard deviations of the other terms.
     others = (
         (constants.image, 600.0),
         (85.0, 100.0),
@@ -264,7 +265,7 @@ class MediaEstimator:
         Args:
             model: name of the served model.
             media: one number for each of ``MEDIA_TERMS``.
-            tokens: counted tokens less the estimated tokens of the text.
+            tokens: counted prompt tokens minus the estimated tokens of the text.
             text_tokens: estimated tokens of the text.
         """
         estimate = self.estimate(model, media)

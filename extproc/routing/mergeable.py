@@ -46,7 +46,7 @@ class DecayedSums:
         return hash((self.epoch, self.observations))
 
     def same_as(self, other: DecayedSums) -> bool:
-        """Return whether no observation was added between the other sums and these."""
+        """Return whether these and the other sums are of the same observations."""
         return (self.epoch, self.observations) == (other.epoch, other.observations)
 
 
@@ -63,7 +63,7 @@ class Mergeable(Protocol):
     """
 
     component: str
-    """The learner's name and the version of its sums' meaning: ``ratios.1``."""
+    """The learner's name and the version of what its sums mean, as in ``ratios.1``."""
 
     def group_keys(self) -> list[str]:
         """Return the keys of the groups."""

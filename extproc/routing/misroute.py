@@ -29,8 +29,8 @@ def needed_tokens(decision: Decision, outcome: Outcome) -> int | None:
     The sum of the counted prompt tokens and the output tokens, which are
 
     1. if the client declared an output limit: the tokens reserved under it (see
-       ``declared_allowance``; the whole limit at a truncation risk of 0), or the tokens
-       generated if they are more;
+       ``declared_allowance``; the whole limit at a truncation risk of 0), or the
+       generated tokens, whichever are more;
     2. if it declared none: the tokens generated per sequence.
 
     Returns:
@@ -114,7 +114,7 @@ def _counted_prompt(decision: Decision, outcome: Outcome) -> int | None:
 
 
 def _completion_of_one(decision: Decision, outcome: Outcome) -> int | None:
-    """Return the completion tokens per sequence, rounded up; the usage sums them."""
+    """Return the completion tokens per sequence, rounded up; usage has their sum."""
     if outcome.completion_tokens is None:
         return None
     return -(-outcome.completion_tokens // decision.sequences)

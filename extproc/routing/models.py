@@ -1,8 +1,9 @@
 """Several base models behind one router, with separate pools and shared learners.
 
-Clients request a base model by its own name or by an adapter's. A name is looked up
-first exactly, then among the names that the pools' servers list, then by pattern. All
-requests for one base model are learned together, whichever name they use.
+Clients request a base model by its own name or by that of an adapter. A name is first
+compared with the configured names, then with the names that the pools' servers list,
+and then with the patterns. All requests for one base model are learned together,
+whichever name they use.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def is_pattern(name: str) -> bool:
 
 
 def as_base(request: Request, bases: Mapping[str, str]) -> Request:
-    """Return the request under the name of its base model, the key for learning.
+    """Return the request with the name of its base model, the key for learning.
 
     Args:
         request: names a base model, an alias of one, or an adapter.
@@ -92,7 +93,8 @@ class ModelRouter:
 
         Args:
             name: as the client sent it; empty if it sent none.
-            served: maps each model name that a pool's servers report to that pool.
+            served: for each model name that a server reports, the name of the server's
+                pool.
         """
         return self.find_known(name, served) or self.unknown
 
@@ -113,7 +115,7 @@ class ModelRouter:
         return None
 
     def of_pool(self, pool: Pool) -> Router:
-        """Return the router that owns a pool; the first one for an unknown pool."""
+        """Return the router of a pool, or the first router if the pool is unknown."""
         return self._by_pool.get(pool.name, self.routers[0])
 
     def pool(self, name: str) -> Pool | None:

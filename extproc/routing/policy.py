@@ -1,6 +1,6 @@
 """From budget to pool: capacity, threshold, load, and capacity again.
 
-Any number of pools is possible, in increasing order of ``max_model_len``. The last one
+Any number of pools is possible, in increasing order of ``max_model_len``. The last pool
 is the safe default for every request that cannot be decided.
 """
 
@@ -32,12 +32,14 @@ class Reason(StrEnum):
     """The request reads a stored response or asks to store one; such requests always go
     to the same pool."""
     TOO_LARGE = "too_large"
-    """The body exceeds the size limit or the limit on parts, and was not read."""
+    """The body was not read, because it exceeds the size limit or the limit on
+    parts."""
     LENGTH_UNKNOWN = "length_unknown"
     """The request has no content-length, and the configuration does not request bodies
     of unknown length."""
     GATEWAY_LIMIT = "gateway_limit"
-    """The body apparently exceeds the gateway's buffer, and was not requested."""
+    """The body was not requested, because it apparently exceeds the gateway's
+    buffer."""
     UNDECODABLE = "undecodable"
     """An unsupported content-encoding, or a body that is not valid in its encoding."""
     FAULT = "fault"
@@ -49,7 +51,7 @@ class Reason(StrEnum):
 
     @property
     def failed_open(self) -> bool:
-        """Whether no estimate was made; such decisions are never learned from."""
+        """Whether no estimate was made; nothing is learned from such decisions."""
         return self in _FAILED_OPEN
 
 
@@ -76,7 +78,7 @@ class Pool:
     threshold_tokens: int
     """Maximum budget routed to this pool, in tokens; at most ``max_model_len``."""
     model: str = ""
-    """The base model served by the pool; empty if all pools serve the same."""
+    """The base model served by the pool; empty if all pools serve the same model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,10 @@ class Policy:
         return self.default
 
     def separates(self, budget_tokens: int, larger_tokens: int) -> bool:
-        """Return whether two budgets, the smaller first, could get different choices.
+        """Return whether two budgets (the smaller first) could get different choices.
 
-        If not, every budget between them gets the same choice, whatever the loads.
+        If they could not, every budget between the two gets the same choice as well,
+        under any load.
         """
         limits = self._limits
         return bisect_left(limits, budget_tokens) != bisect_left(limits, larger_tokens)

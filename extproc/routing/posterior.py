@@ -28,8 +28,9 @@ from extproc.routing.prior import Prior
 
 Indices = npt.NDArray[np.int32]
 
-# The posterior is solved again once this share of its observations is new. Solving it
-# takes two milliseconds, which is about 15 us per observation in the steady state.
+# The posterior is solved again as soon as this share of its observations is new.
+# Solving it takes two milliseconds, which is about 15 us per observation in the steady
+# state.
 _STALE_SHARE = 1 / 16
 _SETTLED = 2048.0
 
@@ -70,16 +71,16 @@ class Posterior:
         self._mean = prior.mean
         self._covariance = prior.covariance
         self._precision_sum: Vector | None = None
-        """The upper triangle of the matrix; None if it is zero. The array is never
-        changed in place, because copied groups and posteriors restored from them share
-        it."""
+        """The upper triangle of the matrix; None if the matrix is zero. The array is
+        never changed in place, because it is shared with copied groups and with
+        posteriors restored from them."""
         self._moment_sum: Vector = np.zeros(size)
         self._pending: list[tuple[Vector, float, float]] = []
         """Observations not yet in the sums: ``x``, ``y``, variance."""
         self._unsolved = 0
         """Number of observations since the posterior was last solved."""
         self._group: DecayedSums | None = None
-        """The sums as last copied or restored; None once there are newer sums."""
+        """The sums as last copied or restored; None if the sums have changed since."""
         self._restored = False
         """Whether ``_group`` was restored and the attributes above are outdated."""
         self.observed = 0.0
@@ -147,7 +148,7 @@ class Posterior:
         self._precision_sum = added
 
     def solve(self) -> None:
-        """Update the mean and the covariance with every observation."""
+        """Update the mean and the covariance with all observations so far."""
         self._add_pending()
         self._unsolved = 0
         mean, precision = self._prior_now()
@@ -182,11 +183,12 @@ class Posterior:
         return self._group
 
     def restore(self, group: DecayedSums) -> bool:
-        """Replace the sums with these; they are solved at their first use.
+        """Replace the sums with those of a group, which are solved when first used.
 
         Returns:
-            False, without any change, if the sums cannot result from observations with
-            this number of terms: a wrong size, or a negative sum of squares.
+            False if nothing was changed, because the sums cannot result from
+            observations with this number of terms (wrong size, or negative sum of
+            squares).
         """
         if (group.epoch, group.observations) == (self.epoch, self.observations):
             return True
@@ -203,7 +205,7 @@ class Posterior:
         return True
 
     def _load_restored(self) -> None:
-        """Solve restored sums; restart if they cannot result from observations.
+        """Solve restored sums; clear all sums if observations cannot result in them.
 
         ``restore`` leaves this work to the first use, because solving 64 models at once
         would delay every decision.

@@ -22,17 +22,17 @@ class EndpointLoad:
     running: float
     """``vllm:num_requests_running``, summed over its engines."""
     kv_cache_usage: float
-    """``vllm:kv_cache_usage_perc``, 0 to 1: the mean over its engines."""
+    """``vllm:kv_cache_usage_perc``, 0 to 1; mean over the endpoint's engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class PressureLimits:
-    """Limits at which pressure starts and stops, for means over a pool's endpoints."""
+    """Limits for means over a pool's endpoints, at which pressure starts and stops."""
 
     waiting_requests: float = 8.0
     kv_cache_usage: float = 0.97
     relief: float = 0.5
-    """Share of both limits at or below which pressure stops, 0 to 1."""
+    """Pressure stops at or below this fraction of both limits, 0 to 1."""
 
 
 class PoolPressure:
@@ -40,8 +40,8 @@ class PoolPressure:
 
     Between two measurements, the queue is estimated from the router's own requests. A
     request sent to a pool with a queue lengthens the queue, and a request known to have
-    ended shortens it. The end of some requests is never reported; until the next
-    measurement, the estimate then errs toward pressure.
+    ended shortens it. The end of some requests is never reported; the estimate then
+    errs toward pressure until the next measurement.
     """
 
     def __init__(self, limits: PressureLimits) -> None:
@@ -49,10 +49,10 @@ class PoolPressure:
         self._endpoints = 0
         self._measured_in_flight = 0.0
         self.in_flight = 0
-        """Number of requests sent minus requests known to have ended; only changes
-        matter."""
+        """Number of requests sent minus number of requests known to have ended. Only
+        changes of this difference matter."""
         self.waiting: float | None = None
-        """Mean over the endpoints, as last measured; None if unknown."""
+        """Queue length as last measured, a mean over the endpoints; None if unknown."""
         self.kv_cache_usage: float | None = None
         self.under_pressure = False
 
@@ -67,7 +67,7 @@ class PoolPressure:
         Args:
             loads: one for each measured endpoint.
             in_flight: value of ``in_flight`` at the time of each measurement; None for
-                the current one.
+                the current value.
         """
         self._endpoints = len(loads)
         self._measured_in_flight = self.in_flight

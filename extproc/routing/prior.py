@@ -3,8 +3,8 @@
 A normal distribution over the coefficients of ``regressors.TERMS``: the mean of twelve
 known tokenizer families, and a covariance that is wide along the directions in which
 they differ (digit splitting, each script, the template) and narrow elsewhere. The first
-counted prompts shift it to the families that explain them best; a few dozen locate an
-unknown tokenizer among, or outside, the known ones.
+counted prompts shift the distribution to the families that explain them best. A few
+dozen prompts locate an unknown tokenizer among the known tokenizers or outside them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _SCRIPT_SPREAD = 0.3
 
 # Variance of a prompt's tokens around the best linear model, from the standard
 # deviation: 3 % on long prompts, and 0.55 times the square root of the tokens on short
-# ones, measured on six families.
+# prompts, measured on six families.
 _LONG_VARIANCE = 0.03**2
 _SHORT_VARIANCE = 0.3
 
@@ -75,9 +75,9 @@ def relative_variance(prompt_tokens: float) -> float:
 
 
 # The evidence for a family assumes normal relative errors, with this standard deviation
-# in addition to the noise, since a linear model of a known family is not exact. Its
-# logarithm is halved, since errors in one kind of text are correlated, and limited per
-# prompt, so that one false count cannot decide.
+# in addition to the noise, since a linear model of a known family is not exact. The
+# logarithm of the evidence is halved, since errors in one kind of text are correlated.
+# It is also limited per prompt, so that one false count cannot decide.
 _FAMILY_SPREAD = 0.1
 _EVIDENCE_SHARE = 0.5
 _MOST_EVIDENCE = 9.0
@@ -93,8 +93,8 @@ class Families:
     coefficients: Matrix
     """Tokens per term, one row for each of two or more families."""
     learning_variances: Vector
-    """Variance of another family's coefficients around the span of these, for
-    learning."""
+    """Variance of an unknown family's coefficients around the span of the coefficients
+    above, for use in learning."""
     variances: Vector
     """The same variance for prediction."""
 
@@ -136,9 +136,9 @@ class Families:
     def mean_and_precision(self, weights: Vector) -> tuple[Vector, Matrix]:
         """Return the mixture's mean and the inverse of its covariance.
 
-        The covariance is a diagonal plus a product with one row per family, so only a
-        matrix of that size needs inversion (Woodbury's identity; Golub and Van Loan,
-        Matrix Computations, section 2.1.4).
+        The covariance is a diagonal matrix plus a product of matrices with one row per
+        family, so only a matrix with as many rows needs inversion (Woodbury's identity;
+        Golub and Van Loan, Matrix Computations, section 2.1.4).
         """
         mean, roots = self._between(weights)
         scaled = roots / self.learning_variances
@@ -163,17 +163,19 @@ class Prior:
     precision: Matrix
     """The inverse of ``covariance``."""
     families: Families | None = None
-    """The families that compose it, to be weighted by evidence."""
+    """The families that compose the distribution, to be weighted by evidence."""
 
 
 def known_families(leave_out: Collection[str] = ()) -> Prior:
     """Return the prior from the known tokenizer families.
 
     Args:
-        leave_out: families to exclude, to measure the error for an unknown one.
+        leave_out: families to exclude, so that the error for an unknown family can be
+            measured.
 
     Raises:
-        ValueError: a name that is not in ``FAMILIES``, or fewer than two families left.
+        ValueError: a name that is not in ``FAMILIES``, or fewer than two remaining
+            families.
     """
     unknown = set(leave_out) - set(FAMILIES)
     if unknown:

@@ -3,10 +3,10 @@
 Both estimate ``tokens = bytes / ratio`` and learn the ratio of each category from
 counted prompts. ``Ema`` is the scheme of arXiv 2604.08075 as published. ``TextEma``
 keeps the mechanism and corrects what made it worse than ``bytes / 4`` on real requests:
-it counts decoded text instead of wire bytes (one request varies 2.7-fold between JSON
-encoders), subtracts the chat template's tokens before it divides, starts from the first
-sample instead of 4.0, and weights a prompt by its size, since the many short ones are
-mostly template.
+it counts decoded text instead of wire bytes (whose number for one request varies
+2.7-fold between JSON encoders), subtracts the chat template's tokens before it divides,
+starts from the first sample instead of 4.0, and weights a prompt by its size, since the
+many short prompts consist mostly of the template.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MAX_BYTES_PER_TOKEN = 14.0
 """Upper limit for any text: Hindi on Gemma 3 has 9 to 10 bytes per token."""
 
 SPREAD = 0.2
-"""Relative standard deviation of counts around a ratio's estimates. The published
-estimator's mean error is 19 % for six tokenizers on ten kinds of text."""
+"""Relative standard deviation of counts around the estimates from a ratio. The
+published estimator's mean error is 19 % for six tokenizers on ten kinds of text."""
 
 TEMPLATE_TOKENS = 8
-"""Tokens of a chat template for one user message: 3 (Mistral) to 10 (Llama 3)."""
+"""Tokens that a chat template adds to one user message: 3 (Mistral) to 10 (Llama 3)."""
 
 MESSAGE_TOKENS = 4
 """Tokens added by each further message: 1.5 (Mistral) to 5 (Llama 3, Qwen 3)."""
@@ -83,7 +83,7 @@ class Ema:
         return Prediction(self.point(model, category, features), SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from the messages alone."""
+        """Estimate the tokens that further messages add, using only these messages."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:
@@ -130,7 +130,7 @@ class Ema:
         return list(self._learned)
 
     def group(self, key: str) -> DecayedSums | None:
-        """Return a copy of a ratio as its decaying distance from the initial value."""
+        """Return a copy of a ratio, as its decaying distance from the initial value."""
         ratio = self._learned.get(key)
         if ratio is None:
             return None
@@ -163,10 +163,10 @@ class _Sums:
 class TextRatios:
     """Ratios of decoded text bytes to text tokens, by category.
 
-    Each is the quotient of two decayed sums: each sample first multiplies both by
-    ``smoothing``, so that the last ``1 / (1 - smoothing)`` prompts count, and large
-    prompts count more. The ratios are learned with every estimator, for metrics and for
-    ``TextEma``.
+    Each ratio is the quotient of two decayed sums. Before a sample is added, both sums
+    are multiplied by ``smoothing``, so that the last ``1 / (1 - smoothing)`` prompts
+    determine the ratio, large prompts more than small ones. The ratios are learned with
+    every estimator, because the metrics show them and ``TextEma`` uses them.
     """
 
     component = "ratios.1"
@@ -187,8 +187,8 @@ class TextRatios:
     def observe(self, category: str, features: Features, prompt_tokens: int) -> None:
         """Learn from one counted prompt.
 
-        Prompts without text are ignored, and so are prompts with much text that the
-        template may have left out.
+        Prompts without text are ignored, and so are prompts in which the template may
+        have left out much of the text.
 
         A sample's ratio is clamped to the range possible for text, so that a false
         count moves the quotient no more than an extreme text would.
@@ -241,11 +241,11 @@ class TextEma:
         self._ratios = TextRatios()
 
     def predict(self, model: str, category: str, features: Features) -> Prediction:
-        """Add template tokens to text and tools divided by the category's ratio."""
+        """Divide text and tools by the category's ratio, and add template tokens."""
         return Prediction(self.point(model, category, features), SPREAD)
 
     def continued(self, model: str, category: str, features: Features) -> Prediction:
-        """Estimate the tokens that further messages add, from the messages alone."""
+        """Estimate the tokens that further messages add, using only these messages."""
         return self.predict(model, category, features)
 
     def point(self, model: str, category: str, features: Features) -> float:

@@ -32,17 +32,18 @@ from extproc.routing.regressors import TERMS, TERMS_CHECKSUM, VECTOR_TERMS
 from extproc.routing.rendering import optional_tokens, with_shares
 from extproc.routing.trial import Trial
 
-# Errors beyond this many expected deviations lose weight with their square: a count
-# that is wrong by a factor of ten then pulls less than a correct one at the limit. They
-# keep their weight once errors in one direction outnumber the other errors of their
-# category by this many, because the text is then of a new kind.
+# Errors beyond ``_ROBUST_DEVIATIONS`` expected deviations lose weight in proportion to
+# their square: a count that is wrong by a factor of ten then pulls less than a correct
+# one at the limit. Such errors keep their weight if those in one direction outnumber
+# the other errors of their category by ``_BELIEVED_SURPRISES``, because the text is
+# then of a new kind.
 _ROBUST_DEVIATIONS = 4.0
 _BELIEVED_SURPRISES = 3
 
-# The posterior is solved at once after an error beyond this many deviations, or beyond
-# this logarithm, unless it was solved for another such error within this many
-# observations. Otherwise, a settled posterior would be solved too rarely for the first
-# prompts in a new script.
+# The posterior is solved immediately after an error beyond this many deviations, or
+# beyond this logarithm, unless it was solved for another such error during the last
+# ``_BETWEEN_SURPRISES`` observations. Otherwise, a settled posterior would be solved
+# too rarely for the first prompts in a new script.
 _SURPRISING_DEVIATIONS = 3.0
 _SURPRISING_ERROR = 0.3
 _BETWEEN_SURPRISES = 8
@@ -51,10 +52,11 @@ _BETWEEN_SURPRISES = 8
 _RECENT = 1 / 16
 _CLIPPED_DEVIATIONS = 6.0
 
-# The model behind a name may have changed once its mean recent error, in expected
-# deviations (0.8 for normal errors), is this large. A challenger then learns beside it
-# from the prior alone, until it wins its trial, the errors are small again, or the
-# trial reaches its limit. A replaced model stays in the trial as a challenger.
+# If the mean recent error of a model, in expected deviations (0.8 for normal errors),
+# is this large, a different model may now be behind the name. A challenger then learns
+# beside the current one from the prior alone, until it wins its trial, the errors are
+# small again, or the trial reaches its limit. A replaced model stays in the trial as a
+# challenger.
 _SURPRISE = 1.5
 _CALM = 1.1
 # Number of observations after which a model is familiar with a category.
@@ -78,13 +80,13 @@ class _Learned:
     categories: Counter[str] = field(default_factory=Counter)
     """Observations by category."""
     surprises: dict[str, int] = field(default_factory=dict)
-    """By category, a count that each surprising underestimate raises by 1, each
-    surprising overestimate lowers by 1, and any other error moves towards 0."""
+    """A count for each category. A surprising underestimate adds 1, a surprising
+    overestimate subtracts 1, and any other error moves the count towards 0."""
     last_surprise: int = -_BETWEEN_SURPRISES
     challenger: _Challenger | None = None
 
     def vectorize(self, features: Features) -> Vector:
-        """Return the counts of ``VECTOR_TERMS``; a share's count is its tokens."""
+        """Return the counts of ``VECTOR_TERMS``; the count of a share is in tokens."""
         if not features.optional:
             return features.terms
         vector = features.terms.copy()
@@ -117,8 +119,8 @@ class _Learned:
     def _prices(self) -> Vector:
         """Return the tokens per term of optional text.
 
-        At first they are the prior's. If the coefficients were still being learned, the
-        shares and the coefficients would follow each other.
+        At first they are those of the prior. With coefficients that are still being
+        learned, the shares and the coefficients would follow each other.
         """
         return self.prior_prices if self._is_new else self.posterior.mean
 
@@ -283,7 +285,7 @@ def _trial_of(incumbent: _Learned) -> Trial:
 
 
 def _swap(learned: _Learned, challenger: _Challenger) -> None:
-    """Replace the incumbent by the challenger; the former may return."""
+    """Replace the incumbent by the challenger; the incumbent may return later."""
     winner = challenger.learned
     winner.posterior.epoch = learned.posterior.epoch + 1
     deposed = _Learned(
@@ -318,7 +320,8 @@ def _learn(
     clipped = min(deviations, _CLIPPED_DEVIATIONS)
     learned.surprise += _RECENT * (clipped - learned.surprise)
     learned.categories[category] += 1
-    # Use the larger of both sizes; a false count of 1 would otherwise weigh its square.
+    # Use the larger of the two sizes. Otherwise, a false count of 1 would have almost
+    # no noise, and so a very large weight.
     size = max(prompt_tokens, prediction.tokens)
     noise = size * size * relative_variance(size)
     if not _believed(learned, category, error, deviations):
@@ -334,7 +337,7 @@ def _learn(
 def _believed(
     learned: _Learned, category: str, error: float, deviations: float
 ) -> bool:
-    """Record an error, and return whether it has its full weight."""
+    """Record an error, and return whether its prompt has its full weight."""
     surprises = learned.surprises.get(category, 0)
     if deviations <= _ROBUST_DEVIATIONS:
         if surprises:

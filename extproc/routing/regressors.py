@@ -1,8 +1,9 @@
-"""The terms of the token count, and the pairs of byte classes that each one counts.
+"""The terms of the token count, and the pairs of byte classes that each term counts.
 
 Prompt tokens are modeled as linear in these terms, with one coefficient per term and
 served model: tokens for a message, a tool, a word's start, a further letter, a digit
-after a digit, a Han character. Terms of the text count pairs of byte classes.
+after a digit, a Han character. Each term of the text counts certain pairs of byte
+classes.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ _SCALARS = ("template", "message", "tools", "tool")
 _DERIVED = ("run", "repetition", "foreign letter", "foreign word")
 
 Places = npt.NDArray[np.uint16]
-"""The term that counts each pair of byte classes, indexed by ``CLASSES * a + b``;
-``NO_TERM`` if there is none."""
+"""The term that counts each pair of byte classes, or ``NO_TERM`` if no term counts it.
+The pair ``(a, b)`` has the index ``CLASSES * a + b``."""
 
 NO_TERM: Final = 255
 """Index above that of every term."""
@@ -196,10 +197,10 @@ SCRIPT_TERMS = frozenset(
 )
 """The terms that count non-ASCII characters."""
 
-# Of all pairs of adjacent lowercase letters, the share of pairs in which both letters
-# are e, t or h: 0.07 to 0.12 in English prose, 0.05 to 0.08 in source code, under 0.04
-# in most other languages. Text at or above the first limit is English or code; text
-# below the second is not.
+# Share of the pairs of adjacent lowercase letters in which both letters are e, t or h:
+# 0.07 to 0.12 in English prose, 0.05 to 0.08 in source code, under 0.04 in most other
+# languages. Text at or above the first limit is English or code; text below the second
+# is not.
 _ENGLISH_SHARE = 0.05
 _FOREIGN_SHARE = 0.03
 # Pairs with English shares that are added to every text, so that short text counts as
@@ -216,8 +217,8 @@ def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
     return marked
 
 
-# Rows that sum the pairs of lowercase letters, the starts of lowercase words, and the
-# pairs of e, t, h.
+# One row each to sum the pairs of lowercase letters, the starts of lowercase words, and
+# the pairs of e, t, h.
 _OF_LETTERS: Matrix = np.stack(
     [
         _mark_terms(LOWER_CASE, LOWER_CASE),
@@ -238,9 +239,10 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
     """Set the terms of a vector that depend on other terms and on the request.
 
     Args:
-        vector: elements are ``VECTOR_TERMS``; the counted ones are set.
-        messages: chat messages.
-        tools: tool definitions.
+        vector: one element for each of ``VECTOR_TERMS``; the counted elements are
+            already set.
+        messages: number of chat messages.
+        tools: number of tool definitions.
     """
     letters, words, eth_pairs = _OF_LETTERS.dot(vector).tolist()
     foreignness = _foreignness(eth_pairs, letters)
@@ -250,6 +252,6 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
 
 
 def run_place(byte_class: int) -> int | None:
-    """Return the index of the term for a run of a class, or None if it has none."""
+    """Return the index of the term for a run of a byte class, or None."""
     place = int(TEXT_PLACES[(CLASSES + 1) * byte_class])
     return None if place == NO_TERM else place

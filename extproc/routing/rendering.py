@@ -1,10 +1,10 @@
 """Text that a chat template may leave out, and the share that each model renders.
 
-Templates drop the reasoning of earlier turns, keep all of it, or keep the latest; some
-render ``documents``; an undocumented field may be rendered too. The rendered amount of
-each kind depends on a coefficient per served model, learned together with those of the
-text: the kind's tokens, by the model's own coefficients of text, times a share near 0
-or 1.
+A template drops the reasoning of earlier turns, keeps all of it, or keeps only the
+latest. Some templates render ``documents``, and an undocumented field may be rendered
+too. For each kind of such text, each served model has a share near 0 or 1, which is
+learned together with the coefficients of the text. The rendered tokens of a kind are
+the tokens that the model's own coefficients give for its text, times the share.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ import msgspec
 
 
 class OptionalKind(IntEnum):
-    """Kinds of text that a chat template may leave out, each rendered as a whole.
+    """Kinds of text; a chat template renders all text of a kind or leaves it out.
 
     The numbers are part of the format of decision tokens.
     """
 
     EARLIER_REASONING = 0
-    """Reasoning in answers before the last one to which the user has replied."""
+    """Reasoning in answers that precede the last answer to which the user has
+    replied."""
     LAST_REASONING = 1
     """Reasoning in the last answer to which the user has replied."""
     CURRENT_REASONING = 2
@@ -31,7 +32,7 @@ class OptionalText(msgspec.Struct, frozen=True, gc=False):
 
     kind: OptionalKind
     text: bytes
-    """UTF-8; possibly a sample if the body is large, like ``Prompt.text``."""
+    """UTF-8. Like ``Prompt.text``, it may be a sample if the body is large."""
     missing_bytes: int = 0
 
 
@@ -43,15 +44,16 @@ keyed by the name, which a client can make arbitrarily long."""
 class Prompt(msgspec.Struct, frozen=True, gc=False):
     """The model's input, after JSON decoding.
 
-    The same request in UTF-8, with ``\\uXXXX`` escapes or with spaces between tokens
-    gives the same ``Prompt``; wire bytes vary by a factor of 2.7 between clients.
+    A request has the same ``Prompt`` whether its JSON is in UTF-8, has ``\\uXXXX``
+    escapes or has spaces between tokens. The number of wire bytes varies by a factor of
+    2.7 between clients.
     """
 
     text: bytes
-    """UTF-8 of all message text, tool calls and results, joined by newlines; possibly a
-    sample if the body is large."""
+    """UTF-8 of all message text, tool calls and results, joined by newlines. It may be
+    a sample if the body is large."""
     messages: int = 1
-    """Chat messages; the template adds some tokens for each."""
+    """Number of chat messages; the template adds some tokens for each."""
     tools_text: bytes = b""
     """The tool definitions as compact JSON."""
     tools: int = 0
@@ -61,15 +63,16 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     """Number of audio and video parts."""
     files: int = 0
     token_ids: int = 0
-    """Prompt tokens that the client sent as token ids."""
+    """Number of prompt tokens that the client sent as token ids."""
     missing_bytes: int = 0
-    """Bytes missing from ``text`` if it is a sample in ``sample_windows``."""
+    """Number of bytes missing from ``text`` if it is a sample (see
+    ``sample_windows``)."""
     missing_tools_bytes: int = 0
     """Bytes missing from ``tools_text``."""
     message_ends: tuple[int, ...] = ()
     """The end of each message in ``text``, in bytes; empty if unknown."""
     optional: tuple[OptionalText, ...] = ()
-    """Text that the template may leave out, each kind at most once."""
+    """Text that the template may leave out; each kind occurs at most once."""
     media: tuple[float, ...] = ()
     """Sums of ``media.MEDIA_TERMS`` over the parts; empty if there are no parts, or if
     only their number is known."""
@@ -93,7 +96,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     prompt: Prompt
     body_bytes: int
-    """Bytes of the body as received, after content-decoding."""
+    """Size in bytes of the received body, after content-decoding."""
     model: str = ""
     """Served model name as sent by the client, up to ``MAX_MODEL_CHARS``; never used as
     a label, since it is the client's text."""
@@ -117,7 +120,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     min_tokens: int = 0
     """Minimum number of output tokens that the client requires."""
     ignore_eos: bool = False
-    """Whether the output runs to its limit or, without a limit, to the window's end."""
+    """Whether the output continues to its limit or, without a limit, to the end of the
+    window."""
     prompt_limit: int | None = None
     """Number of tokens to which the backend truncates the prompt; a server with a
     smaller window refuses the request."""

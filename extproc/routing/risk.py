@@ -3,13 +3,13 @@
     bound = point * exp(q * spread * scale)
 
 ``spread`` is the relative standard deviation that the estimator expects for this
-prompt, ``scale`` the root mean square of its category's errors in that unit, and ``q``
-the quantile, at the configured rate, of past errors in units of ``spread * scale``.
-This is split conformal prediction with locally weighted residuals (Lei et al. 2018,
-sections 2.2 and 5.2), with a decayed sample instead of a fixed one, and with the rate
-adjusted by how often the bound was exceeded recently (adaptive conformal inference,
-Gibbs and Candès 2021). Errors are logarithms of counted over estimated tokens. All
-state is decayed sums, which can be added across processes.
+prompt. ``scale`` is the root mean square of the errors in its category, in units of the
+spread. ``q`` is the quantile of past errors at the configured rate, in units of
+``spread * scale``. This is split conformal prediction with locally weighted residuals
+(Lei et al. 2018, sections 2.2 and 5.2), with a decayed sample instead of a fixed
+sample, and with the rate adjusted by how often the bound was exceeded recently
+(adaptive conformal inference, Gibbs and Candès 2021). Errors are logarithms of counted
+over estimated tokens. All state is decayed sums, which can be added across processes.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ _LOWEST = -_BIN * _BINS / 2
 _EDGES = _LOWEST + _BIN * np.arange(1, _BINS + 1)
 
 # Errors beyond this many spreads are not noise but a wrong count or a changed model.
-# They count for the achieved rate and the category's scale but not for the quantile.
+# They affect the achieved rate and the category's scale but not the quantile.
 # Otherwise, one client in ten could raise the quantile until nothing fits a small pool.
 _OUTLIER = 6.0
 
-# Prior weights, each as a number of observations. The prior for one model is the errors
-# of all models; for all models, an assumed distribution; for a category, a scale of 1.
+# Prior weights, each as a number of observations. The prior of one model is the errors
+# of all models, the prior of all models together is an assumed distribution, and the
+# prior of a category is a scale of 1.
 _POOLED_WEIGHT = 50.0
 _ASSUMED_WEIGHT = 50.0
 _CATEGORY_WEIGHT = 20.0
 
-# A quantile is computed again once this share of a model's observations is new.
+# When this share of a model's observations is new, its quantile is computed again.
 _STALE_SHARE = 1 / 128
 
 # Largest amount that one error adds to its category's sum of squares.
 _CLIP = 9.0
 
-# Range of the adjusted rate, as a multiple of the configured one.
+# Limits of the adjusted rate, as multiples of the configured rate.
 _ADJUSTMENTS = (1 / 8, 4.0)
 
-# Initial count of exceeded bounds: it offsets the larger errors of a new model over its
-# first hundreds of requests. The first quantile is then 3.15, which 0.2 to 1 % of the
-# prompts of unknown tokenizers exceed.
+# Initial number of exceeded bounds. It offsets the larger errors that a new model has
+# during its first hundreds of requests. The first quantile is then 3.15, and 0.2 to 1 %
+# of the prompts of unknown tokenizers exceed it.
 _ASSUMED_ABOVE = 0.6
 
 MAX_FACTOR = 4.0
@@ -65,8 +66,8 @@ _SQUARES = "squares."
 
 
 def _assumed_errors() -> Vector:
-    # Student's t with 4 degrees of freedom, scaled to unit variance: the errors of a
-    # linear model of text have such tails.
+    # Use Student's t with 4 degrees of freedom, scaled to unit variance, because the
+    # errors of a linear model of text have similar tails.
     t = math.sqrt(2.0) * _EDGES
     below = 0.5 + t * (1 + 2 / (4 + t * t)) / (2 * np.sqrt(4 + t * t))
     counts: Vector = np.diff(below, prepend=0.0)
@@ -83,7 +84,7 @@ def _zeros() -> Vector:
 
 @dataclass(slots=True)
 class _SquareSum:
-    """Decayed sum of a category's squared errors, in spreads, clipped."""
+    """Decayed sum of a category's squared errors, clipped and in units of spread."""
 
     total: float = 0.0
     count: float = 0.0
@@ -96,23 +97,23 @@ class _ErrorCounts:
 
     bins: Vector = field(default_factory=_zeros)
     above: float = 0.0
-    """Number of errors in ``bins`` above their bound."""
+    """Number of errors in ``bins`` that were above their bound."""
     binned: int = 0
-    """Number of observations over which ``bins`` and ``above`` decayed, without
-    outliers."""
+    """Number of observations, except outliers, over which ``bins`` and ``above`` have
+    decayed."""
     squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
     observations: int = 0
     quantiles: dict[float, float] = field(default_factory=dict)
-    """Quantiles of ``bins`` by rate; cleared once the bins have changed enough."""
+    """Quantiles of ``bins`` by rate; cleared when the bins have changed enough."""
     newer: int = 0
     """Number of observations since ``quantiles`` was cleared."""
     latest_factors: dict[str, float] = field(default_factory=dict)
     """The latest factor of each category."""
 
     def scale(self, category: str) -> float:
-        """Return the root mean square of a category's errors, in spreads."""
+        """Return the root mean square of a category's errors, in units of spread."""
         squares = self.squares.get(category)
         if squares is None:
             return 1.0
@@ -152,7 +153,7 @@ class NoMargin:
 
 
 class Margin:
-    """Factors from point estimates to bounds, exceeded at a configured rate.
+    """Factors from point estimates to bounds that are exceeded at a configured rate.
 
     Not thread-safe.
 
@@ -210,7 +211,7 @@ class Margin:
         return self._rates.get(model, self.rate)
 
     def latest_factor(self, model: str, category: str) -> float | None:
-        """Return the latest factor of a category, or None before the first."""
+        """Return the latest factor of a category, or None if there was none."""
         errors = self._models.get(model) or self._pooled
         return errors.latest_factors.get(category)
 
@@ -232,8 +233,8 @@ class Margin:
     def achieved(self, model: str | None = None) -> float | None:
         """Return the decayed share of prompts above their bound.
 
-        None before the first observation. If ``model`` is None, the share is over all
-        models.
+        The share is None before the first observation. If ``model`` is None, it covers
+        all models.
         """
         errors = self._pooled if model is None else self._models.get(model)
         if errors is None or errors.observed == 0.0:
@@ -283,7 +284,7 @@ class Margin:
     def group_keys(self) -> list[str]:
         """Return ``bins``, ``rate`` and ``squares.CATEGORY`` for all models together.
 
-        For each model, the same keys are followed by ``:MODEL``.
+        The keys for one model are the same, followed by ``:MODEL``.
         """
         models = [("", self._pooled)]
         models += [(f":{name}", errors) for name, errors in self._models.items()]
@@ -323,7 +324,7 @@ class Margin:
 
 
 def adjusted_rate(stated: float, judged: float, exceeded: float) -> float:
-    """Return the rate whose quantile brings the achieved rate to the configured one.
+    """Return the rate whose quantile brings the achieved rate to the configured rate.
 
     Gibbs and Candès 2021, equation 2, unrolled: their step times the sum of
     (stated - exceeded) over the past. Divergence: the sum is decayed, is measured in

@@ -47,7 +47,8 @@ class Skipped(StrEnum):
     NO_USAGE = "no_usage"
     FAILED_OPEN = "failed_open"
     NOT_TEXT = "not_text"
-    """Token ids, several prompts with one count, or parts in place of text."""
+    """Token ids, several prompts with one common count, or other parts instead of
+    text."""
 
 
 class Lesson(msgspec.Struct, frozen=True, gc=False):
@@ -152,9 +153,9 @@ class Router:
             request: parsed from the body.
             hint: the category from the hint header, or None.
             loads: the known load of each pool.
-            approximate: accept the usual bound if the exact one cannot change the pool
-                (see ``Decision.approximate_bound``); the usual bound takes a third of
-                the time.
+            approximate: accept the usual bound if the exact bound cannot change the
+                pool (see ``Decision.approximate_bound``). The usual bound takes a third
+                of the time of the exact bound.
         """
         prompt, model = request.prompt, self.model or request.model
         features = measure(prompt, request.body_bytes)
@@ -230,7 +231,7 @@ class Router:
         prompt: Prompt,
         conversation: Conversation | None,
     ) -> Turn | None:
-        """Estimate a prompt from the count of its earlier messages, or return None."""
+        """Estimate a prompt from the count of its earlier messages; None if unknown."""
         if conversation is None or not conversation.known_tokens:
             return None
         tokens, end = conversation.known_tokens, conversation.known_bytes
@@ -248,14 +249,14 @@ class Router:
     def _quick_estimate(
         self, model: str, category: str, features: Features, output_tokens: int
     ) -> Estimate | None:
-        """Estimate with the usual bound; return None if the exact one may matter."""
+        """Estimate with the usual bound; return None if the exact bound may matter."""
         quick = self.estimator.quick_estimate(model, category, features)
         smallest = quick.estimate.prompt_tokens + output_tokens
         largest = quick.largest_bound_tokens + output_tokens
         return None if self.policy.separates(smallest, largest) else quick.estimate
 
     def with_bound(self, decision: Decision) -> Decision:
-        """Return the decision with an exact bound in place of an approximate one."""
+        """Return the decision with an exact bound instead of an approximate bound."""
         features = decision.features
         if not decision.approximate_bound or features is None:
             return decision
@@ -275,7 +276,7 @@ class Router:
         return max(allowed, request.min_tokens), request.min_tokens > allowed
 
     def _retries_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
-        """Return whether a cut answer is retried, since the window may have cut it."""
+        """Return whether to retry a cut answer, because the window may have cut it."""
         if not self._retry_cut_answers or request.stream or not request.generates:
             return False
         if request.prompts > 1 or request.sequences > 1 or pool == self.policy.default:
@@ -284,7 +285,7 @@ class Router:
         return limit_tokens is None or bound_tokens + limit_tokens > pool.max_model_len
 
     def _under_limit(self, request: Request, model: str, category: str) -> int:
-        """Return the output tokens to reserve under a declared limit."""
+        """Return the output tokens to reserve if the client declares a limit."""
         limit_tokens = max(request.max_tokens or 0, request.min_tokens)
         if request.ignore_eos or request.sequences > 1 or request.prompts > 1:
             return limit_tokens
@@ -297,7 +298,7 @@ class Router:
         body_bytes: int = 0,
         loads: Mapping[str, PoolLoad] | None = None,
     ) -> Decision:
-        """Choose a pool without an estimate: the default one unless it is down."""
+        """Choose a pool without an estimate: the default pool unless it is down."""
         pool = self.policy.fallback(loads)
         return Decision(pool, reason, model=self.model, body_bytes=body_bytes)
 
@@ -305,9 +306,9 @@ class Router:
         """Learn from one response; return what was learned, or why nothing was.
 
         Nothing is learned from a decision that failed open, a status other than 200,
-        missing or zero usage, token ids (whose count is known), several prompts with
-        one sum as usage. A prompt with media updates the estimate of media tokens, not
-        that of text.
+        missing or zero usage, token ids (whose count is known), or several prompts
+        whose usage is one sum. A prompt with media updates the estimate of media
+        tokens, not that of text.
         """
         counted, model = outcome.prompt_tokens, self.model or decision.model
         if decision.reason.failed_open:
@@ -375,7 +376,8 @@ class Router:
         relied = decision.output_tokens < limit_tokens
         window_tokens = decision.pool.max_model_len
         if relied and prompt_tokens + limit_tokens > window_tokens:
-            # An answer that fills the window was cut off and retried, not refused.
+            # If the answer is long enough to fill the window, the first attempt was cut
+            # off and retried, not refused.
             filled = prompt_tokens + completion_tokens >= window_tokens
             refused = outcome.attempts > 1 and not filled
             self.declared_allowance.relied(model, refused=refused)

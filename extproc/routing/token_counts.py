@@ -8,10 +8,10 @@ Envoy's access log and an operator's own files all use it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Fields in which Anthropic reports prompt tokens that ``input_tokens`` excludes:
-#: tokens read from its cache and tokens written to it.
+#: Fields in which Anthropic reports the prompt tokens that ``input_tokens`` excludes.
+#: These tokens are read from the cache or written to the cache.
 _BESIDE_INPUT_TOKENS = ("cache_read_input_tokens", "cache_creation_input_tokens")
-#: Tokens read from a cache, if the usage object reports them.
+#: Fields in which a usage object may report the tokens read from a cache.
 _CACHED = ("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens")
 
 

@@ -1,9 +1,9 @@
 """A trial of a challenger, to decide whether the model behind a name has changed.
 
 A challenger that learned from recent prompts alone is compared with the incumbent on
-each new prompt. New kinds of text increase an incumbent's error too, and a run of one
-kind favors a model that has learned nothing else; so the challenger must be better on
-several kinds.
+each new prompt. A new kind of text increases the incumbent's error too, and many
+prompts of one kind favor a model that has learned only that kind. The challenger must
+therefore be better on several kinds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Trial:
     """Errors of both models: absolute logarithms of counted over estimated tokens.
 
     Args:
-        known: categories that the incumbent learned before; empty if unknown.
+        known: categories that the incumbent has learned before the trial; empty if
+            unknown.
     """
 
     known: Collection[str] = ()

@@ -80,11 +80,11 @@ class Call(Protocol):
         ...
 
     def half_closed(self) -> Replies:
-        """Return the replies to the end of the request, or ``((), True)`` for none."""
+        """Return the replies once the request has ended; ``((), True)`` if none."""
         ...
 
     def closed(self, cancelled: bool) -> None:
-        """Release the stream's resources; called exactly once, after any end.
+        """Release the stream's resources; called exactly once, however the stream ends.
 
         Args:
             cancelled: true if the stream was ended by the peer, by the network (reset,

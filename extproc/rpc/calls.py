@@ -1,9 +1,9 @@
 """The streams of one connection and the application's calls on them.
 
 A stream ends in two steps: :attr:`Stream.ended` is set when the call's answer is
-complete, and the stream is removed when both sides have closed it.  Between the two
-steps the stream *lingers*: the peer may still send on it, and counts it as a concurrent
-stream.
+complete, and the stream is removed when both sides have closed it. Between the two
+steps the stream *lingers*: the peer may still send on it, and still counts it as a
+concurrent stream.
 """
 
 import heapq
@@ -101,7 +101,7 @@ class Calls:
         return stream_id in self._lingering
 
     def was_reset(self, stream_id: int) -> bool:
-        """Whether this side reset the stream recently; the peer may still send."""
+        """Whether this side reset the stream recently; the peer may still use it."""
         return stream_id in self._reset_ids
 
     # ---- the peer's frames --------------------------------------------------------
@@ -214,7 +214,7 @@ class Calls:
         self.reject(stream.id, code)
 
     def forget(self, stream: Stream) -> None:
-        """Remove a stream that both sides have closed or one side has reset."""
+        """Remove a stream that both sides have closed or that one side has reset."""
         del self.streams[stream.id]
         self._lingering.pop(stream.id, None)
         self.out.drop(stream)
@@ -314,8 +314,8 @@ class Calls:
     def _final_sent(self, stream: Stream) -> None:
         """Remove the stream if the peer has closed its side, else let it linger.
 
-        If too many streams linger, the oldest is reset. Otherwise a peer that never
-        closes its side would run out of streams.
+        If too many streams linger, the oldest is reset, so that a peer that never
+        closes its side does not run out of streams.
         """
         if stream.remote_closed:
             self.forget(stream)

@@ -9,11 +9,11 @@ This module parses frames.  :mod:`extproc.rpc.calls` manages the streams and cal
 :mod:`extproc.rpc.outbound` sends, and :mod:`extproc.rpc.control` handles the frames
 that concern the whole connection.
 
-:meth:`Connection._consume` is the hot path.  It handles the two most frequent kinds of
+:meth:`Connection._consume` is the hot path. It handles the two most frequent kinds of
 frame: a DATA frame that is exactly one message, and a HEADERS frame that is a complete
 request. All other frames take the general path. The general path would have the same
-result for these two kinds: a test passes every byte separately and compares the
-results.
+result for these two kinds. A test verifies this: it passes every byte separately and
+compares the results.
 
 References are to RFC 9113.
 """
@@ -32,13 +32,13 @@ from extproc.rpc.stream import Stream
 from extproc.rpc.wire_log import WireLog
 
 _FREE_CONTINUATIONS: Final = 16
-"""Number of continuation frames without charge in a header block; each further frame
-costs a token of the control budget (nghttp2 allows 8)."""
+"""Number of free continuation frames in a header block; each further frame costs a
+token of the control budget (nghttp2 allows 8)."""
 
 _STEP_BYTES: Final = 4 * 1024
-"""Number of received bytes to process in one step. Each frame counts as
-``_FRAME_BYTES`` more, since a small frame takes as much time as that many bytes of a
-large frame."""
+"""Number of received bytes to process in one step. Each frame counts as its bytes plus
+``_FRAME_BYTES``, since a small frame takes as much time as that many bytes of a large
+frame."""
 _FRAME_BYTES: Final = 1024
 
 
@@ -84,7 +84,7 @@ class Connection:
             ``send`` while no method of this class was running.
         log: receives one line for each frame received or sent; ``None`` for no log.
         held: byte count of the incomplete messages of all connections, including this
-            one; ``None`` if it is the only one.
+            one; ``None`` if there is no other connection.
 
     Attributes:
         fault: protocol error of the peer that ended the connection, or ``None``.
@@ -129,7 +129,7 @@ class Connection:
         }
         """Handlers by frame type. DATA has no handler because it is handled piece by
         piece. Frames of unknown types are skipped."""
-        # Incomplete input: bytes, a DATA frame, a header block.
+        # Input that is still incomplete: bytes, a DATA frame, or a header block.
         self._preface_left = f.PREFACE
         self._rest = b""
         self._body: _Body | None = None
@@ -160,7 +160,7 @@ class Connection:
 
     @property
     def finished(self) -> bool:
-        """Whether no more bytes follow; close the socket once all bytes are sent."""
+        """Whether no more output follows; close the socket once all bytes are sent."""
         return self._closed or (
             self._control.leaving and not self._calls.unanswered and not self.behind
         )

@@ -19,9 +19,10 @@ class Control:
 
     Attributes:
         now: time of the socket read in progress.
-        large_frames: number of DATA frames received with at least ``MIN_WORK_BYTES``.
+        large_frames: number of received DATA frames with at least ``MIN_WORK_BYTES``.
             Together with the messages received and the frames released by a
-            WINDOW_UPDATE, these frames are the work that earns the peer control frames.
+            WINDOW_UPDATE, these frames are the work for which the peer may send control
+            frames.
         introduced: whether the peer's SETTINGS have been received.
         leaving: whether either side has announced that no new stream will follow.
         refusing: whether new streams are refused because our last GOAWAY excludes them.
@@ -119,7 +120,7 @@ class Control:
         self._calls.reset(stream, code)
 
     def owe(self, stream: Stream | None, size: int) -> None:
-        """Count received DATA (with padding, 6.9.1); return credit in large pieces."""
+        """Count received DATA (with padding, 6.9.1); send credit in large pieces."""
         self._owed += size
         if self._owed >= self._owed_limit:
             if self._owed > self._limits.connection_window_bytes:
@@ -211,7 +212,7 @@ class Control:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE received")
 
     def _finish_drain(self) -> None:
-        """Send the final GOAWAY and refuse new streams; the peer has seen the first."""
+        """Send the final GOAWAY after the peer has seen the first; refuse streams."""
         if not self.refusing:
             self.refusing = self.leaving = True
             self.send(f.goaway(self._calls.last_id, ErrorCode.NO_ERROR))

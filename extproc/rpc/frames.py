@@ -73,7 +73,7 @@ FRAME_HEAD: Final = struct.Struct(">IBI")
 identifier."""
 
 MESSAGE_HEAD: Final = struct.Struct(">BI")
-"""Prefix of a gRPC message: flag for compression, length."""
+"""Prefix of a gRPC message: compression flag and length."""
 
 DATA_MESSAGE_HEAD: Final = struct.Struct(">IBIBI")
 """Head of a DATA frame, followed by the prefix of its only message."""

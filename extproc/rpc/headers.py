@@ -47,8 +47,9 @@ _MAX_REMEMBERED_BLOCK_BYTES: Final = 512
 _MAX_REMEMBERED_FIELD_BYTES: Final = 128
 HARD_LIMIT_FACTOR: Final = 4
 """Factor by which a header list may exceed the limit before the connection ends. Above
-the limit itself, only the request is refused. Above the factor, decoding stops, so that
-the decoder's state is lost (gRPC C-core has the same two limits)."""
+the limit itself, only the request is refused. Above this multiple of the limit,
+decoding stops, so that the decoder's state is lost (gRPC C-core has the same two
+limits)."""
 
 
 class HeaderReader:
@@ -188,7 +189,7 @@ def timeout_s(value: bytes) -> float | None:
 
 
 def _check_field(name: bytes, value: bytes) -> None:
-    """Raise Malformed if the field breaks HTTP/2's rules; cache short valid ones."""
+    """Raise Malformed if the field breaks HTTP/2's rules; cache short, valid fields."""
     if len(name) + len(value) <= _MAX_REMEMBERED_FIELD_BYTES:
         _check_again(name, value)
     else:

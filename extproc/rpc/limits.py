@@ -46,16 +46,18 @@ class Limits:
         control_burst, control_per_s: allowed burst, and allowed number per second after
             it, of frames that cause work without carrying content (PING, SETTINGS,
             PRIORITY, WINDOW_UPDATE, GOAWAY, DATA without content, refused requests,
-            frames on closed streams). Each message, and each DATA frame of at least
-            ``MIN_WORK_BYTES``, received or released by a WINDOW_UPDATE, adds
-            ``CONTROL_FRAMES_PER_WORK`` frames to the allowance.
+            frames on closed streams). The allowance grows by
+            ``CONTROL_FRAMES_PER_WORK`` frames for each message and for each DATA frame
+            of at least ``MIN_WORK_BYTES``, whether received or released by a
+            WINDOW_UPDATE.
         reset_burst, resets_per_s: allowed burst, and allowed number per second after
             it, of streams that the peer resets before any answer ("rapid reset",
             CVE-2023-44487), or causes this side to reset by breaking a rule
             ("MadeYouReset", CVE-2025-8671); each answered stream adds one to the
-            allowance. The burst is twice the number of streams, so that a client may
-            cancel all of its requests; 33 per second is nghttp2's limit. Resets after
-            an answer do not count, since Envoy ends most of its streams with a reset.
+            allowance. The burst is twice the maximum number of open streams, so that a
+            client may cancel all of its requests; 33 per second is nghttp2's limit.
+            Resets after an answer do not count, since Envoy ends most of its streams
+            with a reset.
     """
 
     max_concurrent_streams: int = 1024
@@ -94,7 +96,7 @@ class Held:
     """Byte count of the incomplete messages of all connections together."""
 
     limit_bytes: int = 512 * MIB
-    """Limit in bytes; above it a message that grows ends its stream."""
+    """Limit in bytes. Above it, the stream of each message that grows is ended."""
     held_bytes: int = 0
     """Bytes held now."""
 

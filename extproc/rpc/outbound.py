@@ -40,7 +40,7 @@ class Outbound:
         self.stream_window = f.DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = f.MIN_MAX_FRAME_BYTES
         self._window = f.DEFAULT_WINDOW_BYTES
-        # Streams that wait for the connection's window although their own has room.
+        # Streams that wait only for the connection's window: their own window has room.
         self._waiting: OrderedDict[int, Stream] = OrderedDict()
         self._sent_final = sent_final
 
@@ -136,9 +136,9 @@ class Outbound:
     def _flush(self, stream: Stream) -> None:
         """Send as much of a stream's queue as the windows allow.
 
-        A stream is listed as waiting for the connection only while its own window is
-        open, so that a WINDOW_UPDATE of the connection visits only streams that can
-        send.
+        A stream is listed as waiting for the connection's window only while its own
+        window is open, so that a WINDOW_UPDATE of the connection visits only streams
+        that can send.
         """
         queue = stream.queue
         if queue is None:

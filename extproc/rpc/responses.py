@@ -1,6 +1,6 @@
 """Header blocks of gRPC responses and of HTTP error responses.
 
-The blocks use only literals without indexing and the static table. They are therefore
+The blocks use only the static table and literals without indexing. They are therefore
 independent of the connection's compression state and can be constants.
 """
 
@@ -61,7 +61,7 @@ def trailers_only(status: StatusCode, message: str = "") -> bytes:
 
 
 def unsupported_encoding() -> bytes:
-    """Encode the refusal of a ``grpc-encoding``, listing the accepted one."""
+    """Encode the refusal of a ``grpc-encoding``, with the accepted encoding."""
     return trailers_only(
         StatusCode.UNIMPLEMENTED, "grpc-encoding: only identity is supported"
     ) + literal(b"grpc-accept-encoding", b"identity")

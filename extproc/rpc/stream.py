@@ -76,8 +76,9 @@ class Stream:
 class Incoming:
     """Assembles gRPC messages from pieces of DATA.
 
-    Pieces are stored as they arrive and joined once, when the message is complete. Many
-    tiny pieces are joined earlier, because each piece has tens of bytes of overhead.
+    Pieces are stored as they arrive and joined when the message is complete. If there
+    are many tiny pieces, they are joined earlier, because each piece has tens of bytes
+    of overhead.
     """
 
     __slots__ = ("_head", "_missing", "_pieces", "held_bytes")

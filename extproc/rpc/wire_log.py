@@ -37,8 +37,8 @@ class WireLog:
 class FrameReader:
     """Splits one direction of a connection into frames.
 
-    A frame counts as complete once its head has arrived, and also its payload if the
-    payload is logged. Other payloads are skipped and never stored.
+    A frame is complete as soon as its head has arrived and, if the payload is logged,
+    the payload as well. Other payloads are skipped and never stored.
 
     Args:
         skip_bytes: bytes before the first frame.

@@ -113,8 +113,8 @@ def build_generation(
     """Build all components that a reload replaces together.
 
     Args:
-        previous: the generation in force. The new generation continues the counts of
-            this generation that still apply.
+        previous: the generation in force. The new generation continues those of its
+            counts that still apply.
         conversations: memory of conversations; None to start with an empty memory.
     """
     router = build_router(config, conversations=conversations)

@@ -1,4 +1,4 @@
-"""Structured logs of the standard library: each has an event name, then fields.
+"""Structured logs of the standard library: an event name, then fields.
 
 ``logger.info("serving", extra={"fields": {"listen": ...}})``. Fields are numbers and
 names from the configuration, never bodies or credentials.

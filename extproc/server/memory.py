@@ -13,11 +13,11 @@ _M_MMAP_THRESHOLD: Final = -3
 KEPT_BYTES: Final = 64 << 20
 """Minimum free memory in bytes that the process keeps. By default glibc returns free
 memory to the system after each request, so that the system has to map and zero it again
-for the next request. This takes three fifths of the CPU time of a 220 kB body."""
+for the next request. This takes three fifths of the CPU time for a 220 kB body."""
 
 KEPT_BODIES: Final = 8
-"""Minimum free memory to keep in multiples of the largest body. Assembling a body takes
-up to five times its size."""
+"""Minimum free memory to keep, as a multiple of the largest body. Assembling a body
+takes up to five times its size."""
 
 _LARGEST_ON_HEAP_BYTES: Final = 32 << 20
 """Largest threshold in bytes that glibc accepts. Blocks above it are always mapped and

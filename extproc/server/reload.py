@@ -31,7 +31,7 @@ Fingerprint = tuple[str, int, int, int]
 
 
 def fingerprint(path: Path) -> Fingerprint | None:
-    """Return a value that changes with the file's content, or None without a file.
+    """Return a value that changes with the file's content; None if there is no file.
 
     The value consists of the resolved path, inode, modification time and size.
     """

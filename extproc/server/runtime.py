@@ -37,7 +37,7 @@ class Runtime:
     Args:
         parts: parts built from the first configuration.
         ready: whether the server accepts new streams.
-        defer: see ``ExtProcService``, also for ``later``.
+        defer, later: see ``ExtProcService``.
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class Runtime:
         following = build_generation(config, previous, self._conversations)
         try:
             await following.watch.start()
-            # Transfer most groups with a pause after each, so that requests are served
-            # meanwhile.
+            # Transfer most groups with a pause after each group, so that requests are
+            # served in the pauses.
             for _ in _teach(following.router, previous.router, known):
                 await asyncio.sleep(0)
         except BaseException:
             await following.watch.stop()
             raise
-        # Nothing awaits between this point and the assignment, so no request or lesson
-        # is handled before the assignment.
+        # There is no await between this point and the assignment, so no request or
+        # lesson is handled before the assignment.
         for _ in _teach(following.router, previous.router, known):
             pass
         self.in_force.now = following
@@ -124,7 +124,7 @@ class Runtime:
 
 
 class RequestsByPool:
-    """Counts the requests in flight by pool, before the servers report their load.
+    """Counts the requests in flight by pool between two reports of the servers' load.
 
     Only requests that are routed by their decision are counted, so none are counted in
     shadow mode.

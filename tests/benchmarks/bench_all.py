@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_all.py [--seconds 3] [--only sizes,neighbours]
 
-The program writes ``results.md`` and ``results.svg`` beside this file. ``rig.py``
+The program writes ``results.md`` and ``results.svg`` to this file's folder. ``rig.py``
 describes the method. All processes share two cores, so a row shows the work of a whole
 machine.
 """
@@ -101,7 +101,7 @@ def costs_of(load: Load) -> tuple[str, ...]:
 
 
 def added(load: Load, bare: Load) -> tuple[float, float]:
-    """Return the P50 and P99 of the latency that a server adds."""
+    """Return the increases of P50 and P99 latency that a server causes."""
     return load.p50_ms - bare.p50_ms, load.p99_ms - bare.p99_ms
 
 
@@ -206,7 +206,7 @@ def by_answer(results: Results) -> None:
 
 
 def empty_messages(count: int) -> str:
-    """Return the known worst case, which is a body of array elements only."""
+    """Return a body that contains only array elements, which is the known worst case."""
     return '{"messages":[' + "{}," * count + "{}]}"
 
 
@@ -242,8 +242,8 @@ def beside_neighbours(results: Results) -> None:
 def mixed(
     stack: Stack, neighbour: str, seconds: int
 ) -> tuple[float, float, float, float]:
-    """Return small requests per second, their P50 and P99, and large requests per
-    second.
+    """Return the rate of small requests, their P50 and P99, and the rate of large
+    requests, with both rates per second.
     """
     stack.warm(chat(4000), 2)
     large = stack.start_load(neighbour, 1, seconds + 1) if neighbour else None

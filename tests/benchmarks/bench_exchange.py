@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_exchange.py
 
-The program prints the CPU microseconds of a stream's opening, request headers, body and
-end for each body size, as the minimum of several runs. There is no transport and no
-response.
+For each body size, the program prints the CPU microseconds of four steps: the opening
+of a stream, the request headers, the body, and the end. Each figure is the minimum of
+several runs. There is no transport and no response.
 """
 
 from __future__ import annotations

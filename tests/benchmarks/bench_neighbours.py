@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_neighbours.py [--seconds 4]
 
-Envoy's own worker delays small requests too, and for longer (see ``bench_all.py``). In
-this program one gRPC client sends bodies of 4 kB one after another and measures the
-latency. Another client, on its own connection and in its own process, keeps sending
-large bodies.
+Envoy's own worker also delays small requests, by more than the server does (see
+``bench_all.py``). In this program one gRPC client sends bodies of 4 kB one after
+another and measures the latency. Another client, on its own connection and in its own
+process, keeps sending large bodies.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def requests(port: int, body: str) -> Iterator[float]:
 def beside(
     port: int, admin: int, neighbour: str, directory: Path, seconds: float
 ) -> str:
-    """Measure small requests during large requests; return a row of the table."""
+    """Measure small requests while large ones are sent; return a row of the table."""
     options = ["--port", str(port), "--neighbour", neighbour]
     command = [sys.executable, __file__, *options]
     flood = Child("neighbour", command, directory / "neighbour.log")

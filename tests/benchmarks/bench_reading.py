@@ -1,4 +1,4 @@
-"""Time the parsing of large bodies, and its longest step, which delays other requests.
+"""Time the parsing of large bodies, and the longest step, which delays other requests.
 
     python tests/benchmarks/bench_reading.py
 
@@ -61,7 +61,9 @@ BODIES: dict[str, tuple[str, Callable[[int], bytes], str]] = {
 
 
 def read(path: str, body: bytes, encoding: str) -> tuple[float, float, int, str]:
-    """Return CPU ms of all steps and of the longest step, the steps, and the result."""
+    """Return CPU ms of all steps and of the longest, the number of steps, and the
+    result.
+    """
     reading = BodyParser(ANY_PREFIX.find(path), body, encoding, 64 * MIB)
     took = []
     while reading.result is None:

@@ -1,10 +1,10 @@
-"""Time the core without I/O: from a body to its estimate, and one observation.
+"""Time the core without I/O: the steps from a body to its estimate, and an observation.
 
     python tests/benchmarks/bench_routing.py
 
-The program prints CPU microseconds for each body size, for a chat of one message and a
-chat of many, as the minimum of several runs. ``route`` is ``measure`` plus the steps to
-the decision.
+The program prints CPU microseconds for each body size, for a chat of one message and
+for a chat of many messages. Each figure is the minimum of several runs. ``route`` is
+``measure`` plus the further steps that lead to the decision.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def main() -> None:
     names = ("parse", "measure", "classify", "estimate", "observe", "route", "total")
     print(f"{'body':>8} {'turns':>5}", *(f"{name:>9}" for name in names))
     for size, turns in ((512, 1), (4096, 1), (32768, 1), (32768, 80), (262144, 1)):
-        # Each estimator has its own learned state, whose size affects the time of an
-        # observation.
+        # Use a new estimator for each case, because the size of its learned state
+        # affects the time of an observation.
         times = time_body(Bounded(TextEstimator()), make_body(size, turns))
         total = times[0] + times[-1]
         print(f"{size:8} {turns:5}", *(f"{us:9.1f}" for us in [*times, total]))

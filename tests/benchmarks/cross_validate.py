@@ -4,24 +4,24 @@
         [--family NAME]...
 
 CORPORA, MORE and FILE are the same as for ``fit_coefficients.py``, and the prior is
-fitted on all of them. The sources of CORPORA are split into five parts, with the
-languages of one source separate. For each part and tokenizer family, the prior is
-fitted without the part and without the family. The part's requests are then replayed,
-and each is estimated first and then learned from. The program prints up to three
-tables.
+fitted on all of them. The sources of CORPORA are split into five parts; each language
+of a source counts as a separate source. For each part and tokenizer family, the prior
+is fitted without the part and without the family. The part's requests are then
+replayed: the estimator estimates each request and then learns from it. The program
+prints up to three tables.
 
 The table "families" has one row for each family. It shows, in percent, the mean
 relative error, point misroutes at 8,192 tokens, requests above their bound, and
-requests sent to the long pool needlessly. These columns are for CORPORA with the
-shipped prior, and again for the parts, each with its own prior. The first tenth of a
-replay is not scored. The last columns are the error on the first 50 requests, of
-CORPORA with the shipped prior and of the parts.
+requests sent to the long pool needlessly. These columns appear twice: for CORPORA with
+the shipped prior, and for the parts, each with its own prior. The first tenth of a
+replay is not scored. The last columns show the error on the first 50 requests, again
+for CORPORA with the shipped prior and for the parts.
 
-The table "kinds" needs MORE. Its kinds of text are split into two halves and replayed
-with a prior fitted without the half and without the family. The table shows the kinds
-with the largest errors.
+The table "kinds" needs MORE. The kinds of text in MORE are split into two halves. Each
+half is replayed with a prior that is fitted without this half and without the family.
+The table shows the kinds with the largest errors.
 
-The table "risk" shows the cost of each rate with the shipped prior.
+The table "risk" shows the cost of each risk rate with the shipped prior.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def cross_validate(
 def find_weak_kinds(
     rows: Sequence[Row], more: Sequence[Row], families: Sequence[str]
 ) -> list[tuple[str, float, float, float]]:
-    """Return mean error, bias and share above the bound of each kind, in percent."""
+    """Return each kind's mean error, bias and share above the bound, in percent."""
     errors: dict[str, list[tuple[float, bool]]] = {}
     for half in range(2):
         held_out = [row for row in more if zlib.crc32(row.kind.encode()) % 2 == half]

@@ -1,17 +1,17 @@
-"""Savings and truncations of a reserve below the limits that clients declare.
+"""Savings and truncations if the router reserves less than the limits clients declare.
 
     python tests/benchmarks/declared_limits.py WORKLOAD... [--limit N] [--window N]
 
 WORKLOAD is the same as for ``extproc simulate --workload``: a name, or a file with the
 tokens of prompts and outputs. Traces do not contain declared limits, so every client
-declares LIMIT, and longer outputs are truncated at LIMIT. Prompt tokens count as known
-exactly, to isolate the effect of the output. Each request is first decided by the live
-allowance and policy, and then learned from. The first tenth is not scored.
+declares LIMIT, and longer outputs are truncated at LIMIT. The number of prompt tokens
+is taken as known exactly, to isolate the effect of the output. The live allowance and
+policy decide each request and then learn from it. The first tenth is not scored.
 
-The program prints three shares for each workload and risk: the requests that fit
-WINDOW; of these requests, those sent to the long pool; and of all answers, those that
-WINDOW truncated although their client allowed more. Risk 0 reserves the full declared
-limit.
+The program prints three shares for each workload and risk: the share of requests that
+fit WINDOW; the share of these requests that were sent to the long pool; and the share
+of all answers that WINDOW truncated although the client allowed more. With risk 0 the
+full declared limit is reserved.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scores:
 
 
 def read_pairs(name: str) -> list[tuple[int, int]]:
-    """Return prompt and output tokens, from a file or drawn from a table."""
+    """Return pairs of prompt and output tokens, read from a file or drawn from a table."""
     workload: Workload = read_workload(name)
     lengths = workload.lengths
     if isinstance(lengths, Recorded):

@@ -4,15 +4,16 @@
         > extproc/routing/coefficients.py
 
 CORPORA are directories of ``*.jsonl.gz`` with one request per line: ``messages``,
-``tools`` and ``tokens``, which has the prompt tokens by tokenizer family, including
-template and tools. FILE has further counts, ``{id: {family: tokens}}`` in gzipped JSON.
+``tools`` and ``tokens``. ``tokens`` is the number of prompt tokens by tokenizer family,
+including template and tools. FILE has further counts, ``{id: {family: tokens}}`` in
+gzipped JSON.
 
 The model is ``tokens = x . w_f`` for family f, with relative noise. Per term, ``w_f ~
 N(m, s^2)`` and ``m ~ N(m0, s0^2)``. The program solves exactly for ``m`` and then for
-each ``w_f``, which is the mode of a hierarchical Gaussian model. ``m0`` is a quarter of
-a token per pair of bytes. If coefficients of scripts are negative, they are set to zero
-and the other coefficients are solved again. Otherwise the family would initially
-estimate almost nothing for text in that script.
+each ``w_f``. The result is the mode of a hierarchical Gaussian model. ``m0`` is a
+quarter of a token per pair of bytes. If coefficients of scripts are negative, they are
+set to zero and the other coefficients are solved again. With a negative coefficient,
+the initial estimate for text in that script would be almost zero.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from extproc.routing.request import Request
 
 Matrix = npt.NDArray[np.float64]
 
-# Deviations in tokens of the common mean from m0, and of a family from that mean.
+# For each term, in tokens: m0, the standard deviation of the common mean from m0, and
+# the standard deviation of a family from the common mean.
 _SCALARS = {
     "template": (5.0, 20.0, 20.0),
     "message": (4.0, 5.0, 3.0),
@@ -56,7 +58,7 @@ _TEXT = (0.25, 0.2, 0.2)
 def read_corpora(
     corpora: Sequence[Path], counts: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the requests of corpora directories that every family has counted."""
+    """Yield those requests of corpora directories that have counts of every family."""
     further: dict[str, dict[str, int]] = {}
     if counts is not None:
         with gzip.open(counts, "rt", encoding="utf-8") as file:
@@ -119,7 +121,7 @@ _SCRIPTS = np.array([name in SCRIPT_TERMS for name in TERMS])
 
 
 def _solve_not_negative(precision: Matrix, moment: Matrix) -> Matrix:
-    """Solve for the coefficients; coefficients of scripts are at least zero."""
+    """Solve for the coefficients, with those of scripts at least zero."""
     free = np.ones(len(TERMS), dtype=bool)
     while True:
         coefficients = np.zeros(len(TERMS))

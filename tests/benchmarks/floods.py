@@ -50,7 +50,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def block(path: str, *more: tuple[str, str]) -> bytes:
-    """Encode a header block without a dynamic table."""
+    """Encode a header block that uses no dynamic table."""
     encoder = Encoder()
     encoder.header_table_size = 0
     fields = [
@@ -92,7 +92,7 @@ def same(*frames: bytes) -> Callable[[], Chunks]:
 
 
 def each(make: Callable[[int], bytes]) -> Callable[[], Chunks]:
-    """Return a flood that sends frames on a new stream each time."""
+    """Return a flood that makes frames for a new stream each time."""
 
     def chunks() -> Chunks:
         stream = 1

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/native_machine.py
 
-A request is the same sequence as Envoy sends: HEADERS (with a repeated block), two
-messages, and a reset after the server's end of the stream. ``batch`` is the number of
+Each request is the sequence that Envoy sends: HEADERS (with a repeated block), two
+messages, and a reset after the server has ended the stream. ``batch`` is the number of
 requests whose frames arrive in one read.
 """
 

@@ -1,7 +1,7 @@
 """A real Envoy (one worker) with an ext_proc server behind it and wrk in front of it.
 
-Unless a scenario needs streams, Envoy itself responds, so that the CPU time of Envoy
-and of the server alone is measured. /proc supplies the CPU time of each process.
+Unless a scenario needs streams, Envoy itself responds, so that only the CPU time of
+Envoy and of the server is measured. /proc supplies the CPU time of each process.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Scenario:
     """The processes of a scenario and their settings.
 
     Attributes:
-        server: one of the four names above.
+        server: ``BARE``, ``LEAN``, ``GRPCIO`` or ``NATIVE``.
         config: configuration of ``extproc serve``, apart from addresses and transport.
         workers: number of processes of ``extproc serve``.
-        backend: whether a backend responds with an event stream; otherwise Envoy
+        backend: if true, a backend responds with an event stream; if false, Envoy
             responds with a JSON body.
     """
 
@@ -142,7 +142,7 @@ class Stack:
         output.write_text(drawn)
 
     def start_load(self, body: str, connections: int, seconds: int) -> Wrk:
-        """Start a load, and leave the wait for its end to the caller."""
+        """Start a load without waiting for its end."""
         return Wrk(self._directory, self.port, body, connections, seconds)
 
     def worker_cpu_s(self) -> list[float]:
@@ -167,7 +167,8 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
     """Start Envoy and a server.
 
     Args:
-        body_bytes: size of the requests, for the response's token count.
+        body_bytes: size of the requests, from which the response's token count
+            follows.
     """
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
@@ -200,8 +201,8 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
             server.wait_ready(
                 lambda: answers_200(f"http://127.0.0.1:{extproc_admin}/readyz"), 30
             )
-        # The check goes through the server, because Envoy answers 500 until the server
-        # listens.
+        # This request passes through the server. Envoy answers it with 500 until the
+        # server listens.
         envoy.wait_ready(lambda: answers_200(f"http://127.0.0.1:{port}/"), 30)
         yield Stack(scenario, directory, envoy, server, port, extproc_admin)
 
@@ -209,7 +210,7 @@ def running(scenario: Scenario, body_bytes: int = 4000) -> Iterator[Stack]:
 def start_server(
     scenario: Scenario, directory: Path, admin: int
 ) -> tuple[Child | None, list[dict[str, Any]]]:
-    """Return the server's process, which is not started yet, and its port."""
+    """Return the server's process, without starting it, and its port."""
     log = directory / "server.log"
     if scenario.server == BARE:
         return None, []

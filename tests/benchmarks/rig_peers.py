@@ -27,7 +27,7 @@ SSE_PAUSE_S = 0.001
 
 
 async def serve_lean(port: int) -> None:
-    """Answer each message with an empty reply, to measure only the cost of grpc.aio."""
+    """Answer each message with an empty reply, to isolate the cost of grpc.aio."""
     replies = (
         *encode(RequestHeaders({}), Continue()),
         *encode(RequestBody(b""), Continue()),

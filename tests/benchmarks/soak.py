@@ -35,10 +35,10 @@ from extproc.demo.stack.stack import Stack, running, stand_in
 
 CLIENTS = 6
 MODELS = 100
-"""More models than the router learns separately (64), so that all places are taken."""
+"""Number of models, above the 64 that the router learns separately, to use all 64."""
 RELOAD_S = 5.0
 QUIET_S = 60.0
-"""Seconds that open requests have to end after the clients have stopped."""
+"""Time limit in seconds for open requests to end after the clients have stopped."""
 JSON = {"content-type": "application/json"}
 ALLOWED_GROWTH = {
     "rss_mib": 1.02,
@@ -72,7 +72,8 @@ class Sample:
     A leak appears here long before it appears in the resident memory.
     """
     kblocks: float
-    """Thousands of small blocks from Python's own allocator, not from the C library."""
+    """Thousands of small blocks that Python's own allocator, not the C library, holds.
+    """
     fds: int
     threads: int
     tasks: int
@@ -278,18 +279,18 @@ def judge(samples: list[Sample], failed: list[str]) -> int:
     fifth = max(1, len(during) // 5)
     grown = []
     for name, allowed in ALLOWED_GROWTH.items():
-        # During a reload the old and the new models exist, and new models without
-        # requests are smaller, so memory is the median sample. Other resources are the
-        # minimum sample, because a large body may be present in one sample, but a leak
-        # is present in all samples.
+        # During a reload, both the old and the new models exist, and new models without
+        # requests are smaller, so memory is judged by the median sample. Other
+        # resources are judged by the minimum sample, because a large body may be
+        # present in one sample, but a leak is present in all samples.
         of_samples = median if name in ("rss_mib", "malloc_mib") else min
         before = of_samples(getattr(s, name) for s in during[fifth : 3 * fifth])
         at_end = of_samples(getattr(s, name) for s in during[-2 * fifth :])
         alone = getattr(after, name)
         print(f"{name}: {before:.1f} -> {at_end:.1f}, without clients {alone:.1f}")
         if name == "malloc_mib":
-            # Clients that are slower than before leave larger bodies in flight, but
-            # only a leak remains without clients.
+            # If clients are slower than before, larger bodies are in flight. After the
+            # clients have stopped, only a leak remains.
             at_end = min(at_end, alone)
         if at_end > allowed * before + SLACK[name]:
             grown.append(name)

@@ -85,7 +85,7 @@ def test_fish_completes(
 
 
 def test_fish_tells_what_a_word_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """No description is truncated inside a pair of brackets."""
+    """No description is truncated between an opening and a closing bracket."""
     for line in script("fish", capsys).splitlines():
         description = shlex.split(line)[-1]
         assert description.count("(") == description.count(")"), line

@@ -25,7 +25,7 @@ CAP = Config().server.max_body_bytes
 ELEMENTS = b'{"messages":[{"content":[' + b'"",' * 200_000 + b'""]}]}'
 SHORT = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":9}'
 
-# Each item is a body, its content-encoding, and the reason.
+# Each item is a body, its content-encoding, and the reason for the decision.
 BODIES = {
     "plain": (SHORT, "", Reason.WITHIN_THRESHOLD),
     "gzip": (gzip.compress(SHORT), "gzip", Reason.WITHIN_THRESHOLD),

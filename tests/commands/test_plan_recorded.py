@@ -17,7 +17,7 @@ _MINUTE_S = 60
 
 
 def write_log(path: Path, *, cached_share: float = 0.0) -> Path:
-    """Write five requests a second for a minute, half of them within four seconds."""
+    """Write a minute's log of five requests a second, half of them within four seconds."""
     rng = np.random.default_rng(4)
     count = int(_RATE * _MINUTE_S)
     bursts = rng.choice(4, count // 2) * 15 + rng.random(count // 2)
@@ -80,7 +80,8 @@ def test_reported_cached_tokens_save_instances(
     assert counts["one pool, caching"] < counts["one pool, no caching"]
     assert counts["split, caching"] < counts["split, no caching"]
     assert found["reported"]
-    # The share is lower than the reported 0.6, because only whole blocks can be found.
+    # The share is lower than the reported share of 0.6, because only whole blocks can
+    # be found.
     assert 0.58 < found["unlimited_share"] < 0.6
     assert {row["balancing"] for row in found["hits"]} == {"least-request"}
     for row in found["hits"]:

@@ -1,4 +1,4 @@
-"""Arguments that ``extproc plan --pool-gpu`` reads, and arguments that it rejects."""
+"""Arguments that ``extproc plan --pool-gpu`` accepts, and arguments that it rejects."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""``extproc profile`` against a small server that runs the scheduler in real time."""
+"""``extproc profile`` measures a small server that runs the scheduler in real time."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ vllm:num_preemptions_total{engine="0",model_name="fake"} 0.0
 
 
 class FakeVllm:
-    """The three endpoints that `profile` reads, with vLLM's scheduler in real time."""
+    """A server with the three endpoints that `profile` reads and a real-time scheduler."""
 
     def __init__(self, metrics: str = METRICS) -> None:
         self.scheduler = Scheduler(LIMITS)

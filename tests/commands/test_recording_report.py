@@ -1,4 +1,4 @@
-"""The effect of a recording's decisions on a fleet, compared with counts by hand."""
+"""The effect of recorded decisions on a fleet, compared with figures counted by hand."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -44,7 +44,7 @@ def replayed(
 def test_a_thin_sample_is_learned_from_once_enough_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the 540 scored requests, the first 140 are all observed."""
+    """There are 540 scored requests; every one of the first 140 is observed."""
     report = replayed([line()] * 600, tmp_path, capsys, "--sample", "auto")
     assert 100 * 140 / 540 < report["observed_pct"] < 40
     assert report["first_requests"]["scored"] == 50
@@ -73,8 +73,8 @@ def test_one_json_object_with_what_was_asked_for(
 def test_each_request_is_estimated_first_and_learned_from_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Apply the papers' rule by hand: 4.0 first, then 5 % closer to the truth each
-    time.
+    """Apply the papers' rule by hand: start at 4.0, and with each request move 5 %
+    closer to the truth.
     """
     lines = [line("x" * 100, 50)] * 2
     body_bytes = len(json.loads(lines[0])["body"])

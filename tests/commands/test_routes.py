@@ -146,7 +146,7 @@ def test_no_route_has_more_rules_than_the_api_server_takes(printed: Print) -> No
     (policy,) = of_kind(documents, "EnvoyExtensionPolicy")
     asked = {target["name"] for target in policy["spec"]["targetRefs"]}
     assert asked == {"many", "many-2", "many-3"}
-    # Rules with more headers come first, whatever route contains the rules.
+    # Across all routes, rules with more headers come first.
     rules = [rule for route in routes_[:3] for rule in route["spec"]["rules"]]
     counts = [len(headers_of(rule)) for rule in rules]
     assert counts == sorted(counts, reverse=True)

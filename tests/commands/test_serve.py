@@ -48,7 +48,7 @@ class Served:
         self.seen: list[dict[str, Any]] = []
 
     def event(self, name: str) -> dict[str, Any]:
-        """Wait for an event in the log, and return the fields of the event."""
+        """Wait for an event in the log, and return its fields."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.seen.append(json.loads(line))

@@ -10,7 +10,9 @@ from extproc.cli import main
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the folder of logs, which remains after a failure, into the test's folder."""
+    """Put the folder of logs into the test's folder, because it remains after a
+    failure.
+    """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 

@@ -129,7 +129,8 @@ def test_errors_are_of_the_last_half() -> None:
     )
     assert results.compared == 4
     assert results.errors.after_pct == pytest.approx(20)
-    # A cold router counts 8 tokens for the template and 31 bytes at 4.0; 10 is right.
+    # A cold router counts 8 tokens for the template, plus 31 bytes at 4.0 bytes per
+    # token. The correct count is 10 tokens.
     body = exchange(1)[0].request.body
     assert results.errors.bytes_over_four_pct == pytest.approx(
         10 * (len(body) // 4 - 10)

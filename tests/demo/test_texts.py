@@ -11,7 +11,7 @@ from extproc.demo.texts import Kind, write
 @pytest.mark.parametrize("kind", Kind)
 def test_a_text_is_about_as_long_as_asked(kind: Kind, size: int) -> None:
     written = len(write(kind, size, random.Random(3)).encode())
-    # The text may be longer by one sentence or record and JSON's indentation.
+    # The text may be longer by one sentence or record, plus the indentation of JSON.
     assert 0.5 * size < written < 1.6 * size + 600
 
 

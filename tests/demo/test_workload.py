@@ -68,7 +68,9 @@ def test_sizes_follow_the_short_pool() -> None:
 
 
 def test_every_request_fits_a_real_vllm_s_long_window_byte_by_byte() -> None:
-    """A request fits with any tokenizer, as none yields more tokens than bytes."""
+    """A request fits with any tokenizer, because no tokenizer yields more tokens than
+    bytes.
+    """
     target = Target(short_window=SHORT_WINDOW, longest_answer=16, images=False)
     for request in make_requests(210, 1, target):
         text = json.dumps(json.loads(request.body), ensure_ascii=False)

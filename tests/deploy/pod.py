@@ -80,7 +80,7 @@ def run_pod(
     """Run the pod of a Deployment in these objects until its startup probes pass.
 
     Args:
-        root: an empty folder for its files.
+        root: an empty folder for the pod's files.
         started: stack that stops all started processes.
     """
     deployment = next(m for m in manifests if m["kind"] == "Deployment")

@@ -31,8 +31,8 @@ def normalized(manifest: Manifest) -> Manifest:
     manifest = copy.deepcopy(manifest)
     metadata = manifest["metadata"]
     metadata["name"] = without_hash(metadata["name"])
-    # The base leaves the namespace to the operator, but the chart uses the release's
-    # namespace.
+    # The base leaves the namespace to the operator, but the chart uses the namespace of
+    # the release.
     if metadata.get("namespace", "llm") == "llm":
         metadata["namespace"] = "llm"
     for label in HELM_LABELS:

@@ -348,7 +348,7 @@ MODELS = (
 
 
 def routes_of(manifests: list[Manifest]) -> list[tuple[dict[str, str], str]]:
-    """Return the headers that each rule of an HTTPRoute matches, with the rule's
+    """Return, for each rule of an HTTPRoute, the headers that it matches and its
     backends.
     """
     return [
@@ -485,7 +485,7 @@ def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) -> None:
-    """Two releases in one namespace, and one name in two namespaces, do not collide."""
+    """Neither two releases in one namespace nor one name in two namespaces collide."""
     options = ["--set", f"gateway.type={gateway}", "--set", "monitoring.enabled=true"]
     if gateway == "envoy-gateway":
         options += ["--set", "gateway.retryOverflow=true"]
@@ -508,7 +508,7 @@ def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) ->
 
 
 SHARED = {"InferencePool"}
-"""Kinds of objects that belong to the pools, so that two releases can share them."""
+"""Kinds of objects that two releases can share, because they belong to the pools."""
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -536,7 +536,7 @@ def test_names_that_look_like_numbers_stay_texts(
 
 
 def texts(value: Any) -> list[tuple[str, Any]]:
-    """Return names, and the values of labels and of header matches."""
+    """Return an object's names, and the values of its labels and header matches."""
     found: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         for key, inner in value.items():

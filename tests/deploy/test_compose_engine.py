@@ -19,11 +19,12 @@ from .compose_project import ComposeProject, ask_for_an_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
-# There are enough clients for the rate while every request waits a second for a dead
-# router.
+# This number of clients can send at this rate even if every request waits one second
+# for a dead router.
 CLIENTS = 24
 PER_SECOND = 20.0
-# At the stand-ins' simulated speed the long pool prefills two long prompts a second.
+# At the simulated speed of the stand-ins, the long pool prefills two long prompts per
+# second.
 MIX = ("short", "short stream") * 9 + ("long", "long stream")
 
 THROUGHPUT = "envoy/compose/throughput/docker-compose.yaml"
@@ -43,7 +44,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeProject
 
 @pytest.fixture
 def up(project: ComposeProject) -> ComposeProject:
-    """Start the stack of the first file, whatever an earlier test left running."""
+    """Start the stack of the first file, even if an earlier test left another one
+    running.
+    """
     project.use([])
     project.run("up", "-d", "--wait")
     wait_until(lambda: is_routed(project))
@@ -59,7 +62,7 @@ Clients = Callable[[ComposeProject, str], AbstractContextManager[Load]]
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[Clients]:
-    """Run clients throughout a fault; every request must finally receive a response.
+    """Run clients during a fault; every request must eventually receive a response.
 
     At the end the module prints a row of the README's table for each fault.
     """

@@ -113,7 +113,7 @@ def test_compose_accepts_the_file_for_much_traffic(services: dict[str, Any]):
 
 
 def source(mount: str | dict[str, str]) -> Path:
-    """Return the source of a mount in the output of docker-compose version 1 or 2."""
+    """Return a mount's source from the output of docker-compose version 1 or 2."""
     return Path(mount.split(":")[0] if isinstance(mount, str) else mount["source"])
 
 
@@ -213,8 +213,8 @@ def test_prometheus_scrapes_names_of_the_network(services: dict[str, Any]):
     for job in config["scrape_configs"]:
         for group in job["static_configs"]:
             assert {target.partition(":")[0] for target in group["targets"]} <= names
-    # Envoy serves its metrics on its own port. It does not share the network of a
-    # container, because it would lose that network when Envoy restarts.
+    # Envoy serves its metrics on its own port. No container shares Envoy's network,
+    # because the container would lose this network when Envoy restarts.
     assert "network_mode" not in {key for each in services.values() for key in each}
     bootstrap = yaml.safe_load(mounts(services["envoy"]).popitem()[1].read_text())
     ports = {

@@ -37,9 +37,9 @@ STRIPPING = tuple(name for name in GATEWAYS if name != "gke")
 
 SHORT_TEXT = "How are you today? " * 20
 OVERFLOWING_TEXT = "The quick brown fox jumps over the lazy dog. " * 480
-"""A prompt above the window of the short stand-in, but below the configured window."""
+"""A prompt that exceeds the short stand-in's window, but not the configured window."""
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
-"""Some 20,000 tokens (90 kB), which need the long pool and exceed a 32 KiB buffer."""
+"""About 20,000 tokens (90 kB), which need the long pool and exceed a 32 KiB buffer."""
 
 
 @dataclass
@@ -50,7 +50,9 @@ class Rig:
     router: Router
 
     def post(self, gateway: str, text: str, **headers: str) -> tuple[int, str | None]:
-        """Send a chat request; return the status and the answering cluster."""
+        """Send a chat request; return the status and the name of the cluster that
+        answered.
+        """
         body = {
             "model": "m",
             "messages": [{"role": "user", "content": text}],
@@ -81,7 +83,7 @@ Change = Callable[[Config], None]
 def start(
     kustomize, pools, envoy_program: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Change], Rig]]:
-    """Start Envoys with a changed configuration, all of which call the same router."""
+    """Start Envoys, each with a changed configuration, that all call the same router."""
     directory = tmp_path_factory.mktemp("gateways")
     asked = router({"feedback": {"sample": "all"}}, directory)
     at = {f"vllm-{pool.pool}": ("127.0.0.1", pool.port) for pool in pools}
@@ -161,7 +163,7 @@ def test_an_overflow_becomes_an_answer_where_it_is_asked_for(rig: Rig):
 
 
 def test_without_an_answer_requests_take_the_long_pool(start: Callable[..., Rig]):
-    """A client's own header has no effect if the gateway can remove the header."""
+    """A client's own x-llm-pool header has no effect if the gateway can remove it."""
     rig = start(lambda as_shipped: None)
     rig.router.child.pause()
     try:

@@ -21,7 +21,7 @@ from extproc.config import load_config
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
-"""The Kubernetes version of the schemas, which is that of the kubectl that renders."""
+"""The Kubernetes version of the schemas, which equals the version of kubectl."""
 
 CUSTOM = (
     "envoy-gateway+access-log",
@@ -31,7 +31,7 @@ CUSTOM = (
     "inference-extension",
     "istio",
 )
-"""Variants with custom resources, which together cover all kinds."""
+"""Variants with custom resources; together they cover all kinds of resources."""
 
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
@@ -53,7 +53,7 @@ def is_core(manifest: Manifest) -> bool:
 
 @functools.cache
 def validate_core(manifest: str) -> None:
-    """Validate an object only once, because most are the same in every variant."""
+    """Validate an object once for all variants, because most variants share it."""
     schemas = pytest.importorskip("kubernetes_validate")
     schemas.validate(json.loads(manifest), KUBERNETES, strict=True)
 
@@ -276,8 +276,8 @@ def test_pods_meet_the_restricted_pod_security_standard(variant, kustomize):
 
 
 def test_several_workers_have_what_they_need(kustomize):
-    """Each worker needs an endpoint, and all need a shared folder for the learned
-    state.
+    """Each worker needs its own endpoint, and all workers need one shared folder for
+    the learned state.
     """
     for variant in ("base+workers", "envoy-gateway+workers", "sidecar+throughput"):
         manifests = kustomize(variant)
@@ -352,7 +352,7 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
     asked = load_config("", {}).server.max_body_bytes
     policy = only(kustomize("envoy-gateway"), "ClientTrafficPolicy")["spec"]
     assert policy["connection"]["bufferLimit"] >= asked
-    # For an HTTP/2 request only the window of the stream counts.
+    # For an HTTP/2 request, only the window of the stream matters.
     stream = policy["http2"]["initialStreamWindowSize"]
     assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
     for variant in ("inference-extension", "istio"):
@@ -367,8 +367,9 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
 
 
 PICKER_TAKES = 3 << 20
-"""Largest buffer limit: a Go gRPC server accepts 4 MiB, and Envoy exceeds its limit by
-up to one read.
+"""Largest buffer limit in bytes.
+
+A Go gRPC server accepts 4 MiB, but Envoy can exceed its own limit by one read.
 """
 
 
@@ -382,7 +383,7 @@ def limit_of(manifests: list[Manifest]) -> int:
 
 
 def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
-    """Another team's host on the same gateway has none of the costly settings."""
+    """The costly settings do not apply to another team's host on the same gateway."""
     for variant in ("inference-extension", "istio"):
         manifests = kustomize(variant)
         patches = only(manifests, "EnvoyFilter")["spec"]["configPatches"]
@@ -445,10 +446,10 @@ LISTS_OF_ONE_OWNER = {
     "parentRefs": {"group", "kind"},
     "ports": {"protocol"},
 }
-"""Lists that server-side apply treats as one value, with the fields to write out.
+"""Lists that server-side apply treats as one value, each with the fields to write out.
 
-If the API server added a default to an item, the lists of two owners would differ,
-which is a conflict.
+If the API server added a default to an item, the lists of two owners would differ, and
+server-side apply would report a conflict.
 """
 
 
@@ -483,7 +484,7 @@ def test_files_made_from_others_are_current(envoy_folder: Path):
 
 
 def test_sidecar_runs_envoy_yaml_with_two_differences(kustomize, envoy_folder: Path):
-    """Compare the data of the two files, whatever their layout and comments."""
+    """Compare only the data of the two files, not their layout and comments."""
     (text,) = [
         config["data"]["envoy.yaml"]
         for config in of_kind(kustomize("sidecar"), "ConfigMap")

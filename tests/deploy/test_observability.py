@@ -51,7 +51,8 @@ def test_each_alert_fires_where_it_should(observability: Path):
         command, cwd=observability, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # promtool accepts alerts that have no test, so this loop looks for the tests.
+    # promtool accepts alerts that have no test, so this loop checks that every alert
+    # has a test.
     named = (observability / "rules.test.yml").read_text()
     for alert in alerts(observability):
         fires = rf"alertname: {alert['alert']}\n    exp_alerts:"
@@ -95,7 +96,7 @@ def test_panels_fit_together(observability: Path):
 
 
 def dashboard_errors(tools: Path, board: dict[str, Any]) -> list[str]:
-    """Return the errors that Grafana's own type declarations reveal in a dashboard."""
+    """Return a dashboard's errors according to Grafana's own type declarations."""
     script = Path(__file__).with_name("check_dashboard.mjs")
     done = subprocess.run(
         [program("node"), script, tools],
@@ -139,7 +140,8 @@ def test_grafana_finds_what_it_is_provisioned_with(observability: Path):
     )["datasources"]
     assert source["type"] == "prometheus"
     scraped = yaml.safe_load((observability / "prometheus.yml").read_text())
-    # Grafana's $__rate_interval is four scrape intervals, and fewer would leave gaps.
+    # Grafana's $__rate_interval is four scrape intervals. Fewer than four would leave
+    # gaps.
     assert source["jsonData"]["timeInterval"] == scraped["global"]["scrape_interval"]
 
 

@@ -84,7 +84,7 @@ def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
         for kind in PROBES
     )
     port = sidecar_pod.ports["http"]
-    # Readiness means that Envoy serves, and Envoy finds the router healthy within a
+    # The pod is ready when Envoy serves. Envoy then finds the router healthy within a
     # second.
     assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
     assert chat(port, "hello " * 20_000) == (200, "vllm_long")

@@ -62,7 +62,9 @@ class Prometheus:
         return [(each["metric"], float(each["value"][1])) for each in data["result"]]
 
     def has_all(self) -> bool:
-        """Return whether the panels' divisors and the late metrics exist."""
+        """Return whether all divisors in panels, and all metrics that appear late,
+        exist.
+        """
         counters = (
             "extproc_decisions_total",
             'extproc_observations_total{result="learned"}',
@@ -80,7 +82,9 @@ class Prometheus:
         )
 
     def has(self, counts: dict[str, float]) -> bool:
-        """Return whether Prometheus has scraped every counter up to these values."""
+        """Return whether every counter in Prometheus has reached its value in
+        ``counts``.
+        """
         return all(
             sum(value for _, value in self.query(f"sum({name})")) >= count
             for name, count in counts.items()
@@ -88,7 +92,7 @@ class Prometheus:
 
 
 def counted(pod: Any) -> dict[str, float]:
-    """Return a pod's current counts, which include the request to Envoy."""
+    """Return a pod's current counts, including the request that reads Envoy's counts."""
     counters = (
         ("http-admin", "/metrics", "extproc_decisions_total"),
         ("http-stats", "/stats/prometheus", "envoy_cluster_upstream_rq_total"),
@@ -176,7 +180,7 @@ MODELS: dict[str, Any] = {
 def prometheus_of_models(
     observability: Path, tmp_path_factory: pytest.TempPathFactory, eventually
 ) -> Iterator[Prometheus]:
-    """Start a Prometheus and a router of two models with some misroutes each."""
+    """Start a Prometheus and a router of two models; each model has some misroutes."""
     directory = tmp_path_factory.mktemp("models")
     router = stack.router(MODELS, directory)
     scrape = {
@@ -256,8 +260,8 @@ def around_the_threshold() -> list[DemoRequest]:
     """Return requests of 5,000 to 8,000 tokens.
 
     Some overflow the short stand-in, whose window is half of the configured 8,192
-    tokens. The others go to the long pool without need, because their bound is above
-    the threshold.
+    tokens. The others go to the long pool needlessly, because their bound is above the
+    threshold.
     """
     return [
         DemoRequest(
@@ -272,7 +276,7 @@ def around_the_threshold() -> list[DemoRequest]:
 
 
 def send_all(port: int, requests: list[DemoRequest]) -> None:
-    """Send the requests, with eight at a time in flight."""
+    """Send the requests, eight at a time."""
 
     def send(request: DemoRequest) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -317,7 +321,8 @@ def test_every_panel_shows_sound_numbers(
             if title.startswith("Estimate error"):
                 assert -1 <= value <= 2, (title, labels, value)
             elif unit == "percentunit":
-                # Prometheus may extrapolate two young counters to a ratio above 1.
+                # Prometheus extrapolates counters, so the ratio of two new counters may
+                # be above 1.
                 assert 0 <= value <= 1.5, (title, labels, value)
             else:
                 assert value >= 0, (title, labels, value)

@@ -1,4 +1,4 @@
-"""Translate an overlay's objects to Envoy configuration, as each gateway does.
+"""Translate an overlay's objects to Envoy configuration, as its gateway does.
 
 The translation is written by hand, field by field, from the documentation of the
 gateways.
@@ -30,7 +30,7 @@ HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
 
 @dataclass
 class Gateway:
-    """One overlay as Envoy configuration, that is, a listener and its clusters."""
+    """The Envoy configuration of one overlay: a listener and its clusters."""
 
     listener: Config
     clusters: list[Config]
@@ -159,8 +159,8 @@ def envoy_gateway(manifests: list[Manifest], at: dict[str, Address]) -> Gateway:
     name = "envoy.filters.http.ext_proc/envoyextensionpolicy/llm/token-budget-router/0"
     policy = {
         "name": name,
-        # The filter is in the filter chain of all routes, and enabled where the policy
-        # is attached.
+        # The filter chain that all routes share contains the filter. The filter is
+        # enabled only for routes that have the policy.
         "disabled": True,
         "typed_config": {
             "@type": EXT_PROC,
@@ -239,7 +239,9 @@ def traffic_policy(manifests: list[Manifest], rule: str) -> Config:
 def backend_cluster(
     manifests: list[Manifest], names: list[str], at: dict[str, Address]
 ) -> Config:
-    """Return a rule's Service, or its Backends with fallbacks at a lower priority."""
+    """Return the cluster of a rule's Service or Backends; fallbacks get a lower
+    priority.
+    """
     backends = {
         m["metadata"]["name"]: m["spec"] for m in manifests if m["kind"] == "Backend"
     }
@@ -373,7 +375,7 @@ def istio(
 
     Args:
         manifests: the objects.
-        at: the address of each Service; Istio knows no other host.
+        at: the address of each Service, as Istio knows no other hosts.
         name: name of the VirtualService and of the router's DestinationRule.
     """
     routes, clusters = [], [mesh_router_cluster(manifests, at, name)]
@@ -409,7 +411,7 @@ def istio(
         if service in at and cluster_name not in known:
             clusters.append(cluster(cluster_name, at[service]))
     plain = Gateway(listener("istio", routes, []), clusters)
-    # Every configuration that Envoy receives from a control plane has this value.
+    # A configuration that Envoy receives from a control plane always has this value.
     manager_of(plain.listener)["route_config"]["validate_clusters"] = False
     return patched(plain, of_kind(manifests, "EnvoyFilter"))
 
@@ -463,7 +465,7 @@ TRANSLATIONS: dict[str, Callable[[list[Manifest], dict[str, Address]], Gateway]]
 
 
 def renamed(gateway: Gateway, prefix: str) -> Gateway:
-    """Return a configuration with unique names, so that an Envoy can have several."""
+    """Return a configuration with prefixed names, so that one Envoy can have several."""
     text = json.dumps([gateway.listener, gateway.clusters])
     for one in gateway.clusters:
         text = text.replace(

@@ -27,5 +27,5 @@ ROUTING = {
     "streamed, asked for": ("STREAMED", True),
     "full duplex": ("FULL_DUPLEX_STREAMED", False),
 }
-"""The modes, each with whether the router can request another mode in order to route.
+"""Each mode that allows routing, with whether the router can request another mode.
 """

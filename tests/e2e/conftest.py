@@ -48,7 +48,7 @@ def _patiently(change: Change | None) -> Change:
 
 
 def start_until_killed(child: Child, started: contextlib.ExitStack) -> None:
-    """Start a child, and kill it at the end, because a clean exit takes a second."""
+    """Start a child that is killed at the end, because a clean exit takes a second."""
     child.start()
     started.callback(child.kill)
 
@@ -110,7 +110,7 @@ def start_session(
 def start_session_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Return a function that starts another Envoy for the router of the stack."""
+    """Return a function that starts another Envoy, which uses the router of the stack."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -177,8 +177,8 @@ def check_case() -> Callable[..., Response]:
 
 @pytest.fixture(scope="session")
 def patiently() -> Callable[[Change | None], Change]:
-    """Return a function that adds patient timeouts to a change of Envoy's
-    configuration.
+    """Return a function that extends a change of Envoy's configuration by longer
+    timeouts.
     """
     return _patiently
 
@@ -197,7 +197,7 @@ def admin_of() -> type[Admin]:
 def start_envoy(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Return a function that starts another Envoy, perhaps with parts missing."""
+    """Return a function that starts another Envoy, for which some parts can be missing."""
     with contextlib.ExitStack() as started:
 
         def start(
@@ -247,8 +247,8 @@ def scripted() -> Iterator[ScriptedBackend]:
 def start_fleet(
     scripted: ScriptedBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Client]]:
-    """Return a function that starts an Envoy for the fleet, in front of a router's
-    port.
+    """Return a function that starts an Envoy for the fleet, which uses the router at a
+    given port.
     """
     with contextlib.ExitStack() as started:
 
@@ -269,7 +269,7 @@ def start_fleet(
 
 @pytest.fixture(scope="module")
 def models_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    """Run the router of the fleet of models."""
+    """Run the router for the fleet of several models."""
     with contextlib.ExitStack() as started:
         new = router(FLEET, tmp_path_factory.mktemp("router"))
         start_until_killed(new.child, started)

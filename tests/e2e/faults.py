@@ -63,7 +63,7 @@ def with_port(endpoint: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 class FakeVllm(http.server.BaseHTTPRequestHandler):
-    """A server that returns the metrics of vLLM, or none."""
+    """A server that returns the metrics of vLLM, or returns no metrics."""
 
     metrics = True
 

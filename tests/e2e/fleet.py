@@ -19,7 +19,7 @@ NAMES = {model: model for model in POOLS} | {
     "support-v2": "llama-3.1-8b",
     "legal-de": "llama-3.1-8b",
 }
-"""Every kind of name that clients use for a model, with its base model."""
+"""Every name that clients use for a model or an adapter, with the base model."""
 LONG = "all the words of a long story " * 8000
 
 

@@ -1,8 +1,8 @@
 """An ext_proc server that stops (SIGSTOP) while it processes a response chunk.
 
-Run it as a program with the port to listen on. It replies to the first chunk only after
-it has received the second chunk, and stops before it replies to the second. In this
-order, Envoy's message timeout does not run.
+Run this file as a program with the port to listen on. The server replies to the first
+chunk only after it has received the second chunk, and stops before it replies to the
+second. With this order of messages, Envoy's message timeout does not run.
 """
 
 import asyncio

@@ -114,10 +114,10 @@ def read_sse(body: bytes) -> Answer:
 class Load:
     """Clients that send through one Envoy until they are stopped.
 
-    Without ``per_second`` each client sends its next request when it has a response.
-    With ``per_second`` the clients together aim at this many requests a second, and
-    catch up if responses were late. The clients send ``kinds`` in turn; the default is
-    all kinds.
+    Without ``per_second``, each client sends its next request when it has received a
+    response. With ``per_second``, all clients together send this many requests a
+    second, and catch up if responses were late. The clients send ``kinds`` in turn; the
+    default is all kinds.
     """
 
     port: int
@@ -167,8 +167,8 @@ class Load:
         return max(0.0, due_s - time.monotonic())
 
     def run(self, seconds: float) -> None:
-        """Let the clients send for some seconds, and until each has received a
-        response.
+        """Let the clients send for some seconds, and then until as many responses have
+        arrived as there are clients.
         """
         wanted = self._answered() + self.clients
         deadline = time.monotonic() + PATIENCE_S
@@ -181,8 +181,8 @@ class Load:
         return len(self.done) + len(self.failed)
 
     def routed_after(self, moment_s: float) -> float:
-        """Wait until a request that was sent after this moment is routed; return its
-        delay.
+        """Wait until a request that was sent after this moment is routed; return the
+        seconds from this moment to the sending of that request.
         """
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:

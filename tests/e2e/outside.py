@@ -1,4 +1,4 @@
-"""What a test sees from outside: responses, Envoy's log, the router's admin port."""
+"""What a test observes from outside: responses, Envoy's log, the router's admin port."""
 
 import http.client
 import json
@@ -45,7 +45,7 @@ class Client:
         self._port = port or envoy.port
 
     def bypass(self) -> "Client":
-        """Return a client of the same routes without the router."""
+        """Return a client whose requests take the same routes but bypass the router."""
         return Client(self.envoy, self.envoy.bypass_port)
 
     def request(

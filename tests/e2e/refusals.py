@@ -1,4 +1,4 @@
-"""Errors of inference servers for a request that is too long, and for other mistakes.
+"""Errors of inference servers for requests that are too long, and for other mistakes.
 
 Errors of vLLM 0.8.5 to 0.32 are from its released sources; errors of earlier versions
 and of other servers are from public reports. Placeholders for numbers are filled in.
@@ -56,7 +56,7 @@ TOO_LONG = {
     "llama.cpp": "the request exceeds the available context size, try increasing it",
     "llama.cpp, sizes": "request (9001 tokens) exceeds the available context size (8192 tokens), try increasing it",
 }
-"""Errors that a pool with a larger window avoids."""
+"""Errors that would not occur in a pool with a larger window."""
 
 OTHER = {
     "temperature": "temperature must be non-negative, got -1.0.",

@@ -29,8 +29,8 @@ class _Server(http.server.ThreadingHTTPServer):
 class ScriptedBackend:
     """A backend that responds with given bytes, over its own socket.
 
-    ``reply`` is a whole HTTP response, in the pieces in which the backend writes it
-    after a request. If an event is between two pieces, the backend waits for the event.
+    ``reply`` is a whole HTTP response as a list of pieces, which the backend writes one
+    by one after a request. If an event is between two pieces, the backend waits for it.
     """
 
     def __init__(self) -> None:
@@ -83,9 +83,7 @@ class ScriptedBackend:
         self.received: list[Received] = []
 
     def as_backend(self, pool: str) -> Backend:
-        """Return this server as a backend of the stack, which has no process to wait
-        for.
-        """
+        """Return this server as a backend of the stack, without a process to wait for."""
         return Backend(pool, 8192, self.port, Child("scripted", [], Path()))
 
     def close(self) -> None:

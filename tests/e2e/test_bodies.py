@@ -103,7 +103,7 @@ def test_a_huge_body_goes_to_the_long_pool_unread(
 def test_a_picture_below_the_cap_costs_what_a_picture_costs(
     size_bytes: int, client: Any
 ) -> None:
-    """Base64 is not text; if its bytes counted, the picture would not fit the short
+    """Base64 data does not count as text. Otherwise the picture would not fit the short
     pool.
     """
     response = client.post(PATH, chat_body(picture(size_bytes)))
@@ -112,7 +112,7 @@ def test_a_picture_below_the_cap_costs_what_a_picture_costs(
 
 
 def test_every_size_up_to_the_cap_is_answered(client: Any) -> None:
-    """No size may fall between the router's limit and Envoy's buffer limit."""
+    """No size may be within the router's limit but above Envoy's buffer limit."""
     cap = 1 << 20
     overhead = len(chat_body(picture(0)))
     for size, reason in (

@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 def test_case(case: dict[str, Any], client: Any, check_case: Any) -> None:
     response = check_case(client, case)
-    # The stand-in confirms the backend, because it signs its responses.
+    # Each stand-in writes its name into its responses, which confirms the backend.
     assert response.served_by == f"vllm_{response.headers['x-standin']}"
     record = client.record(response)
     if record.pool is not None:

@@ -14,8 +14,8 @@ TEXT = 'He wrote: "finish_reason": "length", {"total_tokens": 8192}.'
 
 
 def answer(path: str, completion: int, *, prompt: int = 40, cut: bool = True) -> bytes:
-    """Return vLLM's response at a path, whose text quotes the markers that are
-    searched.
+    """Return vLLM's response for a path; its text quotes the markers that the router
+    searches for.
     """
     body: dict[str, Any]
     if path == MESSAGES:
@@ -70,8 +70,9 @@ def question(path: str, **more: Any) -> dict[str, Any]:
 def retrying(stack: Any, scripted: Any, start_session: Any) -> Any:
     """Return an Envoy whose router may retry; the short pool is the scripted backend.
 
-    Half of the responses may exceed the reserve under a declared limit, so a few are
-    enough for the router to send requests with a large limit to the short pool.
+    The truncation risk lets 40 % of responses exceed the reserve under a declared
+    limit, so a few short responses are enough for the router to send requests with a
+    large limit to the short pool.
     """
     config = {
         "requests": {"retry_cut_answers": True},
@@ -101,8 +102,8 @@ def test_an_answer_that_the_window_cut_is_asked_for_again(
 
 @pytest.fixture
 def declare(retrying: Any, scripted: Any, respond: Any, eventually: Any) -> Any:
-    """Return a limit far above the window, with which requests now go to the short
-    pool.
+    """Return a function that teaches the router until requests with a limit far above
+    the window go to the short pool, and returns this limit.
     """
 
     def learned() -> int:
@@ -153,7 +154,7 @@ def test_what_the_window_did_not_cut_passes_once(
 def test_a_limit_that_the_client_reached_at_the_window_passes_once(
     retrying: Any, scripted: Any, respond: Any, declare: Any
 ) -> None:
-    """The limit and the window coincide, so the long pool could not add a token."""
+    """The limit and the window end at the same token, so the long pool could add none."""
     declare()
     limit = WINDOW - 1
     content = answer(CHAT, limit, prompt=1)

@@ -73,8 +73,8 @@ def test_it_sends_learns_and_prints_one_object(
 
 @pytest.mark.slow
 def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
-    """One request is rejected. The demo runs until SIGTERM, and leaves no process
-    behind.
+    """One of the requests is rejected. The demo runs until SIGTERM, and leaves no
+    process behind.
     """
     file = tmp_path / "mine.jsonl"
     good = {
@@ -93,8 +93,8 @@ def test_the_user_s_own_requests_and_a_clean_end(tmp_path: Path) -> None:
         said = child.log.read_text()
         url = said.partition("curl -i ")[2].partition("/v1/")[0]
         assert answers_200(f"{url}/v1/models", 60)
-        # The signal does not go to the whole group, as from a terminal, because the
-        # demo must stop its own children.
+        # Unlike a signal from a terminal, this signal does not go to the whole process
+        # group, because the demo must stop its own children.
         os.kill(child.pid, signal.SIGTERM)
         assert child.wait(60) == 1
     assert not answers_200(f"{url}/v1/models")

@@ -77,7 +77,9 @@ def test_a_router_that_drains_is_left_in_peace(own: Any, eventually: Any) -> Non
 def test_a_stream_outlives_the_router(
     own: Any, start_envoy: Any, scripted: Any, stack: Any, eventually: Any
 ) -> None:
-    """The router dies while observing a stream; the client still receives it all."""
+    """The router dies while it observes a stream; the client still gets the whole
+    stream.
+    """
     _, router = own
     backends = [scripted.as_backend("short"), stack.backend("long")]
     client = start_envoy(router=router, backends=backends)
@@ -160,7 +162,7 @@ def two_chunks() -> Iterator[Backend]:
 def test_a_stream_is_not_held_by_a_router_that_froze(
     start_envoy: Any, two_chunks: Backend, tmp_path: Path, eventually: Any
 ) -> None:
-    """The connection's keepalive ends the wait, since the message timeout does not run.
+    """The connection's keepalive, not the message timeout, ends the wait.
 
     Envoy's message timeout does not run for the last chunk of a response if the reply
     to the previous chunk arrives later.

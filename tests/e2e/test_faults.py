@@ -2,10 +2,10 @@
 
 Clients send short and long prompts through Envoy continuously, for JSON and SSE
 responses. Each response is compared with the response to the same request before the
-fault, including token counts, which reveal a body that was truncated or changed. Each
-fault is injected, held and healed. The output lists the numbers of sent and failed
-requests, the longest wait of a client, and the time from healing until requests are
-routed again.
+fault. This includes the token counts, which reveal a body that was truncated or
+changed. Each fault is injected, lasts for a while, and is then removed. The output
+lists the numbers of sent and failed requests, the longest wait of a client, and the
+time from the fault's removal until requests are routed again.
 """
 
 import contextlib
@@ -248,7 +248,7 @@ def test_restarted(rig: Rig, report: Callable[..., None]) -> None:
 
 
 def test_out_of_memory(rig: Rig, report: Callable[..., None]) -> None:
-    """Several bodies of 12 MB arrive at once, without enough memory for any of them."""
+    """Several bodies of 12 MB arrive at once; memory is too small for any of them."""
     huge = json.dumps(chat(20, 3) | {"metadata": "x" * (12 << 20)}).encode()
     with rig.load() as load:
         load.run(STEADY_S)
@@ -293,12 +293,12 @@ def test_rolling_restart(
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
     rig = make_rig({"state": state}, count=2, patient=True)
     unrouted = []
-    # The loop repeats because a stall of the machine delays a health check, and more
-    # requests then go unrouted.
+    # The loop repeats, because a stall of the machine may delay a health check, so that
+    # more requests are not routed.
     while len(unrouted) < 3 and not any(share <= 1 / 20 for share in unrouted):
         unrouted.append(restart_each(rig, report))
     assert min(unrouted) <= 1 / 20, "the other one should have gone on"
-    # Each process has all observations of all processes.
+    # Each process has the observations of all processes.
     assert rig.routers[0].child.stop(grace_s=PATIENCE_S) == 0
     learned = json.loads(
         next(tmp_path.glob("learned.v2.json")).read_text().split("\n")[1]
@@ -340,7 +340,7 @@ def test_store_unreachable(crowded: Crowded, report: Callable[..., None]) -> Non
 
 
 def test_vllm_metrics_gone(crowded: Crowded, report: Callable[..., None]) -> None:
-    """First only /metrics fails, and then the whole server that reports the load."""
+    """At first only /metrics fails, and then the whole server that reports the load."""
     rig = crowded.rig
     with rig.load() as load:
         load.run(STEADY_S)

@@ -7,8 +7,8 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# No other test sends this text with these hints, so only this module affects its
-# estimate.
+# No other test sends this text with these hints, so only this module affects the
+# estimate for this text.
 DIGITS = "31415926535 " * 400
 
 
@@ -59,7 +59,7 @@ def test_usage_of_responses_is_learned(
 def test_the_next_estimate_is_better_and_moves_the_decision(
     start_session: Any, stack: Any, eventually: Any
 ) -> None:
-    """A new router assumes 4 bytes a token for digits, which yields too few tokens."""
+    """A new router assumes 4 bytes per token for digits, so its estimate is too low."""
     config = {"feedback": {"sample": "all"}, "estimator": {"name": "ema-text"}}
     client, admin = start_session(config, stack.backends)
     estimates, counts = [], []
@@ -89,7 +89,8 @@ def test_what_is_learned_is_shown(client: Any, admin: Any, eventually: Any) -> N
     counted = client.chat(text).json()["usage"]["prompt_tokens"]
     eventually(lambda: learned(admin) == before + 1)
     ratio = admin.status()["bytes_per_token"]["digits"]
-    # Other tests have sent digits too; all these texts have one to two bytes a token.
+    # Other tests have also sent digits. All these texts have one to two bytes per
+    # token.
     assert ratio == pytest.approx(len(text) / counted, rel=0.5)
     assert admin.metric("extproc_bytes_per_token", category="digits") == pytest.approx(
         ratio
@@ -136,7 +137,7 @@ def test_an_overflow_is_counted(optimistic: Any, eventually: Any) -> None:
 
 
 class TestInjection:
-    """`feedback.inject_usage` shows the router usage that the client does not get."""
+    """With `feedback.inject_usage`, the router gets the usage, but the client does not."""
 
     @pytest.fixture(scope="class")
     @classmethod

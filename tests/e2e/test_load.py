@@ -48,7 +48,7 @@ def test_a_queue_spills_over_and_its_end_brings_requests_back(
 
 @contextlib.contextmanager
 def _left_open(client: Any, **fields: Any) -> Iterator[None]:
-    """Send a request whose client waits, and disconnects at the end."""
+    """Send a request, leave it open, and disconnect at the end."""
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     connection = http.client.HTTPConnection("127.0.0.1", client.envoy.port, timeout=60)
     headers = {"content-type": "application/json"}

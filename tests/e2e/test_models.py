@@ -255,7 +255,7 @@ class TestWithRouter:
 
 
 class TestKeptResponses:
-    """The servers of one pool store responses, whose identifiers contain no model."""
+    """The servers of one pool store responses under identifiers that contain no model."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,9 +1,10 @@
 """If any part of a fleet is broken, no request fails or reaches a wrong model.
 
-Clients use every name continuously, with short and long prompts, with and without a
-length, and with one body that the router does not read. The output lists the number of
-requests sent, and how many failed, reached a wrong model's pool, or had no decision of
-the router, in which case the filter after the router set the model.
+Clients continuously use every model name, with short and long prompts, with and without
+a content-length, and with one body that the router does not read. The output lists the
+number of requests sent, and how many of them failed, reached a wrong model's pool, or
+had no decision by the router. Without a decision, the filter after the router sets the
+model.
 """
 
 import itertools
@@ -37,7 +38,7 @@ STEADY = 40
 def broken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Router]:
-    """Start the router to break."""
+    """Start the router that the tests will break."""
     config = FLEET | {"server": {"transport": request.param}}
     started = router(config, tmp_path_factory.mktemp("router"))
     with started.child:
@@ -48,7 +49,7 @@ def broken(
 
 @pytest.fixture
 def fleet(broken: Router, start_fleet: Callable[..., Client]) -> Client:
-    """Return its Envoy, with the shipped timeouts of the router."""
+    """Return the Envoy of the broken router, with the shipped timeouts for the router."""
     broken.child.resume()
     if not broken.child.running:
         broken.child.start()
@@ -59,8 +60,8 @@ def fleet(broken: Router, start_fleet: Callable[..., Client]) -> Client:
 
 
 def _wait_for_pools(config: Any) -> None:
-    """Give the scripted pools time to accept a connection, because they are not the
-    fault.
+    """Give the scripted pools more time to accept a connection, because only the router
+    is meant to fail.
     """
     for cluster in config["static_resources"]["clusters"]:
         if cluster["name"].startswith("vllm_"):
@@ -170,7 +171,7 @@ def hung(broken: Router, load: Load) -> None:
 
 
 def slow(broken: Router, load: Load) -> None:
-    """The router runs only occasionally, as on an overloaded machine."""
+    """The router runs only for short periods, as on an overloaded machine."""
     for _ in range(5):
         broken.child.pause()
         load.wait_for(CLIENTS)

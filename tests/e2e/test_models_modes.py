@@ -1,4 +1,4 @@
-"""For a fleet in every body mode, a real Envoy does what ``explain`` predicts."""
+"""In every body mode, a fleet behind a real Envoy does what ``explain`` predicts."""
 
 import contextlib
 import io
@@ -53,7 +53,7 @@ def fleet(
 def unrouted_fleet(
     request: pytest.FixtureRequest, start_in_mode: Callable[..., Client]
 ) -> Client:
-    """Return an Envoy in a mode in which the router cannot route by the body."""
+    """Return an Envoy whose body mode does not let the router route by the body."""
     return start_in_mode(request.param, override=False)
 
 

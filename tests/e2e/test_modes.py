@@ -37,14 +37,15 @@ def buffered_with_streamed_response(config: dict[str, Any]) -> None:
 
 
 def full_duplex(config: dict[str, Any]) -> None:
-    """Make the body pass through the router, as in GKE."""
+    """Make the body pass through the router, as GKE does."""
     ext_proc = ext_proc_filter(config)
     ext_proc["processing_mode"] |= {
         "request_body_mode": "FULL_DUPLEX_STREAMED",
         "request_trailer_mode": "SEND",
     }
     ext_proc["allow_mode_override"] = False
-    # The router cannot fail open once it has the body, so Envoy requires this setting.
+    # The router cannot fail open after it has received the body, so Envoy requires this
+    # setting.
     ext_proc["failure_mode_allow"] = False
 
 
@@ -77,7 +78,7 @@ def test_the_right_pool_answers(variant: Any) -> None:
 
 
 def test_a_large_body_arrives_whole(variant: Any, client: Any) -> None:
-    """Of 300 kB in many messages, the backend counts equal tokens in both modes."""
+    """For 300 kB in many messages, the backend counts as many tokens as by default."""
     text = LARGE_TEXT
     usage = variant.chat(text).json()["usage"]
     assert usage["prompt_tokens"] == client.chat(text).json()["usage"]["prompt_tokens"]
@@ -129,8 +130,8 @@ def test_a_chunked_body_with_trailers_arrives(variant: Any) -> None:
 
 
 class TestStreamed:
-    """STREAMED request bodies arrive after the headers have left, so they pass
-    unrouted.
+    """A STREAMED request body arrives after Envoy has sent the headers on, so the
+    request passes unrouted.
     """
 
     @pytest.fixture(scope="class")
@@ -158,7 +159,7 @@ class TestStreamed:
 
 
 class TestOverTheLimit:
-    """Envoy always buffers, but less than clients send, so they get status 413."""
+    """Envoy always buffers, but clients send more than its limit and get status 413."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -182,7 +183,7 @@ class TestOverTheLimit:
         assert limited.chat("Hello").served_by == "vllm_short"
 
     def test_a_body_of_unknown_length_is_refused_or_passes(self, limited: Any) -> None:
-        """The router does not request the body, but Envoy may buffer too much."""
+        """The router does not request the body, but Envoy may exceed its buffer limit."""
         response = limited.post("/v1/chat/completions", iter([b"[" * 60_000] * 4))
         assert response.status in (400, 413)
         assert limited.chat("Hello").served_by == "vllm_short"

@@ -13,8 +13,8 @@ from .refusals import OTHER, TOO_LONG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-# 12,000 tokens are more than the short pool's window, and fewer than the router
-# assumes.
+# 12,000 tokens exceed the short pool's actual window, but not the window that the
+# router assumes.
 DIGITS = "7" * 12_000
 
 

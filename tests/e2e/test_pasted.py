@@ -1,4 +1,4 @@
-"""Parts of ``ext_proc_filter.yaml`` in an Envoy that already has two pools."""
+"""Parts of ``ext_proc_filter.yaml``, pasted into an Envoy that already has two pools."""
 
 import json
 import os

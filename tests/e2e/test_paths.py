@@ -24,7 +24,7 @@ REWRITES = {
 
 
 def rewrite(config: dict[str, Any]) -> None:
-    """Remove the prefixes on the way to vLLM, as the routes of a gateway do."""
+    """Remove the prefixes before requests reach vLLM, as the routes of a gateway do."""
     listener = config["static_resources"]["listeners"][0]
     (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
     routes = []

@@ -15,7 +15,8 @@ from extproc.demo.stack.stack import pair as as_pair
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 WINDOW = 65_536
-# The router assumes a window of 30,000 tokens for the short pool, which has 8,192.
+# The router assumes a window of 30,000 tokens for the short pool, whose actual window
+# is 8,192 tokens.
 CONFIG = {
     "pools": [
         {"name": "short", "max_model_len": 30_000},
@@ -37,7 +38,9 @@ class Pair:
         self.admin = admin
 
     def tokens(self, kind: str) -> tuple[float, float]:
-        """Return a counter of both servers: prompt_tokens or generation_tokens."""
+        """Return one counter, prompt_tokens or generation_tokens, of each of the two
+        servers.
+        """
         return _counter(self.prefill, kind), _counter(self.decode, kind)
 
 

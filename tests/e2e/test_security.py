@@ -50,7 +50,7 @@ PATHS = {"on another spelling of the path": b"/v1//chat/./completions?x-llm-pool
 
 @pytest.fixture(scope="module")
 def undecided(stack: Any, start_session_envoy: Any) -> Any:
-    """Return an Envoy without a router, so that only client headers could affect
+    """Return an Envoy without a router, where only client headers could affect the
     routes.
     """
 
@@ -94,8 +94,8 @@ def test_with_a_decision_only_that_counts(client: Any, trick: str) -> None:
         HEAD.replace(b"/v1/chat/completions", PATHS.get(trick, b"/v1/chat/completions"))
         + tricked
     )
-    # The router reads the body and decides, even without a length or with another
-    # spelling of the path.
+    # The router reads the body and decides, even if the length is missing or the path
+    # is spelled differently.
     assert served_by(received) in ("vllm_short", None)
 
 
@@ -191,10 +191,11 @@ def test_no_secret_is_written_anywhere(
 
 
 def written(admin: Any, state: Path) -> dict[str, str]:
-    """Return everything that the router shows, logs and stores, keyed by its place."""
+    """Return everything that the router shows, logs and stores, keyed by where it is."""
     places = {}
     for path in state.iterdir():
-        # A file has another name until it is completely written.
+        # While a file is being written, it has a temporary name, which may no longer
+        # exist here.
         with contextlib.suppress(FileNotFoundError):
             if text := path.read_text():
                 places[str(path)] = text

@@ -1,4 +1,4 @@
-"""A short soak test of one minute has the same limits as the run of one hour."""
+"""The soak test for one minute has the same limits as the run of one hour."""
 
 import subprocess
 import sys

@@ -138,7 +138,9 @@ def streamed(client: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
 
 
 def read_one_by_one(client: Any, scripted: Any, count: int) -> None:
-    """Read a stream whose backend sends each event once the client has the last."""
+    """Read a stream; the backend sends each event after the client has the previous
+    one.
+    """
     events = [event(delta(f"{n}")) for n in range(count)]
     had = [threading.Event() for _ in events]
     scripted.reply = [HEAD]
@@ -167,7 +169,7 @@ def test_the_first_tokens_arrive_before_the_last_are_made(
 def test_a_streamed_token_costs_no_message(
     transport: str, start_session: Any, stack: Any, scripted: Any
 ) -> None:
-    """Envoy sends only headers and body of a request unless its exchange is sampled."""
+    """Unless an exchange is sampled, Envoy sends only the request's headers and body."""
     messages = "http.llm.ext_proc.stream_msgs_sent"
     backends = [scripted.as_backend("short"), stack.backend("long")]
     counts = {}

@@ -109,8 +109,8 @@ def test_mutual_tls_through_envoy(
             router=served, change=with_certificates(tmp_path, authority)
         )
         eventually(lambda: known.chat("Hello").served_by == "vllm_short")
-        # Without a certificate, or with a foreign one, a request has no decision but a
-        # response.
+        # Without a certificate, or with a certificate of another authority, a request
+        # gets a response, but no decision.
         strange = tmp_path / "strange"
         strange.mkdir()
         stranger.issue("envoy", strange)

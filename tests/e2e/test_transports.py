@@ -57,7 +57,9 @@ def test_no_message_was_out_of_order(other: Any) -> None:
 
 
 def test_it_drains(other: Any) -> None:
-    """In this last test of the module, requests go to the long pool after draining."""
+    """After draining, requests go to the long pool; this must be the module's last
+    test.
+    """
     client, admin = other
     assert admin.router.child.stop(grace_s=60) == 0
     response = client.chat("Hello")

@@ -105,7 +105,7 @@ def test_modes_that_cannot_route_by_a_body_lose_none(
 
 
 class TestUnread:
-    """With a small buffer limit in Envoy, such requests pass without being read."""
+    """With a small buffer limit in Envoy, the router passes such requests unread."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -18,7 +18,7 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SHORT_WINDOW = 8192
 LONG_TEXT = "all the words of a long story " * 3000
 ENDS_SOON = {"stop": ["a", "e", "t", " "]}
-"""Random text contains one of these stop strings within a few tokens."""
+"""Stop strings, one of which appears within a few tokens of random text."""
 
 Fields = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""With `server.workers` a router has several processes, each an endpoint for Envoy."""
+"""With `server.workers`, a router has several processes, each an endpoint for Envoy."""
 
 import os
 import signal

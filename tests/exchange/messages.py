@@ -68,9 +68,7 @@ def request(
     end: bool = False,
     **headers: str,
 ) -> RequestHeaders:
-    """Return request headers whose content-length is the body's, a given one, or
-    absent.
-    """
+    """Return request headers; the content-length is the body's, a given one, or absent."""
     all_headers = {":path": path, ":method": method}
     if body is not None:
         length = body if isinstance(body, int) else len(body)
@@ -92,7 +90,7 @@ def response(
 
 
 def send(machine: Exchange, event: Event) -> Step:
-    """Send one event, and parse the body to its end even if that takes many steps."""
+    """Send one event, and parse the body completely, even if this takes many steps."""
     result = machine.receive(event)
     return machine.resume() if isinstance(result, BodyParser) else result
 

@@ -59,7 +59,7 @@ class BrokenOnce(BodyParser):
 
 
 def test_a_fault_of_ours_is_for_whoever_finishes() -> None:
-    """A half-parsed body must not be taken for the client's whole body."""
+    """A half-parsed body must not be mistaken for the client's whole body."""
     reading = BrokenOnce(ANY_PREFIX.find(PATH), BODY, "", 1000)
     assert not reading.step()
     assert not reading.step()

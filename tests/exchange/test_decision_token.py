@@ -1,4 +1,4 @@
-"""A decision survives encoding, and no other bytes decode to a decision."""
+"""Decoding restores an encoded decision, and no other bytes decode to a decision."""
 
 import functools
 import operator
@@ -44,8 +44,8 @@ def as_values(decision: Decision) -> object:
     features = decision.features
     if features is None:
         return decision
-    # The category alone depends on classes and indentation, and the decision contains
-    # the category.
+    # Only the category depends on classes and indentation, and the decision already
+    # contains the category.
     plain = structs.replace(features, terms=None, classes=(), indent_bytes=0)
     return structs.replace(decision, features=plain), features.terms.tolist()
 

@@ -53,7 +53,7 @@ def test_deflate_without_the_zlib_header_is_read_too() -> None:
 
 
 def test_deflate_that_looks_like_zlib_at_first_is_read_from_its_beginning() -> None:
-    """Read as zlib, the data would be one block of 65,534 bytes and then garbage."""
+    """If read as zlib, the data would be a block of 65,534 bytes followed by garbage."""
     data = bytes(65_530) + b"\x07" + bytes(4)
     second = b"\0" + len(data).to_bytes(2, "little")
     second += (len(data) ^ 0xFFFF).to_bytes(2, "little") + data

@@ -27,7 +27,7 @@ FLOOR = 0.01
 
 
 def settled(category: str = "prose", *, error: float = 0.05) -> FeedbackSampler:
-    """Return a sampler that knows model m and one category of that model."""
+    """Return a sampler that has learned enough about model m and one of its categories."""
     sampler = FeedbackSampler(FLOOR, limits={"": [8192]})
     for _ in range(MODEL_SAMPLES):
         sampler.observed(replace(TEXT, category=category), error)
@@ -136,7 +136,7 @@ def test_no_periodic_traffic_escapes_the_sample() -> None:
 def test_budgets_near_a_threshold_weigh_more(
     budget: int, near: bool, pool: Pool
 ) -> None:
-    """Budgets on both sides of the threshold count, for requests in either pool."""
+    """Budgets on both sides of the threshold weigh more, for requests in either pool."""
     rate = settled().rate(replace(TEXT, bound_tokens=budget, pool=pool))
 
     assert rate == SETTLED_RATE * (NEAR_WEIGHT if near else 1)

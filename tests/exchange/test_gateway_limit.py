@@ -1,4 +1,4 @@
-"""Requests for the body behind a gateway that does not pass on every body."""
+"""When the router requests bodies, if its gateway does not pass on every body."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,10 @@ KIB = 1 << 10
 def gateway(
     limit: GatewayLimit, holds: int, length: int | None, size: int | None = None
 ) -> bool | None:
-    """Send a body through a gateway with a limit; return None without a request."""
+    """Send a body through a gateway with a limit; return whether the body arrived.
+
+    Return None if the router does not request the body.
+    """
     size = length if size is None else size
     assert size is not None
     if not limit.requests(length):
@@ -67,8 +70,8 @@ def test_at_most_three_are_lost_while_none_of_their_size_comes(
     ]
 
     assert seen.count(False) <= LOSSES + sum(
-        # Small bodies of unknown length that arrive between two lost bodies may
-        # take one loss off the count.
+        # If small bodies of unknown length arrive between two lost bodies, the count of
+        # losses may fall by one.
         seen[:n].count(True) >= ARRIVALS
         for n, was in enumerate(seen)
         if was is False

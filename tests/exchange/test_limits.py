@@ -1,4 +1,4 @@
-"""Token limits of requests as vLLM 0.10 to 0.32 reads them, with paths of 0.32."""
+"""Token limits of requests as vLLM 0.10 to 0.32 reads them; cited paths are of 0.32."""
 
 import json
 from typing import Any
@@ -39,8 +39,8 @@ def route(path: str, **body: Any) -> Decision:
     return router.route(read(path, **body))
 
 
-# Each value is path, body, reserved output tokens, whether the client set them, and
-# pool.
+# Each value contains the path, the body, the number of reserved output tokens, whether
+# the client set this number, and the pool.
 LIMITS = {
     # openai/chat_completion/protocol.py: build_tok_params
     "max_tokens": (CHAT, {"max_tokens": 7}, 7, True, "short"),
@@ -150,8 +150,9 @@ def test_output_limits(
 WORDS = "word " * 12_000
 """The estimator of these tests counts 15,000 tokens."""
 
-# renderers/params.py: TokenizeParams rejects a number above the window (0.10 and 0.11
-# for embeddings, all APIs since 0.12), and -1 means the whole window.
+# renderers/params.py: TokenizeParams rejects a number above the window (for embeddings
+# in vLLM 0.10 and 0.11, and for all APIs since 0.12). The number -1 means the whole
+# window.
 CUTS = {
     "a long prompt is cut": (WORDS, 512, 512, "short", False),
     "a short prompt is not": ("Hi", 512, 9, "short", True),

@@ -277,7 +277,8 @@ def test_a_fault_of_ours_goes_to_the_default_pool_and_is_told() -> None:
         assert isinstance(step.fault, ZeroDivisionError)
 
 
-# Bodies that Envoy streams, by configuration or because it allows no override.
+# Bodies that Envoy streams, because it is configured to or because it allows no
+# override.
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)
@@ -333,7 +334,9 @@ def test_a_stream_is_given_up_as_soon_as_it_is_over_the_cap() -> None:
 
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_streamed_body_that_ends_in_trailers_is_decided_upon(watch: bool) -> None:
-    """The headers have left, so the decision is reported but moves no request."""
+    """Envoy has already sent the headers on, so the decision is reported without
+    effect.
+    """
     machine = exchange(watch=watch)
     steps = play(
         machine,

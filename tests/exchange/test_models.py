@@ -159,7 +159,9 @@ def test_names_of_one_base_are_learned_together(model: str, learned_as: str) -> 
 def test_a_kept_response_is_asked_for_where_such_are_kept(
     named: str, pool: str, default: bool
 ) -> None:
-    """An identifier names no model, so a header or the configured pool decides."""
+    """A response's identifier names no model, so a header or the configured pool
+    decides.
+    """
     settings = replace(WITH_HEADER, responses_pool="a-short")
     machine = exchange(settings, default=default)
     asked = request(None, path="/v1/responses/r", method="GET", end=True, x_model=named)

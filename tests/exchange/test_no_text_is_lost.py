@@ -1,9 +1,9 @@
 """Ten thousand tokens of text count, wherever they are in a request.
 
 Each body below contains every part and item of its API. The test replaces each text in
-a body with the long text, and adds the long text to the fields of each object and to
-the end of each list. Then either the estimate far exceeds that of the original body, or
-vLLM would reject the request.
+a body with a long text. It also adds the long text to the fields of each object and to
+the end of each list. Each time, either the estimate must far exceed that of the
+original body, or vLLM would reject the request.
 """
 
 import copy
@@ -373,7 +373,7 @@ UNRENDERED: set[tuple[str, Place]] = {
     ("/v1/messages", ("messages", 1, "content", 1)),  # redacted thinking, encrypted
 }
 BESIDE_PARTS: set[Place] = {("documents",)}
-"""A reranked document of several parts, of which vLLM uses only ``content``."""
+"""A document to rerank that has several parts; vLLM uses only the field ``content``."""
 ROOT_NAMES = {"text"}
 """A field of the body that sets the format of the output in one API."""
 

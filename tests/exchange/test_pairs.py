@@ -85,7 +85,7 @@ def test_without_two_sides_there_is_no_request(
 
 
 def test_a_large_document_counts_whole() -> None:
-    """The text of a large body is sampled, but its size is exact."""
+    """Only a sample of a large body's text is read, but the text's size is exact."""
     text = "many words in it, " * 40_000
     request = read(RERANK, query=QUESTION, documents=["a", text])
 

@@ -191,7 +191,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 NOT_PROMPT = {"model", "signature"}
-"""Fields of ``BODIES`` whose text never reaches the prompt."""
+"""Fields in ``BODIES`` whose text never reaches the prompt."""
 
 
 def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -49,7 +49,7 @@ WAY: list[Callable[[BodyMode], Event]] = [
     lambda mode: response(),
     lambda mode: ResponseBody(ANSWER, True),
 ]
-"""The events of an exchange, each of which leads to the next state."""
+"""The events of a whole exchange; each event leads to the next state."""
 
 
 def at(state: State, mode: BodyMode, *, watch: bool) -> Exchange:

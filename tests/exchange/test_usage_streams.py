@@ -1,4 +1,4 @@
-"""Usage from server-sent events, for any split of the bytes."""
+"""Usage from server-sent events, however the bytes are split."""
 
 import itertools
 import json

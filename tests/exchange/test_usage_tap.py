@@ -172,7 +172,8 @@ def test_what_is_not_watched_ends_before_the_response() -> None:
     _, route = play(machine, request(body), RequestBody(body, True))
     assert route.end
 
-    # Envoy does not send the response then. If it did, these would be the replies.
+    # After this end, Envoy does not send the response. If Envoy sent it, the machine
+    # would reply as follows.
     assert send(machine, response()) == Step(Continue(), end=True)
     assert send(machine, ResponseBody(ANSWER, True)) == Step(Continue(), end=True)
 

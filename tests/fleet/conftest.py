@@ -1,4 +1,4 @@
-"""Run tests with each recording of vLLM's scheduler."""
+"""Fixtures that run a test with each recording of vLLM's scheduler."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def recorded_limits(recording: dict[str, Any]) -> SchedulerLimits:
-    """Return a recording's limits; a missing switch of vLLM means that it is off."""
+    """Return a recording's limits; a vLLM switch that is missing counts as off."""
     known = {field.name for field in fields(SchedulerLimits)}
     switches = {"enable_prefix_caching": False, "async_scheduling": False}
     return SchedulerLimits(

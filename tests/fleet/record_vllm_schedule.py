@@ -10,20 +10,21 @@ For every workload of ``workloads()`` the program drives
 ``vllm.v1.core.sched.scheduler.Scheduler`` or ``AsyncScheduler`` with invented model
 output: one token for each request whose known tokens are all computed. It writes
 ``NAME.json.gz``, which contains the workload and the vLLM version. For each step the
-file also lists the scheduled tokens, preemptions and finishes, and the queue lengths
-and free KV blocks after the step. With prefix caching it also lists the tokens that
-each admitted request found in the cache, and the different hashes in the cache. An
-asynchronous scheduler takes the output of a step after it has scheduled the next step,
-as vLLM's engine does, and ``finished`` and all counts describe the state after that.
+file also lists the scheduled tokens, the preempted and finished requests, and the queue
+lengths and free KV blocks after the step. With prefix caching it also has, for each
+step, the number of tokens that each admitted request found in the cache, and the number
+of different hashes in the cache. As in vLLM's engine, an asynchronous scheduler takes
+the output of a step after it has scheduled the next step. ``finished`` and all counts
+then describe the state after the scheduler has taken this output.
 
 The option ``--workload FILE.json`` records another workload, and ``--random N`` draws N
 small ones. The program uses no weights, accelerator or clock, so its runs are
 reproducible.
 
-The ``blocks`` of a request are one integer for each full block of its prompt and whole
-answer. Two requests have the same integer exactly if all their tokens up to the block's
-end are equal. A request whose ``max_tokens`` is above its ``output_tokens`` ends with
-an end-of-sequence token.
+The ``blocks`` of a request contain one integer for each full block of the prompt and
+the whole answer together. Two requests have the same integer if and only if all their
+tokens up to the block's end are equal. A request whose ``max_tokens`` is above its
+``output_tokens`` ends with an end-of-sequence token.
 """
 
 import argparse
@@ -42,7 +43,7 @@ os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-#: Optional limits of a workload, each with its field of vLLM's ``SchedulerConfig``.
+#: Optional limits of a workload, named like the fields of vLLM's ``SchedulerConfig``.
 OPTIONAL_LIMITS = (
     "long_prefill_token_threshold",
     "watermark",
@@ -196,7 +197,10 @@ def random_workload(
 def _alike(
     draw: random.Random, kind: str, model_len: int, block: int
 ) -> list[tuple[int, list[int], int, int]]:
-    """Draw requests that share text: step, all tokens, prompt length, output limit."""
+    """Draw requests that share text.
+
+    Each is a tuple: step, all tokens, prompt length, output limit.
+    """
 
     def text(least: int, most: int) -> list[int]:
         return [draw.getrandbits(40) for _ in range(draw.randint(least, most))]
@@ -249,7 +253,9 @@ OWN = 1 << 61
 
 
 def token_ids(request: dict[str, Any], index: int, block: int) -> list[int]:
-    """Return prompt and answer tokens; requests share only tokens of equal blocks."""
+    """Return prompt and answer tokens; two requests share only the tokens of equal
+    blocks.
+    """
     total = request["prompt_tokens"] + request["output_tokens"]
     ids = [b for b in request.get("blocks", ()) for _ in range(block)][:total]
     ids += [OWN + index] * (total - len(ids))
@@ -390,8 +396,8 @@ def record(workload: dict[str, Any], folder: str) -> dict[str, Any]:
         if not workload.get("async_scheduling") or len(in_flight) == 2:
             done, sampling = in_flight.popleft()
             names = list(done.num_scheduled_tokens)
-            # A sampled end-of-sequence token ends a request even if another step
-            # already computes that token.
+            # A sampled end-of-sequence token ends its request, even if the next step,
+            # which computes this token, is already in flight.
             sampled = {
                 name: [tokens[name][live[name].num_tokens]]
                 for name in sampling

@@ -81,7 +81,7 @@ def test_jumps_take_the_steps_that_a_plain_loop_takes(
     seed: int, seqs: int, blocks: int
 ) -> None:
     rng = random.Random(seed)
-    # Arrivals are on a different grid from steps, so that no two instants coincide.
+    # Arrivals and steps are on different time grids, so that no two instants coincide.
     requests = [
         Decode(i * 0.0437 * rng.random() * 4, rng.randint(1, 90), rng.randint(1, 60))
         for i in range(12)
@@ -107,7 +107,10 @@ def test_one_request_takes_its_transfer_and_its_steps() -> None:
 
 
 def test_nobody_is_admitted_without_room_for_all_of_it() -> None:
-    """Of 20 usable blocks of 16 tokens, two requests take 9 each, so the third waits."""
+    """Two requests take 9 blocks each of the 20 usable blocks, so the third waits.
+
+    A block has 16 tokens.
+    """
     requests = [Decode(0.001 * k, 100, 44) for k in range(3)]
     run(requests, limits(blocks=21))
     assert requests[2].first_token_s > requests[0].finish_s

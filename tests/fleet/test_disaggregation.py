@@ -1,4 +1,4 @@
-"""Prefill and decode on separate instances obey laws and published findings."""
+"""Separate prefill and decode instances obey queueing laws and published findings."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def parts(rate: float, prompt: int = 1000, output: int = 50) -> Parts:
 
 
 def test_alone_a_request_waits_for_prefill_transfer_and_one_step() -> None:
-    """TTFT exceeds that of a combined instance by the transfer and one decode step."""
+    """TTFT is longer than on a combined instance, by the transfer and one decode step."""
     found = simulate(parts(0.5), 1, 1, LOOSE, seed=1, measured=300)
     prefill_s = idle_ttft_s(1000, LIMITS, STEP)
     transfer_s = 5e-3 + 1000 * 100_000 / 10e9
@@ -42,7 +42,7 @@ def test_alone_a_request_waits_for_prefill_transfer_and_one_step() -> None:
 
 
 def test_decoding_knows_no_prompts() -> None:
-    """TPOT depends on the requests in decode, and not on concurrent prefills."""
+    """TPOT depends on the number of decoding requests, and not on concurrent prefills."""
     short = simulate(parts(4.0, prompt=500), 4, 1, LOOSE, seed=1, measured=1500)
     long = simulate(parts(4.0, prompt=4000), 4, 1, LOOSE, seed=1, measured=1500)
     assert long.p99_tpot_s < 1.5 * short.p99_tpot_s
@@ -68,8 +68,8 @@ def test_a_slow_network_is_waited_for() -> None:
     fast = simulate(parts(20.0), 2, 2, LOOSE, seed=3, measured=1000)
     narrow = replace(parts(20.0), transfer=replace(MOVED, bytes_per_s=1.4e9))
     slow = simulate(narrow, 2, 2, LOOSE, seed=3, measured=1000)
-    # Ten prompts a second, each transferred in 71 ms, occupy the network for 71 % of
-    # the time.
+    # The network transfers ten prompts per second in 71 ms each, so it is occupied for
+    # 71 % of the time.
     assert slow.transfer_s > 2 * (1000 * 100_000 / 1.4e9 - 0.02)
     assert slow.mean_ttft_s > fast.mean_ttft_s + 0.1
 
@@ -94,7 +94,10 @@ def test_no_size_keeps_a_promise_below_the_idle_time() -> None:
 
 
 def gpus(prompt: int, output: int, rate: float, tpot_s: float) -> tuple[int, int]:
-    """Return the GPUs of combined and of separate instances: Llama-3 70B on 8 x A100."""
+    """Return how many instances are needed if they are combined, and if separate.
+
+    Each instance runs Llama-3 70B on 8 x A100.
+    """
     model = MODELS["Llama-3-70B"]
     deployment = Deployment(model, GPUS["A100-80GB"], 8)
     step, slo = Roofline(deployment), Slo(10.0, tpot_s)
@@ -139,7 +142,10 @@ def gpus(prompt: int, output: int, rate: float, tpot_s: float) -> tuple[int, int
 
 
 def test_it_pays_for_long_prompts_and_a_tight_tpot_and_not_for_short_ones() -> None:
-    """llm-d's guide recommends it for 10,000 tokens in and 1,000 out, not for 200 each."""
+    """llm-d's guide recommends separate instances only for long prompts.
+
+    It recommends them for 10,000 prompt and 1,000 output tokens, not for 200 and 200.
+    """
     together, apart = gpus(10_000, 1000, 20, tpot_s=0.03)
     assert apart < 0.9 * together
     together, apart = gpus(200, 200, 200, tpot_s=0.05)

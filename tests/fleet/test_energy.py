@@ -31,8 +31,8 @@ def test_every_gpu_has_a_curve_with_a_source() -> None:
 
 
 def test_the_curves_meet_what_was_measured() -> None:
-    """Check 373 W a GPU at a batch of 32 on A100 (arXiv 2507.00418) and ML.ENERGY on
-    H100.
+    """Compare with published power: A100 in arXiv 2507.00418 (373 W per GPU at a batch
+    of 32), and H100 in ML.ENERGY.
     """
     assert A100.watts(32) == pytest.approx(373, rel=0.02)
     assert H100.watts(1) == pytest.approx(300, rel=0.02)
@@ -40,9 +40,10 @@ def test_the_curves_meet_what_was_measured() -> None:
 
 
 def test_power_falls_less_than_instances_do() -> None:
-    """Power falls by only 21 % if instances fall by 26 %.
+    """Power falls by only 21 % if the number of instances falls by 26 %.
 
-    There are 307 instances with 16.3 running requests each, then 227 with 32.0.
+    At first there are 307 instances with 16.3 running requests each, and then 227
+    instances with 32.0 running requests each.
     """
     before, after = 307 * A100.watts(16.3), 227 * A100.watts(32.0)
     assert pytest.approx(-0.26, abs=0.005) == 227 / 307 - 1
@@ -56,8 +57,8 @@ def draw(rate: float) -> Draw:
 def test_time_is_idle_decoding_or_prefilling() -> None:
     found = draw(2.0)
     assert found.idle + found.decode + found.prefill == pytest.approx(1)
-    # Two prompts arrive a second, each computed in one step of some 400 tokens that
-    # takes about 19 ms.
+    # Two prompts arrive per second. Each prompt is computed in one step of about 400
+    # tokens, which takes about 19 ms.
     assert found.prefill == pytest.approx(2 * 18.5e-3, rel=0.15)
     assert found.output_tokens_per_s == pytest.approx(200, rel=0.1)
     assert A100.idle_w < found.watts < A100.high_w

@@ -1,4 +1,4 @@
-"""Fleets with a GPU for each pool: sizes, dollars, the verdict and emitted files."""
+"""Fleets with a GPU type for each pool: sizes, dollars, verdict and emitted files."""
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def size(question: Question) -> dict[str, SizedPolicy]:
 
 @pytest.fixture(scope="module")
 def mixed() -> tuple[Question, dict[str, SizedPolicy]]:
-    """Return a fleet whose long pool has the fast GPU and separate limits."""
+    """Return a fleet whose long pool has the fast GPU type and its own limits."""
     question = make_question({"long": PoolHardware(FAST, 64, 1024)})
     return question, size(question)
 

@@ -34,7 +34,8 @@ def test_kv_tokens_of_qwen3_235b_on_four_h100(cuda_graphs: bool) -> None:
 def test_kv_blocks_of_llama_3_1_8b_on_an_rtx_3090(batched: int, blocks: int) -> None:
     """vLLM issue 10517 logs 1,952 blocks for steps of 20,000 tokens, 1,478 for 29,000.
 
-    That release did not count CUDA graphs. The peaks were 2.07 and 2.99 GiB.
+    That release did not count the memory of CUDA graphs. The peaks of activation memory
+    were 2.07 and 2.99 GiB.
     """
     deployment = Deployment(
         LLAMA_8B, RTX_3090, 1, 0.9, max_num_batched_tokens=batched, cuda_graphs=False
@@ -45,7 +46,7 @@ def test_kv_blocks_of_llama_3_1_8b_on_an_rtx_3090(batched: int, blocks: int) -> 
 
 
 def test_kv_memory_of_llama_70b_on_eight_h200() -> None:
-    """vLLM issue 10702 logs 110.52 to 110.99 GiB at a utilization of 0.95."""
+    """vLLM issue 10702 logs 110.52 to 110.99 GiB at a memory utilization of 0.95."""
     deployment = Deployment(
         LLAMA, GPUS["H200-141GB"], 8, 0.95, max_num_batched_tokens=512
     )
@@ -121,7 +122,9 @@ def test_the_fewest_gpus_that_hold_a_request(
 
 
 def test_676_and_169_sequences_take_kv_heads_that_split_eight_ways() -> None:
-    """The papers divide KV bytes by 8 GPUs, although these store 4 KV heads twice."""
+    """The papers divide KV bytes by 8 GPUs, although the GPUs store each of 4 heads
+    twice.
+    """
     one_byte = replace(QWEN, weight_bytes=1.0)
     deployment = Deployment(one_byte, MI300X_AS_COUNTED, 8, 0.9, reserved_bytes=10 * GB)
     assert deployment.kv_bytes_per_gpu == pytest.approx(133.4 * GB, rel=1e-3)

@@ -19,8 +19,8 @@ from extproc.fleet.steptime import Linear
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request whose tokens equal those of other requests as far as the keys are
-    equal.
+    """A request; two requests have the same first tokens up to the end of their equal
+    keys.
     """
 
     prompt_tokens: int
@@ -214,8 +214,8 @@ def drawn(recorded: dict[str, Any], limits: SchedulerLimits) -> Drawn:
 def test_as_the_scheduler_on_recorded_workloads(
     recording: dict[str, Any], recorded_limits: SchedulerLimits
 ) -> None:
-    """Arrivals by step become arrivals by second, because the fast instance skips
-    steps.
+    """The recorded arrival step becomes an arrival time in seconds, because the fast
+    instance skips steps.
     """
     if recording.get("long_prefill_token_threshold"):
         pytest.skip("prefill thresholds are the scheduler's alone")
@@ -257,7 +257,7 @@ LIMITS = st.builds(
 
 @st.composite
 def workloads(draw: st.DrawFn, limits: SchedulerLimits) -> list[tuple[float, Drawn]]:
-    """Draw requests that share first tokens, or all tokens, with earlier requests."""
+    """Draw requests that share their first tokens, or all tokens, with earlier ones."""
     requests: list[tuple[float, Drawn]] = []
     now_s = 0.0
     for index in range(draw(st.integers(1, 25))):

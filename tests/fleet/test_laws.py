@@ -53,8 +53,8 @@ def erlang_c(count: int, offered: float) -> float:
 
 
 def test_erlang_c() -> None:
-    """Check one server (the load), two (a^2 / (2 + a)), and ten at a load of 8
-    (tables).
+    """Check one server (the load itself), two servers (a^2 / (2 + a)), and ten servers
+    at a load of 8 (published tables).
     """
     assert erlang_c(1, 0.7) == pytest.approx(0.7)
     assert erlang_c(2, 1.2) == pytest.approx(1.2**2 / (2 + 1.2))
@@ -92,7 +92,10 @@ def test_saturated_throughput_is_slots_over_mean_service_time() -> None:
 
 
 def test_saturated_throughput_of_the_papers_instance() -> None:
-    """With 16 slots always full, throughput is 16 / (mean steps x 18.4 ms for W + H n)."""
+    """Throughput is 16 / (mean steps x 18.4 ms) if all 16 slots are always full.
+
+    The papers' step time, W + H n, is 18.4 ms for n = 16.
+    """
     rng = np.random.default_rng(3)
     limits = SchedulerLimits(16, 8192, 65_536, num_blocks=65_536)
     instance = Instance(
@@ -128,7 +131,7 @@ def test_what_arrived_completed_or_was_rejected(fleet: Result) -> None:
 
 
 def test_requests_in_a_pool_are_rate_times_time_in_it(fleet: Result) -> None:
-    """Little's law holds with L integrated over time and W measured from the requests."""
+    """Little's law holds for L integrated over time and W measured on the requests."""
     for pool in fleet.pools:
         rate = pool.rate
         assert pool.mean_in_system == pytest.approx(rate * pool.e2e.mean, rel=0.02)

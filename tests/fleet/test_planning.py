@@ -29,7 +29,7 @@ from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import verdict
 from extproc.fleet.workload import WORKLOADS, RenewalArrivals
 
-# A small engine that fits 9 sequences of 8,192 tokens, or 2 of 32,768.
+# A small engine that fits 9 sequences of 8,192 tokens, or 2 sequences of 32,768.
 STEP = Linear(base_s=0.005, seq_s=2e-4, token_s=1e-5, context_s=1e-8)
 ENGINE = Engine("toy", STEP, 4800, 16, 2, 1.5)
 
@@ -185,7 +185,7 @@ def test_no_saving_is_claimed_with_a_fleet_that_misses_or_rejects(
 def test_more_pools_have_figures_of_their_own(
     asked: Question, sized: dict[str, SizedPolicy]
 ) -> None:
-    """The formula for several pools equals the sum over the single pools."""
+    """The formula for several pools equals the sum of the terms of the single pools."""
     plan = answer(asked, sized)
     parts = sum(pool.alpha * (1 - 1 / pool.rho) for pool in plan.pools[:-1])
     assert plan.formula_saving_pct == pytest.approx(100 * parts, abs=0.06)

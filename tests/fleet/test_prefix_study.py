@@ -1,4 +1,4 @@
-"""Savings from caching and from two pools, if conversations outgrow the threshold."""
+"""Savings from caching and from two pools if conversations grow above the threshold."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.verdict import PAGED, SPLIT
 from extproc.fleet.workload import Recorded
 
-# Prefill is nearly the whole cost, and the cache holds 32,000 tokens.
+# Prefill causes nearly all of the cost, and the cache holds 32,000 tokens.
 ENGINE = Engine("toy", Linear(0.004, 1e-5, 1e-4), 2001, 16, 1, 1.0)
 
 

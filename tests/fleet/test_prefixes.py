@@ -47,8 +47,8 @@ def test_turns_repeat_what_was_said_before() -> None:
     assert second is not None
     assert second.ends == (100, 120, 200, 230)
     assert second.keys[:2] == ((0, "prompt"), (0, "answer"))
-    # The third prompt repeats the second one but not its answer of 30 tokens, because
-    # only 15 more tokens follow.
+    # The third prompt repeats the second prompt, but not the second answer of 30
+    # tokens, because the third prompt has only 15 more tokens.
     assert thought is not None
     assert thought.ends == (100, 120, 200, 215, 225)
     assert thought.keys[:3] == second.keys[:3]
@@ -81,7 +81,7 @@ def test_the_hit_share_of_mooncakes_conversations() -> None:
 
 
 def reporting(cached: list[int]) -> Replay:
-    """Return requests of 1,000 tokens, ten a second, with the reported cached tokens."""
+    """Return ten requests a second of 1,000 tokens, with these reported cached tokens."""
     count = len(cached)
     prompts, outputs = np.full(count, 1000), np.full(count, 20)
     instants = np.arange(count) / 10
@@ -91,7 +91,8 @@ def reporting(cached: list[int]) -> Replay:
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_reported_counts_are_found_up_to_what_caching_could_find(caching: bool) -> None:
-    # 15 tokens fill no block, and no hit covers the whole prompt or more.
+    # 15 tokens do not fill a block, and no hit covers the whole prompt, even if 1,000
+    # or more cached tokens are reported.
     replay = reporting([0, 15, 16, 640, 1000, 5000] * 50)
     limits = SchedulerLimits(64, 2048, 8192, 4000, enable_prefix_caching=caching)
     pool = PoolSpec("all", 2, limits, Linear(0.01, 2e-4, 2e-5), 8192)
@@ -113,7 +114,10 @@ def test_counts_that_say_nothing_was_found_are_no_prefixes() -> None:
 
 
 def conversations(count: int, turns: int) -> Replay:
-    """Return sessions with a turn of 512 and 64 tokens every four minutes."""
+    """Return sessions with a turn every four minutes.
+
+    Each turn adds 512 prompt tokens and 64 output tokens.
+    """
     rng = np.random.default_rng(3)
     starts = np.sort(rng.random(count) * 600)
     instants = np.concatenate([starts + 240 * turn for turn in range(turns)])

@@ -57,8 +57,8 @@ def test_a_higher_rate_is_made_of_shifted_copies() -> None:
     times = [at_s for at_s, *_ in found]
     assert times == sorted(times)
     assert times[-1] <= replay.period_s
-    # Copies of a request arrive within a minute of it, so each keeps its place in the
-    # hour.
+    # The copies of a request arrive within a minute after the request, so they keep its
+    # place in the hour.
     own_s = float(instants[300] - instants[0])
     copies = [at_s for at_s, prompt, _ in found if prompt == 301]
     assert len(copies) >= 2

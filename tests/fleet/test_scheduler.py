@@ -1,4 +1,4 @@
-"""Decisions equal vLLM's step by step, and invariants hold for any workload."""
+"""Each step's decisions equal vLLM's, and invariants hold for any workload."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -192,7 +192,9 @@ AHEAD = replace(LIMITS, async_scheduling=True)
 def test_a_step_is_scheduled_before_the_last_tokens_are_known(
     max_tokens: int, scheduled: int
 ) -> None:
-    """An end-of-sequence token cannot be foreseen, so one more token is computed."""
+    """An end-of-sequence token cannot be predicted, so one superfluous token is
+    computed.
+    """
     scheduler = Scheduler(AHEAD)
     scheduler.add("a", 10, 2, max_tokens=max_tokens)
     first, second, third = (scheduler.step() for _ in range(3))
@@ -292,8 +294,8 @@ def test_budgets_order_and_progress_hold(
         if pending:
             name, gap, prompt, output = pending[0]
             if gap == 0 or not (scheduler.running or scheduler.waiting):
-                # All prompts begin with the same tokens, and every other request ends
-                # unexpectedly.
+                # All prompts begin with the same tokens, and every second request ends
+                # unexpectedly, before its limit.
                 limit = output + len(pending) % 2
                 alike = range(limits.max_model_len)
                 scheduler.add(

@@ -21,7 +21,7 @@ RUN = RunSettings(requests=400, seed=1, fill=0, taught=0)
 
 
 def traffic(rate: float, *pairs: tuple[int, int]) -> Independent:
-    """Return Poisson arrivals, with equally many requests of each prompt and output."""
+    """Return Poisson arrivals, in which each (prompt, output) pair is equally frequent."""
     prompts, outputs = zip(*pairs, strict=True)
     lengths = Recorded(np.array(prompts), np.array(outputs))
     return Independent(lengths, RenewalArrivals(rate))
@@ -38,7 +38,7 @@ def test_an_oracle_sends_everything_where_it_fits() -> None:
 
 
 def test_an_overflow_is_taken_by_the_next_pool() -> None:
-    """A rule that counts bytes estimates some prompts of 1,005 tokens below 1,000."""
+    """For some prompts of 1,005 tokens, a rule that counts bytes estimates under 1,000."""
     short = PoolSpec("short", 2, SHORT.limits, STEP, 1000)
     low = StrategySpec(StrategyName.BYTES_PER_4, {"cjk": 1.0}, variation_factor=3.0)
     result = simulate([short, LONG], traffic(5, (1005, 1)), low, RUN)
@@ -77,7 +77,7 @@ def test_pressure_spills_to_the_larger_pool() -> None:
 
 
 def test_the_router_keeps_its_risk_and_pays_for_it() -> None:
-    """Budgets are 14 % below and 11 % above the threshold, with a variation of 12 %."""
+    """Some budgets are 14 % below the threshold and some 11 % above; they vary by 12 %."""
 
     def run(factor: float) -> tuple[float, float]:
         result = simulate(

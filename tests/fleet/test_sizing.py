@@ -1,4 +1,4 @@
-"""The first guess of a size, the search, and the pool of a request by strategy."""
+"""The first guess of a size, the search, and each strategy's pool for a request."""
 
 import numpy as np
 import pytest
@@ -60,8 +60,8 @@ def test_the_idle_first_token_is_what_an_idle_instance_takes() -> None:
     limits = SchedulerLimits(8, 64, 4096, 300)
     lone = Recorded(np.array([150]), np.array([1]))
     rate = saturated_rate(limits, STEP, lone, 1, n=10)
-    # Ten prompts of 150 tokens in one queue share steps, which a single prompt cannot
-    # do.
+    # Ten prompts of 150 tokens in one queue share steps, but a single prompt shares no
+    # steps.
     assert idle_ttft_s(150, limits, STEP) == pytest.approx(
         3 * 0.01 + 150 * 2e-5, rel=1e-6
     )

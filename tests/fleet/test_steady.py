@@ -1,4 +1,4 @@
-"""Measurement starts once the fleet has filled, and every run has the same figures."""
+"""Measurement starts after the fleet has filled, and all runs have similar figures."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ ORACLE = StrategySpec(StrategyName.ORACLE, {"prose": 1.0})
 
 
 def answers(count: int = 5000) -> Recorded:
-    """Return lognormal answers with a mean of 2,000 tokens, like a reasoning model's."""
+    """Return lognormal answer lengths with a mean of 2,000, as of a reasoning model."""
     rng = np.random.default_rng(7)
     outputs: Tokens = np.maximum(
         1, rng.lognormal(np.log(2000) - 0.32, 0.8, count).astype(int)
@@ -78,9 +78,10 @@ def test_more_requests_move_no_figure_by_five_per_cent(
 ) -> None:
     """For any seed, 5 % is three standard deviations of the noisiest figure.
 
-    Over eight seeds of 20,000 requests the standard deviation was 1.9 to 3.0 %, so it
-    is 1.3 to 2.1 % here. In a tenth of that measurement (400 s, with requests of 40 s),
-    figures and traffic differ by up to 10 %.
+    Over eight seeds of 20,000 requests, the figures' standard deviations were 1.9 to
+    3.0 %, so with 40,000 requests they are 1.3 to 2.1 %. In a measurement of a tenth of
+    that length (400 s, with requests of 40 s), figures and traffic differ by up to
+    10 %.
     """
     few = run(40_000, seed=seed).pools[0]
     for figure in FIGURES:
@@ -168,7 +169,7 @@ def test_a_99th_percentile_takes_a_thousand_requests() -> None:
 
 
 def test_half_widths_are_students() -> None:
-    """Three values of mean 2 and deviation 1 have a half-width of 4.303 / sqrt(3)."""
+    """Three values of mean 2 and standard deviation 1 have half-width 4.303 / sqrt(3)."""
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
     assert half_width([1.0]) is None
     assert half_width([1.0, float("nan")]) is None

@@ -33,8 +33,8 @@ def test_a_large_prefill_is_bound_by_compute() -> None:
 
 
 def test_few_tokens_read_few_experts() -> None:
-    """A single token reads only the active parameters, but a large batch reads them
-    all.
+    """A step for one token reads only the active parameters, but a step for a large
+    batch reads all parameters.
     """
     roofline = matrices_only(QWEN, "MI300X-192GB")
     per_s = 8 * 5300 * GB * 0.8
@@ -57,7 +57,7 @@ def test_papers_step_time() -> None:
 
 
 def test_papers_first_order_rho_is_1_6_not_4() -> None:
-    """Throughput grows with slots / step time: by 1.61, not by 11.2 / 2.8 = 4."""
+    """Throughput grows as slots / step time: by a factor of 1.61, not 11.2 / 2.8 = 4."""
     step = Linear(base_s=8.0e-3, seq_s=0.65e-3)
     gain = (128 / step.fixed_s(0, 128)) / (16 / step.fixed_s(0, 16))
     assert round(gain, 2) == 1.61

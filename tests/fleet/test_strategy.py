@@ -36,8 +36,8 @@ def test_choice(name: StrategyName, arrival: Arrival, position: int) -> None:
 
 @pytest.mark.parametrize("name", [StrategyName.ROUTER, StrategyName.EMA])
 def test_the_router_moves_the_boundary_as_it_learns(name: StrategyName) -> None:
-    """Before it learns, the router estimates 900 tokens of prose as 1,020 (4.0 bytes
-    each).
+    """Before it learns, the router estimates 900 tokens of prose as 1,020 tokens of 4.0
+    bytes each.
     """
     spec = StrategySpec(name, {"prose": 1.0}, variation_factor=0)
     strategy = build_strategy(spec, POOLS, np.random.default_rng(1))

@@ -1,4 +1,4 @@
-"""Bodies have their category's bytes per token, and are recognized as that category."""
+"""Bodies have the bytes per token of their category, and the router recognizes it."""
 
 import numpy as np
 import pytest

@@ -24,7 +24,8 @@ SHARED = Path(
     os.environ.get("EXTPROC_SHARED", Path(__file__).parents[2].parent / "shared")
 )
 DRAWS = 200_000
-# From the trace: mean prompt, mean output, and shares up to 2K, 4K and 6K tokens.
+# From the trace: the mean prompt, the mean output, and the shares of requests with a
+# total of up to 2K, 4K and 6K tokens.
 PUBLISHED = {
     "azure-code": (2048, 28, 0.618, 0.857, 0.925),
     "azure-conv": (1155, 211, 0.853, 0.917, 0.999),
@@ -137,13 +138,15 @@ def test_a_workload_without_a_mix_is_prose() -> None:
 def test_a_thinned_process_keeps_its_share_of_the_rate() -> None:
     found = gaps(Thinned(RenewalArrivals(50, cv=4), 0.25))
     assert found.mean() == pytest.approx(1 / 12.5, rel=0.05)
-    # Thinning brings the gaps closer to those of a Poisson process: cv^2 = 1 + share
+    # Thinning brings the gaps closer to those of a Poisson process: cv^2 = 1 + share *
     # (16 - 1).
     assert found.std() / found.mean() == pytest.approx((1 + 0.25 * 15) ** 0.5, rel=0.1)
 
 
 def test_long_requests_come_as_irregularly_as_any() -> None:
-    """The number of long requests (1 % of all) in a block is Poisson, not fixed."""
+    """The number of long requests (1 % of all) in a block is Poisson-distributed, not
+    fixed.
+    """
     lengths = Recorded(np.arange(1, 101), np.ones(100, np.int64))
     stream = Independent(lengths, RenewalArrivals(100.0))
     blocks = stream(np.random.default_rng(1), np.random.default_rng(2))

@@ -1,4 +1,4 @@
-"""Fuzz one target with atheris, guided by the code that inputs reach.
+"""Fuzz one target with atheris, guided by code coverage.
 
     pip install atheris
     python tests/fuzz/coverage_guided.py TARGET [-max_total_time=SECONDS] [FOLDER]

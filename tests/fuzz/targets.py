@@ -1,4 +1,4 @@
-"""Targets for hostile bytes, none of which may raise.
+"""Fuzz targets, none of which may raise an exception on hostile bytes.
 
 Each target takes bytes. It checks that no exception escapes, and that the result
 satisfies invariants that hold for all inputs.
@@ -41,7 +41,7 @@ LIMIT_BYTES = 1 << 20
 def check_request(request: Request, body: bytes) -> None:
     """Check that the prompt is no larger than its body, and its numbers are counts."""
     prompt = request.prompt
-    # Escapes shrink when decoded, but replacements of lone surrogates and separators
+    # Decoding shrinks escapes, but separators and the replacements of lone surrogates
     # may add bytes.
     assert len(prompt.text) <= 3 * len(body) + 64
     assert len(prompt.tools_text) <= 6 * len(body) + 64
@@ -92,7 +92,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def fuzz_usage(data: bytes) -> None:
-    """Read a response: usage is independent of the split, and no byte is lost."""
+    """Read a response; the split must not affect the usage, and no byte may be lost."""
     for kind in ("text/event-stream", "application/json"):
         whole, pieces = usage_reader(kind), usage_reader(kind)
         assert whole is not None
@@ -107,7 +107,7 @@ def fuzz_usage(data: bytes) -> None:
 
 
 def fuzz_injection(data: bytes) -> None:
-    """Read a stream with injected usage: its output is independent of the split."""
+    """Read a stream with injected usage; the split must not affect the output."""
     asked = ask_for_usage(data)
     if asked is not None:
         try:
@@ -167,7 +167,7 @@ _HEADERS = (
 
 
 class Bytes:
-    """A source of choices from the input, which returns zeros after the input's end."""
+    """A source of choices from the input; after the input's end it returns zeros."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -222,7 +222,7 @@ def message_of(choices: Bytes) -> bytes:
 
 
 def fuzz_exchange(data: bytes) -> None:
-    """Run an exchange in which each message gets a reply or ends the stream without a
+    """Run an exchange; each message must get a reply or end the stream without a
     fault.
     """
     choices = Bytes(data)

@@ -27,13 +27,14 @@ from .envoy_gateway import (
 )
 
 START_S = 240.0
-"""Seconds alone; minutes on a machine that is far too busy."""
+"""Timeout in seconds: a start takes seconds on an idle machine, minutes on a busy one.
+"""
 GREETING = {"role": "user", "content": "Hello"}
 WINDOWS = {"short": 8192, "long": 65536}
 
 
 class System(NamedTuple):
-    """A gateway, the router behind it, and who asks."""
+    """A gateway, the router behind it, and a client that sends requests."""
 
     gateway: EnvoyGateway
     router: Router
@@ -52,14 +53,14 @@ def binary() -> Path:
 def start(
     binary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., contextlib.AbstractContextManager[System]]:
-    """Start everything.
+    """Return a function that starts a gateway, a router and the pools.
 
-    Args of the result:
-        manifests: what the overlay or the command made.
-        config: the router's.
-        windows: each pool with its server's window in tokens.
-        model: a name that the router and the pools know.
-        path: a path that the gateway routes.
+    Args of the function:
+        manifests: output of the overlay or of the command.
+        config: configuration of the router.
+        windows: each pool's name with its server's window in tokens.
+        model: name of a model that the router and the pools serve.
+        path: path of requests that the gateway routes.
     """
 
     @contextlib.contextmanager

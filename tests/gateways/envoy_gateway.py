@@ -1,7 +1,7 @@
-"""Envoy Gateway itself, without a cluster: manifests in a file, Envoy as its child.
+"""The real Envoy Gateway without a cluster: it reads a file and starts Envoy.
 
-Built by ``go install``, and kept by version. It binds fixed ports on every address, so it
-runs in a network namespace with loopback alone.
+``go install`` builds Envoy Gateway, and each version is cached. Envoy Gateway binds
+fixed ports on every address, so it runs in a network namespace that has only loopback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..patience import PATIENCE_S
 
 VERSION = "1.9.0"
 ENVOY_VERSION = "1.40.0"
-"""Of the project's own Envoy, which is put where Envoy Gateway would download one."""
+"""Version of the project's own Envoy, which replaces Envoy Gateway's download."""
 MODULE = f"github.com/envoyproxy/gateway/cmd/envoy-gateway@v{VERSION}"
 PORT = 8888
 API = "gateway.envoyproxy.io/v1alpha1"
@@ -39,21 +39,21 @@ READ = {
     "HTTPRoute",
     "HTTPRouteFilter",
 }
-"""What the file provider reads of what an overlay has."""
+"""Kinds of an overlay's objects that Envoy Gateway's file provider reads."""
 
 Manifest = dict[str, Any]
 _CLONE_NEWNET = 0x40000000
 
 
 class UnavailableError(Exception):
-    """What these tests need is not here; the message says what."""
+    """A program or permission that these tests need is missing; the message names it."""
 
 
 def install() -> Path:
     """Build Envoy Gateway if it is not in the cache; return its binary.
 
     Raises:
-        UnavailableError: there is no Go, or the build failed.
+        UnavailableError: Go is not installed, or the build failed.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "token-budget-router" / f"envoy-gateway-{VERSION}"
@@ -77,10 +77,10 @@ def install() -> Path:
 
 @contextlib.contextmanager
 def own_network() -> Iterator[None]:
-    """Give this thread, and what it starts, a network of loopback alone.
+    """Give this thread and its child processes a network that has only loopback.
 
     Raises:
-        UnavailableError: the system does not let us.
+        UnavailableError: the system does not permit a new network namespace.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -102,8 +102,8 @@ def without_a_cluster(
     """Replace each Service by a Backend with an address, as the file provider requires.
 
     Args:
-        manifests: as rendered; left alone.
-        services: the port on loopback of each Service.
+        manifests: the rendered objects, which are not modified.
+        services: the loopback port of each Service.
     """
     kept = [item for item in manifests if item["kind"] in READ]
     objects = [*_gateway(), *yaml.safe_load(yaml.safe_dump(kept))]
@@ -136,7 +136,7 @@ def _object(api: str, kind: str, name: str, **spec: Any) -> Manifest:
 
 
 def _gateway() -> list[Manifest]:
-    """What the cluster's operator brings."""
+    """Return the objects that the operator of a cluster provides."""
     group = "gateway.networking.k8s.io"
     proxy = _object(
         API,
@@ -184,7 +184,9 @@ def _find(value: Any, key: str) -> Iterator[Any]:
 
 
 class EnvoyGateway:
-    """One Envoy Gateway with its Envoy, in the network namespace of its starter."""
+    """One Envoy Gateway with its Envoy, in the network namespace of the starting
+    thread.
+    """
 
     def __init__(self, binary: Path, folder: Path, objects: list[Manifest]) -> None:
         self._folder = folder
@@ -234,7 +236,7 @@ class EnvoyGateway:
         }
 
     def stat(self, name: str) -> int:
-        """Return one of Envoy's counters or gauges, by a pattern of its whole name."""
+        """Return an Envoy counter or gauge whose whole name matches a pattern."""
         (file,) = self._folder.glob("runtime/*/admin-address.txt")
         url = f"http://{file.read_text().strip()}/stats?filter=^{name}$"
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:

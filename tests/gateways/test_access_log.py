@@ -1,4 +1,4 @@
-"""The component for Envoy Gateway's access log, under Envoy Gateway."""
+"""The access log component for Envoy Gateway, tested in a real Envoy Gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_response_teaches_the_router(system: System) -> None:
     ]
 
     assert [response.status for response in answers] == [200] * 4
-    # The fixture's own requests included, each decision has its record.
+    # Each decision has a record, including the decisions on the fixture's own requests.
     wait_until(
         lambda: (
             metric("extproc_access_log_entries_total", result="observed")

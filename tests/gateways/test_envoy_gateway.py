@@ -1,4 +1,4 @@
-"""The overlay for Envoy Gateway, under Envoy Gateway."""
+"""The overlay for Envoy Gateway, tested in a real Envoy Gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
 KIB = 1 << 10
 BELIEVED = 30_000
-"""The short pool's window as the router has it: more than it is, so that some overflow."""
+"""The short pool's window in the router's configuration.
+
+It exceeds the real window, so that some requests overflow.
+"""
 PREFIXED = "/team/v1/chat/completions"
 CONFIG = {
     "server": {"body_timeout_s": 1},
@@ -96,7 +99,8 @@ def test_an_overflow_becomes_an_answer_and_other_mistakes_are_asked_once(
         return system.gateway.stat(route.format(rule))
 
     before = attempts(0), attempts(1)
-    # More than the short pool holds, and less than the router believes that it does.
+    # The text exceeds the short pool's actual window, but not the window that the
+    # router assumes for this pool.
     text = "The quick brown fox jumps over the lazy dog. " * 900
     assert answered(system.client.chat(text)) == (200, "long")
     assert (attempts(0) - before[0], attempts(1) - before[1]) == (2, 0)
@@ -109,7 +113,9 @@ def test_an_overflow_becomes_an_answer_and_other_mistakes_are_asked_once(
 def test_a_client_s_own_pool_does_not_count_with_the_router_frozen_or_gone(
     system: System,
 ) -> None:
-    """A router that hangs costs a second for each of some requests, then nothing."""
+    """A hung router delays some requests by a second each, and later requests not at
+    all.
+    """
     own = {"x-llm-pool": "short"}
     child = system.router.child
     child.pause()
@@ -167,7 +173,7 @@ def test_with_envoy_gateway_s_own_limits_at_most_three_are_lost(
     start: Any,
     kustomize: Any,
 ) -> None:
-    """As behind a Gateway whose own policy keeps ours out."""
+    """This is the case if the Gateway has its own policy, which excludes the overlay's."""
     manifests = [
         item
         for item in kustomize("envoy-gateway")

@@ -1,4 +1,4 @@
-"""``extproc routes --for gateway-api`` for several models, under Envoy Gateway."""
+"""``extproc routes --for gateway-api`` for several models, in a real Envoy Gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 MIB = 1 << 20
 WINDOWS = {
     **{pool: 65536 for pools in POOLS.values() for pool in pools},
-    # Less than the router believes, so that some requests overflow.
+    # These windows are smaller than the router assumes, so that some requests overflow.
     "llama-short": 2048,
     "qwen-short": 2048,
 }

@@ -1,4 +1,4 @@
-"""Texts with a stand-in tokenizer, and the shared corpora if they are available."""
+"""Texts counted by a stand-in tokenizer, and the shared corpora if they are available."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _DIGIT_PIECES = re.compile(r" ?[A-Za-z]{1,4}|[0-9]|\n| {1,4}|[^\w\s]")
 
 
 def triple_digits(text: str) -> int:
-    """Count tokens of a vocabulary that joins three digits or six letters, plus 30."""
+    """Count tokens with a vocabulary that joins three digits or six letters; add 30."""
     return 30 + len(_PIECES.findall(text))
 
 
 def single_digits(text: str) -> int:
-    """Count tokens of a vocabulary that splits every digit, plus 4."""
+    """Count tokens with a vocabulary that splits every digit; add 4."""
     return 4 + len(_DIGIT_PIECES.findall(text))
 
 
@@ -94,7 +94,7 @@ def sample_of() -> Callable[[str, Tokenizer], Sample]:
 def samples(
     texts: list[str], sample_of: Callable[[str, Tokenizer], Sample]
 ) -> list[Sample]:
-    """Return the texts, counted by a vocabulary that joins digits."""
+    """Return the texts with token counts of a vocabulary that joins digits."""
     return [sample_of(text, triple_digits) for text in texts]
 
 
@@ -102,7 +102,7 @@ def samples(
 def other_samples(
     texts: list[str], sample_of: Callable[[str, Tokenizer], Sample]
 ) -> list[Sample]:
-    """Return the texts, counted by a vocabulary that splits digits."""
+    """Return the texts with token counts of a vocabulary that splits digits."""
     return [sample_of(text, single_digits) for text in texts]
 
 

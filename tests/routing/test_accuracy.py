@@ -1,8 +1,8 @@
 """Accuracy of the default estimator on real requests and six real tokenizers.
 
-Each request is estimated first and then learned from, and the first tenth is not
-scored. The asserted figures are the documented promises; the measured figures are
-better.
+The estimator estimates each request and then learns from it. The first tenth of the
+requests is not scored. The tests assert the figures that the documentation promises;
+the measured figures are better.
 """
 
 import gzip
@@ -157,8 +157,8 @@ def read_every(corpora_path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def test_the_first_bound_of_an_unknown_tokenizer_is_honest(corpora_path: Path) -> None:
-    """If one family is left out, few prompts exceed the bound, and the bound is not
-    wide.
+    """With a prior fitted without one family, few of its prompts exceed the bound, and
+    the bound is not wide.
     """
     exceeded = []
     factors: dict[str, list[float]] = {"english": [], "code": []}

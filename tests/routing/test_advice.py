@@ -1,4 +1,4 @@
-"""Threshold advice: shares, savings and risk equal counts; best threshold first."""
+"""Threshold advice: shares, savings and risk equal counts, and the best is first."""
 
 import pytest
 from hypothesis import given

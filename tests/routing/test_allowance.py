@@ -50,7 +50,9 @@ def test_categories_and_models_are_told_apart() -> None:
 
 
 def test_a_cut_answer_would_have_been_longer() -> None:
-    """Half the answers are cut at 200 tokens; the others determine the quantile."""
+    """Half of the answers are truncated at 200 tokens; the others determine the
+    quantile.
+    """
     rng = random.Random(2)
     plain, censored = OutputAllowance(), OutputAllowance()
     for n in range(3000):
@@ -140,7 +142,7 @@ def test_refuses_settings_out_of_range(arguments: dict[str, float]) -> None:
 
 
 def test_what_is_allowed_is_hardly_behind_the_answers() -> None:
-    """The quantile is recomputed as soon as one in 128 observations is new."""
+    """The quantile is recomputed when 1/128 of all observations are new."""
     rng = random.Random(5)
     allowance = OutputAllowance()
     for n in range(3000):

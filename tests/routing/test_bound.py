@@ -1,4 +1,4 @@
-"""The bound that is added to the estimate of any estimator."""
+"""The bound above the estimate, which works with any estimator."""
 
 import random
 from collections.abc import Sequence

@@ -97,8 +97,7 @@ TEXTS = {
     "hindi": (HINDI, Category.OTHER_SCRIPT),
     "greek": (GREEK, Category.OTHER_SCRIPT),
     "thai": (THAI, Category.OTHER_SCRIPT),
-    # Latin letters are mixed with letters of three bytes, so the tokens are a mixture,
-    # too.
+    # Latin letters are mixed with letters of three bytes, so the tokens are mixed, too.
     "vietnamese": (VIETNAMESE, Category.MIXED),
     "english-and-chinese": (ENGLISH + CHINESE, Category.MIXED),
     "code-with-russian-comments": (PYTHON + RUSSIAN[:60], Category.MIXED),

@@ -167,7 +167,7 @@ def test_a_count_far_from_the_estimate_is_not_believed() -> None:
     for n in range(40):
         turn(routes, [text(400, n)], 700)
     # The template drops the text that was counted, so the next count is a tenth of the
-    # last count.
+    # previous count.
     turn(routes, [text(400)], 9000)
     decision = routes.route(request([text(400), "yes", "go on"]))
     assert decision.turn_spread == 0

@@ -21,8 +21,9 @@ def feed(
     limit: int = 32_000,
     seed: int = 1,
 ) -> list[bool]:
-    """Reserve for answers of log-normal length, learn each, and return which exceeded
-    it.
+    """Reserve tokens for answers of log-normal length, and learn each answer's length.
+
+    Return for each answer whether it exceeded its reserve.
     """
     rng = random.Random(seed)
     exceeded = []

@@ -1,4 +1,4 @@
-"""The explanation matches the routing: same numbers, pool and reason."""
+"""An explanation has the same numbers, pool and reason as the routing decision."""
 
 from typing import Any
 
@@ -186,8 +186,8 @@ def test_the_text_estimator_names_its_heaviest_terms() -> None:
     assert len(terms) <= 12
     for term in terms.values():
         assert term["tokens"] == pytest.approx(term["count"] * term["tokens_each"])
-    # So short a text has no more terms than are shown, so the shown terms add up to the
-    # total.
+    # A text this short has few enough terms to show all of them, so the shown terms add
+    # up to the total.
     assert sum(t["tokens"] for t in terms.values()) == pytest.approx(
         prompt.tokens, abs=0.6
     )

@@ -201,8 +201,8 @@ def test_a_matrix_that_does_not_fit_is_an_error(
 
 
 def test_a_kernel_built_by_any_python_counts_references_for_every_other() -> None:
-    """Python 3.12's headers return None without incrementing the reference count of
-    None.
+    """Code built with Python 3.12's headers returns None without incrementing the
+    reference count of None.
     """
     macros = (
         "Py_RETURN_NONE",

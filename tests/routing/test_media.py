@@ -1,4 +1,4 @@
-"""Image tokens from public formulas of model families, or learned from responses."""
+"""Image tokens, from model families' public formulas or learned from responses."""
 
 import math
 import random
@@ -20,7 +20,9 @@ Formula = Callable[[int, int], float]
 
 
 def smart_resize(width: int, height: int, side: int, low: int, high: int) -> float:
-    """Apply Qwen's formula: round sides to a multiple, within limits on the pixels."""
+    """Apply Qwen's formula: round sides to a multiple, within limits of the pixel
+    count.
+    """
 
     def whole(length: float, rounds: Callable[[float], float] = round) -> float:
         return max(side, rounds(length / side) * side)

@@ -13,7 +13,7 @@ samples = st.lists(st.floats(0.0, 1e6), max_size=30)
 
 
 def learned(values, start=None):
-    """Return a group after adding these values to a given group or an empty group."""
+    """Add these values to a given group, or to an empty group, and return the group."""
     sums = np.zeros(2) if start is None else start.sums
     count = 0 if start is None else start.observations
     for value in values:

@@ -1,4 +1,4 @@
-"""One table of needs and misroutes, which holds for all code that judges a decision."""
+"""One table of needs and misroutes, which all code that judges decisions must match."""
 
 from dataclasses import dataclass
 
@@ -141,7 +141,8 @@ def test_the_router_judges_so(case: Case) -> None:
 
 
 def test_a_recording_is_judged_so(case: Case) -> None:
-    # The recording has one more line for each pool, so that all pools occur in it.
+    # The recording also has one line for each pool, so that all pools occur in the
+    # recording.
     others = [Observation(Decision(p, Reason.FAULT), Outcome(503)) for p in case.pools]
     lines = [
         Recorded(0.0, observation)

@@ -145,7 +145,9 @@ def test_leaves_what_is_not_its_own(
 
 
 def test_sums_that_no_observations_make_are_started_over_from() -> None:
-    """An indefinite matrix is detected on first use, and a new epoch starts."""
+    """An indefinite matrix is detected when it is first used, and then a new epoch
+    starts.
+    """
     group = learned(draw(30)).snapshot()
     upper = np.array([1.0, 9.0, 0.0, 1.0, 0.0, 1.0])  # not positive definite
     posterior = Posterior(vague(), FOREVER)

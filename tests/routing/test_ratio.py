@@ -43,7 +43,10 @@ def test_ema_starts_from_four_bytes_a_token() -> None:
 
 
 def test_ema_follows_the_published_formula_sample_by_sample() -> None:
-    """Compute c and sigma by hand for beta 0.95: c += 0.05 (x - c), likewise sigma."""
+    """Compute c and sigma by hand for beta 0.95.
+
+    c += 0.05 (x - c), and sigma is updated in the same way.
+    """
     ema = Ema()
     samples = [
         # body bytes, tokens   c          sigma

@@ -1,4 +1,4 @@
-"""The default estimator on a stand-in tokenizer; test_accuracy.py uses the corpora."""
+"""The default estimator with a stand-in tokenizer; test_accuracy.py uses the corpora."""
 
 import random
 from collections.abc import Sequence
@@ -312,7 +312,7 @@ def test_a_restarted_process_goes_on_where_it_stopped(samples: list[Sample]) -> 
 def test_what_others_learned_is_solved_when_it_is_asked_for(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One matrix for each of 64 models in one step would take a fifth of a second."""
+    """To invert the matrices of 64 models in one step would take a fifth of a second."""
     estimator, other = Bounded(TextEstimator()), Bounded(TextEstimator())
     for sample in samples[:32]:
         for model in ("a", "b", "c"):

@@ -1,4 +1,4 @@
-"""Chat templates that drop all reasoning, keep all, or keep the latest, by model."""
+"""Each model's chat template drops all reasoning, keeps all, or keeps the latest."""
 
 import json
 import random

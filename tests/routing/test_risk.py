@@ -20,7 +20,9 @@ def run(
     category: str = "prose",
     skip: int = 500,
 ) -> float:
-    """Feed errors; return the share above their bound, without the first errors."""
+    """Feed errors; return the share of errors above their bound, without the first
+    ones.
+    """
     exceeded = 0
     for n in range(count):
         error = draw()
@@ -42,7 +44,7 @@ def test_keeps_the_stated_rate(rate: float, scale: float) -> None:
 
 
 def test_a_factor_is_hardly_behind_the_errors() -> None:
-    """The quantile is recomputed once a hundredth of the observations is new."""
+    """The quantile is recomputed when 1 % of all observations are new."""
     rng = random.Random(8)
     margin = Margin()
     for n in range(3000):

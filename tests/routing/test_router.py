@@ -308,7 +308,9 @@ def test_an_answer_that_was_cut_first_was_not_refused(
 
 
 def allowed_after(outcome: Outcome, asked: Request) -> int:
-    """Return the allowance after many equal outcomes of a request."""
+    """Return the allowance after the same outcome of a request has been learned many
+    times.
+    """
     routes = router()
     for _ in range(200):
         routes.learn(routes.route(asked), outcome)

@@ -25,7 +25,7 @@ def setting(name: int, value: int) -> bytes:
 
 
 def request_block(**changes: str | None) -> bytes:
-    """Return a header block without dynamic table entries."""
+    """Return a header block that uses no dynamic table entries."""
     fields = {**HEADERS, **{n.replace("_", "-"): v for n, v in changes.items()}}
     encoder = Encoder()
     encoder.header_table_size = 0
@@ -50,7 +50,7 @@ class Sent:
 
     @property
     def code(self) -> int | None:
-        """The error code of a RST_STREAM or GOAWAY frame, or None."""
+        """The error code of a RST_STREAM or GOAWAY frame; None for other frames."""
         if self.kind == RST:
             return int.from_bytes(self.payload, "big")
         if self.kind == GOAWAY:

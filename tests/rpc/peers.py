@@ -1,4 +1,4 @@
-"""A service with small calls, and an h2 (python-hyper) client that validates it."""
+"""A service with small calls, and an h2 (python-hyper) client that checks its frames."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ def unframed(data: bytes) -> list[bytes]:
 
 @dataclass
 class TestCall:
-    """A call whose path names its behavior; on some paths, messages are commands."""
+    """A call whose path selects its behavior; on some paths, the messages are commands."""
 
     __test__ = False
 
@@ -176,7 +176,7 @@ class H2Peer:
     """An h2 client connected to a machine; h2 raises on any invalid byte.
 
     Args:
-        acknowledge: return flow-control credit for received data.
+        acknowledge: whether to return flow-control credit for received data.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How calls fail and end, and what an h2 client receives."""
+"""How calls fail and end, and what an h2 client then receives."""
 
 import h2.errors
 import pytest

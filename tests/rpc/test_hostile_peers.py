@@ -1,4 +1,4 @@
-"""Peers that violate the protocol or flood the machine: bytes in, bytes out."""
+"""Peers that violate the protocol or flood the machine, tested by bytes in and out."""
 
 import struct
 from unittest import mock
@@ -38,7 +38,7 @@ from .peers import Machine, framed
 
 
 def verdict(data: bytes, limits: Limits | None = None) -> tuple[str, int | None] | None:
-    """Feed a new machine, and return the last error that it sent."""
+    """Feed data to a new machine, and return the last error that the machine sent."""
     machine = Machine(limits)
     machine.connection.take()
     sent = frames_in(machine.feed(data))
@@ -283,13 +283,19 @@ def opened_and_reset(n: int) -> bytes:
 
 
 def opened_and_wrong(n: int) -> bytes:
-    """A stream that the server must reset: a second HEADERS without END_STREAM."""
+    """Return frames for a stream that the server must reset.
+
+    The second HEADERS has no END_STREAM.
+    """
     stream = 2 * n + 3
     return frame(HEADER, 4, stream, BLOCK) * 2
 
 
 def answered_and_wrong(n: int) -> bytes:
-    """DATA after END_STREAM, on a stream whose response waits for window credit."""
+    """Return frames with DATA after END_STREAM.
+
+    The response on this stream is waiting for window credit.
+    """
     stream = 2 * n + 3
     return frame(HEADER, 5, stream, WAITING_BLOCK) + frame(
         DATA, 0, stream, framed(b"x")
@@ -361,7 +367,7 @@ def test_tiny_pieces_of_a_message_pay_for_nothing(size, earns):
 
 
 def test_every_stream_may_be_reset_at_once():
-    """An unmodified client does this if the context of all its calls is canceled."""
+    """A normal client does this if the shared context of all its calls is canceled."""
     machine = Machine()
     machine.feed(START)
     streams = range(1, 2 * Limits().max_concurrent_streams, 2)

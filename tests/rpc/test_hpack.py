@@ -1,4 +1,4 @@
-"""The router's own decoding loop over hpack's parts decodes as hpack's decoder does."""
+"""The router's own decoding loop, built on hpack's parts, decodes as hpack does."""
 
 import pytest
 from hpack import Decoder, Encoder, HPACKError

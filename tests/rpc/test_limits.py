@@ -27,8 +27,8 @@ from .peers import H2Peer, Machine, framed
 def test_streams_over_the_limit_are_refused_and_others_go_on():
     peer = H2Peer(Limits(max_concurrent_streams=2))
     first, second = peer.request(), peer.request()
-    # Imitate a client that has not received the SETTINGS yet, because h2 respects the
-    # limit.
+    # Imitate a client that has not received the SETTINGS yet. Otherwise, h2 would
+    # respect the limit.
     peer.client.remote_settings.max_concurrent_streams = 100
     peer.client.remote_settings.acknowledge()
     third = peer.request()

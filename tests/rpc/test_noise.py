@@ -1,4 +1,4 @@
-"""Peers that send noise, or valid frames with some faults: bytes in, bytes out."""
+"""Peers that send noise, or valid frames with some faults, tested by bytes in and out."""
 
 import itertools
 from collections.abc import Callable
@@ -44,7 +44,7 @@ ANY_FRAME = st.builds(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> bytes:
-    """A client's bytes: mostly valid, with occasional faults."""
+    """Draw the bytes of a client, which are mostly valid, with occasional faults."""
     data, streams = START, [1]
     data += frame(HEADER, END_HEADERS, 1, BLOCK)
     for _ in range(draw(st.integers(0, 20))):
@@ -104,7 +104,9 @@ def fed(
 
 
 def check(data: bytes, cuts: list[int], limits: Limits) -> None:
-    """Check for exceptions, invalid frames, effects of the split, and calls left open."""
+    """Check that there are no exceptions, no invalid frames, no effects of the split,
+    and no calls left open.
+    """
     whole, machine = fed(data, [], limits)
     frames_in(whole)
     pieces, other = fed(data, cuts, limits)

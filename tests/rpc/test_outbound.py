@@ -104,7 +104,8 @@ def test_credit_is_returned_in_large_pieces():
         peer.exchange()
     assert peer.machine.calls[0].received == [body]
     updates = [event.stream_id for event in peer.has(WindowUpdated)]
-    # One update returns at least half a window, and the peer starts with 64 KiB.
+    # Each update returns at least half a window, and the peer's windows start at 64
+    # KiB.
     assert updates.count(stream) <= len(data) / (32 * KIB)
     assert 10 < updates.count(0) <= len(data) / (64 * KIB) + 1
 
@@ -123,7 +124,7 @@ ACTIONS = st.lists(
 @settings(deadline=None)
 @given(ACTIONS, st.sampled_from([0, 10, 1_000, 65_535]), st.booleans())
 def test_any_correct_conversation_is_answered_correctly(actions, window, acknowledge):
-    """h2 raises on any violation; no data may be lost, mixed or reordered."""
+    """h2 raises an error on any violation; no data may be lost, mixed up or reordered."""
     peer = H2Peer(
         Limits(control_burst=100_000),  # a window of 10 bytes requires many updates
         acknowledge=acknowledge,

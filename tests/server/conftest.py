@@ -1,4 +1,4 @@
-"""A real Redis, if installed; event loops; a TLS certificate."""
+"""Fixtures: a real Redis (if installed), both event loops, and a TLS certificate."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""A configuration in force, built from the parts under test."""
+"""A configuration in force, built from the parts that a test checks."""
 
 from collections.abc import Callable, Mapping
 

@@ -50,9 +50,9 @@ def stream(channel: grpc.aio.Channel, method: str, **options):
 
 
 def raw_request(method: str, stream_id: int, *more: bytes) -> bytes:
-    """Return a HEADERS frame without dynamic table entries.
+    """Return a HEADERS frame that uses no dynamic table entries.
 
-    ``more`` are encoded headers.
+    ``more`` contains further headers, already encoded.
     """
     path = f"/test.Test/{method}".encode()
     head = b"\x83\x86\x44" + bytes((len(path),)) + path

@@ -90,8 +90,8 @@ def test_a_config_map_that_kubernetes_swaps_is_put_in_force(tmp_path):
         directory = tmp_path / f"..{version}"
         directory.mkdir()
         (directory / "extproc.yaml").write_text(pools_with(threshold))
-        # Both versions have the same size and time, as if they were written in one
-        # second.
+        # Both versions have the same size and time, as if they were written within the
+        # same second.
         os.utime(directory / "extproc.yaml", (1, 1))
         new = tmp_path / "..data_tmp"
         new.symlink_to(directory.name)

@@ -1,4 +1,4 @@
-"""Replacing a running server's configuration: what changes, and what stays."""
+"""What changes and what stays if a running server's configuration is replaced."""
 
 import asyncio
 import contextlib

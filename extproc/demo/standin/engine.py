@@ -22,7 +22,7 @@ _CATCH_UP_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of each step: a constant for weights, plus sequence and token terms.
+    """Seconds of each step: a constant (weights), plus terms per sequence and token.
 
     The defaults are those of the A100 in the routing papers (arXiv 2604.09613: 8 ms +
     0.65 ms for each sequence in an iteration); 20 us for each prefill token equal
@@ -33,7 +33,7 @@ class StepTime:
     sequence_s: float = 0.00065
     prefill_token_s: float = 0.00002
     speed: float = 1.0
-    """Factor by which steps are faster than those defaults; > 0."""
+    """Factor by which steps are faster than the times above; > 0."""
 
     def of(self, step: Step) -> float:
         """Return the seconds of a step."""
@@ -56,7 +56,7 @@ class EngineTotals:
 
 
 class Generation:
-    """The sequences of one request: iterate over their tokens; exit to abort them."""
+    """A request's sequences: iterate to get tokens, leave the context to abort."""
 
     def __init__(self, engine: Engine, request_ids: Sequence[str]) -> None:
         self._engine = engine

@@ -103,7 +103,7 @@ class Pair:
 
 
 def for_prefill(body: dict[str, object], path: str) -> dict[str, object]:
-    """Return the request for the prefill server: the same prompt, but for one token."""
+    """Return the request for the prefill server: the same prompt, one output token."""
     kept = {name: value for name, value in body.items() if name not in _ONLY_DECODE}
     limits = [name for name in _LIMITS if name in kept]
     if not limits:

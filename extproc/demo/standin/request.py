@@ -45,7 +45,7 @@ class RequestRefusedError(Exception):
         self.parameter = parameter
 
     def body(self, endpoint: ServedApi) -> dict[str, object]:
-        """Return the JSON body, in Anthropic's format on Anthropic's path."""
+        """Return the response as JSON, in Anthropic's format on Anthropic's path."""
         if endpoint is ServedApi.MESSAGES:
             return {
                 "type": "error",
@@ -219,7 +219,7 @@ def _list_of_objects(body: Mapping[str, object], name: str) -> list[dict[str, ob
 def _count_texts(
     body: Mapping[str, object], name: str, tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    """Count the tokens of a text, token ids, or a list of either."""
+    """Count the tokens of a text, of token ids, or of a list of either."""
     value = body.get(name)
     if isinstance(value, str):
         return (tokenizer.count_completion_prompt(value),)

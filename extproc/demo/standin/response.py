@@ -23,7 +23,7 @@ class Answer:
     output_tokens: int
     """Final length of the answer in tokens (>= 1)."""
     cut: bool
-    """Whether a limit ends the answer, not the model."""
+    """Whether a limit ends the answer, rather than the model."""
     seed: int
     produced: int = 0
     """Number of tokens so far."""
@@ -213,7 +213,7 @@ class Responder:
         }
 
     def _message(self, answer: Answer | None) -> dict[str, object]:
-        """Return Anthropic's message; without an answer, that of a stream's start."""
+        """Return Anthropic's message; without an answer, the one to start a stream."""
         content = (
             []
             if answer is None

@@ -120,7 +120,8 @@ class StandIn:
         except RequestRefusedError as refused:
             return web.json_response(refused.body(endpoint), status=refused.status)
         if endpoint is ServedApi.EMBEDDINGS:
-            # Pooling is a prefill without output; one token stands for the step.
+            # Pooling is a prefill without output; the one output token here represents
+            # its step.
             answers = [Answer(i, 1, False, 0) for i in range(len(job.prompt_tokens))]
         else:
             answers = self._plan(job)
@@ -129,7 +130,7 @@ class StandIn:
             (job.prompt_tokens[answer.index // job.choices], answer.output_tokens)
             for answer in answers
         )
-        # An early exit, when the client disconnects, aborts the sequences.
+        # If the client disconnects, leaving this block early aborts the sequences.
         with generation, self._telemetry.request(answers) as progress:
             if job.stream and endpoint is not ServedApi.EMBEDDINGS:
                 return await self._stream(request, responder, generation, progress)

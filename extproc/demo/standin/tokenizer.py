@@ -1,9 +1,10 @@
 """Counts prompt tokens as a real model does, with Mistral's Tekken vocabulary.
 
 The wheel of mistral-common contains the vocabulary, so nothing is downloaded. tiktoken,
-which mistral-common itself uses for encoding, loads it in a third of the time. The
-prompt is a conversation in Mistral's instruct template (version 3); special tokens are
-counted without being rendered, because each is one token.
+which mistral-common itself uses for encoding, loads the vocabulary in a third of
+mistral-common's time. The prompt is a conversation in Mistral's instruct template
+(version 3); special tokens are counted without being rendered, because each is one
+token.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Tokenizer:
         )
 
     def count(self, text: str) -> int:
-        """Return the tokens of a text, without special tokens."""
+        """Return the number of tokens of a text, without special tokens."""
         return len(self._tekken.encode_ordinary(text))
 
     def count_completion_prompt(self, prompt: str) -> int:
-        """Return the tokens of a raw prompt: its text and the start token."""
+        """Return the number of tokens of a raw prompt, including the start token."""
         return 1 + self.count(prompt)
 
     def count_chat(
@@ -64,10 +65,10 @@ class Tokenizer:
         messages: Sequence[Mapping[str, object]],
         tools: Sequence[Mapping[str, object]] = (),
     ) -> int:
-        """Return the tokens of a conversation in Mistral's instruct template.
+        """Return the number of tokens of a conversation in Mistral's template.
 
-        The system prompt is part of the last user message, and the tools precede it.
-        Unknown roles count as user messages.
+        As in the instruct template, the system prompt is part of the last user message,
+        and the tools precede that message. Unknown roles count as user messages.
         """
         system = "\n\n".join(
             _text(message)
@@ -97,7 +98,7 @@ class Tokenizer:
 
 
 def _vocabulary_path() -> Path:
-    """Return the file's path without importing the package, which takes 0.5 s."""
+    """Return the file's path without importing mistral-common, which takes 0.5 s."""
     package = importlib.util.find_spec("mistral_common")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(

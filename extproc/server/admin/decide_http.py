@@ -28,8 +28,8 @@ class HttpApi:
     """Serves the API's methods, and ``POST /decide``, which takes a bare body.
 
     Args:
-        api: makes the decisions. slices: runs the parsing steps of several bodies in
-            turn.
+        api: makes the decisions.
+        slices: runs the parsing steps of several bodies in turn.
     """
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:
@@ -90,8 +90,8 @@ def _json_method(
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
         # With this content type, a browser sends a preflight request (CORS) before a
-        # request to another origin, so no web page can teach the router without its
-        # visitor's knowledge.
+        # request to another origin, so a web page cannot secretly make a visitor's
+        # browser teach the router.
         if request.content_type != "application/json":
             return _refuse("content-type: expected application/json", 415)
         try:

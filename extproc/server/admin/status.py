@@ -34,7 +34,7 @@ class StatusReporter:
         in_force: holder of the pools, estimator and ratios.
         metrics: source of the counts.
         recent: source of the last decisions and the learning curves.
-        timeline: source of the last fifteen minutes.
+        timeline: source of the counts of the last fifteen minutes.
         ready: whether the server accepts new streams.
         clock: seconds since the epoch; also read at construction, for the uptime.
     """
@@ -108,7 +108,7 @@ class StatusReporter:
         )
 
     def _report_models(self, now: Generation) -> list[ModelReport]:
-        """Report each configured model, and ``other`` if it is routed."""
+        """Report each configured model, and ``other`` if other models are routed."""
         router, advice = now.router, advise_now(now)
         if not isinstance(router, ModelRouter):
             return []

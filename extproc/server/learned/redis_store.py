@@ -25,7 +25,7 @@ _REASONS = (
     (redis.ConnectionError, "unreachable"),
     (redis.ResponseError, "command rejected"),
 )
-"""Reason for the log by type of error. An error's own text may contain the user and
+"""Reason to log for each type of error. An error's own text may contain the user and
 host of the URL."""
 
 _ATTEMPTS = 8

@@ -34,7 +34,7 @@ class UnreadableDocument(Exception):  # noqa: N818 - a finding, not a failure
     """The document cannot be used.
 
     Args:
-        kind: word for the name under which the document is set aside.
+        kind: word that is added to the document's name when it is set aside.
         reason: description for the log.
     """
 
@@ -64,8 +64,8 @@ class Store(Protocol):
     def update(self, change: Change) -> SetAside | None:
         """Update the document atomically; return the document set aside, or None.
 
-        A document set aside earlier as the same kind is overwritten, so that such
-        documents do not accumulate.
+        A document of the same kind that was set aside earlier is overwritten, so that
+        such documents do not accumulate.
 
         Raises:
             StoreError: the update failed, or its outcome is unknown.
@@ -151,7 +151,8 @@ class DirectoryStore:
 
 
 def _acquire(descriptor: int) -> None:
-    # Stop waiting at some point, since the process with the lock may be suspended.
+    # Stop waiting at some point, since the process that holds the lock may be
+    # suspended.
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:

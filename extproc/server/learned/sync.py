@@ -3,7 +3,7 @@
 Every few seconds, a thread reads the stored sums, adds the sums that this process has
 learned since the last exchange, and writes the result. The same exchange adds the sums
 of other processes to this process. If the store is unreachable, only the sharing stops.
-The sums learned meanwhile are added as soon as the store is reachable again.
+Sums learned while it is unreachable are added as soon as it is reachable again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StateKeeper:
         learners: returns the current learners. It is called before each exchange, since
             a reload may add learners.
         store: store, whose blocking methods are called on a thread.
-        interval_s: seconds between exchanges. A crash loses at most the learning of
+        interval_s: seconds between exchanges. A crash loses at most what was learned in
             this time.
         synced: called with the result of each exchange.
         wait_s: maximum seconds by which a slow store delays startup and shutdown.
@@ -94,7 +94,7 @@ class StateKeeper:
         self._idle.set()
         self._away = False
         self._left: set[str] = set()
-        """Components of other program versions that were already logged."""
+        """Stored components of other program versions, already logged."""
 
     async def start(self) -> None:
         """Load the stored state; give up if the store is too slow."""
@@ -152,7 +152,7 @@ class StateKeeper:
         self._synced(Synced.OK if aside is None else Synced.SET_ASIDE)
 
     def _report_left(self, ours: Components, merged: Components) -> None:
-        """Log each stored component of another program version once.
+        """Log each stored component of another program version, but only once.
 
         These components stay in the store for servers of that version.
         """
@@ -199,7 +199,8 @@ class StateKeeper:
         return result, aside
 
     def _decode(self, stored: bytes) -> Document:
-        # Usually this process wrote the stored document: do not parse megabytes again.
+        # Usually this process wrote the stored document itself, so do not parse its
+        # megabytes again.
         digest = _digest(stored)
         if digest != self._read[0]:
             self._read = (digest, decode(stored))
@@ -209,7 +210,7 @@ class StateKeeper:
         written = self._attempts.get(document.writers.get(self._writer, 0))
         if written is None:
             return _merge(self._base, ours, document.components)
-        # A write that seemed to have failed has succeeded: continue from its result.
+        # An earlier write seemed to fail but succeeded, so continue from its result.
         ours = _merge(written.ours, ours, written.written)
         return _merge(written.written, ours, document.components)
 
@@ -217,8 +218,8 @@ class StateKeeper:
         """Update the learners with the merged state, one group at a time.
 
         Requests are served between two groups. If the task is cancelled, the remaining
-        groups are still updated, without a pause. If only some groups were updated, but
-        not the base, the sums of these groups would be counted twice.
+        groups are still updated, without a pause. If only some groups were updated and
+        the base was not, the sums of these groups would be counted twice.
         """
         changed = self._changed(ours, merged)
         try:
@@ -309,7 +310,7 @@ async def _snapshot(learners: Sequence[Mergeable]) -> Components:
 
 
 def _merge(base: Components, ours: Components, theirs: Components) -> Components:
-    # Keep the components of other processes that this process does not have.
+    # Keep the components that only other processes have.
     return {
         name: merge(base.get(name, {}), ours[name], theirs.get(name, {}))
         if name in ours

@@ -1,4 +1,4 @@
-"""Metrics of connections to the gRPC port, and a log line per event and minute."""
+"""Metrics of connections to the gRPC port, and one log line a minute per event type."""
 
 import logging
 import time
@@ -53,7 +53,7 @@ class ConnectionMetrics:
             ["code"],
             registry=registry,
         )
-        # A sample of 0 is needed before the first event, to compute a rate.
+        # A rate can be computed only if there is a sample of 0 before the first event.
         for each in ErrorCode:
             self._faults.labels(each.name.lower())
 

@@ -182,7 +182,7 @@ def _advice(advice: Mapping[str, Advice | None]) -> Iterator[GaugeMetricFamily]:
 
 
 def _names(router: AnyRouter) -> Iterator[Metric]:
-    """Return the number of names learned separately, and of lessons for all others."""
+    """Return the count of names learned separately, and the count of other lessons."""
     names = router.estimator.margin.names
     apart = GaugeMetricFamily(
         "extproc_models_learned_apart", "Model names that are learned separately"

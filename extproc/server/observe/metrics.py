@@ -1,4 +1,4 @@
-"""Every Prometheus metric that counts events, which the ext_proc service reports.
+"""Every Prometheus metric that counts events; the ext_proc service reports these.
 
 Label values come from closed sets: the configuration's pools and categories, and the
 code's reasons. Label values never contain a model name, a path or any other client

@@ -1,7 +1,7 @@
 """The last decisions and the course of learning over time, which no metric contains.
 
 All values are numbers, so no text, model name, path or client identity is stored. The
-number of categories limits the memory. A decision takes one append to a list.
+number of categories limits the memory. Recording a decision takes one append to a list.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Recording:
 
     Each line is written to the operating system at once (about 10 us), so that readers
     see complete lines and a crash loses no line. Recording stops at ``max_bytes`` or at
-    the first disk error, and logs one line. The lines already written stay.
+    the first disk error, with one message in the log. The lines already written stay.
 
     Args:
         path: file to append to; created if it does not exist.

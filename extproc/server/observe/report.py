@@ -39,7 +39,7 @@ class CategoryReport(Struct, frozen=True):
 
 
 class RiskReport(Struct, frozen=True):
-    """Stated and recent risk, which is the share of prompts above their bound."""
+    """Stated and recent risk; risk is the share of prompts above their bound."""
 
     stated: float | None
     """Risk that the estimator states, or None if it states none."""
@@ -132,7 +132,7 @@ class BudgetsReport(Struct, frozen=True):
     requests: float
     """Decayed number of requests."""
     token_shares: Sequence[float]
-    """Share of the tokens of the budgets in each of the same bins."""
+    """Share of all budgeted tokens in each of the same bins."""
 
 
 class ModelReport(Struct, frozen=True):

@@ -33,7 +33,7 @@ class _Snapshot:
     reasons: Counter[str]
     learning: LearningTotals
     seconds: Sequence[int]
-    """Number of answered messages by bucket of ``extproc_message_seconds``."""
+    """Number of answered messages in each bucket of ``extproc_message_seconds``."""
 
 
 class Timeline:
@@ -57,7 +57,7 @@ class Timeline:
     async def run(self) -> None:
         """Read the counters at the end of each interval until cancelled.
 
-        A timer can end shortly before the interval does, by the clock.
+        By the clock, a timer can end shortly before its interval.
         """
         sampled = self._clock() // INTERVAL_S
         while True:

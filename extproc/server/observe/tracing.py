@@ -53,8 +53,8 @@ _PROTOCOLS = {"grpc": "grpc", "http/protobuf": "http"}
 """Exporter package for each value of OTEL_EXPORTER_OTLP_PROTOCOL."""
 
 _LOG_INTERVAL_S = 60.0
-"""Seconds between log lines of the SDK, which logs every second while the collector is
-unreachable."""
+"""Seconds between log lines of the SDK. Without this limit, it logs every second while
+the collector is unreachable."""
 
 MAX_MODELS = 64
 """Maximum number of model names in the metric. Only names that a backend reported are

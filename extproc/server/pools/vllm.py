@@ -101,7 +101,7 @@ class Vllm:
         raise VllmError(f"/health: status {health}")
 
     async def models(self) -> ServedModels:
-        """Return the served models; empty if they are not listed (no API key).
+        """Return the served models; none if they are not listed (no API key).
 
         Raises:
             VllmError: the server does not respond.

@@ -20,9 +20,9 @@ from extproc.server.pools.vllm import NoMetricsError, Vllm, VllmError, read_key
 logger = logging.getLogger(__name__)
 
 _UNHEALTHY_AFTER = 3
-"""Number of failed polls in a row after which an endpoint counts as unhealthy. After
-fewer polls, a busy server could be misjudged, since vLLM may not respond for a second
-while it compiles or captures graphs."""
+"""Number of failed polls in a row after which an endpoint counts as unhealthy. With a
+smaller number, a busy server could be misjudged, since vLLM may not respond for a
+second while it compiles or captures graphs."""
 
 _ANSWER_TIMEOUT_S = 1.0
 
@@ -94,7 +94,8 @@ class PoolStatus:
     healthy: int
     under_pressure: bool
     waiting: float | None
-    """Mean over the endpoints with a recent answer; None without such an endpoint."""
+    """Mean queue length over the endpoints with a recent answer; None without such an
+    endpoint."""
     kv_cache_usage: float | None
     max_model_len_differs: bool
     """Whether an endpoint's max_model_len differs from the configured value."""
@@ -296,7 +297,7 @@ class LoadWatch:
             await self._look_up(pool, url)
 
     async def _look_up(self, pool: _Pool, url: str, *, first: bool = False) -> None:
-        """Update the endpoints, so that each address behind a URL's host has one."""
+        """Update the endpoints, so that each address behind a URL has an endpoint."""
         addresses: Sequence[str | None] = await self._addresses(url)
         if not addresses:
             if not first:

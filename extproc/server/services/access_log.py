@@ -118,7 +118,8 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation |
 
 def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
     metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
-    # Check with "in" first, since a look-up in a map of messages would insert the name.
+    # Check with "in" first, since looking up a missing name in a map of messages would
+    # insert the name.
     if TOKEN_NAMESPACE not in metadata:
         return ""
     fields = metadata[TOKEN_NAMESPACE].fields
@@ -187,7 +188,7 @@ def _count(counts: Struct, name: str) -> int | None:
     if name not in counts.fields:
         return None
     number = counts.fields[name].number_value
-    # The comparison is false for NaN, too.
+    # The first comparison is also false for NaN.
     whole = 0 <= number < _MAX_TOKENS and number == int(number)
     return int(number) if whole else None
 

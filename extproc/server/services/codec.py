@@ -131,9 +131,9 @@ def _body_mode(number: int) -> BodyMode | None:
 
 
 def _headers(headers: pb.HttpHeaders) -> dict[str, str]:
-    # Envoy sends raw_value since version 1.28, and value before that. If a name occurs
-    # twice, the first header is used, since honest clients do not send a second
-    # content-length or path.
+    # Since version 1.28, Envoy sends ``raw_value``. Earlier versions send ``value``. If
+    # a name occurs twice, the first header is used, since honest clients do not send a
+    # second content-length or path.
     decoded: dict[str, str] = {}
     for header in headers.headers.headers:
         key = header.key
@@ -340,8 +340,8 @@ def _chunks(phase: str, body: bytes, end_of_stream: bool) -> list[bytes]:
 
 def _constant(phase: str, **override: Any) -> tuple[bytes]:
     message = pb.ProcessingResponse()
-    # If the submessage were only accessed, the oneof would stay unset. Such a reply is
-    # invalid, and the client would receive a 500.
+    # If the submessage were only accessed, the oneof would stay unset. A reply without
+    # the oneof is invalid, and the client would receive a 500.
     getattr(message, phase).SetInParent()
     if override:
         message.mode_override.CopyFrom(pb.ProcessingMode(**override))

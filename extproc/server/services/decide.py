@@ -1,4 +1,4 @@
-"""Decide and Observe, for decisions and learning with gateways without ext_proc.
+"""Decide and Observe: decisions and learning for gateways without ext_proc.
 
 ``protos/tokenbudget/v1/router.proto`` is the contract. Transports pass its messages to
 ``Api``: unary gRPC through ``WithApi``, JSON over HTTP in ``admin``.
@@ -187,7 +187,7 @@ def _request_of(features: pb.Features) -> Request:
     if size and features.prompt_tokens:
         raise InvalidArgumentError("prompt_tokens: expected only without text")
     prompt = Prompt(
-        # The sample is repeated to obtain a text of that size with the sample's
+        # Repeat the sample to obtain a text of the given size with the sample's
         # features.
         text=(sample * (size // max(1, len(sample)) + 1))[:size],
         messages=features.messages or 1,

@@ -229,8 +229,9 @@ class ExtProcStream:
         else:
             self._service.fault(error)
         if self._exchange.owes_bodies:
-            # In full duplex, the status OK means that the body is complete. The backend
-            # would receive a truncated request, or the client a truncated response.
+            # In full duplex, the status OK means that the body is complete, so the
+            # backend would receive a truncated request, or the client would receive a
+            # truncated response.
             raise RpcError(
                 StatusCode.INTERNAL,
                 "internal error: a full-duplex stream would lose data",

@@ -1,10 +1,10 @@
 """Fast decoders for the messages that Envoy sends, without protobuf objects.
 
 A decision uses five of a request's dozen headers, but protobuf's decoder creates two
-objects and two strings for each header. It also copies a large body twice, once into
-newly mapped pages. The decoders in this module walk over the bytes, decode only the
-wanted headers, and return a view of the body. They support the encoding that all
-protobuf serializers produce. The general decoder handles other valid encodings.
+objects and two strings for each header. It also makes two copies of a large body, one
+of them in newly mapped pages. The decoders in this module walk over the bytes, decode
+only the wanted headers, and return a view of the body. They support the encoding that
+all protobuf serializers produce. The general decoder handles other valid encodings.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _LONGEST_SHIFT = 28
 _MODES = {mode.value: mode for mode in BodyMode}
 
 LARGE_BYTES = 16 * 1024
-"""Minimum size in bytes of a message with a body for the fast decoder. Below this size,
-copying the body is faster."""
+"""Minimum size in bytes for which the fast decoder reads a message with a body. Below
+this size, copying the body is faster."""
 
 Wanted = Mapping[bytes, str]
-"""Headers to decode, with the lower-case name by the name's bytes in the message."""
+"""Headers to decode: for the bytes of a name in the message, the name in lower case."""
 
 
 class _UnusualError(Exception):

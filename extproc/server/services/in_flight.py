@@ -2,8 +2,8 @@
 
 A request's end is reported if the stream stays open for the response, if Envoy's access
 log covers it, or if a gateway calls Observe. Only these requests are tracked. Any other
-request counts until the servers of its pool next report their load, which replaces the
-count.
+request counts as in flight until the servers of its pool next report their load, which
+replaces the count.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class GrpcioServer:
                     limits.max_message_bytes,
                 ),
                 # gRPC accepts all metadata up to the first limit and none above the
-                # second limit. Between the two limits gRPC refuses at random.
+                # second limit. Between the two limits, gRPC refuses metadata at random.
                 ("grpc.max_metadata_size", limits.max_header_list_bytes),
                 ("grpc.absolute_max_metadata_size", 4 * limits.max_header_list_bytes),
                 # Envoy's keepalive may ping every second even if the connection is

@@ -170,8 +170,8 @@ class _Peer(asyncio.BufferedProtocol):
         self._buffer = server.buffer
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        """Timer for the only event that the connection waits for, which is the peer's
-        introduction, read or close."""
+        """Timer for the only event that the connection waits for: that the peer
+        introduces itself, reads or closes."""
         self._deadline: asyncio.TimerHandle | None = None
         self._closing = False
         self._opened = 0
@@ -285,7 +285,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._shut(transport)
 
     def _shut(self, transport: asyncio.Transport) -> None:
-        """Close after the peer or a short wait, since all output has been sent."""
+        """Close after the peer has closed or after a short wait; all output is sent."""
         self._closing = True
         fault = self.machine.fault
         if fault is not None:
@@ -293,7 +293,7 @@ class _Peer(asyncio.BufferedProtocol):
         self._wait(self._server.linger_s, self._close)
 
     def _close(self) -> None:
-        """Close once the output is sent, or the peer has not read it in time."""
+        """Close once the output is sent; cut off a peer that does not read in time."""
         if self._transport is not None:
             self._transport.close()
             self._wait(STALL_S, self.cut_off)
@@ -315,7 +315,7 @@ class _Peer(asyncio.BufferedProtocol):
             self._wait(IDLE_S, self._check_idle)
 
     def _check_idle(self) -> None:
-        """Drain a connection without a stream since the last check."""
+        """Drain the connection if it has had no stream since the last check."""
         opened, self._opened = self._opened, self.machine.opened
         if opened == self._opened and not self.machine.open_calls:
             if self._let_go:

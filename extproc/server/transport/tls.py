@@ -165,7 +165,7 @@ def _configuration(
 
 
 def _reason(error: Exception) -> str:
-    # An SSL error of these files contains neither a file name nor their content.
+    # An SSL error about these files contains neither their names nor their content.
     return (
         getattr(error, "strerror", None) or getattr(error, "reason", "") or str(error)
     )

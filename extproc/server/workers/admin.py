@@ -114,8 +114,8 @@ class WorkersAdmin:
     async def _get_metrics(self, request: web.Request) -> web.Response:
         restarts = list(self._restarts)
         for worker, answer in enumerate(await self._ask_all("/metrics")):
-            # Skip a worker that has restarted meanwhile, since its counts were already
-            # added.
+            # Skip a worker that has restarted since it was asked, because its counts
+            # were already added.
             if self._restarts[worker] == restarts[worker]:
                 self._metrics.take(worker, None if answer is None else answer.decode())
         return web.Response(

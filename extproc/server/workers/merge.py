@@ -61,7 +61,7 @@ class MergedMetrics(Collector):
         self._registry.register(self)
 
     def take(self, worker: int, text: str | None) -> None:
-        """Record the text of a worker's /metrics; None if it did not answer."""
+        """Record a worker's /metrics; ``text`` is None if the worker did not answer."""
         self._up[worker] = text is not None
         known = self._known[worker]
         if text is None:
@@ -240,8 +240,8 @@ def _merge_budgets(budgets: Sequence[BudgetsReport]) -> BudgetsReport:
         thresholds,
         _weighed_means([each.shares for each in alike], weights),
         requests,
-        # These are also weighted by requests, since workers get equal traffic and do
-        # not report sums of tokens.
+        # The shares of tokens are also weighted by requests, since workers get equal
+        # traffic and do not report sums of tokens.
         _weighed_means([each.token_shares for each in alike], weights),
     )
 
@@ -329,7 +329,7 @@ def _observed(category: CategoryReport | None) -> int:
 
 
 def _merge_ratios(reports: Sequence[StatusReport]) -> Mapping[str, float]:
-    """Return each category's ratio from the worker with the most responses in it."""
+    """Return each category's ratio from the worker that has most of its responses."""
     ratios: dict[str, float] = {}
     most: dict[str, int] = {}
     for report in reports:

@@ -62,7 +62,7 @@ class WorkerProcess:
         """Set when the worker is ready for the first time, and never cleared."""
 
     async def keep(self) -> int:
-        """Run the worker until ``stop``, or until it ends before its first readiness.
+        """Run the worker until ``stop``, or until it ends before it was first ready.
 
         Returns:
             0, or the exit status of a worker that could not start. Such a worker is not

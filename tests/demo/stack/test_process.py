@@ -95,7 +95,7 @@ def test_a_child_that_is_never_ready_is_reported(child: Child) -> None:
     indirect=True,
 )
 def test_what_a_child_started_ends_with_it(child: Child) -> None:
-    """The grandchild keeps the log open; once both exit, no process has it open."""
+    """The grandchild also has the log open; after both have exited, no process has."""
     with child:
         child.wait_ready(lambda: is_up(child), LIMIT_S)
         child.kill()

@@ -68,7 +68,9 @@ def test_preemption_loses_no_token() -> None:
 
 
 def test_it_keeps_time() -> None:
-    """The engine is not faster than its steps, but a busy machine may slow it down."""
+    """The engine is never faster than its steps allow, but a busy machine may slow it
+    down.
+    """
     engine = Engine(limits(), StepTime(weights_s=0.05, sequence_s=0, prefill_token_s=0))
 
     async def time_of_four() -> float:

@@ -85,7 +85,7 @@ def test_it_answers_and_signs(talk: Any) -> None:
 
 
 def test_an_answer_ends_where_the_window_does(talk: Any) -> None:
-    """60 prompt tokens leave 4 tokens for the output, whatever the client's limit."""
+    """60 prompt tokens leave 4 tokens for the output, though the client's limit is 50."""
 
     async def conversation(client: TestClient) -> Any:
         body = {

@@ -48,7 +48,8 @@ def test_a_chat_counts_as_in_the_library_s_template(
 ) -> None:
     request = ChatCompletionRequest.from_openai(messages=messages, tools=tools or None)
     expected = len(mistral.encode_chat_completion(request).tokens)
-    # The start of a text may add or save a token at the point where two parts join.
+    # Where two parts join, the start of a text may need one token more or one token
+    # less.
     assert tokenizer.count_chat(messages, tools) == pytest.approx(
         expected, abs=len(messages) + 6 * len(tools)
     )

@@ -54,7 +54,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
-        """Wait until an expression is true, checked at each animation frame."""
+        """Wait until an expression, which is checked at each animation frame, is true."""
         await asyncio.wait_for(
             self.evaluate(
                 "new Promise((done) => { const look = () => "
@@ -93,7 +93,7 @@ class Tab:
 
 
 async def open_tab(stack: contextlib.AsyncExitStack, profile: Path) -> Tab:
-    """Start a browser that exits with the stack.
+    """Start a browser, which exits when the stack is closed.
 
     Args:
         stack: context that closes the browser.

@@ -42,7 +42,7 @@ def chat(words: int = 5, **fields: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serve_backend(name: str) -> AsyncIterator[str]:
-    """Run a stand-in that returns its name and the received request in two pieces."""
+    """Run a stand-in that writes its name and the received request, and later an end."""
     released = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -127,7 +127,7 @@ async def forwards_as_it_was(gateway: Gateway) -> None:
 
 
 async def holds_no_stream(gateway: Gateway) -> None:
-    """The client receives a backend's first bytes before the response ends."""
+    """The client receives the first bytes of a response before the backend ends it."""
     held = b'{"hold": 1, ' + chat()[1:]
     url = f"{gateway.url}/v1/chat/completions"
     async with gateway.client.post(url, data=held) as response:

@@ -235,7 +235,7 @@ def test_shows_time_with_axes(session: Session) -> None:
 
 
 def test_charts_of_a_row_share_a_base_and_each_line_has_a_key(session: Session) -> None:
-    """One of four pools with long names has a caption of more lines than the others."""
+    """Of four pools with long names, one has a caption with more lines than the others."""
     report = (
         "(() => { const report = structuredClone(before);"
         "report.pools = ['llama-3.1-8b-instruct-short', 'llama-3.1-8b-instruct-long',"
@@ -306,7 +306,7 @@ def test_filters_keep_what_was_chosen(session: Session) -> None:
 
 
 def test_the_slider_shows_what_a_threshold_would_bring(session: Session) -> None:
-    """The report has advice, which requires 200 requests."""
+    """The report contains advice, which needs at least 200 requests."""
     prospect = (
         "(tokens, saving) => ({threshold_tokens: tokens, short_fraction: 0.5, saving,"
         " saving_at_most: 0.6, under_rate: 0.01})"
@@ -517,7 +517,7 @@ def test_asks_nobody_else_and_breaks_no_rule(session: Session) -> None:
 
 
 def test_says_when_the_server_is_gone(session: Session) -> None:
-    """This test is the last one, because it stops the server."""
+    """This must be the last test, because it stops the server."""
 
     async def steps(tab: Tab) -> None:
         await session.admin.stop()

@@ -17,7 +17,7 @@ def read(store):
 
 @pytest.fixture(params=["directory", "redis"])
 def make_store(request, tmp_path):
-    """Return a function that creates stores of one document, as processes do."""
+    """Return a function that creates stores for the same document, as processes do."""
     if request.param == "directory":
         return lambda name="document", earlier=(): DirectoryStore(
             tmp_path / "state", name, earlier

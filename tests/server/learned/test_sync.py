@@ -1,4 +1,4 @@
-"""The observations of all processes are combined, completely and only once."""
+"""The observations of all processes are combined; each counts exactly once."""
 
 import asyncio
 
@@ -62,8 +62,8 @@ def test_other_components_pass_through():
 
 
 def test_what_another_version_learned_is_left_and_reported_once(caplog):
-    """The terms of an estimator, and so the meaning of its sums, change with the
-    version.
+    """Another version of an estimator can have other terms, and then its sums have
+    another meaning.
     """
     store = MemoryStore()
     earlier = Process(store)
@@ -85,7 +85,7 @@ GROUPS = 50
 
 
 def learned_apart(store):
-    """Return two processes that learned about many groups; one wrote to the store."""
+    """Return two processes that learned many groups; only the first wrote to the store."""
     one, other = Process(store), Process(store)
     for key in range(GROUPS):
         one.learner.teach(8.0, f"key {key}")
@@ -95,7 +95,7 @@ def learned_apart(store):
 
 
 def test_requests_pass_between_two_groups():
-    """One turn of the event loop moves one group, however many groups there are."""
+    """One turn of the event loop moves one group, even if there are many groups."""
     _, other = learned_apart(MemoryStore())
 
     async def watched():
@@ -149,7 +149,7 @@ steps = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(steps)
 def test_nothing_is_lost_and_nothing_counts_twice(steps):
-    """Whatever fails, every process finally counts every observation once.
+    """Whatever fails, every process eventually counts every observation exactly once.
 
     The exceptions are observations of a process that died before it could write.
     """
@@ -179,7 +179,8 @@ def test_nothing_is_lost_and_nothing_counts_twice(steps):
     assert [process.learner.counts() for process in processes] == [expected] * 3
     sums = {round(process.sum, 9) for process in processes if taught}
     assert len(sums) <= 1
-    # The newest observation has the most weight in any order: 1 + KEEP + KEEP**2 ...
+    # In any order, the newest observation has the most weight, so the sum is 1 + KEEP +
+    # KEEP**2 ...
     if taught:
         assert sums.pop() == pytest.approx((1 - KEEP**taught) / (1 - KEEP))
 
@@ -219,7 +220,7 @@ def test_many_answers_that_are_lost_in_a_row_count_nothing_twice():
 
 
 def test_what_a_configuration_brings_during_an_exchange_counts_once():
-    """The learner starts with the store's known content, and continues to learn."""
+    """The new learner starts with what is known from the store, and continues to learn."""
     store = MemoryStore()
     process, other = Process(store), Process(store)
     other.learner = Mergeable("brought.1")

@@ -1,4 +1,4 @@
-"""A store that is unreachable, hangs, has lost its data, or contains foreign data."""
+"""A store that is unreachable, hangs, has lost its data, or has another program's data."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ def test_an_unreadable_document_is_set_aside_and_said(tmp_path, caplog):
 
 
 class Held(MemoryStore):
-    """A store that responds only after its release."""
+    """A store that responds only after the test has released it."""
 
     def __init__(self):
         super().__init__()

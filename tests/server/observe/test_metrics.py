@@ -27,7 +27,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_labels_are_closed(metrics: Metrics) -> None:
-    """Pools, categories and reasons limit the number of series."""
+    """The sets of pools, categories and reasons limit the number of time series."""
     for pool, category, reason in itertools.product(
         ROUTER.policy.pools, ROUTER.categories, Reason
     ):

@@ -1,4 +1,4 @@
-"""The latest decisions, the learning curve, and the achieved risk."""
+"""The latest decisions, the learning curve, and the risk that was achieved."""
 
 import numpy as np
 import pytest

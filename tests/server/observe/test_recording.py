@@ -101,8 +101,8 @@ def test_replay_scores_a_recording(
     assert report["reasons"] == {"within_threshold": 4, "over_capacity": 1}
     assert report["seconds"] == 40
     assert report["advice"] is None  # five requests are too few
-    # Three of the four requests need 1,100 tokens and have a budget of 1,300: they go to
-    # the long pool needlessly.
+    # Three of the four requests need 1,100 tokens and have a budget of 1,300, so this
+    # threshold sends them to the long pool needlessly.
     assert report["misroute_pct"] == {"1150": {"under": 0.0, "over": 75.0}}
     assert report["mape_pct"] == pytest.approx(10, abs=0.1)
     assert main(arguments) == 0
@@ -142,7 +142,8 @@ def test_replay_tells_what_a_recording_would_do_to_a_fleet(
     out = capsys.readouterr().out
     assert "The best is 1,536:" in " ".join(out.split())
     assert max(map(len, out.splitlines()[:-1])) <= 100
-    # plan also accepts the recording, and uses the counts instead of the estimates.
+    # plan also accepts the recording, and uses its token counts instead of its
+    # estimates.
     with path.open() as lines:
         records = read_records(lines, path.name)
     prompts, outputs = records.workload.lengths.draw(np.random.default_rng(1), 1000)

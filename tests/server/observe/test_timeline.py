@@ -1,4 +1,4 @@
-"""The intervals of the last fifteen minutes add up."""
+"""The counts of the intervals of the last fifteen minutes add up."""
 
 import asyncio
 
@@ -61,7 +61,7 @@ def test_intervals_hold_what_happened_in_them() -> None:
 def test_an_interval_is_sampled_once_however_a_timer_ends(
     slept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Timers use another clock, in milliseconds, so they can end early."""
+    """Timers use another clock with millisecond resolution, so they can end early."""
     clock, metrics, in_force = Clock(), Metrics(), make_in_force()
     timeline = Timeline(metrics, RecentDecisions(in_force, clock), clock)
     end_s = clock.now_s + 200

@@ -28,9 +28,10 @@ class FakeVllm:
         self.asked = []
         self.talks = asyncio.Event()
         self.talks.set()
-        """If this event is unset, the server accepts requests and does not respond."""
+        """While this event is unset, the server accepts requests but does not respond.
+        """
         self.unanswered = 0
-        """Number of future requests that receive an error."""
+        """Number of upcoming requests that will receive an error."""
         self.hosts = set()
         self.waiting = 0.0
         self.max_model_len = max_model_len

@@ -10,7 +10,7 @@ from .fake_vllm import FakeVllm
 
 
 def found(*servers, config=None, **options):
-    """Start the servers, and return the result of the survey."""
+    """Start the servers, survey them, and return the result."""
 
     async def scenario():
         async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""vLLM's responses about itself, and responses that only look similar."""
+"""Responses in which vLLM describes itself, and responses that only look similar."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from .fake_vllm import METRICS, FakeVllm
 
 
 def ask(server, question, *, tls=None, name=None, **options):
-    """Query a server that runs only during the query."""
+    """Start a server, query it, stop it, and return the answer."""
 
     async def scenario():
         await server.start()
@@ -51,7 +51,7 @@ def test_a_certificate_is_held_against_the_name_not_the_address(
 
 
 def test_no_one_else_is_asked_where_a_server_says_so():
-    """The API key is for this server only."""
+    """A redirect is not followed, because the API key is only for this server."""
     other = FakeVllm()
     server = FakeVllm()
 
@@ -122,7 +122,9 @@ def test_any_answer_is_survived(body):
 
 
 def test_the_names_that_a_server_lists_are_its_model_s() -> None:
-    """vLLM lists its base model under each name, and an adapter with its parent."""
+    """vLLM lists its base model under each of its names, and each adapter with its
+    parent.
+    """
     models = {
         "data": [
             {"id": "llama", "max_model_len": 8192, "parent": None},

@@ -1,4 +1,4 @@
-"""The watch over the pools, with HTTP servers that respond like vLLM or fail."""
+"""The watch over pools, whose HTTP servers respond like vLLM or fail."""
 
 import asyncio
 import dataclasses

@@ -13,7 +13,7 @@ from .watches import FAST, becomes, until
 
 @contextlib.asynccontextmanager
 async def behind_one_name(*servers, config=FAST, interval_s=0.01):
-    """Watch a pool with one name, which resolves to the yielded list of addresses."""
+    """Watch a pool with one host name, which resolves to the yielded list of addresses."""
     first, *others = servers
     await first.start()
     for server in others:

@@ -1,4 +1,4 @@
-"""Entries of Envoy's access log: what they teach, and what they cannot change."""
+"""Entries of Envoy's access log: what the router learns, and what they cannot change."""
 
 import asyncio
 import base64

@@ -155,7 +155,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], Event]] = {
 
 @pytest.fixture(scope="module")
 def upstream() -> dict[str, Any]:
-    """Return replies as upstream parses them, and requests as upstream writes them."""
+    """Return replies parsed by upstream's classes, and requests encoded by them."""
     encoded = {name: encode(*case) for name, case in REPLIES.items()}
     asked = {
         "responses": [

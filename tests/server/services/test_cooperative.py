@@ -1,4 +1,4 @@
-"""Work advances one step a turn, whatever other work starts, fails or is abandoned."""
+"""Work advances one step per turn, even if other work starts, fails or is abandoned."""
 
 from __future__ import annotations
 

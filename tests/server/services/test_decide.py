@@ -215,7 +215,7 @@ LARGE_BODY = json.dumps(
 
 
 class Asked:
-    """One unary call of Decide, with its reply."""
+    """One unary Decide call and its reply."""
 
     def __init__(self, api: Api, slices: TimeSlices) -> None:
         self.sent: list[bytes] = []

@@ -39,7 +39,7 @@ FULL_DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
 class Broken(TextEma):
-    """An estimator that fails to learn, as after a bug."""
+    """An estimator that raises an error when it learns, as if it had a bug."""
 
     def observe(
         self, model: str, category: str, features: Features, prompt_tokens: int
@@ -210,7 +210,9 @@ def test_requests_without_a_decision_are_counted_by_the_reason() -> None:
 
 
 def test_a_message_out_of_order_in_full_duplex_is_an_error() -> None:
-    """A clean end would send the backend an empty body instead of the withheld body."""
+    """After a clean end, the backend would get an empty body instead of the withheld
+    one.
+    """
     call = Server().open()
     first = pb.ProcessingRequest.FromString(headers())
     first.protocol_config.request_body_mode = FULL_DUPLEX
@@ -294,7 +296,7 @@ def test_a_fault_of_a_watcher_costs_no_decision() -> None:
 
 @dataclass
 class Spans:
-    """A tracer that keeps the spans that it receives."""
+    """A tracer that stores all received spans."""
 
     broken: bool = False
     seen: list[tuple[Decided, Mapping[str, str], float]] = field(default_factory=list)

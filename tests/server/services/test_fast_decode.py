@@ -44,11 +44,11 @@ def messages(draw: st.DrawFn) -> pb.ProcessingRequest:
 
 
 CONTEXTS = st.sampled_from([b"", b"\x42\x00", b"\x42\x02\x0a\x00", b"\x4a\x02\x0a\x00"])
-"""The context and attributes of the metadata, which the subset used here lacks."""
+"""Encoded metadata_context and attributes, fields that the project's subset lacks."""
 
 
 def with_context(message: pb.ProcessingRequest, context: bytes) -> bytes:
-    """Insert fields where Envoy does, between the headers and the configuration."""
+    """Insert fields where Envoy puts them, between the headers and the configuration."""
     configuration = pb.ProcessingRequest(observability_mode=message.observability_mode)
     if message.HasField("protocol_config"):
         configuration.protocol_config.CopyFrom(message.protocol_config)
@@ -229,7 +229,7 @@ def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
 
 
 METADATA = b"\x42\x00"
-"""An empty metadata_context, which is at the end of each message from Envoy."""
+"""An empty metadata_context, with which each message from Envoy ends."""
 CONFIG = b"\x5a\x02\x08\x02"
 
 

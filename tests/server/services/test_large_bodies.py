@@ -56,7 +56,7 @@ class Server:
             call()
 
     def answering_s(self, phase: str) -> float:
-        """Return the total number of seconds of the replies in a phase."""
+        """Return the total time of the replies in a phase, in seconds."""
         (family,) = self.metrics.message_seconds.collect()
         for sample in family.samples:
             if sample.name.endswith("_sum") and sample.labels["phase"] == phase:
@@ -125,7 +125,7 @@ class Client:
 
     @property
     def reason(self) -> str:
-        """Return the reason of the decision from the metadata of the replies."""
+        """Return the decision's reason, which is in the metadata of the replies."""
         for answer in self.answers:
             metadata = pb.ProcessingResponse.FromString(answer).dynamic_metadata
             fields = metadata.fields["extproc.token_budget"].struct_value.fields
@@ -215,8 +215,8 @@ def test_a_body_that_comes_in_chunks_is_read_in_turns(
 
 
 def test_a_stream_that_must_not_just_end_ends_in_an_error() -> None:
-    """In full duplex, bytes that are not returned are lost, and a clean end would hide
-    the loss.
+    """In full duplex, bytes that the router does not return are lost; a clean end would
+    hide this.
     """
     server = Server()
     client = Client(server, pb.ProcessingMode.FULL_DUPLEX_STREAMED)

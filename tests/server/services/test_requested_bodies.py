@@ -1,4 +1,4 @@
-"""Bodies that do not arrive in time, as the service sees them."""
+"""How the service treats requested bodies that do not arrive in time."""
 
 import heapq
 import logging
@@ -21,7 +21,7 @@ TIMEOUT_S = Config().server.body_timeout_s
 
 
 class Clock:
-    """A clock that the test advances, with callbacks that are due at a certain time."""
+    """A clock that the test advances; it calls each callback when it is due."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

@@ -1,4 +1,4 @@
-"""Shadow mode on the wire: a decision's metadata, and no change of the route."""
+"""Shadow mode on the wire: replies have the decision's metadata, but keep the route."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ RUNS = [("native", "asyncio"), ("native", "uvloop"), ("grpcio", "asyncio")]
 
 
 class Talk:
-    """A call that answers each message as the message says, and records its end."""
+    """A call that does what each message says, and records how the call ends."""
 
     def __init__(self, service: "Service", send: Send) -> None:
         self._service = service
@@ -81,7 +81,7 @@ class Talk:
 
 
 class Service:
-    """A service that opens talks; its other methods fail as their names say."""
+    """A service that opens ``Talk`` calls; its other methods fail as their names say."""
 
     def __init__(self) -> None:
         self.closed: list[bool] = []
@@ -163,7 +163,7 @@ def talk(
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return log messages without those of grpcio's poller, which outlives its loop."""
+    """Return log messages, except those of grpcio's poller, which outlives its loop."""
     messages = [record.getMessage() for record in caplog.records]
     return [each for each in messages if "PollerCompletionQueue" not in each]
 
@@ -282,7 +282,8 @@ def test_errors_end_the_stream_with_their_status(
 
     with caplog.at_level(logging.ERROR):
         closed = served(use)
-    # gRPC's library may report the end of an oversized message as the client's own.
+    # If a message is oversized, gRPC's library may report that the client ended the
+    # stream.
     if code is Status.RESOURCE_EXHAUSTED:
         closed = [True] * len(closed)
     assert closed == [True] * (method == "Talk")
@@ -316,7 +317,9 @@ def test_a_client_that_goes_away_closes_its_call(served: Serve) -> None:
 
 @pytest.mark.parametrize("last", [b"end", b"refuse", b"refuse later", b"fault"])
 def test_nothing_keeps_a_call_that_has_ended(served: Serve, last: bytes) -> None:
-    """Referenced objects, even an old router, would stay until the next collection."""
+    """Objects that a call references, even an old router, would stay in memory until
+    the next garbage collection.
+    """
 
     async def use(channel: grpc.aio.Channel, service: Service, *_: object) -> None:
         call = talk(channel)

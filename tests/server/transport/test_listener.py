@@ -1,4 +1,4 @@
-"""The server counts and limits connections from accept on; handshakes can time out."""
+"""The server counts and limits accepted connections; TLS handshakes can time out."""
 
 import asyncio
 import contextlib

@@ -43,7 +43,7 @@ class FakeLoop:
         self.soon.append(callback)
 
     def turn(self):
-        """Run the callbacks that are scheduled now, but none that these add."""
+        """Run the callbacks that are now scheduled, but not those that they schedule."""
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()

@@ -36,7 +36,7 @@ class Authority:
         )
 
     def issue(self, common_name, cert, key):
-        """Write a certificate for a name, and the certificate's key, to these files."""
+        """Write a certificate for a name to one file, and its key to the other."""
         request = self.directory / "request.csr"
         extensions = self.directory / "extensions"
         extensions.write_text(f"subjectAltName=DNS:{common_name}\n")
@@ -73,7 +73,7 @@ class Files:
         return TlsConfig(str(self.cert), str(self.key), client_ca)
 
     def client(self, authority, with_certificate=False):
-        """Return the credentials of a client that trusts an authority."""
+        """Return credentials of a client that trusts this certificate authority."""
         if not with_certificate:
             return grpc.ssl_channel_credentials(authority.cert.read_bytes())
         return grpc.ssl_channel_credentials(

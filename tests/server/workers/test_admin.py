@@ -1,4 +1,4 @@
-"""The common admin port combines the responses of the workers."""
+"""The shared admin port combines the responses of all workers."""
 
 import asyncio
 from collections.abc import Callable

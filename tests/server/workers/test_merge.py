@@ -1,4 +1,4 @@
-"""Metrics and reports of several workers, combined as if from one server."""
+"""Combined metrics and reports of several workers equal those of a single server."""
 
 import json
 import time
@@ -188,7 +188,7 @@ def test_reports_add_up() -> None:
 
 
 def shape(report: StatusReport) -> dict[str, type]:
-    """Return the type of each value in the report that the page reads."""
+    """Return the type of each value in a report, which the page reads."""
     document = json.loads(msgspec.json.encode(report))
     return {name: type(value) for name, value in document.items()}
 

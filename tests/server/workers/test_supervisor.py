@@ -148,7 +148,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process is running; a zombie is not."""
+    """Return whether a process is running; a zombie counts as not running."""
     try:
         return (
             Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

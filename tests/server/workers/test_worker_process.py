@@ -1,4 +1,4 @@
-"""One worker that exits in every possible way, with a stand-in for the supervisor."""
+"""A worker exits in every possible way; a stand-in replaces the supervisor."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ WAITS_FOR_INPUT = [sys.executable, "-c", "input()"]
 
 
 class Admin:
-    """A server that records the messages to the supervisor's port."""
+    """A stand-in for the supervisor's admin port, which counts starts and restarts."""
 
     def __init__(self, *, is_ready: bool) -> None:
         self.starts = 0
@@ -41,7 +41,9 @@ def kept(
     is_ready: bool,
     use: Callable[[WorkerProcess, Admin], Awaitable[None]] | None = None,
 ) -> int:
-    """Keep a worker running while ``use`` runs; return the result of the keeper."""
+    """Run the keeper of a worker, meanwhile call ``use``, and return the keeper's
+    result.
+    """
     admin: Any = Admin(is_ready=is_ready)
     keeper = WorkerProcess(Worker(Path("/nowhere"), 0), command, admin)
 
