@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language's sentence parts, and its separators between parts and sentences."""
+    """Parts of a language's sentences, and the separator between parts or sentences."""
 
     subjects: tuple[str, ...]
     verbs: tuple[str, ...]

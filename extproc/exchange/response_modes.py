@@ -118,7 +118,7 @@ class ResponseSide(ABC):
 
 
 class StreamedResponse(ResponseSide):
-    """A body whose chunks Envoy sends only on request, while it keeps a copy."""
+    """A body that the router requests in chunks; Envoy keeps a copy of each."""
 
     __slots__ = ()
     echoes = False

@@ -21,7 +21,7 @@ class Slo:
     p99_tpot_s: float = 0.08
     """Maximum seconds per further token (> 0)."""
     preemption_rate: float = 0.01
-    """Maximum number of preemptions per request (>= 0)."""
+    """Maximum ratio of preemptions to requests (>= 0)."""
     long_tokens: int = 1 << 40
     """Number of prompt and output tokens above which a request counts as long."""
     long_ttft_s: float = 2.0

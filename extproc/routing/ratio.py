@@ -232,7 +232,7 @@ def template_tokens(features: Features) -> int:
 
 
 class TextEma:
-    """An estimator by ratios of decoded text, with separate template tokens."""
+    """Estimates bytes of text over the category's ratio, plus template tokens."""
 
     name = "ema-text"
     component = "ema-text.1"

@@ -293,8 +293,8 @@ def test_rolling_restart(
     state = {"store": "directory", "path": str(tmp_path), "interval_s": 0.2}
     rig = make_rig({"state": state}, count=2, patient=True)
     unrouted = []
-    # The loop repeats, because a stall of the machine may delay a health check, so that
-    # more requests are not routed.
+    # Try up to three times: a stall of the machine may delay a health check, and more
+    # requests are unrouted then.
     while len(unrouted) < 3 and not any(share <= 1 / 20 for share in unrouted):
         unrouted.append(restart_each(rig, report))
     assert min(unrouted) <= 1 / 20, "the other one should have gone on"

@@ -79,7 +79,7 @@ class Api:
     def decide_unread(
         self, question: pb.DecideRequest, body_bytes: int
     ) -> pb.DecideResponse:
-        """Choose a pool if the body is not in ``question`` because it is too large."""
+        """Choose a pool for a request whose body was too large for ``question``."""
         return self._answer(self._unread(question, Reason.TOO_LARGE, body_bytes))
 
     def _answer(self, decision: Decision | None) -> pb.DecideResponse:
