@@ -398,6 +398,23 @@ def test_a_refusal_is_said_in_words(session: Session) -> None:
     session.run(steps)
 
 
+def test_a_late_response_does_not_replace_a_newer_one(session: Session) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(
+            "window.kept = window.fetch, window.answers = [], window.fetch = () =>"
+            " new Promise((done) => answers.push(done)), explain(), explain(),"
+            " window.fetch = window.kept, 0"
+        )
+        await tab.evaluate("answers[1](new Response('newer', {status: 400})), 0")
+        await tab.wait_for("document.querySelector('#explained .bad')")
+        await tab.evaluate("answers[0](new Response('older', {status: 400})), 0")
+        await tab.evaluate("new Promise((done) => setTimeout(() => done(1), 0))")
+        text = await tab.evaluate("document.querySelector('#explained').innerText")
+        assert text == "newer"
+
+    session.run(steps)
+
+
 # This script returns every visible text with low contrast (WCAG 2.1, 1.4.3).
 _LOW_CONTRAST = """
 (() => {
