@@ -54,11 +54,11 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str) -> None:
-        """Wait until an expression, which is checked at each animation frame, is true."""
+        """Wait until an expression is true; a hidden tab has no animation frames."""
         await asyncio.wait_for(
             self.evaluate(
                 "new Promise((done) => { const look = () => "
-                f"({condition}) ? done(1) : requestAnimationFrame(look); look(); }})"
+                f"({condition}) ? done(1) : setTimeout(look, 10); look(); }})"
             ),
             WAIT_S,
         )
