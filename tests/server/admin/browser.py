@@ -57,8 +57,11 @@ class Tab:
         """Wait until an expression is true; a hidden tab has no animation frames."""
         await asyncio.wait_for(
             self.evaluate(
-                "new Promise((done) => { const look = () => "
-                f"({condition}) ? done(1) : setTimeout(look, 10); look(); }})"
+                "new Promise((done) => { const next = (look) => { let fresh = true;"
+                " const once = () => { if (fresh) { fresh = false; look(); } };"
+                " requestAnimationFrame(once); setTimeout(once, 500); };"
+                " const look = () => "
+                f"({condition}) ? done(1) : next(look); look(); }})"
             ),
             WAIT_S,
         )
