@@ -1,11 +1,12 @@
 """Fixtures: a real Redis (if installed), both event loops, and a TLS certificate."""
 
 import asyncio
+import gc
 import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ from extproc.server.transport.native import new_event_loop
 from .native_server import TIMEOUT_S
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _collect_channels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Free the channels and servers of gRPC's library after the test that made them.
+
+    The garbage collector may free a channel before its calls, and the library then waits
+    forever. It happens if a later collection finds the objects of many tests together.
+    """
+    yield
+    if hasattr(request.module, "grpc"):
+        gc.collect()
 
 
 class RedisServer:

@@ -96,7 +96,14 @@ class GrpcioServer:
         """Refuse new streams, wait for open streams until the timeout, then stop."""
         for call in tuple(self._calls):
             await call.drain()
+        # Before gRPC cancels them, which a call may read as the end of its client.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._cancel_open)
         await self._server.stop(timeout_s)
+        timer.cancel()
+
+    def _cancel_open(self) -> None:
+        for call in tuple(self._calls):
+            call.cancel()
 
     async def serve_stream(self, path: str, context: Any) -> RpcError | None:
         """Run one stream; return the error that ends the stream, or None."""
@@ -160,6 +167,10 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
         return grpc.stream_stream_rpc_method_handler(behaviour)
 
 
+_RESET_S = 0.1
+"""Time in which gRPC cancels the handler of a message that exceeded the size limit."""
+
+
 class _OpenCall:
     """A stream with its pending replies and its end.
 
@@ -184,8 +195,15 @@ class _OpenCall:
 
     async def _answer(self) -> bool:
         """Answer messages until a half-close; return whether the stream is over."""
+        is_first = True
         while True:
             message = await self._context.read()
+            if message is grpc.aio.EOF:
+                # gRPC also reports a reset as the end of the client's messages, and
+                # cancels the handler shortly after. Only a stream without a message
+                # can wait for that: a unary call waits for its status.
+                await asyncio.wait([self._over], timeout=_RESET_S if is_first else 0)
+            is_first = False
             if self._over.done():
                 return True
             replies, end = self._ask(message)
@@ -238,6 +256,10 @@ class _OpenCall:
         except Exception:  # gRPC raises various errors if the client is gone
             self._late.clear()
             logger.debug("late_reply_lost")
+
+    def cancel(self) -> None:
+        """End the stream as if its client had reset it."""
+        self._over.cancel()
 
     async def drain(self) -> None:
         """Notify a drainable call of the shutdown, which may end the stream."""
