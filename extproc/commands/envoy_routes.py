@@ -134,6 +134,10 @@ end
 """
 
 
+BUFFER_LIMIT_BYTES = 32 << 20
+"""Maximum bytes of one request that Envoy buffers, as in envoy/envoy.yaml."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An answer to requests whose model is not in the fleet."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from extproc.commands.envoy_routes import (
     ADAPTERS,
+    BUFFER_LIMIT_BYTES,
     FORBIDDEN,
     LUA,
     MODEL_HEADER,
@@ -35,8 +36,6 @@ _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 _RULES = 16
 """Maximum number of rules in an HTTPRoute (``maxItems``)."""
-_MAX_BYTES = 32 << 20
-"""Maximum bytes of one request that Envoy buffers."""
 _HEALTH_CHECK: Json = {"interval": "5s", "timeout": "2s", "unhealthyThreshold": 3}
 _TRIGGERS = ["connect-failure", "refused-stream"]
 
@@ -72,7 +71,7 @@ def gateway_api(
     if default is None:
         yield from _refusals(at)
     last = f"httproute/{at.namespace}/{names[-1]}/rule/{len(chunks[-1]) - 1}/*"
-    yield _patch(model_filter(models, _MAX_BYTES, last), at)
+    yield _patch(model_filter(models, BUFFER_LIMIT_BYTES, last), at)
 
 
 def _rules(
@@ -176,10 +175,10 @@ def _extension(routes: Sequence[str], at: Placement) -> Json:
 def _client_traffic(models: Sequence[Model], at: Placement) -> Json:
     spec: Json = {
         "targetRefs": [_target("Gateway", at.gateway)],
-        "connection": {"bufferLimit": _MAX_BYTES},
+        "connection": {"bufferLimit": BUFFER_LIMIT_BYTES},
         "http2": {
-            "initialStreamWindowSize": _MAX_BYTES,
-            "initialConnectionWindowSize": 4 * _MAX_BYTES,
+            "initialStreamWindowSize": BUFFER_LIMIT_BYTES,
+            "initialConnectionWindowSize": 4 * BUFFER_LIMIT_BYTES,
         },
         "headers": {"earlyRequestHeaders": {"remove": set_headers(models)}},
     }

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from extproc.commands.envoy_routes import (
     ADAPTERS,
+    BUFFER_LIMIT_BYTES,
     FORBIDDEN,
     LUA,
     MODEL_HEADER,
@@ -35,8 +36,6 @@ HEAD = """\
 
 _TYPES = "type.googleapis.com/envoy"
 _MANAGER = "envoy.filters.network.http_connection_manager"
-_MAX_BYTES = 32 << 20
-"""Maximum bytes of one request that Envoy buffers."""
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -152,7 +151,9 @@ def _envoy_filter(
     patches = [
         _insert(_router_filter(shipped, at)),
         _merge("NETWORK_FILTER", _listener(), _stripping(models)),
-        _merge("LISTENER", {}, {"per_connection_buffer_limit_bytes": _MAX_BYTES}),
+        _merge(
+            "LISTENER", {}, {"per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES}
+        ),
         *(_merge("HTTP_ROUTE", _route(name), _enabled(at)) for name in routes),
         _merge(
             "CLUSTER",
@@ -167,7 +168,7 @@ def _envoy_filter(
     ]
     if any(model.name for model in models):
         last = _route_name(last_route(default), at)
-        source = model_filter(models, _MAX_BYTES, last)
+        source = model_filter(models, BUFFER_LIMIT_BYTES, last)
         code = {"@type": LUA, "default_source_code": {"inline_string": source}}
         name = f"{at.namespace}/{at.name}/model"
         patches.append(_insert({"name": name, "typed_config": code}))

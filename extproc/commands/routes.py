@@ -19,6 +19,7 @@ import yaml
 from extproc.commands import gateway_api_routes, istio_routes
 from extproc.commands.check_config import read_config
 from extproc.commands.envoy_routes import (
+    BUFFER_LIMIT_BYTES,
     LUA,
     NO_MODEL,
     Json,
@@ -37,8 +38,6 @@ from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_
 
 Writer = tuple[str, Callable[[Sequence[Model], str | None, Placement], Iterable[Json]]]
 
-_BUFFER_LIMIT = 32 << 20
-"""Value of ``request_body_buffer_limit`` in the shipped ``envoy.yaml``."""
 
 _DIRECT_RESPONSE_BYTES = 4096
 """Envoy's default limit on the body of a direct response."""
@@ -187,7 +186,7 @@ def _for_envoy(
 
 
 def _lua(models: Sequence[Model], default: str | None) -> Json:
-    source = model_filter(models, _BUFFER_LIMIT, last_route(default))
+    source = model_filter(models, BUFFER_LIMIT_BYTES, last_route(default))
     return {
         "name": "envoy.filters.http.lua",
         "typed_config": {
