@@ -228,6 +228,22 @@ def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
     return replace(question.slo, p99_ttft_s=promise_s, long_ttft_s=promise_s)
 
 
+def pool_specs(
+    question: Question, policy: FleetPolicy, instances: Sequence[int]
+) -> list[PoolSpec]:
+    """Return the pools of a policy with this number of instances each."""
+    return [
+        PoolSpec(
+            tier.name,
+            count,
+            tier.limits,
+            question.hardware(tier.name).engine.step_time,
+            tier.threshold_tokens,
+        )
+        for tier, count in zip(policy.tiers, instances, strict=True)
+    ]
+
+
 def _verify(
     question: Question,
     policy: FleetPolicy,
@@ -236,15 +252,8 @@ def _verify(
 ) -> Result:
     """Simulate the whole fleet with its router."""
     specs = [
-        PoolSpec(
-            tier.name,
-            count,
-            tier.limits,
-            question.hardware(tier.name).engine.step_time,
-            tier.threshold_tokens,
-            slo=slo,
-        )
-        for tier, count, slo in zip(policy.tiers, instances, slos, strict=True)
+        replace(spec, slo=slo)
+        for spec, slo in zip(pool_specs(question, policy, instances), slos, strict=True)
     ]
     # Use different random traffic from that with which the pools were sized.
     run = RunSettings(

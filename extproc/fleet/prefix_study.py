@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from extproc.fleet.balancing import Balancing
-from extproc.fleet.planning import SizedPolicy
+from extproc.fleet.planning import SizedPolicy, pool_specs
 from extproc.fleet.prefixes import are_counts, hit_share
 from extproc.fleet.question import Question
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import PoolResult
-from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.simulation import simulate
 from extproc.fleet.steady import RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 from extproc.routing.misroute import right_position
@@ -118,15 +118,8 @@ def _hits(
     balancing: Balancing,
 ) -> PrefixHits:
     specs = [
-        PoolSpec(
-            tier.name,
-            count,
-            tier.limits,
-            question.hardware(tier.name).engine.step_time,
-            tier.threshold_tokens,
-            balancing=balancing,
-        )
-        for tier, count in zip(sized.policy.tiers, sized.instances, strict=True)
+        replace(spec, balancing=balancing)
+        for spec in pool_specs(question, sized.policy, sized.instances)
     ]
     run = RunSettings(replay.requests, question.seed, question.declared, fill=0)
     oracle = StrategySpec(StrategyName.ORACLE, question.workload.mix)
