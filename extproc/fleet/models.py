@@ -35,14 +35,14 @@ class Model:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
-    weight_bytes: float
-    kv_bytes: float
-    fp8_compute: bool
-    num_experts: int
-    experts_per_token: int
     tensor_parallel_size: int
     max_position_embeddings: int
     source: str
+    weight_bytes: float = 2
+    kv_bytes: float = 2
+    fp8_compute: bool = False
+    num_experts: int = 1
+    experts_per_token: int = 1
     latent_kv_dim: int = 0
     sliding_layers: int = 0
     sliding_window: int = 0
@@ -124,11 +124,6 @@ MODELS = {
             hidden_size=8192,
             intermediate_size=28_672,
             vocab_size=128_256,
-            weight_bytes=2,
-            kv_bytes=2,
-            fp8_compute=False,
-            num_experts=1,
-            experts_per_token=1,
             # With two A100-80GB, the weights leave little room for KV cache (see
             # README.md).
             tensor_parallel_size=8,
@@ -146,11 +141,6 @@ MODELS = {
             hidden_size=4096,
             intermediate_size=14_336,
             vocab_size=128_256,
-            weight_bytes=2,
-            kv_bytes=2,
-            fp8_compute=False,
-            num_experts=1,
-            experts_per_token=1,
             tensor_parallel_size=1,
             max_position_embeddings=131_072,
             source="meta-llama/Llama-3.1-8B config.json",
@@ -166,11 +156,6 @@ MODELS = {
             hidden_size=5120,
             intermediate_size=25_600,
             vocab_size=151_936,
-            weight_bytes=2,
-            kv_bytes=2,
-            fp8_compute=False,
-            num_experts=1,
-            experts_per_token=1,
             tensor_parallel_size=2,
             max_position_embeddings=131_072,
             source="Qwen/Qwen3-32B config.json and model card (131,072 with YaRN)",
@@ -188,7 +173,6 @@ MODELS = {
             vocab_size=151_936,
             # 8 bits for weights, 16 bits for embeddings and head (1.2e9 parameters).
             weight_bytes=1.0055,
-            kv_bytes=2,
             fp8_compute=True,
             num_experts=128,
             experts_per_token=8,
