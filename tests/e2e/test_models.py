@@ -15,7 +15,7 @@ from ..patience import PATIENCE_S, be_patient, wait_until
 from .fleet import FLEET, LONG, NAMES, POOLS, chat, pool_of
 from .outside import Client, Response
 from .scripted import ScriptedBackend
-from .unsized import PATH, send_chunked, send_http2
+from .unsized import PATH, SENDERS, send_chunked, send_http2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -30,25 +30,6 @@ def explain(models_router: Router) -> Callable[[bytes], Any]:
             return json.load(response)
 
     return ask
-
-
-def _whole(client: Client, body: bytes) -> Response:
-    return client.post(PATH, body)
-
-
-def _chunked(client: Client, body: bytes) -> Response:
-    return send_chunked(client, [body[:20], body[20:]])
-
-
-def _http2(client: Client, body: bytes) -> Response:
-    return send_http2(client, [body[:20], body[20:]])
-
-
-SENDERS = [
-    pytest.param(_whole, id="whole"),
-    pytest.param(_chunked, id="chunked"),
-    pytest.param(_http2, id="http2"),
-]
 
 
 class TestWithoutRouter:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import h2.config
 import h2.connection
 import h2.events
+import pytest
 
 from ..patience import PATIENCE_S
 from .outside import Client, Response
@@ -135,3 +136,23 @@ def _headers(request_id: str) -> dict[str, str]:
         "content-type": "application/json",
         "x-request-id": request_id,
     }
+
+
+def _whole(client: Client, body: bytes) -> Response:
+    return client.post(PATH, body)
+
+
+def _chunked(client: Client, body: bytes) -> Response:
+    return send_chunked(client, [body[:20], body[20:]])
+
+
+def _http2(client: Client, body: bytes) -> Response:
+    return send_http2(client, [body[:20], body[20:]])
+
+
+SENDERS = [
+    pytest.param(_whole, id="whole"),
+    pytest.param(_chunked, id="chunked"),
+    pytest.param(_http2, id="http2"),
+]
+"""A body with a length, in chunks, and over HTTP/2 without a length."""

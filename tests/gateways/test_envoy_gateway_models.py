@@ -17,7 +17,7 @@ from extproc.cli import main
 
 from ..e2e.fleet import FLEET, LONG, NAMES, POOLS, chat
 from ..e2e.outside import Client, Response
-from ..e2e.unsized import PATH, send_chunked, send_http2
+from ..e2e.unsized import PATH, SENDERS
 from ..patience import wait_until
 from .conftest import System
 
@@ -60,23 +60,6 @@ def answered(response: Response) -> tuple[int, str | None]:
     return response.status, response.headers.get("x-standin")
 
 
-def _whole(client: Client, body: bytes) -> Response:
-    return client.post(PATH, body)
-
-
-def _chunked(client: Client, body: bytes) -> Response:
-    return send_chunked(client, [body[:20], body[20:]])
-
-
-def _http2(client: Client, body: bytes) -> Response:
-    return send_http2(client, [body[:20], body[20:]])
-
-
-SENDERS = [
-    pytest.param(_whole, id="whole"),
-    pytest.param(_chunked, id="chunked"),
-    pytest.param(_http2, id="http2"),
-]
 Send = Callable[[Client, bytes], Response]
 
 
