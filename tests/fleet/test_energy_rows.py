@@ -17,14 +17,12 @@ from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.question import (
     PoolHardware,
     Question,
-    Setting,
-    complete_slo,
     policies,
 )
 from extproc.fleet.sizing import Engine
-from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
-from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+from .questions import small_question
 
 ENGINE = Engine("toy", Linear(5e-3, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
 
@@ -37,20 +35,7 @@ def arguments(*given: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def asked() -> Question:
-    lmsys = WORKLOADS["lmsys"]
-    slo, budget = complete_slo(Slo(), Setting(lmsys, ENGINE, 4096, 32_768, None, 1))
-    return Question(
-        lmsys,
-        ENGINE,
-        20,
-        RenewalArrivals(20),
-        slo,
-        (4096,),
-        32_768,
-        budget,
-        seed=1,
-        tried_requests=1200,
-    )
+    return small_question("lmsys", ENGINE, 20, tried_requests=1200)
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,13 @@ from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
 from extproc.fleet.question import (
     PoolHardware,
     Question,
-    Setting,
-    complete_slo,
     policies,
 )
 from extproc.fleet.sizing import Engine
-from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
 from extproc.fleet.verdict import BASELINE, PAGED, SPLIT, verdict
-from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+from .questions import small_question
 
 SLOW = Engine("toy on 2 x slow", Linear(0.005, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
 # This engine is twice as fast, at three times the price.
@@ -27,23 +25,7 @@ FAST = Engine("toy on 1 x fast", Linear(0.0025, 1e-4, 5e-6, 5e-9), 4800, 16, 1, 
 
 
 def make_question(hardware: dict[str, PoolHardware]) -> Question:
-    workload = WORKLOADS["lmsys"]
-    slo, budget = complete_slo(Slo(), Setting(workload, SLOW, 4096, 32_768, None, 1))
-    return Question(
-        workload,
-        SLOW,
-        60.0,
-        RenewalArrivals(60.0),
-        slo,
-        (4096,),
-        32_768,
-        budget,
-        seed=1,
-        asked_requests=2000,
-        tried_requests=1000,
-        verified_requests=1500,
-        pool_hardware=hardware,
-    )
+    return small_question("lmsys", SLOW, 60.0, pool_hardware=hardware)
 
 
 def size(question: Question) -> dict[str, SizedPolicy]:

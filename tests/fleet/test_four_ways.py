@@ -10,11 +10,11 @@ from extproc.fleet.assignment import Inquiry, assign
 from extproc.fleet.four_ways import FourWays, Way, four_ways, verdict
 from extproc.fleet.planning import SizedPolicy
 from extproc.fleet.prefill_decode import KvTransfer
-from extproc.fleet.question import Question, Setting, complete_slo, policies
+from extproc.fleet.question import Question, policies
 from extproc.fleet.sizing import Engine
-from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
-from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+from .questions import small_question
 
 ENGINE = Engine("toy", Linear(5e-3, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
 MOVED = KvTransfer(100_000)
@@ -22,22 +22,7 @@ MOVED = KvTransfer(100_000)
 
 @pytest.fixture(scope="module")
 def asked() -> Question:
-    lmsys = WORKLOADS["lmsys"]
-    slo, budget = complete_slo(Slo(), Setting(lmsys, ENGINE, 4096, 32_768, None, 1))
-    return Question(
-        lmsys,
-        ENGINE,
-        20,
-        RenewalArrivals(20),
-        slo,
-        (4096,),
-        32_768,
-        budget,
-        seed=1,
-        asked_requests=2000,
-        tried_requests=1000,
-        verified_requests=1500,
-    )
+    return small_question("lmsys", ENGINE, 20)
 
 
 @pytest.fixture(scope="module")

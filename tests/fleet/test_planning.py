@@ -19,15 +19,15 @@ from extproc.fleet.plan_document import (
     as_json,
 )
 from extproc.fleet.planning import PolicyTask, SizedPolicy, size_policy
-from extproc.fleet.question import Question, Setting, complete_slo, policies
+from extproc.fleet.question import Question, policies
 from extproc.fleet.report import render
 from extproc.fleet.sensitivity import misroutes, sweep
 from extproc.fleet.sizing import Engine
-from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import Linear
 from extproc.fleet.strategy import StrategyName
 from extproc.fleet.verdict import verdict
-from extproc.fleet.workload import WORKLOADS, RenewalArrivals
+
+from .questions import small_question
 
 # A small engine that fits 9 sequences of 8,192 tokens, or 2 sequences of 32,768.
 STEP = Linear(base_s=0.005, seq_s=2e-4, token_s=1e-5, context_s=1e-8)
@@ -35,23 +35,7 @@ ENGINE = Engine("toy", STEP, 4800, 16, 2, 1.5)
 
 
 def question(workload: str, rate: float) -> Question:
-    slo, budget = complete_slo(
-        Slo(), Setting(WORKLOADS[workload], ENGINE, 4096, 32_768, None, 1)
-    )
-    return Question(
-        WORKLOADS[workload],
-        ENGINE,
-        rate,
-        RenewalArrivals(rate),
-        slo,
-        (4096,),
-        32_768,
-        budget,
-        seed=1,
-        asked_requests=2000,
-        tried_requests=1000,
-        verified_requests=1500,
-    )
+    return small_question(workload, ENGINE, rate)
 
 
 @pytest.fixture(scope="module")
