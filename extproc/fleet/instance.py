@@ -85,11 +85,6 @@ class Instance:
         return len(self.running) + len(self.waiting)
 
     @property
-    def num_steps(self) -> int:
-        """Number of steps run."""
-        return self._decoders.steps
-
-    @property
     def free_blocks(self) -> int:
         """Number of unused KV blocks."""
         return self._kv.free

@@ -90,12 +90,6 @@ class SizedPolicy:
         alone = self.alone[index]
         return (self.result, index) if alone is None else (alone, 0)
 
-    def utilization(self, index: int) -> float:
-        """Return throughput divided by saturated throughput, or NaN without traffic."""
-        result, position = self.measured(index)
-        saturated = self.sizes[index].instance_rate * self.instances[index]
-        return result.pools[position].rate / saturated
-
 
 def size_policy(task: PolicyTask) -> SizedPolicy:
     """Size every pool of a policy, simulate the fleet, and grow pools if needed."""
