@@ -20,11 +20,11 @@ from .envoy_gateway import (
     PORT,
     EnvoyGateway,
     Manifest,
-    UnavailableError,
     install,
     own_network,
     without_a_cluster,
 )
+from .go_program import UnavailableError
 
 START_S = 240.0
 """Timeout in seconds: a start takes seconds on an idle machine, minutes on a busy one.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,12 @@ from extproc.demo.stack.envoy_config import find_envoy
 from extproc.demo.stack.process import Child
 
 from ..patience import PATIENCE_S
+from .go_program import UnavailableError, installed
 
 VERSION = "1.9.0"
 ENVOY_VERSION = "1.40.0"
 """Version of the project's own Envoy, which replaces Envoy Gateway's download."""
-MODULE = f"github.com/envoyproxy/gateway/cmd/envoy-gateway@v{VERSION}"
+PACKAGE = "github.com/envoyproxy/gateway/cmd/envoy-gateway"
 PORT = 8888
 API = "gateway.envoyproxy.io/v1alpha1"
 READ = {
@@ -45,34 +45,14 @@ Manifest = dict[str, Any]
 _CLONE_NEWNET = 0x40000000
 
 
-class UnavailableError(Exception):
-    """A program or permission that these tests need is missing; the message names it."""
-
-
 def install() -> Path:
-    """Build Envoy Gateway if it is not in the cache; return its binary.
+    """Return Envoy Gateway's program; build it if it is not in the cache.
 
     Raises:
-        UnavailableError: Go is not installed, or the build failed.
+        UnavailableError: Go is not installed.
+        BuildError: the build failed.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "token-budget-router" / f"envoy-gateway-{VERSION}"
-    binary = folder / "envoy-gateway"
-    if binary.exists():
-        return binary
-    go = shutil.which("go")
-    if go is None:
-        raise UnavailableError("needs Go to build Envoy Gateway")
-    done = subprocess.run(
-        [go, "install", "-ldflags=-s -w", MODULE],
-        env={**os.environ, "GOBIN": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UnavailableError(f"go install {MODULE}: {done.stderr[-500:]}")
-    return binary
+    return installed(PACKAGE, f"v{VERSION}")
 
 
 @contextlib.contextmanager
