@@ -1,4 +1,4 @@
-"""The soak test for one minute has the same limits as the run of one hour."""
+"""The soak test of 20 seconds has the same limits as the run of one hour."""
 
 import subprocess
 import sys
