@@ -68,8 +68,9 @@ PUE = Range(1.05, 1.2, 1.4)
 #: (arXiv 2606.05420, 2026).
 GRID_G_PER_KWH = Range(370.0, 457.0, 545.0)
 #: Uncertainty of a curve that was measured with one model and engine and is used for
-#: other models and engines.
-_CURVE_SHARE = Range(0.9, 1.0, 1.1)
+#: other models and engines: one H100 drew 0.92 to 1.17 times its curve in prompts and
+#: in decode steps of 16 to 256 sequences (tests/benchmarks/gpu_steps.py).
+_CURVE_SHARE = Range(0.9, 1.0, 1.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class PowerCurve:
 def _by_tdp(tdp_w: float, midpoint: float) -> PowerCurve:
     """Return the curve of the H100, scaled to another GPU's rated power."""
     return PowerCurve(
-        0.14 * tdp_w,
+        0.17 * tdp_w,
         0.43 * tdp_w,
         0.86 * tdp_w,
         midpoint,
@@ -122,13 +123,14 @@ POWER_CURVES = {
         "32, arXiv 2507.00418); idle 62 to 72 W by nvidia-smi, vLLM issue 2069",
     ),
     "H100-80GB": PowerCurve(
-        100.0,
+        116.0,
         300.0,
         600.0,
         4.2,
         measured=True,
         source="ML.ENERGY benchmark v3 on vLLM (300 W at a batch of 1, 600 W at 128), "
-        "fitted in semantic-router, fleet-sim; idle a seventh of 700 W, an assumption",
+        "fitted in semantic-router, fleet-sim; idle as measured on one H100 with a "
+        "model loaded (tests/benchmarks/gpu_steps.py)",
     ),
     "H200-141GB": _by_tdp(700.0, 4.2),
     "L40S-48GB": _by_tdp(350.0, 2.5),
