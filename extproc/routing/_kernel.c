@@ -13,12 +13,14 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MAX_CLASSES = 64, MAX_TERMS = 512 };
+enum { ROW = 64, MAX_TERMS = 512 };
 
-/* Two tables are used in turn, so that an addition need not wait for the previous one,
-   which is often to the same pair. Rows have a power-of-two size, which saves a
-   multiplication. */
-typedef uint32_t Pairs[MAX_CLASSES][MAX_CLASSES];
+/* Counts of pairs: a row for each first class. Two tables are used in turn, so that an
+   addition need not wait for the previous one, which is often to the same pair. */
+typedef uint16_t Pairs[ROW][ROW];
+
+/* Maximum number of bytes to count before the 16-bit counts could overflow. */
+enum { BLOCK_BYTES = UINT16_MAX };
 
 /* Count a text's pairs; return the set of its classes, including `first`. */
 static uint64_t count_pairs(const uint8_t *text, Py_ssize_t size,
@@ -42,6 +44,32 @@ static uint64_t count_pairs(const uint8_t *text, Py_ssize_t size,
     return seen;
 }
 
+/* Add a block's pairs to their terms, and its bytes to their classes. */
+static void add_block(const uint8_t *text, Py_ssize_t size, const uint8_t *class_of,
+                      const uint8_t *places, size_t first, double *terms,
+                      Py_ssize_t count, uint64_t *totals) {
+    Pairs even, odd;
+    memset(even, 0, sizeof(even));
+    memset(odd, 0, sizeof(odd));
+    uint64_t seen = count_pairs(text, size, class_of, first, even, odd);
+    uint8_t present[ROW];
+    int classes = 0;
+    for (int each = 0; each < ROW; each++)
+        if (seen >> each & 1)
+            present[classes++] = (uint8_t)each;
+    for (int i = 0; i < classes; i++) {
+        size_t a = present[i];
+        for (int j = 0; j < classes; j++) {
+            size_t b = present[j];
+            uint32_t pairs = (uint32_t)even[a][b] + odd[a][b];
+            uint8_t term = places[ROW * a + b];
+            totals[b] += pairs;
+            if (pairs && term < count)
+                terms[term] += pairs;
+        }
+    }
+}
+
 static PyObject *list_of(const uint64_t *totals, Py_ssize_t size) {
     PyObject *list = PyList_New(size);
     if (list == NULL)
@@ -58,19 +86,13 @@ static PyObject *list_of(const uint64_t *totals, Py_ssize_t size) {
 
 /* Return the fault of a table of classes as an error message, or NULL. */
 static const char *fault_of(const Py_buffer *table, Py_ssize_t classes) {
-    if (classes < 1 || classes > MAX_CLASSES)
+    if (classes < 1 || classes > ROW)
         return "classes: out of range";
-    if (table->len != 256)
-        return "table: expected 256 bytes";
-    const uint8_t *class_of = table->buf;
-    for (int byte = 0; byte < 256; byte++)
-        if (class_of[byte] >= classes)
-            return "table: a class out of range";
-    return NULL;
+    return table->len == 256 ? NULL : "table: expected 256 bytes";
 }
 
-/* count_terms(text, table, places, classes, first, terms): add 1 to terms[places[classes
-   * a + b]] for each class b that follows a class a in the text, as if the text followed
+/* count_terms(text, table, places, classes, first, terms): add 1 to terms[places[64 * a
+   + b]] for each class b that follows a class a in the text, as if the text followed
    class `first`. Return the number of bytes in each class. */
 static PyObject *count_terms(PyObject *module, PyObject *args) {
     Py_buffer text, table, places, terms;
@@ -83,33 +105,22 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
     const char *wrong = fault_of(&table, classes);
     if (wrong == NULL && (first < 0 || first >= classes))
         wrong = "first: not one of the classes";
-    if (wrong == NULL && places.len != classes * classes * (Py_ssize_t)sizeof(uint16_t))
-        wrong = "places: expected a 16-bit number for each pair";
+    if (wrong == NULL && places.len != ROW * ROW)
+        wrong = "places: expected a byte for each pair";
     if (wrong == NULL && terms.len != size * (Py_ssize_t)sizeof(double))
         wrong = "terms: expected 64-bit floats";
-    if (wrong == NULL && (uint64_t)text.len > UINT32_MAX)
-        wrong = "text: too long";
     PyObject *found = NULL;
     if (wrong == NULL) {
-        Pairs even, odd;
-        uint64_t totals[MAX_CLASSES] = {0};
-        const uint16_t *place = places.buf;
-        double *out = terms.buf;
-        size_t used = sizeof(even[0]) * (size_t)classes;
-        memset(even, 0, used);
-        memset(odd, 0, used);
-        uint64_t seen =
-            count_pairs(text.buf, text.len, table.buf, (size_t)first, even, odd);
-        for (Py_ssize_t a = 0; a < classes; a++) {
-            if (!(seen >> a & 1))
-                continue;
-            for (Py_ssize_t b = 0; b < classes; b++) {
-                uint64_t count = (uint64_t)even[a][b] + odd[a][b];
-                uint16_t term = place[classes * a + b];
-                totals[b] += count;
-                if (count && term < size)
-                    out[term] += (double)count;
-            }
+        const uint8_t *bytes = text.buf;
+        uint8_t class_of[256];
+        uint64_t totals[ROW] = {0};
+        for (int byte = 0; byte < 256; byte++)
+            class_of[byte] = ((const uint8_t *)table.buf)[byte] % ROW;
+        for (Py_ssize_t at = 0; at < text.len; at += BLOCK_BYTES) {
+            Py_ssize_t left = text.len - at;
+            add_block(bytes + at, left < BLOCK_BYTES ? left : BLOCK_BYTES, class_of,
+                      places.buf, at ? class_of[bytes[at - 1]] : (size_t)first,
+                      terms.buf, size, totals);
         }
         found = list_of(totals, classes);
     } else
@@ -119,6 +130,21 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
     PyBuffer_Release(&places);
     PyBuffer_Release(&terms);
     return found;
+}
+
+/* Return the first place from `at` at which two texts differ, or `end`. */
+static Py_ssize_t next_difference(const uint8_t *one, const uint8_t *two, Py_ssize_t at,
+                                  Py_ssize_t end) {
+    uint64_t ours, theirs;
+    for (; at + (Py_ssize_t)sizeof(ours) <= end; at += sizeof(ours)) {
+        memcpy(&ours, one + at, sizeof(ours));
+        memcpy(&theirs, two + at, sizeof(theirs));
+        if (ours != theirs)
+            break;
+    }
+    while (at < end && one[at] == two[at])
+        at++;
+    return at;
 }
 
 /* count_repeats(text, table, classes, period, least): count the bytes that repeat the
@@ -135,15 +161,13 @@ static PyObject *count_repeats(PyObject *module, PyObject *args) {
     if (wrong == NULL && (period < 1 || least < 1))
         wrong = "period, least: expected at least 1";
     if (wrong == NULL) {
-        uint64_t totals[MAX_CLASSES] = {0};
+        uint64_t totals[ROW] = {0};
         const uint8_t *bytes = text.buf, *class_of = table.buf;
-        Py_ssize_t start = 0, end = text.len - period;
-        for (Py_ssize_t at = 0; at <= end; at++) {
-            if (at < end && bytes[at] == bytes[at + period])
-                continue;
-            if (at - start >= least)
-                totals[class_of[bytes[start]]] += (uint64_t)(at - start);
-            start = at + 1;
+        Py_ssize_t end = text.len - period;
+        for (Py_ssize_t start = 0, stop; start < end; start = stop + 1) {
+            stop = next_difference(bytes, bytes + period, start, end);
+            if (stop - start >= least)
+                totals[class_of[bytes[start]] % ROW] += (uint64_t)(stop - start);
         }
         found = list_of(totals, classes);
     } else

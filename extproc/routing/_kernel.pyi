@@ -6,7 +6,7 @@ import numpy.typing as npt
 def count_terms(
     text: bytes,
     table: bytes,
-    places: npt.NDArray[np.uint16],
+    places: npt.NDArray[np.uint8],
     classes: int,
     first: int,
     terms: npt.NDArray[np.float64],
@@ -15,10 +15,10 @@ def count_terms(
     """Count the pairs of byte classes in a text, by term.
 
     Args:
-        text: treated as if it followed a byte of class ``first``; below 4 GiB.
-        table: class of each byte, below ``classes``.
-        places: index of each pair's term; a pair with an index above all terms is not
-            counted.
+        text: treated as if it followed a byte of class ``first``.
+        table: class of each byte, below 64.
+        places: index of each pair's term, with 64 pairs for each first class; a pair
+            with an index above all terms is not counted.
         classes: number of classes, 1 to 64.
         first: a class.
         terms: counts by term; each pair adds 1 to its term, in place.
@@ -37,7 +37,7 @@ def count_repeats(
 
     Args:
         text: bytes to search.
-        table: class of each byte, below ``classes``.
+        table: class of each byte, below 64.
         classes: number of classes, 1 to 64.
         period: distance in bytes from each byte to its repetition, at least 1.
         least: length in bytes of the shortest stretch to count, at least 1.

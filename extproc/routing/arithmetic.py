@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from extproc.routing.arrays import Matrix, Vector
-from extproc.routing.byte_classes import CLASS_TABLE, CLASSES, ByteClass
+from extproc.routing.byte_classes import CLASS_TABLE, CLASSES, ROW, ByteClass
 from extproc.routing.regressors import NO_TERM, Places
 
 try:
@@ -24,7 +24,7 @@ COUNTED_BY = "numpy" if _kernel is None else "C kernel"
 
 # The product of this number and a byte needs 16 bits. It is an array because NumPy is
 # slower with a scalar.
-_CLASSES = np.array(CLASSES, dtype=np.uint16)
+_ROW = np.array(ROW, dtype=np.uint16)
 
 
 def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequence[int]:
@@ -39,7 +39,7 @@ def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequen
         The number of bytes in each class.
     """
     classes = np.frombuffer((b"\n" + text).translate(CLASS_TABLE), dtype=np.uint8)
-    pairs = classes[:-1] * _CLASSES
+    pairs = classes[:-1] * _ROW
     pairs += classes[1:]
     counts = np.bincount(places.take(pairs), minlength=NO_TERM + 1)
     terms += counts[: len(terms)]

@@ -202,5 +202,8 @@ class Bounded:
 
 def _apply(features: Features, point: float, factor: float) -> Estimate:
     prompt_tokens = max(1, round(point))
-    most = max(prompt_tokens, int(most_tokens(features)))
-    return Estimate(prompt_tokens, min(math.ceil(point * factor), most))
+    bound_tokens = math.ceil(point * factor)
+    if bound_tokens > features.text_bytes:  # otherwise it is possible
+        most = max(prompt_tokens, int(most_tokens(features)))
+        bound_tokens = min(bound_tokens, most)
+    return Estimate(prompt_tokens, bound_tokens)

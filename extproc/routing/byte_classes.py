@@ -128,4 +128,7 @@ CLASS_TABLE = bytes(_class_of(byte) for byte in range(256))
 """Table for ``bytes.translate`` from byte to class."""
 
 CLASSES = len(ByteClass)
-"""Number of classes. The index of a pair (a, b) is ``CLASSES * a + b``."""
+"""Number of classes."""
+
+ROW = 64
+"""Number of indices for each first class of a pair: (a, b) has ``ROW * a + b``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from enum import StrEnum
+from operator import itemgetter
 
 from extproc.routing.byte_classes import ByteClass
 from extproc.routing.features import Features
@@ -46,6 +47,18 @@ _SYMBOL_SHARE = 0.045
 _INDENT_SHARE = 0.05
 
 
+# The classes of ASCII text that determine its category, in one look-up.
+_ascii_counts = itemgetter(
+    ByteClass.DIGIT,
+    ByteClass.SPACE,
+    ByteClass.NEWLINE,
+    ByteClass.BRACKET,
+    ByteClass.SYMBOL,
+    ByteClass.RULE,
+    ByteClass.CONTROL,
+)
+
+
 def accepts_hint(hint: str | None, hints: Collection[str] = ()) -> bool:
     """Return whether a hint is a built-in category or one of the configured ``hints``.
 
@@ -79,20 +92,18 @@ def _classify_text(features: Features) -> Category:
     script = _classify_script(counts, total)
     if script is not None:
         return script
-    digits = counts[ByteClass.DIGIT]
-    blanks = counts[ByteClass.SPACE] + counts[ByteClass.NEWLINE]
+    digits, spaces, newlines, brackets, symbols, rules, controls = _ascii_counts(counts)
     if digits > _DIGIT_SHARE * total:
         return Category.DIGITS
-    if blanks < _UNBROKEN_SPACE_SHARE * total and total >= _UNBROKEN_MIN_BYTES:
-        unbroken_data = counts[ByteClass.BRACKET] > _BRACKET_SHARE * total
-        return Category.STRUCTURED if unbroken_data else Category.DIGITS
-    if counts[ByteClass.BRACKET] > _BRACKET_SHARE * total:
+    is_data = brackets > _BRACKET_SHARE * total
+    unbroken = spaces + newlines < _UNBROKEN_SPACE_SHARE * total
+    if unbroken and total >= _UNBROKEN_MIN_BYTES and not is_data:
+        return Category.DIGITS
+    if is_data:
         return Category.STRUCTURED
-    indented = features.indent_bytes
-    symbols = counts[ByteClass.SYMBOL] + counts[ByteClass.RULE]
     if (
-        symbols > _SYMBOL_SHARE * total
-        or indented + counts[ByteClass.CONTROL] > _INDENT_SHARE * total
+        symbols + rules > _SYMBOL_SHARE * total
+        or features.indent_bytes + controls > _INDENT_SHARE * total
     ):
         return Category.CODE
     return Category.PROSE

@@ -80,6 +80,13 @@ def fewest_tokens(features: Features) -> float:
     return max(1.0, (features.text_bytes + features.tools_bytes) / 128)
 
 
+def possible_tokens(features: Features, tokens: float) -> float:
+    """Return the number of tokens that is possible for a prompt and nearest to it."""
+    if tokens < (fewest := fewest_tokens(features)):
+        return fewest
+    return min(tokens, most_tokens(features))
+
+
 def most_tokens(features: Features) -> float:
     """Return an upper limit on a prompt's tokens for any tokenizer.
 

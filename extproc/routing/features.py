@@ -155,10 +155,9 @@ def _count_repetitions(text: bytes, missing_bytes: int, terms: Vector) -> None:
     periods = set()
     for share in _PROBES:
         start = int(share * len(text))
-        probe = text[start : start + _PROBE_BYTES]
-        end = start + _PROBE_BYTES + _MAX_PERIOD
-        found = text.find(probe, start + 1, end)
-        if found > 0 and len(probe) == _PROBE_BYTES:
+        stop = start + _PROBE_BYTES
+        found = text.find(text[start:stop], start + 1, stop + _MAX_PERIOD)
+        if found > 0 and stop <= len(text):
             periods.add(found - start)
     if not periods:
         return

@@ -93,7 +93,8 @@ class Posterior:
     @property
     def mean(self) -> Vector:
         """The posterior mean of the coefficients."""
-        self._load_restored()
+        if self._restored:
+            self._load_restored()
         return self._mean
 
     def variance(self, x: Vector) -> float:

@@ -22,7 +22,7 @@ from extproc.routing.estimate import (
     EstimateTerms,
     Prediction,
     fewest_tokens,
-    most_tokens,
+    possible_tokens,
 )
 from extproc.routing.features import Features
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
@@ -102,8 +102,10 @@ class _Learned:
         terms of optional text are added with weight ``s`` to those of other text, and
         update the same coefficients.
         """
+        if not features.optional:
+            return features.terms, 0.0
         vector = self.vectorize(features)
-        if not features.optional or self._is_new:
+        if self._is_new:
             return vector, 0.0
         shares = np.clip(self.posterior.mean[len(TERMS) :], 0.0, 1.0)
         excess = float(shares @ vector[len(TERMS) :])
@@ -258,7 +260,7 @@ class TextEstimator:
 
 def _point(learned: _Learned, features: Features, x: Vector, excess: float) -> float:
     tokens = float(x.dot(learned.posterior.mean)) - excess
-    return min(max(tokens, fewest_tokens(features)), most_tokens(features))
+    return possible_tokens(features, tokens)
 
 
 def _predict(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.arrays import Matrix, Vector
-from extproc.routing.byte_classes import CLASSES, LOWER_CASE, ByteClass
+from extproc.routing.byte_classes import CLASSES, LOWER_CASE, ROW, ByteClass
 from extproc.routing.request import OptionalKind
 
 _TRAILS = frozenset(range(ByteClass.TRAIL_80, ByteClass.TRAIL_BA + 1))
@@ -141,11 +142,12 @@ def _tools_term(previous: int, current: int) -> str | None:
 
 
 _SCALARS = ("template", "message", "tools", "tool")
+"""The first terms, which ``complete`` sets by position."""
 _DERIVED = ("run", "repetition", "foreign letter", "foreign word")
 
-Places = npt.NDArray[np.uint16]
+Places = npt.NDArray[np.uint8]
 """The term that counts each pair of byte classes, or ``NO_TERM`` if no term counts it.
-The pair ``(a, b)`` has the index ``CLASSES * a + b``."""
+The pair ``(a, b)`` has the index ``ROW * a + b``."""
 
 NO_TERM: Final = 255
 """Index above that of every term."""
@@ -154,14 +156,14 @@ NO_TERM: Final = 255
 def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
     """Number a rule's terms from ``first``."""
     names: list[str] = []
-    places = np.full(CLASSES * CLASSES, NO_TERM, dtype=np.uint16)
-    for pair in range(CLASSES * CLASSES):
-        name = rule(*divmod(pair, CLASSES))
+    places = np.full(ROW * ROW, NO_TERM, dtype=np.uint8)
+    for previous, current in product(range(CLASSES), repeat=2):
+        name = rule(previous, current)
         if name is None:
             continue
         if name not in names:
             names.append(name)
-        places[pair] = first + names.index(name)
+        places[ROW * previous + current] = first + names.index(name)
     return names, places
 
 
@@ -210,7 +212,7 @@ _ASSUMED_ETH_PAIRS = 0.07 * _ASSUMED_PAIRS
 
 
 def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
-    pairs = np.zeros((CLASSES, CLASSES), dtype=bool)
+    pairs = np.zeros((ROW, ROW), dtype=bool)
     pairs[np.ix_(list(previous), list(current))] = True
     marked = np.zeros(len(VECTOR_TERMS))
     marked[TEXT_PLACES[pairs.reshape(-1)]] = 1.0
@@ -231,8 +233,9 @@ _OF_LETTERS: Matrix = np.stack(
 def _foreignness(eth_pairs: float, letter_pairs: float) -> float:
     """Return 0 for English, source code and short text, 1 for other languages."""
     share = (eth_pairs + _ASSUMED_ETH_PAIRS) / (letter_pairs + _ASSUMED_PAIRS)
-    excess = (_ENGLISH_SHARE - share) / (_ENGLISH_SHARE - _FOREIGN_SHARE)
-    return min(1.0, max(0.0, excess))
+    if share >= _ENGLISH_SHARE:
+        return 0.0
+    return min(1.0, (_ENGLISH_SHARE - share) / (_ENGLISH_SHARE - _FOREIGN_SHARE))
 
 
 def complete(vector: Vector, messages: int, tools: int) -> None:
@@ -240,18 +243,20 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
 
     Args:
         vector: one element for each of ``VECTOR_TERMS``; the counted elements are
-            already set.
+            already set, and the others are 0.
         messages: number of chat messages.
         tools: number of tool definitions.
     """
     letters, words, eth_pairs = _OF_LETTERS.dot(vector).tolist()
     foreignness = _foreignness(eth_pairs, letters)
-    vector[: len(_SCALARS)] = (1.0, messages, tools > 0, tools)
+    vector[0], vector[1] = 1.0, messages
+    if tools:
+        vector[2], vector[3] = 1.0, tools
     if foreignness:
         vector[REPETITION + 1 : len(TERMS)] = foreignness * letters, foreignness * words
 
 
 def run_place(byte_class: int) -> int | None:
     """Return the index of the term for a run of a byte class, or None."""
-    place = int(TEXT_PLACES[(CLASSES + 1) * byte_class])
+    place = int(TEXT_PLACES[(ROW + 1) * byte_class])
     return None if place == NO_TERM else place
