@@ -115,27 +115,27 @@ class BodyParser:
         if self.result is not None or self._fault is not None:
             return False
         try:
-            return self._step()
+            if self._decoding is not None:
+                self._decode(self._decoding)
+            elif self._elider is None and not is_large(self._body):
+                self._parse(Whole(self._body))
+            else:
+                self._elide()
         except Exception as error:
             self._fault = error
             return False
+        return self.result is None
 
-    def _step(self) -> bool:
-        if self._decoding is not None:
-            return self._decode(self._decoding)
+    def _elide(self) -> None:
         if self._elider is None:
-            if not is_large(self._body):
-                self._parse(Whole(self._body))
-                return False
             self._elider = JsonElider(self._body)
         try:
             if not self._elider.step():
                 self._parse(self._elider.elided())
         except TooIntricate:
             self.result = Reason.TOO_LARGE
-        return self.result is None
 
-    def _decode(self, decoding: Decoding) -> bool:
+    def _decode(self, decoding: Decoding) -> None:
         try:
             next(decoding)
         except StopIteration as done:
@@ -143,14 +143,13 @@ class BodyParser:
                 self.result = Reason.UNDECODABLE
             else:
                 self._body, self._decoding = done.value, None
-        return self.result is None
 
     def _parse(self, source: Source) -> None:
         if self._target is None:
             self.result, self.detail = Reason.UNPARSABLE, "path: not a parsed API"
             return
         try:
-            request = parse_source(self._target.endpoint.path, source)
+            request = parse_source(self._target.endpoint, source)
         except NotARequestError as error:
             self.result, self.detail = Reason.UNPARSABLE, str(error)
             return

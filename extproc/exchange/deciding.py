@@ -112,7 +112,6 @@ class Decider:
             decision = router.with_bound(decision)
             token = write_decision_token(decision)
             return Decided(decision, head, False, None, token)
-        decision = replace(decision, features=None)  # no longer needed: 8 kB
         return Decided(decision, head)
 
     def find(self, headers: Mapping[str, str], name: str) -> Router | None:

@@ -442,20 +442,12 @@ DEFAULT_PATH = CHAT.path
 """The path assumed for a request without a path, as in a log."""
 
 
-def find_endpoint(path: str) -> Endpoint | None:
-    """Return the endpoint of a request path, which may have a query string, or None."""
-    return ENDPOINTS.get(path.partition("?")[0])
-
-
-def parse_source(path: str, source: Source) -> Request:
+def parse_source(endpoint: Endpoint, source: Source) -> Request:
     """Parse an inference request.
 
     Raises:
         NotARequestError: the body is invalid. No bytes cause any other error.
     """
-    endpoint = find_endpoint(path)
-    if endpoint is None:
-        raise NotARequestError(f"path: expected one of {', '.join(ENDPOINTS)}")
     try:
         request = endpoint.parse(_object(source), source)
     except NotARequestError:

@@ -165,12 +165,9 @@ class StreamedRequest(_ReadRequest):
 
     __slots__ = ("_length",)
 
-    def __init__(self, decider: Decider, head: RequestHead, progress: Progress) -> None:
-        super().__init__(decider, head, progress)
-        self._length = _length(head.headers.get("content-length", ""))
-
     def headers(self) -> Step:
-        length = self._length
+        length = _length(self._head.headers.get("content-length", ""))
+        self._length = length
         settings = self._decider.settings
         if length is None and not settings.reads_unknown_length:
             return self._leave_unread_at_headers(Reason.LENGTH_UNKNOWN, 0)
@@ -178,7 +175,7 @@ class StreamedRequest(_ReadRequest):
             return self._leave_unread_at_headers(Reason.TOO_LARGE, length)
         if not self._decider.gateway_limit.requests(length):
             return self._leave_unread_at_headers(Reason.GATEWAY_LIMIT, length or 0)
-        return Step(AskRequestBody())
+        return _ASK_REQUEST_BODY
 
     def body(self, event: RequestBody) -> Step | Unread:
         if self._progress.request is RequestStage.UNDECIDED:
@@ -343,6 +340,8 @@ def _why_not(
         return NotRouted.NO_BODY
     return NotRouted.UNREAD if unread else NotRouted.PATH
 
+
+_ASK_REQUEST_BODY = Step(AskRequestBody())
 
 _READ: dict[BodyMode | None, type[_ReadRequest]] = {
     BodyMode.NONE: BufferedRequest,  # the mode requested in the reply to the headers

@@ -25,7 +25,7 @@ from extproc.exchange.json_elider import (
     TooIntricate,
     is_large,
 )
-from extproc.exchange.openai import NotARequestError, parse_source
+from extproc.exchange.openai import ENDPOINTS, NotARequestError, parse_source
 from extproc.exchange.paths import ANY_PREFIX
 from extproc.exchange.source import Source, Whole
 from extproc.routing.features import SAMPLE_BYTES, measure
@@ -109,7 +109,7 @@ def test_no_bytes_raise(body: bytes, chunk_bytes: int) -> None:
     elided = elided_of(body, chunk_bytes)
 
     with contextlib.suppress(NotARequestError):
-        parse_source(CHAT, elided)
+        parse_source(ENDPOINTS[CHAT], elided)
     elided.excerpt(elided.content.decode(errors="replace"))
 
 
@@ -148,8 +148,8 @@ CALL = {"function": {"name": "f", "arguments": {"code": PROSE * 20}}}
 
 def the_same(path: str, body: Any) -> tuple[Request, Request]:
     raw = json.dumps(body, ensure_ascii=False).encode()
-    whole = parse_source(path, Whole(raw))
-    from_elided = parse_source(path, elided_of(raw))
+    whole = parse_source(ENDPOINTS[path], Whole(raw))
+    from_elided = parse_source(ENDPOINTS[path], elided_of(raw))
     return whole, from_elided
 
 
@@ -201,8 +201,8 @@ def test_features_are_the_same_by_the_outline(copies: int) -> None:
 def test_escaped_text_is_counted_as_what_it_stands_for(text: str) -> None:
     raw = json.dumps(chat(text * 4000)).encode()
 
-    request = parse_source(CHAT, elided_of(raw))
-    plain = parse_source(CHAT, Whole(raw))
+    request = parse_source(ENDPOINTS[CHAT], elided_of(raw))
+    plain = parse_source(ENDPOINTS[CHAT], Whole(raw))
 
     assert request is not None
     assert plain is not None
@@ -221,7 +221,7 @@ def test_what_looks_like_a_reference_is_none() -> None:
         json.dumps(body).replace("\x7f", "\\u007f").encode(),
         json.dumps(body).replace("\x7f", "\\u007F").encode(),
     ):
-        request = parse_source(CHAT, elided_of(raw))
+        request = parse_source(ENDPOINTS[CHAT], elided_of(raw))
 
         assert request is not None
         assert request.prompt.text.decode() == f"{PROSE * 20}\n?0?\n?0?"

@@ -33,7 +33,7 @@ from extproc.exchange.events import (
     Withhold,
 )
 from extproc.routing.decision import Decision
-from extproc.server.services.fast_decode import Wanted, fast_body, fast_headers
+from extproc.server.services.fast_decode import Wanted, fast_decode
 from extproc.wire import ext_proc_pb2 as pb
 
 POOL_HEADER = "x-llm-pool"
@@ -69,7 +69,7 @@ def decode(data: bytes, wanted: Wanted) -> Event:
     Raises:
         UnknownMessageError: the message is not protobuf, or none of the six phases.
     """
-    return fast_headers(data, wanted) or fast_body(data) or decode_any(data)
+    return fast_decode(data, wanted) or decode_any(data)
 
 
 def decode_any(data: bytes) -> Event:

@@ -186,7 +186,6 @@ class ExtProcStream:
     def _answer(self, event: Event, step: Step, received_s: float) -> Replies:
         """Report the results of a step of the exchange, and encode its reply."""
         service, decided = self._service, step.decided
-        self._watch_body(step)
         if step.fault is not None:
             service.fault(step.fault)
         if decided is not None:
@@ -196,8 +195,10 @@ class ExtProcStream:
             key = self._exchange if decided.follows_response else decided.decision_token
             if key:  # the end of the request will be reported
                 service.in_flight.began(key, decided.decision.pool.name)
-        elif step.not_routed is not None:
-            service.metrics.not_routed.add(step.not_routed)
+        else:
+            self._watch_body(step)
+            if step.not_routed is not None:
+                service.metrics.not_routed.add(step.not_routed)
         if step.observation is not None:
             service.learn_later(step.observation)
         try:

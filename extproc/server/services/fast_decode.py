@@ -23,8 +23,8 @@ from extproc.exchange.events import (
 # HttpHeaders, HeaderValue, HttpBody and ProtocolConfiguration
 # (protos/extproc/wire/ext_proc.proto).
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY = 0x12, 0x1A, 0x22
+_HEADERS_PHASES = (_REQUEST_HEADERS, _RESPONSE_HEADERS)
 _METADATA_CONTEXT, _ATTRIBUTES, _PROTOCOL_CONFIG = 0x42, 0x4A, 0x5A
-_HEADERS_PHASES = (bytes((_REQUEST_HEADERS,)), bytes((_RESPONSE_HEADERS,)))
 _HEADERS, _END_OF_STREAM = 0x0A, 0x18
 _HEADER = _KEY = 0x0A
 _RAW_VALUE = 0x1A
@@ -42,10 +42,6 @@ _LONGEST_SHIFT = 28
 
 _MODES = {mode.value: mode for mode in BodyMode}
 
-LARGE_BYTES = 16 * 1024
-"""Minimum size in bytes for which the fast decoder reads a message with a body. Below
-this size, copying the body is faster."""
-
 Wanted = Mapping[bytes, str]
 """Headers to decode: for the bytes of a name in the message, the name in lower case."""
 
@@ -54,43 +50,29 @@ class _UnusualError(Exception):
     """The encoding differs from that of protobuf's serializers."""
 
 
-def fast_headers(
+def fast_decode(
     data: bytes, wanted: Wanted
-) -> RequestHeaders | ResponseHeaders | None:
-    """Decode a ``ProcessingRequest`` in one of the two headers phases.
+) -> RequestHeaders | ResponseHeaders | RequestBody | None:
+    """Decode a ``ProcessingRequest`` with headers or with a request body.
 
     Args:
-        data: the serialized message; untrusted.
+        data: the serialized message; untrusted. An event with a body keeps a view of
+            it.
         wanted: headers to decode. If a name occurs twice, its first header is used.
 
     Returns:
         The event, or None if the general decoder has to decode the message because of
         another phase, an unusual encoding, or invalid data.
     """
-    if data[:1] not in _HEADERS_PHASES:
-        return None
     try:
-        return _read_headers(data, wanted)
+        phase = data[0]
+        if phase == _REQUEST_BODY:
+            return _read_body(data)
+        if phase in _HEADERS_PHASES:
+            return _read_headers(data, wanted)
     except (IndexError, _UnusualError):
-        return None
-
-
-def fast_body(data: bytes) -> RequestBody | None:
-    """Decode a ``ProcessingRequest`` in the request body phase.
-
-    Args:
-        data: the serialized message; untrusted. The event keeps a view of it.
-
-    Returns:
-        The event, or None if the general decoder has to decode the message because of a
-        small size, another phase, an unusual encoding, or invalid data.
-    """
-    if len(data) < LARGE_BYTES or data[0] != _REQUEST_BODY:
-        return None
-    try:
-        return _read_body(data)
-    except (IndexError, _UnusualError):
-        return None
+        pass
+    return None
 
 
 def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeaders:

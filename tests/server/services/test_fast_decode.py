@@ -13,7 +13,7 @@ from extproc.exchange.events import (
     ResponseHeaders,
 )
 from extproc.server.services.codec import UnknownMessageError, decode, decode_any
-from extproc.server.services.fast_decode import LARGE_BYTES, fast_body, fast_headers
+from extproc.server.services.fast_decode import fast_decode
 from extproc.wire import ext_proc_pb2 as pb
 
 NAMES = (":path", ":method", "content-length", "x-llm-category", ":status")
@@ -79,7 +79,7 @@ def test_reads_what_protobuf_reads(
     general = decode_any(data)
 
     assert isinstance(general, RequestHeaders | ResponseHeaders)
-    assert fast_headers(data, WANTED) in (wanted_of(general), None)
+    assert fast_decode(data, WANTED) in (wanted_of(general), None)
     quick = decode(data, WANTED)
     assert isinstance(quick, RequestHeaders | ResponseHeaders)
     assert wanted_of(quick) == wanted_of(general)
@@ -100,7 +100,7 @@ def test_reads_damaged_messages_alike_or_not_at_all(
         else:
             damaged[at] = data.draw(st.integers(0, 255))
 
-    quick = fast_headers(bytes(damaged), WANTED)
+    quick = fast_decode(bytes(damaged), WANTED)
 
     if quick is not None:
         try:
@@ -167,14 +167,14 @@ END = b"\x18\x01"
     ],
 )
 def test_leaves_what_is_odd_to_protobuf(data: bytes) -> None:
-    assert fast_headers(data, WANTED) is None
+    assert fast_decode(data, WANTED) is None
 
 
 def test_reads_no_message_that_is_cut_off() -> None:
     whole = field(0x12, field(0x0A, PATH + header(b":method", b"POST")))
-    assert fast_headers(whole, WANTED) is not None
+    assert fast_decode(whole, WANTED) is not None
     for length in range(len(whole)):
-        assert fast_headers(whole[:length], WANTED) is None
+        assert fast_decode(whole[:length], WANTED) is None
 
 
 def test_does_what_it_is_for() -> None:
@@ -185,7 +185,7 @@ def test_does_what_it_is_for() -> None:
         header.key, header.raw_value = key, b"v" * 150
     message.protocol_config.request_body_mode = pb.ProcessingMode.BUFFERED
 
-    event = fast_headers(with_context(message, b"\x42\x00"), WANTED)
+    event = fast_decode(with_context(message, b"\x42\x00"), WANTED)
 
     assert event == RequestHeaders(
         dict.fromkeys(NAMES, "v" * 150), False, BodyMode.BUFFERED, BodyMode.NONE
@@ -198,7 +198,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
     header = message.request_headers.headers.headers.add()
     header.key, header.raw_value = ":path", b"/" * size
 
-    event = fast_headers(message.SerializeToString(), WANTED)
+    event = fast_decode(message.SerializeToString(), WANTED)
 
     assert event == RequestHeaders({":path": "/" * size}, False)
 
@@ -218,7 +218,7 @@ def test_reads_headers_of_any_size(size: int) -> None:
     ],
 )
 def test_leaves_the_rest_to_protobuf(data: bytes) -> None:
-    assert fast_headers(data, WANTED) is None
+    assert fast_decode(data, WANTED) is None
 
 
 def body_message(body: bytes, end_of_stream: bool) -> pb.ProcessingRequest:
@@ -235,56 +235,57 @@ CONFIG = b"\x5a\x02\x08\x02"
 
 @pytest.mark.parametrize("tail", [b"", METADATA, METADATA + CONFIG])
 @pytest.mark.parametrize("end_of_stream", [True, False])
-@pytest.mark.parametrize("size", [LARGE_BYTES, 100_000, 3_000_000])
-def test_reads_a_large_body_without_a_copy(
+@pytest.mark.parametrize("size", [1, 127, 128, 16_384, 100_000, 3_000_000])
+def test_reads_a_body_without_a_copy(
     size: int, end_of_stream: bool, tail: bytes
 ) -> None:
     data = body_message(b"x" * size, end_of_stream).SerializeToString() + tail
 
-    event = fast_body(data)
+    event = fast_decode(data, WANTED)
 
-    assert event is not None
+    assert isinstance(event, RequestBody)
     assert isinstance(event.body, memoryview)
     assert event.body.obj is data
     assert (bytes(event.body), event.end_of_stream) == (b"x" * size, end_of_stream)
 
 
-LARGE = body_message(b"x" * LARGE_BYTES, True)
+BODY_BYTES = 16_384
+BODY = body_message(b"x" * BODY_BYTES, True)
 
 
 @pytest.mark.parametrize(
     "data",
     [
         b"",
-        body_message(b"x" * 100, True).SerializeToString(),
-        LARGE.SerializeToString() + b"\x50\x01",
-        LARGE.SerializeToString() + METADATA + b"\x42\x05",
-        LARGE.SerializeToString() + LARGE.SerializeToString(),
+        BODY.SerializeToString() + b"\x50\x01",
+        BODY.SerializeToString() + METADATA + b"\x42\x05",
+        BODY.SerializeToString() + BODY.SerializeToString(),
         pb.ProcessingRequest(
-            response_body=pb.HttpBody(body=b"x" * LARGE_BYTES)
+            response_body=pb.HttpBody(body=b"x" * BODY_BYTES)
         ).SerializeToString(),
     ],
-    ids=["nothing", "small", "another field", "cut off", "twice", "a response"],
+    ids=["nothing", "another field", "cut off", "twice", "a response"],
 )
 def test_leaves_the_rest_to_the_general_reader(data: bytes) -> None:
-    assert fast_body(data) is None
+    assert fast_decode(data, WANTED) is None
 
 
 @given(
-    at=st.integers(0, 12) | st.integers(LARGE_BYTES, LARGE_BYTES + 12),
+    at=st.integers(0, 12) | st.integers(BODY_BYTES, BODY_BYTES + 12),
     byte=st.integers(0, 255),
     cut=st.integers(0, 6),
 )
 def test_reads_nothing_that_the_general_reader_reads_otherwise(
     at: int, byte: int, cut: int
 ) -> None:
-    changed = bytearray(LARGE.SerializeToString() + METADATA)
+    changed = bytearray(BODY.SerializeToString() + METADATA)
     changed[min(at, len(changed) - 1)] = byte
     data = bytes(changed[: len(changed) - cut])
 
-    event = fast_body(data)
+    event = fast_decode(data, WANTED)
 
     if event is not None:
+        assert isinstance(event, RequestBody)
         message = pb.ProcessingRequest.FromString(data)
         assert message.WhichOneof("request") == "request_body"
         assert bytes(event.body) == message.request_body.body
@@ -298,7 +299,7 @@ def test_reads_nothing_that_the_general_reader_reads_otherwise(
 
 
 def test_the_codec_uses_it() -> None:
-    event = decode(LARGE.SerializeToString(), WANTED)
+    event = decode(BODY.SerializeToString(), WANTED)
 
     assert isinstance(event, RequestBody)
     assert isinstance(event.body, memoryview)
