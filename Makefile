@@ -14,8 +14,8 @@ OLDER_ENVOY := .venv-envoy/$(ENVOY)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 
-.PHONY: help demo test test-slow test-envoy test-vllm test-gateways check format generate lock dist \
-  wheels clean
+.PHONY: help demo test test-slow test-envoy test-vllm test-gateways test-kubernetes check format \
+  generate lock dist wheels clean
 
 help:
 	@echo "make demo        Envoy, the router and two pools on this machine; 2 minutes the first time"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
 	@echo "make test-vllm   the tests on two real vLLM servers"
 	@echo "make test-gateways  the manifests under Envoy Gateway itself; needs Go and root"
+	@echo "make test-kubernetes  the chart and overlays on a real API server; needs Go"
 	@echo "make check       formatting, lint, types, imports, generated code"
 	@echo "make format, make generate, make lock, make dist, make wheels, make clean"
 
@@ -34,7 +35,8 @@ demo: $(VENV)/.demo $(if $(VLLM),$(VLLM_VENV)/.vllm)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile \
-	  -m "not slow and not faults and not packaging and not vllm and not gateways and not benchmark" $(ARGS)
+	  -m "not slow and not faults and not packaging and not vllm and not gateways \
+	  and not kubernetes and not benchmark" $(ARGS)
 
 # Test faults in every component under load, wheels in a clean environment, and the
 # dashboard's panels on a real Prometheus.
@@ -55,6 +57,11 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 # Run the manifests under Envoy Gateway. The first run builds it with Go, in 7 to 20 minutes.
 test-gateways: $(VENV)/.dev
 	$(BIN)/pytest -m gateways $(ARGS)
+
+# Install the chart and the overlays on a real API server without nodes. The first run builds
+# it with Go, in 6 to 22 minutes, and takes etcd from the PATH or from Debian's package.
+test-kubernetes: $(VENV)/.dev
+	$(BIN)/pytest -m kubernetes $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
