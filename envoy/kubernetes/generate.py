@@ -29,6 +29,9 @@ from extproc.commands.envoy_routes import (
     read_fleet,
     routes,
 )
+from extproc.commands.istio_routes import overflow
+from extproc.commands.placement import Placement
+from extproc.demo.stack.envoy_config import load_config
 
 ENVOY = Path(__file__).resolve().parents[1]
 
@@ -214,6 +217,30 @@ _NO_MODEL_CLUSTER = """\
   - name: no_model
     type: STATIC
     connect_timeout: 1s
+"""
+
+_OVERFLOW_HEAD = """\
+# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py. If a server of the short
+# pool refuses a request as too long, or its window cut the answer, the gateway retries the
+# request on the long pool. An aggregate cluster does this, as in envoy/envoy-1.37.yaml,
+# since Istio does not know `priority_group`. Istio's metrics of these requests have the
+# aggregate's name instead of a Service's.
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: token-budget-router-llm-overflow
+  # The namespace of the gateway's pods.
+  namespace: istio-system
+spec:
+  workloadSelector:
+    labels:
+      istio: ingressgateway
+  configPatches:
+"""
+
+_CHART_OVERFLOW_HEAD = """\
+# GENERATED from envoy/envoy.yaml by envoy/kubernetes/generate.py: what the gateway needs to
+# retry an overflow. The template adds the names and the clusters' members.
 """
 
 _PATCH_HEAD = """\
@@ -415,10 +442,25 @@ def models_envoy() -> str:
 
 
 def _blocks(items: Iterable[object], columns: int) -> str:
-    text = yaml.safe_dump(
-        list(items), sort_keys=False, width=1000, default_flow_style=None
+    return _indent(_document(list(items)), columns)
+
+
+def _document(value: object) -> str:
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, width=1000, default_flow_style=None
     )
-    return _indent(text, columns)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Write a text of several lines as a block."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _model_filter(fleet: Sequence[Model]) -> str:
@@ -439,6 +481,36 @@ def envoy_patch_policy() -> str:
     filters = _piece(pieces, "http_filters:\n", "\n\n").split("\n- ")
     values = [each.removeprefix("- ").replace("\n  ", "\n") for each in filters]
     return _PATCH_HEAD + "".join(_PATCH + _indent(value, 8) for value in values)
+
+
+def istio_overflow() -> str:
+    """Return the patches that retry an overflow of the short pool, for Istio."""
+    at = Placement(
+        name="token-budget-router",
+        namespace="llm",
+        gateway="llm-gateway",
+        gateway_namespace="istio-system",
+        listener="http",
+        hosts=(),
+    )
+    return _OVERFLOW_HEAD + _blocks(_overflow_patches(at), 2)
+
+
+def chart_overflow() -> str:
+    """Return the values of those patches, without names, for the chart."""
+    at = Placement("", "", "", "", "", ())
+    cluster_patch, route_patch = _overflow_patches(at)
+    cluster, route = cluster_patch["patch"]["value"], route_patch["patch"]["value"]
+    del cluster["name"], cluster["cluster_type"]["typed_config"]["clusters"]
+    del route["route"]["cluster"]
+    values = {"cluster": cluster, "route": route}
+    return _CHART_OVERFLOW_HEAD + _document(values)
+
+
+def _overflow_patches(at: Placement) -> list[Any]:
+    shipped = load_config(ENVOY / "envoy.yaml")
+    clusters = {each["name"]: each for each in shipped["static_resources"]["clusters"]}
+    return list(overflow("short", "long", clusters["vllm_short"], at))
 
 
 def access_log_config() -> str:
@@ -492,6 +564,7 @@ def _value_rows(
 GENERATED: dict[str, Callable[[], str]] = {
     "envoy-1.37.yaml": older_envoy,
     "models.yaml": models_envoy,
+    "kubernetes/overlays/istio/overflow.yaml": istio_overflow,
     "kubernetes/overlays/sidecar/envoy.yaml": sidecar_envoy,
     "observability/kubernetes/prometheusrule.yaml": prometheus_rule,
     "kubernetes/components/envoy-gateway-access-log/envoypatchpolicy.yaml": envoy_patch_policy,
@@ -500,6 +573,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "kubernetes/components/sidecar-throughput/envoy.yaml": sidecar_envoy_throughput,
     "kubernetes/components/sidecar-throughput/extproc.yaml": access_log_config,
     "helm/token-budget-router/files/envoy-access-log.yaml": sidecar_envoy_access_log,
+    "helm/token-budget-router/files/istio-overflow.yaml": chart_overflow,
     "helm/token-budget-router/README.md": chart_readme,
     "compose/envoy.yaml": compose_envoy,
     "compose/shared-state.yaml": compose_shared_state_config,

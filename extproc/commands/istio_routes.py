@@ -36,6 +36,7 @@ HEAD = """\
 
 _TYPES = "type.googleapis.com/envoy"
 _MANAGER = "envoy.filters.network.http_connection_manager"
+_OPTIONS = "typed_extension_protocol_options"
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -151,19 +152,11 @@ def _envoy_filter(
     patches = [
         _insert(_router_filter(shipped, at)),
         _merge("NETWORK_FILTER", _listener(), _stripping(models)),
-        _merge(
-            "LISTENER", {}, {"per_connection_buffer_limit_bytes": BUFFER_LIMIT_BYTES}
-        ),
         *(_merge("HTTP_ROUTE", _route(name), _enabled(at)) for name in routes),
         _merge(
             "CLUSTER",
             {"cluster": {"service": at.host(at.router), "portNumber": at.router_port}},
-            {
-                # Otherwise an endpoint that Kubernetes removed stays in use as long as
-                # it responds.
-                "ignore_health_on_host_removal": True,
-                "health_checks": clusters["extproc"]["health_checks"],
-            },
+            _router_cluster(clusters["extproc"]),
         ),
     ]
     if any(model.name for model in models):
@@ -174,7 +167,7 @@ def _envoy_filter(
         patches.append(_insert({"name": name, "typed_config": code}))
     for model in models:
         for pool in model.pools[:-1]:
-            patches += _overflow(pool, model.pools[-1], clusters["vllm_short"], at)
+            patches += overflow(pool, model.pools[-1], clusters["vllm_short"], at)
     return _object(
         "networking.istio.io/v1alpha3",
         "EnvoyFilter",
@@ -187,8 +180,15 @@ def _envoy_filter(
     )
 
 
-def _overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[Json]:
-    """Yield the patches that retry a pool's overflow on the model's largest pool."""
+def overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[Json]:
+    """Yield the patches that retry a pool's overflow on the model's largest pool.
+
+    Args:
+        pool: the pool whose server refuses or cuts.
+        largest: the pool that gets the retry.
+        small: the shipped cluster of a small pool, whose filter marks such responses.
+        at: names and namespaces of the objects.
+    """
     name = f"{at.namespace}/{at.name}/{pool}"
     aggregate = copy.deepcopy(small)
     for key in ("type", "dns_lookup_family", "load_assignment", "health_checks"):
@@ -225,9 +225,23 @@ def _overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[J
         _route(_route_name(pool, at)),
         {
             "route": {"cluster": name, "retry_policy": retry},
+            "response_headers_to_add": [_ATTEMPTS],
             "response_headers_to_remove": ["x-llm-overflow"],
         },
     )
+
+
+_ATTEMPTS = {
+    "header": {
+        "key": "x-envoy-attempt-count",
+        "value": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    },
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+"""The number of attempts, for the router and the client: 2 is a retry.
+
+The usual setting, ``include_attempt_count_in_response``, would apply to all routes of a
+host."""
 
 
 def _router_filter(shipped: Json, at: Placement) -> Json:
@@ -236,6 +250,17 @@ def _router_filter(shipped: Json, at: Placement) -> Json:
     cluster = _cluster(at.router, at.router_port, at)
     asked["grpc_service"]["envoy_grpc"]["cluster_name"] = cluster
     return {"name": _router_filter_name(at), "disabled": True, "typed_config": asked}
+
+
+def _router_cluster(shipped: Json) -> Json:
+    """Return what Istio does not set by itself for the cluster of the router."""
+    same = ("close_connections_on_host_health_failure", "health_checks", _OPTIONS)
+    return {
+        # Otherwise an endpoint that Kubernetes removed stays in use as long as it
+        # responds.
+        "ignore_health_on_host_removal": True,
+        **{key: shipped[key] for key in same},
+    }
 
 
 def _router_filter_name(at: Placement) -> str:
@@ -248,7 +273,10 @@ def _enabled(at: Placement) -> Json:
         "@type": f"{_TYPES}.config.route.v3.FilterConfig",
         "config": {"@type": kind, "overrides": {}},
     }
-    return {"typed_per_filter_config": {_router_filter_name(at): on}}
+    return {
+        "typed_per_filter_config": {_router_filter_name(at): on},
+        "request_body_buffer_limit": BUFFER_LIMIT_BYTES,
+    }
 
 
 def _stripping(models: Sequence[Model]) -> Json:

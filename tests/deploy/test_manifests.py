@@ -47,6 +47,13 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
     return found
 
 
+def patches_of(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    """Return the patches of the EnvoyFilters that apply to this kind of object."""
+    filters = of_kind(manifests, "EnvoyFilter")
+    patches = [patch for each in filters for patch in each["spec"]["configPatches"]]
+    return [patch for patch in patches if patch["applyTo"] == kind]
+
+
 def is_core(manifest: Manifest) -> bool:
     return manifest["apiVersion"] in CORE
 
@@ -253,7 +260,8 @@ def test_hosts_in_a_mesh_are_of_the_namespace_that_it_is_applied_to(kustomize):
         manifests = kustomize(variant)
         service = only(manifests, "Service")["metadata"]
         host = f"{service['name']}.{service['namespace']}.svc.cluster.local"
-        assert f"outbound|9002||{host}" in json.dumps(only(manifests, "EnvoyFilter"))
+        filters = of_kind(manifests, "EnvoyFilter")
+        assert f"outbound|9002||{host}" in json.dumps(filters)
         rules = of_kind(manifests, "DestinationRule")
         assert host in [rule["spec"]["host"] for rule in rules]
 
@@ -355,15 +363,11 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
     # For an HTTP/2 request, only the window of the stream matters.
     stream = policy["http2"]["initialStreamWindowSize"]
     assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
-    for variant in ("inference-extension", "istio"):
-        patches = only(kustomize(variant), "EnvoyFilter")["spec"]["configPatches"]
-        (limit,) = [
-            patch["patch"]["value"]["per_connection_buffer_limit_bytes"]
-            for patch in patches
-            if patch["applyTo"] == "LISTENER"
-        ]
-        assert limit >= asked
-    assert limit_of(kustomize("inference-extension")) <= PICKER_TAKES
+    for patch in patches_of(kustomize("istio"), "HTTP_ROUTE"):
+        value = patch["patch"]["value"]
+        if "typed_per_filter_config" in value:
+            assert value["request_body_buffer_limit"] >= asked
+    assert asked <= limit_of(kustomize("inference-extension")) <= PICKER_TAKES
 
 
 PICKER_TAKES = 3 << 20
@@ -374,11 +378,12 @@ A Go gRPC server accepts 4 MiB, but Envoy can exceed its own limit by one read.
 
 
 def limit_of(manifests: list[Manifest]) -> int:
-    (limit,) = [
-        patch["patch"]["value"]["per_connection_buffer_limit_bytes"]
-        for patch in only(manifests, "EnvoyFilter")["spec"]["configPatches"]
-        if patch["applyTo"] == "LISTENER"
-    ]
+    """Return how much a connection of either protocol may collect, in bytes."""
+    (listener,) = patches_of(manifests, "LISTENER")
+    (manager,) = patches_of(manifests, "NETWORK_FILTER")
+    http2 = manager["patch"]["value"]["typed_config"]["http2_protocol_options"]
+    limit = listener["patch"]["value"]["per_connection_buffer_limit_bytes"]
+    assert http2["initial_stream_window_size"] == limit
     return int(limit)
 
 
@@ -386,13 +391,11 @@ def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
     """The costly settings do not apply to another team's host on the same gateway."""
     for variant in ("inference-extension", "istio"):
         manifests = kustomize(variant)
-        patches = only(manifests, "EnvoyFilter")["spec"]["configPatches"]
-        (asks,) = [p for p in patches if p["applyTo"] == "HTTP_FILTER"]
+        (asks,) = patches_of(manifests, "HTTP_FILTER")
         assert asks["patch"]["value"]["disabled"] is True
         on = {
             p["match"]["routeConfiguration"]["vhost"]["route"]["name"]
-            for p in patches
-            if p["applyTo"] == "HTTP_ROUTE"
+            for p in patches_of(manifests, "HTTP_ROUTE")
         }
         assert on == {"llm.token-budget-router.short", "llm.token-budget-router.long"}
         assert on == {
@@ -402,7 +405,9 @@ def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
             for rule in route["spec"][rules]
             if "name" in rule and "directResponse" not in rule
         }
-        assert "idle" not in json.dumps(patches)
+        assert patches_of(manifests, "VIRTUAL_HOST") == []
+        managers = patches_of(manifests, "NETWORK_FILTER")
+        assert "idle" not in json.dumps(managers)
 
 
 def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
@@ -415,8 +420,8 @@ def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
     assert check["active"]["grpc"]["service"] == asked
     assert check["panicThreshold"] == 0
     for variant in ("inference-extension", "istio"):
-        patches = only(kustomize(variant), "EnvoyFilter")["spec"]["configPatches"]
-        (cluster,) = [p for p in patches if p["applyTo"] == "CLUSTER"]
+        clusters = patches_of(kustomize(variant), "CLUSTER")
+        (cluster,) = [p for p in clusters if p["patch"]["operation"] == "MERGE"]
         (check,) = cluster["patch"]["value"]["health_checks"]
         assert check["grpc_health_check"]["service_name"] == asked
         assert cluster["patch"]["value"]["ignore_health_on_host_removal"] is True

@@ -413,7 +413,10 @@ def istio(
     plain = Gateway(listener("istio", routes, []), clusters)
     # A configuration that Envoy receives from a control plane always has this value.
     manager_of(plain.listener)["route_config"]["validate_clusters"] = False
-    return patched(plain, of_kind(manifests, "EnvoyFilter"))
+    for item in manifests:
+        if item["kind"] == "EnvoyFilter":
+            plain = patched(plain, item)
+    return plain
 
 
 def istio_match(rule: Config) -> Config:

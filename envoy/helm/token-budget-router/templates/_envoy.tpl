@@ -103,6 +103,12 @@
             {{- if .Values.config.models }}
             - remove: x-llm-model
             {{- end }}
+        {{- if eq .Values.gateway.type "inference-extension" }}
+        http2_protocol_options:
+          initial_stream_window_size: {{ include "router.bufferLimit" . }}
+          initial_connection_window_size: {{ mul 4 (include "router.bufferLimit" . | int64) }}
+        {{- end }}
+{{- if eq .Values.gateway.type "inference-extension" }}
 - applyTo: LISTENER
   match:
     context: GATEWAY
@@ -110,6 +116,7 @@
     operation: MERGE
     value:
       per_connection_buffer_limit_bytes: {{ include "router.bufferLimit" . }}
+{{- end }}
 {{- range (include "router.routes" . | fromJson).routes }}
 - applyTo: HTTP_ROUTE
   match:
@@ -126,6 +133,9 @@
           config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute
             overrides: {}
+      {{- if ne $.Values.gateway.type "inference-extension" }}
+      request_body_buffer_limit: {{ include "router.bufferLimit" $ }}
+      {{- end }}
 {{- end }}
 - applyTo: CLUSTER
   match:
@@ -137,6 +147,15 @@
     operation: MERGE
     value:
       ignore_health_on_host_removal: true
+      close_connections_on_host_health_failure: true
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config:
+            http2_protocol_options:
+              initial_stream_window_size: 16777216
+              initial_connection_window_size: 25165824
+              connection_keepalive: {interval: 1s, timeout: 2s}
       health_checks:
       - timeout: 1s
         interval: 2s
@@ -147,7 +166,43 @@
         grpc_health_check: {service_name: envoy.service.ext_proc.v3.ExternalProcessor}
 {{- end }}
 
-{{/* The listener's limit. It is lower before a picker: Envoy sends it all bytes that arrived
+{{/* The retries of overflows as EnvoyFilter patches, for each pool that is not its model's
+largest: the route leads to an aggregate of the pool and the largest one. */}}
+{{- define "router.overflowPatches" -}}
+{{- range (include "router.pools" . | fromJson).pools }}
+{{- if ne .name .largest }}
+{{- $values := $.Files.Get "files/istio-overflow.yaml" | fromYaml }}
+{{- $name := printf "%s/%s/%s" $.Release.Namespace (include "router.name" $) .name }}
+{{- $members := list }}
+{{- range list .name .largest }}
+{{- $backend := include "router.backend" (dict "root" $ "pool" .) | fromJson }}
+{{- $members = append $members (printf "outbound|%v||%s.%s.svc.%s" $backend.port $backend.service $.Release.Namespace $.Values.clusterDomain) }}
+{{- end }}
+{{- $_ := set $values.cluster "name" $name }}
+{{- $_ := set $values.cluster.cluster_type.typed_config "clusters" $members }}
+{{- $_ := set $values.route.route "cluster" $name }}
+- applyTo: CLUSTER
+  match:
+    context: GATEWAY
+  patch:
+    operation: ADD
+    value:
+      {{- toYaml $values.cluster | nindent 6 }}
+- applyTo: HTTP_ROUTE
+  match:
+    context: GATEWAY
+    routeConfiguration:
+      vhost:
+        route: {name: {{ include "router.routeName" (dict "root" $ "route" .name) }}}
+  patch:
+    operation: MERGE
+    value:
+      {{- toYaml $values.route | nindent 6 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The limit of a buffered body. It is lower before a picker: Envoy sends it all bytes that arrived
 while the router decided as one message, and a Go gRPC server accepts at most 4 MiB. */}}
 {{- define "router.bufferLimit" -}}
 {{- $limit := int64 .Values.gateway.bufferLimitBytes }}
