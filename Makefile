@@ -25,7 +25,7 @@ help:
 	@echo "make test-slow   faults, soak, packaging, dashboards, docker compose"
 	@echo "make test-envoy  the tests on an older Envoy (ENVOY=1.38.3)"
 	@echo "make test-vllm   the tests on two real vLLM servers"
-	@echo "make test-gateways  the manifests under Envoy Gateway itself; needs Go and root"
+	@echo "make test-gateways  the manifests under Envoy Gateway and Istio; needs Go, and root for the former"
 	@echo "make test-kubernetes  the chart and overlays on a real API server; needs Go"
 	@echo "make check       formatting, lint, types, imports, generated code"
 	@echo "make format, make generate, make lock, make dist, make wheels, make clean"
@@ -54,7 +54,8 @@ test-envoy: $(VENV)/.dev $(OLDER_ENVOY)/.installed
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm
 	EXTPROC_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/pytest -m vllm $(ARGS)
 
-# Run the manifests under Envoy Gateway. The first run builds it with Go, in 7 to 20 minutes.
+# Run the manifests under Envoy Gateway and Istio. The first run builds each with Go, in 7 to
+# 20 minutes.
 test-gateways: $(VENV)/.dev
 	$(BIN)/pytest -m gateways $(ARGS)
 

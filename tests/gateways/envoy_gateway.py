@@ -10,24 +10,26 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from extproc.demo.stack.envoy_config import find_envoy
 from extproc.demo.stack.process import Child
 
-from ..patience import PATIENCE_S
 from .go_program import UnavailableError, installed
+from .listening import listens, stat
 
 VERSION = "1.9.0"
 ENVOY_VERSION = "1.40.0"
 """Version of the project's own Envoy, which replaces Envoy Gateway's download."""
 PACKAGE = "github.com/envoyproxy/gateway/cmd/envoy-gateway"
 PORT = 8888
+START_S = 240.0
+"""Timeout in seconds: a start takes seconds on an idle machine, minutes on a busy one.
+"""
 API = "gateway.envoyproxy.io/v1alpha1"
 READ = {
     "BackendTrafficPolicy",
@@ -168,7 +170,22 @@ class EnvoyGateway:
     thread.
     """
 
-    def __init__(self, binary: Path, folder: Path, objects: list[Manifest]) -> None:
+    router_cluster = "/llm/token-budget-router/extproc/0"
+    pool_clusters = "httproute/.*"
+    """The clusters of the pools, as a regular expression."""
+
+    def __init__(
+        self, folder: Path, manifests: list[Manifest], services: Mapping[str, int]
+    ) -> None:
+        """Prepare the files.
+
+        Args:
+            folder: a folder for the files.
+            manifests: the rendered objects.
+            services: the local port of each Service.
+        """
+        binary = install()
+        objects = without_a_cluster(manifests, services)
         self._folder = folder
         for name in ("resources", "config", "data", "state", "runtime"):
             (folder / name).mkdir(parents=True)
@@ -187,8 +204,21 @@ class EnvoyGateway:
             check=True,
         )
         command = [str(binary), "server", "--config-path", str(folder / "gateway.yaml")]
-        self.log = folder / "gateway.log"
-        self.child = Child("envoy-gateway", command, self.log, home)
+        self._log = folder / "gateway.log"
+        self._child = Child("envoy-gateway", command, self._log, home)
+        self.port = PORT
+
+    def __enter__(self) -> Self:
+        self._child.start()
+        try:
+            self._child.wait_ready(lambda: listens(PORT), START_S)
+        except BaseException:
+            self._child.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.stop()
 
     def _settings(self) -> Manifest:
         folder = self._folder
@@ -215,10 +245,23 @@ class EnvoyGateway:
             "extensionApis": {"enableBackend": True, "enableEnvoyPatchPolicy": True},
         }
 
+    def complaints(self) -> list[str]:
+        """Return the conditions that Envoy Gateway sets on objects that it does not use."""
+        lines = self._log.read_text().splitlines()
+        reasons = [line.split(": ")[1] for line in lines if "reason: " in line]
+        assert "Accepted" in reasons
+        return [reason for reason in reasons if reason not in _FINE]
+
     def stat(self, name: str) -> int:
-        """Return an Envoy counter or gauge whose whole name matches a pattern."""
+        """Return the sum of Envoy's counters or gauges whose names match a pattern."""
         (file,) = self._folder.glob("runtime/*/admin-address.txt")
-        url = f"http://{file.read_text().strip()}/stats?filter=^{name}$"
-        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
-            (line,) = response.read().decode().splitlines()
-        return int(line.rpartition(":")[2])
+        return stat(f"http://{file.read_text().strip()}", name)
+
+
+_FINE = {
+    "Accepted",
+    "AddressNotAssigned",  # it has no address to give without a cluster
+    "Overridden",  # the route's policy, for the rules with one of their own
+    "Programmed",
+    "ResolvedRefs",
+}

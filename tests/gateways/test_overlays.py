@@ -1,17 +1,20 @@
-"""The overlay for Envoy Gateway, tested in a real Envoy Gateway."""
+"""The overlays under a real Envoy Gateway and under Istio's own translation."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..e2e.outside import Admin, Response
 from ..e2e.unsized import send_chunked, send_http2
-from ..patience import wait_until
+from ..patience import PATIENCE_S, be_patient, wait_until
 from .conftest import System
+from .istio import Istio, refusals
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
@@ -21,7 +24,6 @@ BELIEVED = 30_000
 
 It exceeds the real window, so that some requests overflow.
 """
-PREFIXED = "/team/v1/chat/completions"
 CONFIG = {
     "server": {"body_timeout_s": 1},
     "pools": [
@@ -29,12 +31,33 @@ CONFIG = {
         {"name": "long", "max_model_len": 65536},
     ],
 }
+OVERLAYS = ("envoy-gateway+overflow", "istio")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="module")
-def system(start: Any, kustomize: Any) -> Iterator[System]:
-    with start(kustomize("envoy-gateway+overflow"), CONFIG) as running:
+def system(overlay: str, start: Any, kustomize: Any) -> Iterator[System]:
+    manifests = copy.deepcopy(kustomize(overlay))
+    be_patient(manifests)
+    with start(manifests, CONFIG) as running:
         yield running
+
+
+@pytest.fixture
+def as_shipped(
+    overlay: str, system: System, start: Any, kustomize: Any
+) -> Iterator[System]:
+    """Run the overlay with its own timeouts, which only Istio's `system` lacks."""
+    if isinstance(system.gateway, Istio):
+        with start(kustomize(overlay), CONFIG) as running:
+            yield running
+    else:
+        yield system
 
 
 def chat(words: int, padding_bytes: int = 0) -> bytes:
@@ -51,17 +74,12 @@ def answered(response: Response) -> tuple[int, str | None]:
     return response.status, response.headers.get("x-standin")
 
 
-def test_every_policy_is_accepted(system: System) -> None:
-    lines = system.gateway.log.read_text().splitlines()
-    reasons = [line.split(": ")[1] for line in lines if "reason: " in line]
-    assert reasons.count("Accepted") >= 7
-    assert set(reasons) <= {
-        "Accepted",
-        "AddressNotAssigned",  # it has no address to give without a cluster
-        "Overridden",  # the route's policy, for the rule with one of its own
-        "Programmed",
-        "ResolvedRefs",
-    }
+def test_every_object_is_accepted(
+    overlay: str, system: System, kustomize: Any, tmp_path: Path
+) -> None:
+    assert system.gateway.complaints() == []
+    if isinstance(system.gateway, Istio):
+        assert refusals(kustomize(overlay), tmp_path) == ""
 
 
 @pytest.mark.parametrize(("words", "pool"), [(3, "short"), (40_000, "long")])
@@ -93,35 +111,39 @@ def test_bodies_that_are_not_read_reach_the_long_pool(system: System, mib: int) 
 def test_an_overflow_becomes_an_answer_and_other_mistakes_are_asked_once(
     system: System,
 ) -> None:
-    route = "cluster.httproute/llm/token-budget-router/rule/{}.upstream_rq_total"
+    gateway = system.gateway
 
-    def attempts(rule: int) -> int:
-        return system.gateway.stat(route.format(rule))
+    def attempts() -> int:
+        return gateway.stat(f"cluster\\.{gateway.pool_clusters}\\.upstream_rq_total")
 
-    before = attempts(0), attempts(1)
+    before = attempts()
     # The text exceeds the short pool's actual window, but not the window that the
     # router assumes for this pool.
     text = "The quick brown fox jumps over the lazy dog. " * 900
     assert answered(system.client.chat(text)) == (200, "long")
-    assert (attempts(0) - before[0], attempts(1) - before[1]) == (2, 0)
+    assert attempts() - before == 2
     mistake = system.client.post("/v1/chat/completions", b"{no JSON")
     assert mistake.status == 400
 
-    assert attempts(1) - before[1] == 1
+    assert attempts() - before == 3
 
 
 def test_a_client_s_own_pool_does_not_count_with_the_router_frozen_or_gone(
-    system: System,
+    as_shipped: System,
 ) -> None:
     """A hung router delays some requests by a second each, and later requests not at
     all.
     """
+    system, gateway = as_shipped, as_shipped.gateway
     own = {"x-llm-pool": "short"}
+    healthy = f"cluster\\.{gateway.router_cluster}\\.membership_healthy"
     child = system.router.child
     child.pause()
     try:
-        down = "cluster./llm/token-budget-router/extproc/0.membership_healthy"
-        wait_until(lambda: _asked(system, own) and system.gateway.stat(down) == 0)
+        # Envoy Gateway's Envoy checks a router that it has not called for up to a minute.
+        wait_until(
+            lambda: _asked(system, own) and gateway.stat(healthy) == 0, 2 * PATIENCE_S
+        )
     finally:
         child.resume()
     child.kill()
@@ -140,8 +162,8 @@ def _asked(system: System, headers: dict[str, str]) -> bool:
 
 
 def test_clients_load_no_adapters(system: System) -> None:
-    asked = "cluster./llm/token-budget-router/extproc/0.upstream_rq_total"
-    before = system.gateway.stat(asked)
+    decisions = Admin(system.router).metric
+    before = decisions("extproc_decisions_total")
     for path in (
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter/",
@@ -153,19 +175,17 @@ def test_clients_load_no_adapters(system: System) -> None:
         response = system.client.post(path, {"lora_name": "x"})
         assert (response.status, "x-standin" in response.headers) != (200, True), path
         assert response.status in {307, 403, 404}, path
-    assert system.gateway.stat(asked) == before
+    assert decisions("extproc_decisions_total") == before
 
 
-def test_a_prefix_before_the_api_s_paths(start: Any, chart: Any) -> None:
+def test_a_prefix_before_the_api_s_paths(overlay: str, start: Any, chart: Any) -> None:
     values = ("gateway.pathPrefix=/team/v1", "gateway.rewritePrefix=/v1")
-    with start(
-        chart("envoy-gateway+overflow", *values), CONFIG, path=PREFIXED
-    ) as system:
+    path = "/team/v1/chat/completions"
+    with start(chart(overlay, *values), CONFIG, path=path) as system:
         for words, pool in ((3, "short"), (40_000, "long")):
-            response = system.client.post(PREFIXED, chat(words))
-            assert answered(response) == (200, pool)
-        for path in ("/team/v1/load_lora_adapter", "/v1/load_lora_adapter"):
-            assert system.client.post(path, {"lora_name": "x"}).status == 403
+            assert answered(system.client.post(path, chat(words))) == (200, pool)
+        for adapters in ("/team/v1/load_lora_adapter", "/v1/load_lora_adapter"):
+            assert system.client.post(adapters, {"lora_name": "x"}).status == 403
         assert system.client.post("/v1/chat/completions", chat(3)).status == 404
 
 

@@ -1,0 +1,205 @@
+"""What is particular to Istio: shared gateways, its settings, moving endpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from extproc.demo.stack.process import Child, free_ports
+
+from ..e2e.outside import Admin, Client, Response
+from ..e2e.test_failures import TwoChunks
+from ..patience import be_patient, wait_until
+from .conftest import System
+from .go_program import UnavailableError
+from .istio import Istio, program, refusals
+from .istio_objects import Manifest
+from .test_overlays import CONFIG
+
+pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
+
+OVERLAYS = ("istio",)
+OTHER = {
+    "apiVersion": "networking.istio.io/v1",
+    "kind": "VirtualService",
+    "metadata": {"name": "other", "namespace": "other"},
+    "spec": {
+        "hosts": ["other.example"],
+        "gateways": ["istio-system/llm-gateway"],
+        "http": [
+            {
+                "route": [
+                    {
+                        "destination": {
+                            "host": "vllm-long.llm.svc.cluster.local",
+                            "port": {"number": 8000},
+                        }
+                    }
+                ]
+            }
+        ],
+    },
+}
+"""The host of another team on the same gateway."""
+ELSEWHERE = {"host": "other.example"}
+
+
+@pytest.fixture(autouse=True)
+def needs_go() -> None:
+    try:
+        program()
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+def answered(response: Response) -> tuple[int, str | None]:
+    return response.status, response.headers.get("x-standin")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest, kustomize: Any) -> list[Manifest]:
+    made: list[Manifest] = copy.deepcopy(kustomize(request.param))
+    be_patient(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared(manifests: list[Manifest], start: Any) -> Iterator[System]:
+    """Run a gateway that another team shares, as this setting of istiod suits it.
+
+    With the setting, the gateway gets only the clusters of its routes.
+    """
+    setting = {"PILOT_FILTER_GATEWAY_CLUSTER_CONFIG": "true"}
+    config = CONFIG | {"feedback": {"sample": "all"}}
+    with start([*manifests, OTHER], config, settings=setting) as system:
+        yield system
+
+
+def test_a_gateway_with_only_the_clusters_of_its_routes_has_the_router_s(
+    shared: System,
+) -> None:
+    assert answered(shared.client.chat("Hello")) == (200, "short")
+
+
+@pytest.mark.parametrize("body", [b"{}", b"x" * 2_000_000], ids=["small", "large"])
+def test_another_team_s_host_never_reaches_the_router(
+    shared: System, body: bytes
+) -> None:
+    decisions = Admin(shared.router).metric
+    before = decisions("extproc_decisions_total"), decisions("extproc_not_routed_total")
+    for _ in range(5):
+        response = shared.client.post("/v1/chat/completions", body, ELSEWHERE)
+        assert response.headers["x-standin"] == "long"
+        assert "x-llm-pool" not in response.headers
+
+    assert before == (
+        decisions("extproc_decisions_total"),
+        decisions("extproc_not_routed_total"),
+    )
+
+
+def test_the_router_and_the_client_learn_of_a_retry(shared: System) -> None:
+    retries = Admin(shared.router).metric
+    before = retries("extproc_overflow_retries_total")
+    text = "The quick brown fox jumps over the lazy dog. " * 900
+    response = shared.client.chat(text)
+
+    assert answered(response) == (200, "long")
+    assert response.attempts == 2
+    assert "x-llm-overflow" not in response.headers
+    wait_until(lambda: retries("extproc_overflow_retries_total") == before + 1)
+
+
+def test_a_removed_router_is_not_asked_although_it_still_answers(
+    manifests: list[Manifest], start: Any
+) -> None:
+    """Kubernetes removes a pod's endpoint before the pod ends."""
+    with start(manifests, CONFIG) as system:
+        members = f"cluster\\.{system.gateway.router_cluster}\\.membership_total"
+        assert system.gateway.stat(members) == 1
+        system.gateway.move({"token-budget-router": 0})
+        wait_until(lambda: system.gateway.stat(members) == 0)
+
+        assert answered(system.client.chat("Hello")) == (200, "long")
+
+
+@contextlib.contextmanager
+def two_chunks() -> Iterator[int]:
+    """Run a server whose stream consists of two chunks; yield its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_stream_is_not_held_by_a_router_that_froze(
+    kustomize: Any, tmp_path: Path
+) -> None:
+    """``tests/e2e/test_failures.py`` explains why only a keepalive ends the wait."""
+    (port,) = free_ports(1)
+    file = Path(__file__).parents[1] / "e2e" / "freezing_router.py"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(file), str(port)]
+    with (
+        two_chunks() as pool,
+        Child("freezing", command, tmp_path / "freezing.log", path),
+    ):
+        services = {"vllm-short": pool, "vllm-long": pool, "token-budget-router": port}
+        with Istio(tmp_path, kustomize("istio"), services) as gateway:
+            checks = f"cluster\\.{gateway.router_cluster}\\.health_check\\.success"
+            wait_until(lambda: gateway.stat(checks) > 0)
+            client = Client(SimpleNamespace(port=gateway.port))  # type: ignore[arg-type]
+            body = {"model": "m", "messages": [], "stream": True}
+            response = client.post("/v1/chat/completions", body)
+    assert response.body == b"data: a\n\ndata: [DONE]\n\n"
+
+
+Break = Callable[[Manifest], None]
+
+
+def no_host(manifest: Manifest) -> None:
+    manifest["spec"]["hosts"] = []
+
+
+def unknown_field(manifest: Manifest) -> None:
+    value = manifest["spec"]["configPatches"][0]["patch"]["value"]
+    value["priority_group"] = {}
+
+
+def unknown_type(manifest: Manifest) -> None:
+    value = manifest["spec"]["configPatches"][0]["patch"]["value"]
+    value["typed_config"]["@type"] = "type.googleapis.com/envoy.PriorityGroup"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mistake", "complaint"),
+    [
+        ("VirtualService", no_host, "host"),
+        ("EnvoyFilter", unknown_field, "priority_group"),
+        ("EnvoyFilter", unknown_type, "envoy.PriorityGroup"),
+    ],
+)
+def test_a_mistake_is_refused(
+    kind: str, mistake: Break, complaint: str, kustomize: Any, tmp_path: Path
+) -> None:
+    right = next(m for m in kustomize("istio") if m["kind"] == kind)
+    wrong = copy.deepcopy(right)
+    mistake(wrong)
+
+    assert refusals([right], tmp_path) == ""
+    assert complaint in refusals([wrong], tmp_path)
