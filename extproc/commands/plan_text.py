@@ -287,10 +287,11 @@ def with_interval(
     half_widths: Mapping[str, float | None],
     key: str,
 ) -> str:
-    """Format a duration with half the width of its interval, if it has one."""
+    """Format a duration with half the width of its interval, or "?" if unknown."""
     value, half = figures[key], half_widths[key]
-    text = seconds(value)
-    return text if half is None or value is None else f"{text} +- {seconds(half)}"
+    if value is None:
+        return seconds(value)
+    return f"{seconds(value)} +- {'?' if half is None else seconds(half)}"
 
 
 def dollars(amount: float) -> str:

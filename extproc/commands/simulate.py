@@ -4,7 +4,10 @@ Without --pool, the fleet is the papers' pair, short (8,192) and long (65,536), 
 --instances for each. All figures describe the steady state: measurement starts once the
 fleet has filled, and continues until the results of both halves agree. 95 % intervals
 come from batch means, or, with --replications, from parallel runs with other seeds. A
-P99 of fewer than 1,000 requests is omitted.
+P99 of fewer than 1,000 requests is omitted. A pool that gets under a tenth of the
+requests is then simulated alone, with its own requests, until its P99s are known to
+2.5 % or a quarter of --requests is measured, except with --replications, with
+--spill-waiting or if a file is replayed.
 
   extproc simulate --workload azure-conv --rate 100 --instances 23,2
   extproc simulate --workload my-log.jsonl --rate 40 \\
@@ -41,6 +44,7 @@ from extproc.commands.traffic_options import (
     add_traffic_arguments,
     read_traffic,
 )
+from extproc.fleet.alone import Alone
 from extproc.fleet.assignment import Inquiry, Tier, assign
 from extproc.fleet.balancing import Balancing
 from extproc.fleet.declared import Declared
@@ -55,13 +59,26 @@ from extproc.fleet.question import Setting, complete_slo
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result, RunState
 from extproc.fleet.simulation import PoolSpec, simulate
-from extproc.fleet.sizing import Engine, fitting, in_rounds, saturated_rate
+from extproc.fleet.sizing import (
+    Engine,
+    SizingTask,
+    fitting,
+    in_rounds,
+    saturated_rate,
+)
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
-#: Number of requests routed in advance, to estimate each pool's share.
-_ROUTED_IN_ADVANCE = 10_000
+#: Range of the number of requests routed in advance, to estimate each pool's share; a
+#: tenth of ``--requests`` within it.
+_ROUTED_IN_ADVANCE = (2000, 10_000)
+#: A pool that gets less than this share of the requests is measured alone ...
+_SHARE_TOGETHER = 0.1
+#: ... with at least the same share of ``--requests``, up to this number ...
+_MOST_ALONE = 100_000
+#: ... and at most this multiple of it.
+_MOST_TIMES_ALONE = 2.5
 #: Minimum number of rounds to measure when a file is replayed.
 _MIN_ROUNDS = 4
 
@@ -177,28 +194,63 @@ class _Task:
             self.pools, self.traffic.stream, self.strategy, self.run, progress
         )
 
-    def saturated_rates(self) -> list[float]:
-        """Return the maximum request rate of each pool, in req/s."""
+    def assigned(self) -> list[SizingTask]:
+        """Return each pool with the requests that the router sends to it."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
+        fewest, most = _ROUTED_IN_ADVANCE
+        routed = min(most, max(fewest, self.run.requests // 10))
         inquiry = Inquiry(
             tiers,
             self.strategy,
             self.run.seed,
             self.run.declared,
-            _ROUTED_IN_ADVANCE,
-            _ROUTED_IN_ADVANCE // 10,
+            routed,
+            routed // 10,
+            2 * routed,
         )
         assigned = assign(self.traffic.stream.lengths, inquiry)
         return [
-            pool.instances
-            * saturated_rate(
-                pool.limits,
+            SizingTask(
+                tier,
                 pool.step_time,
-                fitting(traffic.lengths, pool.limits.max_model_len),
+                traffic,
+                self.traffic.arrivals,
+                self.traffic.rate * traffic.share,
+                pool.slo,
                 self.run.seed,
+                balancing=pool.balancing,
             )
-            for pool, traffic in zip(self.pools, assigned.pools, strict=True)
+            for tier, pool, traffic in zip(
+                tiers, self.pools, assigned.pools, strict=True
+            )
         ]
+
+    def measured_alone(
+        self, tasks: Sequence[SizingTask], results: Sequence[Result]
+    ) -> list[Result | None]:
+        """Return the results of pools alone, and None for pools with enough requests.
+
+        Several runs have intervals of their own, and pools that spill into each other
+        are not independent.
+        """
+        spills = any(pool.spill_waiting is not None for pool in self.pools)
+        if len(results) > 1 or spills or len(tasks) == 1:
+            return [None] * len(tasks)
+        fewest = int(min(_SHARE_TOGETHER * self.run.requests, _MOST_ALONE))
+        alone = Alone(fewest, int(_MOST_TIMES_ALONE * fewest), self.run.seed + 1)
+        return [
+            alone.measure(task, results[0], index, pool.instances)
+            if alone.is_for(task, results[0], index)
+            else None
+            for index, (task, pool) in enumerate(zip(tasks, self.pools, strict=True))
+        ]
+
+
+def _saturated_rate(task: SizingTask, instances: int) -> float:
+    """Return the maximum request rate of a pool, in req/s."""
+    limits = task.tier.limits
+    lengths = fitting(task.traffic.lengths, limits.max_model_len)
+    return instances * saturated_rate(limits, task.step_time, lengths, task.seed)
 
 
 def _simulate(task: _Task) -> Result:
@@ -314,6 +366,8 @@ def _replicate(task: _Task, args: argparse.Namespace) -> list[Result]:
 def _document(
     args: argparse.Namespace, task: _Task, results: Sequence[Result]
 ) -> dict[str, Any]:
+    tasks = task.assigned()
+    alone = task.measured_alone(tasks, results)
     return {
         "workload": args.workload,
         "rate": task.traffic.rate,
@@ -327,16 +381,29 @@ def _document(
         "seeds": [result.seed for result in results],
         **intervals(fleet_figures(results)),
         "pools": [
-            _pool(spec, pool_figures(results, index, rate))
+            _pool(
+                spec,
+                _figures(results, index, own, _saturated_rate(pool, spec.instances)),
+            )
             | {
+                "measured_alone": own is not None,
                 "overflows": sum(result.pools[index].overflows for result in results),
                 "truncated": sum(result.pools[index].truncated for result in results),
             }
-            for index, (spec, rate) in enumerate(
-                zip(task.pools, task.saturated_rates(), strict=True)
+            for index, (spec, pool, own) in enumerate(
+                zip(task.pools, tasks, alone, strict=True)
             )
         ],
     }
+
+
+def _figures(
+    results: Sequence[Result], index: int, alone: Result | None, saturated_rate: float
+) -> PoolFigures:
+    """Return a pool's figures from its own simulation, if there is one."""
+    if alone is None:
+        return pool_figures(results, index, saturated_rate)
+    return pool_figures([alone], 0, saturated_rate)
 
 
 def _state(results: Sequence[Result]) -> RunState:

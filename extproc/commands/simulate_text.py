@@ -66,8 +66,16 @@ def print_fleet(document: dict[str, Any]) -> None:
             f"{document['requests']} requests in {document['duration_s']:.0f} s after "
             f"{document['fill_s']:.0f} s of filling; {_STATES[document['state']]}"
         )
-        + "\n"
     )
+    alone = [pool["name"] for pool in document["pools"] if pool["measured_alone"]]
+    if alone:
+        print(
+            wrap(
+                "measured alone with its own requests, since few of the fleet's reach "
+                f"it: {', '.join(alone)}"
+            )
+        )
+    print()
     names = [
         f"{pool['name']} x{pool['instances']} ({pool['max_model_len']})"
         for pool in document["pools"]
@@ -79,7 +87,18 @@ def print_fleet(document: dict[str, Any]) -> None:
     print()
     for label, key, scale in _FLEET_ROWS:
         print(f"{'fleet: ' + label:24}{_cell(document[key], scale):>24}")
+    if not all(map(_is_bounded, [document, *document["pools"]])):
+        print("\n+- ?: too few requests for an interval; take more --requests")
     print(f"{document['wall_time_s']} s")
+
+
+def _is_bounded(figures: dict[str, Any]) -> bool:
+    """Return whether every figure has an interval."""
+    return all(
+        value["mean"] is None or value["half_width"] is not None
+        for value in figures.values()
+        if isinstance(value, dict)
+    )
 
 
 def _cell(value: Any, scale: float) -> str:
@@ -88,6 +107,6 @@ def _cell(value: Any, scale: float) -> str:
     if value["mean"] is None:
         return "-"
     text = f"{scale * value['mean']:.4g}"
-    if value["half_width"] is not None:
-        text += f" +- {scale * value['half_width']:.2g}"
-    return text
+    if value["half_width"] is None:
+        return f"{text} +- ?"
+    return f"{text} +- {scale * value['half_width']:.2g}"

@@ -16,9 +16,6 @@ from extproc.routing.policy import Policy, Pool
 
 #: A pool with fewer assigned requests than this number gets further drawn ones.
 _FEW = 1000
-#: Number of drawn requests, near or above a pool's range, of which the pool gets those
-#: that belong to it.
-_OF_A_KIND = 20_000
 _DRAWN = 1_000_000
 
 
@@ -79,6 +76,9 @@ class Inquiry:
     learning_lag: int = 2000
     """Number of requests assigned between a request and its feedback. The strategy
     first assigns twice this number, so that it has learned before the count starts."""
+    of_a_kind: int = 20_000
+    """Number of requests to draw near or above the range of a pool that gets few, of
+    which the pool gets those that the strategy sends to it."""
 
 
 def assign(lengths: Lengths, inquiry: Inquiry, *, fill: bool = True) -> Assignment:
@@ -158,9 +158,12 @@ def _more_of_its_kind(
     totals = prompts + outputs
     threshold = inquiry.tiers[index - 1].threshold_tokens
     # Assign as many requests as possible, and at least those near the threshold.
-    cutoff = float(np.quantile(totals, 1 - _OF_A_KIND / _DRAWN))
+    cutoff = float(np.quantile(totals, 1 - inquiry.of_a_kind / _DRAWN))
     near = totals > min(0.7 * threshold, max(0.5 * threshold, cutoff))
-    prompts, outputs = prompts[near][:_OF_A_KIND], outputs[near][:_OF_A_KIND]
+    prompts, outputs = (
+        prompts[near][: inquiry.of_a_kind],
+        outputs[near][: inquiry.of_a_kind],
+    )
     desk.reset()
     placed = desk.place(prompts, outputs, learns=False) == index
     share = float(near.mean()) * float(placed.mean()) if len(placed) else 0.0

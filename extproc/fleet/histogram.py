@@ -57,6 +57,21 @@ class Histogram:
             return 0.0
         return float(SMALLEST_S * _GROWTH ** (bucket + 0.5))
 
+    def above(self, whole: "Histogram", share: float) -> float:
+        """Return the number of values above the ``share`` quantile of ``whole``.
+
+        The quantile's own bucket counts in the same proportion as in ``whole``, so the
+        parts of ``whole`` add up to ``1 - share`` of its values.
+        """
+        if not whole.count:
+            return 0.0
+        sums = np.cumsum(whole._counts)
+        rank = share * whole.count
+        bucket = int(np.searchsorted(sums, max(1, math.ceil(rank))))
+        above = float(self._counts[bucket + 1 :].sum())
+        divided = (float(sums[bucket]) - rank) / float(whole._counts[bucket])
+        return above + divided * float(self._counts[bucket])
+
     def cumulative(self) -> Iterator[tuple[float, float]]:
         """Yield each non-empty bucket's upper end, and the share of values below it."""
         seen = 0

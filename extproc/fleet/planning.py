@@ -6,10 +6,10 @@ SLO in this simulation grows until it meets the SLO, so savings compare fleets u
 equal conditions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from extproc.fleet.alone import Alone, Precise
 from extproc.fleet.assignment import (
     Assignment,
     Inquiry,
@@ -20,14 +20,13 @@ from extproc.fleet.assignment import (
 )
 from extproc.fleet.question import FleetPolicy, Question
 from extproc.fleet.replay import Replay
-from extproc.fleet.results import FEWEST_FOR_P99, Result
+from extproc.fleet.results import Result
 from extproc.fleet.simulation import PoolSpec, simulate
 from extproc.fleet.sizing import (
     PoolSize,
     SizingTask,
     in_rounds,
     is_kept,
-    simulate_alone,
     size_pool,
 )
 from extproc.fleet.slo import Slo, long_promise_s
@@ -36,9 +35,6 @@ from extproc.fleet.steady import RunSettings, always
 #: Maximum number of times that a pool grows if it misses its SLO: by 2 %, then by
 #: another 4 %, etc.
 _GROWTHS = 4
-#: Maximum relative half-width of a P99's interval that is precise enough. At this
-#: precision, two runs almost always differ by less than 5 %.
-PRECISION = 0.025
 #: A pool with less than this share of the measured requests is measured alone.
 _SHARE_TOGETHER = 0.25
 _MOST_TIMES = 10
@@ -149,50 +145,19 @@ def _verified(
     """Simulate the fleet, and simulate pools with few requests alone."""
     slos = [task.slo for task in tasks]
     result = _verify(question, policy, instances, slos)
+    fewest = int(_SHARE_TOGETHER * question.verified_requests)
+    apart = Alone(fewest, _MOST_TIMES * fewest, question.seed + 1)
     alone = [
-        _measure_alone(question, _as_routed(task, result, index), count)
-        if size.result is not None
-        and not isinstance(question.arrivals, Replay)
-        and not _gets_enough(question, result, index)
+        apart.measure(task, result, index, count)
+        if apart.is_for(task, result, index)
         else None
-        for index, (task, size, count) in enumerate(
-            zip(tasks, sizes, instances, strict=True)
-        )
+        for index, (task, count) in enumerate(zip(tasks, instances, strict=True))
     ]
     sized = SizedPolicy(policy, assignment, sizes, instances, result, alone)
     sized.kept = [is_kept(*sized.measured(k), slo) for k, slo in enumerate(slos)]
     if policy.tiers[-1].limits.max_model_len < question.max_model_len:
         sized.rejected = assignment.rejected
     return sized
-
-
-def _gets_enough(question: Question, result: Result, index: int) -> bool:
-    """Return whether enough of the fleet's requests reach a pool to measure it."""
-    fewest = _SHARE_TOGETHER * question.verified_requests
-    return result.pools[index].requests >= min(fewest, result.finished / 2)
-
-
-def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
-    """Return the task with the pool's share of requests in the simulation, if known."""
-    pool = result.pools[index]
-    if pool.requests < FEWEST_FOR_P99:
-        return task
-    share = pool.requests / result.finished * (1 - result.rejected_share)
-    return replace(task, traffic=replace(task.traffic, share=share))
-
-
-def _measure_alone(question: Question, task: SizingTask, instances: int) -> Result:
-    """Simulate a pool alone on its own requests until its figures are precise."""
-    requests = int(_SHARE_TOGETHER * question.verified_requests)
-    run = RunSettings(
-        requests,
-        question.seed + 1,
-        most_requests=_MOST_TIMES * requests,
-        enough=Precise(0.0),
-        tick_s=10.0,
-        taught=0,
-    )
-    return simulate_alone(task, instances, instances, run)
 
 
 def pool_slo(question: Question, tier: Tier, traffic: PoolTraffic) -> Slo:
@@ -261,24 +226,3 @@ def _verify(
     if isinstance(question.arrivals, Replay):
         run = replace(in_rounds(run, question.arrivals, _ROUNDS), enough=always)
     return simulate(specs, question.stream, policy.strategy, run)
-
-
-@dataclass(frozen=True, slots=True)
-class Precise:
-    """A test of whether every P99 of a pool is precise to 2.5 %."""
-
-    fewest: float
-    """A pool with fewer requests than this number is ignored."""
-
-    def __call__(self, result: Result) -> bool:
-        """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""
-        return all(
-            interval.relative <= PRECISION
-            for index, pool in enumerate(result.pools)
-            if pool.requests >= self.fewest
-            for interval in (
-                result.p99(lambda pool: pool.ttft, index),
-                result.p99(lambda pool: pool.tpot, index),
-            )
-            if math.isfinite(interval.value)
-        )

@@ -20,11 +20,12 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str
 def interval(
     figures: Mapping[str, float | None], halves: Mapping[str, float | None], key: str
 ) -> str:
-    """Return a figure in seconds, with half the width of its interval if known."""
+    """Return a figure in seconds, with half the width of its interval, or "?"."""
     value, half = figures[key], halves[key]
-    if value is None or half is None:
+    if value is None:
         return seconds(value)
-    return f"{seconds(value)} <span class=muted>&#177; {seconds(half)}</span>"
+    width = "?" if half is None else seconds(half)
+    return f"{seconds(value)} <span class=muted>&#177; {width}</span>"
 
 
 def dollars(amount: float) -> str:

@@ -32,6 +32,8 @@ _T975 = (
 #: Maximum of the estimated correlation. At this maximum, the half-width is multiplied
 #: by 3. Above it, ten batches are not informative.
 _MOST_CORRELATION = 0.8
+#: Minimum number of batches for correcting the bias of the estimated correlation.
+_FEWEST_TO_CORRECT = 10
 
 
 @dataclass(slots=True)
@@ -362,9 +364,14 @@ class Result:
                 return result.merged(of)
             return of(result.pools[index])
 
-        if histogram(self).count < FEWEST_FOR_P99:
+        whole = histogram(self)
+        if whole.count < FEWEST_FOR_P99:
             return Interval(math.nan)
-        return self.interval(lambda result: histogram(result).quantile(COVERED))
+        found = self.interval(lambda result: histogram(result).quantile(COVERED))
+        by_share = _share_half_width(whole, [histogram(b) for b in self.batches])
+        if found.half_width is None or by_share is None:
+            return Interval(found.value)
+        return Interval(found.value, max(found.half_width, by_share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +381,8 @@ class Interval:
     value: float
     """NaN if there are too few requests."""
     half_width: float | None = None
-    """Half the width of the interval; None if there are too few batches."""
+    """Half the width of the interval; None if there are too few batches, or if too few
+    of them have values above a P99."""
 
     @property
     def relative(self) -> float:
@@ -382,6 +390,30 @@ class Interval:
         if self.half_width is None or not self.value:
             return math.inf
         return abs(self.half_width / self.value)
+
+
+def _share_half_width(whole: Histogram, batches: Sequence[Histogram]) -> float | None:
+    """Return the half-width of the P99 from the share of each batch above it.
+
+    A few congested batches can have all values above the P99. Their own P99s then
+    differ little from each other, but the share does not. The interval of the share is
+    converted to quantiles of the whole (Woodruff, JASA 47, 1952), and the larger of
+    both sides is the half-width. It is None if the interval of the share reaches 0: the
+    P99 may then exceed every measured value.
+    """
+    if len(batches) < 2:
+        return None
+    mean = whole.count / len(batches)
+    excess = [
+        (batch.above(whole, COVERED) - (1 - COVERED) * batch.count) / mean
+        for batch in batches
+    ]
+    half = batch_half_width(excess)
+    if half is None or COVERED + half >= 1:
+        return None
+    value = whole.quantile(COVERED)
+    above, below = whole.quantile(COVERED + half), whole.quantile(COVERED - half)
+    return max(above - value, value - below)
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -403,7 +435,9 @@ def batch_half_width(values: Sequence[float]) -> float | None:
 
     The half-width is multiplied by ``sqrt((1 + r) / (1 - r))``, the factor for a
     first-order autoregressive series whose neighbors have the correlation r. The
-    estimate of r is limited to 0 to 0.8.
+    estimate of r is too small by ``(1 + 4 r) / n`` on average (Marriott and Pope,
+    Biometrika 41, 1954), which is corrected if there are ten values or more, and is
+    limited to 0 to 0.8.
     """
     finite = [value for value in values if math.isfinite(value)]
     half = half_width(finite)
@@ -415,5 +449,8 @@ def batch_half_width(values: Sequence[float]) -> float | None:
     if not squares:
         return 0.0
     products = math.fsum(a * b for a, b in itertools.pairwise(deviations))
-    correlation = min(max(products / squares, 0.0), _MOST_CORRELATION)
+    correlation = products / squares
+    if len(finite) >= _FEWEST_TO_CORRECT:
+        correlation = (correlation + 1 / len(finite)) / (1 - 4 / len(finite))
+    correlation = min(max(correlation, 0.0), _MOST_CORRELATION)
     return half * math.sqrt((1 + correlation) / (1 - correlation))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from extproc.fleet.assignment import PoolTraffic, Tier
+from extproc.fleet.balancing import Balancing
 from extproc.fleet.cost import Demand
 from extproc.fleet.instance import Instance
 from extproc.fleet.job import Job
@@ -191,6 +192,7 @@ class SizingTask:
     """Number of requests to simulate for each size tried, if requests have 2,000 tokens
     on average. For longer requests the number is smaller, down to a quarter."""
     headroom: float = 0.0
+    balancing: Balancing = Balancing.LEAST_REQUEST
 
 
 def size_pool(task: SizingTask) -> PoolSize:
@@ -241,7 +243,7 @@ class Clear:
     def __call__(self, result: Result) -> bool:
         """Compare each interval with its limit; a single clear miss is decisive."""
         ttft = result.interval(lambda whole: _late_share(whole.pools[0]))
-        tpot = result.p99(lambda pool: pool.tpot, 0)
+        tpot = result.pool_interval(0, lambda pool: pool.tpot.quantile(COVERED))
         margins = [
             (limit - interval.value, interval.half_width or 0.0)
             for interval, limit in (
@@ -321,9 +323,20 @@ def in_rounds(run: RunSettings, replay: Replay, rounds: int = _ROUNDS) -> RunSet
 
 
 def simulate_alone(
-    task: SizingTask, instances: int, simulated: int, run: RunSettings
+    task: SizingTask,
+    instances: int,
+    simulated: int,
+    run: RunSettings,
+    *,
+    in_order: bool = True,
 ) -> Result:
-    """Simulate some of a pool's instances alone, with their share of requests."""
+    """Simulate some of a pool's instances alone, with their share of requests.
+
+    Args:
+        in_order: take the pool's requests in their assigned order, again and again, so
+            that policies are compared with the same requests. If false, draw them
+            independently, so that a long run does not repeat itself.
+    """
     limits = task.tier.limits
     spec = PoolSpec(
         task.tier.name,
@@ -332,6 +345,7 @@ def simulate_alone(
         task.step_time,
         limits.max_model_len,
         slo=task.slo,
+        balancing=task.balancing,
     )
     stream: RequestStream
     if isinstance(task.arrivals, Replay):
@@ -339,7 +353,8 @@ def simulate_alone(
     else:
         share = task.traffic.share * simulated / instances
         arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
-        stream = Independent(_InOrder(task.traffic.lengths), arrivals)
+        lengths = task.traffic.lengths
+        stream = Independent(_InOrder(lengths) if in_order else lengths, arrivals)
     return simulate(
         [spec], stream, StrategySpec(StrategyName.ORACLE, {"prose": 1.0}), run
     )

@@ -39,8 +39,9 @@ _BATCHES_OF_REQUESTS = 20
 #: ``_GIVE_UP`` requests, because large fleets need that many to fill.
 _GIVE_UP_TIMES = 20
 _GIVE_UP = 200_000
-#: Number of mean residence times to measure, so that batches are nearly independent.
-_MEASURED_RESIDENCES = 5.0
+#: Minimum number of mean residence times to measure, two per batch, so that batches are
+#: nearly independent.
+_MEASURED_RESIDENCES = 20.0
 
 
 def always(result: Result) -> bool:

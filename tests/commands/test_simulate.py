@@ -54,6 +54,19 @@ def test_one_object_with_every_pool(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["pools"][0]["p99_ttft_s"]["mean"] > 0
 
 
+def test_a_pool_that_gets_few_requests_is_measured_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*SMALL, "--router", "oracle", "--requests", "20000"]
+    assert main([*arguments, "--json"]) == 0
+    short, long = json.loads(capsys.readouterr().out)["pools"]
+    assert not short["measured_alone"]
+    assert long["measured_alone"]
+    assert long["requests"] >= 1900
+    assert long["requests_per_s"]["mean"] < 0.01
+    assert long["p99_ttft_s"]["mean"] > 0
+
+
 def test_replications_give_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
     status = main([*SMALL, "--replications", "2", "--router", "oracle", "--json"])
     assert status == 0

@@ -35,6 +35,21 @@ def test_merging_is_adding(left: list[float], right: list[float]) -> None:
     assert merged.total == pytest.approx(whole.total)
 
 
+@given(
+    st.lists(st.lists(st.floats(0, 1e6), max_size=20), min_size=1, max_size=5),
+    st.floats(0.01, 0.99),
+)
+def test_parts_above_a_quantile_add_up(parts: list[list[float]], share: float) -> None:
+    whole, histograms = Histogram(), []
+    for part in parts:
+        histogram = Histogram()
+        histogram.add(part)
+        histograms.append(histogram)
+        whole.merge(histogram)
+    above = sum(histogram.above(whole, share) for histogram in histograms)
+    assert above == pytest.approx((1 - share) * whole.count)
+
+
 def test_of_nothing_there_is_no_quantile() -> None:
     empty = Histogram()
     assert math.isnan(empty.quantile(0.5))

@@ -1,0 +1,101 @@
+"""Figures of a pool from its own requests, if few of the fleet's requests reach it.
+
+A fleet of 100 instances can take a million requests before a pool that gets half a
+percent of them has a precise P99. Pools affect each other only through routing, so such
+a pool is simulated alone: its requests are drawn from those that the router sends to it
+(:mod:`extproc.fleet.assignment`) and arrive as a random share of the fleet's.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from extproc.fleet.replay import Replay
+from extproc.fleet.results import Result
+from extproc.fleet.sizing import SizingTask, fitting, simulate_alone
+from extproc.fleet.steady import RunSettings
+
+#: Maximum relative half-width of a P99's interval that is precise enough. At this
+#: precision, two runs almost always differ by less than 5 %.
+PRECISION = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Precise:
+    """A test of whether every P99 of a pool is precise to 2.5 %."""
+
+    fewest: float = 0.0
+    """A pool with fewer requests than this number is ignored."""
+
+    def __call__(self, result: Result) -> bool:
+        """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""
+        return all(
+            interval.relative <= PRECISION
+            for index, pool in enumerate(result.pools)
+            if pool.requests >= self.fewest
+            for interval in (
+                result.p99(lambda pool: pool.ttft, index),
+                result.p99(lambda pool: pool.tpot, index),
+            )
+            if math.isfinite(interval.value)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The pools to measure alone, and the length of that measurement."""
+
+    fewest: int
+    """A pool is measured alone if fewer of the fleet's requests than this number, and
+    less than half of them, reach it. It is also the minimum number of requests to
+    measure alone."""
+    most: int
+    """Maximum number of requests to simulate if the pool's P99s are not precise."""
+    seed: int
+
+    def is_for(self, task: SizingTask, result: Result, index: int) -> bool:
+        """Return whether to measure a pool alone, given the fleet's result.
+
+        The requests of a replayed file cannot be drawn again.
+        """
+        enough = min(self.fewest, result.finished / 2)
+        return (
+            not isinstance(task.arrivals, Replay)
+            and len(task.traffic.lengths.prompts) > 0
+            and result.pools[index].requests < enough
+        )
+
+    def measure(
+        self, task: SizingTask, result: Result, index: int, instances: int
+    ) -> Result:
+        """Simulate a pool alone until its figures are precise.
+
+        Args:
+            task: the pool, with its requests as assigned.
+            result: the fleet's result.
+            index: index of the pool.
+        """
+        run = RunSettings(
+            self.fewest,
+            self.seed,
+            most_requests=self.most,
+            enough=Precise(),
+            tick_s=10.0,
+            taught=0,
+        )
+        routed = _as_routed(task, result, index)
+        return simulate_alone(routed, instances, instances, run, in_order=False)
+
+
+def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
+    """Return the task with the pool's share of requests from the larger sample.
+
+    The share comes from the simulated fleet or from the assignment. The pool's queues
+    depend on it, and its relative error is the inverse root of the requests counted.
+    """
+    window = task.tier.limits.max_model_len
+    traffic = replace(task.traffic, lengths=fitting(task.traffic.lengths, window))
+    pool = result.pools[index]
+    if pool.requests > len(traffic.lengths.prompts):
+        share = pool.requests / result.finished * (1 - result.rejected_share)
+        traffic = replace(traffic, share=share)
+    return replace(task, traffic=traffic)
