@@ -2,6 +2,7 @@
 
 import pytest
 from hpack import Decoder, Encoder, HPACKError
+from hpack.hpack import decode_integer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,15 @@ def outcome(decode, block: bytes) -> list | str:
         return type(error).__name__
 
 
+def size_updates(block: bytes) -> int:
+    """Return the number of table size updates at the start of a block."""
+    count = 0
+    while block and block[0] & 0xE0 == 0x20:
+        block = block[decode_integer(block, 5)[1] :]
+        count += 1
+    return count
+
+
 @settings(deadline=None)
 @given(BLOCKS)
 def test_blocks_with_faults_decode_as_hpack_decodes_them(blocks):
@@ -42,6 +52,8 @@ def test_blocks_with_faults_decode_as_hpack_decodes_them(blocks):
         data = bytes(block)
         expected = outcome(lambda b: theirs.decode(b, raw=True), data)
         found = outcome(ours.decode, data)
+        if isinstance(found, str) and size_updates(data) > 2:
+            return  # hpack accepts any number of them, RFC 7541 (4.2) at most two
         assert found == expected or (
             isinstance(found, str) and isinstance(expected, str)
         )
