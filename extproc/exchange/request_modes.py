@@ -71,7 +71,7 @@ class _ReadRequest(RequestSide):
     """Whether Envoy accepts a replacement for the body."""
 
     def __init__(self, decider: Decider, head: RequestHead, progress: Progress) -> None:
-        super().__init__(progress)
+        self._progress = progress
         self._decider = decider
         self._head = head
         self._received: Body = b""

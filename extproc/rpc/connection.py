@@ -9,11 +9,11 @@ This module parses frames.  :mod:`extproc.rpc.calls` manages the streams and cal
 :mod:`extproc.rpc.outbound` sends, and :mod:`extproc.rpc.control` handles the frames
 that concern the whole connection.
 
-:meth:`Connection._consume` is the hot path. It handles the two most frequent kinds of
-frame: a DATA frame that is exactly one message, and a HEADERS frame that is a complete
-request. All other frames take the general path. The general path would have the same
-result for these two kinds. A test verifies this: it passes every byte separately and
-compares the results.
+:meth:`Connection._consume` is the hot path. It handles the three most frequent kinds of
+frame: a DATA frame that is exactly one message, a HEADERS frame that is a complete
+request, and a RST_STREAM of a stream that is answered. All other frames take the
+general path. The general path would have the same result for these three kinds. A test
+verifies this: it passes every byte separately and compares the results.
 
 References are to RFC 9113.
 """
@@ -220,7 +220,8 @@ class Connection:
         except ConnectionFault as fault:
             self._fail(fault)
         else:
-            self._note_incomplete(progress, now)
+            if self._rest or self._block or self._incomplete_since is not None:
+                self._note_incomplete(progress, now)
         finally:
             self._busy = False
 
@@ -289,6 +290,10 @@ class Connection:
                     kind == f.HEADERS
                     and stop <= end
                     and self._take_request(flags, stream_id, data, start, stop)
+                ) or (
+                    kind == f.RST_STREAM
+                    and stop <= end
+                    and self._take_reset(stream_id, start, stop)
                 ):
                     at = stop
                 else:
@@ -356,6 +361,19 @@ class Connection:
         self._calls.deliver(stream, bytes(data[message:stop]))
         if flags and not stream.ended:
             self._calls.remote_end(stream)
+        return True
+
+    def _take_reset(self, stream_id: int, start: int, stop: int) -> bool:
+        """Handle the reset of an answered stream, which the peer need not read on."""
+        stream = self._streams.get(stream_id)
+        if (
+            stream is None
+            or not stream.answered
+            or self._block is not None
+            or stop - start != f.FIXED_SIZES[f.RST_STREAM]
+        ):
+            return False
+        self._calls.forget(stream)
         return True
 
     # ---- receiving: the general path ----------------------------------------------

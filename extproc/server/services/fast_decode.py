@@ -80,7 +80,7 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
     headers: dict[str, str] = {}
     if position < end and data[position] == _HEADERS:
         start, position = _span(data, position + 1)
-        _walk(data, start, position, wanted, headers)
+        headers = _walk(data, start, position, wanted)
     end_of_stream = False
     if position < end:
         # The general decoder handles values above 1.
@@ -96,14 +96,13 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
     return RequestHeaders(headers, end_of_stream, request_mode, response_mode)
 
 
-def _walk(
-    data: bytes, position: int, end: int, wanted: Wanted, headers: dict[str, str]
-) -> None:
+def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str]:
     """Decode the headers between two offsets.
 
     The end of each header is checked at the end of its value, and the end of the last
     header is checked at the end of the range.
     """
+    headers: dict[str, str] = {}
     while position < end:
         if data[position] != _HEADER:
             raise _UnusualError
@@ -116,18 +115,18 @@ def _walk(
             position, following = _span(data, position - 1)
         if data[position] != _KEY:
             raise _UnusualError
+        key = position + 2
         key_bytes = data[position + 1]
-        position += 2
-        key_end = position + key_bytes
-        name = wanted.get(data[position:key_end])
+        name = wanted.get(data[key : key + key_bytes])
         if name is not None:
             if key_bytes >= 0x80:
                 raise _UnusualError
             if name not in headers:
-                headers[name] = _value(data, key_end, following)
+                headers[name] = _value(data, key + key_bytes, following)
         position = following
     if position != end:
         raise _UnusualError
+    return headers
 
 
 def _value(data: bytes, position: int, end: int) -> str:
