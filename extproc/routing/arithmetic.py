@@ -32,7 +32,7 @@ def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequen
 
     Args:
         text: treated as if it followed a newline.
-        places: index of each pair's term.
+        places: the term of each pair.
         terms: counts by term; each pair adds 1 to its term, in place.
 
     Returns:
@@ -41,9 +41,11 @@ def count_terms_with_numpy(text: bytes, places: Places, terms: Vector) -> Sequen
     classes = np.frombuffer((b"\n" + text).translate(CLASS_TABLE), dtype=np.uint8)
     pairs = classes[:-1] * _ROW
     pairs += classes[1:]
-    counts = np.bincount(places.take(pairs), minlength=NO_TERM + 1)
-    terms += counts[: len(terms)]
-    totals: list[int] = np.bincount(classes[1:], minlength=CLASSES).tolist()
+    cells = places.cells.take(pairs)
+    counts = np.bincount(cells, minlength=len(places.cell_terms))
+    by_term = np.bincount(places.cell_terms, counts, minlength=NO_TERM + 1)
+    terms += by_term[: len(terms)]
+    totals: list[int] = np.add.reduceat(counts, places.first_cells).tolist()
     return totals
 
 
@@ -60,10 +62,11 @@ def count_repeats_with_numpy(text: bytes, period: int, least: int) -> Sequence[i
     """
     values = np.frombuffer(text, dtype=np.uint8)
     differs = np.flatnonzero(values[period:] != values[:-period])
-    edges = np.concatenate([[-1], differs, [max(0, len(values) - period)]])
-    lengths = np.diff(edges) - 1
+    starts = np.zeros(len(differs) + 1, dtype=np.intp)
+    starts[1:] = differs + 1
+    lengths = np.append(differs, max(0, len(values) - period)) - starts
     long = lengths >= least
-    first = values[edges[:-1][long] + 1].tobytes().translate(CLASS_TABLE)
+    first = values[starts[long]].tobytes().translate(CLASS_TABLE)
     of_class = np.frombuffer(first, dtype=np.uint8)
     by_class = np.bincount(of_class, weights=lengths[long], minlength=CLASSES)
     totals: list[int] = by_class.astype(np.int64).tolist()
@@ -79,7 +82,7 @@ def _count_terms_with_kernel(
     text: bytes, places: Places, terms: Vector
 ) -> Sequence[int]:
     return _kernel.count_terms(
-        text, CLASS_TABLE, places, CLASSES, ByteClass.NEWLINE, terms
+        text, CLASS_TABLE, places.terms, CLASSES, ByteClass.NEWLINE, terms
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -145,12 +145,31 @@ _SCALARS = ("template", "message", "tools", "tool")
 """The first terms, which ``complete`` sets by position."""
 _DERIVED = ("run", "repetition", "foreign letter", "foreign word")
 
-Places = npt.NDArray[np.uint8]
-"""The term that counts each pair of byte classes, or ``NO_TERM`` if no term counts it.
-The pair ``(a, b)`` has the index ``ROW * a + b``."""
-
 NO_TERM: Final = 255
 """Index above that of every term."""
+_KEYS: Final = NO_TERM + 1
+
+
+class Places(NamedTuple):
+    """The terms that count pairs of byte classes; (a, b) has index ``ROW * a + b``."""
+
+    terms: npt.NDArray[np.uint8]
+    """The index of each pair's term, or ``NO_TERM`` if no term counts the pair."""
+    cells: npt.NDArray[np.uint16]
+    """A number for each pair. Pairs have the same number if they have the same second
+    class and the same term, so that counting the numbers counts both. The numbers are
+    in the order of the second classes."""
+    cell_terms: npt.NDArray[np.intp]
+    """The term of each such number."""
+    first_cells: npt.NDArray[np.intp]
+    """The first such number of each second class."""
+
+
+def _places(terms: npt.NDArray[np.uint8]) -> Places:
+    second = np.minimum(np.arange(ROW * ROW) % ROW, CLASSES - 1)
+    keys, cells = np.unique(_KEYS * second + terms, return_inverse=True)
+    first_cells = np.searchsorted(keys, _KEYS * np.arange(CLASSES))
+    return Places(terms, cells.astype(np.uint16), keys % _KEYS, first_cells)
 
 
 def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
@@ -164,7 +183,7 @@ def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
         if name not in names:
             names.append(name)
         places[ROW * previous + current] = first + names.index(name)
-    return names, places
+    return names, _places(places)
 
 
 _TOOLS_NAMES, TOOLS_PLACES = _number_terms(_tools_term, len(_SCALARS))
@@ -215,7 +234,7 @@ def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
     pairs = np.zeros((ROW, ROW), dtype=bool)
     pairs[np.ix_(list(previous), list(current))] = True
     marked = np.zeros(len(VECTOR_TERMS))
-    marked[TEXT_PLACES[pairs.reshape(-1)]] = 1.0
+    marked[TEXT_PLACES.terms[pairs.reshape(-1)]] = 1.0
     return marked
 
 
@@ -258,5 +277,5 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
 
 def run_place(byte_class: int) -> int | None:
     """Return the index of the term for a run of a byte class, or None."""
-    place = int(TEXT_PLACES[(ROW + 1) * byte_class])
+    place = int(TEXT_PLACES.terms[(ROW + 1) * byte_class])
     return None if place == NO_TERM else place

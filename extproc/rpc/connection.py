@@ -283,17 +283,21 @@ class Connection:
                 stop = start + (word >> 8)
                 kind = word & 0xFF
                 if (
-                    kind == f.DATA
-                    and stop <= end
-                    and self._take_message(flags, stream_id, data, start, stop)
-                ) or (
-                    kind == f.HEADERS
-                    and stop <= end
-                    and self._take_request(flags, stream_id, data, start, stop)
-                ) or (
-                    kind == f.RST_STREAM
-                    and stop <= end
-                    and self._take_reset(stream_id, start, stop)
+                    (
+                        kind == f.DATA
+                        and stop <= end
+                        and self._take_message(flags, stream_id, data, start, stop)
+                    )
+                    or (
+                        kind == f.HEADERS
+                        and stop <= end
+                        and self._take_request(flags, stream_id, data, start, stop)
+                    )
+                    or (
+                        kind == f.RST_STREAM
+                        and stop <= end
+                        and self._take_reset(stream_id, start, stop)
+                    )
                 ):
                     at = stop
                 else:

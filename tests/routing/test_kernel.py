@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ TEXTS = st.one_of(
 
 def count(kernel: ModuleType, text: bytes, places: Places, terms: Vector) -> list[int]:
     found = kernel.count_terms(
-        text, CLASS_TABLE, places, CLASSES, int(ByteClass.NEWLINE), terms
+        text, CLASS_TABLE, places.terms, CLASSES, int(ByteClass.NEWLINE), terms
     )
     assert type(found) is list
     return found
@@ -135,7 +136,7 @@ PLACES = np.zeros(ROW * ROW, dtype=np.uint8)
 def test_counting_with_arguments_that_do_not_fit_is_an_error(
     kernel: ModuleType,
     table: bytes,
-    places: Places,
+    places: npt.NDArray[np.uint8],
     classes: int,
     first: int,
     message: str,
