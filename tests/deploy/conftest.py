@@ -40,7 +40,7 @@ VARIANTS = (
 )
 SEVERAL_WORKERS = [
     "workers=4",
-    "resources.requests.cpu=4",
+    'resources.requests.cpu:="4"',
     "resources.requests.memory=512Mi",
     "resources.limits.memory=2Gi",
     "autoscaling.decisionsPerSecond=3200",

@@ -55,9 +55,6 @@ def normalized(manifest: Manifest) -> Manifest:
             for container in pod["spec"]["containers"]:
                 for names in ("env", "ports", "volumeMounts"):
                     container.get(names, []).sort(key=by_name)
-                for amounts in container["resources"].values():
-                    # helm's --set cannot express a quoted number.
-                    amounts.update({name: str(amounts[name]) for name in amounts})
             for volume in pod["spec"]["volumes"]:
                 if "configMap" in volume:
                     volume["configMap"]["name"] = without_hash(
@@ -151,12 +148,41 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
             ["gateway.type=inference-extension", "gateway.bufferLimitBytes=500000"],
             "gateway.bufferLimitBytes: 500000",
         ),
+        (["gateway.hosts[0]=LLM.example.com"], "gateway/hosts"),
+        (["gateway.pathPrefix=/team/../v1"], "pathPrefix"),
+        (["gateway.messageTimeout=0s"], "messageTimeout"),
+        (["podLabels.team=a b"], "podLabels"),
+        (["commonLabels.app\\.kubernetes\\.io/name=x"], "commonLabels"),
+        (["state.secret=Redis"], "state/secret"),
+        (["otel.endpoint=http://collector:99999"], "otel/endpoint"),
+        (
+            ["gateway.type=gke", "networkPolicy.gkeRanges[0]=10.1.2.3/8"],
+            "networkPolicy.gkeRanges: 10.1.2.3/8",
+        ),
+        (
+            [
+                "gateway.type=istio",
+                "config.pools[0].name=Short",
+                "config.pools[0].max_model_len=8192",
+            ],
+            "config pool Short",
+        ),
+        (
+            [
+                "gateway.type=inference-extension",
+                "backends.short.podLabels.app=null",
+                "backends.short.podLabels.llm-pool=null",
+            ],
+            "backends.short.podLabels: {}",
+        ),
     ],
     ids=[
         *("gateway", "unknown", "pull-policy", "digest", "autoscaling", "tls", "path"),
         *("duration", "backend", "sidecar-pools"),
         *("workers", "transport"),
         *("many-workers", "selector", "service", "buffer"),
+        *("host", "prefix", "no-time", "label", "own-label", "secret", "port"),
+        *("range", "pool-name", "pod-labels"),
     ],
 )
 def test_chart_refuses_a_mistake(helm, envoy_folder: Path, values, complaint):

@@ -235,6 +235,73 @@ def test_the_network_policy_lets_out_what_was_set(chart) -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector:4317", 4317),
+        ("http://10.0.0.5", 80),
+        ("https://collector7/v1", 443),
+    ],
+)
+def test_the_network_policy_lets_out_to_the_collector_s_port(
+    chart, endpoint: str, port: int
+) -> None:
+    (rule,) = [
+        rule
+        for rule in only(chart("base", f"otel.endpoint={endpoint}"), "NetworkPolicy")[
+            "spec"
+        ]["egress"]
+        if "to" not in rule and len(rule["ports"]) == 1
+    ]
+    assert rule["ports"][0]["port"] == port
+
+
+def test_the_network_policy_lets_in_the_pods_of_a_gateway_elsewhere(chart) -> None:
+    values = ("inference-extension", "gateway.parentNamespace=gateways")
+    ingress = only(chart(*values), "NetworkPolicy")["spec"]["ingress"]
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}
+    assert {"namespaceSelector": selector} in ingress[0]["from"]
+
+
+def test_a_label_of_the_pods_takes_precedence(chart) -> None:
+    """No object has a key twice, which the API server refuses."""
+    key = "sidecar\\.istio\\.io/inject"
+
+    def labels(*values: str) -> dict[str, str]:
+        found: dict[str, str] = pod_of(chart("base", *values))["metadata"]["labels"]
+        return found
+
+    assert labels()["sidecar.istio.io/inject"] == "false"
+    # A flag of --set-json: --set would send a boolean.
+    assert labels(f'podLabels.{key}:="true"')["sidecar.istio.io/inject"] == "true"
+    both = labels("commonLabels.team=a", "podLabels.team=b", "monitoring.enabled=true")
+    assert both["team"] == "b"
+    monitor = only(
+        chart(
+            "base",
+            "monitoring.enabled=true",
+            "monitoring.labels.team=b",
+            "commonLabels.team=a",
+        ),
+        "ServiceMonitor",
+    )
+    assert monitor["metadata"]["labels"]["team"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("500ms", "0.5s"), ("2s", "2s"), ("1m", "60s")]
+)
+def test_envoy_and_google_get_the_timeout_in_seconds(
+    chart, value: str, seconds: str
+) -> None:
+    setting = f"gateway.messageTimeout={value}"
+    for gateway in ("istio", "inference-extension"):
+        text = json.dumps(chart(gateway, setting))
+        assert f'"message_timeout": "{seconds}"' in text
+    extension = only(chart("gke", setting), "GCPRoutingExtension")
+    assert f'"timeout": "{seconds}"' in json.dumps(extension)
+
+
+@pytest.mark.parametrize(
     ("setting", "restarts"),
     [
         ("config.state.store=directory", True),
@@ -342,7 +409,11 @@ MODELS = (
     *(
         f"backends.{pool}.{key}={value}"
         for pool in ("llama-short", "llama-long", "vlm")
-        for key, value in (("service", f"vllm-{pool}"), ("port", 8000))
+        for key, value in (
+            ("service", f"vllm-{pool}"),
+            ("port", 8000),
+            ("podLabels.llm-pool", pool),
+        )
     ),
 )
 

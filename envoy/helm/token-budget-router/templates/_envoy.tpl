@@ -59,7 +59,7 @@
           response_body_mode: NONE
           response_trailer_mode: SKIP
         allow_mode_override: true
-        message_timeout: {{ .Values.gateway.messageTimeout }}
+        message_timeout: {{ include "router.timeout" . }}
         failure_mode_allow: true
         disable_immediate_response: true
         mutation_rules:
@@ -202,6 +202,15 @@ largest: the route leads to an aggregate of the pool and the largest one. */}}
 {{- end }}
 {{- end }}
 
+{{/* gateway.messageTimeout in seconds, the only unit of Envoy and Google. */}}
+{{- define "router.timeout" -}}
+{{- $number := regexFind "^[0-9]+" .Values.gateway.messageTimeout | int }}
+{{- if hasSuffix "ms" .Values.gateway.messageTimeout }}{{ printf "%gs" (divf $number 1000) }}
+{{- else if hasSuffix "m" .Values.gateway.messageTimeout }}{{ printf "%ds" (mul $number 60) }}
+{{- else }}{{ printf "%ds" $number }}
+{{- end }}
+{{- end }}
+
 {{/* The limit of a buffered body. It is lower before a picker: Envoy sends it all bytes that arrived
 while the router decided as one message, and a Go gRPC server accepts at most 4 MiB. */}}
 {{- define "router.bufferLimit" -}}
@@ -286,7 +295,7 @@ parentRefs:
   kind: Gateway
   name: {{ .Values.gateway.name | quote }}
   {{- with .Values.gateway.parentNamespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
 {{- with .Values.gateway.hosts }}
 hostnames: {{ toJson . }}

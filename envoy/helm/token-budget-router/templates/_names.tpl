@@ -13,21 +13,23 @@ app.kubernetes.io/name: {{ include "router.name" . | quote }}
 app.kubernetes.io/part-of: llm-gateway
 {{- end }}
 
+{{/* The labels of an object: dict "root" $ ["labels" LABELS]. */}}
 {{- define "router.objectLabels" -}}
-{{ include "router.labels" . }}
-{{- with .Values.commonLabels }}
+{{ include "router.labels" .root }}
+{{- with merge dict (.labels | default dict) (.root.Values.commonLabels | default dict) }}
 {{ toYaml . }}
 {{- end }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
-{{/* Metadata of an object of the release's own name: dict "root" $ ["name" NAME]. */}}
+{{/* Metadata of an object of the release's own name: dict "root" $ ["name" NAME]
+["namespace" NAMESPACE] ["labels" LABELS]. */}}
 {{- define "router.metadata" -}}
 name: {{ .name | default (include "router.name" .root) | quote }}
 namespace: {{ .namespace | default .root.Release.Namespace | quote }}
 labels:
-  {{- include "router.objectLabels" .root | nindent 2 }}
+  {{- include "router.objectLabels" . | nindent 2 }}
 {{- end }}
 
 {{/* The number of workers; an error if the gateway calls only one port of a Service. */}}
@@ -95,23 +97,33 @@ labels:
 {{- if and (ne .root.Values.gateway.type "sidecar") (not (regexMatch "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$" $backend.service)) }}
 {{- fail (printf "backends.%s.service: %s; expected the name of a Service in the release's namespace" .pool $backend.service) }}
 {{- end }}
+{{- if and (eq .root.Values.gateway.type "inference-extension") (not $backend.podLabels) }}
+{{- fail (printf "backends.%s.podLabels: {}; expected the labels of the pool's pods" .pool) }}
+{{- end }}
 {{- $backend | toJson }}
 {{- end }}
 
 {{/* Every pool, as JSON {"pools": [{"name", "largest"}]}: `largest` is the last pool of the
-same model. */}}
+same model. Gateways' objects and routes have names after their pool. */}}
 {{- define "router.pools" -}}
 {{- $pools := list }}
+{{- $named := not (has .Values.gateway.type (list "none" "sidecar")) }}
 {{- if .Values.config.models }}
 {{- range .Values.config.models }}
 {{- $largest := (last .pools).name }}
-{{- range .pools }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
+{{- range .pools }}{{ include "router.poolName" (dict "name" .name "check" $named) }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
 {{- end }}
 {{- else }}
 {{- $largest := (last .Values.config.pools).name }}
-{{- range .Values.config.pools }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
+{{- range .Values.config.pools }}{{ include "router.poolName" (dict "name" .name "check" $named) }}{{ $pools = append $pools (dict "name" .name "largest" $largest) }}{{ end }}
 {{- end }}
 {{- dict "pools" $pools | toJson }}
+{{- end }}
+
+{{- define "router.poolName" -}}
+{{- if and .check (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .name)) }}
+{{- fail (printf "config pool %s: the gateway's objects have this name; expected lower-case letters, digits and -" .name) }}
+{{- end }}
 {{- end }}
 
 {{/* The routes in matching order, as JSON {"routes": [{"name", "pool", "headers"}]}. Without
@@ -129,7 +141,7 @@ the default model's largest pool, or matches no route. */}}
 {{- range $model, $settings := .Values.config.models }}
 {{- $largest := (last $settings.pools).name }}
 {{- range $header := compact (list "x-llm-model" $given) }}
-{{- $name := printf "%s-by-%s" $largest $header }}
+{{- $name := printf "%s-by-%s" $largest ($header | lower) }}
 {{- $routes = append $routes (dict "name" $name "pool" $largest "headers" (dict $header $model)) }}
 {{- end }}
 {{- end }}
