@@ -33,6 +33,7 @@ VARIANTS = (
     "gke",
     "inference-extension",
     "istio",
+    "istio-gateway-api",
     "sidecar",
     "sidecar+throughput",
     # This variant has all optional components.

@@ -62,7 +62,17 @@ PLATFORM = (
     ' {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]',
 )
 NONE = (*PLATFORM, "tls.secret=certificate", "tls.clientCa=true")
-GATEWAYS = ("envoy-gateway", "istio", "gke", "inference-extension", "sidecar")
+GATEWAYS = (
+    "envoy-gateway",
+    "istio",
+    "istio-gateway-api",
+    "gke",
+    "inference-extension",
+    "sidecar",
+)
+
+
+MESHES_AND_ENVOY_GATEWAY = (*GATEWAYS[:3], "inference-extension")
 
 
 def only(manifests: list[Manifest], kind: str) -> Manifest:
@@ -76,7 +86,7 @@ def http_route(manifests: list[Manifest]) -> Manifest:
         manifest["spec"]
         for manifest in manifests
         if manifest["kind"] == "HTTPRoute"
-        and not manifest["metadata"]["name"].endswith("-administration")
+        and not manifest["metadata"]["name"].endswith(("-administration", "-cluster"))
     ]
     return found
 
@@ -148,6 +158,7 @@ def test_every_value_is_set_to_another_than_its_default(envoy_folder: Path) -> N
         ("istio", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
         ("gke", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
         ("inference-extension", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
+        ("istio-gateway-api", ("--set=workers=1,tls.secret=,tls.clientCa=false",)),
         ("sidecar", ("--set=tls.secret=,tls.clientCa=false",)),
     ],
 )
@@ -347,7 +358,7 @@ def test_routes_take_hosts_path_and_the_gateway_s_namespace(chart) -> None:
 
 def test_the_pools_get_another_prefix(chart) -> None:
     values = ("gateway.pathPrefix=/team/v1", "gateway.rewritePrefix=/v1")
-    for gateway in ("envoy-gateway", "gke", "inference-extension"):
+    for gateway in ("envoy-gateway", "gke", "inference-extension", "istio-gateway-api"):
         for rule in http_route(chart(gateway, *values))["rules"]:
             (change,) = rule["filters"]
             assert change["urlRewrite"]["path"]["replacePrefixMatch"] == "/v1"
@@ -366,6 +377,22 @@ def test_adapters_are_closed_on_every_host_of_the_routes(chart) -> None:
     assert len(routes) == 2
     for key in ("hostnames", "parentRefs"):
         assert routes[0][key] == routes[1][key]
+
+
+@pytest.mark.parametrize("gateway", ["istio-gateway-api", "inference-extension"])
+def test_what_patches_a_gateway_is_in_its_namespace(chart, gateway: str) -> None:
+    """An EnvoyFilter applies only to a Gateway in its own namespace."""
+    manifests = chart(gateway, "gateway.parentNamespace=gateways")
+    for manifest in manifests:
+        elsewhere = manifest["kind"] == "EnvoyFilter"
+        expected = "gateways" if elsewhere else "llm"
+        assert manifest["metadata"]["namespace"] == expected
+        if manifest["kind"] == "HTTPRoute":
+            (parent,) = manifest["spec"]["parentRefs"]
+            assert parent["namespace"] == "gateways"
+    callers = only(manifests, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    labels = {"kubernetes.io/metadata.name": "gateways"}
+    assert {"namespaceSelector": {"matchLabels": labels}} in callers
 
 
 @pytest.mark.parametrize("gateway", ["none", "sidecar", "envoy-gateway"])
@@ -452,7 +479,7 @@ def test_each_model_has_routes_of_its_own(chart) -> None:
     assert routes == BY_POOL + BY_MODEL + LAST
 
 
-@pytest.mark.parametrize("gateway", ["envoy-gateway", "istio", "inference-extension"])
+@pytest.mark.parametrize("gateway", MESHES_AND_ENVOY_GATEWAY)
 def test_models_need_a_route_for_requests_whose_model_is_not_known_yet(
     helm, envoy_folder: Path, gateway: str
 ) -> None:
@@ -466,7 +493,7 @@ def test_models_need_a_route_for_requests_whose_model_is_not_known_yet(
     assert helm(*command, "--set", "gateway.type=none").returncode == 0
 
 
-@pytest.mark.parametrize("gateway", ["envoy-gateway", "istio", "inference-extension"])
+@pytest.mark.parametrize("gateway", MESHES_AND_ENVOY_GATEWAY)
 def test_a_client_s_own_model_header_is_removed(chart, gateway: str) -> None:
     def removed(*values: str) -> bool:
         spec = next(
@@ -565,17 +592,27 @@ def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) ->
         chart = str(envoy_folder / "helm/token-budget-router")
         done = helm("template", name, chart, "--namespace", namespace, *options)
         assert done.returncode == 0, done.stderr
+        manifests = [m for m in yaml.safe_load_all(done.stdout) if m is not None]
         return {
             (m["kind"], m["metadata"]["namespace"], m["metadata"]["name"])
-            for m in yaml.safe_load_all(done.stdout)
-            if m is not None and m["kind"] not in SHARED
-        }
+            for m in manifests
+            if m["kind"] not in SHARED
+        } | {("added to the gateway", "", name) for name in added(manifests)}
 
     first, second, third = (
         objects(*release) for release in (("a", "x"), ("b", "x"), ("a", "y"))
     )
     assert not first & second
     assert not first & third
+
+
+def added(manifests: list[Manifest]) -> Iterator[str]:
+    """Yield the names of the filters and clusters that EnvoyFilters add to a gateway."""
+    for manifest in manifests:
+        if manifest["kind"] == "EnvoyFilter":
+            for patch in manifest["spec"]["configPatches"]:
+                if patch["patch"]["operation"] != "MERGE":
+                    yield patch["patch"]["value"]["name"]
 
 
 SHARED = {"InferencePool"}

@@ -30,9 +30,11 @@ CUSTOM = (
     "gke",
     "inference-extension",
     "istio",
+    "istio-gateway-api",
 )
 """Variants with custom resources; together they cover all kinds of resources."""
 
+MESHES = ("inference-extension", "istio", "istio-gateway-api")
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
 """Kinds without a schema in any package; see envoy/kubernetes/README.md."""
@@ -155,7 +157,8 @@ def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
             for rule in route["spec"]["rules"]
         ]
         for route in of_kind(manifests, "HTTPRoute")
-        if not route["metadata"]["name"].endswith("-administration")
+        # The other routes lead to no pool.
+        if not route["metadata"]["name"].endswith(("-administration", "-cluster"))
     ]
     found += [
         [
@@ -256,7 +259,7 @@ def references(value: Any) -> list[tuple[str, str]]:
 
 
 def test_hosts_in_a_mesh_are_of_the_namespace_that_it_is_applied_to(kustomize):
-    for variant in ("inference-extension", "istio"):
+    for variant in MESHES:
         manifests = kustomize(variant)
         service = only(manifests, "Service")["metadata"]
         host = f"{service['name']}.{service['namespace']}.svc.cluster.local"
@@ -363,10 +366,16 @@ def test_buffer_limits_hold_what_the_router_reads(kustomize):
     # For an HTTP/2 request, only the window of the stream matters.
     stream = policy["http2"]["initialStreamWindowSize"]
     assert asked <= stream <= policy["http2"]["initialConnectionWindowSize"]
-    for patch in patches_of(kustomize("istio"), "HTTP_ROUTE"):
-        value = patch["patch"]["value"]
-        if "typed_per_filter_config" in value:
-            assert value["request_body_buffer_limit"] >= asked
+    for variant in ("istio", "istio-gateway-api"):
+        limits = [
+            value["request_body_buffer_limit"]
+            for patch in patches_of(kustomize(variant), "HTTP_ROUTE")
+            for value in [patch["patch"]["value"]]
+            if "llm/token-budget-router/router"
+            in value.get("typed_per_filter_config", {})
+        ]
+        assert len(limits) == 2
+        assert min(limits) >= asked
     assert asked <= limit_of(kustomize("inference-extension")) <= PICKER_TAKES
 
 
@@ -389,10 +398,10 @@ def limit_of(manifests: list[Manifest]) -> int:
 
 def test_a_mesh_asks_the_router_for_our_routes_alone(kustomize):
     """The costly settings do not apply to another team's host on the same gateway."""
-    for variant in ("inference-extension", "istio"):
+    for variant in MESHES:
         manifests = kustomize(variant)
-        (asks,) = patches_of(manifests, "HTTP_FILTER")
-        assert asks["patch"]["value"]["disabled"] is True
+        for added in patches_of(manifests, "HTTP_FILTER"):
+            assert added["patch"]["value"]["disabled"] is True
         on = {
             p["match"]["routeConfiguration"]["vhost"]["route"]["name"]
             for p in patches_of(manifests, "HTTP_ROUTE")
@@ -419,7 +428,7 @@ def test_a_router_that_hangs_is_left_out_even_if_it_is_the_last(kustomize):
     check = ext_proc["backendSettings"]["healthCheck"]
     assert check["active"]["grpc"]["service"] == asked
     assert check["panicThreshold"] == 0
-    for variant in ("inference-extension", "istio"):
+    for variant in MESHES:
         clusters = patches_of(kustomize(variant), "CLUSTER")
         (cluster,) = [p for p in clusters if p["patch"]["operation"] == "MERGE"]
         (check,) = cluster["patch"]["value"]["health_checks"]

@@ -454,8 +454,8 @@ def inference_extension(manifests: list[Manifest], at: dict[str, Address]) -> Ga
         [mesh_router_cluster(manifests, at), *clusters],
     )
     made = patched(plain, of_kind(manifests, "EnvoyFilter"))
-    first = manager_of(made.listener)["http_filters"][0]
-    assert first["name"] == "token-budget-router"
+    names = [each["name"] for each in manager_of(made.listener)["http_filters"]]
+    assert names[:2] == [f"llm/{NAME}/adapters", f"llm/{NAME}/router"]
     return made
 
 

@@ -28,29 +28,37 @@ from .test_overlays import CONFIG
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
-OVERLAYS = ("istio",)
-OTHER = {
-    "apiVersion": "networking.istio.io/v1",
-    "kind": "VirtualService",
-    "metadata": {"name": "other", "namespace": "other"},
-    "spec": {
-        "hosts": ["other.example"],
-        "gateways": ["istio-system/llm-gateway"],
-        "http": [
-            {
-                "route": [
-                    {
-                        "destination": {
-                            "host": "vllm-long.llm.svc.cluster.local",
-                            "port": {"number": 8000},
-                        }
-                    }
-                ]
-            }
-        ],
-    },
-}
-"""The host of another team on the same gateway."""
+OVERLAYS = ("istio", "istio-gateway-api")
+
+
+def other_team(overlay: str) -> Manifest:
+    """Return another team's host on the same gateway."""
+    metadata = {"name": "other", "namespace": "llm"}
+    if overlay == "istio":
+        host = "vllm-long.llm.svc.cluster.local"
+        destination = {"destination": {"host": host, "port": {"number": 8000}}}
+        return {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": metadata,
+            "spec": {
+                "hosts": ["other.example"],
+                "gateways": ["istio-system/llm-gateway"],
+                "http": [{"route": [destination]}],
+            },
+        }
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata,
+        "spec": {
+            "hostnames": ["other.example"],
+            "parentRefs": [{"name": "llm-gateway"}],
+            "rules": [{"backendRefs": [{"name": "vllm-long", "port": 8000}]}],
+        },
+    }
+
+
 ELSEWHERE = {"host": "other.example"}
 
 
@@ -67,21 +75,27 @@ def answered(response: Response) -> tuple[int, str | None]:
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest, kustomize: Any) -> list[Manifest]:
-    made: list[Manifest] = copy.deepcopy(kustomize(request.param))
+def overlay(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def manifests(overlay: str, kustomize: Any) -> list[Manifest]:
+    made: list[Manifest] = copy.deepcopy(kustomize(overlay))
     be_patient(made)
     return made
 
 
 @pytest.fixture(scope="module")
-def shared(manifests: list[Manifest], start: Any) -> Iterator[System]:
+def shared(overlay: str, manifests: list[Manifest], start: Any) -> Iterator[System]:
     """Run a gateway that another team shares, as this setting of istiod suits it.
 
     With the setting, the gateway gets only the clusters of its routes.
     """
     setting = {"PILOT_FILTER_GATEWAY_CLUSTER_CONFIG": "true"}
     config = CONFIG | {"feedback": {"sample": "all"}}
-    with start([*manifests, OTHER], config, settings=setting) as system:
+    with start([*manifests, other_team(overlay)], config, settings=setting) as system:
         yield system
 
 
@@ -131,6 +145,22 @@ def test_a_removed_router_is_not_asked_although_it_still_answers(
         wait_until(lambda: system.gateway.stat(members) == 0)
 
         assert answered(system.client.chat("Hello")) == (200, "long")
+
+
+def test_a_gateway_in_another_namespace(chart: Any, start: Any) -> None:
+    manifests = copy.deepcopy(
+        chart("istio-gateway-api", "gateway.parentNamespace=gateways")
+    )
+    be_patient(manifests)
+    with start(manifests, CONFIG) as system:
+        client = system.client
+        text = "The quick brown fox jumps over the lazy dog. " * 900
+        assert answered(client.chat("Hello")) == (200, "short")
+        assert answered(client.chat(text)) == (200, "long")
+        assert client.post("/v1/load_lora_adapter", {"lora_name": "x"}).status == 403
+        system.router.child.kill()
+        own = {"x-llm-pool": "short"}
+        assert answered(client.chat("Hello", own)) == (200, "long")
 
 
 @contextlib.contextmanager

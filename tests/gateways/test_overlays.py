@@ -31,7 +31,7 @@ CONFIG = {
         {"name": "long", "max_model_len": 65536},
     ],
 }
-OVERLAYS = ("envoy-gateway+overflow", "istio")
+OVERLAYS = ("envoy-gateway+overflow", "istio", "istio-gateway-api")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)

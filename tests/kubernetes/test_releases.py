@@ -19,6 +19,7 @@ OPTIONS = {
     "istio": COMMON,
     "gke": COMMON,
     # InferencePools belong to the servers, so two releases need Services of their own.
+    "istio-gateway-api": COMMON,
     "inference-extension": COMMON,
     "sidecar": (*COMMON, "envoy.accessLog=true"),
 }
@@ -116,7 +117,13 @@ def test_a_release_changes_its_gateway(cluster: Cluster, releases: Releases) -> 
         releases.install("a", "three", gateway)
         kinds[gateway] = {kind for kind, _, _ in found(cluster)}
     assert kinds["none"] == kinds["sidecar"]  # its Envoy runs in the same pods
-    for gateway in ("envoy-gateway", "istio", "gke", "inference-extension"):
+    for gateway in (
+        "envoy-gateway",
+        "istio",
+        "istio-gateway-api",
+        "gke",
+        "inference-extension",
+    ):
         assert kinds["none"] < kinds[gateway]
     assert kinds["istio"] & kinds["gke"] == kinds["none"]
 

@@ -26,6 +26,39 @@
 {{- end }}
 {{- end }}
 
+{{/* An EnvoyFilter for the Gateway: dict "root" $ "suffix" SUFFIX "patches" PATCHES. It is in
+the Gateway's namespace, so its name includes the router's. */}}
+{{- define "router.envoyFilter" -}}
+{{- $gateway := .root.Values.gateway }}
+{{- $classic := eq $gateway.type "istio" }}
+{{- $namespace := $classic | ternary $gateway.namespace $gateway.parentNamespace }}
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  {{- include "router.metadata" (dict "root" .root "namespace" $namespace "name" (printf "%s-%s%s" (include "router.name" .root) .root.Release.Namespace .suffix)) | nindent 2 }}
+spec:
+  {{- if $classic }}
+  workloadSelector:
+    labels:
+      {{- if not $gateway.selector }}
+      {{- fail "gateway.selector: {}; expected a label of the gateway's pods, as without one it is every gateway of the mesh" }}
+      {{- end }}
+      {{- toYaml $gateway.selector | nindent 6 }}
+  {{- else }}
+  targetRefs:
+  - group: gateway.networking.k8s.io
+    kind: Gateway
+    name: {{ $gateway.name | quote }}
+  {{- end }}
+  configPatches:
+  {{- .patches | nindent 2 }}
+{{- end }}
+
+{{/* A filter's name, unique among all releases: dict "root" $ "filter" NAME. */}}
+{{- define "router.filterName" -}}
+{{- printf "%s/%s/%s" .root.Release.Namespace (include "router.name" .root) .filter | quote }}
+{{- end }}
+
 {{/* The ext_proc filter, early header removal and buffer limit as EnvoyFilter patches. */}}
 {{- define "router.envoyFilterPatches" -}}
 - applyTo: HTTP_FILTER
@@ -35,15 +68,15 @@
       filterChain:
         filter:
           name: envoy.filters.network.http_connection_manager
-          {{- if eq .Values.gateway.type "istio" }}
+          {{- if ne .Values.gateway.type "inference-extension" }}
           subFilter: {name: envoy.filters.http.router}
           {{- end }}
   patch:
     # The Inference Extension's picker is also an ext_proc filter and must see the route
     # that this filter chooses.
-    operation: {{ eq .Values.gateway.type "istio" | ternary "INSERT_BEFORE" "INSERT_FIRST" }}
+    operation: {{ eq .Values.gateway.type "inference-extension" | ternary "INSERT_FIRST" "INSERT_BEFORE" }}
     value:
-      name: {{ include "router.name" . | quote }}
+      name: {{ include "router.filterName" (dict "root" $ "filter" "router") }}
       disabled: true
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
@@ -128,7 +161,7 @@
     operation: MERGE
     value:
       typed_per_filter_config:
-        {{ include "router.name" $ | quote }}:
+        {{ include "router.filterName" (dict "root" $ "filter" "router") }}:
           "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
           config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute
@@ -164,6 +197,49 @@
         unhealthy_threshold: 2
         healthy_threshold: 1
         grpc_health_check: {service_name: envoy.service.ext_proc.v3.ExternalProcessor}
+{{- end }}
+
+{{/* A 403 for the loading of adapters on the routes of an HTTPRoute, which can neither answer
+a request itself in Istio, nor match an expression before a prefix. */}}
+{{- define "router.adapterPatches" -}}
+- applyTo: HTTP_FILTER
+  match:
+    context: GATEWAY
+    listener:
+      filterChain:
+        filter: {name: envoy.filters.network.http_connection_manager}
+  patch:
+    operation: INSERT_FIRST
+    value:
+      name: {{ include "router.filterName" (dict "root" $ "filter" "adapters") }}
+      disabled: true
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+{{- range (include "router.routes" . | fromJson).routes }}
+- applyTo: HTTP_ROUTE
+  match:
+    context: GATEWAY
+    routeConfiguration:
+      vhost:
+        route: {name: {{ include "router.routeName" (dict "root" $ "route" .name) }}}
+  patch:
+    operation: MERGE
+    value:
+      typed_per_filter_config:
+        {{ include "router.filterName" (dict "root" $ "filter" "adapters") }}:
+          "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
+          config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute
+            rbac:
+              rules:
+                action: DENY
+                policies:
+                  adapters:
+                    permissions:
+                    - url_path: {path: {safe_regex: {regex: {{ include "router.adapters" $ }}}}}
+                    principals:
+                    - any: true
+{{- end }}
 {{- end }}
 
 {{/* The retries of overflows as EnvoyFilter patches, for each pool that is not its model's
@@ -290,6 +366,13 @@ healthCheck:
 
 {{/* The Gateway and the hosts of an HTTPRoute. */}}
 {{- define "router.parents" -}}
+{{- include "router.parent" . }}
+{{- with .Values.gateway.hosts }}
+hostnames: {{ toJson . }}
+{{- end }}
+{{- end }}
+
+{{- define "router.parent" -}}
 parentRefs:
 - group: gateway.networking.k8s.io
   kind: Gateway
@@ -297,9 +380,6 @@ parentRefs:
   {{- with .Values.gateway.parentNamespace }}
   namespace: {{ . | quote }}
   {{- end }}
-{{- with .Values.gateway.hosts }}
-hostnames: {{ toJson . }}
-{{- end }}
 {{- end }}
 
 {{/* Paths on which vLLM loads and unloads adapters, as in envoy.yaml's route `adapters`. */}}
@@ -320,6 +400,43 @@ spec:
   {{- include "router.parents" . | nindent 2 }}
   rules:
   {{- include "router.rules" . | nindent 2 }}
+{{- end }}
+
+{{/* The route that keeps the router's cluster on a gateway with only the clusters of its
+routes. */}}
+{{- define "router.clusterRoute" -}}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  {{- include "router.metadata" (dict "root" $ "name" (printf "%s-cluster" (include "router.name" .))) | nindent 2 }}
+spec:
+  {{- include "router.parent" . | nindent 2 }}
+  hostnames: [{{ include "router.name" . }}.{{ .Release.Namespace }}.invalid]
+  rules:
+  - matches:
+    - path: {type: PathPrefix, value: /}
+    backendRefs:
+    - {group: "", kind: Service, name: {{ include "router.name" . | quote }}, port: 9002, weight: 1}
+{{- end }}
+
+{{/* The DestinationRules of the pools' Services. */}}
+{{- define "router.poolRules" -}}
+{{- range (include "router.pools" . | fromJson).pools }}
+{{- $backend := include "router.backend" (dict "root" $ "pool" .name) | fromJson }}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  {{- include "router.metadata" (dict "root" $ "name" (printf "%s-%s" (include "router.name" $) .name)) | nindent 2 }}
+spec:
+  host: {{ $backend.service }}.{{ $.Release.Namespace }}.svc.{{ $.Values.clusterDomain }}
+  trafficPolicy:
+    loadBalancer: {simple: LEAST_REQUEST}
+    connectionPool:
+      http:
+        http1MaxPendingRequests: 4096
+        idleTimeout: 4s
+{{- end }}
 {{- end }}
 
 {{- define "router.destinationRule" -}}
