@@ -13,7 +13,7 @@ import pytest
 from extproc.demo.stack.stack import Backend, Router, router, stand_in
 
 from ..deploy.conftest import chart, kustomize, tools  # noqa: F401 - fixtures
-from ..e2e.outside import Client
+from ..e2e.outside import Client, Response
 from ..patience import wait_until
 from .envoy_gateway import EnvoyGateway, own_network
 from .go_program import UnavailableError
@@ -66,6 +66,9 @@ def start(
         path: path of requests that the gateway routes.
         more_services: for Istio, the local ports of more Services.
         settings: for Istio, more settings of istiod.
+        before: called with the pools' local ports before the gateway starts.
+        ready: whether a response shows that the system is ready. By default the router
+            must have decided.
     """
 
     @contextlib.contextmanager
@@ -77,6 +80,8 @@ def start(
         path: str = "/v1/chat/completions",
         more_services: Mapping[str, int] = MappingProxyType({}),
         settings: Mapping[str, str] = MappingProxyType({}),
+        before: Callable[[dict[str, int]], None] = lambda pools: None,
+        ready: Callable[[Response], bool] = lambda got: "x-llm-pool" in got.headers,
     ) -> Iterator[System]:
         folder = tmp_path_factory.mktemp("gateway")
         with contextlib.ExitStack() as running:
@@ -86,6 +91,7 @@ def start(
                 asked, pools = running.enter_context(servers(config, windows, folder))
                 services = {f"vllm-{pool.pool}": pool.port for pool in pools}
                 services["token-budget-router"] = asked.port
+                before({pool.pool: pool.port for pool in pools})
                 gateway: EnvoyGateway | Istio
                 if _for_istio(manifests):
                     services |= more_services
@@ -97,7 +103,7 @@ def start(
             running.enter_context(gateway)
             client = Client(SimpleNamespace(port=gateway.port))  # type: ignore[arg-type]
             greeting = {"model": model, "messages": [GREETING]}
-            wait_until(lambda: "x-llm-pool" in client.post(path, greeting).headers)
+            wait_until(lambda: ready(client.post(path, greeting)))
             yield System(gateway, asked, client)
 
     return start
