@@ -46,7 +46,7 @@ static uint64_t count_pairs(const uint8_t *text, Py_ssize_t size,
 
 /* Add a block's pairs to their terms, and its bytes to their classes. */
 static void add_block(const uint8_t *text, Py_ssize_t size, const uint8_t *class_of,
-                      const uint8_t *places, size_t first, double *terms,
+                      const uint16_t *places, size_t first, double *terms,
                       Py_ssize_t count, uint64_t *totals) {
     Pairs even, odd;
     memset(even, 0, sizeof(even));
@@ -62,7 +62,7 @@ static void add_block(const uint8_t *text, Py_ssize_t size, const uint8_t *class
         for (int j = 0; j < classes; j++) {
             size_t b = present[j];
             uint32_t pairs = (uint32_t)even[a][b] + odd[a][b];
-            uint8_t term = places[ROW * a + b];
+            uint16_t term = places[ROW * a + b];
             totals[b] += pairs;
             if (pairs && term < count)
                 terms[term] += pairs;
@@ -105,8 +105,8 @@ static PyObject *count_terms(PyObject *module, PyObject *args) {
     const char *wrong = fault_of(&table, classes);
     if (wrong == NULL && (first < 0 || first >= classes))
         wrong = "first: not one of the classes";
-    if (wrong == NULL && places.len != ROW * ROW)
-        wrong = "places: expected a byte for each pair";
+    if (wrong == NULL && places.len != ROW * ROW * (Py_ssize_t)sizeof(uint16_t))
+        wrong = "places: expected a 16-bit number for each pair";
     if (wrong == NULL && terms.len != size * (Py_ssize_t)sizeof(double))
         wrong = "terms: expected 64-bit floats";
     PyObject *found = NULL;

@@ -6,7 +6,7 @@ import numpy.typing as npt
 def count_terms(
     text: bytes,
     table: bytes,
-    places: npt.NDArray[np.uint8],
+    places: npt.NDArray[np.uint16],
     classes: int,
     first: int,
     terms: npt.NDArray[np.float64],

@@ -8,7 +8,7 @@ fewer or more tokens, are searched for at three places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -16,15 +16,17 @@ import numpy as np
 from extproc.routing.arithmetic import count_repeats, count_terms
 from extproc.routing.arrays import Vector
 from extproc.routing.regressors import (
+    CHARACTER_RUN,
     INDENT,
+    NO_TERM,
     REPETITION,
-    RUN,
     TEXT_PLACES,
     TOOLS_PLACES,
     VECTOR_TERMS,
     Places,
+    byte_run,
+    character_run,
     complete,
-    run_place,
 )
 from extproc.routing.request import OptionalKind, OptionalText, Prompt
 
@@ -151,31 +153,58 @@ def _sample(text: bytes) -> bytes:
 
 
 def _count_repetitions(text: bytes, missing_bytes: int, terms: Vector) -> None:
-    """Count runs of one byte, under the byte's own term, and repetitions of groups."""
-    periods = set()
+    """Count runs of one character, under terms of their own, and repeated groups."""
+    groups: dict[int, list[bytes]] = {}
     for share in _PROBES:
         start = int(share * len(text))
         stop = start + _PROBE_BYTES
         found = text.find(text[start:stop], start + 1, stop + _MAX_PERIOD)
         if found > 0 and stop <= len(text):
-            periods.add(found - start)
-    if not periods:
+            groups.setdefault(found - start, []).append(text[start:found])
+    if not groups:
         return
     size = len(text) + missing_bytes
     sampled = text if missing_bytes or size <= SAMPLE_BYTES else _sample(text)
     scale = size / len(sampled)
     repetitions = 0.0
-    for period in periods:
-        repeated = count_repeats(sampled, period, _LEAST_REPEATED_BYTES)
-        if period > 1:
-            repetitions += sum(repeated) / period
-            continue
-        for byte_class, size_bytes in enumerate(repeated):
-            if not size_bytes:
-                continue
-            run_bytes = round(size_bytes * scale)
-            place = run_place(byte_class)
-            if place is not None:
-                terms[place] = max(0.0, terms[place] - run_bytes)
-            terms[RUN] += run_bytes
+    for period, repeated in groups.items():
+        counts = count_repeats(sampled, period, _LEAST_REPEATED_BYTES)
+        characters = {c for c in map(_as_character, repeated) if c}
+        if period == 1:
+            _move_byte_runs(counts, scale, terms)
+        elif characters:
+            times = sum(counts) * scale / period
+            _move_character_runs(characters, times, terms)
+        else:
+            repetitions += sum(counts) / period
     terms[REPETITION] = round(repetitions * scale)
+
+
+def _as_character(repeated: bytes) -> bytes | None:
+    """Return the one non-ASCII character that a group of bytes repeats, or None."""
+    leads = [at for at, byte in enumerate(repeated) if byte >= 0xC0]
+    if not 2 <= len(repeated) <= 4 or len(leads) != 1 or min(repeated) < 0x80:
+        return None
+    return repeated[leads[0] :] + repeated[: leads[0]]
+
+
+def _move_byte_runs(counts: Sequence[int], scale: float, terms: Vector) -> None:
+    for byte_class, size_bytes in enumerate(counts):
+        if not size_bytes:
+            continue
+        run, place = byte_run(byte_class)
+        run_bytes = round(size_bytes * scale)
+        if place != NO_TERM:
+            terms[place] = max(0.0, terms[place] - run_bytes)
+        terms[run] += run_bytes
+
+
+def _move_character_runs(
+    characters: Collection[bytes], times: float, terms: Vector
+) -> None:
+    """Move the characters of runs to their term; each character has an equal share."""
+    for character in characters:
+        places = list(character_run(character))
+        moved = min(round(times / len(characters)), *terms[places].tolist())
+        terms[places] -= moved
+        terms[CHARACTER_RUN] += moved

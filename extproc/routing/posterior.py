@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from extproc.routing.arithmetic import quadratic_form
+from extproc.routing.arithmetic import invert_positive, quadratic_form
 from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.mergeable import DecayedSums
 from extproc.routing.prior import Prior
@@ -157,7 +157,7 @@ class Posterior:
         if self._precision_sum is not None:
             _, places, _ = _packing(len(mean))
             precision = precision + self._precision_sum.take(places)  # (3.51)
-        self._covariance = np.asarray(np.linalg.inv(precision), dtype=np.float64)
+        self._covariance = invert_positive(precision)
         self._mean = self._covariance @ moment  # (3.50)
 
     def _prior_now(self) -> tuple[Vector, Matrix]:

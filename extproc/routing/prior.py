@@ -36,11 +36,11 @@ _LEARNING_SPREADS = {
     "tools": 20.0,
     "tool": 5.0,
     "repetition": 0.5,
-    "run": 0.1,
     "foreign letter": 0.1,
     "foreign word": 0.1,
 }
 _TOOLS_LEARNING_SPREAD = 0.1
+_RUN_SPREAD = 0.1
 _TEXT_LEARNING_SPREAD = 0.4
 
 # The same deviations for prediction. For the most frequent terms (letters, words,
@@ -211,9 +211,11 @@ def make_prior(
 
 
 def _learning_spread(term: str) -> float:
-    tools = term.startswith("tools ")
-    default = _TOOLS_LEARNING_SPREAD if tools else _TEXT_LEARNING_SPREAD
-    return _LEARNING_SPREADS.get(term, default)
+    if term.startswith("tools "):
+        return _TOOLS_LEARNING_SPREAD
+    if term.startswith("run of "):
+        return _RUN_SPREAD
+    return _LEARNING_SPREADS.get(term, _TEXT_LEARNING_SPREAD)
 
 
 def _prediction_spread(term: str) -> float:
@@ -221,6 +223,8 @@ def _prediction_spread(term: str) -> float:
         return _PREDICTION_SPREADS[term]
     if term.startswith("tools "):
         return _TOOLS_SPREAD
+    if term.startswith("run of "):
+        return _RUN_SPREAD
     if term in SCRIPT_TERMS:
         return _SCRIPT_SPREAD
     if term.startswith("lower"):

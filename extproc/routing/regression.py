@@ -65,7 +65,7 @@ _FAMILIAR = 20
 # Number of observations during which the prior's coefficients apply to optional text.
 _PRICED_BY_PRIOR = 30.0
 
-_TERMS_EXPLAINED = 12
+_TERMS_EXPLAINED = 24
 
 
 @dataclass(slots=True)

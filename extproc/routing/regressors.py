@@ -17,10 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.arrays import Matrix, Vector
-from extproc.routing.byte_classes import CLASSES, LOWER_CASE, ROW, ByteClass
+from extproc.routing.byte_classes import (
+    CLASS_TABLE,
+    CLASSES,
+    LOWER_CASE,
+    ROW,
+    ByteClass,
+)
 from extproc.routing.request import OptionalKind
 
-_TRAILS = frozenset(range(ByteClass.TRAIL_80, ByteClass.TRAIL_BA + 1))
+_TRAILS = frozenset(range(ByteClass.TRAIL_80, ByteClass.TRAIL_BC + 1))
 _LEADS = frozenset(range(ByteClass.LATIN_1, ByteClass.ASTRAL + 1))
 _LOWER = frozenset(LOWER_CASE)
 _LETTERS = _LOWER | {ByteClass.UPPER}
@@ -40,6 +46,7 @@ _SCRIPTS = {
     ByteClass.SOUTHEAST: "latin",
     ByteClass.GREEK: "alphabet",
     ByteClass.CYRILLIC: "alphabet",
+    ByteClass.CYRILLIC_LATE: "alphabet",
     ByteClass.CYRILLIC_FAR: "alphabet",
     ByteClass.ARMENIAN: "alphabet",
     ByteClass.HEBREW: "alphabet",
@@ -49,39 +56,118 @@ _SCRIPTS = {
     ByteClass.KANA: "cjk",
     ByteClass.HAN: "cjk",
     ByteClass.FULL_WIDTH: "cjk",
+    ByteClass.HANGUL_FIRST: "hangul",
     ByteClass.HANGUL: "hangul",
     ByteClass.TYPOGRAPHIC: "sign",
     ByteClass.ASTRAL: "sign",
 }
-# Lead bytes that several scripts share; the byte after them distinguishes the scripts.
+# Lead bytes that several scripts share, and scripts whose letters differ in cost by
+# language or by case. The byte after the lead byte distinguishes them: first and last
+# value of the byte, and the term. Other values have the term of the lead byte.
 _SPLITS = {
-    (ByteClass.INDIC, ByteClass.TRAIL_A0): "devanagari",
-    (ByteClass.INDIC, ByteClass.TRAIL_A4): "devanagari",
-    (ByteClass.INDIC, ByteClass.TRAIL_A6): "bengali",
-    (ByteClass.INDIC, ByteClass.TRAIL_A8): "gujarati_tamil",
-    (ByteClass.INDIC, ByteClass.TRAIL_B0): "telugu_sinhala",
-    (ByteClass.INDIC, ByteClass.TRAIL_B8): "thai",
-    (ByteClass.INDIC, ByteClass.TRAIL_BA): "lao_tibetan",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_80): "burmese",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_83): "georgian",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_8B): "ethiopic",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_90): "ethiopic",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_93): "canadian",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_9E): "khmer",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_B8): "vietnamese",
-    (ByteClass.SOUTHEAST, ByteClass.TRAIL_BA): "vietnamese",
-    (ByteClass.ARABIC, ByteClass.TRAIL_8B): "arabic_mark",
-    (ByteClass.ARABIC, ByteClass.TRAIL_90): "arabic_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_80): "hebrew_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_83): "hebrew_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_8B): "hebrew_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_B0): "hebrew_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_B8): "hebrew_mark",
-    (ByteClass.HEBREW, ByteClass.TRAIL_BA): "hebrew_mark",
-    (ByteClass.TYPOGRAPHIC, ByteClass.TRAIL_80): "dash_or_quote",
-    (ByteClass.KANA, ByteClass.TRAIL_80): "hiragana",
-    (ByteClass.ASTRAL, ByteClass.TRAIL_9E): "emoji",
-    (ByteClass.FULL_WIDTH, ByteClass.TRAIL_BA): "full_width",
+    ByteClass.INDIC: (
+        (0xA0, 0xA5, "devanagari"),
+        (0xA6, 0xA7, "bengali"),
+        (0xA8, 0xA9, "gurmukhi"),
+        (0xAA, 0xAB, "gujarati"),
+        (0xAC, 0xAD, "odia"),
+        (0xAE, 0xAF, "tamil"),
+        (0xB0, 0xB1, "telugu"),
+        (0xB2, 0xB3, "kannada"),
+        (0xB4, 0xB5, "malayalam"),
+        (0xB6, 0xB7, "sinhala"),
+        (0xB8, 0xB9, "thai"),
+        (0xBA, 0xBB, "lao"),
+        (0xBC, 0xBF, "tibetan"),
+    ),
+    ByteClass.SOUTHEAST: (
+        (0x80, 0x82, "burmese"),
+        (0x83, 0x83, "georgian"),
+        (0x84, 0x87, "jamo"),
+        (0x88, 0x8D, "ethiopic"),
+        (0x8E, 0x8F, "cherokee"),
+        (0x90, 0x95, "canadian"),
+        (0x96, 0x9D, "runic"),
+        (0x9E, 0x9F, "khmer"),
+        (0xA0, 0xA3, "mongolian"),
+        (0xB8, 0xBB, "vietnamese"),
+        (0xBC, 0xBF, "polytonic"),
+    ),
+    ByteClass.TYPOGRAPHIC: (
+        (0x80, 0x82, "dash_or_quote"),
+        (0x93, 0x95, "box"),
+        (0x96, 0x9D, "shape"),
+        (0xA0, 0xA3, "braille"),
+        (0xB0, 0xBF, "tifinagh"),
+    ),
+    ByteClass.KANA: ((0x80, 0x82, "hiragana"),),
+    ByteClass.HANGUL_FIRST: (
+        (0x80, 0x92, "yi"),
+        (0x93, 0x9F, "vai"),
+        (0xA0, 0xAF, "javanese"),
+        (0xB0, 0xBF, "hangul"),
+    ),
+    ByteClass.FULL_WIDTH: ((0xBA, 0xBF, "full_width"),),
+    ByteClass.ASTRAL: (
+        (0x90, 0x92, "ancient"),
+        (0x93, 0x9D, "math_letter"),
+        (0x9E, 0x9F, "emoji"),
+    ),
+    ByteClass.LATIN_ACCENT: (
+        (0x80, 0x9D, "accent_upper"),
+        (0xA0, 0xA3, "accent_a"),
+        (0xA4, 0xA7, "accent_a_umlaut"),
+        (0xA8, 0xAB, "accent_e"),
+        (0xAC, 0xAF, "accent_i"),
+        (0xB0, 0xB5, "accent_o"),
+        (0xB6, 0xB7, "accent_o_umlaut"),
+    ),
+    ByteClass.GREEK: ((0x90, 0xA9, "greek_upper"),),
+    ByteClass.CYRILLIC: (
+        (0x80, 0x8F, "cyrillic_other"),
+        (0x90, 0xAF, "cyrillic_upper"),
+    ),
+    ByteClass.CYRILLIC_LATE: (
+        (0x80, 0x8F, "cyrillic"),
+        (0x90, 0xBF, "cyrillic_other"),
+    ),
+    ByteClass.HEBREW: (
+        (0x80, 0x8F, "hebrew_mark"),
+        (0xB0, 0xBF, "hebrew_mark"),
+    ),
+    ByteClass.ARABIC: (
+        (0x80, 0x83, "arabic_83"),
+        (0x88, 0x8A, "arabic_88"),
+        (0x8B, 0x92, "arabic_mark"),
+    ),
+    ByteClass.ARABIC_FAR: (
+        (0x80, 0x87, "arabic_far_80"),
+        (0x8B, 0x8D, "arabic_far_8b"),
+        (0xA8, 0xAF, "arabic_far_a8"),
+    ),
+    # Each language has its own of these letters.
+    ByteClass.LATIN_FAR: tuple(
+        (first, last, f"latin_far_{first:x}")
+        for first, last in (
+            (0x80, 0x83),
+            (0x84, 0x8A),
+            (0x8B, 0x92),
+            (0x93, 0x95),
+            (0x96, 0x9D),
+            (0x9E, 0x9F),
+            (0xA0, 0xA9),
+            (0xAA, 0xAF),
+            (0xB0, 0xB3),
+            (0xB4, 0xB9),
+            (0xBA, 0xBF),
+        )
+    ),
+}
+_SCRIPT_OF_PAIR = {
+    (lead, CLASS_TABLE[trail]): name
+    for lead, parts in _SPLITS.items()
+    for first, last, name in parts
+    for trail in range(first, last + 1)
 }
 
 _Rule = Callable[[int, int], str | None]
@@ -92,8 +178,8 @@ def _text_term(previous: int, current: int) -> str | None:
     if current in _TRAILS:
         if previous not in _LEADS:
             return None  # a character is counted once, at its second byte
-        lead, trail = ByteClass(previous), ByteClass(current)
-        return _SPLITS.get((lead, trail), _script_of(lead))
+        lead = ByteClass(previous)
+        return _SCRIPT_OF_PAIR.get((lead, current), _script_of(lead))
     if current in _LEADS:
         return f"{_SCRIPTS[ByteClass(current)]} after {_side_of(previous)}"
     return _ascii_term(previous, ByteClass(current))
@@ -143,9 +229,17 @@ def _tools_term(previous: int, current: int) -> str | None:
 
 _SCALARS = ("template", "message", "tools", "tool")
 """The first terms, which ``complete`` sets by position."""
-_DERIVED = ("run", "repetition", "foreign letter", "foreign word")
+_RUNS = ("run of spaces", "run of letters", "run of digits", "run of marks")
+_CHARACTER_RUN = "run of characters"
+_DERIVED = (
+    *_RUNS,
+    _CHARACTER_RUN,
+    "repetition",
+    "foreign letter",
+    "foreign word",
+)
 
-NO_TERM: Final = 255
+NO_TERM: Final = 511
 """Index above that of every term."""
 _KEYS: Final = NO_TERM + 1
 
@@ -153,7 +247,7 @@ _KEYS: Final = NO_TERM + 1
 class Places(NamedTuple):
     """The terms that count pairs of byte classes; (a, b) has index ``ROW * a + b``."""
 
-    terms: npt.NDArray[np.uint8]
+    terms: npt.NDArray[np.uint16]
     """The index of each pair's term, or ``NO_TERM`` if no term counts the pair."""
     cells: npt.NDArray[np.uint16]
     """A number for each pair. Pairs have the same number if they have the same second
@@ -165,7 +259,7 @@ class Places(NamedTuple):
     """The first such number of each second class."""
 
 
-def _places(terms: npt.NDArray[np.uint8]) -> Places:
+def _places(terms: npt.NDArray[np.uint16]) -> Places:
     second = np.minimum(np.arange(ROW * ROW) % ROW, CLASSES - 1)
     keys, cells = np.unique(_KEYS * second + terms, return_inverse=True)
     first_cells = np.searchsorted(keys, _KEYS * np.arange(CLASSES))
@@ -175,7 +269,7 @@ def _places(terms: npt.NDArray[np.uint8]) -> Places:
 def _number_terms(rule: _Rule, first: int) -> tuple[list[str], Places]:
     """Number a rule's terms from ``first``."""
     names: list[str] = []
-    places = np.full(ROW * ROW, NO_TERM, dtype=np.uint8)
+    places = np.full(ROW * ROW, NO_TERM, dtype=np.uint16)
     for previous, current in product(range(CLASSES), repeat=2):
         name = rule(previous, current)
         if name is None:
@@ -203,12 +297,13 @@ TERMS_CHECKSUM = zlib.crc32("\n".join(VECTOR_TERMS).encode())
 """Checksum that distinguishes vectors of these terms from those of other versions."""
 
 _FIRST_TEXT = len(_SCALARS) + len(_TOOLS_NAMES)
-RUN = TERMS.index("run")
+_FIRST_RUN = TERMS.index(_RUNS[0])
+CHARACTER_RUN = TERMS.index(_CHARACTER_RUN)
 REPETITION = TERMS.index("repetition")
 INDENT = TERMS.index("space after space")
 TOOLS_COUNTED = slice(len(_SCALARS), _FIRST_TEXT)
 """The terms that count bytes of the tool definitions."""
-TEXT_COUNTED = slice(_FIRST_TEXT, RUN + 1)
+TEXT_COUNTED = slice(_FIRST_TEXT, CHARACTER_RUN + 1)
 """The terms that count bytes of the text, each byte at most once."""
 
 SCRIPT_TERMS = frozenset(
@@ -238,13 +333,15 @@ def _mark_terms(previous: Iterable[int], current: Iterable[int]) -> Vector:
     return marked
 
 
+_ETH = (ByteClass.LOWER_ET, ByteClass.LOWER_H)
+
 # One row each to sum the pairs of lowercase letters, the starts of lowercase words, and
 # the pairs of e, t, h.
 _OF_LETTERS: Matrix = np.stack(
     [
         _mark_terms(LOWER_CASE, LOWER_CASE),
         _mark_terms([ByteClass.SPACE], LOWER_CASE),
-        _mark_terms([ByteClass.LOWER_ETH], [ByteClass.LOWER_ETH]),
+        _mark_terms(_ETH, _ETH),
     ]
 )
 
@@ -275,7 +372,30 @@ def complete(vector: Vector, messages: int, tools: int) -> None:
         vector[REPETITION + 1 : len(TERMS)] = foreignness * letters, foreignness * words
 
 
-def run_place(byte_class: int) -> int | None:
-    """Return the index of the term for a run of a byte class, or None."""
-    place = int(TEXT_PLACES.terms[(ROW + 1) * byte_class])
-    return None if place == NO_TERM else place
+_RUN_OF_CLASS = {
+    ByteClass.SPACE: 0,
+    **dict.fromkeys(_LETTERS, 1),
+    ByteClass.DIGIT: 2,
+}
+
+
+def byte_run(byte_class: int) -> tuple[int, int]:
+    """Return the term for a run of one byte, and the byte's term outside runs.
+
+    The second is ``NO_TERM`` if such bytes have no term.
+    """
+    run = _FIRST_RUN + _RUN_OF_CLASS.get(ByteClass(byte_class), 3)
+    return run, int(TEXT_PLACES.terms[(ROW + 1) * byte_class])
+
+
+def character_run(character: bytes) -> tuple[int, int]:
+    """Return the terms of a character of several bytes that follows the same character.
+
+    Args:
+        character: two to four bytes of UTF-8.
+    """
+    lead, second, last = (CLASS_TABLE[character[i]] for i in (0, 1, -1))
+    return (
+        int(TEXT_PLACES.terms[ROW * lead + second]),
+        int(TEXT_PLACES.terms[ROW * last + lead]),
+    )

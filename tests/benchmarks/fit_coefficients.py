@@ -46,11 +46,11 @@ _SCALARS = {
     "tool": (10.0, 20.0, 20.0),
 }
 _DERIVED = {
-    "run": (0.1, 0.2, 0.1),
     "repetition": (0.0, 1.0, 0.5),
     "foreign letter": (0.0, 0.2, 0.1),
     "foreign word": (0.0, 0.2, 0.1),
 }
+_RUN = (0.1, 0.2, 0.1)
 _TOOLS = (0.25, 0.2, 0.1)
 _TEXT = (0.25, 0.2, 0.2)
 
@@ -86,14 +86,17 @@ def vectorize_request(row: dict[str, Any]) -> Matrix:
     return measure(request.prompt, request.body_bytes).terms[: len(TERMS)]
 
 
+def _scales_of(term: str) -> tuple[float, float, float]:
+    if term.startswith("tools "):
+        return _TOOLS
+    if term.startswith("run of "):
+        return _RUN
+    return {**_SCALARS, **_DERIVED}.get(term, _TEXT)
+
+
 def fit(terms: Matrix, tokens: Matrix) -> Matrix:
     """Return one row of coefficients for each column of ``tokens``."""
-    scales = {**_SCALARS, **_DERIVED}
-    rows = [
-        scales.get(name, _TOOLS if name.startswith("tools ") else _TEXT)
-        for name in TERMS
-    ]
-    start, mean_spread, spread = np.array(rows).T
+    start, mean_spread, spread = np.array([_scales_of(name) for name in TERMS]).T
     inner = 1 / spread**2
     outer = 1 / mean_spread**2
     system = np.diag(len(tokens.T) * inner + outer)
@@ -142,14 +145,14 @@ def format_module(coefficients: Matrix, sources: Sequence[str], count: int) -> s
         for name, row in zip(TERMS, rows, strict=True)
     )
     families = "\n".join(f'    "{family}",' for family in FAMILIES)
-    return f'''"""Thousandths of a prompt token that each term takes, by tokenizer family.
+    return f'''"""Coefficients: thousandths of a prompt token per term, by tokenizer family.
 
 Fitted by ``tests/benchmarks/fit_coefficients.py`` on {count:,} chat requests composed
-of public texts in some 200 kinds, languages and formats, counted with the published
+from public texts in about 200 kinds, languages and formats, counted with the published
 vocabularies and chat templates of Llama 3.1, Mistral Tekken (V3 template), Qwen 3,
 OpenAI o200k, DeepSeek V3, Gemma 3, Kimi K2, Phi-4, Llama 2, GPT-NeoX (50K), gpt-oss
 and GLM-4.5. Terms overlap (a Han character counts under "han" and under the class that
-it follows), so a single row is no price of its own. Texts:
+it follows), so a row alone is not the price of its term. Texts:
 
 {_wrap(sources)}
 """
@@ -157,7 +160,7 @@ it follows), so a single row is no price of its own. Texts:
 FAMILIES = (
 {families}
 )
-"""What the columns are, left to right."""
+"""The families, in the order of the columns."""
 
 # fmt: off
 # ruff: noqa: E501

@@ -14,7 +14,7 @@ def named(prompt: Prompt) -> dict[str, float]:
 
 
 def test_names_are_distinct() -> None:
-    assert len(set(TERMS)) == len(TERMS) == 185
+    assert len(set(TERMS)) == len(TERMS) == 271
     assert len(VECTOR_TERMS) <= NO_TERM
 
 
@@ -23,7 +23,7 @@ def test_words_digits_and_ends_are_told_apart() -> None:
         "template": 1,
         "message": 1,
         "lower after newline": 1,
-        "lower after lower_vowel": 1,
+        "lower after lower_au": 1,
         "space after lower": 1,
         "digit after space": 1,
         "digit after digit": 1,
@@ -56,12 +56,46 @@ def test_every_ascii_byte_and_every_character_is_in_a_term(text: str) -> None:
     ascii_bytes = sum(byte < 0x80 for byte in encoded)
     characters = sum(char > "\x7f" for char in encoded.decode())
     after = sum(n for term, n in counts.items() if " after " in term)
-    derived = ("run", "repetition", "foreign letter", "foreign word")
+    derived = TERMS[TERMS.index("run of spaces") :]
     by_script = sum(counts.values()) - after - 2
     by_script -= sum(counts.get(term, 0.0) for term in derived)
-    after += counts.get("run", 0.0)
-    assert after == ascii_bytes + characters
+    runs = sum(n for term, n in counts.items() if term.startswith("run of "))
+    assert after + runs == ascii_bytes + characters
+    by_script += counts.get("run of characters", 0.0)
     assert by_script == pytest.approx(characters)
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("ਪੰਜਾਬੀ", "gurmukhi"),
+        ("ગુજરાતી", "gujarati"),
+        ("ଓଡ଼ିଆ", "odia"),
+        ("தமிழ்", "tamil"),
+        ("తెలుగు", "telugu"),
+        ("ಕನ್ನಡ", "kannada"),
+        ("മലയാളം", "malayalam"),
+        ("සිංහල", "sinhala"),
+        ("ລາວ", "lao"),
+        ("བོད", "tibetan"),
+        ("ꦗꦮꦶ", "javanese"),
+        ("ꆈꌠ", "yi"),
+        ("ᏣᎳᎩ", "cherokee"),
+        ("ᠮᠣᠩ", "mongolian"),
+        ("⠓⠑⠇⠇⠕", "braille"),
+        ("┌─┐", "box"),
+        ("ⵜⵉⴼ", "tifinagh"),
+        ("ПРАВДА", "cyrillic_upper"),
+        ("ΕΛΛΑΔΑ", "greek_upper"),
+        ("𐑖𐑱𐑝", "ancient"),
+        ("𝐀𝐛𝐜", "math_letter"),
+    ],
+)
+def test_scripts_under_one_lead_byte_have_terms_of_their_own(
+    text: str, term: str
+) -> None:
+    counts = named(Prompt(text.encode()))
+    assert counts[term] == len(text)
 
 
 ENGLISH = b"the cat that sat there had eaten the other thing with the teeth " * 9

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""Largest document in bytes. A model's sums take about 0.2 MB and at most 64 models are
+"""Largest document in bytes. A model's sums take about 0.4 MB and at most 64 models are
 learned separately. A larger document was not written by this program and is ignored."""
 
 OF_EARLIER_VERSION = "from an earlier version: learning starts over"
