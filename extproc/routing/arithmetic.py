@@ -92,7 +92,8 @@ def invert_positive(matrix: Matrix) -> Matrix:
     Raises:
         numpy.linalg.LinAlgError: the matrix is not positive definite.
     """
-    root = _invert_lower(np.linalg.cholesky(matrix))
+    factor = np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
+    root = _invert_lower(factor)
     inverse: Matrix = root.T @ root
     return inverse
 
