@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ CHART = ENVOY / "helm" / "token-budget-router"
 RELEASE = ("token-budget-router", "--namespace", "llm")
 
 VARIANTS = (
+    "ai-gateway",
     "base",
     "base+workers",
     "envoy-gateway",
@@ -64,6 +65,40 @@ ADDITIONS = {
     ),
 }
 """Options of a variant, each with a kustomize component and equivalent chart values."""
+
+OVERLAYS = {
+    "ai-gateway": [
+        'config.models:={"my-model": {"pools":'
+        ' [{"name": "short", "max_model_len": 8192},'
+        ' {"name": "long", "max_model_len": 65536}]}}',
+        "gateway.retryOverflow=true",
+    ],
+}
+"""Chart values of overlays that differ from the chart's defaults."""
+
+
+def chart_values(variant: str) -> list[str]:
+    """Return a variant's chart values, each ``key=value`` or ``key:=JSON``."""
+    name, *additions = variant.split("+")
+    values = [f"gateway.type={'none' if name == 'base' else name}"]
+    return [
+        *values,
+        *OVERLAYS.get(name, ()),
+        *(value for each in additions for value in ADDITIONS[each][1]),
+    ]
+
+
+def helm_flags(values: Iterable[str]) -> list[str]:
+    """Return helm's arguments that set values of the form above."""
+    return [
+        argument
+        for value in values
+        for argument in (
+            ("--set-json", value.replace(":=", "=", 1))
+            if ":=" in value
+            else ("--set", value)
+        )
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest evaluates -m
@@ -162,18 +197,7 @@ def chart(tools: Path) -> Callable[..., list[Manifest]]:
 
     @functools.cache
     def render(variant: str, *values: str) -> list[Manifest]:
-        name, *additions = variant.split("+")
-        gateway = "none" if name == "base" else name
-        values += tuple(value for each in additions for value in ADDITIONS[each][1])
-        sets = [
-            argument
-            for value in (f"gateway.type={gateway}", *values)
-            for argument in (
-                ("--set-json", value.replace(":=", "=", 1))
-                if ":=" in value
-                else ("--set", value)
-            )
-        ]
+        sets = helm_flags((*chart_values(variant), *values))
         return _run(
             [
                 tools / "helm/helm",

@@ -13,6 +13,8 @@ import yaml
 
 from extproc.config import load_config
 
+from .conftest import chart_values, helm_flags
+
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
@@ -107,7 +109,7 @@ def pod_of(manifests: list[Manifest]) -> Manifest:
     return template
 
 
-@pytest.mark.parametrize("variant", ["base", *GATEWAYS])
+@pytest.mark.parametrize("variant", ["ai-gateway", "base", *GATEWAYS])
 def test_core_objects_follow_their_schemas(chart, variant: str) -> None:
     schemas = pytest.importorskip("kubernetes_validate")
     manifests = chart(variant, *(NONE if variant == "base" else PLATFORM))
@@ -545,6 +547,73 @@ def test_an_overflow_goes_to_the_largest_pool_of_its_model(chart) -> None:
     assert targets == ["llama-short"]
 
 
+def ai_rules(manifests: list[Manifest]) -> list[Manifest]:
+    rules: list[Manifest] = only(manifests, "AIGatewayRoute")["spec"]["rules"]
+    return rules
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_ai_gateway_routes_by_model_and_pool(chart, overflow: bool) -> None:
+    """AI Gateway names the model, and the router one of the model's pools."""
+    manifests = chart(
+        "ai-gateway", *MODELS, f"gateway.retryOverflow={str(overflow).lower()}"
+    )
+    found = {
+        rule["name"]: (
+            [{h["name"]: h["value"] for h in m["headers"]} for m in rule["matches"]],
+            [(ref["name"], ref["priority"]) for ref in rule["backendRefs"]],
+        )
+        for rule in ai_rules(manifests)
+    }
+    small = {"x-llm-pool": "llama-short"}
+    name = "token-budget-router"
+    fallback = [(f"{name}-llama-long", 1)] if overflow else []
+    assert found == {
+        "llama-short": (
+            [
+                {"x-ai-eg-model": "llama", **small},
+                {"x-ai-eg-model": "support-.*", **small},
+            ],
+            [(f"{name}-llama-short", 0), *fallback],
+        ),
+        "llama-long": (
+            [{"x-ai-eg-model": "llama"}, {"x-ai-eg-model": "support-.*"}],
+            [(f"{name}-llama-long", 0)],
+        ),
+        "vlm": ([{"x-ai-eg-model": "vlm"}], [(f"{name}-vlm", 0)]),
+    }
+    retried = [
+        target.get("sectionName")
+        for manifest in manifests
+        if manifest["kind"] == "BackendTrafficPolicy"
+        and "httpStatusCodes" in manifest["spec"]["retry"]["retryOn"]
+        for target in manifest["spec"]["targetRefs"]
+    ]
+    assert retried == (["llama-short"] if overflow else [])
+    (text,) = only(manifests, "ConfigMap")["data"].values()
+    assert load_config(text, {}).model.header == "x-ai-eg-model"
+
+
+def test_ai_gateway_needs_models_and_has_its_own_paths(
+    helm, envoy_folder: Path
+) -> None:
+    folder = envoy_folder / "helm/token-budget-router"
+    command = ("template", "x", folder, "--set", "gateway.type=ai-gateway")
+    assert "expected a model with its pools" in helm(*command).stderr
+    models = helm_flags(MODELS)
+    moved = helm(*command, *models, "--set", "gateway.pathPrefix=/team/v1")
+    assert "gateway.pathPrefix" in moved.stderr
+    pools = [{"name": f"p{i}", "max_model_len": 8192 * (i + 1)} for i in range(16)]
+    many = helm_flags(
+        (
+            f"config.models:={json.dumps({'m': {'pools': pools}})}",
+            *(f"backends.p{i}.service=vllm" for i in range(16)),
+            *(f"backends.p{i}.port=8000" for i in range(16)),
+        )
+    )
+    assert "16 pools; expected at most 15" in helm(*command, *many).stderr
+
+
 def test_istio_has_the_same_routes(chart) -> None:
     service = virtual_service(chart("istio", *MODELS, DEFAULT))
     found = [
@@ -581,10 +650,10 @@ def test_the_router_s_configuration_has_no_pools_beside_models(chart) -> None:
     assert set(yaml.safe_load(text)) == {"models", "log"}
 
 
-@pytest.mark.parametrize("gateway", GATEWAYS)
+@pytest.mark.parametrize("gateway", ["ai-gateway", *GATEWAYS])
 def test_two_releases_share_no_object(helm, envoy_folder: Path, gateway: str) -> None:
     """Neither two releases in one namespace nor one name in two namespaces collide."""
-    options = ["--set", f"gateway.type={gateway}", "--set", "monitoring.enabled=true"]
+    options = helm_flags([*chart_values(gateway), "monitoring.enabled=true"])
     if gateway == "envoy-gateway":
         options += ["--set", "gateway.retryOverflow=true"]
 

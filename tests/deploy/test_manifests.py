@@ -24,6 +24,7 @@ KUBERNETES = "1.35"
 """The Kubernetes version of the schemas, which equals the version of kubectl."""
 
 CUSTOM = (
+    "ai-gateway",
     "envoy-gateway+access-log",
     "envoy-gateway+overflow",
     "envoy-gateway+workers",
@@ -36,7 +37,12 @@ CUSTOM = (
 
 MESHES = ("inference-extension", "istio", "istio-gateway-api")
 CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
-NO_SCHEMA = {"GCPRoutingExtension", "InferencePool"}
+NO_SCHEMA = {
+    "AIGatewayRoute",
+    "AIServiceBackend",
+    "GCPRoutingExtension",
+    "InferencePool",
+}
 """Kinds without a schema in any package; see envoy/kubernetes/README.md."""
 
 
@@ -144,7 +150,10 @@ def test_configuration_is_accepted_and_has_a_route_for_each_pool(variant, kustom
         if "extproc.yaml" in config["data"]
     ]
     url = {"EXTPROC_STATE_URL": "redis://redis:6379/0"} if "state" in variant else {}
-    pools = [pool.name for pool in load_config(text, url).pools]
+    config = load_config(text, url)
+    pools = [pool.name for pool in config.pools]
+    for model in config.models.values():
+        pools = [pool.name for pool in model.pools]
     for route in routes(manifests):
         assert [match.get("x-llm-pool") for match in route] == [*pools[:-1], None]
 
@@ -156,7 +165,8 @@ def routes(manifests: list[Manifest]) -> list[list[dict[str, str]]]:
             {h["name"]: h["value"] for h in rule["matches"][0].get("headers", [])}
             for rule in route["spec"]["rules"]
         ]
-        for route in of_kind(manifests, "HTTPRoute")
+        for kind in ("HTTPRoute", "AIGatewayRoute")
+        for route in of_kind(manifests, kind)
         # The other routes lead to no pool.
         if not route["metadata"]["name"].endswith(("-administration", "-cluster"))
     ]
@@ -228,6 +238,8 @@ def test_policies_and_extensions_name_what_is_there(kustomize):
         # The operator creates the Gateway and the pools' Services.
         names |= {("Gateway", "llm-gateway")}
         names |= {("Service", "vllm-short"), ("Service", "vllm-long")}
+        # AI Gateway makes an HTTPRoute of each AIGatewayRoute.
+        names |= {("HTTPRoute", n) for kind, n in names if kind == "AIGatewayRoute"}
         asked = [
             reference
             for manifest in manifests
@@ -245,7 +257,8 @@ def references(value: Any) -> list[tuple[str, str]]:
         for key, inner in value.items():
             match key:
                 case "targetRefs" | "backendRefs":
-                    found += [(r.get("kind", "Service"), r["name"]) for r in inner]
+                    default = "AIServiceBackend" if "modelsOwnedBy" in value else ""
+                    found += [(r.get("kind", default), r["name"]) for r in inner]
                 case "targetRef" | "backendRef":
                     found.append((inner["kind"], inner["name"]))
                 case "parentRefs":

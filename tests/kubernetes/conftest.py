@@ -20,7 +20,7 @@ def cluster(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command to make a key")
     try:
-        defined = {**crds.definitions(), **crds.stubs()}
+        defined = {**crds.stubs(), **crds.definitions()}
         running = running_cluster(tmp_path_factory.mktemp("cluster"), tools)
         with running as started:
             started.define(defined.values())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -64,12 +65,21 @@ SOURCES = (
     ),
 )
 
-GKE = {
-    "GCPBackendPolicy": "gcpbackendpolicies",
-    "GCPRoutingExtension": "gcproutingextensions",
-    "HealthCheckPolicy": "healthcheckpolicies",
+AI_GATEWAY = Source(
+    "github.com/envoyproxy/ai-gateway@v1.1.0",
+    "manifests/charts/ai-gateway-crds-helm/templates",
+    ("AIGatewayRoute", "AIServiceBackend"),
+)
+"""Not every Go proxy serves this module; $EXTPROC_AI_GATEWAY names a checkout instead."""
+
+WITHOUT_DEFINITION = {
+    "AIGatewayRoute": "aigatewayroutes.aigateway.envoyproxy.io/v1beta1",
+    "AIServiceBackend": "aiservicebackends.aigateway.envoyproxy.io/v1beta1",
+    "GCPBackendPolicy": "gcpbackendpolicies.networking.gke.io/v1",
+    "GCPRoutingExtension": "gcproutingextensions.networking.gke.io/v1",
+    "HealthCheckPolicy": "healthcheckpolicies.networking.gke.io/v1",
 }
-"""GKE's kinds, which have no public definition, with their plural names."""
+"""Kinds that may lack a definition, with plural, group and version: GKE's is not public."""
 
 
 @functools.cache
@@ -81,40 +91,52 @@ def definitions() -> dict[str, Definition]:
     """
     found: dict[str, Definition] = {}
     for source in SOURCES:
-        path = _download(source.module) / source.path
-        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        texts = [text for file in files for text in file.read_text().split("\n---\n")]
-        for kind in source.kinds:
-            names = re.compile(rf"^    kind: {kind}$", re.MULTILINE)
-            (text,) = [text for text in texts if names.search(text)]
-            found[kind] = yaml.load(text, _LOADER)
+        found |= _read(source, _download(source.module))
+    checkout = os.environ.get("EXTPROC_AI_GATEWAY")
+    with contextlib.suppress(MissingError):
+        folder = Path(checkout) if checkout else _download(AI_GATEWAY.module)
+        found |= _read(AI_GATEWAY, folder)
     return found
 
 
 def stubs() -> dict[str, Definition]:
-    """Return a definition that accepts any field for each of GKE's kinds."""
+    """Return a definition that accepts any field for each kind without one."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": schema},
-    }
-    group = "networking.gke.io"
-    return {
-        kind: {
+    made = {}
+    for kind, name in WITHOUT_DEFINITION.items():
+        name, _, version = name.partition("/")
+        plural, _, group = name.partition(".")
+        made[kind] = {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.{group}"},
+            "metadata": {"name": name},
             "spec": {
                 "group": group,
                 "scope": "Namespaced",
                 "names": {"kind": kind, "plural": plural},
-                "versions": [version],
+                "versions": [
+                    {
+                        "name": version,
+                        "served": True,
+                        "storage": True,
+                        "schema": {"openAPIV3Schema": schema},
+                    }
+                ],
             },
         }
-        for kind, plural in GKE.items()
-    }
+    return made
+
+
+def _read(source: Source, folder: Path) -> dict[str, Definition]:
+    path = folder / source.path
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    texts = [text for file in files for text in file.read_text().split("\n---\n")]
+    found = {}
+    for kind in source.kinds:
+        names = re.compile(rf"^    kind: {kind}$", re.MULTILINE)
+        (text,) = [text for text in texts if names.search(text)]
+        found[kind] = yaml.load(text, _LOADER)
+    return found
 
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ..deploy.conftest import ADDITIONS, CHART, VARIANTS
+from ..deploy.conftest import CHART, VARIANTS, chart_values, helm_flags
 from .cluster import Cluster, Manifest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
@@ -94,15 +94,10 @@ def test_helm_takes_over_what_kubectl_applied(
     cluster: Cluster, applied: tuple[str, list[Manifest]]
 ) -> None:
     variant, objects = applied
-    name, *additions = variant.split("+")
-    if "access-log" in additions:
+    if "access-log" in variant:
         pytest.skip("the chart has no value for this component")
     namespace = objects[0]["metadata"].get("namespace", "default")
-    values = [f"gateway.type={'none' if name == 'base' else name}"]
-    values += [value for each in additions for value in ADDITIONS[each][1]]
-    # A quantity is a text in the overlay; --set would send a number.
-    flags = ["--set-string" if "resources." in each else "--set" for each in values]
-    sets = [argument for pair in zip(flags, values, strict=True) for argument in pair]
+    sets = helm_flags(chart_values(variant))
     release = ("token-budget-router", f"--namespace={namespace}")
     options = (*release, str(CHART), "--install", "--take-ownership", *sets)
     try:

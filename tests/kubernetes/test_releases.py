@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..deploy.conftest import CHART
+from ..deploy.conftest import CHART, chart_values, helm_flags
 from .cluster import Cluster, Manifest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
@@ -15,11 +15,12 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
 COMMON = ("monitoring.enabled=true", "persistence.enabled=true", "state.secret=redis")
 OPTIONS = {
     "none": COMMON,
+    "ai-gateway": COMMON,
     "envoy-gateway": (*COMMON, "gateway.retryOverflow=true", "workers=4"),
     "istio": COMMON,
+    "istio-gateway-api": COMMON,
     "gke": COMMON,
     # InferencePools belong to the servers, so two releases need Services of their own.
-    "istio-gateway-api": COMMON,
     "inference-extension": COMMON,
     "sidecar": (*COMMON, "envoy.accessLog=true"),
 }
@@ -30,6 +31,7 @@ KINDS = (
     *("poddisruptionbudgets", "persistentvolumeclaims", "servicemonitors"),
     *("prometheusrules", "httproutes", "backends", "backendtrafficpolicies"),
     *("clienttrafficpolicies", "envoyextensionpolicies", "httproutefilters"),
+    *("aigatewayroutes", "aiservicebackends"),
     *("destinationrules", "virtualservices", "envoyfilters", "inferencepools"),
     *("gcpbackendpolicies", "gcproutingextensions", "healthcheckpolicies"),
 )
@@ -63,8 +65,8 @@ class Releases:
 
     def install(self, name: str, namespace: str, gateway: str, *more: str) -> None:
         """Install or upgrade a release with all options of a gateway type."""
-        values = (f"gateway.type={gateway}", *OPTIONS[gateway], *more)
-        sets = [argument for value in values for argument in ("--set", value)]
+        name_of = "base" if gateway == "none" else gateway
+        sets = helm_flags((*chart_values(name_of), *OPTIONS[gateway], *more))
         options = ("--namespace", namespace, "--create-namespace", "--install")
         self._installed.add((name, namespace))
         done = self._cluster.helm("upgrade", name, CHART, *options, *sets)
@@ -118,6 +120,7 @@ def test_a_release_changes_its_gateway(cluster: Cluster, releases: Releases) -> 
         kinds[gateway] = {kind for kind, _, _ in found(cluster)}
     assert kinds["none"] == kinds["sidecar"]  # its Envoy runs in the same pods
     for gateway in (
+        "ai-gateway",
         "envoy-gateway",
         "istio",
         "istio-gateway-api",
@@ -127,6 +130,6 @@ def test_a_release_changes_its_gateway(cluster: Cluster, releases: Releases) -> 
         assert kinds["none"] < kinds[gateway]
     assert kinds["istio"] & kinds["gke"] == kinds["none"]
 
-    rolled_back = cluster.helm("rollback", "a", "3", "--namespace", "three")
+    rolled_back = cluster.helm("rollback", "a", "4", "--namespace", "three")
     assert rolled_back.returncode == 0, rolled_back.stderr
     assert {kind for kind, _, _ in found(cluster)} == kinds["istio"]

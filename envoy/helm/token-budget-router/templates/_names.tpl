@@ -35,10 +35,10 @@ labels:
 {{/* The number of workers; an error if the gateway calls only one port of a Service. */}}
 {{- define "router.workers" -}}
 {{- $workers := int .Values.workers }}
-{{- if and (gt $workers 1) (not (has .Values.gateway.type (list "none" "envoy-gateway" "sidecar"))) }}
+{{- if and (gt $workers 1) (not (has .Values.gateway.type (list "none" "ai-gateway" "envoy-gateway" "sidecar"))) }}
 {{- fail (printf "workers: %d; gateway.type %s calls one port of a Service; expected 1, with more replicas instead" $workers .Values.gateway.type) }}
 {{- end }}
-{{- if and (gt $workers 16) (eq .Values.gateway.type "envoy-gateway") }}
+{{- if and (gt $workers 16) (has .Values.gateway.type (list "ai-gateway" "envoy-gateway")) }}
 {{- fail (printf "workers: %d; expected at most 16, the most ports of an EnvoyExtensionPolicy" $workers) }}
 {{- end }}
 {{- $workers }}
@@ -68,6 +68,9 @@ labels:
 {{- end }}
 {{- if and .Values.envoy.accessLog (eq .Values.gateway.type "sidecar") }}
 {{- $_ := set $config "feedback" (merge (dict "access_log" true) ($config.feedback | default dict)) }}
+{{- end }}
+{{- if eq .Values.gateway.type "ai-gateway" }}
+{{- $_ := set $config "model" (merge dict ($config.model | default dict) (dict "header" "x-ai-eg-model")) }}
 {{- end }}
 {{- if .Values.otel.endpoint }}
 {{- $_ := set $config "otel" (merge (dict "enabled" true) ($config.otel | default dict)) }}
