@@ -215,7 +215,8 @@ class Router:
             operation=request.operation,
             usage_not_requested=request.stream and not request.asks_usage,
             window_tokens=window_tokens,
-            retry_cut=self._retries_cut(request, choice.pool, bound),
+            retry_cut=self._retry_cut_answers
+            and self._may_cut(request, choice.pool, bound),
             conversation=None if conversation is None else conversation.key,
             turn_spread=0.0 if turn is None else turn.spread,
             features=features if learnable else None,
@@ -275,9 +276,9 @@ class Router:
         allowed = self.allowance.allow(model, category)
         return max(allowed, request.min_tokens), request.min_tokens > allowed
 
-    def _retries_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
-        """Return whether to retry a cut answer, because the window may have cut it."""
-        if not self._retry_cut_answers or request.stream or not request.generates:
+    def _may_cut(self, request: Request, pool: Pool, bound_tokens: int) -> bool:
+        """Return whether a cut answer is to be retried: the window may have cut it."""
+        if request.stream or not request.generates:
             return False
         if request.prompts > 1 or request.sequences > 1 or pool == self.policy.default:
             return False

@@ -87,10 +87,11 @@ class Calls:
         deadlines = self._deadlines
         while deadlines and not self._is_due(deadlines[0][1]):
             heapq.heappop(deadlines)
-        found = [deadlines[0][0]] if deadlines else []
-        if self._grown:
-            found.append(next(iter(self._grown.values())) + self._limits.message_s)
-        return min(found, default=None)
+        soonest = deadlines[0][0] if deadlines else None
+        if not self._grown:
+            return soonest
+        stalled = next(iter(self._grown.values())) + self._limits.message_s
+        return stalled if soonest is None else min(soonest, stalled)
 
     def is_idle(self, stream_id: int) -> bool:
         """Whether the peer never opened the stream; true for 0 and even identifiers."""

@@ -178,10 +178,11 @@ class Connection:
     @property
     def next_deadline(self) -> float | None:
         """Time at which :meth:`expire` has work to do (same clock as ``receive``)."""
-        found = [self._calls.next_deadline]
-        if self._incomplete_since is not None:
-            found.append(self._incomplete_since + self._limits.header_block_s)
-        return min((each for each in found if each is not None), default=None)
+        soonest = self._calls.next_deadline
+        if self._incomplete_since is None:
+            return soonest
+        incomplete = self._incomplete_since + self._limits.header_block_s
+        return incomplete if soonest is None else min(soonest, incomplete)
 
     def take(self) -> bytes:
         """Return the bytes to send, and clear them."""

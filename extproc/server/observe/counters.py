@@ -8,7 +8,7 @@ this module need no lock, since updates and scrapes run on the same event loop.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
@@ -46,13 +46,13 @@ class FastCounter(Collector):
         self._name = name
         self._documentation = documentation
         self._labels = list(labels)
-        self.counts: dict[tuple[str, ...], int] = {}
+        self.counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
         if self._labels in ([], [MODEL]):
             self.counts[("",) * len(self._labels)] = 0
 
     def add(self, *values: str) -> None:
         """Add one."""
-        self.counts[values] = self.counts.get(values, 0) + 1
+        self.counts[values] += 1
 
     def total(self) -> int:
         """Return the sum over all label values."""

@@ -128,8 +128,9 @@ class ExtProcStream:
             RpcError: the stream has failed and ending it with OK would lose body bytes,
                 or the peer sent too many messages at once.
         """
-        received_s = self._service.clock()
-        self._service.requested_bodies.ended(self)
+        service = self._service
+        received_s = service.clock()
+        service.requested_bodies.ended(self)
         if self._held is None:
             return self._receive(message, received_s)
         if len(self._held) == MAX_HELD_MESSAGES:
@@ -208,8 +209,8 @@ class ExtProcStream:
                 raise
             service.fault(error)
             messages = encode(event, _without_decision(step.reply))
-        seconds = service.clock() - received_s
-        service.metrics.message_seconds.add(seconds, _PHASES[type(event)])
+        metrics = service.metrics
+        metrics.message_seconds.add(service.clock() - received_s, _PHASES[type(event)])
         return messages, step.end
 
     def _watch_body(self, step: Step) -> None:
@@ -260,10 +261,11 @@ class ExtProcStream:
 
     def closed(self, cancelled: bool) -> None:
         """Count the final state of the stream, whichever side ended the stream."""
-        self._service.in_flight.ended(self._exchange)
-        self._service.requested_bodies.ended(self)
+        service = self._service
+        service.in_flight.ended(self._exchange)
+        service.requested_bodies.ended(self)
         self._held = None
-        metrics = self._service.metrics
+        metrics = service.metrics
         metrics.streams_inflight -= 1
         metrics.ended.add(self._exchange.state.value)
 
