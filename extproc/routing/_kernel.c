@@ -1,5 +1,5 @@
 /* The most expensive loops of a decision: the pairs of byte classes in a text, counted in
-   one pass, and the variance of an estimate, over the terms present in the prompt.
+   one pass, and the variances of an estimate, over the terms present in the prompt.
 
    The specification is extproc.routing.arithmetic with NumPy; the table of classes and
    the terms are arguments from Python. Tests compare the two on any input. Only the
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { ROW = 64, MAX_TERMS = 512 };
+enum { ROW = 64, MAX_TERMS = 512, MAX_FAMILIES = 64 };
 
 /* Counts of pairs: a row for each first class. Two tables are used in turn, so that an
    addition need not wait for the previous one, which is often to the same pair. */
@@ -177,6 +177,29 @@ static PyObject *count_repeats(PyObject *module, PyObject *args) {
     return found;
 }
 
+/* The elements of a vector that are not 0. */
+typedef struct {
+    Py_ssize_t count;
+    uint16_t places[MAX_TERMS];
+    double values[MAX_TERMS];
+} Sparse;
+
+/* Find the elements of a vector that are not 0; return its fault as an error message, or
+   NULL. */
+static const char *read_vector(const Py_buffer *vector, Sparse *found) {
+    const double *x = vector->buf;
+    Py_ssize_t size = vector->len / (Py_ssize_t)sizeof(double);
+    if (vector->len != size * (Py_ssize_t)sizeof(double) || size > MAX_TERMS)
+        return "x: expected at most 512 64-bit floats";
+    found->count = 0;
+    for (Py_ssize_t at = 0; at < size; at++)
+        if (x[at] != 0.0) {
+            found->places[found->count] = (uint16_t)at;
+            found->values[found->count++] = x[at];
+        }
+    return NULL;
+}
+
 /* quadratic_form(matrix, x): x' M x for a symmetric matrix M. A prompt has about a third
    of the terms: only their rows and columns of the lower triangle are read. */
 static PyObject *quadratic_form(PyObject *module, PyObject *args) {
@@ -185,35 +208,25 @@ static PyObject *quadratic_form(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*", &matrix, &vector))
         return NULL;
     Py_ssize_t size = vector.len / (Py_ssize_t)sizeof(double);
-    const char *wrong = NULL;
+    Sparse x;
+    const char *wrong = read_vector(&vector, &x);
     double form = 0.0;
-    if (vector.len != size * (Py_ssize_t)sizeof(double) || size > MAX_TERMS)
-        wrong = "x: expected at most 512 64-bit floats";
-    else if (matrix.len != size * vector.len)
+    if (wrong == NULL && matrix.len != size * vector.len)
         wrong = "matrix: expected a row and column for each element of x";
-    else {
-        const double *x = vector.buf, *rows = matrix.buf;
-        uint16_t present[MAX_TERMS];
-        double values[MAX_TERMS];
-        Py_ssize_t count = 0;
-        for (Py_ssize_t at = 0; at < size; at++)
-            if (x[at] != 0.0) {
-                present[count] = (uint16_t)at;
-                values[count++] = x[at];
-            }
-        for (Py_ssize_t i = 0; i < count; i++) {
-            const double *row = rows + size * present[i];
+    if (wrong == NULL)
+        for (Py_ssize_t i = 0; i < x.count; i++) {
+            const double *row = (const double *)matrix.buf + size * x.places[i];
             double even = 0.0, odd = 0.0;
             Py_ssize_t j = 0;
             for (; j + 1 < i; j += 2) {
-                even += row[present[j]] * values[j];
-                odd += row[present[j + 1]] * values[j + 1];
+                even += row[x.places[j]] * x.values[j];
+                odd += row[x.places[j + 1]] * x.values[j + 1];
             }
             if (j < i)
-                even += row[present[j]] * values[j];
-            form += values[i] * (2.0 * (even + odd) + row[present[i]] * values[i]);
+                even += row[x.places[j]] * x.values[j];
+            form +=
+                x.values[i] * (2.0 * (even + odd) + row[x.places[i]] * x.values[i]);
         }
-    }
     PyBuffer_Release(&matrix);
     PyBuffer_Release(&vector);
     if (wrong != NULL) {
@@ -223,6 +236,54 @@ static PyObject *quadratic_form(PyObject *module, PyObject *args) {
     return PyFloat_FromDouble(form);
 }
 
+/* family_variance(coefficients, variances, x, most): the variance of x . w around and
+   between the rows of coefficients, at most `most`. */
+static PyObject *family_variance(PyObject *module, PyObject *args) {
+    Py_buffer coefficients, variances, vector;
+    double most;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*y*d", &coefficients, &variances, &vector, &most))
+        return NULL;
+    Py_ssize_t size = vector.len / (Py_ssize_t)sizeof(double);
+    Py_ssize_t rows = vector.len ? coefficients.len / vector.len : 0;
+    Sparse x;
+    const char *wrong = read_vector(&vector, &x);
+    if (wrong == NULL && variances.len != vector.len)
+        wrong = "variances: expected one for each element of x";
+    if (wrong == NULL && (rows < 2 || rows > MAX_FAMILIES ||
+                          coefficients.len != rows * vector.len))
+        wrong = "coefficients: expected 2 to 64 rows of the size of x";
+    double within = 0.0, between = 0.0;
+    if (wrong == NULL) {
+        const double *variance = variances.buf;
+        for (Py_ssize_t i = 0; i < x.count; i++)
+            within += variance[x.places[i]] * x.values[i] * x.values[i];
+    }
+    if (wrong == NULL && within < most) {
+        double tokens[MAX_FAMILIES], sum = 0.0;
+        for (Py_ssize_t row = 0; row < rows; row++) {
+            const double *of_row = (const double *)coefficients.buf + size * row;
+            double total = 0.0;
+            for (Py_ssize_t i = 0; i < x.count; i++)
+                total += of_row[x.places[i]] * x.values[i];
+            tokens[row] = total;
+            sum += total;
+        }
+        for (Py_ssize_t row = 0; row < rows; row++) {
+            double apart = tokens[row] - sum / (double)rows;
+            between += apart * apart / (double)(rows - 1);
+        }
+    }
+    PyBuffer_Release(&coefficients);
+    PyBuffer_Release(&variances);
+    PyBuffer_Release(&vector);
+    if (wrong != NULL) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+        return NULL;
+    }
+    return PyFloat_FromDouble(within + between < most ? within + between : most);
+}
+
 static PyMethodDef methods[] = {
     {"count_terms", count_terms, METH_VARARGS,
      "count_terms(text, table, places, classes, first, terms): pairs by term."},
@@ -230,6 +291,8 @@ static PyMethodDef methods[] = {
      "count_repeats(text, table, classes, period, least): repeated bytes by class."},
     {"quadratic_form", quadratic_form, METH_VARARGS,
      "quadratic_form(matrix, x): x' M x for a symmetric matrix M."},
+    {"family_variance", family_variance, METH_VARARGS,
+     "family_variance(coefficients, variances, x, most): variance of x . w."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -57,3 +57,22 @@ def quadratic_form(
     Raises:
         ValueError: the matrix does not match the size of x, or x has over 512 elements.
     """
+
+def family_variance(
+    coefficients: npt.NDArray[np.float64],
+    variances: npt.NDArray[np.float64],
+    x: npt.NDArray[np.float64],
+    most: float,
+    /,
+) -> float:
+    """Return the variance of ``x . w`` around and between families, at most ``most``.
+
+    Args:
+        coefficients: one row for each of 2 to 64 families, as long as ``x``.
+        variances: variance of each coefficient around the families.
+        x: at most 512 elements.
+        most: upper limit of the result.
+
+    Raises:
+        ValueError: the sizes do not match, or are out of range.
+    """

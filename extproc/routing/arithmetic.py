@@ -112,6 +112,26 @@ def _invert_lower(triangle: Matrix) -> Matrix:
     return inverse
 
 
+def family_variance_with_numpy(
+    coefficients: Matrix, variances: Vector, x: Vector, most: float
+) -> float:
+    """Return the variance of ``x . w`` around and between families, at most ``most``.
+
+    Args:
+        coefficients: one row for each of two or more families.
+        variances: variance of each coefficient around the families.
+        x: the terms of a prompt.
+        most: upper limit of the result.
+    """
+    within = float(variances.dot(x * x))
+    if within >= most:
+        return most  # much is learned by now: skip the families
+    tokens = coefficients.dot(x)
+    apart = tokens - float(tokens.sum()) / len(tokens)
+    between = float(apart.dot(apart)) / (len(tokens) - 1)
+    return min(most, within + between)
+
+
 def _count_terms_with_kernel(
     text: bytes, places: Places, terms: Vector
 ) -> Sequence[int]:
@@ -128,7 +148,9 @@ if _kernel is None:
     count_terms = count_terms_with_numpy
     count_repeats = count_repeats_with_numpy
     quadratic_form = quadratic_form_with_numpy
+    family_variance = family_variance_with_numpy
 else:
     count_terms = _count_terms_with_kernel
     count_repeats = _count_repeats_with_kernel
     quadratic_form = _kernel.quadratic_form
+    family_variance = _kernel.family_variance

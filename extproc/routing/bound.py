@@ -108,7 +108,7 @@ class Bounded:
         category: str,
         features: Features,
         known_tokens: int,
-        added: Features,
+        added: Features | None,
     ) -> Turn | None:
         """Estimate a prompt that continues a counted one; return None on a mismatch.
 
@@ -120,15 +120,18 @@ class Bounded:
             category: the prompt's category.
             features: features of the whole prompt.
             known_tokens: counted tokens of the first messages.
-            added: features of the messages after them.
+            added: features of the messages after them; None if there are none.
         """
-        further = self.estimator.continued(model, category, added)
-        tokens = known_tokens + (further.tokens if added.text_bytes else 0.0)
+        tokens, error_tokens = float(known_tokens), 1.0
+        if added is not None:
+            further = self.estimator.continued(model, category, added)
+            tokens += further.tokens if added.text_bytes else 0.0
+            error_tokens = max(further.tokens * further.spread, error_tokens)
         whole = self.estimator.predict(model, category, features)
         factor = self.margin.factor(model, category, whole.spread)
         if not whole.tokens / factor <= tokens <= whole.tokens * factor:
             return None
-        spread = max(further.tokens * further.spread, 1.0) / tokens
+        spread = error_tokens / tokens
         factor = self.margin.factor(model, TURN, spread)
         return Turn(_apply(features, tokens, factor), spread)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from extproc.routing.arithmetic import family_variance
 from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
 from extproc.routing.regressors import SCRIPT_TERMS, TERMS
@@ -100,13 +101,7 @@ class Families:
 
     def least_variance(self, x: Vector, most: float) -> float:
         """Return the variance of an unknown family's ``x . w``, at most ``most``."""
-        within = float(self.variances.dot(x * x))
-        if within >= most:
-            return most  # much is learned by now: skip the families
-        tokens = self.coefficients.dot(x)
-        apart = tokens - float(tokens.sum()) / len(tokens)
-        between = float(apart.dot(apart)) / (len(tokens) - 1)
-        return min(most, within + between)
+        return family_variance(self.coefficients, self.variances, x, most)
 
     def evidence(self, x: Matrix, prompt_tokens: Vector) -> Matrix:
         """Return the log-likelihood of counted prompts under each family.
@@ -195,7 +190,7 @@ def from_coefficients(coefficients: Matrix) -> Prior:
         coefficients: tokens per term, one row for each of two or more families.
     """
     families = Families(
-        coefficients,
+        np.ascontiguousarray(coefficients),
         np.array([_learning_spread(name) ** 2 for name in TERMS]),
         np.array([_prediction_spread(name) ** 2 for name in TERMS]),
     )

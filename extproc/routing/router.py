@@ -244,7 +244,9 @@ class Router:
             )
             if counted is not None:
                 tokens, end, messages = tokens + counted, ends[messages], messages + 1
-        added = measure_text(prompt.text[end + 1 :], len(ends) - messages)
+        added = None
+        if messages < len(ends):
+            added = measure_text(prompt.text[end + 1 :], len(ends) - messages)
         return self.estimator.estimate_turn(model, category, features, tokens, added)
 
     def _quick_estimate(

@@ -17,6 +17,7 @@ from extproc.routing import arithmetic
 from extproc.routing.arithmetic import (
     count_repeats_with_numpy,
     count_terms_with_numpy,
+    family_variance_with_numpy,
     invert_positive,
     quadratic_form_with_numpy,
 )
@@ -226,6 +227,49 @@ def test_a_matrix_that_does_not_fit_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kernel.quadratic_form(np.zeros(shape), np.zeros(size))
+
+
+@given(
+    st.integers(2, 20),
+    st.integers(1, 60),
+    st.integers(0, 2**32),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 200.0),
+)
+def test_both_find_the_same_variance_of_families(
+    kernel: ModuleType, rows: int, size: int, seed: int, present: float, most: float
+) -> None:
+    random = np.random.default_rng(seed)
+    families = random.normal(size=(rows, size))
+    variances = random.random(size)
+    x = random.normal(size=size) * (random.random(size) < present)
+
+    found = kernel.family_variance(families, variances, x, most)
+
+    expected = family_variance_with_numpy(families, variances, x, most)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "variances", "size", "message"),
+    [
+        ((2, 3), 3, 2, "variances"),
+        ((3, 3), 2, 2, "coefficients"),
+        ((1, 2), 2, 2, "coefficients"),
+        ((65, 2), 2, 2, "coefficients"),
+        ((2, 0), 0, 0, "coefficients"),
+        ((2, 513), 513, 513, "x: expected"),
+    ],
+)
+def test_families_that_do_not_fit_are_an_error(
+    kernel: ModuleType,
+    shape: tuple[int, int],
+    variances: int,
+    size: int,
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel.family_variance(np.zeros(shape), np.zeros(variances), np.zeros(size), 1)
 
 
 def test_a_kernel_built_by_any_python_counts_references_for_every_other() -> None:
