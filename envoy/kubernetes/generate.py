@@ -231,6 +231,11 @@ spec:
   jsonPatches:
 """
 
+_CHART_PATCH_HEAD = """\
+# GENERATED from kubernetes/components/envoy-gateway-access-log by
+# envoy/kubernetes/generate.py. The template replaces the names.
+"""
+
 _PATCH = """\
   - type: type.googleapis.com/envoy.config.listener.v3.Listener
     # Namespace, Gateway and listener.
@@ -455,6 +460,17 @@ def envoy_patch_policy() -> str:
     return _PATCH_HEAD + "".join(_PATCH + _indent(value, 8) for value in values)
 
 
+def chart_patch_policy() -> str:
+    """Return the specifications of both objects for the chart, with the overlay's names."""
+    folder = ENVOY / "kubernetes/components/envoy-gateway-access-log"
+    objects = {
+        "proxy": yaml.safe_load((folder / "envoyproxy.yaml").read_text()),
+        "patches": yaml.safe_load(envoy_patch_policy()),
+    }
+    specs = {name: each["spec"] for name, each in objects.items()}
+    return _CHART_PATCH_HEAD + _document(specs)
+
+
 def istio_overflow() -> str:
     """Return the patches that retry an overflow of the short pool, for Istio."""
     at = Placement(
@@ -522,6 +538,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "kubernetes/components/sidecar-throughput/envoy.yaml": sidecar_envoy_throughput,
     "kubernetes/components/sidecar-throughput/extproc.yaml": access_log_config,
     "helm/token-budget-router/files/envoy-access-log.yaml": sidecar_envoy_access_log,
+    "helm/token-budget-router/files/envoy-gateway-access-log.yaml": chart_patch_policy,
     "helm/token-budget-router/files/istio-overflow.yaml": chart_overflow,
     "helm/token-budget-router/README.md": chart_readme,
     "compose/envoy.yaml": compose_envoy,

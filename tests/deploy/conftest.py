@@ -30,6 +30,7 @@ VARIANTS = (
     "base+workers",
     "envoy-gateway",
     "envoy-gateway+workers",
+    "envoy-gateway+access-log",
     "envoy-gateway+overflow",
     "gke",
     "inference-extension",
@@ -52,7 +53,10 @@ ADDITIONS = {
         "kubernetes/components/envoy-gateway-overflow",
         ["gateway.retryOverflow=true"],
     ),
-    "access-log": ("kubernetes/components/envoy-gateway-access-log", []),
+    "access-log": (
+        "kubernetes/components/envoy-gateway-access-log",
+        ["gateway.accessLog=true"],
+    ),
     "monitoring": ("observability", ["monitoring.enabled=true"]),
     "throughput": (
         "kubernetes/components/sidecar-throughput",

@@ -148,6 +148,15 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
             ["gateway.type=inference-extension", "gateway.bufferLimitBytes=500000"],
             "gateway.bufferLimitBytes: 500000",
         ),
+        (["gateway.type=gke", "gateway.accessLog=true"], "gateway.accessLog: true"),
+        (
+            [
+                "gateway.type=envoy-gateway",
+                "gateway.accessLog=true",
+                "gateway.parentNamespace=gateways",
+            ],
+            "gateway.parentNamespace gateways",
+        ),
         (["gateway.hosts[0]=LLM.example.com"], "gateway/hosts"),
         (["gateway.pathPrefix=/team/../v1"], "pathPrefix"),
         (["gateway.messageTimeout=0s"], "messageTimeout"),
@@ -181,6 +190,7 @@ def test_chart_packages_with_what_it_needs(helm, envoy_folder: Path, tmp_path: P
         *("duration", "backend", "sidecar-pools"),
         *("workers", "transport"),
         *("many-workers", "selector", "service", "buffer"),
+        *("no-access-log", "access-log-elsewhere"),
         *("host", "prefix", "no-time", "label", "own-label", "secret", "port"),
         *("range", "pool-name", "pod-labels"),
     ],

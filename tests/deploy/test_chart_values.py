@@ -143,7 +143,7 @@ def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 def test_every_value_is_set_to_another_than_its_default(envoy_folder: Path) -> None:
     file = envoy_folder / "helm/token-budget-router/values.yaml"
     every = dict(leaves(yaml.safe_load(EVERY_VALUE.read_text())))
-    elsewhere = {("gateway", "type"), ("envoy", "config")}
+    elsewhere = {("gateway", "type"), ("gateway", "accessLog"), ("envoy", "config")}
     for path, default in leaves(yaml.safe_load(file.read_text())):
         known = [found for set_, found in every.items() if set_[: len(path)] == path]
         # Mappings of labels may have additional keys.
@@ -395,6 +395,24 @@ def test_what_patches_a_gateway_is_in_its_namespace(chart, gateway: str) -> None
     callers = only(manifests, "NetworkPolicy")["spec"]["ingress"][0]["from"]
     labels = {"kubernetes.io/metadata.name": "gateways"}
     assert {"namespaceSelector": {"matchLabels": labels}} in callers
+
+
+def test_the_access_log_of_envoy_gateway_names_gateway_and_router(chart) -> None:
+    manifests = chart(
+        "envoy-gateway",
+        *("gateway.accessLog=true", "gateway.name=public", "gateway.listener=https"),
+        "fullnameOverride=budget",
+    )
+    policy = only(manifests, "EnvoyPatchPolicy")["spec"]
+    assert policy["targetRef"]["name"] == "public"
+    assert {each["name"] for each in policy["jsonPatches"]} == {"llm/public/https"}
+    settings = only(manifests, "EnvoyProxy")["spec"]["telemetry"]["accessLog"]
+    assert [
+        reference["name"]
+        for setting in settings["settings"]
+        for sink in setting["sinks"]
+        for reference in sink.get("als", {}).get("backendRefs", ())
+    ] == ["budget"]
 
 
 @pytest.mark.parametrize("gateway", ["none", "sidecar", "envoy-gateway"])

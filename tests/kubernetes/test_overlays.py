@@ -16,13 +16,10 @@ from .cluster import Cluster, Manifest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
 
-EVERY = (*VARIANTS, "envoy-gateway+access-log")
-"""Every overlay, and every component on the overlays that support it."""
-
 Versions = dict[tuple[str, str], str]
 
 
-@pytest.fixture(params=EVERY)
+@pytest.fixture(params=VARIANTS)
 def applied(
     request: pytest.FixtureRequest,
     cluster: Cluster,
@@ -94,8 +91,6 @@ def test_helm_takes_over_what_kubectl_applied(
     cluster: Cluster, applied: tuple[str, list[Manifest]]
 ) -> None:
     variant, objects = applied
-    if "access-log" in variant:
-        pytest.skip("the chart has no value for this component")
     namespace = objects[0]["metadata"].get("namespace", "default")
     sets = helm_flags(chart_values(variant))
     release = ("token-budget-router", f"--namespace={namespace}")
@@ -145,7 +140,7 @@ def created(cluster: Cluster, namespace: str, pod: Manifest) -> Manifest:
     return cluster.ask("POST", path, {**pod, "metadata": metadata})
 
 
-@pytest.mark.parametrize("variant", EVERY)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_pods_are_admitted_under_the_restricted_standard(
     cluster: Cluster, kustomize: Any, restricted: str, variant: str
 ) -> None:

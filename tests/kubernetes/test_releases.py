@@ -16,7 +16,12 @@ COMMON = ("monitoring.enabled=true", "persistence.enabled=true", "state.secret=r
 OPTIONS = {
     "none": COMMON,
     "ai-gateway": COMMON,
-    "envoy-gateway": (*COMMON, "gateway.retryOverflow=true", "workers=4"),
+    "envoy-gateway": (
+        *COMMON,
+        "gateway.retryOverflow=true",
+        "workers=4",
+        "gateway.accessLog=true",
+    ),
     "istio": COMMON,
     "istio-gateway-api": COMMON,
     "gke": COMMON,
@@ -30,7 +35,13 @@ KINDS = (
     *("all", "configmaps", "serviceaccounts", "networkpolicies"),
     *("poddisruptionbudgets", "persistentvolumeclaims", "servicemonitors"),
     *("prometheusrules", "httproutes", "backends", "backendtrafficpolicies"),
-    *("clienttrafficpolicies", "envoyextensionpolicies", "httproutefilters"),
+    *(
+        "clienttrafficpolicies",
+        "envoyextensionpolicies",
+        "httproutefilters",
+        "envoyproxies",
+        "envoypatchpolicies",
+    ),
     *("aigatewayroutes", "aiservicebackends"),
     *("destinationrules", "virtualservices", "envoyfilters", "inferencepools"),
     *("gcpbackendpolicies", "gcproutingextensions", "healthcheckpolicies"),

@@ -44,6 +44,19 @@ labels:
 {{- $workers }}
 {{- end }}
 
+{{/* Not empty if Envoy Gateway sends its access log to the router. */}}
+{{- define "router.gatewayAccessLog" -}}
+{{- if .Values.gateway.accessLog }}
+{{- if ne .Values.gateway.type "envoy-gateway" }}
+{{- fail (printf "gateway.accessLog: true; gateway.type %s has no such option; expected false, or envoy.accessLog for sidecar" .Values.gateway.type) }}
+{{- end }}
+{{- with .Values.gateway.parentNamespace }}
+{{- fail (printf "gateway.accessLog: true; gateway.parentNamespace %s; expected a Gateway in the release's namespace, which its EnvoyProxy must share" .) }}
+{{- end }}
+true
+{{- end }}
+{{- end }}
+
 {{- define "router.host" -}}
 {{ include "router.name" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
 {{- end }}
@@ -66,7 +79,7 @@ labels:
 {{- if .Values.state.secret }}
 {{- $_ := set $config "state" (merge (dict "store" "redis") ($config.state | default dict)) }}
 {{- end }}
-{{- if and .Values.envoy.accessLog (eq .Values.gateway.type "sidecar") }}
+{{- if or (include "router.gatewayAccessLog" .) (and .Values.envoy.accessLog (eq .Values.gateway.type "sidecar")) }}
 {{- $_ := set $config "feedback" (merge (dict "access_log" true) ($config.feedback | default dict)) }}
 {{- end }}
 {{- if eq .Values.gateway.type "ai-gateway" }}
