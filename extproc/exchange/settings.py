@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from extproc.exchange.body_parser import MAX_BODY_BYTES
@@ -51,7 +50,7 @@ class ExchangeSettings:
     observed in the stream, so that nothing is learned twice."""
     traced: bool = False
     """Whether to also read the request's W3C trace context."""
-    headers_read: Mapping[bytes, str] = field(init=False)
+    headers_read: dict[bytes, str] = field(init=False)
     """Names of the headers to read, by their bytes on the wire."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,5 @@
 """The C kernel's results equal NumPy's on any bytes; the tests need a compiler."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +14,6 @@ from extproc.routing.arithmetic import (
     count_repeats_with_numpy,
     count_terms_with_numpy,
     family_variance_with_numpy,
-    invert_positive,
     quadratic_form_with_numpy,
 )
 from extproc.routing.arrays import Vector
@@ -30,28 +25,14 @@ from extproc.routing.regressors import (
     Places,
 )
 
+from ..c_modules import compiled
+
 SOURCE = Path(arithmetic.__file__).with_name("_kernel.c")
 
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Compile the kernel with all warnings treated as errors."""
-    compiler = shutil.which("cc")
-    include = Path(sysconfig.get_paths()["include"])
-    if compiler is None or not (include / "Python.h").exists():
-        pytest.skip("needs a C compiler and Python's headers")
-    library = tmp_path_factory.mktemp("kernel") / "_kernel.abi3.so"
-    options = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run(
-        [compiler, *options, f"-I{include}", str(SOURCE), "-o", str(library)],
-        check=True,
-    )
-    spec = importlib.util.spec_from_file_location("_kernel", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return compiled(SOURCE, tmp_path_factory.mktemp("kernel"))
 
 
 TEXTS = st.one_of(
@@ -270,44 +251,3 @@ def test_families_that_do_not_fit_are_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kernel.family_variance(np.zeros(shape), np.zeros(variances), np.zeros(size), 1)
-
-
-def test_a_kernel_built_by_any_python_counts_references_for_every_other() -> None:
-    """Code built with Python 3.12's headers returns None without incrementing the
-    reference count of None.
-    """
-    macros = (
-        "Py_RETURN_NONE",
-        "Py_RETURN_TRUE",
-        "Py_RETURN_FALSE",
-        "Py_RETURN_NOTIMPL",
-    )
-    assert not any(macro in SOURCE.read_text() for macro in macros)
-
-
-@given(st.integers(0, 300), st.integers(0, 2**32))
-def test_a_positive_matrix_is_inverted(size: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    roots = random.normal(size=(size, size))
-    matrix = roots @ roots.T + np.eye(size)
-
-    inverse = invert_positive(matrix)
-
-    assert np.allclose(matrix @ inverse, np.eye(size))
-    assert np.array_equal(inverse, inverse.T)
-
-
-def test_the_inverse_is_exact_after_thousands_of_prompts() -> None:
-    """Few directions of the matrix are as well known as the others by a factor of
-    10^7, as in a posterior.
-    """
-    random = np.random.default_rng(1)
-    orthogonal, _ = np.linalg.qr(random.normal(size=(276, 276)))
-    values = np.geomspace(1.0, 1e7, 276)
-    matrix = orthogonal @ np.diag(values) @ orthogonal.T
-    expected = orthogonal @ np.diag(1 / values) @ orthogonal.T
-
-    inverse = invert_positive((matrix + matrix.T) / 2)
-
-    deviations = np.sqrt(np.diag(expected))
-    assert (np.abs(inverse - expected) < 1e-7 * np.outer(deviations, deviations)).all()

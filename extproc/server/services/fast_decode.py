@@ -9,7 +9,7 @@ all protobuf serializers produce. The general decoder handles other valid encodi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from extproc.exchange.events import (
     BodyMode,
@@ -17,6 +17,11 @@ from extproc.exchange.events import (
     RequestHeaders,
     ResponseHeaders,
 )
+
+try:
+    from extproc.server.services import _fast_decode
+except ImportError:  # built only if there is a C compiler
+    _fast_decode = None  # type: ignore[assignment]
 
 # Tags of protobuf's wire format: the field number times eight, plus 2 for a
 # length-prefixed value or 0 for a varint. The fields are those of ProcessingRequest,
@@ -42,8 +47,12 @@ _LONGEST_SHIFT = 28
 
 _MODES = {mode.value: mode for mode in BodyMode}
 
-Wanted = Mapping[bytes, str]
+Wanted = dict[bytes, str]
 """Headers to decode: for the bytes of a name in the message, the name in lower case."""
+
+HeadersRead = tuple[dict[str, str], bool, int, int]
+"""The wanted headers, whether the stream ends with them, and the modes of the request
+body and of the response body (-1 if the message has no configuration)."""
 
 
 class _UnusualError(Exception):
@@ -64,18 +73,49 @@ def fast_decode(
         The event, or None if the general decoder has to decode the message because of
         another phase, an unusual encoding, or invalid data.
     """
-    try:
-        phase = data[0]
-        if phase == _REQUEST_BODY:
+    phase = data[0] if data else 0
+    if phase == _REQUEST_BODY:
+        try:
             return _read_body(data)
-        if phase in _HEADERS_PHASES:
-            return _read_headers(data, wanted)
+        except (IndexError, _UnusualError):
+            return None
+    if phase not in _HEADERS_PHASES:
+        return None
+    read = read_headers(data, wanted)
+    if read is None:
+        return None
+    headers, ends, request_mode, response_mode = read
+    if phase == _RESPONSE_HEADERS:
+        return ResponseHeaders(headers, ends)
+    return RequestHeaders(
+        headers, ends, _MODES.get(request_mode), _MODES.get(response_mode)
+    )
+
+
+def read_headers_in_python(data: bytes, wanted: Wanted) -> HeadersRead | None:
+    """Read a serialized ``ProcessingRequest`` in one of the headers phases.
+
+    This is the specification of the C decoder, and the fallback if it was not built.
+
+    Args:
+        data: the serialized message; untrusted.
+        wanted: headers to decode. If a name occurs twice, its first header is used.
+
+    Returns:
+        None if the encoding is unusual, or the message is invalid.
+    """
+    try:
+        return _read_headers(data, wanted)
     except (IndexError, _UnusualError):
-        pass
-    return None
+        return None
 
 
-def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeaders:
+read_headers: Callable[[bytes, Wanted], HeadersRead | None] = (
+    read_headers_in_python if _fast_decode is None else _fast_decode.read_headers
+)
+
+
+def _read_headers(data: bytes, wanted: Wanted) -> HeadersRead:
     position, end = _span(data, 1)
     headers: dict[str, str] = {}
     if position < end and data[position] == _HEADERS:
@@ -90,10 +130,7 @@ def _read_headers(data: bytes, wanted: Wanted) -> RequestHeaders | ResponseHeade
         position += 2
     if position != end:
         raise _UnusualError
-    request_mode, response_mode = _modes(data, end)
-    if data[0] == _RESPONSE_HEADERS:
-        return ResponseHeaders(headers, end_of_stream)
-    return RequestHeaders(headers, end_of_stream, request_mode, response_mode)
+    return headers, end_of_stream, *_modes(data, end)
 
 
 def _walk(data: bytes, position: int, end: int, wanted: Wanted) -> dict[str, str]:
@@ -143,11 +180,11 @@ def _value(data: bytes, position: int, end: int) -> str:
     return data[start:end].decode("latin-1")
 
 
-def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None]:
+def _modes(data: bytes, position: int) -> tuple[int, int]:
     """Decode the optional protocol configuration after the headers."""
     position = _pass_over(data, position, _CONTEXT)
     if position == len(data):
-        return None, None
+        return -1, -1
     if data[position] != _PROTOCOL_CONFIG:
         raise _UnusualError
     position, end = _span(data, position + 1)
@@ -162,7 +199,7 @@ def _modes(data: bytes, position: int) -> tuple[BodyMode | None, BodyMode | None
         position += 2
     if position != end or request_mode >= 0x80 or response_mode >= 0x80:
         raise _UnusualError
-    return _MODES.get(request_mode), _MODES.get(response_mode)
+    return request_mode, response_mode
 
 
 def _read_body(data: bytes) -> RequestBody | None:

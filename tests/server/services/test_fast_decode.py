@@ -1,9 +1,11 @@
 """The fast decoders agree with protobuf on every message that they accept."""
 
 import contextlib
+from pathlib import Path
+from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from extproc.exchange.events import (
@@ -12,9 +14,16 @@ from extproc.exchange.events import (
     RequestHeaders,
     ResponseHeaders,
 )
+from extproc.server.services import fast_decode as fast_decode_module
 from extproc.server.services.codec import UnknownMessageError, decode, decode_any
-from extproc.server.services.fast_decode import fast_decode
+from extproc.server.services.fast_decode import (
+    HeadersRead,
+    fast_decode,
+    read_headers_in_python,
+)
 from extproc.wire import ext_proc_pb2 as pb
+
+from ...c_modules import compiled
 
 NAMES = (":path", ":method", "content-length", "x-llm-category", ":status")
 WANTED = {name.encode(): name for name in NAMES}
@@ -85,30 +94,68 @@ def test_reads_what_protobuf_reads(
     assert wanted_of(quick) == wanted_of(general)
 
 
-@given(messages(), st.data())
-def test_reads_damaged_messages_alike_or_not_at_all(
-    message: pb.ProcessingRequest, data: st.DataObject
-) -> None:
-    damaged = bytearray(message.SerializeToString())
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, max(0, len(damaged) - 1)))
-        kind = data.draw(st.sampled_from(["change", "cut", "add"]))
-        if kind == "add" or not damaged:
-            damaged.insert(at, data.draw(st.integers(0, 255)))
+@st.composite
+def damaged_messages(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(messages()).SerializeToString())
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        kind = draw(st.sampled_from(["change", "cut", "add"]))
+        if kind == "add" or not data:
+            data.insert(at, draw(st.integers(0, 255)))
         elif kind == "cut":
-            del damaged[at:]
+            del data[at:]
         else:
-            damaged[at] = data.draw(st.integers(0, 255))
+            data[at] = draw(st.integers(0, 255))
+    return bytes(data)
 
-    quick = fast_decode(bytes(damaged), WANTED)
+
+@given(damaged_messages())
+def test_reads_damaged_messages_alike_or_not_at_all(data: bytes) -> None:
+    quick = fast_decode(data, WANTED)
 
     if quick is not None:
         try:
-            general = decode_any(bytes(damaged))
+            general = decode_any(data)
         except UnknownMessageError:
             return  # the fast decoder does not validate headers that it does not read
         assert isinstance(general, RequestHeaders | ResponseHeaders)
         assert quick == wanted_of(general)
+
+
+@pytest.fixture(scope="module")
+def c_decoder(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    source = Path(fast_decode_module.__file__).with_name("_fast_decode.c")
+    return compiled(source, tmp_path_factory.mktemp("fast_decode"))
+
+
+@given(messages(), CONTEXTS)
+def test_c_and_python_read_alike(
+    c_decoder: ModuleType, message: pb.ProcessingRequest, context: bytes
+) -> None:
+    phases = message.request_headers, message.response_headers
+    assume(all(each.key for phase in phases for each in phase.headers.headers))
+    data = with_context(message, context)
+
+    found: HeadersRead | None = c_decoder.read_headers(data, WANTED)
+
+    assert found == read_headers_in_python(data, WANTED)
+
+
+@given(damaged_messages() | st.binary(max_size=60))
+def test_c_reads_damaged_messages_as_python_does_or_not_at_all(
+    c_decoder: ModuleType, data: bytes
+) -> None:
+    found: HeadersRead | None = c_decoder.read_headers(data, WANTED)
+
+    assert found in (read_headers_in_python(data, WANTED), None)
+
+
+@pytest.mark.parametrize("arguments", [(bytearray(b"\x12"), {}), (b"\x12", [])])
+def test_c_refuses_arguments_of_other_types(
+    c_decoder: ModuleType, arguments: tuple[object, object]
+) -> None:
+    with pytest.raises(TypeError):
+        c_decoder.read_headers(*arguments)
 
 
 def field(tag: int, content: bytes) -> bytes:
