@@ -1,11 +1,12 @@
 """Fixtures: a real Redis (if installed), both event loops, and a TLS certificate."""
 
 import asyncio
+import contextlib
 import gc
 import shutil
+import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from extproc.server.transport.native import new_event_loop
 
+from ..patience import wait_until
 from .native_server import TIMEOUT_S
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_event_loop}
@@ -47,16 +49,20 @@ class RedisServer:
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 10
-        while not self.socket.exists():
-            assert self._process.poll() is None, "redis-server ended"
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.01)
+        wait_until(self._listens)
 
     def stop(self):
         self._process.kill()
         self._process.wait()
         self.socket.unlink(missing_ok=True)
+
+    def _listens(self):
+        # The file of the socket exists before the server listens.
+        assert self._process.poll() is None, "redis-server ended"
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(str(self.socket))
+            return True
+        return False
 
 
 @pytest.fixture
