@@ -141,6 +141,7 @@ def gpus(prompt: int, output: int, rate: float, tpot_s: float) -> tuple[int, int
     return together.instances, apart.instances
 
 
+@pytest.mark.slow
 def test_it_pays_for_long_prompts_and_a_tight_tpot_and_not_for_short_ones() -> None:
     """llm-d's guide recommends separate instances only for long prompts.
 

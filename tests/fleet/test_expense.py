@@ -19,6 +19,8 @@ from extproc.fleet.verdict import BASELINE, PAGED, SPLIT, verdict
 
 from .questions import small_question
 
+pytestmark = pytest.mark.slow
+
 SLOW = Engine("toy on 2 x slow", Linear(0.005, 2e-4, 1e-5, 1e-8), 4800, 16, 2, 1.5)
 # This engine is twice as fast, at three times the price.
 FAST = Engine("toy on 1 x fast", Linear(0.0025, 1e-4, 5e-6, 5e-9), 4800, 16, 1, 9.0)

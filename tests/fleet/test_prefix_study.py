@@ -18,6 +18,8 @@ from extproc.fleet.steptime import Linear
 from extproc.fleet.verdict import PAGED, SPLIT
 from extproc.fleet.workload import Recorded
 
+pytestmark = pytest.mark.slow
+
 # Prefill causes nearly all of the cost, and the cache holds 32,000 tokens.
 ENGINE = Engine("toy", Linear(0.004, 1e-5, 1e-4), 2001, 16, 1, 1.0)
 
