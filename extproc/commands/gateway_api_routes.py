@@ -122,10 +122,15 @@ def _rule(
         ]
     rule: Json = {"name": dns_label(name), "matches": [match]}
     if backends:
-        rule["backendRefs"] = list(backends)
+        rule["backendRefs"] = _weighted(backends)
         # Set no limit on the duration of a response, since it may be a stream.
         rule["timeouts"] = {"request": "0s"}
     return rule
+
+
+def _weighted(backends: Sequence[Json]) -> list[Json]:
+    """Write the default weight out, so that a second apply changes nothing."""
+    return [{**backend, "weight": 1} for backend in backends]
 
 
 def _two(rule: Json) -> bool:
@@ -154,7 +159,9 @@ def _extension(routes: Sequence[str], at: Placement) -> Json:
         "grpc": {"service": "envoy.service.ext_proc.v3.ExternalProcessor"},
     }
     router = {
-        "backendRefs": [_reference("", "Service", at.router, port=at.router_port)],
+        "backendRefs": _weighted(
+            [_reference("", "Service", at.router, port=at.router_port)]
+        ),
         "backendSettings": {
             "circuitBreaker": _breaker(1024, 8192),
             "healthCheck": {"active": check, "panicThreshold": 0},

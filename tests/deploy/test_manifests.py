@@ -43,7 +43,7 @@ NO_SCHEMA = {
     "GCPRoutingExtension",
     "InferencePool",
 }
-"""Kinds without a schema in any package; see envoy/kubernetes/README.md."""
+"""Kinds without a schema in any npm package; test_custom_resources.py checks most of them."""
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
@@ -468,40 +468,15 @@ def test_only_the_short_rule_is_tried_again_after_an_overflow(kustomize):
     assert one == other
 
 
-LISTS_OF_ONE_OWNER = {
-    "backendRefs": {"group", "kind", "weight"},
-    "parentRefs": {"group", "kind"},
-    "ports": {"protocol"},
-}
-"""Lists that server-side apply treats as one value, each with the fields to write out.
+def test_a_port_s_protocol_is_written_out(variant, kustomize):
+    """Server-side apply treats the rules of a NetworkPolicy as one value.
 
-If the API server added a default to an item, the lists of two owners would differ, and
-server-side apply would report a conflict.
-"""
-
-
-def test_defaults_are_written_out_where_a_list_has_one_owner(variant, kustomize):
-    for manifest in kustomize(variant):
-        if manifest["kind"] in {"HTTPRoute", "NetworkPolicy", "EnvoyExtensionPolicy"}:
-            for name, item in list_items(manifest["spec"]):
-                missing = LISTS_OF_ONE_OWNER.get(name, set()) - item.keys()
-                assert not missing, (manifest["kind"], name, item)
-                if name == "headers":
-                    assert item["type"] == "Exact"
-
-
-def list_items(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Yield the objects in lists, each with the name of its list."""
-    found = []
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if isinstance(inner, list):
-                found += [(key, item) for item in inner if isinstance(item, dict)]
-            found += list_items(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            found += list_items(inner)
-    return found
+    If the API server added a default, the lists of two owners would differ and conflict.
+    """
+    policy = only(kustomize(variant), "NetworkPolicy")["spec"]
+    for rule in (*policy["ingress"], *policy["egress"]):
+        for port in rule["ports"]:
+            assert port["protocol"] in {"TCP", "UDP"}
 
 
 def test_files_made_from_others_are_current(envoy_folder: Path):
