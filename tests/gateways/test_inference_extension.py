@@ -34,7 +34,7 @@ class Picked(NamedTuple):
     pickers: dict[str, Picker]
 
 
-Start = Callable[[list[Manifest]], contextlib.AbstractContextManager[Picked]]
+Start = Callable[..., contextlib.AbstractContextManager[Picked]]
 
 
 @pytest.fixture(scope="module")
