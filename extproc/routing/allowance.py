@@ -150,7 +150,7 @@ def _blend(counts: Counts, levels: Sequence[Lengths]) -> Counts:
     """Sum the counts of all levels, with a limit on the weight of coarser ones."""
     for lengths in levels:
         weight = min(1.0, _PARENT_WEIGHT / counts.sum())
-        counts = lengths.counts + weight * counts
+        counts = lengths.by_end + weight * counts
     return counts
 
 

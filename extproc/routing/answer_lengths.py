@@ -9,13 +9,13 @@ several processes can be added.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from extproc.routing.bounded_table import BoundedTable
+from extproc.routing.decayed_counts import DecayedCounts
 from extproc.routing.mergeable import DecayedSums, Groups
 
 PER_DOUBLING = 8
@@ -39,12 +39,22 @@ def no_counts() -> Counts:
     return np.zeros((2, BUCKETS))
 
 
-@dataclass(slots=True)
-class Lengths:
-    """Decayed counts for one kind of request."""
+class Lengths(DecayedCounts):
+    """Decayed counts for one kind of request.
 
-    counts: Counts = field(default_factory=no_counts)
-    observations: int = 0
+    Args:
+        keep: see ``DecayedCounts``.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, keep: float) -> None:
+        super().__init__(2 * BUCKETS, keep)
+
+    @property
+    def by_end(self) -> Counts:
+        """The counts of complete and of truncated answers."""
+        return self.counts.reshape(2, BUCKETS)
 
 
 class AnswerLengths:
@@ -65,9 +75,8 @@ class AnswerLengths:
         self.derived: dict[tuple[str, str], int | None] = {}
         """Quantiles that the caller derived from the counts, by model and kind. Each
         is deleted before its counts have changed much."""
-        self._all = Lengths()
-        make: Callable[[], _ModelLengths] = lambda: _ModelLengths(kinds)  # noqa: E731
-        self._models = BoundedTable(make, models)
+        self._all = Lengths(self._keep)
+        self._models = BoundedTable(partial(_ModelLengths, kinds, self._keep), models)
 
     def known(self, model: str) -> bool:
         """Return whether an answer was counted for the model or its shared entry."""
@@ -87,11 +96,9 @@ class AnswerLengths:
         """Count an answer of ``tokens`` > 0 tokens."""
         known = self._models.touch(model)
         finest = known.kinds.touch(kind)
-        bucket = bucket_of(tokens)
+        place = truncated * BUCKETS + bucket_of(tokens)
         for lengths in (self._all, known.all, finest):
-            lengths.counts *= self._keep
-            lengths.counts[int(truncated), bucket] += 1.0
-            lengths.observations += 1
+            lengths.add(place)
         self._newer += 1
         if self._newer >= _STALE_SHARE * min(self._all.observations, self._memory):
             self.derived.clear()
@@ -120,15 +127,14 @@ class AnswerLengths:
                 lengths = known.kinds.own(what.removeprefix(_KIND))
         if lengths is None:
             return None
-        return DecayedSums(self._keep, lengths.observations, lengths.counts.flatten())
+        return DecayedSums(self._keep, lengths.observations, lengths.counts)
 
     def restore(self, groups: Groups) -> None:
         """Replace the counts of these groups; leave all others unchanged."""
         for key, group in groups.items():
             lengths = self._place(key)
             if lengths is not None and group.sums.shape == (2 * BUCKETS,):
-                lengths.counts = np.maximum(group.sums, 0.0).reshape(2, BUCKETS)
-                lengths.observations = group.observations
+                lengths.replace(np.maximum(group.sums, 0.0), group.observations)
         self.derived.clear()
 
     def _place(self, key: str) -> Lengths | None:
@@ -144,9 +150,9 @@ class AnswerLengths:
 
 
 class _ModelLengths:
-    def __init__(self, kinds: int) -> None:
-        self.all = Lengths()
-        self.kinds = BoundedTable(Lengths, kinds)
+    def __init__(self, kinds: int, keep: float) -> None:
+        self.all = Lengths(keep)
+        self.kinds = BoundedTable(partial(Lengths, keep), kinds)
 
 
 def bucket_of(tokens: int) -> int:

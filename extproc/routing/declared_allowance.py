@@ -191,9 +191,9 @@ class DeclaredAllowance:
         counts = no_counts()
         for lengths in levels:
             total = float(counts.sum())
-            lacking = 1.0 / rate - float(lengths.counts.sum())
+            lacking = 1.0 / rate - float(lengths.by_end.sum())
             weight = min(total, max(lacking, 0.0)) / max(total, 1.0)
-            counts = lengths.counts + weight * counts
+            counts = lengths.by_end + weight * counts
         counts[0, BUCKETS - 1] += 1.0
         tokens = upper_tokens(counts, 1.0 - rate)
         return None if tokens is None or tokens >= _MOST_TOKENS else tokens

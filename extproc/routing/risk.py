@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from extproc.routing.arrays import Vector
 from extproc.routing.bounded_table import CATEGORIES, MODELS, BoundedTable
+from extproc.routing.decayed_counts import DecayedCounts
 from extproc.routing.mergeable import MEMORY, DecayedSums, Groups
 
 _BINS = 320
@@ -78,10 +80,6 @@ def _assumed_errors() -> Vector:
 _ASSUMED = _assumed_errors()
 
 
-def _zeros() -> Vector:
-    return np.zeros(_BINS)
-
-
 @dataclass(slots=True)
 class _SquareSum:
     """Decayed sum of a category's squared errors, clipped and in units of spread."""
@@ -95,12 +93,10 @@ class _SquareSum:
 class _ErrorCounts:
     """Decayed sums of the errors of one model or of all models."""
 
-    bins: Vector = field(default_factory=_zeros)
+    bins: DecayedCounts
+    """The errors except outliers."""
     above: float = 0.0
     """Number of errors in ``bins`` that were above their bound."""
-    binned: int = 0
-    """Number of observations, except outliers, over which ``bins`` and ``above`` have
-    decayed."""
     squares: dict[str, _SquareSum] = field(default_factory=dict)
     observed: float = 0.0
     exceeded: float = 0.0
@@ -119,6 +115,10 @@ class _ErrorCounts:
             return 1.0
         total = squares.total + _CATEGORY_WEIGHT
         return math.sqrt(total / (squares.count + _CATEGORY_WEIGHT))
+
+
+def _no_errors(keep: float) -> _ErrorCounts:
+    return _ErrorCounts(DecayedCounts(_BINS, keep))
 
 
 class NoMargin:
@@ -185,8 +185,8 @@ class Margin:
             if not 0.0 < each < 0.5:
                 raise ValueError(f"rate: {each}; expected a number between 0 and 0.5")
         self._keep = math.exp(-1.0 / memory)
-        self._pooled = _ErrorCounts()
-        self._models = BoundedTable(_ErrorCounts, models)
+        self._pooled = _no_errors(self._keep)
+        self._models = BoundedTable(partial(_no_errors, self._keep), models)
 
     def factor(self, model: str, category: str, spread: float) -> float:
         """Return the ratio of the bound to the point estimate, from 1 to 4.
@@ -262,21 +262,19 @@ class Margin:
             errors.quantiles.clear()
             errors.newer = 0
         if abs(scaled) < _OUTLIER:
-            errors.bins *= keep
-            errors.bins[int((scaled - _LOWEST) / _BIN)] += 1.0
+            errors.bins.add(int((scaled - _LOWEST) / _BIN))
             errors.above = keep * errors.above + exceeded
-            errors.binned += 1
 
     def _quantile(self, errors: _ErrorCounts, stated: float) -> float:
         found = errors.quantiles.get(stated)
         if found is None:
-            pooled = self._pooled.bins + _ASSUMED
+            pooled = self._pooled.bins.counts + _ASSUMED
             counts = pooled
             if errors is not self._pooled:
                 weight = min(1.0, _POOLED_WEIGHT / pooled.sum())
-                counts = errors.bins + weight * pooled
+                counts = errors.bins.counts + weight * pooled
             above = errors.above + _ASSUMED_ABOVE
-            rate = adjusted_rate(stated, float(errors.bins.sum()), above)
+            rate = adjusted_rate(stated, float(errors.bins.counts.sum()), above)
             found = max(0.0, _upper_quantile(counts, rate))
             errors.quantiles[stated] = found
         return found
@@ -301,8 +299,8 @@ class Margin:
         if errors is None:
             return None
         if what == _BINS_KEY:
-            bins = np.append(errors.bins, errors.above)
-            return DecayedSums(self._keep, errors.binned, bins)
+            bins = np.append(errors.bins.counts, errors.above)
+            return DecayedSums(self._keep, errors.bins.observations, bins)
         if what == _RATE:
             rate = np.array([errors.observed, errors.exceeded])
             return DecayedSums(self._keep, errors.observations, rate)
@@ -350,7 +348,7 @@ def _upper_quantile(counts: Vector, rate: float) -> float:
 def _load(errors: _ErrorCounts, what: str, group: DecayedSums) -> None:
     sums = group.sums
     if what == _BINS_KEY and sums.shape == (_BINS + 1,):
-        errors.bins, errors.binned = np.maximum(sums[:-1], 0.0), group.observations
+        errors.bins.replace(np.maximum(sums[:-1], 0.0), group.observations)
         errors.above = float(sums[-1])
     elif what == _RATE and sums.shape == (2,):
         errors.observed, errors.exceeded = sums.tolist()
