@@ -165,6 +165,8 @@ def _extension(routes: Sequence[str], at: Placement) -> Json:
         "backendSettings": {
             "circuitBreaker": _breaker(1024, 8192),
             "healthCheck": {"active": check, "panicThreshold": 0},
+            # It ends a stream whose last chunk a frozen router has.
+            "http2": {"connectionKeepalive": {"interval": "3s", "timeout": "2s"}},
         },
         "failOpen": True,
         "messageTimeout": "1s",

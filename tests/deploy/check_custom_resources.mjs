@@ -18,7 +18,12 @@ const packages = {
 };
 // Fields newer than the packages' schemas: a real Envoy Gateway 1.9 accepts these
 // (tests/gateways).
-const newer = {EnvoyExtensionPolicy: ["mergeType"]};
+const removeNewer = {
+  EnvoyExtensionPolicy: (spec) => {
+    delete spec.mergeType;
+    for (const each of spec.extProc ?? []) delete each.backendSettings?.http2?.connectionKeepalive;
+  },
+};
 const tools = process.argv[2];
 
 let text = "";
@@ -28,7 +33,7 @@ const checked = [];
 const errors = [];
 const source = [];
 for (const object of JSON.parse(text)) {
-  for (const field of newer[object.kind] ?? []) delete object.spec[field];
+  removeNewer[object.kind]?.(object.spec);
   const [group, version] = object.apiVersion.split("/");
   const identity = `${object.kind} ${object.metadata.name}`;
   if (!(group in packages)) continue;

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from extproc.demo.stack.process import free_ports
 from extproc.demo.stack.stack import Backend, Router, router, stand_in
 
 from ..deploy.conftest import chart, kustomize, tools  # noqa: F401 - fixtures
@@ -19,6 +20,7 @@ from .envoy_gateway import EnvoyGateway, own_network
 from .go_program import UnavailableError
 from .istio import Istio
 from .istio_objects import Manifest
+from .picker import Picker
 
 GREETING = {"role": "user", "content": "Hello"}
 WINDOWS = {"short": 8192, "long": 65536}
@@ -30,6 +32,17 @@ class System(NamedTuple):
     gateway: EnvoyGateway | Istio
     router: Router
     client: Client
+
+
+class Picked(NamedTuple):
+    """A system with inference pools, and the pools' pickers by name."""
+
+    system: System
+    pickers: dict[str, Picker]
+
+
+Start = Callable[..., contextlib.AbstractContextManager[System]]
+StartPicked = Callable[..., contextlib.AbstractContextManager[Picked]]
 
 
 @contextlib.contextmanager
@@ -51,9 +64,7 @@ def servers(
 
 
 @pytest.fixture(scope="module")
-def start(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., contextlib.AbstractContextManager[System]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Return a function that starts a gateway, a router and the pools.
 
     The gateway is Istio if the manifests have an EnvoyFilter, else Envoy Gateway.
@@ -85,21 +96,13 @@ def start(
     ) -> Iterator[System]:
         folder = tmp_path_factory.mktemp("gateway")
         with contextlib.ExitStack() as running:
-            try:
-                if not _for_istio(manifests):
-                    running.enter_context(own_network())
-                asked, pools = running.enter_context(servers(config, windows, folder))
-                services = {f"vllm-{pool.pool}": pool.port for pool in pools}
-                services["token-budget-router"] = asked.port
-                before({pool.pool: pool.port for pool in pools})
-                gateway: EnvoyGateway | Istio
-                if _for_istio(manifests):
-                    services |= more_services
-                    gateway = Istio(folder, manifests, services, settings)
-                else:
-                    gateway = EnvoyGateway(folder / "gateway", manifests, services)
-            except UnavailableError as missing:
-                pytest.skip(str(missing))
+            running.enter_context(network_for(manifests))
+            asked, pools = running.enter_context(servers(config, windows, folder))
+            services = {f"vllm-{pool.pool}": pool.port for pool in pools}
+            services["token-budget-router"] = asked.port
+            services |= more_services
+            before({pool.pool: pool.port for pool in pools})
+            gateway = gateway_for(manifests, services, folder, settings)
             running.enter_context(gateway)
             client = Client(SimpleNamespace(port=gateway.port))  # type: ignore[arg-type]
             greeting = {"model": model, "messages": [GREETING]}
@@ -107,6 +110,67 @@ def start(
             yield System(gateway, asked, client)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def start_picked(start: Start) -> StartPicked:
+    """Return a function that also starts a picker for each pool.
+
+    Args of the function:
+        manifests: output of the overlay or of the chart.
+        config: configuration of the router.
+        options: as of ``start``.
+    """
+
+    @contextlib.contextmanager
+    def start_picked(
+        manifests: list[Manifest], config: Mapping[str, Any], **options: Any
+    ) -> Iterator[Picked]:
+        ports = dict(zip(WINDOWS, free_ports(len(WINDOWS)), strict=True))
+        pickers: dict[str, Picker] = {}
+        with contextlib.ExitStack() as running:
+
+            def before(pools: dict[str, int]) -> None:
+                for name, port in ports.items():
+                    pickers[name] = Picker(name, pools[name], port)
+                    running.callback(pickers[name].close)
+
+            options["more_services"] = {
+                f"vllm-{name}-epp": port for name, port in ports.items()
+            }
+            started = start(manifests, config, before=before, **options)
+            yield Picked(running.enter_context(started), pickers)
+
+    return start_picked
+
+
+@contextlib.contextmanager
+def network_for(manifests: list[Manifest]) -> Iterator[None]:
+    """Enter the network in which the manifests' gateway runs, or skip the test."""
+    if _for_istio(manifests):
+        yield
+        return
+    with contextlib.ExitStack() as running:
+        try:
+            running.enter_context(own_network())
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+        yield
+
+
+def gateway_for(
+    manifests: list[Manifest],
+    services: Mapping[str, int],
+    folder: Path,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> EnvoyGateway | Istio:
+    """Return the manifests' gateway, not yet started, or skip the test."""
+    try:
+        if _for_istio(manifests):
+            return Istio(folder, manifests, services, settings)
+        return EnvoyGateway(folder / "gateway", manifests, services)
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
 
 
 def _for_istio(manifests: list[Manifest]) -> bool:

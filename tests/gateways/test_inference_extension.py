@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-
-from extproc.demo.stack.process import free_ports
 
 from ..e2e.outside import Client, Response
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import be_patient, wait_until
-from .conftest import System
+from .conftest import Picked, StartPicked
 from .istio import refusals
 from .istio_objects import Manifest
-from .picker import PICKER, Picker
+from .picker import PICKER
 from .test_overlays import CONFIG, KIB, answered, chat, pieces
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
@@ -25,46 +22,6 @@ pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 MIB = KIB * KIB
 OVERLAY = "inference-extension"
 PATH = "/v1/chat/completions"
-
-
-class Picked(NamedTuple):
-    """A gateway with two pools, and the pools' pickers by name."""
-
-    system: System
-    pickers: dict[str, Picker]
-
-
-Start = Callable[..., contextlib.AbstractContextManager[Picked]]
-
-
-@pytest.fixture(scope="module")
-def run(start: Any) -> Start:
-    """Return a function that runs manifests with a picker for each pool."""
-
-    @contextlib.contextmanager
-    def run(manifests: list[Manifest], **options: Any) -> Iterator[Picked]:
-        ports = dict(zip(("short", "long"), free_ports(2), strict=True))
-        services = {f"vllm-{name}-epp": port for name, port in ports.items()}
-        with contextlib.ExitStack() as running:
-
-            def before_the_gateway(pools: dict[str, int]) -> None:
-                for name, port in ports.items():
-                    pickers[name] = Picker(name, pools[name], port)
-                    running.callback(pickers[name].close)
-
-            pickers: dict[str, Picker] = {}
-            system = running.enter_context(
-                start(
-                    manifests,
-                    CONFIG,
-                    more_services=services,
-                    before=before_the_gateway,
-                    **options,
-                )
-            )
-            yield Picked(system, pickers)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +32,8 @@ def patient(kustomize: Any) -> list[Manifest]:
 
 
 @pytest.fixture(scope="module")
-def picked(patient: list[Manifest], run: Start) -> Iterator[Picked]:
-    with run(patient) as running:
+def picked(patient: list[Manifest], start_picked: StartPicked) -> Iterator[Picked]:
+    with start_picked(patient, CONFIG) as running:
         yield running
 
 
@@ -128,13 +85,13 @@ def test_large_bodies_pass_a_picker_that_accepts_4_mib_at_once(
 
 
 def test_of_large_bodies_without_a_length_at_most_three_are_lost(
-    patient: list[Manifest], run: Start
+    patient: list[Manifest], start_picked: StartPicked
 ) -> None:
     """Envoy would hold a body that the router requests to its end, whatever its size.
 
     The router learns from three lost bodies to request none without a length.
     """
-    with run(patient) as picked:
+    with start_picked(patient, CONFIG) as picked:
         client = picked.system.client
         statuses = [
             send(client, pieces(chat(3, mib * MIB))).status
@@ -147,12 +104,12 @@ def test_of_large_bodies_without_a_length_at_most_three_are_lost(
 
 @pytest.mark.parametrize("send", [_whole, send_chunked, send_http2])
 def test_while_the_router_is_frozen_envoy_collects_less_than_a_picker_accepts(
-    kustomize: Any, run: Start, send: Callable[..., Response]
+    kustomize: Any, start_picked: StartPicked, send: Callable[..., Response]
 ) -> None:
     """Envoy holds the body until the router answers or `message_timeout` passes, and
     then sends the picker all of it as one message.
     """
-    with run(kustomize(OVERLAY)) as picked:
+    with start_picked(kustomize(OVERLAY), CONFIG) as picked:
         child = picked.system.router.child
         child.pause()
         try:
@@ -163,9 +120,9 @@ def test_while_the_router_is_frozen_envoy_collects_less_than_a_picker_accepts(
 
 
 def test_without_the_router_a_client_s_own_pool_does_not_count(
-    patient: list[Manifest], run: Start
+    patient: list[Manifest], start_picked: StartPicked
 ) -> None:
-    with run(patient) as picked:
+    with start_picked(patient, CONFIG) as picked:
         picked.system.router.child.kill()
         for _ in range(5):
             response = picked.system.client.chat("Hello", {"x-llm-pool": "short"})
@@ -184,10 +141,10 @@ def test_clients_load_no_adapters(picked: Picked) -> None:
 
 
 def test_a_picker_that_refuses_connections_costs_a_few_requests(
-    patient: list[Manifest], run: Start
+    patient: list[Manifest], start_picked: StartPicked
 ) -> None:
     """Istio then excludes it, and chooses a server itself."""
-    with run(patient) as picked:
+    with start_picked(patient, CONFIG) as picked:
         client = picked.system.client
         picked.pickers["short"].close()
         statuses: list[int] = []
@@ -201,9 +158,11 @@ def test_a_picker_that_refuses_connections_costs_a_few_requests(
 
 
 def test_without_the_setting_of_istiod_every_request_fails(
-    patient: list[Manifest], run: Start
+    patient: list[Manifest], start_picked: StartPicked
 ) -> None:
     """The chart's notes and README name this setting for this status."""
     settings = {"ENABLE_GATEWAY_API_INFERENCE_EXTENSION": "false"}
-    with run(patient, settings=settings, ready=lambda response: True) as picked:
+    with start_picked(
+        patient, CONFIG, settings=settings, ready=lambda response: True
+    ) as picked:
         assert {picked.system.client.chat("Hello").status for _ in range(3)} == {500}

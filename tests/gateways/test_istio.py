@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
-import sys
-import threading
+import json
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from extproc.demo.stack.process import Child, free_ports
-
-from ..e2e.outside import Admin, Client, Response
-from ..e2e.test_failures import TwoChunks
+from ..e2e.fleet import ALL_POOLS, FLEET, LONG, NAMES, POOLS, chat
+from ..e2e.outside import Admin, Response
+from ..e2e.unsized import PATH
 from ..patience import be_patient, wait_until
 from .conftest import System
 from .go_program import UnavailableError
-from .istio import Istio, program, refusals
+from .istio import program, refusals
 from .istio_objects import Manifest
 from .test_overlays import CONFIG
 
@@ -163,40 +157,34 @@ def test_a_gateway_in_another_namespace(chart: Any, start: Any) -> None:
         assert answered(client.chat("Hello", own)) == (200, "long")
 
 
-@contextlib.contextmanager
-def two_chunks() -> Iterator[int]:
-    """Run a server whose stream consists of two chunks; yield its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.fixture
+def models(overlay: str, chart: Any, start: Any) -> Iterator[System]:
+    """Run the chart with several models; one of them is the default."""
+    config = FLEET | {"unknown_model": {"default": "qwen3-32b"}}
+    values = [f"config:={json.dumps(config)}"]
+    for pool in ALL_POOLS:
+        values.append(f"backends.{pool}.service=vllm-{pool}")
+        values.append(f"backends.{pool}.port=8000")
+    manifests = copy.deepcopy(chart(overlay, *values))
+    be_patient(manifests)
+    windows = dict.fromkeys(ALL_POOLS, 65536) | {"llama-short": 2048}
+    with start(manifests, config, windows, "qwen3-32b") as system:
+        yield system
 
 
-def test_a_stream_is_not_held_by_a_router_that_froze(
-    kustomize: Any, tmp_path: Path
-) -> None:
-    """``tests/e2e/test_failures.py`` explains why only a keepalive ends the wait."""
-    (port,) = free_ports(1)
-    file = Path(__file__).parents[1] / "e2e" / "freezing_router.py"
-    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(file), str(port)]
-    with (
-        two_chunks() as pool,
-        Child("freezing", command, tmp_path / "freezing.log", path),
-    ):
-        services = {"vllm-short": pool, "vllm-long": pool, "token-budget-router": port}
-        with Istio(tmp_path, kustomize("istio"), services) as gateway:
-            checks = f"cluster\\.{gateway.router_cluster}\\.health_check\\.success"
-            wait_until(lambda: gateway.stat(checks) > 0)
-            client = Client(SimpleNamespace(port=gateway.port))  # type: ignore[arg-type]
-            body = {"model": "m", "messages": [], "stream": True}
-            response = client.post("/v1/chat/completions", body)
-    assert response.body == b"data: a\n\ndata: [DONE]\n\n"
+def test_the_chart_s_models(models: System) -> None:
+    client = models.client
+    for name, model in NAMES.items():
+        pools = POOLS[model]
+        assert answered(client.post(PATH, chat(name))) == (200, pools[0])
+        long = chat(name, LONG[:150_000])
+        assert answered(client.post(PATH, long)) == (200, pools[-1])
+    overflowing = chat("legal-de", LONG[:15_000])
+    assert answered(client.post(PATH, overflowing)) == (200, "llama-long")
+    assert answered(client.post(PATH, chat("gpt-4"))) == (200, "qwen-short")
+    models.router.child.kill()
+    own = {"x-llm-model": "llama-3.1-8b", "x-llm-pool": "llama-short"}
+    assert answered(client.post(PATH, chat("vlm"), own)) == (200, "qwen-long")
 
 
 Break = Callable[[Manifest], None]

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
+import sys
+import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ..e2e.outside import Admin, Response
+from extproc.demo.stack.process import Child, free_ports
+
+from ..e2e.outside import Admin, Client, Response
+from ..e2e.test_failures import TwoChunks
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S, be_patient, wait_until
-from .conftest import System
+from .conftest import System, gateway_for, network_for
 from .istio import Istio, refusals
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
@@ -159,6 +168,43 @@ def test_a_client_s_own_pool_does_not_count_with_the_router_frozen_or_gone(
 def _asked(system: System, headers: dict[str, str]) -> bool:
     assert answered(system.client.chat("Hello", headers)) == (200, "long")
     return True
+
+
+@contextlib.contextmanager
+def two_chunks() -> Iterator[int]:
+    """Run a server whose stream consists of two chunks; yield its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_stream_is_not_held_by_a_router_that_froze(
+    overlay: str, kustomize: Any, tmp_path: Path
+) -> None:
+    """``tests/e2e/test_failures.py`` explains why only a keepalive ends the wait."""
+    manifests = kustomize(overlay)
+    file = Path(__file__).parents[1] / "e2e" / "freezing_router.py"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with network_for(manifests), two_chunks() as pool:
+        (port,) = free_ports(1)
+        command = [sys.executable, str(file), str(port)]
+        services = {"vllm-short": pool, "vllm-long": pool, "token-budget-router": port}
+        with (
+            Child("freezing", command, tmp_path / "freezing.log", path),
+            gateway_for(manifests, services, tmp_path) as gateway,
+        ):
+            checks = f"cluster\\.{gateway.router_cluster}\\.health_check\\.success"
+            wait_until(lambda: gateway.stat(checks) > 0)
+            client = Client(SimpleNamespace(port=gateway.port))  # type: ignore[arg-type]
+            body = {"model": "m", "messages": [], "stream": True}
+            response = client.post("/v1/chat/completions", body)
+    assert response.body == b"data: a\n\ndata: [DONE]\n\n"
 
 
 def test_clients_load_no_adapters(system: System) -> None:
