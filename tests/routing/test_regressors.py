@@ -3,9 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.routing.byte_classes import CLASS_TABLE
 from extproc.routing.features import measure
 from extproc.routing.regressors import NO_TERM, TERMS, VECTOR_TERMS
 from extproc.routing.request import Prompt
+from extproc.routing.scripts import SPLITS
 
 
 def named(prompt: Prompt) -> dict[str, float]:
@@ -108,3 +110,13 @@ def test_languages_in_ascii_letters_are_told_from_english() -> None:
     assert counts["foreign letter"] > 400
     assert counts["foreign word"] > 60
     assert "foreign letter" not in named(Prompt(b"habari"))  # too short to tell
+
+
+def test_scripts_begin_and_end_at_the_boundaries_of_classes() -> None:
+    for lead, parts in SPLITS.items():
+        names: dict[int, set[str]] = {}
+        for trail in range(0x80, 0xC0):
+            inside = [name for first, last, name in parts if first <= trail <= last]
+            assert len(inside) <= 1, (lead, trail)
+            names.setdefault(CLASS_TABLE[trail], set()).add("".join(inside))
+        assert all(len(each) == 1 for each in names.values()), lead
