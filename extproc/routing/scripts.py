@@ -30,6 +30,9 @@ SCRIPT_GROUPS = {
 """Group of scripts by class of lead byte. In the scripts of one group, the byte before
 a lead byte has the same effect on tokens."""
 
+BOX = "box"
+"""The term of characters for drawing boxes."""
+
 SPLITS = {
     ByteClass.INDIC: (
         (0xA0, 0xA5, "devanagari"),
@@ -61,7 +64,7 @@ SPLITS = {
     ),
     ByteClass.TYPOGRAPHIC: (
         (0x80, 0x82, "dash_or_quote"),
-        (0x93, 0x95, "box"),
+        (0x93, 0x95, BOX),
         (0x96, 0x9D, "shape"),
         (0xA0, 0xA3, "braille"),
         (0xB0, 0xBF, "tifinagh"),

@@ -9,6 +9,7 @@ import pytest
 from extproc.routing.coefficients import FAMILIES, MILLITOKENS
 from extproc.routing.prior import known_families, relative_variance
 from extproc.routing.regressors import SCRIPT_TERMS, TERMS
+from extproc.routing.scripts import BOX
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,9 @@ def test_long_prompts_vary_by_three_percent() -> None:
 def test_no_script_starts_at_less_than_nothing() -> None:
     for term in SCRIPT_TERMS:
         assert min(MILLITOKENS[term]) >= 0, term
+    # The characters of boxes follow one another, so each is counted by both terms.
+    boxes = zip(MILLITOKENS["sign after script"], MILLITOKENS[BOX], strict=True)
+    assert min(after + box for after, box in boxes) > 0
 
 
 def test_coefficients_are_what_the_fit_prints(corpora_path: Path) -> None:
