@@ -4,9 +4,9 @@ Without --pool, the fleet is the papers' pair, short (8,192) and long (65,536), 
 --instances for each. All figures describe the steady state: measurement starts once the
 fleet has filled, and continues until the results of both halves agree. 95 % intervals
 come from batch means, or, with --replications, from parallel runs with other seeds. A
-P99 of fewer than 1,000 requests is omitted. A pool that gets under a tenth of the
+P99 of fewer than 1,000 requests is omitted. A pool that gets under 5 % of the
 requests is then simulated alone, with its own requests, until its P99s are known to
-2.5 % or a quarter of --requests is measured, except with --replications, with
+2.5 % or 12.5 % of --requests are measured, except with --replications, with
 --spill-waiting or if a file is replayed.
 
   extproc simulate --workload azure-conv --rate 100 --instances 23,2
@@ -71,10 +71,10 @@ from extproc.fleet.steady import TAUGHT, RunSettings
 from extproc.fleet.strategy import StrategyName, StrategySpec
 
 #: Range of the number of requests routed in advance, to estimate each pool's share; a
-#: tenth of ``--requests`` within it.
-_ROUTED_IN_ADVANCE = (2000, 10_000)
+#: twentieth of ``--requests`` within it.
+_ROUTED_IN_ADVANCE = (1000, 10_000)
 #: A pool that gets less than this share of the requests is measured alone ...
-_SHARE_TOGETHER = 0.1
+_SHARE_TOGETHER = 0.05
 #: ... with at least the same share of ``--requests``, up to this number ...
 _MOST_ALONE = 100_000
 #: ... and at most this multiple of it.
@@ -198,7 +198,7 @@ class _Task:
         """Return each pool with the requests that the router sends to it."""
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
         fewest, most = _ROUTED_IN_ADVANCE
-        routed = min(most, max(fewest, self.run.requests // 10))
+        routed = min(most, max(fewest, self.run.requests // 20))
         inquiry = Inquiry(
             tiers,
             self.strategy,

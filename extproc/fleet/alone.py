@@ -14,22 +14,26 @@ from extproc.fleet.results import Result
 from extproc.fleet.sizing import SizingTask, fitting, simulate_alone
 from extproc.fleet.steady import RunSettings
 
-#: Maximum relative half-width of a P99's interval that is precise enough. At this
-#: precision, two runs almost always differ by less than 5 %.
+#: Maximum relative half-width of a P99's interval that is precise enough for a plan. At
+#: this precision, two runs almost always differ by less than 5 %.
 PRECISION = 0.025
+#: The same for a fleet that a plan is only compared with.
+COMPARED_PRECISION = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """A test of whether every P99 of a pool is precise to 2.5 %."""
+    """A test of whether every P99 of a pool is precise."""
 
     fewest: float = 0.0
     """A pool with fewer requests than this number is ignored."""
+    precision: float = PRECISION
+    """Maximum relative half-width."""
 
     def __call__(self, result: Result) -> bool:
         """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""
         return all(
-            interval.relative <= PRECISION
+            interval.relative <= self.precision
             for index, pool in enumerate(result.pools)
             if pool.requests >= self.fewest
             for interval in (
@@ -51,6 +55,7 @@ class Alone:
     most: int
     """Maximum number of requests to simulate if the pool's P99s are not precise."""
     seed: int
+    precision: float = PRECISION
 
     def is_for(self, task: SizingTask, result: Result, index: int) -> bool:
         """Return whether to measure a pool alone, given the fleet's result.
@@ -78,7 +83,7 @@ class Alone:
             self.fewest,
             self.seed,
             most_requests=self.most,
-            enough=Precise(),
+            enough=Precise(precision=self.precision),
             tick_s=10.0,
             taught=0,
         )

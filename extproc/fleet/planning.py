@@ -9,7 +9,7 @@ equal conditions.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from extproc.fleet.alone import Alone, Precise
+from extproc.fleet.alone import COMPARED_PRECISION, PRECISION, Alone, Precise
 from extproc.fleet.assignment import (
     Assignment,
     Inquiry,
@@ -146,7 +146,8 @@ def _verified(
     slos = [task.slo for task in tasks]
     result = _verify(question, policy, instances, slos)
     fewest = int(_SHARE_TOGETHER * question.verified_requests)
-    apart = Alone(fewest, _MOST_TIMES * fewest, question.seed + 1)
+    precision = PRECISION if policy.is_planned else COMPARED_PRECISION
+    apart = Alone(fewest, _MOST_TIMES * fewest, question.seed + 1, precision)
     alone = [
         apart.measure(task, result, index, count)
         if apart.is_for(task, result, index)
@@ -220,7 +221,10 @@ def _verify(
         question.seed + 1,
         question.declared,
         most_requests=_MOST_TIMES * question.verified_requests,
-        enough=Precise(_SHARE_TOGETHER * question.verified_requests),
+        enough=Precise(
+            _SHARE_TOGETHER * question.verified_requests,
+            PRECISION if policy.is_planned else COMPARED_PRECISION,
+        ),
         taught=question.verified_requests // 20,
     )
     if isinstance(question.arrivals, Replay):

@@ -159,6 +159,8 @@ class FleetPolicy:
     title: str
     tiers: tuple[Tier, ...]
     strategy: StrategySpec
+    is_planned: bool = False
+    """Whether this is the plan itself, whose figures have to be precise."""
 
 
 def policies(question: Question) -> list[FleetPolicy]:
@@ -205,6 +207,7 @@ def policies(question: Question) -> list[FleetPolicy]:
             f"pools by token budget, max_num_seqs {split_seqs}",
             split,
             strategy(StrategyName.ROUTER),
+            is_planned=True,
         ),
         FleetPolicy(
             "homogeneous-paged",

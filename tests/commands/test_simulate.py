@@ -62,9 +62,9 @@ def test_a_pool_that_gets_few_requests_is_measured_alone(
     short, long = json.loads(capsys.readouterr().out)["pools"]
     assert not short["measured_alone"]
     assert long["measured_alone"]
-    assert long["requests"] >= 1900
+    assert long["requests"] >= 990
     assert long["requests_per_s"]["mean"] < 0.01
-    assert long["p99_ttft_s"]["mean"] > 0
+    assert long["mean_ttft_s"]["mean"] > 0
 
 
 def test_replications_give_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
