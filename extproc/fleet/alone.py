@@ -92,15 +92,14 @@ class Alone:
 
 
 def _as_routed(task: SizingTask, result: Result, index: int) -> SizingTask:
-    """Return the task with the pool's share of requests from the larger sample.
+    """Return the task with the pool's share of requests from both samples of it.
 
-    The share comes from the simulated fleet or from the assignment. The pool's queues
-    depend on it, and its relative error is the inverse root of the requests counted.
+    The share in the simulated fleet and the share in the assignment are weighted by
+    their numbers of the pool's requests. Queues of a small pool depend on it.
     """
     window = task.tier.limits.max_model_len
-    traffic = replace(task.traffic, lengths=fitting(task.traffic.lengths, window))
-    pool = result.pools[index]
-    if pool.requests > len(traffic.lengths.prompts):
-        share = pool.requests / result.finished * (1 - result.rejected_share)
-        traffic = replace(traffic, share=share)
-    return replace(task, traffic=traffic)
+    lengths = fitting(task.traffic.lengths, window)
+    routed, assigned = result.pools[index].requests, len(lengths.prompts)
+    in_fleet = routed / result.finished * (1 - result.rejected_share)
+    share = (routed * in_fleet + assigned * task.traffic.share) / (routed + assigned)
+    return replace(task, traffic=replace(task.traffic, share=share, lengths=lengths))

@@ -1,6 +1,7 @@
 """A pool that gets few of the fleet's requests has the same figures alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_a_pool_has_the_same_figures_alone(
     assert abs(ttft.value - together.value) <= 1.5 * math.hypot(
         ttft.half_width or 0.0, together.half_width or 0.0
     )
+
+
+def test_its_rate_is_between_both_samples_of_it(
+    fleet: Result, tasks: list[SizingTask]
+) -> None:
+    """Twice the share in the assignment of 1,000 requests, beside 1,000 in the fleet."""
+    traffic = tasks[1].traffic
+    double = replace(tasks[1], traffic=replace(traffic, share=2 * traffic.share))
+    own = Alone(8000, 12_000, seed=5).measure(double, fleet, 1, 2)
+    routed, assigned = fleet.pools[1].requests, len(traffic.lengths.prompts)
+    expected = (routed + 2 * assigned) / (routed + assigned)
+    assert own.pools[0].rate == pytest.approx(expected * fleet.pools[1].rate, rel=0.05)
 
 
 def test_a_pool_with_enough_requests_is_not_measured_alone(
