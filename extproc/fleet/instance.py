@@ -118,7 +118,7 @@ class Instance:
                 not self.waiting or self._is_head_held_back()
             ):
                 self._decode(until_s)
-            else:
+            elif self._partial is None or not self._prefill(until_s):
                 self.step()
 
     def _is_head_held_back(self) -> bool:
@@ -156,6 +156,61 @@ class Instance:
         context = seqs * decoders.steps + decoders.offsets
         first_s = self._fixed_s(0, seqs) + self._context_s * context
         growth_s = self._context_s * seqs
+        steps, duration_s = self._steps_before(until_s, steps, first_s, growth_s)
+        kv.take(decoders.blocks(steps, seqs))
+        self.computed_tokens += seqs * steps
+        self._elapse(duration_s, steps, seqs, first_s + growth_s * (steps - 1))
+        self._end_finished()
+
+    def _prefill(self, until_s: float) -> bool:
+        """Run steps whose whole budget goes to the partial prompt, if there are some.
+
+        These steps admit no request. The prompt's last chunk is left to :meth:`step`.
+
+        Returns:
+            Whether steps were run.
+        """
+        job = self._partial
+        assert job is not None
+        seqs = len(self.running) - 1
+        chunk = self._max_num_batched_tokens - seqs
+        computed = job.computed
+        if job.known - computed <= 2 * chunk or chunk < 1:
+            return False
+        if self._ending or self._evicted_at_end or job.holding is not None:
+            return False
+        kv = self._kv
+        decoders = self._decoders
+        steps = (job.known - computed - 1) // chunk
+        if seqs:
+            steps = min(steps, decoders.steps_to_end())
+        growth_s = self._context_s * seqs + self._pair_s * chunk * chunk
+        first_s = (
+            self._fixed_s(chunk, seqs)
+            + self._context_s * (seqs * decoders.steps + decoders.offsets)
+            + self._pair_s * chunk * (computed + (chunk + 1) / 2)
+        )
+        steps, duration_s = self._steps_before(until_s, steps, first_s, growth_s)
+        filled = self._blocks_between(computed, computed + steps * chunk)
+        needed = filled + (decoders.blocks(steps, seqs) if seqs else 0)
+        if needed > kv.free:
+            return False
+        kv.take(needed)
+        job.computed = computed + steps * chunk
+        self.computed_tokens += steps * (chunk + seqs)
+        self._elapse(duration_s, steps, seqs + 1, first_s + growth_s * (steps - 1))
+        # Each step fills its own share of the blocks.
+        self.blocks_s -= filled * (steps - 1) / (2 * steps) * duration_s
+        self._end_finished()
+        return True
+
+    def _steps_before(
+        self, until_s: float, steps: int, first_s: float, growth_s: float
+    ) -> tuple[int, float]:
+        """Return how many of the next steps are scheduled before a time, and how long.
+
+        The steps last ``first_s``, ``first_s + growth_s``, ...
+        """
         duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
         # The second step is scheduled when the first ends or, with asynchronous
         # scheduling, when the first starts.
@@ -167,10 +222,7 @@ class Instance:
             if span_s > 0:
                 steps += min(most, steps_until(span_s, first_s, growth_s))
             duration_s = steps * first_s + growth_s * steps * (steps - 1) / 2
-        kv.take(decoders.blocks(steps, seqs))
-        self.computed_tokens += seqs * steps
-        self._elapse(duration_s, steps, seqs, first_s + growth_s * (steps - 1))
-        self._end_finished()
+        return steps, duration_s
 
     def _end_before_next(self) -> bool:
         """Remove requests whose last token is computed, if the next step only decodes.

@@ -308,6 +308,34 @@ def test_a_lone_request_takes_its_prefill_and_its_steps() -> None:
     assert instance.computed_tokens == 100 + 4
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_chunks_of_a_long_prompt_are_like_single_steps(*, ahead: bool) -> None:
+    """Prompts of 16 and 40 chunks beside decoding requests, at once and step by step."""
+    limits = SchedulerLimits(8, 64, 4096, 500, async_scheduling=ahead)
+    step_time = Linear(0.01, 1e-3, 1e-4, 1e-6, 1e-8)
+    instances = [Instance(limits, step_time) for _ in range(2)]
+    for instance in instances:
+        for arrival_s, prompt, output in (
+            (0.0, 30, 200),
+            (0.1, 1000, 20),
+            (0.1, 2500, 5),
+            (0.3, 20, 30),
+        ):
+            instance.add(Job(arrival_s, prompt, output))
+    at_once, stepped = instances
+    at_once.advance(math.inf)
+    while stepped.running or stepped.waiting:
+        stepped.step()
+    for first, second in zip(at_once.finished, stepped.finished, strict=True):
+        assert first.prompt_tokens == second.prompt_tokens
+        assert first.first_token_s == pytest.approx(second.first_token_s)
+        assert first.finish_s == pytest.approx(second.finish_s)
+    assert at_once.computed_tokens == stepped.computed_tokens
+    assert at_once.busy_s == pytest.approx(stepped.busy_s)
+    assert at_once.running_s == pytest.approx(stepped.running_s)
+    assert at_once.blocks_s == pytest.approx(stepped.blocks_s, rel=0.05)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     limits = SchedulerLimits(
         max_num_seqs=4, max_num_batched_tokens=64, max_model_len=256, num_blocks=41
