@@ -30,7 +30,11 @@ _FULL = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Number of instances of the prefill pool and the decode pool."""
+    """Number of instances of the prefill pool and the decode pool.
+
+    A pool that misses its limit alone at any size has the number that throughput and
+    headroom require.
+    """
 
     prefill: int
     decode: int
@@ -58,11 +62,14 @@ def size(
     Args:
         headroom: share of each pool's saturated rate to leave free, in [0, 1).
     """
+    least = _by_throughput(parts, slo, headroom, seed)
     sizes = []
-    for part, least in enumerate(_by_throughput(parts, slo, headroom, seed)):
+    for part, count in enumerate(least):
         alone = partial(_alone_kept, parts, part, slo=slo, seed=seed, measured=measured)
-        sizes.append(_fewest(least, alone))
-    prefill, decode = (count or 0 for count in sizes)
+        sizes.append(_fewest(count, alone))
+    prefill, decode = (
+        found or count for found, count in zip(sizes, least, strict=True)
+    )
     if None in sizes:
         return Size(prefill, decode, False, None)
     for _ in range(_JOINT_TRIES):

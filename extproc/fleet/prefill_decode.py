@@ -41,7 +41,7 @@ _FILL_RESIDENCES = 5.0
 MEASURED = 6_000
 #: A fleet counts as overloaded if the run has not settled after this multiple of the
 #: number of requests to measure plus the number that its decode instances can hold.
-_MOST_TIMESMEASURED = 5
+_MOST_TIMES_MEASURED = 5
 _MOST_TIMES_FULL = 8
 #: Interval for collecting finished requests, in simulated seconds. It does not affect
 #: the results, since requests always proceed in order of time.
@@ -279,7 +279,7 @@ def simulate(
     run = _Run()
     tick_s, submitted = 0.0, 0
     places = parts.decode.max_num_seqs * max(1, decode)
-    while submitted < _MOST_TIMESMEASURED * measured + _MOST_TIMES_FULL * places:
+    while submitted < _MOST_TIMES_MEASURED * measured + _MOST_TIMES_FULL * places:
         for _ in range(_TICKS):
             tick_s += max(_TICK_S, 1 / parts.rate)
             submitted += draws.submit_until(tick_s, fleet)

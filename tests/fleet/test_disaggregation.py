@@ -91,6 +91,8 @@ def test_no_size_keeps_a_promise_below_the_idle_time() -> None:
     found = size(parts(5.0), Slo(p99_ttft_s=0.01), 0.1, seed=1, measured=500)
     assert not found.met
     assert found.figures is None
+    assert found.prefill >= 1
+    assert found.decode >= 1
 
 
 def gpus(prompt: int, output: int, rate: float, tpot_s: float) -> tuple[int, int]:
