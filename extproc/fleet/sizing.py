@@ -35,6 +35,7 @@ from extproc.fleet.workload import (
     RequestStream,
     Thinned,
     Tokens,
+    thinned,
 )
 
 SUBPOOL = 8
@@ -333,9 +334,10 @@ def simulate_alone(
     """Simulate some of a pool's instances alone, with their share of requests.
 
     Args:
-        in_order: take the pool's requests in their assigned order, again and again, so
-            that policies are compared with the same requests. If false, draw them
-            independently, so that a long run does not repeat itself.
+        in_order: take the pool's requests in their assigned order, again and again, and
+            select their times from the fleet's, so that policies are compared with the
+            same requests. If false, draw both independently, so that a long run does
+            not repeat itself.
     """
     limits = task.tier.limits
     spec = PoolSpec(
@@ -352,9 +354,12 @@ def simulate_alone(
         stream = task.arrivals
     else:
         share = task.traffic.share * simulated / instances
-        arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
         lengths = task.traffic.lengths
-        stream = Independent(_InOrder(lengths) if in_order else lengths, arrivals)
+        if in_order:
+            arrivals = Thinned(task.arrivals, share) if share < 1 else task.arrivals
+            stream = Independent(_InOrder(lengths), arrivals)
+        else:
+            stream = Independent(lengths, thinned(task.arrivals, share))
     return simulate(
         [spec], stream, StrategySpec(StrategyName.ORACLE, {"prose": 1.0}), run
     )

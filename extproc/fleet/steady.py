@@ -126,6 +126,8 @@ class Measurement:
 
     def settled(self) -> Result | None:
         """Return the result once it is steady and precise, or cannot be; else None."""
+        if sum(batch.measured for batch in self._batches) < self._run.requests:
+            return None
         if self._is_overloaded():
             return self._result(len(self._batches) * 2 // 3, RunState.OVERLOADED)
         first = self._first_measured()
@@ -199,8 +201,7 @@ class Measurement:
     def _is_overloaded(self) -> bool:
         """Return whether requests are piling up in a pool (see ``_is_piling_up``)."""
         count = len(self._batches) // 3
-        seen = sum(batch.measured for batch in self._batches)
-        if count < 3 or seen < self._run.requests:
+        if count < 3:
             return False
         thirds = [
             Result.of(self._batches[-(k + 1) * count : -k * count or None])

@@ -287,6 +287,15 @@ class Thinned:
                 yield kept
 
 
+def thinned(arrivals: Arrivals, share: float) -> Arrivals:
+    """Return a random share of other arrivals; of a Poisson process, at less cost."""
+    if share >= 1:
+        return arrivals
+    if isinstance(arrivals, RenewalArrivals) and arrivals.cv == 1:
+        return RenewalArrivals(share * arrivals.rate)
+    return Thinned(arrivals, share)
+
+
 #: Times, prompt tokens and output tokens of consecutive requests, and the shared
 #: prefixes (or None).
 Block = tuple[Seconds, Tokens, Tokens, Sequence[Prefix | None] | None]

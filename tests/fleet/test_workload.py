@@ -18,6 +18,7 @@ from extproc.fleet.workload import (
     RenewalArrivals,
     Thinned,
     Workload,
+    thinned,
 )
 
 SHARED = Path(
@@ -141,6 +142,14 @@ def test_a_thinned_process_keeps_its_share_of_the_rate() -> None:
     # Thinning brings the gaps closer to those of a Poisson process: cv^2 = 1 + share *
     # (16 - 1).
     assert found.std() / found.mean() == pytest.approx((1 + 0.25 * 15) ** 0.5, rel=0.1)
+
+
+def test_a_thinned_poisson_process_is_one_of_a_lower_rate() -> None:
+    poisson, bursty = RenewalArrivals(50), RenewalArrivals(50, cv=4)
+    assert thinned(poisson, 0.25) == RenewalArrivals(12.5)
+    assert thinned(bursty, 0.25) == Thinned(bursty, 0.25)
+    assert thinned(poisson, 1.0) is poisson
+    assert gaps(Thinned(poisson, 0.25)).std() == pytest.approx(1 / 12.5, rel=0.05)
 
 
 def test_long_requests_come_as_irregularly_as_any() -> None:
