@@ -397,6 +397,19 @@ def test_what_patches_a_gateway_is_in_its_namespace(chart, gateway: str) -> None
     assert {"namespaceSelector": {"matchLabels": labels}} in callers
 
 
+def test_inference_pools_that_exist_are_used(chart) -> None:
+    """Another chart or release created them, so their pods' labels are not needed."""
+    values = ("gateway.createInferencePools=false", "backends.short.podLabels:=null")
+    manifests = chart("inference-extension", *values)
+    assert "InferencePool" not in {manifest["kind"] for manifest in manifests}
+    assert [
+        reference["name"]
+        for rule in http_route(manifests)["rules"]
+        for reference in rule.get("backendRefs", ())
+        if reference["kind"] == "InferencePool"
+    ] == ["vllm-short", "vllm-long"]
+
+
 def test_the_access_log_of_envoy_gateway_names_gateway_and_router(chart) -> None:
     manifests = chart(
         "envoy-gateway",
@@ -706,6 +719,15 @@ SHARED = {"InferencePool"}
 """Kinds of objects that two releases can share, because they belong to the pools."""
 
 
+@pytest.mark.parametrize("name", ["123", "a.b"])
+def test_a_release_that_no_service_can_be_named_after_needs_another_name(
+    helm, envoy_folder: Path, name: str
+) -> None:
+    command = ("template", name, envoy_folder / "helm/token-budget-router")
+    assert f"release name {name}: not the name of a Service" in helm(*command).stderr
+    assert helm(*command, "--set", "fullnameOverride=router").returncode == 0
+
+
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_names_that_look_like_numbers_stay_texts(
     helm, envoy_folder: Path, gateway: str
@@ -723,7 +745,7 @@ def test_names_that_look_like_numbers_stay_texts(
     ]
     if gateway == "sidecar":  # the sidecar only has routes for the pools short and long
         values = []
-    done = helm("template", "123", chart, "--set", f"gateway.type={gateway}", *values)
+    done = helm("template", "true", chart, "--set", f"gateway.type={gateway}", *values)
     assert done.returncode == 0, done.stderr
     for manifest in yaml.safe_load_all(done.stdout):
         for key, value in texts(manifest):

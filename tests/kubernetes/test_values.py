@@ -38,7 +38,10 @@ KEYS = (
     *("app.kubernetes.io/name", "app.kubernetes.io/managed-by", "helm.sh/chart"),
     "sidecar.istio.io/inject",
 )
-TYPES = ("envoy-gateway", "istio", "gke", "inference-extension")
+TYPES = (
+    *("ai-gateway", "envoy-gateway", "istio", "istio-gateway-api"),
+    *("gke", "inference-extension"),
+)
 EXTRA = {"envoy": "sidecar", "tls": "none", "networkPolicy": "gke"}
 """Gateway types that use the values below a key."""
 
@@ -118,7 +121,7 @@ BASE = {
 
 
 class Server:
-    """Sends objects to the API server without creating them."""
+    """Sends objects to the API server, which creates only their namespaces."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -133,14 +136,29 @@ class Server:
                 if "/" not in resource["name"]:
                     self._plurals[api, resource["kind"]] = resource["name"]
         plural = self._plurals[api, item["kind"]]
-        namespace = urllib.parse.quote(item["metadata"]["namespace"])
+        namespace = item["metadata"]["namespace"]
+        # The gateway's namespace exists before a release names it.
+        metadata = {"name": namespace}
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+        created = self._cluster.ask("POST", "/api/v1/namespaces", body)
+        if created.get("reason") not in {None, "AlreadyExists"}:
+            return created["message"]
+        path = f"{root}/namespaces/{urllib.parse.quote(namespace)}/{plural}"
         answer = self._cluster.ask(
-            "POST",
-            f"{root}/namespaces/{namespace}/{plural}?dryRun=All&fieldValidation=Strict",
-            item,
+            "POST", f"{path}?dryRun=All&fieldValidation=Strict", item
         )
         return answer["message"] if answer["kind"] == "Status" else None
 
+
+MODELS = {
+    "m": {
+        "pools": [
+            {"name": "short", "max_model_len": 8192},
+            {"name": "long", "max_model_len": 65536},
+        ]
+    }
+}
+"""Models for ai-gateway, which routes by model."""
 
 ALONE = {
     *(("gateway", "bufferLimitBytes"), ("workers",), ("envoy", "config")),
@@ -153,8 +171,8 @@ def rounds() -> Iterator[Manifest]:
     """Yield sets of values that the schema accepts, each with many values at once."""
     chosen: dict[str, dict[Path_, list[Any]]] = {}
     for path, value, gateway in accepted():
-        if path == ("gateway", "namespace"):
-            continue  # the namespace of an EnvoyFilter, which must exist
+        if gateway == "ai-gateway" and path[-1] in {"pathPrefix", "rewritePrefix"}:
+            continue  # the gateway has its own paths
         if path in ALONE:
             alone = merged(nested(path, value), {"gateway": {"type": gateway}})
             yield merged(BASE, alone)
@@ -163,6 +181,8 @@ def rounds() -> Iterator[Manifest]:
     for gateway, values in chosen.items():
         for i in range(max(map(len, values.values()))):
             together = merged(BASE, {"gateway": {"type": gateway}})
+            if gateway == "ai-gateway":
+                together = merged(together, {"config": {"models": MODELS}})
             for path, tried in values.items():
                 if i < len(tried):
                     together = merged(together, nested(path, tried[i]))

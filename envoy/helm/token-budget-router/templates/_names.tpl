@@ -1,7 +1,11 @@
-{{/* The name of the release's objects. */}}
+{{/* The name of the release's objects, one of which is a Service. */}}
 {{- define "router.name" -}}
 {{- $release := .Values.nameOverride | default .Release.Name }}
-{{- .Values.fullnameOverride | default $release | trunc 53 | trimSuffix "-" }}
+{{- $name := .Values.fullnameOverride | default $release | trunc 53 | trimSuffix "-" }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- fail (printf "release name %s: not the name of a Service; expected fullnameOverride, a letter and then letters, digits and -" $name) }}
+{{- end }}
+{{- $name }}
 {{- end }}
 
 {{- define "router.selector" -}}
@@ -113,7 +117,7 @@ true
 {{- if and (ne .root.Values.gateway.type "sidecar") (not (regexMatch "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$" $backend.service)) }}
 {{- fail (printf "backends.%s.service: %s; expected the name of a Service in the release's namespace" .pool $backend.service) }}
 {{- end }}
-{{- if and (eq .root.Values.gateway.type "inference-extension") (not $backend.podLabels) }}
+{{- if and (eq .root.Values.gateway.type "inference-extension") .root.Values.gateway.createInferencePools (not $backend.podLabels) }}
 {{- fail (printf "backends.%s.podLabels: {}; expected the labels of the pool's pods" .pool) }}
 {{- end }}
 {{- $backend | toJson }}
