@@ -10,6 +10,8 @@ VLLM_VENV ?= .venv-vllm
 ENVOY ?= 1.37.0
 OLDER_ENVOY := .venv-envoy/$(ENVOY)
 
+C_SOURCES := extproc/routing/_kernel.c extproc/server/services/_fast_decode.c
+
 # Check the version before pip, which on an older Python searches old releases for minutes.
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
   "Python: %d.%d; expected 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
@@ -101,12 +103,12 @@ $(BIN)/python:
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
+$(VENV)/.demo: pyproject.toml $(C_SOURCES) | $(BIN)/python
 	@echo "Installing into $(VENV): about 2 minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(C_SOURCES) | $(BIN)/python
 	@echo "Installing into $(VENV): about 3 minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	# xds-protos includes an old opentelemetry.proto; install the current one over it.

@@ -35,6 +35,25 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == version
 
 
+STALE = """
+import sys, types
+for name in ("extproc.routing._kernel", "extproc.server.services._fast_decode"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].INTERFACE = 0
+from extproc.server.services.fast_decode import fast_decode
+from extproc.cli import main
+main(["--version"])
+"""
+
+
+def test_extensions_of_an_older_source_are_not_used() -> None:
+    """They stay in the folder if the source is updated and not installed again."""
+    done = subprocess.run(
+        [sys.executable, "-c", STALE], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.stdout == f"extproc {extproc.__version__} (numpy)\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("argument", "advice"),
     [("xplain", "did you mean 'explain'?"), ("qqq", "expected serve, ")],

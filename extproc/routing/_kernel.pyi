@@ -3,6 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+INTERFACE: int
+"""Version of the functions' arguments and results."""
+
 def count_terms(
     text: bytes,
     table: bytes,

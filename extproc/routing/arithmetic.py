@@ -18,6 +18,9 @@ try:
     from extproc.routing import _kernel
 except ImportError:  # built only if there is a C compiler
     _kernel = None  # type: ignore[assignment]
+else:
+    if getattr(_kernel, "INTERFACE", 0) != 1:  # built from an older source
+        _kernel = None  # type: ignore[assignment]
 
 COUNTED_BY = "numpy" if _kernel is None else "C kernel"
 """Name of the implementation in use, for display."""

@@ -1,5 +1,8 @@
 """The optional C decoder (_fast_decode.c). Its specification is fast_decode.py."""
 
+INTERFACE: int
+"""Version of the functions' arguments and results."""
+
 def read_headers(
     data: bytes, wanted: dict[bytes, str], /
 ) -> tuple[dict[str, str], bool, int, int] | None:

@@ -22,6 +22,9 @@ try:
     from extproc.server.services import _fast_decode
 except ImportError:  # built only if there is a C compiler
     _fast_decode = None  # type: ignore[assignment]
+else:
+    if getattr(_fast_decode, "INTERFACE", 0) != 1:  # built from an older source
+        _fast_decode = None  # type: ignore[assignment]
 
 # Tags of protobuf's wire format: the field number times eight, plus 2 for a
 # length-prefixed value or 0 for a varint. The fields are those of ProcessingRequest,
