@@ -182,8 +182,10 @@ def _count_repetitions(text: bytes, missing_bytes: int, terms: Vector) -> None:
 
 def _as_character(repeated: bytes) -> bytes | None:
     """Return the one non-ASCII character that a group of bytes repeats, or None."""
+    if not 2 <= len(repeated) <= 4 or min(repeated) < 0x80:
+        return None
     leads = [at for at, byte in enumerate(repeated) if byte >= 0xC0]
-    if not 2 <= len(repeated) <= 4 or len(leads) != 1 or min(repeated) < 0x80:
+    if len(leads) != 1:
         return None
     return repeated[leads[0] :] + repeated[: leads[0]]
 
