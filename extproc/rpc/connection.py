@@ -283,20 +283,17 @@ class Connection:
                 word, flags, stream_id = unpack_head(data, at)
                 stop = start + (word >> 8)
                 kind = word & 0xFF
-                if (
+                if stop <= end and (
                     (
                         kind == f.DATA
-                        and stop <= end
                         and self._take_message(flags, stream_id, data, start, stop)
                     )
                     or (
                         kind == f.HEADERS
-                        and stop <= end
                         and self._take_request(flags, stream_id, data, start, stop)
                     )
                     or (
                         kind == f.RST_STREAM
-                        and stop <= end
                         and self._take_reset(stream_id, start, stop)
                     )
                 ):
