@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 
 from extproc.demo.stack.process import Child, free_ports
 from extproc.demo.stack.stack import Backend, Router
+
+from .two_chunks import two_chunk_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -123,39 +124,10 @@ def test_an_envoy_that_starts_first_finds_the_router_later(
     assert client.chat("Hello").served_by == "vllm_short"
 
 
-class TwoChunks(http.server.BaseHTTPRequestHandler):
-    """A backend whose stream consists of two separate chunks."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
-        self.wfile.write(b"9\r\ndata: a\n\n\r\n")
-        time.sleep(0.3)  # otherwise both would be one chunk
-        self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def two_chunks() -> Iterator[Backend]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield Backend("short", 8192, server.server_address[1], Child("", [], Path()))
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with two_chunk_server() as port:
+        yield Backend("short", 8192, port, Child("", [], Path()))
 
 
 @pytest.mark.slow

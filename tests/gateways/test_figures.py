@@ -20,7 +20,7 @@ from ..e2e.outside import Client, Response
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S
 from .conftest import Picked, Start, StartPicked, System
-from .test_overlays import CONFIG, chat, pieces
+from .traffic import CONFIG, chat, pieces
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.xdist_group("gateways")]
 

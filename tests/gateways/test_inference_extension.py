@@ -15,7 +15,7 @@ from .conftest import Picked, StartPicked
 from .istio import refusals
 from .istio_objects import Manifest
 from .picker import PICKER
-from .test_overlays import CONFIG, KIB, answered, chat, pieces
+from .traffic import CONFIG, KIB, answered, chat, pieces
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 

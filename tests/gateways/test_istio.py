@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from ..e2e.fleet import ALL_POOLS, FLEET, LONG, NAMES, POOLS, chat
-from ..e2e.outside import Admin, Response
+from ..e2e.outside import Admin
 from ..e2e.unsized import PATH
 from ..patience import be_patient, wait_until
 from .conftest import System
 from .go_program import UnavailableError
 from .istio import program, refusals
 from .istio_objects import Manifest
-from .test_overlays import CONFIG
+from .traffic import CONFIG, answered
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
@@ -62,10 +62,6 @@ def needs_go() -> None:
         program()
     except UnavailableError as missing:
         pytest.skip(str(missing))
-
-
-def answered(response: Response) -> tuple[int, str | None]:
-    return response.status, response.headers.get("x-standin")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -185,6 +181,39 @@ def test_the_chart_s_models(models: System) -> None:
     models.router.child.kill()
     own = {"x-llm-model": "llama-3.1-8b", "x-llm-pool": "llama-short"}
     assert answered(client.post(PATH, chat("vlm"), own)) == (200, "qwen-long")
+
+
+VALUES = (
+    "clusterDomain=example.internal",
+    "fullnameOverride=llm-router",
+    "gateway.hosts[0]=llm.example.com",
+    "gateway.hosts[1]=*.llm.example.com",
+    "gateway.messageTimeout=1500ms",
+    "gateway.name=shared",
+    "gateway.namespace=gateways",
+    "gateway.parentNamespace=gateways",
+    "gateway.pathPrefix=/team/v1",
+    "gateway.rewritePrefix=/v1",
+    "gateway.selector.istio=shared",
+    'config.pools:=[{"name": "1", "max_model_len": 8192},'
+    ' {"name": "middle", "max_model_len": 32768},'
+    ' {"name": "long", "max_model_len": 131072}]',
+    *(
+        f"backends.{pool}.{key}"
+        for pool in ("1", "middle")
+        for key in ("service=vllm-pool", "port=8001", "podLabels.app=vllm")
+    ),
+)
+"""Values of the chart other than the defaults."""
+
+
+@pytest.mark.parametrize("gateway", [*OVERLAYS, "inference-extension"])
+def test_the_chart_with_other_values_is_accepted(
+    gateway: str, chart: Any, tmp_path: Path
+) -> None:
+    manifests = chart(gateway, *VALUES)
+    assert sum(item["kind"] == "EnvoyFilter" for item in manifests) >= 1
+    assert refusals(manifests, tmp_path) == ""
 
 
 Break = Callable[[Manifest], None]

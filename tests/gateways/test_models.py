@@ -22,6 +22,7 @@ from ..patience import be_patient, wait_until
 from .conftest import System
 from .istio import Istio, refusals
 from .istio_objects import Manifest
+from .traffic import answered
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
@@ -66,10 +67,6 @@ def printed(config: dict[str, Any], gateway: str, folder: Path) -> list[Manifest
     manifests = list(yaml.safe_load_all(output.getvalue()))
     be_patient(manifests)
     return manifests
-
-
-def answered(response: Response) -> tuple[int, str | None]:
-    return response.status, response.headers.get("x-standin")
 
 
 Send = Callable[[Client, bytes], Response]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,28 +14,16 @@ import pytest
 
 from extproc.demo.stack.process import Child, free_ports
 
-from ..e2e.outside import Admin, Client, Response
-from ..e2e.test_failures import TwoChunks
+from ..e2e.outside import Admin, Client
+from ..e2e.two_chunks import two_chunk_server
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S, be_patient, wait_until
 from .conftest import System, gateway_for, network_for
 from .istio import Istio, refusals
+from .traffic import CONFIG, KIB, answered, chat, pieces
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
-KIB = 1 << 10
-BELIEVED = 30_000
-"""The short pool's window in the router's configuration.
-
-It exceeds the real window, so that some requests overflow.
-"""
-CONFIG = {
-    "server": {"body_timeout_s": 1},
-    "pools": [
-        {"name": "short", "max_model_len": BELIEVED},
-        {"name": "long", "max_model_len": 65536},
-    ],
-}
 OVERLAYS = ("envoy-gateway+overflow", "istio", "istio-gateway-api")
 
 
@@ -67,20 +51,6 @@ def as_shipped(
             yield running
     else:
         yield system
-
-
-def chat(words: int, padding_bytes: int = 0) -> bytes:
-    message = {"role": "user", "content": "word " * words}
-    body = json.dumps({"model": "m", "max_tokens": 4, "messages": [message]})
-    return body.encode() + b" " * padding_bytes
-
-
-def pieces(body: bytes) -> list[bytes]:
-    return [body[at : at + 16_000] for at in range(0, len(body), 16_000)]
-
-
-def answered(response: Response) -> tuple[int, str | None]:
-    return response.status, response.headers.get("x-standin")
 
 
 def test_every_object_is_accepted(
@@ -170,20 +140,6 @@ def _asked(system: System, headers: dict[str, str]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def two_chunks() -> Iterator[int]:
-    """Run a server whose stream consists of two chunks; yield its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), TwoChunks)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_a_stream_is_not_held_by_a_router_that_froze(
     overlay: str, kustomize: Any, tmp_path: Path
 ) -> None:
@@ -191,7 +147,7 @@ def test_a_stream_is_not_held_by_a_router_that_froze(
     manifests = kustomize(overlay)
     file = Path(__file__).parents[1] / "e2e" / "freezing_router.py"
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with network_for(manifests), two_chunks() as pool:
+    with network_for(manifests), two_chunk_server() as pool:
         (port,) = free_ports(1)
         command = [sys.executable, str(file), str(port)]
         services = {"vllm-short": pool, "vllm-long": pool, "token-budget-router": port}

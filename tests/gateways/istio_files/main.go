@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func validate(files []string) error {
 		if err != nil {
 			complaints = append(complaints, fmt.Errorf("%w, in\n%s", err, document))
 		}
-		for _, each := range found {
+		for _, each := range found { // valid, but perhaps with a field that Istio does not know
 			schema, _ := collections.PilotGatewayAPI().FindByGroupVersionAliasesKind(each.GroupVersionKind)
 			if warning, _ := schema.ValidateConfig(each); warning != nil {
 				complaints = append(complaints, fmt.Errorf("%s %s: %w", each.GroupVersionKind.Kind, each.Name, warning))
@@ -109,12 +110,11 @@ func serve(address string, files []string) error {
 func read(files []string) ([]string, error) {
 	var documents []string
 	for _, name := range files {
-		file, err := os.Open(name)
+		text, err := os.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		defer file.Close()
-		reader := yaml.NewYAMLReader(bufio.NewReader(file))
+		reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
 		for {
 			document, err := reader.Read()
 			if errors.Is(err, io.EOF) {
