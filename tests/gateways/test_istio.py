@@ -1,4 +1,4 @@
-"""What is particular to Istio: shared gateways, its settings, moving endpoints."""
+"""What is particular to Istio: its settings, its checks, moving endpoints."""
 
 from __future__ import annotations
 
@@ -25,37 +25,6 @@ pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 OVERLAYS = ("istio", "istio-gateway-api")
 
 
-def other_team(overlay: str) -> Manifest:
-    """Return another team's host on the same gateway."""
-    metadata = {"name": "other", "namespace": "llm"}
-    if overlay == "istio":
-        host = "vllm-long.llm.svc.cluster.local"
-        destination = {"destination": {"host": host, "port": {"number": 8000}}}
-        return {
-            "apiVersion": "networking.istio.io/v1",
-            "kind": "VirtualService",
-            "metadata": metadata,
-            "spec": {
-                "hosts": ["other.example"],
-                "gateways": ["istio-system/llm-gateway"],
-                "http": [{"route": [destination]}],
-            },
-        }
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": metadata,
-        "spec": {
-            "hostnames": ["other.example"],
-            "parentRefs": [{"name": "llm-gateway"}],
-            "rules": [{"backendRefs": [{"name": "vllm-long", "port": 8000}]}],
-        },
-    }
-
-
-ELSEWHERE = {"host": "other.example"}
-
-
 @pytest.fixture(autouse=True)
 def needs_go() -> None:
     try:
@@ -78,45 +47,25 @@ def manifests(overlay: str, kustomize: Any) -> list[Manifest]:
 
 
 @pytest.fixture(scope="module")
-def shared(overlay: str, manifests: list[Manifest], start: Any) -> Iterator[System]:
-    """Run a gateway that another team shares, as this setting of istiod suits it.
-
-    With the setting, the gateway gets only the clusters of its routes.
-    """
+def filtered(manifests: list[Manifest], start: Any) -> Iterator[System]:
+    """Run a gateway with only the clusters of its routes."""
     setting = {"PILOT_FILTER_GATEWAY_CLUSTER_CONFIG": "true"}
     config = CONFIG | {"feedback": {"sample": "all"}}
-    with start([*manifests, other_team(overlay)], config, settings=setting) as system:
+    with start(manifests, config, settings=setting) as system:
         yield system
 
 
 def test_a_gateway_with_only_the_clusters_of_its_routes_has_the_router_s(
-    shared: System,
+    filtered: System,
 ) -> None:
-    assert answered(shared.client.chat("Hello")) == (200, "short")
+    assert answered(filtered.client.chat("Hello")) == (200, "short")
 
 
-@pytest.mark.parametrize("body", [b"{}", b"x" * 2_000_000], ids=["small", "large"])
-def test_another_team_s_host_never_reaches_the_router(
-    shared: System, body: bytes
-) -> None:
-    decisions = Admin(shared.router).metric
-    before = decisions("extproc_decisions_total"), decisions("extproc_not_routed_total")
-    for _ in range(5):
-        response = shared.client.post("/v1/chat/completions", body, ELSEWHERE)
-        assert response.headers["x-standin"] == "long"
-        assert "x-llm-pool" not in response.headers
-
-    assert before == (
-        decisions("extproc_decisions_total"),
-        decisions("extproc_not_routed_total"),
-    )
-
-
-def test_the_router_and_the_client_learn_of_a_retry(shared: System) -> None:
-    retries = Admin(shared.router).metric
+def test_the_router_and_the_client_learn_of_a_retry(filtered: System) -> None:
+    retries = Admin(filtered.router).metric
     before = retries("extproc_overflow_retries_total")
     text = "The quick brown fox jumps over the lazy dog. " * 900
-    response = shared.client.chat(text)
+    response = filtered.client.chat(text)
 
     assert answered(response) == (200, "long")
     assert response.attempts == 2

@@ -20,11 +20,41 @@ from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S, be_patient, wait_until
 from .conftest import System, gateway_for, network_for
 from .istio import Istio, refusals
+from .istio_objects import Manifest
 from .traffic import CONFIG, KIB, answered, chat, pieces
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
 OVERLAYS = ("envoy-gateway+overflow", "istio", "istio-gateway-api")
+
+
+def other_team(overlay: str) -> Manifest:
+    """Return another team's host on the same gateway."""
+    metadata = {"name": "other", "namespace": "llm"}
+    if overlay == "istio":
+        host = "vllm-long.llm.svc.cluster.local"
+        destination = {"destination": {"host": host, "port": {"number": 8000}}}
+        return {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": metadata,
+            "spec": {
+                "hosts": ["other.example"],
+                "gateways": ["istio-system/llm-gateway"],
+                "http": [{"route": [destination]}],
+            },
+        }
+    service = {"group": "", "kind": "Service", "name": "vllm-long", "port": 8000}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata,
+        "spec": {
+            "hostnames": ["other.example"],
+            "parentRefs": [{"name": "llm-gateway"}],
+            "rules": [{"backendRefs": [service]}],
+        },
+    }
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -37,7 +67,7 @@ def overlay(request: pytest.FixtureRequest) -> str:
 def system(overlay: str, start: Any, kustomize: Any) -> Iterator[System]:
     manifests = copy.deepcopy(kustomize(overlay))
     be_patient(manifests)
-    with start(manifests, CONFIG) as running:
+    with start([*manifests, other_team(overlay)], CONFIG) as running:
         yield running
 
 
@@ -161,6 +191,25 @@ def test_a_stream_is_not_held_by_a_router_that_froze(
             body = {"model": "m", "messages": [], "stream": True}
             response = client.post("/v1/chat/completions", body)
     assert response.body == b"data: a\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("body", [b"{}", b"x" * 2_000_000], ids=["small", "large"])
+def test_another_team_s_host_never_reaches_the_router(
+    system: System, body: bytes
+) -> None:
+    decisions = Admin(system.router).metric
+    before = decisions("extproc_decisions_total"), decisions("extproc_not_routed_total")
+    for _ in range(5):
+        response = system.client.post(
+            "/v1/chat/completions", body, {"host": "other.example"}
+        )
+        assert response.headers["x-standin"] == "long"
+        assert "x-llm-pool" not in response.headers
+
+    assert before == (
+        decisions("extproc_decisions_total"),
+        decisions("extproc_not_routed_total"),
+    )
 
 
 def test_clients_load_no_adapters(system: System) -> None:
