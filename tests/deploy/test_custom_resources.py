@@ -23,11 +23,6 @@ from .conftest import VARIANTS
 Manifest = dict[str, Any]
 Schema = dict[str, Any]
 
-CUSTOM = tuple(
-    name for name in VARIANTS if name.partition("+")[0] not in {"base", "gke"}
-)
-"""Variants with custom resources that have a public definition."""
-
 VALUES = (
     "gateway.hosts[0]=llm.example.com",
     "gateway.parentNamespace=gateways",

@@ -18,6 +18,8 @@ from extproc.address import Address
 from extproc.cli import main
 from extproc.config import load_config
 
+from .conftest import ADDITIONS, VARIANTS
+
 Manifest = dict[str, Any]
 
 KUBERNETES = "1.35"
@@ -134,6 +136,15 @@ def test_a_mistake_in_a_custom_resource_is_seen(tools, kustomize):
     assert any(
         "EnvoyExtensionPolicy" in error and "failopen" in error for error in errors
     )
+
+
+def test_every_overlay_and_component_is_a_variant(envoy_folder: Path):
+    folder = envoy_folder / "kubernetes"
+    overlays = {path.name for path in (folder / "overlays").iterdir()}
+    assert overlays == {variant.partition("+")[0] for variant in VARIANTS} - {"base"}
+    components = {path.name for path in (folder / "components").iterdir()}
+    used = {name for variant in VARIANTS for name in variant.split("+")[1:]}
+    assert components <= {Path(ADDITIONS[name][0]).name for name in used}
 
 
 def test_base_needs_nothing_but_core_apis(kustomize):
