@@ -1,11 +1,13 @@
 """``extproc simulate`` on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from extproc.cli import main
+from extproc.commands.simulate_text import print_fleet
 
 SMALL = [
     *("simulate", "--model", "Llama-3.1-8B", "--gpu", "H100-80GB"),
@@ -52,6 +54,11 @@ def test_one_object_with_every_pool(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["p99_ttft_s"]["half_width"] > 0
     assert document["state"] == "steady"
     assert document["pools"][0]["p99_ttft_s"]["mean"] > 0
+    document["pools"][0]["p99_ttft_s"] = {"mean": 0.25, "half_width": None}
+    print_fleet(document)
+    text = capsys.readouterr().out
+    assert re.search(r"P99 TTFT, ms +250 \+- \? ", text)
+    assert "+- ?: too few requests for an interval; take more --requests" in text
 
 
 def test_a_pool_that_gets_few_requests_is_measured_alone(
