@@ -7,12 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from extproc.fleet.histogram import Histogram
+from extproc.fleet.intervals import Interval, half_width
 from extproc.fleet.results import (
     FEWEST_FOR_P99,
-    Interval,
     PoolResult,
     Result,
-    half_width,
 )
 from extproc.fleet.slo import COVERED
 
