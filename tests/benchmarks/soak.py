@@ -6,7 +6,7 @@ The load goes through a real Envoy and has connections, JSON responses, streams,
 that disconnect, invalid bodies, 100 models, reloads and stored state. The program
 prints the router's memory, file descriptors, threads, asyncio tasks and open exchanges.
 
-The program samples the router **at rest** after one fifth of the run, at the earliest
+The program samples the router **at rest** after a quarter of the run, at the earliest
 after 2,500 requests, and again at the end: a reload, one round of requests to all models, then no clients and a full garbage
 collection. What is allocated then is what the router keeps. The program exits with
 status 1 if that has grown. The samples under load are only printed, because they depend
@@ -40,7 +40,8 @@ MODELS = 100
 """Number of models, above the 64 that the router learns separately, to use all 64."""
 FILLED = 2500
 """Number of requests that fill every bounded record of recent ones; the largest has the
-last 2,048 streams that the router reset."""
+last 2,048 streams that the router reset. The page's intervals fill in 15 minutes, a
+quarter of the default run."""
 RELOAD_S = 5.0
 QUIET_S = 60.0
 """Time limit in seconds for open requests to end after the clients have stopped, and
@@ -293,9 +294,9 @@ def soak(directory: Path, args: argparse.Namespace) -> int:
         load = Load(stack.envoy.port, args.pause)
         print(" ".join(f"{field.name:>10}" for field in fields(Sample)))
         load.warm_up()
-        run(router, load, args.seconds / 5, FILLED)
+        run(router, load, args.seconds / 4, FILLED)
         before = at_rest(router, load)
-        run(router, load, args.seconds * 4 / 5)
+        run(router, load, args.seconds * 3 / 4)
         after = at_rest(router, load)
     return judge(before, after, load)
 
