@@ -47,8 +47,10 @@ QUIET_S = 60.0
 """Time limit in seconds for open requests to end after the clients have stopped, and
 for the router to reload or to report."""
 JSON = {"content-type": "application/json"}
-RESTING = 6
-"""Number of samples at rest, 0.5 s apart."""
+SAVE_S = 2.0
+RESTING = 12
+"""Number of samples at rest, 0.5 s apart, so that two saves of the state are among
+them: the first frees what earlier requests left."""
 ALLOWED_GROWTH = {
     "rss_mib": 80.0,
     "malloc_mib": 8.0,
@@ -279,7 +281,11 @@ def soak(directory: Path, args: argparse.Namespace) -> int:
     config = {
         "server": {"transport": args.transport},
         "feedback": {"sample": "all", "inject_usage": True},
-        "state": {"store": "directory", "path": str(directory / "state")},
+        "state": {
+            "store": "directory",
+            "path": str(directory / "state"),
+            "interval_s": SAVE_S,
+        },
     }
     backends = [
         stand_in("short", 8192, 64, directory, speed=50),
