@@ -9,6 +9,7 @@ a pool is simulated alone: its requests are drawn from those that the router sen
 import math
 from dataclasses import dataclass, replace
 
+from extproc.fleet.intervals import Interval
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result
 from extproc.fleet.sizing import SizingTask, fitting, simulate_alone
@@ -29,9 +30,12 @@ class Precise:
     """A pool with fewer requests than this number is ignored."""
     precision: float = PRECISION
     """Maximum relative half-width."""
+    of_whole_requests: bool = False
+    """Whether the P99 of the time from arrival to the last token must be precise too.
+    It has the widest interval, since it depends on the longest answers."""
 
     def __call__(self, result: Result) -> bool:
-        """Return whether the intervals of P99 TTFT and P99 TPOT are narrow enough."""
+        """Return whether the intervals of the P99s are narrow enough."""
         return all(
             interval.relative <= self.precision
             for index, pool in enumerate(result.pools)
@@ -39,9 +43,15 @@ class Precise:
             for interval in (
                 result.p99(lambda pool: pool.ttft, index),
                 result.p99(lambda pool: pool.tpot, index),
+                *self._of_whole_requests(result, index),
             )
             if math.isfinite(interval.value)
         )
+
+    def _of_whole_requests(self, result: Result, index: int) -> list[Interval]:
+        if not self.of_whole_requests:
+            return []
+        return [result.p99(lambda pool: pool.e2e, index)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class Alone:
             self.fewest,
             self.seed,
             most_requests=self.most,
-            enough=Precise(precision=self.precision),
+            enough=Precise(precision=self.precision, of_whole_requests=True),
             tick_s=10.0,
             taught=0,
         )
