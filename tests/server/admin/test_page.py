@@ -288,6 +288,22 @@ def test_health_is_in_view_on_a_phone(session: Session) -> None:
     session.run(steps)
 
 
+def test_a_response_after_the_pause_changes_nothing(session: Session) -> None:
+    late = (
+        "(async () => { const real = window.fetch, draw = show; let release, shown = 0;"
+        "const held = new Promise((done) => { release = done; });"
+        "window.fetch = async (...request) => { await held; return real(...request); };"
+        "show = (report) => { shown += 1; draw(report); };"
+        "const polled = poll(); $('pause').click(); release(); await polled;"
+        "window.fetch = real; show = draw; $('pause').click(); return shown; })()"
+    )
+
+    async def steps(tab: Tab) -> None:
+        assert await tab.evaluate(late) == 0
+
+    session.run(steps)
+
+
 def test_filters_keep_what_was_chosen(session: Session) -> None:
     async def steps(tab: Tab) -> None:
         choose = (
