@@ -98,7 +98,8 @@ class Supervised:
         return self.get("/readyz")[0] == 200
 
     def status(self) -> dict[str, Any]:
-        report: dict[str, Any] = json.loads(self.get("/status")[1])
+        # A worker that is killed may have accepted the connection.
+        report: dict[str, Any] = json.loads(eventually(lambda: self.get("/status")[1]))
         return report
 
     def metric(self, name: str) -> float:
