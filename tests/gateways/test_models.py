@@ -145,7 +145,7 @@ def test_without_the_router_decoys_name_no_model(
         (chat("illegal-de"), "", 404),
         (chat(None), "", 400),
         (b'[{"model": "qwen3-32b"}]', "", 400),
-        (gzip.compress(chat("qwen3-32b")), "gzip", 503),
+        (gzip.compress(chat("qwen3-32b"), mtime=0), "gzip", 503),
     ],
 )
 def test_without_the_router_or_a_model_no_server_is_asked(
