@@ -18,7 +18,8 @@ from extproc.demo.stack.envoy_config import EnvoyConfigError, find_envoy
 from extproc.demo.stack.stack import Backend, stand_in
 
 from ..patience import be_patient, wait_until
-from .pod import Manifest, Pod, project, run_pod
+from .manifests import Manifest
+from .pod import Pod, project, run_pod
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"
 CHART = ENVOY / "helm" / "token-budget-router"
@@ -41,6 +42,15 @@ VARIANTS = (
     # This variant has all optional components.
     "sidecar+monitoring+state",
 )
+GATEWAYS = (
+    "envoy-gateway",
+    "istio",
+    "istio-gateway-api",
+    "gke",
+    "inference-extension",
+    "sidecar",
+)
+"""Gateway types of the chart that need no models in the configuration."""
 SEVERAL_WORKERS = [
     "workers=4",
     'resources.requests.cpu:="4"',

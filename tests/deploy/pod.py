@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import yaml
@@ -19,8 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc.demo.stack.process import Child, answers_200, free_ports
 
 from ..patience import PATIENCE_S, be_patient
-
-Manifest = dict[str, Any]
+from .manifests import Manifest
 
 PORTS = (9002, 9090, 9901, 9902, 10000)
 PROGRAMS = {"extproc": [sys.executable, "-m", "extproc"]}

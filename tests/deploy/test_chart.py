@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-Manifest = dict[str, Any]
+from .manifests import Manifest
 
 HELM_LABELS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 CHART = "helm/token-budget-router"

@@ -19,8 +19,8 @@ from extproc.cli import main
 
 from ..kubernetes import crds
 from .conftest import VARIANTS
+from .manifests import Manifest
 
-Manifest = dict[str, Any]
 Schema = dict[str, Any]
 
 VALUES = (

@@ -25,8 +25,9 @@ from ..e2e.outside import Client, Response
 from ..e2e.scripted import ScriptedBackend, http_response
 from ..e2e.unsized import PATH, send_chunked, send_http2
 from ..patience import be_patient
+from .manifests import Manifest
 from .test_gateways import bootstrap
-from .translation import Manifest, istio
+from .translation import istio
 
 pytestmark = pytest.mark.e2e
 

@@ -19,11 +19,7 @@ from extproc.cli import main
 from extproc.config import load_config
 
 from .conftest import ADDITIONS, VARIANTS
-
-Manifest = dict[str, Any]
-
-KUBERNETES = "1.35"
-"""The Kubernetes version of the schemas, which equals the version of kubectl."""
+from .manifests import CORE, KUBERNETES, Manifest, of_kind, only
 
 CUSTOM = (
     "ai-gateway",
@@ -38,7 +34,6 @@ CUSTOM = (
 """Variants with custom resources; together they cover all kinds of resources."""
 
 MESHES = ("inference-extension", "istio", "istio-gateway-api")
-CORE = ("v1", "apps/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 NO_SCHEMA = {
     "AIGatewayRoute",
     "AIServiceBackend",
@@ -46,15 +41,6 @@ NO_SCHEMA = {
     "InferencePool",
 }
 """Kinds without a schema in any npm package; test_custom_resources.py checks most of them."""
-
-
-def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
-    return [manifest for manifest in manifests if manifest["kind"] == kind]
-
-
-def only(manifests: list[Manifest], kind: str) -> Manifest:
-    (found,) = of_kind(manifests, kind)
-    return found
 
 
 def patches_of(manifests: list[Manifest], kind: str) -> list[Manifest]:

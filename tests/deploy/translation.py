@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-Manifest = dict[str, Any]
+from .manifests import Manifest
+
 Config = dict[str, Any]
 Address = tuple[str, int]
 
