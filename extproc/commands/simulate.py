@@ -58,7 +58,7 @@ from extproc.fleet.figures import (
 from extproc.fleet.question import Setting, complete_slo
 from extproc.fleet.replay import Replay
 from extproc.fleet.results import Result, RunState
-from extproc.fleet.simulation import PoolSpec, simulate
+from extproc.fleet.simulation import PoolSpec, simulate_with_strategy
 from extproc.fleet.sizing import (
     Engine,
     SizingTask,
@@ -68,11 +68,11 @@ from extproc.fleet.sizing import (
 )
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
-from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.strategy import Strategy, StrategyName, StrategySpec
 
-#: Range of the number of requests routed in advance, to estimate each pool's share; a
-#: twentieth of ``--requests`` within it.
-_ROUTED_IN_ADVANCE = (1000, 10_000)
+#: Range of the number of requests that the run's strategy assigns after the run, to
+#: estimate each pool's share and lengths; a twentieth of ``--requests`` within it.
+_ASSIGNED = (1000, 10_000)
 #: A pool that gets less than this share of the requests is measured alone ...
 _SHARE_TOGETHER = 0.05
 #: ... with at least the same share of ``--requests``, up to this number ...
@@ -172,8 +172,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc simulate: {error}", file=sys.stderr)
         return 2
     started = time.monotonic()
-    results = _replicate(task, args)
-    document = _document(args, task, results)
+    results, pools = _replicate(task, args)
+    document = _document(args, task, results, pools)
     document["wall_time_s"] = round(time.monotonic() - started, 1)
     if args.json:
         print(plain_json(document))
@@ -189,24 +189,26 @@ class _Task:
     strategy: StrategySpec
     run: RunSettings
 
-    def simulate(self, progress: Callable[[int], None] | None = None) -> Result:
-        return simulate(
+    def simulate(
+        self, progress: Callable[[int], None] | None = None
+    ) -> tuple[Result, list[SizingTask]]:
+        """Return the result, and each pool with the requests that are sent to it."""
+        result, strategy = simulate_with_strategy(
             self.pools, self.traffic.stream, self.strategy, self.run, progress
         )
+        return result, self._assigned(strategy)
 
-    def assigned(self) -> list[SizingTask]:
-        """Return each pool with the requests that the router sends to it."""
+    def _assigned(self, strategy: Strategy) -> list[SizingTask]:
         tiers = [Tier(p.name, p.limits, p.threshold_tokens) for p in self.pools]
-        fewest, most = _ROUTED_IN_ADVANCE
-        routed = min(most, max(fewest, self.run.requests // 20))
+        fewest, most = _ASSIGNED
+        count = min(most, max(fewest, self.run.requests // 20))
         inquiry = Inquiry(
             tiers,
-            self.strategy,
+            strategy,
             self.run.seed,
             self.run.declared,
-            routed,
-            routed // 10,
-            2 * routed,
+            requests=count,
+            of_a_kind=2 * count,
         )
         assigned = assign(self.traffic.stream.lengths, inquiry)
         return [
@@ -253,7 +255,7 @@ def _saturated_rate(task: SizingTask, instances: int) -> float:
     return instances * saturated_rate(limits, task.step_time, lengths, task.seed)
 
 
-def _simulate(task: _Task) -> Result:
+def _simulate(task: _Task) -> tuple[Result, list[SizingTask]]:
     return task.simulate()
 
 
@@ -345,29 +347,35 @@ def _default_pools(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _replicate(task: _Task, args: argparse.Namespace) -> list[Result]:
+def _replicate(
+    task: _Task, args: argparse.Namespace
+) -> tuple[list[Result], list[SizingTask]]:
+    """Return the result of each run, and the pools with the requests of the first."""
     if args.replications == 1:
         progress = Progress("simulating", task.run.requests)
-        return [task.simulate(progress.show)]
+        result, pools = task.simulate(progress.show)
+        return [result], pools
     tasks = [
         replace(task, run=replace(task.run, seed=args.seed + index))
         for index in range(args.replications)
     ]
     progress = Progress("replications", len(tasks))
-    results = []
+    found = []
     processes = min(args.processes, len(tasks))
     with multiprocessing.get_context("spawn").Pool(processes) as workers:
-        for result in workers.imap(_simulate, tasks):
-            results.append(result)
-            progress.show(len(results))
-    return results
+        for each in workers.imap(_simulate, tasks):
+            found.append(each)
+            progress.show(len(found))
+    return [result for result, _ in found], found[0][1]
 
 
 def _document(
-    args: argparse.Namespace, task: _Task, results: Sequence[Result]
+    args: argparse.Namespace,
+    task: _Task,
+    results: Sequence[Result],
+    pools: Sequence[SizingTask],
 ) -> dict[str, Any]:
-    tasks = task.assigned()
-    alone = task.measured_alone(tasks, results)
+    alone = task.measured_alone(pools, results)
     return {
         "workload": args.workload,
         "rate": task.traffic.rate,
@@ -391,7 +399,7 @@ def _document(
                 "truncated": sum(result.pools[index].truncated for result in results),
             }
             for index, (spec, pool, own) in enumerate(
-                zip(task.pools, tasks, alone, strict=True)
+                zip(task.pools, pools, alone, strict=True)
             )
         ],
     }

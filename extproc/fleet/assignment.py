@@ -9,7 +9,7 @@ import numpy as np
 from extproc.fleet.declared import Declared
 from extproc.fleet.replay import Replay
 from extproc.fleet.scheduler import SchedulerLimits
-from extproc.fleet.strategy import Arrival, StrategySpec, build_strategy
+from extproc.fleet.strategy import Arrival, Strategy, StrategySpec, build_strategy
 from extproc.fleet.workload import Lengths, Recorded, Tokens
 from extproc.routing.misroute import right_position
 from extproc.routing.policy import Policy, Pool
@@ -68,7 +68,8 @@ class Inquiry:
     """The conditions under which a strategy assigns requests."""
 
     tiers: Sequence[Tier]
-    strategy: StrategySpec
+    strategy: StrategySpec | Strategy
+    """A specification, or a built strategy, which learns from none of the requests."""
     seed: int
     declared: Declared = Declared.EXACT
     requests: int = 20_000
@@ -181,15 +182,19 @@ class _Desk:
         pools = [tier.routing_pool for tier in tiers]
         text, past = rng.spawn(2)
         self._windows = [tier.limits.max_model_len for tier in tiers]
-        self._strategy = build_strategy(inquiry.strategy, pools, text)
+        strategy = inquiry.strategy
+        self._learns = isinstance(strategy, StrategySpec)
+        if isinstance(strategy, StrategySpec):
+            strategy = build_strategy(strategy, pools, text)
+        self._strategy = strategy
         self._declared = inquiry.declared
         self._lag = inquiry.learning_lag
         self._policy = Policy(pools)
         self._pending: deque[tuple[object, int, int]] = deque()
         self.reset()
-        # Let the strategy learn first.
-        self.place(*lengths.draw(past, 2 * self._lag))
-        self.reset()
+        if self._learns:  # first from other requests
+            self.place(*lengths.draw(past, 2 * self._lag))
+            self.reset()
 
     def reset(self) -> None:
         """Reset the counts but not the learned state."""
@@ -217,7 +222,7 @@ class _Desk:
                 self.refused[position] += 1
                 position += 1
             placed[index] = position
-            if not learns:
+            if not (learns and self._learns):
                 continue
             self._pending.append((kept, prompt, output))
             if len(self._pending) > self._lag:

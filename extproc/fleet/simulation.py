@@ -294,6 +294,17 @@ def simulate(
         pools: the pools in increasing order of ``max_model_len``.
         progress: function called regularly with the number of arrivals so far.
     """
+    return simulate_with_strategy(pools, stream, strategy, run, progress)[0]
+
+
+def simulate_with_strategy(
+    pools: list[PoolSpec],
+    stream: RequestStream,
+    strategy: StrategySpec,
+    run: RunSettings,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Result, Strategy]:
+    """Do as :func:`simulate`; also return the strategy with all that it has learned."""
     # Separate random streams, so that a strategy's draws do not change the traffic.
     seeds = np.random.SeedSequence(run.seed).spawn(5)
     traffic, instants, balancing, text, past = map(np.random.default_rng, seeds)
@@ -315,13 +326,13 @@ def simulate(
             arrival = Arrival(prompt, output, run.declared.limit(output))
             settled = simulation.offer(at_s, arrival, pair, prefix)
             if settled is not None:
-                return simulation.finish(settled)
+                return simulation.finish(settled), router
         left -= len(times)
         if progress is not None:
             progress(simulation.arrived)
         if left <= 0:
             break
-    return simulation.finish(simulation.close(at_s))
+    return simulation.finish(simulation.close(at_s)), router
 
 
 def _teach(

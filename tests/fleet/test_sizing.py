@@ -1,5 +1,7 @@
 """The first guess of a size, the search, and each strategy's pool for a request."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,9 @@ from extproc.fleet.sizing import (
 )
 from extproc.fleet.slo import Slo, idle_ttft_s, long_promise_s, token_budget
 from extproc.fleet.steptime import Linear
-from extproc.fleet.strategy import StrategyName, StrategySpec
+from extproc.fleet.strategy import Arrival, StrategyName, StrategySpec
 from extproc.fleet.workload import WORKLOADS, Recorded, RenewalArrivals
+from extproc.routing.policy import PoolLoad
 
 STEP = Linear(base_s=0.01, seq_s=1e-4, token_s=2e-5, context_s=1e-8)
 ENGINE = Engine("toy", STEP, 4097, 16, 1, 1.0)
@@ -119,6 +122,28 @@ def test_prompt_length_routing_sends_long_answers_short() -> None:
     )
     assert found.pools[0].share == 1
     assert found.under == 1
+
+
+class Experienced:
+    """A strategy that has learned, and sends requests to the long pool from 1,000 tokens."""
+
+    def choose(
+        self, arrival: Arrival, loads: Mapping[str, PoolLoad]
+    ) -> tuple[int, object]:
+        return int(arrival.prompt_tokens >= 1000), None
+
+    def learn(self, kept: object, prompt_tokens: int, output_tokens: int) -> None:
+        raise AssertionError("it has learned already")
+
+
+def test_a_built_strategy_is_used_as_it_is() -> None:
+    workload = WORKLOADS["azure-heavy"]
+    found = assign(
+        workload.lengths,
+        Inquiry(tiers(), Experienced(), 1, requests=3000, learning_lag=1),
+    )
+    short, long = (pool.lengths.prompts for pool in found.pools)
+    assert short.max() < 1000 <= long.min()
 
 
 def task(rate: float, slo: Slo, requests: int = 3000) -> SizingTask:
