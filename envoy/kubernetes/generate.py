@@ -12,7 +12,7 @@ exists twice.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ import yaml
 from chart_readme import chart_readme
 
 from extproc.commands.envoy_routes import (
-    Model,
     cluster,
     health_answer,
-    last_route,
-    model_filter,
     models_answer,
-    read_fleet,
     routes,
 )
+from extproc.commands.gateway_fleet import Fleet, fleet_of
 from extproc.commands.istio_routes import overflow
+from extproc.commands.model_filter import model_source
 from extproc.commands.placement import Placement
+from extproc.config import load_config as load_router_config
 from extproc.demo.stack.envoy_config import load_config
 
 ENVOY = Path(__file__).resolve().parents[1]
@@ -172,7 +171,6 @@ _ROUTES_END = "          http_filters:\n"
 _ROUTER_FILTER = "          - name: envoy.filters.http.router\n"
 _SHORT_CLUSTER = "  # vLLM with a small --max-model-len"
 _LONG_CLUSTER = "  # vLLM with the model's full window."
-_BUFFER_LIMIT = 33554432
 
 _MODEL_FILTER_HEAD = """\
           # Name the model if the router did not. The filter buffers only the bodies of such
@@ -388,7 +386,7 @@ def older_envoy() -> str:
 
 def models_envoy() -> str:
     """Return Envoy's configuration for the fleet of ``models-router.yaml``."""
-    fleet = read_fleet((ENVOY / "models-router.yaml").read_text())
+    fleet = fleet_of(load_router_config((ENVOY / "models-router.yaml").read_text(), {}))
     text = (ENVOY / "envoy.yaml").read_text()
     text = text[text.index("admin:") :]
     text = _replace(
@@ -403,7 +401,7 @@ def models_envoy() -> str:
     small, text = _cut(text, _SHORT_CLUSTER, _LONG_CLUSTER, "")
     large, text = _cut(text + "\n", _LONG_CLUSTER, "\n\n", "")
     clusters = [_NO_MODEL_CLUSTER]
-    for model in fleet:
+    for model in fleet.models:
         for pool in model.pools:
             last = pool == model.pools[-1]
             piece = (large if last else small).split("\n", 1)[1]
@@ -440,8 +438,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _model_filter(fleet: Sequence[Model]) -> str:
-    source = _indent(model_filter(fleet, _BUFFER_LIMIT, last_route(None)), 18)
+def _model_filter(fleet: Fleet) -> str:
+    source = _indent(model_source(fleet, fleet.last_route), 18)
     return _MODEL_FILTER_HEAD + source
 
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from extproc.commands.envoy_routes import (
+from extproc.commands.gateway_fleet import (
     ADAPTERS,
     BUFFER_LIMIT_BYTES,
     FORBIDDEN,
-    LUA,
     MODEL_HEADER,
     POOL_HEADER,
     REFUSALS,
+    Fleet,
     Json,
-    Model,
-    model_filter,
-    models_list,
-    set_headers,
 )
+from extproc.commands.model_filter import model_filter
 from extproc.commands.placement import Placement, dns_label, service_of
 
 HEAD = """\
@@ -40,59 +37,46 @@ _HEALTH_CHECK: Json = {"interval": "5s", "timeout": "2s", "unhealthyThreshold": 
 _TRIGGERS = ["connect-failure", "refused-stream"]
 
 
-def gateway_api(
-    models: Sequence[Model], default: str | None, at: Placement
-) -> Iterator[Json]:
-    """Yield the objects.
-
-    Args:
-        models: the models of the fleet; a single unnamed model for a configuration with
-            ``pools``.
-        default: the model that serves requests for unknown models; None rejects them.
-        at: names, namespaces and hosts of the objects.
-    """
-    named = any(model.name for model in models)
-    rules = list(_rules(models, default, at))
+def gateway_api(fleet: Fleet, at: Placement) -> Iterator[Json]:
+    """Yield the objects."""
+    rules = list(_rules(fleet, at))
     chunks = [rules[i : i + _RULES] for i in range(0, len(rules), _RULES)]
     names = [at.name if not i else f"{at.name}-{i + 1}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
         yield _route(name, chunk, at)
     yield _extension(names, at)
-    yield _client_traffic(models, at)
+    yield _client_traffic(fleet, at)
     yield _traffic(at.name, [_target("HTTPRoute", name) for name in names], at)
     for name, chunk in zip(names, chunks, strict=True):
         short = [_target("HTTPRoute", name, r["name"]) for r in chunk if _two(r)]
         if short:
             yield _traffic(f"{name}-overflow", short, at, overflow=True)
-    yield from _backends(models, at)
-    yield from _administration(models, at)
-    if not named:
+    yield from _backends(fleet, at)
+    yield from _administration(fleet, at)
+    if not fleet.named:
         return
-    if default is None:
+    if fleet.default is None:
         yield from _refusals(at)
     last = f"httproute/{at.namespace}/{names[-1]}/rule/{len(chunks[-1]) - 1}/*"
-    yield _patch(model_filter(models, BUFFER_LIMIT_BYTES, last), at)
+    yield _patch(model_filter(f"{at.namespace}/{at.name}/model", fleet, last), at)
 
 
-def _rules(
-    models: Sequence[Model], default: str | None, at: Placement
-) -> Iterator[Json]:
+def _rules(fleet: Fleet, at: Placement) -> Iterator[Json]:
     """Yield the rules in order of precedence: rules with more headers come first."""
-    for model in models:
+    for model in fleet.models:
         largest = model.pools[-1]
         headers = {MODEL_HEADER: model.name} if model.name else {}
         for pool in model.pools[:-1]:
             two = [_backend(pool, at), _backend(largest, at, fallback=True)]
             yield _rule(pool, two, {POOL_HEADER: pool} | headers, at)
-    for model in models:
+    for model in fleet.models:
         if model.name:
             largest = model.pools[-1]
             yield _rule(
                 largest, [_service(largest, at)], {MODEL_HEADER: model.name}, at
             )
-    if default is not None:
-        (largest,) = (model.pools[-1] for model in models if model.name == default)
-        yield _rule("default", [_service(largest, at)], {}, at)
+    if fleet.default_pool is not None:
+        yield _rule(fleet.last_route, [_service(fleet.default_pool, at)], {}, at)
         return
     for refusal in REFUSALS:
         headers = {} if refusal.model is None else {MODEL_HEADER: refusal.model}
@@ -108,7 +92,7 @@ def _rules(
     # This rule matches every request whose model is not yet known. It must not be a
     # direct response, because Envoy buffers no body for direct responses.
     nowhere = _reference(_ENVOY_GATEWAY, "Backend", f"{at.name}-no-model")
-    yield _rule("no_model", [nowhere], {}, at)
+    yield _rule(fleet.last_route, [nowhere], {}, at)
 
 
 def _rule(
@@ -181,7 +165,7 @@ def _extension(routes: Sequence[str], at: Placement) -> Json:
     return _policy("EnvoyExtensionPolicy", at.name, at, spec)
 
 
-def _client_traffic(models: Sequence[Model], at: Placement) -> Json:
+def _client_traffic(fleet: Fleet, at: Placement) -> Json:
     spec: Json = {
         "targetRefs": [_target("Gateway", at.gateway)],
         "connection": {"bufferLimit": BUFFER_LIMIT_BYTES},
@@ -189,7 +173,7 @@ def _client_traffic(models: Sequence[Model], at: Placement) -> Json:
             "initialStreamWindowSize": BUFFER_LIMIT_BYTES,
             "initialConnectionWindowSize": 4 * BUFFER_LIMIT_BYTES,
         },
-        "headers": {"earlyRequestHeaders": {"remove": set_headers(models)}},
+        "headers": {"earlyRequestHeaders": {"remove": fleet.router_headers}},
     }
     return _policy("ClientTrafficPolicy", at.name, at, spec, at.gateway_namespace)
 
@@ -229,9 +213,9 @@ def _breaker(connections: int, requests: int) -> Json:
     }
 
 
-def _backends(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+def _backends(fleet: Fleet, at: Placement) -> Iterator[Json]:
     """Yield a Backend for each pool of each model that has several pools."""
-    for model in models:
+    for model in fleet.models:
         for pool in model.pools if len(model.pools) > 1 else ():
             last = pool == model.pools[-1]
             name = _backend(pool, at, fallback=last)["name"]
@@ -257,7 +241,7 @@ def _refusals(at: Placement) -> Iterator[Json]:
     yield _policy("Backend", f"{at.name}-no-model", at, spec)
 
 
-def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+def _administration(fleet: Fleet, at: Placement) -> Iterator[Json]:
     """Yield a route for requests that Envoy itself answers, without the router."""
     forbidden: Json = {
         "name": "adapters",
@@ -266,12 +250,12 @@ def _administration(models: Sequence[Model], at: Placement) -> Iterator[Json]:
     }
     rules = [forbidden]
     yield _direct("forbidden", 403, FORBIDDEN, at)
-    if any(model.name for model in models):
+    if fleet.named:
         path = {"type": "Exact", "value": f"{at.path_prefix}/models"}
         match = {"path": path, "method": "GET"}
         answer = [_answer("models", at)]
         rules.append({"name": "models", "matches": [match], "filters": answer})
-        yield _direct("models", 200, models_list(models), at)
+        yield _direct("models", 200, fleet.models_list, at)
     yield _route(f"{at.name}-answers", rules, at)
 
 
@@ -293,15 +277,8 @@ def _answer_name(name: str, at: Placement) -> str:
     return f"{at.name}-{name.replace('_', '-')}"
 
 
-def _patch(source: str, at: Placement) -> Json:
-    """Return the policy that adds the Lua filter before Envoy's router filter."""
-    value: Json = {
-        "name": f"{at.namespace}/{at.name}/model",
-        "typed_config": {
-            "@type": LUA,
-            "default_source_code": {"inline_string": source},
-        },
-    }
+def _patch(value: Json, at: Placement) -> Json:
+    """Return the policy that adds a filter before Envoy's router filter."""
     patch: Json = {
         "type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": f"{at.gateway_namespace}/{at.gateway}/{at.listener}",

@@ -11,21 +11,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 
-from extproc.commands.envoy_routes import (
+from extproc.commands.gateway_fleet import (
     ADAPTERS,
     BUFFER_LIMIT_BYTES,
     FORBIDDEN,
-    LUA,
     MODEL_HEADER,
     POOL_HEADER,
     REFUSALS,
+    RETRY_ON,
+    Fleet,
     Json,
-    Model,
-    last_route,
-    model_filter,
-    models_list,
-    set_headers,
 )
+from extproc.commands.model_filter import model_filter
 from extproc.commands.placement import Placement, dns_label, service_of
 from extproc.demo.stack.envoy_config import ext_proc_filter, find_config, load_config
 
@@ -37,49 +34,36 @@ HEAD = """\
 _TYPES = "type.googleapis.com/envoy"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 _OPTIONS = "typed_extension_protocol_options"
-_RETRY_ON = "connect-failure,refused-stream,reset-before-request"
 
 
-def istio(
-    models: Sequence[Model], default: str | None, at: Placement
-) -> Iterator[Json]:
-    """Yield the objects.
-
-    Args:
-        models: the models of the fleet; a single unnamed model for a configuration with
-            ``pools``.
-        default: the model that serves requests for unknown models; None rejects them.
-        at: names, namespaces and hosts of the objects.
-    """
-    rules = list(_rules(models, default, at))
+def istio(fleet: Fleet, at: Placement) -> Iterator[Json]:
+    """Yield the objects."""
+    rules = list(_rules(fleet, at))
     yield _virtual_service(
-        at.name, at.hosts or ["*"], [*_answers(models, at), *rules], at
+        at.name, at.hosts or ["*"], [*_answers(fleet, at), *rules], at
     )
     # A gateway may have only the clusters that its routes name
     # (PILOT_FILTER_GATEWAY_CLUSTER_CONFIG), so this route keeps the router's cluster.
     kept = {"route": [_destination(at.router, at.router_port, at)]}
     yield _virtual_service(f"{at.name}-router", [f"{at.name}.invalid"], [kept], at)
-    yield _envoy_filter(models, default, at, [rule["name"] for rule in rules])
+    yield _envoy_filter(fleet, at, [rule["name"] for rule in rules])
     yield _router_rule(at)
-    for model in models:
+    for model in fleet.models:
         for pool in model.pools:
             name = dns_label(f"{at.name}-{pool}")
             limits = {"http1MaxPendingRequests": 4096, "idleTimeout": "4s"}
             yield _destination_rule(name, service_of(pool), {"http": limits}, at)
 
 
-def _rules(
-    models: Sequence[Model], default: str | None, at: Placement
-) -> Iterator[Json]:
-    for model in models:
+def _rules(fleet: Fleet, at: Placement) -> Iterator[Json]:
+    for model in fleet.models:
         headers = {MODEL_HEADER: model.name} if model.name else {}
         for pool in model.pools[:-1]:
             yield _rule(pool, pool, {POOL_HEADER: pool} | headers, at)
         if model.name:
             yield _rule(model.pools[-1], model.pools[-1], headers, at)
-    if default is not None:
-        (largest,) = (model.pools[-1] for model in models if model.name == default)
-        yield _rule(last_route(default), largest, {}, at)
+    if fleet.default_pool is not None:
+        yield _rule(fleet.last_route, fleet.default_pool, {}, at)
         return
     for refusal in REFUSALS:
         value = {"exact": refusal.model} if refusal.model else {"regex": ".+"}
@@ -89,20 +73,20 @@ def _rules(
     # cluster for an unknown host, so requests that stay on this route get a 503.
     unknown = {"host": f"{at.name}-no-model.invalid", "port": {"number": at.pool_port}}
     yield {
-        "name": _route_name(last_route(default), at),
+        "name": _route_name(fleet.last_route, at),
         "match": [{"uri": _prefix(at)}],
         "route": [{"destination": unknown}],
     }
 
 
-def _answers(models: Sequence[Model], at: Placement) -> Iterator[Json]:
+def _answers(fleet: Fleet, at: Placement) -> Iterator[Json]:
     """Yield the routes whose requests Envoy itself answers, without router or pool."""
     match: Json = {"uri": {"regex": ADAPTERS}}
     yield _direct("adapters", match, 403, FORBIDDEN, at)
-    if any(model.name for model in models):
+    if fleet.named:
         path = {"exact": f"{at.path_prefix}/models"}
         match = {"uri": path, "method": {"exact": "GET"}}
-        yield _direct("models", match, 200, models_list(models), at)
+        yield _direct("models", match, 200, fleet.models_list, at)
 
 
 def _rule(name: str, pool: str, headers: Mapping[str, str], at: Placement) -> Json:
@@ -113,7 +97,7 @@ def _rule(name: str, pool: str, headers: Mapping[str, str], at: Placement) -> Js
         "name": _route_name(name, at),
         "match": [match],
         "route": [_destination(service_of(pool), at.pool_port, at)],
-        "retries": {"attempts": 1, "retryOn": _RETRY_ON},
+        "retries": {"attempts": 1, "retryOn": RETRY_ON},
     }
 
 
@@ -144,14 +128,12 @@ def _cluster(service: str, port: int, at: Placement) -> str:
     return f"outbound|{port}||{at.host(service)}"
 
 
-def _envoy_filter(
-    models: Sequence[Model], default: str | None, at: Placement, routes: Sequence[str]
-) -> Json:
+def _envoy_filter(fleet: Fleet, at: Placement, routes: Sequence[str]) -> Json:
     shipped = load_config(find_config())
     clusters = {each["name"]: each for each in shipped["static_resources"]["clusters"]}
     patches = [
         _insert(_router_filter(shipped, at)),
-        _merge("NETWORK_FILTER", _listener(), _stripping(models)),
+        _merge("NETWORK_FILTER", _listener(), _stripping(fleet)),
         *(_merge("HTTP_ROUTE", _route(name), _enabled(at)) for name in routes),
         _merge(
             "CLUSTER",
@@ -159,13 +141,11 @@ def _envoy_filter(
             _router_cluster(clusters["extproc"]),
         ),
     ]
-    if any(model.name for model in models):
-        last = _route_name(last_route(default), at)
-        source = model_filter(models, BUFFER_LIMIT_BYTES, last)
-        code = {"@type": LUA, "default_source_code": {"inline_string": source}}
+    if fleet.named:
+        last = _route_name(fleet.last_route, at)
         name = f"{at.namespace}/{at.name}/model"
-        patches.append(_insert({"name": name, "typed_config": code}))
-    for model in models:
+        patches.append(_insert(model_filter(name, fleet, last)))
+    for model in fleet.models:
         for pool in model.pools[:-1]:
             patches += overflow(pool, model.pools[-1], clusters["vllm_short"], at)
     return _object(
@@ -211,7 +191,7 @@ def overflow(pool: str, largest: str, small: Json, at: Placement) -> Iterator[Js
     kind = f"{package}.PreviousPrioritiesConfig"
     mark = {"name": "x-llm-overflow", "string_match": {"exact": "1"}}
     retry = {
-        "retry_on": f"retriable-headers,{_RETRY_ON}",
+        "retry_on": f"retriable-headers,{RETRY_ON}",
         "retriable_headers": [mark],
         "num_retries": 1,
         "retry_priority": {
@@ -279,7 +259,7 @@ def _enabled(at: Placement) -> Json:
     }
 
 
-def _stripping(models: Sequence[Model]) -> Json:
+def _stripping(fleet: Fleet) -> Json:
     """Return the mutation that removes router headers from clients' requests.
 
     It must precede the first route match.
@@ -289,7 +269,7 @@ def _stripping(models: Sequence[Model]) -> Json:
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
             "@type": f"{package}.HeaderMutation",
-            "mutations": [{"remove": header} for header in set_headers(models)],
+            "mutations": [{"remove": header} for header in fleet.router_headers],
         },
     }
     manager = "extensions.filters.network.http_connection_manager.v3"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from extproc.commands.envoy_routes import Model
+from extproc.commands.gateway_fleet import Fleet
 
 _LABEL_LENGTH = 63
 """Maximum length of a DNS label (RFC 1123); the name of a Service must be a label."""
@@ -46,10 +46,10 @@ def service_of(pool: str) -> str:
     return dns_label(f"vllm-{pool}")
 
 
-def name_of(models: Sequence[Model]) -> str:
+def name_of(fleet: Fleet) -> str:
     """Return a name for a configuration's objects, from its models or its pools."""
-    names = [model.name for model in models if model.name]
-    return dns_label("-".join(names or models[0].pools), _PREFIX_LENGTH)
+    names = [model.name for model in fleet.models if model.name]
+    return dns_label("-".join(names or fleet.models[0].pools), _PREFIX_LENGTH)
 
 
 def dns_label(text: str, length: int = _LABEL_LENGTH) -> str:

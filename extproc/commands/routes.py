@@ -11,32 +11,20 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
 from extproc.commands import gateway_api_routes, istio_routes
 from extproc.commands.check_config import read_config
-from extproc.commands.envoy_routes import (
-    BUFFER_LIMIT_BYTES,
-    LUA,
-    NO_MODEL,
-    Json,
-    Model,
-    cluster,
-    last_route,
-    model_filter,
-    models_answer,
-    models_list,
-    routes,
-    set_headers,
-)
+from extproc.commands.envoy_routes import NO_MODEL, cluster, models_answer, routes
+from extproc.commands.gateway_fleet import Fleet, Json, fleet_of
+from extproc.commands.model_filter import model_filter
 from extproc.commands.placement import Placement, dns_label, name_of
-from extproc.config import Config, DefaultModelConfig
 from extproc.demo.stack.envoy_config import EnvoyConfigError, find_config, load_config
 
-Writer = tuple[str, Callable[[Sequence[Model], str | None, Placement], Iterable[Json]]]
+Writer = tuple[str, Callable[[Fleet, Placement], Iterable[Json]]]
 
 
 _DIRECT_RESPONSE_BYTES = 4096
@@ -95,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.config)
     if config is None:
         return 2
-    models = fleet_of(config)
+    fleet = fleet_of(config)
     head, write = _WRITERS[args.target]
     try:
-        documents = list(write(models, default_of(config), _placement(args, models)))
+        documents = list(write(fleet, _placement(args, fleet)))
     except EnvoyConfigError as error:
         print(f"extproc: {error}", file=sys.stderr)
         return 2
@@ -107,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _placement(args: argparse.Namespace, models: Sequence[Model]) -> Placement:
+def _placement(args: argparse.Namespace, fleet: Fleet) -> Placement:
     own = "istio-system" if args.target == "istio" else args.namespace
     namespace, _, gateway = args.gateway.rpartition("/")
     return Placement(
-        name=args.name or name_of(models),
+        name=args.name or name_of(fleet),
         namespace=args.namespace,
         gateway=gateway,
         gateway_namespace=namespace or own,
@@ -126,24 +114,6 @@ def _label(text: str) -> str:
             f"{text!r}; expected lower-case letters, digits and '-'"
         )
     return text
-
-
-def fleet_of(config: Config) -> list[Model]:
-    """Return a configuration's models: one unnamed model if it has only ``pools``."""
-    if not config.models:
-        return [Model("", [pool.name for pool in config.pools])]
-    return [
-        Model(name, [pool.name for pool in model.pools], model.adapters)
-        for name, model in config.models.items()
-    ]
-
-
-def default_of(config: Config) -> str | None:
-    """Return the model that serves requests for models that are not configured."""
-    if not config.models:
-        return ""
-    unknown = config.unknown_model
-    return unknown.default if isinstance(unknown, DefaultModelConfig) else None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -161,46 +131,34 @@ def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent)
 
 
-def _for_envoy(
-    models: Sequence[Model], default: str | None, _at: Placement
-) -> Iterator[Json]:
-    named = any(model.name for model in models)
-    headers = set_headers(models)
+def _for_envoy(fleet: Fleet, _at: Placement) -> Iterator[Json]:
     document: Json = {
-        "early_header_mutations": [{"remove": header} for header in headers],
+        "early_header_mutations": [
+            {"remove": header} for header in fleet.router_headers
+        ],
         "http_filters_after_ext_proc": [],
         "routes": [
-            *([models_answer(models)] if named else ()),
-            *routes(models, default),
+            *([models_answer(fleet)] if fleet.named else ()),
+            *routes(fleet),
         ],
-        "clusters": list(_clusters(models)),
+        "clusters": list(_clusters(fleet)),
     }
-    if named:
-        document["http_filters_after_ext_proc"].append(_lua(models, default))
+    if fleet.named:
+        lua = model_filter("envoy.filters.http.lua", fleet, fleet.last_route)
+        document["http_filters_after_ext_proc"].append(lua)
         document["clusters"].append({"name": NO_MODEL, "type": "STATIC"})
-        listed = len(models_list(models).encode())
+        listed = len(fleet.models_list.encode())
         if listed > _DIRECT_RESPONSE_BYTES:
             limit = {"max_direct_response_body_size_bytes": listed}
             document = {"route_config": limit} | document
     yield document
 
 
-def _lua(models: Sequence[Model], default: str | None) -> Json:
-    source = model_filter(models, BUFFER_LIMIT_BYTES, last_route(default))
-    return {
-        "name": "envoy.filters.http.lua",
-        "typed_config": {
-            "@type": LUA,
-            "default_source_code": {"inline_string": source},
-        },
-    }
-
-
-def _clusters(models: Sequence[Model]) -> Iterator[Json]:
+def _clusters(fleet: Fleet) -> Iterator[Json]:
     """Yield a cluster for each pool, like those of ``envoy.yaml``."""
     shipped = load_config(find_config())["static_resources"]["clusters"]
     by_name = {each["name"]: each for each in shipped}
-    for model in models:
+    for model in fleet.models:
         for pool in model.pools:
             largest = pool == model.pools[-1]
             made = copy.deepcopy(by_name["vllm_long" if largest else "vllm_short"])

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from extproc.cli import main
-from extproc.commands.envoy_routes import Model, model_filter, models_answer, routes
+from extproc.commands.envoy_routes import models_answer, routes
+from extproc.commands.gateway_fleet import BUFFER_LIMIT_BYTES, Fleet, Model
 from extproc.demo.stack.envoy_config import (
     EnvoyConfigError,
     connection_manager,
@@ -20,10 +21,11 @@ from extproc.demo.stack.envoy_config import (
 
 Print = Callable[..., Any]
 Objects = list[dict[str, Any]]
-FLEET = [
+MODELS = [
     Model("llama", ["llama-short", "llama-mid", "llama-long"], ["lora-1", "legal-*"]),
     Model("org/vlm", ["vlm"]),
 ]
+FLEET = Fleet(MODELS)
 
 
 @pytest.fixture
@@ -196,6 +198,7 @@ def test_the_example_s_fleet_has_the_example_s_routes(
     listener = shipped["static_resources"]["listeners"][0]
     (host,) = connection_manager(listener)["route_config"]["virtual_hosts"]
 
+    assert host["request_body_buffer_limit"] == BUFFER_LIMIT_BYTES
     assert document["routes"][-1]["name"] == last
     if not more:
         assert [each for each in document["routes"] if each not in host["routes"]] == []
@@ -254,7 +257,7 @@ def test_a_fleet_has_a_route_for_each_pool_and_none_that_is_another_model_s() ->
 
 
 def test_a_default_model_takes_the_rest() -> None:
-    made: list[dict[str, Any]] = list(routes(FLEET, "org/vlm"))
+    made: list[dict[str, Any]] = list(routes(Fleet(MODELS, "org/vlm")))
 
     assert names(made)[-1] == "default"
     assert made[-1]["route"]["cluster"] == "vllm_vlm"
@@ -266,31 +269,3 @@ def test_names_that_are_patterns_are_not_listed() -> None:
 
     listed = yaml.safe_load(answer["direct_response"]["body"]["inline_string"])["data"]
     assert [each["id"] for each in listed] == ["llama", "lora-1", "org/vlm"]
-
-
-@pytest.mark.parametrize(
-    ("glob", "pattern"),
-    [
-        ("legal-*", "^legal%-.*$"),
-        ("org/m?", "^org%/m.$"),
-        ("v[12]", "^v[12]$"),
-        ("v[!a-c].x", "^v[^a-c]%.x$"),
-        ("v[]%^]", "^v[%]%%%^]$"),
-        ("v[", "^v%[$"),
-        ("é*", "^\\195\\169.*$"),
-    ],
-)
-def test_a_glob_is_lua_s_pattern(glob: str, pattern: str) -> None:
-    source = model_filter([Model("m", ["p"], [glob])], 1000, "last")
-
-    assert f'{{"{pattern}", "m"}}' in source
-
-
-def test_the_filter_knows_every_name() -> None:
-    source = model_filter(FLEET, 1000, "last-*")
-
-    assert '["lora-1"] = "llama"' in source
-    assert '{"^legal%-.*$", "llama"}' in source
-    assert '["org/vlm"] = "org/vlm"' in source
-    assert "max_bytes = 1000" in source
-    assert 'undecided = "^last%-.*$"' in source
