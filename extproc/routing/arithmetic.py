@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extproc.c_modules import check_interface
 from extproc.routing.arrays import Matrix, Vector
 from extproc.routing.byte_classes import CLASS_TABLE, CLASSES, ROW, ByteClass
 from extproc.routing.regressors import NO_TERM, Places
 
 try:
     from extproc.routing import _kernel
-except ImportError:  # built only if there is a C compiler
+
+    check_interface(_kernel, 1)
+except ImportError:  # not built, or from an older source
     _kernel = None  # type: ignore[assignment]
-else:
-    if getattr(_kernel, "INTERFACE", 0) != 1:  # built from an older source
-        _kernel = None  # type: ignore[assignment]
 
 COUNTED_BY = "numpy" if _kernel is None else "C kernel"
 """Name of the implementation in use, for display."""

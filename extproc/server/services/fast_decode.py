@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from extproc.c_modules import check_interface
 from extproc.exchange.events import (
     BodyMode,
     RequestBody,
@@ -20,11 +21,10 @@ from extproc.exchange.events import (
 
 try:
     from extproc.server.services import _fast_decode
-except ImportError:  # built only if there is a C compiler
+
+    check_interface(_fast_decode, 1)
+except ImportError:  # not built, or from an older source
     _fast_decode = None  # type: ignore[assignment]
-else:
-    if getattr(_fast_decode, "INTERFACE", 0) != 1:  # built from an older source
-        _fast_decode = None  # type: ignore[assignment]
 
 # Tags of protobuf's wire format: the field number times eight, plus 2 for a
 # length-prefixed value or 0 for a varint. The fields are those of ProcessingRequest,
