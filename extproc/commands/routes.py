@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from extproc.commands import gateway_api_routes, istio_routes
+from extproc.commands.block_yaml import BlockDumper
 from extproc.commands.check_config import read_config
 from extproc.commands.envoy_routes import NO_MODEL, cluster, models_answer, routes
 from extproc.commands.gateway_fleet import Fleet, Json, fleet_of
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"extproc: {error}", file=sys.stderr)
         return 2
     sys.stdout.write(head)
-    yaml.dump_all(documents, sys.stdout, _Dumper, sort_keys=False, width=120)
+    yaml.dump_all(documents, sys.stdout, BlockDumper, sort_keys=False, width=120)
     return 0
 
 
@@ -114,21 +115,6 @@ def _label(text: str) -> str:
             f"{text!r}; expected lower-case letters, digits and '-'"
         )
     return text
-
-
-class _Dumper(yaml.SafeDumper):
-    """A YAML writer that writes multi-line strings as blocks, without aliases."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _represent)
 
 
 def _for_envoy(fleet: Fleet, _at: Placement) -> Iterator[Json]:
