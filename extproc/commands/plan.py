@@ -21,19 +21,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from extproc.commands.fleet_options import (
+from extproc.commands.hardware_options import (
     DEFAULT_MAX_MODEL_LEN,
     DEFAULT_THRESHOLD,
-    Progress,
     add_hardware_arguments,
-    add_output_arguments,
-    add_promise_arguments,
     complete_limits,
-    plain_json,
     read_engine,
     read_serving,
-    read_slo,
-    usable_cores,
     warn_beyond_profile,
 )
 from extproc.commands.plan_disaggregation import (
@@ -48,7 +42,10 @@ from extproc.commands.pool_hardware import (
     read_pool_gpus,
     read_pool_hardware,
 )
-from extproc.commands.text import wrap
+from extproc.commands.progress import Progress
+from extproc.commands.promise_options import add_promise_arguments, read_slo
+from extproc.commands.run_options import add_run_arguments
+from extproc.commands.text import plain_json, wrap
 from extproc.commands.traffic_options import (
     OptionError,
     add_traffic_arguments,
@@ -154,13 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_disaggregation_arguments(parser)
     add_energy_arguments(parser)
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=usable_cores(),
-        help="maximum number of processes (default: the usable cores, %(default)s)",
-    )
-    add_output_arguments(parser)
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

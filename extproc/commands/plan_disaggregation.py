@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from extproc.commands.fleet_options import read_deployment
+from extproc.commands.hardware_options import read_deployment
 from extproc.commands.text import wrap
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.four_ways import FourWays, Pair, four_ways

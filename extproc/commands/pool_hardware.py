@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from extproc.commands.fleet_options import complete_limits, read_engine
+from extproc.commands.hardware_options import complete_limits, read_engine
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.question import PoolHardware

@@ -28,7 +28,8 @@ from pathlib import Path
 import aiohttp
 from msgspec.structs import replace
 
-from extproc.commands.fleet_options import Progress, plain_json
+from extproc.commands.progress import Progress
+from extproc.commands.text import plain_json
 from extproc.fleet.hardware_profile import (
     Check,
     Measured,

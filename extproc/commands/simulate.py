@@ -24,20 +24,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from extproc.commands.fleet_options import (
+from extproc.commands.hardware_options import (
     DEFAULT_THRESHOLD,
-    Progress,
     add_hardware_arguments,
-    add_output_arguments,
-    add_promise_arguments,
     complete_limits,
-    plain_json,
     read_engine,
-    read_slo,
-    usable_cores,
     warn_beyond_profile,
 )
+from extproc.commands.progress import Progress
+from extproc.commands.promise_options import add_promise_arguments, read_slo
+from extproc.commands.run_options import add_run_arguments
 from extproc.commands.simulate_text import print_fleet
+from extproc.commands.text import plain_json
 from extproc.commands.traffic_options import (
     OptionError,
     Traffic,
@@ -155,13 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs, with consecutive seeds from --seed (default: %(default)s)",
     )
     parser.add_argument("--usd-per-gpu-hour", type=float, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=usable_cores(),
-        help="maximum number of processes (default: the usable cores, %(default)s)",
-    )
-    add_output_arguments(parser)
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,12 +1,14 @@
-"""Parses option values and wraps text for the terminal."""
+"""Parses option values, wraps text for the terminal, and formats JSON."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable
+from typing import Any
 
 MAX_COLUMNS = 100
 """Maximum width; longer lines are hard to read on any terminal."""
@@ -39,6 +41,11 @@ def wrap(text: str, indent: int = 0) -> str:
         for each in paragraphs
         if each
     )
+
+
+def plain_json(document: dict[str, Any]) -> str:
+    """Return one line of JSON; raise on NaN, which JSON does not allow."""
+    return json.dumps(document, allow_nan=False)
 
 
 def positive(text: str) -> int:

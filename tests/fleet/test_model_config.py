@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.commands.fleet_options import read_model
+from extproc.commands.hardware_options import read_model
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.gpus import GPUS
 from extproc.fleet.hardware import Deployment

@@ -1,16 +1,13 @@
-"""Options that ``plan`` and ``simulate`` share: hardware, SLOs, output."""
+"""The hardware options of ``plan`` and ``simulate``: model, GPUs, limits, profile."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from extproc.commands.traffic_options import OptionError
 from extproc.fleet.emit import Serving
@@ -33,7 +30,6 @@ from extproc.fleet.profile_fit import (
 )
 from extproc.fleet.scheduler import SchedulerLimits
 from extproc.fleet.sizing import Engine
-from extproc.fleet.slo import Slo
 from extproc.fleet.steptime import (
     PAPER_KV_TOKENS,
     PAPER_STEP_TIMES,
@@ -118,39 +114,6 @@ def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="schedule a step while the previous one runs (default: on, as in vLLM)",
-    )
-
-
-def add_promise_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the SLO options."""
-    group = parser.add_argument_group("promises")
-    group.add_argument(
-        "--slo-ttft",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help="P99 of the time to the first token (default: %(default)s)",
-    )
-    group.add_argument(
-        "--slo-tpot",
-        type=float,
-        default=0.08,
-        metavar="S",
-        help="P99 of the time for each further token (default: %(default)s)",
-    )
-    group.add_argument(
-        "--slo-long-ttft",
-        type=float,
-        metavar="S",
-        help="P99 of the time to the first token of requests above the last threshold "
-        "(default: twice their time on an idle instance)",
-    )
-    group.add_argument(
-        "--slo-preemption-rate",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="preemptions a request (default: %(default)s)",
     )
 
 
@@ -379,77 +342,3 @@ def _profiled(name: str, usd: float | None) -> Engine:
         profile.gpus,
         usd if usd is not None else profile.usd_per_gpu_hour or 0.0,
     )
-
-
-def read_slo(args: argparse.Namespace) -> Slo:
-    """Return the SLOs.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-    for option in ("slo_ttft", "slo_tpot", "slo_long_ttft"):
-        value = getattr(args, option)
-        if value is not None and value <= 0:
-            raise OptionError(f"--{option.replace('_', '-')}: {value}; expected > 0")
-    if args.slo_preemption_rate < 0:
-        raise OptionError(
-            f"--slo-preemption-rate: {args.slo_preemption_rate}; expected >= 0"
-        )
-    return Slo(args.slo_ttft, args.slo_tpot, args.slo_preemption_rate)
-
-
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the output options."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--seed", type=int, default=42, help="random seed (default: %(default)s)"
-    )
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # pragma: no cover  macOS
-
-
-class Progress:
-    """A progress bar with the time left, shown if standard error is a terminal."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self._label = label
-        self._total = max(1, total)
-        self._shown = sys.stderr.isatty()
-        self._started_s = time.monotonic()
-        self.show(0)
-
-    def show(self, done: int) -> None:
-        """Draw the bar with ``done`` of the total."""
-        if not self._shown:
-            return
-        filled = 30 * min(done, self._total) // self._total
-        bar = "#" * filled + "." * (30 - filled)
-        passed_s = time.monotonic() - self._started_s
-        end = "\n" if done >= self._total else ""
-        print(
-            f"\r{self._label} [{bar}] {done}/{self._total}"
-            f"{time_left(passed_s, done, self._total):24}",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def time_left(passed_s: float, done: int, total: int) -> str:
-    """Return a note on the time left, estimated from the pace so far."""
-    if not 0 < done < total:
-        return ""
-    left_s = passed_s * (total - done) / done
-    if left_s < 90:
-        return f", about {left_s:.0f} s left"
-    return f", about {left_s / 60:.0f} min left"
-
-
-def plain_json(document: dict[str, Any]) -> str:
-    """Return one line of JSON; raise on NaN, which JSON does not allow."""
-    return json.dumps(document, allow_nan=False)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from extproc.commands import plan, simulate
-from extproc.commands.fleet_options import (
+from extproc.commands.hardware_options import (
     complete_limits,
     read_deployment,
     read_engine,
-    time_left,
-    usable_cores,
 )
+from extproc.commands.progress import time_left
+from extproc.commands.run_options import usable_cores
 from extproc.commands.traffic_options import OptionError, read_workload
 from extproc.fleet.hardware_profile import Measured, Profile
 from extproc.fleet.steptime import Linear
