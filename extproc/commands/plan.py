@@ -157,9 +157,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan and print."""
     try:
-        if args.report is not None and not args.report.parent.is_dir():
+        report = args.report
+        if report is not None and (report.is_dir() or not report.parent.is_dir()):
             raise OptionError(
-                f"--report: {args.report}; expected a file in an existing folder"
+                f"--report: {report}; expected a file in an existing folder"
             )
         if args.emit is not None and args.emit.exists() and not args.emit.is_dir():
             raise OptionError(f"--emit: {args.emit}; expected a directory")

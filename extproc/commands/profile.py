@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     for option in (
         "max_num_seqs",
         "max_num_batched_tokens",
+        "gpus",
         "largest_batch",
         "repeats",
     ):
@@ -107,9 +108,11 @@ def run(args: argparse.Namespace) -> int:
             return _refuse(option, getattr(args, option), ">= 1")
     if args.tokens < 8:
         return _refuse("tokens", args.tokens, ">= 8")
+    if args.check_requests < 0:
+        return _refuse("check_requests", args.check_requests, ">= 0")
     if not re.match(r"https?://", args.url):
         return _refuse("url", args.url, "http:// or https://")
-    if not args.output.parent.is_dir():
+    if args.output.is_dir() or not args.output.parent.is_dir():
         return _refuse("output", args.output, "a file in an existing folder")
     try:
         profile = asyncio.run(measure(args))

@@ -45,6 +45,10 @@ SMALL = [
             "--report: no/such/folder.html; expected",
         ),
         (
+            ["--report", "."],
+            "--report: .; expected",
+        ),
+        (
             [
                 "--model",
                 "Llama-3-70B",

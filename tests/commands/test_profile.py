@@ -191,7 +191,10 @@ def test_an_unknown_model_is_named(
         (["127.0.0.1:1"], "url: 127.0.0.1:1; expected http:// or https://"),
         (["http://x", "--tokens", "2"], "--tokens: 2; expected >= 8"),
         (["http://x", "--repeats", "0"], "--repeats: 0; expected >= 1"),
+        (["http://x", "--gpus", "0"], "--gpus: 0; expected >= 1"),
+        (["http://x", "--check-requests", "-1"], "--check-requests: -1; expected >= 0"),
         (["http://x", "--output", "no/such/f"], "--output: no/such/f; expected a file"),
+        (["http://x", "--output", "."], "--output: .; expected a file"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
