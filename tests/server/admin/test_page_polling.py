@@ -51,6 +51,24 @@ def test_asks_nobody_else_and_breaks_no_rule(session: Session) -> None:
     session.run(steps)
 
 
+def test_a_server_that_hangs_is_reported(session: Session) -> None:
+    """The time limit of the request is 0 here."""
+    poll = (
+        "(async () => { const real = AbortSignal.timeout;"
+        "AbortSignal.timeout = () => AbortSignal.abort();"
+        "try { await poll(); } finally { AbortSignal.timeout = real; }"
+        "const said = $('connection').textContent; await poll();"
+        "return [said, $('connection').textContent]; })()"
+    )
+
+    async def steps(tab: Tab) -> None:
+        during, after = await tab.evaluate(poll)
+        assert during == "The server does not respond; retrying"
+        assert after == ""
+
+    session.run(steps)
+
+
 def test_says_when_the_server_is_gone(session: Session) -> None:
     """This must be the last test, because it stops the server."""
 
