@@ -19,7 +19,8 @@ for CORPORA with the shipped prior and for the parts.
 
 The table "kinds" needs MORE. The kinds of text in MORE are split into two halves. Each
 half is replayed with a prior that is fitted without this half and without the family.
-The table shows the kinds with the largest errors.
+The table shows the kinds with the largest errors: the mean error, the bias, the share
+above the bound, and the mean error of a kind's first request and of the later ones.
 
 The table "risk" shows the cost of each risk rate with the shipped prior.
 """
@@ -175,33 +176,61 @@ def cross_validate(
     return settled, cold
 
 
-def find_weak_kinds(
+@dataclass
+class KindScores:
+    """Relative errors of the requests of one kind of text, and which are above."""
+
+    first: list[float] = field(default_factory=list)
+    """Error of the first request of the kind, for each family."""
+    later: list[float] = field(default_factory=list)
+    above: list[bool] = field(default_factory=list)
+
+    def percent(self) -> list[float]:
+        """Return mean error, bias, share above, first and later error, in percent."""
+        errors = np.array([*self.first, *self.later])
+        first, later = np.abs(self.first), np.abs(self.later or [math.nan])
+        columns = (np.abs(errors), errors, np.array(self.above), first, later)
+        return [100 * float(np.mean(column)) for column in columns]
+
+
+def score_kinds(
     rows: Sequence[Row], more: Sequence[Row], families: Sequence[str]
-) -> list[tuple[str, float, float, float]]:
-    """Return each kind's mean error, bias and share above the bound, in percent."""
-    errors: dict[str, list[tuple[float, bool]]] = {}
+) -> dict[str, KindScores]:
+    """Replay each half of the kinds with a prior fitted without it."""
+    kinds: dict[str, KindScores] = {}
     for half in range(2):
         held_out = [row for row in more if zlib.crc32(row.kind.encode()) % 2 == half]
         kept = [row for row in more if zlib.crc32(row.kind.encode()) % 2 != half]
         for family in families:
             prior = fit_prior([*rows, *kept], others(family))
             estimator = Bounded(TextEstimator(prior), Margin())
+            seen: set[str] = set()
             for row in held_out:
                 counted = row.tokens[family]
                 estimate = estimator.estimate("m", row.category, row.features)
-                error = estimate.prompt_tokens / counted - 1
-                above = counted > estimate.bound_tokens
-                errors.setdefault(row.kind, []).append((error, above))
+                scores = kinds.setdefault(row.kind, KindScores())
+                errors = scores.later if row.kind in seen else scores.first
+                errors.append(estimate.prompt_tokens / counted - 1)
+                scores.above.append(counted > estimate.bound_tokens)
                 estimator.observe("m", row.category, row.features, counted)
-    return [
-        (
-            kind,
-            100 * float(np.mean([abs(error) for error, _ in each])),
-            100 * float(np.mean([error for error, _ in each])),
-            100 * float(np.mean([above for _, above in each])),
-        )
-        for kind, each in errors.items()
-    ]
+                seen.add(row.kind)
+    return kinds
+
+
+def print_kinds(kinds: dict[str, KindScores]) -> None:
+    """Print the kinds with the largest errors, and the means over all kinds."""
+    percents = {kind: scores.percent() for kind, scores in kinds.items()}
+    weak = sorted(percents, key=lambda kind: -percents[kind][0])
+    print("\n| kind | error % | bias % | above % | first % | later % |")
+    print("|---|" + "---|" * 5)
+    means = np.nanmean([*percents.values()], axis=0).tolist()
+    rows = [(kind, percents[kind]) for kind in weak[:KINDS_SHOWN]]
+    for kind, (error, bias, above, first, later) in [
+        *rows,
+        (f"all {len(weak)}", means),
+    ]:
+        print(f"| {kind} | {error:.1f} | {bias:+.1f} | {above:.1f} "
+              f"| {first:.1f} | {later:.1f} |")  # fmt: skip
 
 
 def main() -> None:
@@ -226,13 +255,7 @@ def main() -> None:
         line = " | ".join(f"{x:.2f}" for x in figures)
         print(f"| {family} | {line} |", flush=True)
     if more:
-        weak = sorted(find_weak_kinds(rows, more, families), key=lambda kind: -kind[1])
-        print("\n| kind | error % | bias % | above % |\n|---|---|---|---|")
-        for kind, error, bias, above in weak[:KINDS_SHOWN]:
-            print(f"| {kind} | {error:.1f} | {bias:+.1f} | {above:.1f} |")
-        print(f"| all {len(weak)} | " + " | ".join(
-            f"{np.mean(column):.1f}" for column in list(zip(*weak, strict=True))[1:]
-        ) + " |")  # fmt: skip
+        print_kinds(score_kinds(rows, more, families))
     print("\n| rate % | above % | needlessly long % |\n|---|---|---|")
     for rate in RATES:
         replays = [
