@@ -20,7 +20,8 @@ for CORPORA with the shipped prior and for the parts.
 The table "kinds" needs MORE. The kinds of text in MORE are split into two halves. Each
 half is replayed with a prior that is fitted without this half and without the family.
 The table shows the kinds with the largest errors: the mean error, the bias, the share
-above the bound, and the mean error of a kind's first request and of the later ones.
+above the bound, the share above the bound before anything was learned, and the mean
+error of the first request and of the later requests of a kind.
 
 The table "risk" shows the cost of each risk rate with the shipped prior.
 """
@@ -184,12 +185,15 @@ class KindScores:
     """Error of the first request of the kind, for each family."""
     later: list[float] = field(default_factory=list)
     above: list[bool] = field(default_factory=list)
+    above_first: list[bool] = field(default_factory=list)
+    """Whether a request is above its bound before anything was learned."""
 
     def percent(self) -> list[float]:
-        """Return mean error, bias, share above, first and later error, in percent."""
+        """Return the columns of the table "kinds", in percent."""
         errors = np.array([*self.first, *self.later])
         first, later = np.abs(self.first), np.abs(self.later or [math.nan])
-        columns = (np.abs(errors), errors, np.array(self.above), first, later)
+        above, above_first = np.array(self.above), np.array(self.above_first)
+        columns = (np.abs(errors), errors, above, above_first, first, later)
         return [100 * float(np.mean(column)) for column in columns]
 
 
@@ -204,6 +208,7 @@ def score_kinds(
         for family in families:
             prior = fit_prior([*rows, *kept], others(family))
             estimator = Bounded(TextEstimator(prior), Margin())
+            unlearned = Bounded(TextEstimator(prior), Margin())
             seen: set[str] = set()
             for row in held_out:
                 counted = row.tokens[family]
@@ -212,6 +217,8 @@ def score_kinds(
                 errors = scores.later if row.kind in seen else scores.first
                 errors.append(estimate.prompt_tokens / counted - 1)
                 scores.above.append(counted > estimate.bound_tokens)
+                estimate = unlearned.estimate("m", row.category, row.features)
+                scores.above_first.append(counted > estimate.bound_tokens)
                 estimator.observe("m", row.category, row.features, counted)
                 seen.add(row.kind)
     return kinds
@@ -221,16 +228,12 @@ def print_kinds(kinds: dict[str, KindScores]) -> None:
     """Print the kinds with the largest errors, and the means over all kinds."""
     percents = {kind: scores.percent() for kind, scores in kinds.items()}
     weak = sorted(percents, key=lambda kind: -percents[kind][0])
-    print("\n| kind | error % | bias % | above % | first % | later % |")
-    print("|---|" + "---|" * 5)
+    print("\n| kind | error % | bias % | above % | above at first % | first error % | "
+          "later error % |\n|---|" + "---|" * 6)  # fmt: skip
     means = np.nanmean([*percents.values()], axis=0).tolist()
     rows = [(kind, percents[kind]) for kind in weak[:KINDS_SHOWN]]
-    for kind, (error, bias, above, first, later) in [
-        *rows,
-        (f"all {len(weak)}", means),
-    ]:
-        print(f"| {kind} | {error:.1f} | {bias:+.1f} | {above:.1f} "
-              f"| {first:.1f} | {later:.1f} |")  # fmt: skip
+    for kind, figures in [*rows, (f"all {len(weak)}", means)]:
+        print(f"| {kind} | " + " | ".join(f"{x:.1f}" for x in figures) + " |")
 
 
 def main() -> None:
