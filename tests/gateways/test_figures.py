@@ -20,7 +20,7 @@ from ..e2e.outside import Client, Response
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S
 from .conftest import Picked, Start, StartPicked, System
-from .traffic import CONFIG, chat, pieces
+from .traffic import CONFIG, chat, pieces, send_whole, send_whole_http2
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.xdist_group("gateways")]
 
@@ -158,18 +158,9 @@ def test_attempts(overlay: str, system: System, mistake: str) -> None:
     row(overlay, mistake, response.status, pool, gateway.stat(pattern) - before)
 
 
-def _whole(client: Client, parts: Sequence[bytes]) -> Response:
-    return client.post("/v1/chat/completions", b"".join(parts))
-
-
-def _whole_http2(client: Client, parts: Sequence[bytes]) -> Response:
-    length = {"content-length": str(sum(map(len, parts)))}
-    return send_http2(client, parts, headers=length)
-
-
 SENDERS: dict[str, Callable[[Client, Sequence[bytes]], Response]] = {
-    "HTTP/1.1": _whole,
-    "HTTP/2": _whole_http2,
+    "HTTP/1.1": send_whole,
+    "HTTP/2": send_whole_http2,
     "chunked": send_chunked,
     "HTTP/2 without length": send_http2,
 }

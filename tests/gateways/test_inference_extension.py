@@ -8,20 +8,27 @@ from typing import Any
 
 import pytest
 
-from ..e2e.outside import Client, Response
+from ..deploy.manifests import Manifest
+from ..e2e.outside import Response
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import be_patient, wait_until
 from .conftest import Picked, StartPicked
 from .istio import refusals
-from .istio_objects import Manifest
 from .picker import PICKER
-from .traffic import CONFIG, KIB, answered, chat, pieces
+from .traffic import (
+    CONFIG,
+    KIB,
+    answered,
+    chat,
+    pieces,
+    send_whole,
+    send_whole_http2,
+)
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]
 
 MIB = KIB * KIB
 OVERLAY = "inference-extension"
-PATH = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +61,9 @@ def test_the_pool_s_picker_gets_the_request(
 ) -> None:
     client = picked.system.client
     body = chat(words)
-    for send in (_whole, send_chunked, send_http2):
+    for send in (send_whole, send_chunked, send_http2):
         assert by(send(client, pieces(body))) == (200, pool, pool)
     assert picked.pickers[pool].pools[-3:] == [pool] * 3
-
-
-def _whole(client: Client, parts: list[bytes]) -> Response:
-    return client.post(PATH, b"".join(parts))
 
 
 def test_a_stream_passes_router_and_picker(picked: Picked) -> None:
@@ -70,13 +73,8 @@ def test_a_stream_passes_router_and_picker(picked: Picked) -> None:
     assert response.body.rstrip().endswith(b"data: [DONE]")
 
 
-def _whole_http2(client: Client, parts: list[bytes]) -> Response:
-    length = {"content-length": str(sum(map(len, parts)))}
-    return send_http2(client, parts, headers=length)
-
-
 @pytest.mark.parametrize("mib", [3, 5, 12, 20])
-@pytest.mark.parametrize("send", [_whole, _whole_http2])
+@pytest.mark.parametrize("send", [send_whole, send_whole_http2])
 def test_large_bodies_pass_a_picker_that_accepts_4_mib_at_once(
     picked: Picked, mib: int, send: Callable[..., Response]
 ) -> None:
@@ -102,7 +100,7 @@ def test_of_large_bodies_without_a_length_at_most_three_are_lost(
         assert statuses.count(413) <= 3
 
 
-@pytest.mark.parametrize("send", [_whole, send_chunked, send_http2])
+@pytest.mark.parametrize("send", [send_whole, send_chunked, send_http2])
 def test_while_the_router_is_frozen_envoy_collects_less_than_a_picker_accepts(
     kustomize: Any, start_picked: StartPicked, send: Callable[..., Response]
 ) -> None:
