@@ -14,12 +14,12 @@ from extproc.demo.stack.process import free_ports
 from extproc.demo.stack.stack import Backend, Router, router, stand_in
 
 from ..deploy.conftest import chart, kustomize, tools  # noqa: F401 - fixtures
+from ..deploy.manifests import Manifest
 from ..e2e.outside import Client, Response
 from ..patience import wait_until
 from .envoy_gateway import EnvoyGateway, own_network
 from .go_program import UnavailableError
 from .istio import Istio
-from .istio_objects import Manifest
 from .picker import Picker
 
 GREETING = {"role": "user", "content": "Hello"}

@@ -19,6 +19,7 @@ import yaml
 from extproc.demo.stack.envoy_config import find_envoy
 from extproc.demo.stack.process import Child
 
+from ..deploy.manifests import Manifest
 from .go_program import UnavailableError, installed
 from .listening import listens, stat
 
@@ -43,7 +44,6 @@ READ = {
 }
 """Kinds of an overlay's objects that Envoy Gateway's file provider reads."""
 
-Manifest = dict[str, Any]
 _CLONE_NEWNET = 0x40000000
 
 

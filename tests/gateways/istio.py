@@ -19,9 +19,10 @@ import yaml
 from extproc.demo.stack.envoy_config import find_envoy
 from extproc.demo.stack.process import Child, free_ports
 
+from ..deploy.manifests import Manifest
 from ..patience import PATIENCE_S
 from .go_program import built
-from .istio_objects import HERE, POD, READ, Manifest, in_a_cluster
+from .istio_objects import HERE, POD, READ, in_a_cluster
 from .listening import listens, stat
 
 SOURCE = Path(__file__).with_name("istio_files")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..deploy.manifests import Manifest
+
 NAMESPACE = "llm"
 HERE = "127.0.0.1"
 POD = "127.0.0.31"
@@ -28,8 +30,6 @@ READ = {
 }
 """Kinds of the manifests that Istio reads."""
 _API = "gateway.networking.k8s.io"
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ..deploy.manifests import Manifest
 from ..e2e.fleet import ALL_POOLS, FLEET, LONG, NAMES, POOLS, chat
 from ..e2e.outside import Admin
 from ..e2e.unsized import PATH
@@ -17,7 +18,6 @@ from ..patience import be_patient, wait_until
 from .conftest import System
 from .go_program import UnavailableError
 from .istio import program, refusals
-from .istio_objects import Manifest
 from .traffic import CONFIG, answered
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]

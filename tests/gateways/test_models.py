@@ -15,13 +15,13 @@ import yaml
 
 from extproc.cli import main
 
+from ..deploy.manifests import Manifest
 from ..e2e.fleet import FLEET, LONG, NAMES, POOLS, chat
 from ..e2e.outside import Client, Response
 from ..e2e.unsized import PATH, SENDERS
 from ..patience import be_patient, wait_until
 from .conftest import System
 from .istio import Istio, refusals
-from .istio_objects import Manifest
 from .traffic import answered
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]

@@ -14,13 +14,13 @@ import pytest
 
 from extproc.demo.stack.process import Child, free_ports
 
+from ..deploy.manifests import Manifest
 from ..e2e.outside import Admin, Client
 from ..e2e.two_chunks import two_chunk_server
 from ..e2e.unsized import send_chunked, send_http2
 from ..patience import PATIENCE_S, be_patient, wait_until
 from .conftest import System, gateway_for, network_for
 from .istio import Istio, refusals
-from .istio_objects import Manifest
 from .traffic import CONFIG, KIB, answered, chat, pieces
 
 pytestmark = [pytest.mark.gateways, pytest.mark.xdist_group("gateways")]

@@ -15,12 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from extproc.demo.stack.process import Child, free_ports
 
+from ..deploy.manifests import Manifest
 from ..gateways.go_program import built
 from ..patience import PATIENCE_S, wait_until
 from .etcd import etcd
@@ -30,8 +30,6 @@ VERSION = "1.36.3"
 
 START_S = 240.0
 """Timeout in seconds: a start takes 4 s on an idle machine, minutes on a busy one."""
-
-Manifest = dict[str, Any]
 
 
 def api_server() -> Path:

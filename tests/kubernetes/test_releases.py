@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from ..deploy.conftest import CHART, chart_values, helm_flags
-from .cluster import Cluster, Manifest
+from ..deploy.manifests import Manifest
+from .cluster import Cluster
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from ..deploy.conftest import CHART
-from .cluster import Cluster, Manifest
+from ..deploy.manifests import Manifest
+from .cluster import Cluster
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.xdist_group("kubernetes")]
 
