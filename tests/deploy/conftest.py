@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,9 +16,8 @@ import yaml
 from extproc.demo.stack.envoy_config import EnvoyConfigError, find_envoy
 from extproc.demo.stack.stack import Backend, stand_in
 
-from ..patience import be_patient, wait_until
 from .manifests import Manifest
-from .pod import Pod, project, run_pod
+from .pod import Pod, run_pod
 
 ENVOY = Path(__file__).resolve().parents[2] / "envoy"
 CHART = ENVOY / "helm" / "token-budget-router"
@@ -247,23 +245,6 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
         for pool in made:
             pool.wait_ready()
         yield made
-
-
-@pytest.fixture(scope="session")
-def update_config() -> Callable[[Path, dict[str, str]], None]:
-    return project
-
-
-@pytest.fixture(scope="session")
-def make_patient() -> Callable[[Any], None]:
-    """Return a function that lengthens an Envoy configuration's timeouts."""
-    return be_patient
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[..., Any]:
-    """Return a function that waits until a condition holds."""
-    return wait_until
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import yaml
 from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.demo.stack.stack import Router, router
 
+from ..patience import be_patient
 from .translation import TRANSLATIONS, Config, Gateway, renamed
 
 pytestmark = pytest.mark.e2e
@@ -137,8 +138,8 @@ def bootstrap(gateways: list[Gateway], ports: list[int], admin_port: int) -> Con
 
 
 @pytest.fixture(scope="module")
-def rig(start: Callable[[Change], Rig], make_patient: Change) -> Rig:
-    return start(make_patient)
+def rig(start: Callable[[Change], Rig]) -> Rig:
+    return start(be_patient)
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)

@@ -9,6 +9,9 @@ import urllib.request
 
 import pytest
 
+from ..patience import wait_until
+from .pod import project
+
 pytestmark = pytest.mark.e2e
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -51,16 +54,14 @@ def base_pod(kustomize, start_pod):
     return start_pod(kustomize("base"))
 
 
-def test_router_starts_and_is_probed(base_pod, eventually):
-    eventually(lambda: all(base_pod.probe("extproc", kind) for kind in PROBES))
+def test_router_starts_and_is_probed(base_pod):
+    wait_until(lambda: all(base_pod.probe("extproc", kind) for kind in PROBES))
     status, metrics = get(base_pod.ports["http-admin"], "/metrics")
     assert status == 200
     assert "extproc_decisions_total" in metrics
 
 
-def test_a_changed_configmap_is_in_force_without_a_restart(
-    base_pod, update_config, eventually
-):
+def test_a_changed_configmap_is_in_force_without_a_restart(base_pod):
     def thresholds() -> list[int]:
         pools = json.loads(get(base_pod.ports["http-admin"], "/status")[1])["pools"]
         return [pool["threshold_tokens"] for pool in pools]
@@ -70,14 +71,14 @@ def test_a_changed_configmap_is_in_force_without_a_restart(
     text = (folder / "extproc.yaml").read_text()
     limit = "max_model_len: 8192"
     lower = text.replace(limit, f"{limit}\n  threshold_tokens: 4000")
-    update_config(folder, {"extproc.yaml": lower})
-    assert eventually(lambda: thresholds() == [4000, 65536])
+    project(folder, {"extproc.yaml": lower})
+    assert wait_until(lambda: thresholds() == [4000, 65536])
     # The same process is still running, and stops cleanly on SIGTERM.
     assert base_pod.containers["extproc"].running
     assert base_pod.containers["extproc"].stop(grace_s=60) == 0
 
 
-def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
+def test_sidecar_routes_over_the_unix_socket(sidecar_pod):
     assert all(
         sidecar_pod.probe(name, kind)
         for name in ("extproc", "envoy")
@@ -86,18 +87,18 @@ def test_sidecar_routes_over_the_unix_socket(sidecar_pod, eventually):
     port = sidecar_pod.ports["http"]
     # The pod is ready when Envoy serves. Envoy then finds the router healthy within a
     # second.
-    assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
+    assert wait_until(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
     assert chat(port, "hello " * 20_000) == (200, "vllm_long")
 
 
-def test_sidecar_with_workers_learns_from_the_access_log(throughput_pod, eventually):
+def test_sidecar_with_workers_learns_from_the_access_log(throughput_pod):
     assert all(
         throughput_pod.probe(name, kind)
         for name in ("extproc", "envoy")
         for kind in PROBES
     )
     port, admin = (throughput_pod.ports[name] for name in ("http", "http-admin"))
-    assert eventually(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
+    assert wait_until(lambda: chat(port, "hello " * 20) == (200, "vllm_short"))
 
     def every_worker_decides_and_one_learns() -> bool:
         assert chat(port, "hello " * 20) == (200, "vllm_short")
@@ -109,7 +110,7 @@ def test_sidecar_with_workers_learns_from_the_access_log(throughput_pod, eventua
             and 'extproc_access_log_entries_total{result="observed"}' in metrics
         )
 
-    assert eventually(every_worker_decides_and_one_learns)
+    assert wait_until(every_worker_decides_and_one_learns)
 
 
 def test_sidecar_shows_envoy_s_metrics_but_not_its_admin_interface(sidecar_pod):

@@ -27,7 +27,9 @@ from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.demo.workload import DemoRequest, Target, make_requests
 from extproc.routing.router import Misroute
 
+from ..patience import wait_until
 from .dashboard import alerts, expressions, program
+from .pod import project
 
 Sample = tuple[dict[str, str], float]
 
@@ -112,8 +114,6 @@ def prometheus(
     observability: Path,
     throughput_pod,
     pools,
-    eventually,
-    update_config,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
     """Start a Prometheus with this configuration and scrape two rounds of traffic."""
@@ -123,11 +123,11 @@ def prometheus(
     with scraping(scrape, observability, directory) as running:
         config = throughput_pod.volumes["config"]
         text = (config / "extproc.yaml").read_text()
-        update_config(config, {"extproc.yaml": f"{text}\n# changed\n"})
+        project(config, {"extproc.yaml": f"{text}\n# changed\n"})
         # A rate needs two scrapes of a series, and a change between the scrapes.
         for part in itertools.cycle((mixed[:200], mixed[200:])):
             send_all(throughput_pod.ports["http"], part + around_the_threshold())
-            eventually(functools.partial(running.has, counted(throughput_pod)))
+            wait_until(functools.partial(running.has, counted(throughput_pod)))
             # All later queries use this time.
             running.at = time.time()
             if running.has_all():
@@ -178,7 +178,7 @@ MODELS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def prometheus_of_models(
-    observability: Path, tmp_path_factory: pytest.TempPathFactory, eventually
+    observability: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """Start a Prometheus and a router of two models; each model has some misroutes."""
     directory = tmp_path_factory.mktemp("models")
@@ -213,7 +213,7 @@ def prometheus_of_models(
         # A declared limit is reserved in full until 1 / output.truncation_risk answers
         # are known.
         decide_and_observe(router.admin_url, 220)
-        eventually(seen)
+        wait_until(seen)
         yield running
 
 
@@ -345,15 +345,13 @@ def test_numbers_agree_with_the_traffic(prometheus: Prometheus, observability: P
 
 
 @pytest.mark.e2e
-def test_every_alert_is_evaluated(
-    prometheus: Prometheus, observability: Path, eventually
-):
+def test_every_alert_is_evaluated(prometheus: Prometheus, observability: Path):
     def evaluated() -> list[dict[str, Any]]:
         (group,) = prometheus.get("/api/v1/rules")["groups"]
         rules: list[dict[str, Any]] = group["rules"]
         return rules if all(rule["health"] != "unknown" for rule in rules) else []
 
-    rules = eventually(evaluated)
+    rules = wait_until(evaluated)
     assert [rule["name"] for rule in rules] == [
         alert["alert"] for alert in alerts(observability)
     ]
