@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from extproc.cli import main
-
+from ..e2e.fleet import FLEET
 from ..kubernetes import crds
 from .conftest import VARIANTS
-from .manifests import Manifest
+from .manifests import Manifest, printed
 
 Schema = dict[str, Any]
 
@@ -146,11 +144,9 @@ def test_so_do_the_chart_s_with_other_values(
 
 @pytest.mark.parametrize("target", ["gateway-api", "istio"])
 def test_so_do_printed_routes(
-    schemas: dict[tuple[str, str], Schema], envoy_folder: Path, capsys: Any, target: str
+    schemas: dict[tuple[str, str], Schema], tmp_path: Path, target: str
 ) -> None:
-    config = str(envoy_folder / "models-router.yaml")
-    assert main(["routes", "--config", config, "--for", target]) == 0
-    assert check(schemas, list(yaml.safe_load_all(capsys.readouterr().out)))
+    assert check(schemas, printed(FLEET, target, tmp_path))
 
 
 def test_a_mistake_is_seen(

@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
-from extproc.cli import main
 from extproc.demo.stack.process import Child, answers_200, free_ports
 from extproc.demo.stack.stack import Router, router
 
@@ -25,7 +21,7 @@ from ..e2e.outside import Client, Response
 from ..e2e.scripted import ScriptedBackend, http_response
 from ..e2e.unsized import PATH, send_chunked, send_http2
 from ..patience import be_patient
-from .manifests import Manifest
+from .manifests import Manifest, printed
 from .test_gateways import bootstrap
 from .translation import istio
 
@@ -46,13 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifests(folder: Path) -> list[Manifest]:
-    path = folder / "extproc.yaml"
-    path.write_text(yaml.safe_dump(FLEET, sort_keys=False))
-    options = ("--for", "istio", "--name", "fleet", "--host", "llm.example")
-    output = io.StringIO()
-    with redirect_stdout(output):
-        assert main(["routes", "--config", str(path), *options]) == 0
-    return list(yaml.safe_load_all(output.getvalue()))
+    return printed(FLEET, "istio", folder, "--name", "fleet", "--host", "llm.example")
 
 
 @pytest.fixture(scope="module")

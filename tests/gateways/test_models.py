@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import gzip
-import io
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from extproc.cli import main
-
-from ..deploy.manifests import Manifest
+from ..deploy.manifests import Manifest, printed
 from ..e2e.fleet import FLEET, LONG, NAMES, POOLS, chat
 from ..e2e.outside import Client, Response
 from ..e2e.unsized import PATH, SENDERS
@@ -45,7 +40,7 @@ def gateway(request: pytest.FixtureRequest) -> str:
 def system(
     gateway: str, start: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[System]:
-    manifests = printed(FLEET, gateway, tmp_path_factory.mktemp("config"))
+    manifests = patient(FLEET, gateway, tmp_path_factory.mktemp("config"))
     with start(manifests, FLEET, WINDOWS, "qwen3-32b") as running:
         yield running
 
@@ -58,13 +53,8 @@ def without_router(system: System) -> Iterator[System]:
     system.router.wait_ready()
 
 
-def printed(config: dict[str, Any], gateway: str, folder: Path) -> list[Manifest]:
-    path = folder / "extproc.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    output = io.StringIO()
-    with redirect_stdout(output):
-        assert main(["routes", "--config", str(path), "--for", gateway]) == 0
-    manifests = list(yaml.safe_load_all(output.getvalue()))
+def patient(config: dict[str, Any], gateway: str, folder: Path) -> list[Manifest]:
+    manifests = printed(config, gateway, folder)
     be_patient(manifests)
     return manifests
 
@@ -192,7 +182,7 @@ def test_a_default_model_takes_unknown_ones(
     gateway: str, start: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = copy.deepcopy(FLEET) | {"unknown_model": {"default": "qwen3-32b"}}
-    manifests = printed(config, gateway, tmp_path_factory.mktemp("config"))
+    manifests = patient(config, gateway, tmp_path_factory.mktemp("config"))
     with start(manifests, config, WINDOWS, "qwen3-32b") as system:
         client = system.client
         assert answered(client.post(PATH, chat("gpt-4"))) == (200, "qwen-short")
