@@ -20,8 +20,6 @@ class StatusCode(enum.IntEnum):
     """gRPC status codes in use (grpc/doc/statuscodes.md)."""
 
     OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5

@@ -14,7 +14,6 @@ from functools import partial
 
 from extproc.exchange.events import Decided, Observation
 from extproc.routing.models import AnyRouter
-from extproc.routing.policy import PoolLoad
 from extproc.routing.router import Decision, Lesson
 from extproc.rpc.call import Call, Send
 from extproc.server.in_force import InForce
@@ -135,11 +134,6 @@ class ExtProcService:
     def router(self) -> AnyRouter:
         """The router in force."""
         return self.in_force.now.router
-
-    @property
-    def loads(self) -> Mapping[str, PoolLoad]:
-        """The known load of each pool."""
-        return self.in_force.now.loads()
 
     def fault(self, error: Exception) -> None:
         """Count an internal error, and log the first error at each place in the code.

@@ -98,14 +98,10 @@ class Listener:
         self._max_connections = max_connections
         self._monitor = monitor
         self._sockets: list[socket.socket] = []
+        # Includes connections in the TLS handshake.
         self._accepted: set[asyncio.BaseProtocol] = set()
         self._beginning: dict[asyncio.BaseProtocol, asyncio.Task[None]] = {}
         self._socket_file: tuple[str, int] | None = None
-
-    @property
-    def connections(self) -> int:
-        """Number of open connections, including connections in the TLS handshake."""
-        return len(self._accepted)
 
     @property
     def port(self) -> int:

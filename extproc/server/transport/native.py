@@ -113,11 +113,6 @@ class NativeServer:
         """The bound port; 0 for a Unix socket."""
         return self._listener.port
 
-    @property
-    def open_calls(self) -> int:
-        """Number of calls whose answer is not complete."""
-        return sum(peer.machine.open_calls for peer in self.peers)
-
     async def drain(self, seconds: float) -> None:
         """Stop accepting connections, wait for open calls, then end remaining calls.
 
