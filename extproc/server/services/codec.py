@@ -52,6 +52,17 @@ TOKEN_KEY = "decision"
 MAX_ECHO_BYTES = 64 * 1024
 """Largest ``StreamedBodyResponse`` in bytes that Envoy's documentation recommends."""
 
+PHASES: dict[type[Event], str] = {
+    RequestHeaders: "request_headers",
+    RequestBody: "request_body",
+    RequestTrailers: "request_trailers",
+    ResponseHeaders: "response_headers",
+    ResponseBody: "response_body",
+    ResponseTrailers: "response_trailers",
+}
+"""The field of an event in ``ProcessingRequest``, and of its reply in
+``ProcessingResponse``."""
+
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -162,19 +173,12 @@ def encode(event: Event, reply: Reply) -> Sequence[bytes]:
             message.response_body.response.body_mutation.body = reply.body
             return (message.SerializeToString(),)
         case Echo():
-            return _encode_echo(event, reply)
-
-
-_PHASES: dict[type[Event], str] = {
-    RequestHeaders: "request_headers",
-    RequestBody: "request_body",
-    RequestTrailers: "request_trailers",
-}
+            return _chunks(PHASES[type(event)], reply.body, reply.end_of_stream)
 
 
 def _encode_route(event: Event, reply: Route) -> bytes:
     if reply.body is None:
-        return _encode_decision(_PHASES[type(event)], reply)
+        return _encode_decision(PHASES[type(event)], reply)
     message = pb.ProcessingResponse.FromString(_encode_decision("request_body", reply))
     common = message.request_body.response
     # Envoy does not update content-length, and answers 500 if it differs from the body.
@@ -321,11 +325,6 @@ def _encode_release(reply: Release) -> list[bytes]:
     return messages
 
 
-def _encode_echo(event: Event, reply: Echo) -> list[bytes]:
-    phase = "response_body" if isinstance(event, ResponseBody) else "request_body"
-    return _chunks(phase, reply.body, reply.end_of_stream)
-
-
 def _chunks(phase: str, body: bytes, end_of_stream: bool) -> list[bytes]:
     messages = []
     for start in range(0, len(body), MAX_ECHO_BYTES) or (0,):
@@ -348,14 +347,7 @@ def _constant(phase: str, **override: Any) -> tuple[bytes]:
     return (message.SerializeToString(),)
 
 
-_CONTINUE: dict[type[Event], tuple[bytes]] = {
-    RequestHeaders: _constant("request_headers"),
-    RequestBody: _constant("request_body"),
-    RequestTrailers: _constant("request_trailers"),
-    ResponseHeaders: _constant("response_headers"),
-    ResponseBody: _constant("response_body"),
-    ResponseTrailers: _constant("response_trailers"),
-}
+_CONTINUE = {kind: _constant(phase) for kind, phase in PHASES.items()}
 # Always request the response headers: the sampler decides only when the body arrives,
 # and the reply to the body cannot change the mode. If the response is not sampled, the
 # stream is ended.

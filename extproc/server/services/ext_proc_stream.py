@@ -15,12 +15,6 @@ from extproc.exchange.events import (
     Observation,
     Release,
     Reply,
-    RequestBody,
-    RequestHeaders,
-    RequestTrailers,
-    ResponseBody,
-    ResponseHeaders,
-    ResponseTrailers,
     Step,
 )
 from extproc.exchange.machine import Exchange
@@ -28,7 +22,7 @@ from extproc.exchange.transitions import ProtocolError
 from extproc.routing.router import Decision
 from extproc.rpc.call import Replies, RpcError, Send, StatusCode
 from extproc.server.observe.metrics import Metrics
-from extproc.server.services.codec import UnknownMessageError, decode, encode
+from extproc.server.services.codec import PHASES, UnknownMessageError, decode, encode
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.in_flight import InFlight
 from extproc.server.services.requested_bodies import Lost, RequestedBodies
@@ -38,15 +32,6 @@ MAX_HELD_MESSAGES = 16
 """Maximum number of messages that a stream may queue while its body is parsed. Envoy
 sends at most one or two messages in this time, since it starts the next phase only
 after the reply to the previous phase."""
-
-_PHASES: dict[type[Event], str] = {
-    RequestHeaders: "request_headers",
-    RequestBody: "request_body",
-    RequestTrailers: "request_trailers",
-    ResponseHeaders: "response_headers",
-    ResponseBody: "response_body",
-    ResponseTrailers: "response_trailers",
-}
 
 
 class Host(Protocol):
@@ -210,7 +195,7 @@ class ExtProcStream:
             service.fault(error)
             messages = encode(event, _without_decision(step.reply))
         metrics = service.metrics
-        metrics.message_seconds.add(service.clock() - received_s, _PHASES[type(event)])
+        metrics.message_seconds.add(service.clock() - received_s, PHASES[type(event)])
         return messages, step.end
 
     def _watch_body(self, step: Step) -> None:
