@@ -20,7 +20,15 @@ from extproc.routing.decision import Decision, Outcome, decision_fields
 from extproc.routing.models import as_base
 from extproc.routing.policy import Reason
 from extproc.routing.request import MAX_MODEL_CHARS, Prompt, Request
-from extproc.rpc.call import Call, Replies, RpcError, Send, Service, StatusCode
+from extproc.rpc.call import (
+    Call,
+    Replies,
+    RpcError,
+    Send,
+    Service,
+    StatusCode,
+    internal_error,
+)
 from extproc.server.services.cooperative import TimeSlices
 from extproc.server.services.ext_proc import ExtProcService
 from extproc.wire import router_pb2 as pb
@@ -292,7 +300,7 @@ class _Deciding:
         except RpcError as error:
             self._send((), error)
         except Exception:
-            self._send((), RpcError(StatusCode.INTERNAL, "internal error"))
+            self._send((), internal_error())
             raise
 
     def _answer(self, question: pb.DecideRequest, reading: BodyParser) -> bytes:
