@@ -83,29 +83,51 @@ class AccessLog:
                 StatusCode.INVALID_ARGUMENT, "not a StreamAccessLogsMessage"
             ) from None
         for entry in entries:
-            found = read_entry(entry, self._service.router)
-            if found is not Entry.INTERMEDIATE:
-                self._service.in_flight.ended(_token_bytes(_token_of(entry)))
+            token = read_token(entry)
+            found = read_entry(entry, token, self._service.router)
+            if token and found is not Entry.INTERMEDIATE:
+                self._service.in_flight.ended(token)
             if isinstance(found, Observation):
                 self._service.learn_later(found)
                 found = Entry.OBSERVED
             metrics.access_log_entries.add(found)
 
 
-def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation | Entry:
+def read_token(entry: pb.HTTPAccessLogEntry) -> bytes | None:
+    """Return an entry's decision token; None if it has none, empty if it is invalid."""
+    metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
+    # Check with "in" first, since looking up a missing name in a map of messages would
+    # insert the name.
+    if TOKEN_NAMESPACE not in metadata:
+        return None
+    fields = metadata[TOKEN_NAMESPACE].fields
+    encoded = fields[TOKEN_KEY].string_value if TOKEN_KEY in fields else ""
+    if not encoded:
+        return None
+    if len(encoded) > MAX_TOKEN_CHARS:
+        return b""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def read_entry(
+    entry: pb.HTTPAccessLogEntry, token: bytes | None, router: AnyRouter
+) -> Observation | Entry:
     """Return an entry's observation, or the reason for its absence; never raises.
 
     Args:
         entry: entry for a complete or partial response; untrusted.
+        token: the entry's decision token, from ``read_token``.
         router: router with the pools and categories that the decision may contain.
     """
     common = entry.common_properties
     if common.intermediate_log_entry:
         return Entry.INTERMEDIATE
-    decision_token = _token_of(entry)
-    if not decision_token:
+    if token is None:
         return Entry.UNRELATED
-    decision = _read_decision(decision_token, router)
+    decision = read_decision_token(token, router)
     if decision is None:
         return Entry.REFUSED
     first_byte_s = None
@@ -114,32 +136,6 @@ def read_entry(entry: pb.HTTPAccessLogEntry, router: AnyRouter) -> Observation |
         first_byte_s = max(0.0, taken.seconds + taken.nanos / 1e9)
     serving = Serving(common.upstream_cluster[:_MAX_CLUSTER_CHARS], first_byte_s)
     return Observation(decision, _outcome(entry, decision, router), serving)
-
-
-def _token_of(entry: pb.HTTPAccessLogEntry) -> str:
-    metadata: Mapping[str, Struct] = entry.common_properties.metadata.filter_metadata
-    # Check with "in" first, since looking up a missing name in a map of messages would
-    # insert the name.
-    if TOKEN_NAMESPACE not in metadata:
-        return ""
-    fields = metadata[TOKEN_NAMESPACE].fields
-    return fields[TOKEN_KEY].string_value if TOKEN_KEY in fields else ""
-
-
-def _read_decision(decision_token: str, router: AnyRouter) -> Decision | None:
-    token = _token_bytes(decision_token)
-    if token is None:
-        return None
-    return read_decision_token(token, router)
-
-
-def _token_bytes(decision_token: str) -> bytes | None:
-    if len(decision_token) > MAX_TOKEN_CHARS:
-        return None
-    try:
-        return base64.b64decode(decision_token, validate=True)
-    except (binascii.Error, ValueError):
-        return None
 
 
 def _outcome(

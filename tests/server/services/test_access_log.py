@@ -33,6 +33,7 @@ from extproc.server.services.access_log import (
     Entry,
     WithAccessLog,
     read_entry,
+    read_token,
 )
 from extproc.server.services.codec import TOKEN_KEY, TOKEN_NAMESPACE, encode
 from extproc.server.services.ext_proc import PROCESS, ExtProcService
@@ -81,7 +82,7 @@ def entry(
 
 
 def read(made: pb.HTTPAccessLogEntry) -> Observation | Entry:
-    return read_entry(made, make_router())
+    return read_entry(made, read_token(made), make_router())
 
 
 def outcome_of(made: pb.HTTPAccessLogEntry) -> Outcome:
