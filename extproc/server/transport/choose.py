@@ -45,9 +45,14 @@ class Transport(Protocol):
         """Refuse new streams, wait for open streams until the timeout, then stop."""
 
 
-def max_message_bytes(server: ServerConfig) -> int:
-    """Return the maximum gRPC message size, for a body or part of a response."""
-    return max(_ENVOY_BYTES, server.max_body_bytes) + _ENVELOPE_BYTES
+def limits_of(server: ServerConfig) -> Limits:
+    """Return the limits on one connection.
+
+    The largest message has a body, or a part of a response. Of incomplete messages, a
+    connection may hold as many bytes as two of these.
+    """
+    message_bytes = max(_ENVOY_BYTES, server.max_body_bytes) + _ENVELOPE_BYTES
+    return Limits(max_message_bytes=message_bytes, max_buffered_bytes=2 * message_bytes)
 
 
 def build_transport(
@@ -69,11 +74,7 @@ def build_transport(
         ConfigError: a file in ``tls`` is unusable.
     """
     certificates = Certificates(server.tls) if server.tls is not None else None
-    message_bytes = max_message_bytes(server)
-    limits = Limits(
-        max_message_bytes=message_bytes,
-        max_buffered_bytes=max(Limits().max_buffered_bytes, 2 * message_bytes),
-    )
+    limits = limits_of(server)
     match server.transport:
         case TransportName.GRPCIO:
             return GrpcioServer(
