@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from extproc.commands.hardware_options import (
     DEFAULT_THRESHOLD,
@@ -34,6 +33,7 @@ from extproc.commands.hardware_options import (
 from extproc.commands.progress import Progress
 from extproc.commands.promise_options import add_promise_arguments, read_slo
 from extproc.commands.run_options import add_run_arguments
+from extproc.commands.simulate_document import SimulatedPool, document
 from extproc.commands.simulate_text import print_fleet
 from extproc.commands.text import plain_json
 from extproc.commands.traffic_options import (
@@ -46,23 +46,14 @@ from extproc.fleet.alone import Alone
 from extproc.fleet.assignment import Inquiry, Tier, assign
 from extproc.fleet.balancing import Balancing
 from extproc.fleet.declared import Declared
-from extproc.fleet.figures import (
-    PoolFigures,
-    fleet_figures,
-    intervals,
-    plain,
-    pool_figures,
-)
 from extproc.fleet.question import Setting, complete_slo
 from extproc.fleet.replay import Replay
-from extproc.fleet.results import Result, RunState
+from extproc.fleet.results import Result
 from extproc.fleet.simulation import PoolSpec, simulate_with_strategy
 from extproc.fleet.sizing import (
     Engine,
     SizingTask,
-    fitting,
     in_rounds,
-    saturated_rate,
 )
 from extproc.fleet.slo import Slo, token_budget
 from extproc.fleet.steady import TAUGHT, RunSettings
@@ -165,12 +156,12 @@ def run(args: argparse.Namespace) -> int:
         return 2
     started = time.monotonic()
     results, pools = _replicate(task, args)
-    document = _document(args, task, results, pools)
-    document["wall_time_s"] = round(time.monotonic() - started, 1)
+    found = document(args, task.traffic, results, task.measured(pools, results))
+    found["wall_time_s"] = round(time.monotonic() - started, 1)
     if args.json:
-        print(plain_json(document))
+        print(plain_json(found))
     else:
-        print_fleet(document)
+        print_fleet(found)
     return 0
 
 
@@ -219,32 +210,30 @@ class _Task:
             )
         ]
 
-    def measured_alone(
+    def measured(
         self, tasks: Sequence[SizingTask], results: Sequence[Result]
-    ) -> list[Result | None]:
-        """Return the results of pools alone, and None for pools with enough requests.
+    ) -> list[SimulatedPool]:
+        """Measure each pool alone that gets too few of the fleet's requests.
 
         Several runs have intervals of their own, and pools that spill into each other
         are not independent.
         """
+        pools = list(zip(self.pools, tasks, strict=True))
         spills = any(pool.spill_waiting is not None for pool in self.pools)
         if len(results) > 1 or spills or len(tasks) == 1:
-            return [None] * len(tasks)
+            return [SimulatedPool(spec, task, None) for spec, task in pools]
         fewest = int(min(_SHARE_TOGETHER * self.run.requests, _MOST_ALONE))
         alone = Alone(fewest, int(_MOST_TIMES_ALONE * fewest), self.run.seed + 1)
         return [
-            alone.measure(task, results[0], index, pool.instances)
-            if alone.is_for(task, results[0], index)
-            else None
-            for index, (task, pool) in enumerate(zip(tasks, self.pools, strict=True))
+            SimulatedPool(
+                spec,
+                task,
+                alone.measure(task, results[0], index, spec.instances)
+                if alone.is_for(task, results[0], index)
+                else None,
+            )
+            for index, (spec, task) in enumerate(pools)
         ]
-
-
-def _saturated_rate(task: SizingTask, instances: int) -> float:
-    """Return the maximum request rate of a pool, in req/s."""
-    limits = task.tier.limits
-    lengths = fitting(task.traffic.lengths, limits.max_model_len)
-    return instances * saturated_rate(limits, task.step_time, lengths, task.seed)
 
 
 def _simulate(task: _Task) -> tuple[Result, list[SizingTask]]:
@@ -359,71 +348,3 @@ def _replicate(
             found.append(each)
             progress.show(len(found))
     return [result for result, _ in found], found[0][1]
-
-
-def _document(
-    args: argparse.Namespace,
-    task: _Task,
-    results: Sequence[Result],
-    pools: Sequence[SizingTask],
-) -> dict[str, Any]:
-    alone = task.measured_alone(pools, results)
-    return {
-        "workload": args.workload,
-        "rate": task.traffic.rate,
-        "traffic": task.traffic.description,
-        "router": str(args.router),
-        "requests": sum(result.measured for result in results),
-        "duration_s": plain(sum(result.duration_s for result in results)),
-        "fill_s": plain(max(result.fill_s for result in results)),
-        "state": str(_state(results)),
-        "replications": len(results),
-        "seeds": [result.seed for result in results],
-        **intervals(fleet_figures(results)),
-        "pools": [
-            _pool(
-                spec,
-                _figures(results, index, own, _saturated_rate(pool, spec.instances)),
-            )
-            | {
-                "measured_alone": own is not None,
-                "overflows": sum(result.pools[index].overflows for result in results),
-                "truncated": sum(result.pools[index].truncated for result in results),
-            }
-            for index, (spec, pool, own) in enumerate(
-                zip(task.pools, pools, alone, strict=True)
-            )
-        ],
-    }
-
-
-def _figures(
-    results: Sequence[Result], index: int, alone: Result | None, saturated_rate: float
-) -> PoolFigures:
-    """Return a pool's figures from its own simulation, if there is one."""
-    if alone is None:
-        return pool_figures(results, index, saturated_rate)
-    return pool_figures([alone], 0, saturated_rate)
-
-
-def _state(results: Sequence[Result]) -> RunState:
-    """Return the worst state among the runs."""
-    order = (
-        RunState.OVERLOADED,
-        RunState.UNSETTLED,
-        RunState.TRANSIENT,
-        RunState.STEADY,
-    )
-    return min((result.state for result in results), key=order.index)
-
-
-def _pool(spec: PoolSpec, figures: PoolFigures) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "instances": spec.instances,
-        "max_model_len": spec.limits.max_model_len,
-        "max_num_seqs": spec.limits.max_num_seqs,
-        "max_num_batched_tokens": spec.limits.max_num_batched_tokens,
-        "requests": figures.requests,
-        **intervals(figures),
-    }
