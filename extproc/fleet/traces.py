@@ -10,7 +10,9 @@ under 2,048 to 8,192 tokens are within 1 % of those of the trace.
 For LMSYS-Chat-1M and the agent mixture, the tables have cumulative shares of total
 tokens, as published in vllm-project/semantic-router, ``src/fleet-sim/data``
 (Apache-2.0). The agent mixture is synthetic according to its authors. LMSYS-Chat-1M has
-no published division into prompt and output (see :data:`LMSYS_MEAN_OUTPUT_TOKENS`).
+no published division into prompt and output. Its mean response has 214.5 tokens (Zheng
+et al., arXiv 2309.11998, table 1); its mean prompt there, 69.5 tokens, is without the
+history that the totals include.
 """
 
 #: Probabilities of the prompt quantiles: k/64, and the tail.
@@ -124,9 +126,6 @@ LMSYS_TOTALS = (
     (49_152, 0.99984),
     (65_536, 1.0),
 )
-#: Mean response tokens of LMSYS-Chat-1M (Zheng et al., arXiv 2309.11998, table 1). Its
-#: mean prompt there is 69.5 tokens, without the history that the totals above include.
-LMSYS_MEAN_OUTPUT_TOKENS = 214.5
 
 #: Pairs of total tokens and share, as above, for a mixture of SWE-bench, BFCL and RAG
 #: lengths, not for a trace.
