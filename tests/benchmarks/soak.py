@@ -1,16 +1,16 @@
 """Run hours of mixed load, and compare the router's resources over time.
 
-    python tests/benchmarks/soak.py [--seconds 3600] [--transport grpcio|native]
+    python tests/benchmarks/soak.py [--seconds 3600] [--transport native|grpcio]
 
 The load goes through a real Envoy and has connections, JSON responses, streams, clients
 that disconnect, invalid bodies, 100 models, reloads and stored state. The program
 prints the router's memory, file descriptors, threads, asyncio tasks and open exchanges.
 
 The program samples the router **at rest** after a quarter of the run, at the earliest
-after 2,500 requests, and again at the end: a reload, one round of requests to all models, then no clients and a full garbage
-collection. What is allocated then is what the router keeps. The program exits with
-status 1 if that has grown. The samples under load are only printed, because they depend
-on the bodies in flight.
+after 2,500 requests, and again at the end: a reload, one round of requests to all
+models, then no clients and a full garbage collection. What is allocated then is what
+the router keeps. The program exits with status 1 if that has grown. The samples under
+load are only printed, because they depend on the bodies in flight.
 """
 
 import argparse
@@ -264,7 +264,7 @@ class Watched:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--transport", default="native")
+    parser.add_argument("--transport", choices=("native", "grpcio"), default="native")
     parser.add_argument(
         "--pause",
         type=float,
