@@ -182,7 +182,7 @@ def main() -> int:
     print(f"PyTorch {torch.__version__}; {model.name}'s shape in bfloat16")
     decoder = Decoder(model, CACHE_TOKENS, "cuda")
     print(f"idle: {meter.idle_w(args.seconds):.0f} W; curve {curve.idle_w:.0f} W")
-    print("\n| step | measured ms | roofline | measured W | curve |")
+    print("\n| step | measured ms | planner | measured W | curve |")
     print("|---|---|---|---|---|")
 
     def row(name: str, step: Callable[[], Any], expected_s: float, tokens: int) -> None:
@@ -199,7 +199,7 @@ def main() -> int:
                 expected_s = roofline.fixed_s(0, batch)
                 expected_s += roofline.context_s * batch * context
                 step = graph(partial(decoder.decode, states, context))
-                name = f"decode {batch} at {context:,} tokens"
+                name = f"decode, batch {batch} at {context:,} tokens"
                 row(name, step, expected_s, batch)
         for chunk in CHUNKS:
             states = decoder.hidden(chunk)
