@@ -72,7 +72,12 @@ class ServerConfig:
     """Number of processes. Each is an endpoint for Envoy, at consecutive ports starting
     with that of `listen`, or at unix:PATH.0, .1 and so on. They share `admin` and the
     learned state. EXTPROC_WORKERS overrides it."""
-    max_body_bytes: int = field(default=1 << 20, metadata=POSITIVE | RESTART)
+    # With its envelope, a body has to fit into a gRPC message of less than 2 GiB.
+    max_body_bytes: int = field(
+        default=1 << 20,
+        metadata=check("from 1 to 2000000000", lambda value: 1 <= value <= 2 * 10**9)
+        | RESTART,
+    )
     """Bodies above this size go to the largest pool unread. Keep it at or below Envoy's
     `request_body_buffer_limit`: a body between the two would hang in Envoy."""
     max_connections: int = field(default=1024, metadata=POSITIVE | RESTART)
